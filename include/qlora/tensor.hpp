@@ -1,0 +1,66 @@
+// qlora/tensor.hpp — a named tensor in host memory, and where named tensors come from.
+// The seam between models (which ask for weights by name) and file formats (which have them): neither knows the other.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qlora/dtype.hpp"
+#include "qlora/error.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// A row-major tensor that somebody else owns, often a mapped file. The bytes need not be aligned.
+struct TensorRef {
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> bytes;
+
+  [[nodiscard]] std::int64_t size() const {
+    return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  }
+};
+
+/// Copies `count` elements from index `first` of a floating tensor into float. Throws Error for integer tensors.
+inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<float> out) {
+  const std::size_t width = size_of(tensor.dtype);
+  QLORA_EXPECTS(first >= 0 && (static_cast<std::size_t>(first) + out.size()) * width <= tensor.bytes.size(),
+                "elements ", first, " to ", static_cast<std::size_t>(first) + out.size(), " of a tensor with ",
+                tensor.bytes.size() / width);
+  const std::byte* source = tensor.bytes.data() + static_cast<std::size_t>(first) * width;
+  const auto each = [&]<class Stored>(Stored, auto convert) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      Stored stored;
+      std::memcpy(&stored, source + i * sizeof(Stored), sizeof(Stored));
+      out[i] = convert(stored);
+    }
+  };
+  switch (tensor.dtype) {
+    case DType::f32:
+      std::memcpy(out.data(), source, out.size_bytes());
+      return;
+    case DType::f16:
+      return each(std::uint16_t{}, [](std::uint16_t bits) { return from_f16(bits); });
+    case DType::bf16:
+      return each(std::uint16_t{}, [](std::uint16_t bits) { return from_bf16(bits); });
+    case DType::f64:
+      return each(double{}, [](double value) { return static_cast<float>(value); });
+    default:
+      throw Error(detail::concat("a floating-point tensor is needed, this one holds ", name_of(tensor.dtype)));
+  }
+}
+
+/// Finds a tensor by its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"); empty when there is none.
+/// What the TensorRef points at must live as long as the source.
+using TensorSource = std::function<std::optional<TensorRef>(std::string_view name)>;
+
+}  // namespace v0
+}  // namespace qlora
