@@ -93,7 +93,8 @@ class Runbook {
     }
     progress.say(step.name + (known != nullptr ? ": done again" : ""));
     // Steps that resume their own partial work (training) may do so only under the key that the work began with.
-    if (book_["steps"].contains(step.name) && book_["steps"][step.name].value("key", "") != key) {
+    const bool begun = book_["steps"].contains(step.name);
+    if (begun && (again || book_["steps"][step.name].value("key", "") != key)) {
       for (const fs::path& output : step.outputs) fs::remove_all(output);
     }
     book_["steps"][step.name] = {{"key", key}};
