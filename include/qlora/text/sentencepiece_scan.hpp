@@ -246,7 +246,7 @@ inline void check_pieces(const std::vector<Piece>& pieces) {
       ++bytes;  // distinct, so 256 of them are all
     }
     if (piece.kind == PieceKind::control && utf8_length(piece.text) == piece.text.size())
-      refuse(name + " is a control piece of one character, which text would turn into");
+      refuse(name + " is a control piece of one character, which plain text would be taken for");
   }
   if (bytes != 256) refuse("it holds " + std::to_string(bytes) + " byte pieces, not 256");
 }

@@ -123,7 +123,7 @@ class StreamDecoder {
   [[nodiscard]] std::string push(std::int32_t id) {
     using sentencepiece_scan::PieceKind;
     std::string bytes = tokenizer_->surface(id);
-    if (bytes.empty()) return {};
+    if (bytes.empty()) return finish();  // a control piece; it ends a run of byte pieces, as in the library
     const std::string& piece = tokenizer_->piece(id);
     if (std::exchange(at_start_, false) && piece.starts_with(sentencepiece_scan::space_symbol)) bytes.erase(0, 1);
     // Only runs of byte pieces join to characters; any other piece is whole and ends such a run.
