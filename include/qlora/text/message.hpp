@@ -1,0 +1,17 @@
+// qlora/text/message.hpp — one turn of a conversation. Apart from document.hpp, so that the chat form needs std only.
+#pragma once
+
+#include <string>
+
+namespace qlora {
+inline namespace v0 {
+
+/// A turn; role is "system", "user" or "assistant".
+struct Message {
+  std::string role;
+  std::string content;
+  bool operator==(const Message&) const = default;
+};
+
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,186 @@
+// qlora/text/packing.hpp — documents as token ids to windows of one length, with labels and document boundaries.
+// Shapes     ids, labels, documents (N,S) row-major i32, N windows of S tokens
+// labels     aligned with ids: labels[t] is what position t - 1 must predict, no_label where nothing is asked
+// documents  index of the document in the input, no_document on padding; attention stays inside equal numbers and
+//            positions start at 0 where the number changes or the window begins
+// What may not change: every token of every document stands in exactly one place, in order, or is counted as dropped.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+inline constexpr std::int32_t no_label = -100;  // the value that torch's cross-entropy ignores
+inline constexpr std::int32_t no_document = -1;
+
+/// A document as the model reads it, begin and end marks included. No ids: nothing to learn from, skipped and counted.
+struct TokenDocument {
+  std::vector<std::int32_t> ids;
+  std::vector<std::uint8_t>
+      answer;  ///< per id, 1 where an assistant speaks; empty when the document is no conversation
+};
+
+/// Which tokens are labels.
+enum class LabelChoice {
+  all,      ///< every token that has one before it
+  answers,  ///< in conversations only what the assistant says; in other documents every token
+};
+
+/// What happens to a document that the current window cannot hold.
+enum class SplitChoice {
+  carry,  ///< it is cut and goes on in the next window; no padding but at the very end
+  pad,    ///< a document that fits into one window starts a new one; only longer documents are cut
+};
+
+struct PackingOptions {
+  int seq = 0;  ///< tokens per window, at least 2
+  LabelChoice labels = LabelChoice::all;
+  SplitChoice split = SplitChoice::carry;
+  std::int32_t pad_id = 2;  ///< fills windows; LLaMA-2 has no padding id and uses the end mark
+};
+
+/// What became of the documents and their tokens; documents + skipped documents is the number given.
+struct PackingCounts {
+  std::int64_t documents = 0;          ///< that stand in the windows, or would if nothing were dropped
+  std::int64_t skipped_documents = 0;  ///< without any text
+  std::int64_t cut_documents = 0;      ///< that stand in more than one window
+  std::int64_t tokens = 0;             ///< in the windows, padding not counted
+  std::int64_t labelled = 0;           ///< tokens that are labels
+  std::int64_t padding = 0;            ///< filled places
+  std::int64_t dropped_tokens = 0;     ///< in no window (the article's form only)
+  friend bool operator==(const PackingCounts&, const PackingCounts&) = default;
+};
+
+struct SkippedDocument {
+  std::int64_t document = 0;  ///< index in the input
+  std::string reason;
+};
+
+struct PackedWindows {
+  int seq = 0;
+  std::vector<std::int32_t> ids;        // (N,S)
+  std::vector<std::int32_t> labels;     // (N,S)
+  std::vector<std::int32_t> documents;  // (N,S)
+  PackingCounts counts;
+  std::vector<SkippedDocument> skipped;
+
+  [[nodiscard]] std::int64_t windows() const { return seq == 0 ? 0 : static_cast<std::int64_t>(ids.size()) / seq; }
+};
+
+/// BOS, the text's ids, EOS; nothing at all for a text without ids.
+[[nodiscard]] inline TokenDocument framed_document(std::span<const std::int32_t> text, std::int32_t bos,
+                                                   std::int32_t eos) {
+  TokenDocument result;
+  if (text.empty()) return result;
+  result.ids.reserve(text.size() + 2);
+  result.ids.push_back(bos);
+  result.ids.insert(result.ids.end(), text.begin(), text.end());
+  result.ids.push_back(eos);
+  return result;
+}
+
+namespace detail {
+
+inline void check_documents(std::span<const TokenDocument> documents, int seq) {
+  QLORA_EXPECTS(seq >= 2, "windows of ", seq, " tokens; a label needs a token before it");
+  QLORA_EXPECTS(documents.size() <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()),
+                documents.size(), " documents in one data set");
+  for (std::size_t i = 0; i < documents.size(); ++i)
+    QLORA_EXPECTS(documents[i].answer.empty() || documents[i].answer.size() == documents[i].ids.size(), "document ", i,
+                  " has ", documents[i].ids.size(), " ids and ", documents[i].answer.size(), " answer flags");
+}
+
+/// Skips and counts documents without tokens; true when the document is to be packed.
+inline bool admit(PackedWindows& out, const TokenDocument& document, std::size_t index) {
+  if (document.ids.empty()) {
+    ++out.counts.skipped_documents;
+    out.skipped.push_back({static_cast<std::int64_t>(index), "no text after tokenization"});
+    return false;
+  }
+  ++out.counts.documents;
+  return true;
+}
+
+inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
+  const auto seq = static_cast<std::size_t>(out.seq);
+  const std::size_t missing = (seq - out.ids.size() % seq) % seq;
+  out.ids.insert(out.ids.end(), missing, pad_id);
+  out.labels.insert(out.labels.end(), missing, no_label);
+  out.documents.insert(out.documents.end(), missing, no_document);
+  out.counts.padding += static_cast<std::int64_t>(missing);
+}
+
+}  // namespace detail
+
+/// Packs documents densely, each isolated from the others. A document's first token in a window is never a label:
+/// nothing that it could be predicted from stands before it. Throws Error when flags and ids differ in number.
+[[nodiscard]] inline PackedWindows pack_documents(std::span<const TokenDocument> documents,
+                                                  const PackingOptions& options) {
+  detail::check_documents(documents, options.seq);
+  const auto seq = static_cast<std::size_t>(options.seq);
+  PackedWindows out;
+  out.seq = options.seq;
+  for (std::size_t index = 0; index < documents.size(); ++index) {
+    const TokenDocument& document = documents[index];
+    if (!detail::admit(out, document, index)) continue;
+    const std::size_t length = document.ids.size();
+    const std::size_t free = seq - out.ids.size() % seq;
+    if (options.split == SplitChoice::pad && length > free && length <= seq) detail::fill_window(out, options.pad_id);
+    const bool answers_only = options.labels == LabelChoice::answers && !document.answer.empty();
+    const std::size_t first_window = out.ids.size() / seq;
+    for (std::size_t i = 0; i < length; ++i) {
+      const bool first_here = i == 0 || out.ids.size() % seq == 0;
+      const bool labelled = !first_here && (!answers_only || document.answer[i] != 0);
+      out.ids.push_back(document.ids[i]);
+      out.labels.push_back(labelled ? document.ids[i] : no_label);
+      out.documents.push_back(static_cast<std::int32_t>(index));
+      out.counts.labelled += labelled ? 1 : 0;
+    }
+    out.counts.tokens += static_cast<std::int64_t>(length);
+    out.counts.cut_documents += (out.ids.size() - 1) / seq != first_window ? 1 : 0;
+  }
+  detail::fill_window(out, options.pad_id);
+  return out;
+}
+
+/// The form of the AWS article that this library answers: all documents (BOS and text, no EOS, framed by the caller) as
+/// one stream in which attention crosses documents, labels equal to the ids, the incomplete last window dropped.
+/// The loss never asks for a window's first label, so `labelled` does not count it.
+[[nodiscard]] inline PackedWindows pack_as_article(std::span<const TokenDocument> documents, int seq) {
+  detail::check_documents(documents, seq);
+  PackedWindows out;
+  out.seq = seq;
+  std::vector<std::size_t> ends;  // of each document in the stream
+  for (std::size_t index = 0; index < documents.size(); ++index) {
+    if (!detail::admit(out, documents[index], index)) continue;
+    out.ids.insert(out.ids.end(), documents[index].ids.begin(), documents[index].ids.end());
+    ends.push_back(out.ids.size());
+  }
+  const auto length = static_cast<std::size_t>(seq);
+  const std::size_t kept = out.ids.size() / length * length;
+  out.counts.dropped_tokens = static_cast<std::int64_t>(out.ids.size() - kept);
+  std::size_t begin = 0;
+  for (const std::size_t end : ends) {
+    const std::size_t last = std::min(end, kept);
+    if (begin < last && begin / length != (last - 1) / length) ++out.counts.cut_documents;
+    begin = end;
+  }
+  out.ids.resize(kept);
+  out.labels = out.ids;
+  out.documents.assign(kept, 0);
+  out.counts.tokens = static_cast<std::int64_t>(kept);
+  out.counts.labelled = static_cast<std::int64_t>(kept - kept / length);
+  return out;
+}
+
+}  // namespace v0
+}  // namespace qlora
