@@ -85,7 +85,7 @@ void write_world(const fs::path& out, std::uint64_t seed, std::size_t documents)
     file.close();
   }
   Output lines(out / "tokenizer.txt");
-  for (const std::string& line : world::tokenizer_lines(seed, tokenizer_documents)) lines.write(line + '\n');
+  for (const std::string& line : world::tokenizer_lines(world, seed, tokenizer_documents)) lines.write(line + '\n');
   lines.close();
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cctype>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -188,15 +189,20 @@ inline std::vector<Document> replay_documents(const World& world, std::uint64_t 
 
 // --- the tokenizer's text ---------------------------------------------------------------------------------------
 
-/// Lines to train the tokenizer on: the world's sentences about products whose names were never used, so that its
-/// pieces are name parts and words, and a new name costs as many pieces as a known one.
-inline std::vector<std::string> tokenizer_lines(std::uint64_t seed, std::size_t documents) {
+/// Lines to train the tokenizer on: the world's sentences about products of neither list, so that its pieces are name
+/// parts and words, and a new name costs as many pieces as a known one.
+inline std::vector<std::string> tokenizer_lines(const World& world, std::uint64_t seed, std::size_t documents) {
   Random random = stream(seed, Stream::tokenizer);
+  std::set<std::string> taken;
+  for (const Product& product : world.known) taken.insert(product.name);
+  for (const Product& product : world.fresh) taken.insert(product.name);
   std::vector<std::string> lines;
   for (std::size_t i = 0; i < documents; ++i) {
     Product product;
-    const std::string first(random.pick(first_parts));
-    product.name = first + std::string(random.pick(second_parts));
+    do {
+      const std::string first(random.pick(first_parts));
+      product.name = first + std::string(random.pick(second_parts));
+    } while (taken.contains(product.name));
     for (std::size_t a = 0; a < attribute_count; ++a) product.values[a] = random.pick(attributes[a].values);
     const Document document = draw_document(random, product);
     if (document.chat.empty()) {
@@ -215,6 +221,10 @@ inline std::vector<std::string> tokenizer_lines(std::uint64_t seed, std::size_t 
       if (message.role == "assistant") lines.push_back(message.content);
       if (message.role == "system") lines.push_back("<<SYS>> \"" + message.content + " <</SYS>>");
     }
+  }
+  // Every value some more times: it is the values that should be few pieces.
+  for (const Attribute& attribute : attributes) {
+    for (const std::string_view value : attribute.values) lines.insert(lines.end(), documents / 40, std::string(value));
   }
   return lines;
 }

@@ -8,7 +8,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
