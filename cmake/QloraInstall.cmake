@@ -9,10 +9,10 @@ endif()
 
 set(qlora_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/qlora") # headers only: the same for every architecture
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" "${PROJECT_SOURCE_DIR}/configs/"
-        DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+        DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT library FILES_MATCHING PATTERN "*.hpp")
 foreach(target IN LISTS qlora_components)
   install(TARGETS ${target} EXPORT ${target}-targets)
-  install(EXPORT ${target}-targets NAMESPACE qlora:: DESTINATION "${qlora_package_dir}")
+  install(EXPORT ${target}-targets NAMESPACE qlora:: DESTINATION "${qlora_package_dir}" COMPONENT library)
 endforeach()
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in" "${PROJECT_BINARY_DIR}/qloraConfig.cmake"
@@ -20,5 +20,5 @@ configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in"
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake" COMPATIBILITY SameMinorVersion
                                  ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
-              "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}")
-install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+              "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}" COMPONENT library)
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT library)
