@@ -1,0 +1,268 @@
+// qlora/cpu/attention.hpp — rotary embedding and causal attention bounded by documents, forward and backward.
+// Math       rope: (x_i, x_{i+E/2}) turned by position * theta^(-2i/E), half-split as in LLaMA
+//            P = softmax(Q K^T / sqrt(E)) over keys not after the query and in its document;  O = P V
+//            gV = P^T gO;  dS = P o (gO V^T - rowsum(gO o O));  gQ = dS K / sqrt(E);  gK = dS^T Q / sqrt(E)
+// Shapes     qkv gqkv (T,(H+2K)E): H query heads, K key heads, K value heads · o go (T,HE) · lse (H,T)
+//            segments: document pieces [first, last) of the T tokens, in order, without gaps; query head h reads
+//            key head h / (H/K)
+// Writes     o lse gqkv with = ; rope in place
+// Split      forward: (segment, head, 64 queries); backward: (segment, kv head), so that gK and gV have one writer
+// Numbers    P is made again from lse in the backward pass; scratch per worker holds one tile of scores
+// Reference  complex step in tests/derivative_test.cpp; golden logits
+#pragma once
+
+#include <cmath>
+#include <span>
+
+#include "qlora/cpu/gemm.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// A piece of a document inside the tokens of a batch: attention stays inside, positions count from its first token.
+struct Segment {
+  int first = 0;
+  int last = 0;  ///< one past the end
+};
+
+namespace cpu {
+
+struct AttentionShape {
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  [[nodiscard]] int width() const { return (heads + 2 * kv_heads) * head_dim; }
+};
+
+/// Queries in one tile of scores.
+inline constexpr int attention_tile = 64;
+
+/// Fills cos and sin (positions, E/2) for half-split rotary embedding.
+template <class S>
+void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
+  const int half = head_dim / 2;
+  for (int i = 0; i < half; ++i) {
+    // The reference implementation holds the inverse frequency in float; at position p the angle's error is p times its
+    // rounding, so the same rounding is part of what the model computes.
+    const auto inverse = static_cast<float>(1.0 / std::pow(theta, 2.0 * i / head_dim));
+    for (int p = 0; p < positions; ++p) {
+      const double angle = static_cast<double>(static_cast<float>(p) * inverse);
+      cosine[std::int64_t{p} * half + i] = S(std::cos(angle));
+      sine[std::int64_t{p} * half + i] = S(std::sin(angle));
+    }
+  }
+}
+
+/// Turns queries and keys of `tokens` rows; `position[t]` picks the table row. direction -1 is the backward pass.
+template <class N, class S = typename N::S>
+void rope(ThreadPool& pool, int tokens, const AttentionShape& shape, const S* cosine, const S* sine,
+          const std::int32_t* position, int direction, S* qkv) {
+  const int half = shape.head_dim / 2;
+  for_ranges(pool, tokens, 32, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const auto c = row_array(cosine + std::int64_t{position[t]} * half, half);
+      const auto s = row_array(sine + std::int64_t{position[t]} * half, half);
+      const S sign = S(static_cast<float>(direction));
+      for (int head = 0; head < shape.heads + shape.kv_heads; ++head) {
+        S* low = qkv + t * shape.width() + std::int64_t{head} * shape.head_dim;
+        S* high = low + half;
+        for (int i = 0; i < half; ++i) {
+          const S a = low[i];
+          const S b = high[i];
+          low[i] = N::stored(a * c[i] - b * s[i] * sign);
+          high[i] = N::stored(b * c[i] + a * s[i] * sign);
+        }
+      }
+    }
+  });
+}
+
+namespace detail {
+
+/// Scores of queries [first, first + count) of a segment against its keys up to the last of them, made into
+/// probabilities in place. Row i sees keys 0 ... first + i. Columns beyond are 0.
+template <class S>
+void softmax_rows(S* scores, int count, int stride, int first, S scale, S* lse) {
+  for (int i = 0; i < count; ++i) {
+    const int visible = first + i + 1;
+    auto row = row_array(scores + std::int64_t{i} * stride, visible);
+    row *= scale;
+    S largest = row[0];  // the largest real part: any shift is exact, and it must not be differentiated
+    for (int j = 1; j < visible; ++j) {
+      if (real_part(row[j]) > real_part(largest)) largest = row[j];
+    }
+    largest = S(real_part(largest));
+    row = (row - largest).exp();
+    const S sum = row.sum();
+    row *= S(1) / sum;
+    using std::log;
+    lse[i] = log(sum) + largest;
+    row_array(scores + std::int64_t{i} * stride + visible, stride - visible).setZero();
+  }
+}
+
+}  // namespace detail
+
+/// Scratch elements that attention and its backward pass need per worker.
+[[nodiscard]] constexpr std::int64_t attention_scratch(int longest_segment) {
+  return std::int64_t{2} * attention_tile * longest_segment;
+}
+
+/// The tiles of 64 queries in all segments; `tile_count` and `find_tile` agree on their order.
+[[nodiscard]] inline int query_tiles(std::span<const Segment> segments) {
+  int tiles = 0;
+  for (const Segment& s : segments) tiles += (s.last - s.first + attention_tile - 1) / attention_tile;
+  return tiles;
+}
+
+template <class N, class S = typename N::S>
+void attention(ThreadPool& pool, int tokens, const AttentionShape& shape, std::span<const Segment> segments,
+               const S* qkv, S* o, S* lse, S* scratch, std::int64_t scratch_per_worker) {
+  const int e = shape.head_dim;
+  const int width = shape.width();
+  const int group = shape.heads / shape.kv_heads;
+  const int tiles = query_tiles(segments);
+  const S scale = S(1.0F / std::sqrt(static_cast<float>(e)));
+  pool.for_tiles(tiles * shape.heads, [&](int index, int worker) {
+    const int head = index % shape.heads;
+    int tile = index / shape.heads;
+    std::size_t which = 0;
+    for (;; ++which) {
+      const int here = (segments[which].last - segments[which].first + attention_tile - 1) / attention_tile;
+      if (tile < here) break;
+      tile -= here;
+    }
+    const Segment& segment = segments[which];
+    const int first = tile * attention_tile;
+    const int count = std::min(attention_tile, segment.last - segment.first - first);
+    const int keys = first + count;
+    const S* base = qkv + std::int64_t{segment.first} * width;
+    const auto q = dense(base + std::int64_t{first} * width + std::int64_t{head} * e, count, e, width);
+    const auto k = dense(base + std::int64_t{shape.heads + head / group} * e, keys, e, width);
+    const auto v = dense(base + std::int64_t{shape.heads + shape.kv_heads + head / group} * e, keys, e, width);
+    S* scores = scratch + worker * scratch_per_worker;
+    auto p = dense(scores, count, keys, keys);
+    p.setZero();
+    p.noalias() += q * k.transpose();
+    detail::softmax_rows(scores, count, keys, first, scale, lse + std::int64_t{head} * tokens + segment.first + first);
+    N::store(scores, std::int64_t{count} * keys);
+    S* target = o + std::int64_t{segment.first + first} * shape.heads * e + std::int64_t{head} * e;
+    auto out = dense(target, count, e, std::int64_t{shape.heads} * e);
+    out.setZero();
+    out.noalias() += p * v;
+    for (int i = 0; i < count; ++i) N::store(target + std::int64_t{i} * shape.heads * e, e);
+  });
+}
+
+template <class N, class S = typename N::S>
+void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shape, std::span<const Segment> segments,
+                        const S* go, const S* qkv, const S* o, const S* lse, S* gqkv, S* scratch,
+                        std::int64_t scratch_per_worker) {
+  const int e = shape.head_dim;
+  const int width = shape.width();
+  const int group = shape.heads / shape.kv_heads;
+  const S scale = S(1.0F / std::sqrt(static_cast<float>(e)));
+  pool.for_tiles(static_cast<int>(segments.size()) * shape.kv_heads, [&](int index, int worker) {
+    const Segment& segment = segments[static_cast<std::size_t>(index / shape.kv_heads)];
+    const int kv = index % shape.kv_heads;
+    const int length = segment.last - segment.first;
+    const std::int64_t row0 = segment.first;
+    const std::int64_t k_col = std::int64_t{shape.heads + kv} * e;
+    const std::int64_t v_col = std::int64_t{shape.heads + shape.kv_heads + kv} * e;
+    dense(gqkv + row0 * width + k_col, length, e, width).setZero();
+    dense(gqkv + row0 * width + v_col, length, e, width).setZero();
+    for (int head = kv * group; head < (kv + 1) * group; ++head) {
+      for (int first = 0; first < length; first += attention_tile) {
+        const int count = std::min(attention_tile, length - first);
+        const int keys = first + count;
+        const std::int64_t row = row0 + first;
+        const auto q = dense(qkv + row * width + std::int64_t{head} * e, count, e, width);
+        const auto k = dense(qkv + row0 * width + k_col, keys, e, width);
+        const auto v = dense(qkv + row0 * width + v_col, keys, e, width);
+        const std::int64_t o_stride = std::int64_t{shape.heads} * e;
+        const auto grad_o = dense(go + row * o_stride + std::int64_t{head} * e, count, e, o_stride);
+        const auto out = dense(o + row * o_stride + std::int64_t{head} * e, count, e, o_stride);
+        S* p_data = scratch + worker * scratch_per_worker;
+        S* ds_data = p_data + std::int64_t{attention_tile} * keys;
+        auto p = dense(p_data, count, keys, keys);
+        p.setZero();
+        p.noalias() += q * k.transpose();
+        const S* row_lse = lse + std::int64_t{head} * tokens + row;
+        for (int i = 0; i < count; ++i) {
+          const int visible = first + i + 1;
+          auto visible_p = row_array(p_data + std::int64_t{i} * keys, visible);
+          visible_p = (visible_p * scale - row_lse[i]).exp();
+          row_array(p_data + std::int64_t{i} * keys + visible, keys - visible).setZero();
+        }
+        N::store(p_data, std::int64_t{count} * keys);
+        auto ds = dense(ds_data, count, keys, keys);
+        ds.setZero();
+        ds.noalias() += grad_o * v.transpose();
+        dense(gqkv + row0 * width + v_col, keys, e, width).noalias() += p.transpose() * grad_o;
+        for (int i = 0; i < count; ++i) {
+          const S delta = grad_o.row(i).cwiseProduct(out.row(i)).sum();
+          auto ds_row = row_array(ds_data + std::int64_t{i} * keys, keys);
+          ds_row = row_array(static_cast<const S*>(p_data) + std::int64_t{i} * keys, keys) * (ds_row - delta) * scale;
+        }
+        N::store(ds_data, std::int64_t{count} * keys);
+        auto gq = dense(gqkv + row * width + std::int64_t{head} * e, count, e, width);
+        gq.setZero();
+        gq.noalias() += ds * k;
+        dense(gqkv + row0 * width + k_col, keys, e, width).noalias() += ds.transpose() * q;
+      }
+    }
+    for (int t = 0; t < length; ++t) {  // rounded once, after all heads of the group have added to it
+      N::store(gqkv + (row0 + t) * width + k_col, e);
+      N::store(gqkv + (row0 + t) * width + v_col, e);
+      N::store(gqkv + (row0 + t) * width + std::int64_t{kv} * group * e, std::int64_t{group} * e);
+    }
+  });
+}
+
+/// One sequence that grows: its keys and values so far (length, 2KE), to which `added` tokens were appended last.
+template <class S>
+struct CachedSequence {
+  const S* kv = nullptr;  ///< (capacity, 2KE): K key heads, then K value heads
+  int length = 0;         ///< tokens in the cache, the new ones included
+  int first = 0;          ///< row of its first new token in qkv and o
+  int added = 0;          ///< new tokens, at positions length - added ... length - 1
+};
+
+/// Attention of new tokens over cached keys and values; the decode-step twin of `attention`.
+template <class N, class S = typename N::S>
+void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<const CachedSequence<S>> sequences,
+                      const S* qkv, S* o, S* scratch, std::int64_t scratch_per_worker) {
+  const int e = shape.head_dim;
+  const int group = shape.heads / shape.kv_heads;
+  const std::int64_t kv_width = std::int64_t{2} * shape.kv_heads * e;
+  const S scale = S(1.0F / std::sqrt(static_cast<float>(e)));
+  pool.for_tiles(static_cast<int>(sequences.size()) * shape.heads, [&](int index, int worker) {
+    const CachedSequence<S>& sequence = sequences[static_cast<std::size_t>(index / shape.heads)];
+    const int head = index % shape.heads;
+    const S* keys_data = sequence.kv + std::int64_t{head / group} * e;
+    const S* values_data = keys_data + std::int64_t{shape.kv_heads} * e;
+    S* scores = scratch + worker * scratch_per_worker;
+    S lse[attention_tile];
+    for (int done = 0; done < sequence.added; done += attention_tile) {
+      const int count = std::min(attention_tile, sequence.added - done);
+      const int first = sequence.length - sequence.added + done;
+      const int keys = first + count;
+      const std::int64_t row = sequence.first + done;
+      const auto q = dense(qkv + row * shape.width() + std::int64_t{head} * e, count, e, shape.width());
+      auto p = dense(scores, count, keys, keys);
+      p.setZero();
+      p.noalias() += q * dense(keys_data, keys, e, kv_width).transpose();
+      detail::softmax_rows(scores, count, keys, first, scale, lse);
+      N::store(scores, std::int64_t{count} * keys);
+      S* target = o + row * shape.heads * e + std::int64_t{head} * e;
+      auto out = dense(target, count, e, std::int64_t{shape.heads} * e);
+      out.setZero();
+      out.noalias() += p * dense(values_data, keys, e, kv_width);
+      for (int i = 0; i < count; ++i) N::store(target + std::int64_t{i} * shape.heads * e, e);
+    }
+  });
+}
+
+}  // namespace cpu
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,117 @@
+// qlora/cpu/nf4.hpp — quantize to NF4 and back, block by block.
+// Math       absmax_b = max |w| over a block of 64; code = NF4(w * (1 / absmax_b)); double quantization stores
+//            (absmax - offset) in 8 bits per block with one float per 256, offset = mean(absmax)
+// Shapes     w (elements) float, flattened (out, in); codes, absmax, absmax8, nested as in Nf4Layout
+// Writes     all outputs with =
+// Numbers    bit-equal to bitsandbytes (blocks of zeros apart, where bitsandbytes divides 0 by 0: here code 7, value
+// 0);
+//            a dequantized value is rounded to the dtype that the weights had before, as bitsandbytes does
+// Reference  tests/nf4_test.cpp against golden results
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+#include "qlora/cpu/numbers.hpp"
+#include "qlora/cpu/threads.hpp"
+#include "qlora/nf4.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace cpu {
+
+/// A quantized matrix that somebody else owns. Exactly one of absmax and absmax8 is set.
+struct Nf4View {
+  const std::uint8_t* codes = nullptr;
+  const float* absmax = nullptr;
+  const std::uint8_t* absmax8 = nullptr;
+  const float* nested = nullptr;
+  float offset = 0.0F;
+  DType state = DType::f32;  ///< what dequantized values are rounded to
+};
+
+/// Where quantize writes. absmax is needed (as workspace) with double quantization too.
+struct Nf4Target {
+  std::uint8_t* codes = nullptr;
+  float* absmax = nullptr;
+  std::uint8_t* absmax8 = nullptr;  ///< null: no double quantization
+  float* nested = nullptr;
+  float* offset = nullptr;
+};
+
+namespace detail {
+
+inline void double_quantize(const float* absmax, std::int64_t blocks, const Quant& quant, const Nf4Target& to) {
+  double sum = 0;
+  for (std::int64_t b = 0; b < blocks; ++b) sum += static_cast<double>(absmax[b]);
+  const float offset = static_cast<float>(sum / static_cast<double>(blocks));
+  *to.offset = offset;
+  for (std::int64_t first = 0; first < blocks; first += quant.nested_block) {
+    const std::int64_t last = std::min<std::int64_t>(first + quant.nested_block, blocks);
+    float largest = 0.0F;
+    for (std::int64_t b = first; b < last; ++b) largest = std::max(largest, std::fabs(absmax[b] - offset));
+    to.nested[first / quant.nested_block] = largest;
+    const float inverse = largest > 0.0F ? 1.0F / largest : 0.0F;
+    for (std::int64_t b = first; b < last; ++b) {
+      to.absmax8[b] = nf4::encode8(nf4::rounded_product(absmax[b] - offset, inverse));
+    }
+  }
+}
+
+[[nodiscard]] inline float block_absmax(const Nf4View& w, const Quant& quant, std::int64_t block) {
+  if (w.absmax8 == nullptr) return w.absmax[block];
+  return nf4::rounded_product(nf4::dynamic8[w.absmax8[block]], w.nested[block / quant.nested_block]) + w.offset;
+}
+
+}  // namespace detail
+
+/// Quantizes a flattened matrix.
+inline void quantize_nf4(ThreadPool& pool, std::span<const float> w, const Quant& quant, const Nf4Target& to) {
+  const auto elements = static_cast<std::int64_t>(w.size());
+  const Nf4Layout layout = Nf4Layout::of(elements, quant);
+  const auto value = [&](std::int64_t i) { return w[static_cast<std::size_t>(i)]; };
+  for_ranges(pool, layout.blocks, 1024, [&](std::int64_t first_block, std::int64_t last_block, int) {
+    for (std::int64_t b = first_block; b < last_block; ++b) {
+      const std::int64_t first = b * quant.block;
+      const std::int64_t last = std::min<std::int64_t>(first + quant.block, elements);
+      float largest = 0.0F;
+      for (std::int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(value(i)));
+      to.absmax[b] = largest;
+      const float inverse = 1.0F / largest;  // infinite for a block of zeros: 0 * inf is NaN, and NaN encodes as zero
+      for (std::int64_t i = first; i < last; i += 2) {
+        const unsigned high = nf4::encode(value(i) * inverse);
+        const unsigned low = i + 1 < last ? nf4::encode(value(i + 1) * inverse) : 0U;
+        to.codes[i / 2] = static_cast<std::uint8_t>((high << 4) | low);
+      }
+    }
+  });
+  if (to.absmax8 != nullptr) detail::double_quantize(to.absmax, layout.blocks, quant, to);
+}
+
+/// Dequantizes a whole matrix into `out` (elements). With N::rounds, values are rounded to bfloat16 as well.
+template <class N>
+void dequantize_nf4(ThreadPool& pool, const Nf4View& w, std::int64_t elements, const Quant& quant, typename N::S* out) {
+  using S = typename N::S;
+  const Nf4Layout layout = Nf4Layout::of(elements, quant);
+  for_ranges(pool, layout.blocks, 1024, [&](std::int64_t first_block, std::int64_t last_block, int) {
+    for (std::int64_t b = first_block; b < last_block; ++b) {
+      const float absmax = detail::block_absmax(w, quant, b);
+      S table[16];  // 16 products and roundings stand for 64
+      for (std::size_t code = 0; code < 16; ++code) {
+        table[code] = N::stored(S(rounded_to(w.state, nf4::codebook[code] * absmax)));
+      }
+      const std::int64_t first = b * quant.block;
+      const std::int64_t last = std::min<std::int64_t>(first + quant.block, elements);
+      for (std::int64_t i = first; i < last; i += 2) {
+        const unsigned pair = w.codes[i / 2];
+        out[i] = table[pair >> 4];
+        if (i + 1 < last) out[i + 1] = table[pair & 15U];
+      }
+    }
+  });
+}
+
+}  // namespace cpu
+}  // namespace v0
+}  // namespace qlora

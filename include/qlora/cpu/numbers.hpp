@@ -1,0 +1,79 @@
+// qlora/cpu/numbers.hpp — what the CPU backend computes with: the scalar type, and where results are rounded.
+// Numbers<float>                 the reference for the GPU
+// Numbers<double>                the reference for float
+// Numbers<std::complex<double>>  complex step: f(x + ih) = f(x) + ih f'(x) proves every backward; so no operation here
+//                                may conjugate, compare or take absolute values of a differentiated quantity
+// Numbers<float, Rounding::bf16> float arithmetic, rounded to bfloat16 wherever the GPU stores bfloat16: the yardstick
+//                                for the GPU's error
+#pragma once
+
+#ifndef EIGEN_DONT_PARALLELIZE
+#define EIGEN_DONT_PARALLELIZE  // see threads.hpp
+#endif
+#ifndef EIGEN_STACK_ALLOCATION_LIMIT
+#define EIGEN_STACK_ALLOCATION_LIMIT 2097152  // a product of one tile packs well below this: no heap use inside a step
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push  // g++ 12 takes the undefined lanes of AVX-512 intrinsics for uninitialized variables
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#include <complex>
+#include <cstdint>
+#include <type_traits>
+
+#include "qlora/dtype.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Where the CPU backend rounds what it stores.
+enum class Rounding : std::uint8_t { none, bf16 };
+
+namespace cpu {
+
+template <class Scalar, Rounding Round = Rounding::none>
+struct Numbers {
+  using S = Scalar;
+  /// Sums over many tokens: one width up, where there is one.
+  using Sum = std::conditional_t<std::is_same_v<Scalar, float>, double, Scalar>;
+  static constexpr bool rounds = Round == Rounding::bf16;
+  static_assert(!rounds || std::is_same_v<Scalar, float>, "rounding to bfloat16 is defined for float");
+
+  /// The value that a bfloat16 activation would hold.
+  [[nodiscard]] static S stored(S value) {
+    if constexpr (rounds) return from_bf16(to_bf16(value));
+    return value;
+  }
+  static void store(S* values, std::int64_t count) {
+    if constexpr (rounds) {
+      for (std::int64_t i = 0; i < count; ++i) values[i] = stored(values[i]);
+    }
+  }
+};
+
+[[nodiscard]] inline float real_part(float value) { return value; }
+[[nodiscard]] inline double real_part(double value) { return value; }
+[[nodiscard]] inline double real_part(const std::complex<double>& value) { return value.real(); }
+
+template <class S>
+using RowArray = Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>>;
+template <class S>
+using ConstRowArray = Eigen::Map<const Eigen::Array<S, 1, Eigen::Dynamic>>;
+
+template <class S>
+[[nodiscard]] RowArray<S> row_array(S* data, std::int64_t count) {
+  return {data, count};
+}
+template <class S>
+[[nodiscard]] ConstRowArray<S> row_array(const S* data, std::int64_t count) {
+  return {data, count};
+}
+
+}  // namespace cpu
+}  // namespace v0
+}  // namespace qlora
