@@ -19,9 +19,9 @@ macro(qlora_component name)
 endmacro()
 
 qlora_component(cpu Eigen3::Eigen Threads::Threads)
-# Eigen's own threading changes bits and allocates in each product; the library splits rows itself. Its temporaries go
-# on the stack, so that a training step allocates nothing.
-target_compile_definitions(qlora_cpu INTERFACE EIGEN_DONT_PARALLELIZE EIGEN_STACK_ALLOCATION_LIMIT=8388608)
+# As in qlora/cpu/numbers.hpp, for programs that include Eigen before the library: no threading inside Eigen (it changes
+# bits and allocates in each product), and room on the stack, so that a training step allocates nothing.
+target_compile_definitions(qlora_cpu INTERFACE EIGEN_DONT_PARALLELIZE EIGEN_STACK_ALLOCATION_LIMIT=2097152)
 
 qlora_component(io nlohmann_json::nlohmann_json)
 if(QLORA_HAS_SENTENCEPIECE)
