@@ -12,19 +12,10 @@
 
 #include "qlora/cpu/numbers.hpp"
 #include "qlora/cpu/threads.hpp"
+#include "qlora/ops.hpp"
 
 namespace qlora {
 inline namespace v0 {
-
-struct AdamW {
-  float lr = 0.0F;
-  float beta1 = 0.9F;
-  float beta2 = 0.999F;
-  float eps = 1e-8F;
-  float weight_decay = 0.0F;
-  int step = 1;                 ///< counts from 1
-  double gradient_scale = 1.0;  ///< the clip factor
-};
 
 namespace cpu {
 

@@ -15,24 +15,12 @@
 #include <span>
 
 #include "qlora/cpu/gemm.hpp"
+#include "qlora/ops.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-/// A piece of a document inside the tokens of a batch: attention stays inside, positions count from its first token.
-struct Segment {
-  int first = 0;
-  int last = 0;  ///< one past the end
-};
-
 namespace cpu {
-
-struct AttentionShape {
-  int heads = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
-  [[nodiscard]] int width() const { return (heads + 2 * kv_heads) * head_dim; }
-};
 
 /// Queries in one tile of scores.
 inline constexpr int attention_tile = 64;
@@ -218,15 +206,6 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
     }
   });
 }
-
-/// One sequence that grows: its keys and values so far (length, 2KE), to which `added` tokens were appended last.
-template <class S>
-struct CachedSequence {
-  const S* kv = nullptr;  ///< (capacity, 2KE): K key heads, then K value heads
-  int length = 0;         ///< tokens in the cache, the new ones included
-  int first = 0;          ///< row of its first new token in qkv and o
-  int added = 0;          ///< new tokens, at positions length - added ... length - 1
-};
 
 /// Attention of new tokens over cached keys and values; the decode-step twin of `attention`.
 template <class N, class S = typename N::S>

@@ -15,47 +15,12 @@
 
 #include "qlora/cpu/gemm.hpp"
 #include "qlora/cpu/nf4.hpp"
+#include "qlora/ops.hpp"
 #include "qlora/rng.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace cpu {
-
-/// A frozen or trained weight matrix (rows, K): dense if set, else NF4.
-template <class S>
-struct Weight {
-  int rows = 0;
-  const S* dense = nullptr;
-  Nf4View nf4{};
-};
-
-/// One linear layer of a group. a == nullptr: no adapter.
-template <class S>
-struct LinearPart {
-  Weight<S> weight{};
-  const S* a = nullptr;  ///< (R,K)
-  const S* b = nullptr;  ///< (N,R)
-  S scale = S(0);        ///< alpha / r, or alpha / sqrt(r)
-};
-template <class S>
-struct LinearGradient {
-  S* a = nullptr;
-  S* b = nullptr;
-  S* weight = nullptr;  ///< null while the weight is frozen
-};
-
-/// Run-time sizes of a group, and the workspaces its products need.
-template <class S>
-struct LinearGroup {
-  int in = 0;
-  int rank = 0;
-  int adapted = 0;  ///< parts that have an adapter; they come first in A and XA
-  Quant quant{};
-  DropoutSite dropout{};
-  S* weight_scratch = nullptr;   ///< (largest N_p, K); unused when all weights are dense
-  S* input_scratch = nullptr;    ///< (T,K); unused without adapters
-  S* adapter_scratch = nullptr;  ///< (rounding only) copies of A or s B as the GPU stores them
-};
 
 namespace detail {
 

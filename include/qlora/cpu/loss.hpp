@@ -7,6 +7,7 @@
 #pragma once
 
 #include "qlora/cpu/gemm.hpp"
+#include "qlora/ops.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -30,16 +31,6 @@ void embed_backward(ThreadPool& pool, int tokens, int dim, const std::int32_t* i
     }
   });
 }
-
-/// Workspace of linear_cross_entropy, all for `chunk` rows.
-template <class S>
-struct LossScratch {
-  int chunk = 0;
-  S* rows = nullptr;              ///< (chunk, D) gathered x, then gathered gx
-  S* grads = nullptr;             ///< (chunk, D)
-  S* logits = nullptr;            ///< (chunk, V)
-  std::int32_t* index = nullptr;  ///< (T) rows that have a target
-};
 
 /// `gx` null: losses only. `gw` null: the head is frozen. `scale` is d(total loss) / d(loss_t).
 template <class N, class S = typename N::S>

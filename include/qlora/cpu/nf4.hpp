@@ -16,29 +16,11 @@
 #include "qlora/cpu/numbers.hpp"
 #include "qlora/cpu/threads.hpp"
 #include "qlora/nf4.hpp"
+#include "qlora/ops.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace cpu {
-
-/// A quantized matrix that somebody else owns. Exactly one of absmax and absmax8 is set.
-struct Nf4View {
-  const std::uint8_t* codes = nullptr;
-  const float* absmax = nullptr;
-  const std::uint8_t* absmax8 = nullptr;
-  const float* nested = nullptr;
-  float offset = 0.0F;
-  DType state = DType::f32;  ///< what dequantized values are rounded to
-};
-
-/// Where quantize writes. absmax is needed (as workspace) with double quantization too.
-struct Nf4Target {
-  std::uint8_t* codes = nullptr;
-  float* absmax = nullptr;
-  std::uint8_t* absmax8 = nullptr;  ///< null: no double quantization
-  float* nested = nullptr;
-  float* offset = nullptr;
-};
 
 namespace detail {
 
