@@ -1,4 +1,10 @@
 # One table at the end of a top-level configure: what was found and what will be built.
+if(NOT TARGET qlora_program)
+  set(QLORA_BUILD_PROGRAM OFF)
+endif()
+if(NOT QLORA_HAS_BENCHMARK)
+  set(QLORA_BUILD_BENCH OFF)
+endif()
 set(rows
     "CMAKE_CXX_COMPILER_VERSION" "compiler (${CMAKE_CXX_COMPILER_ID})"
     "CMAKE_BUILD_TYPE" "build type"
