@@ -21,4 +21,6 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake
                                  ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
               "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}" COMPONENT library)
+configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY) # for builds without CMake
+install(FILES "${PROJECT_BINARY_DIR}/qlora.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig" COMPONENT library)
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT library)
