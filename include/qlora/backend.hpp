@@ -5,6 +5,7 @@
 //   op                    shapes                                                        the plain twin
 //   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/loss.hpp
 //   rmsnorm(_backward)    h delta (T,D), w (D) -> s y (T,D), inv_rms (T)                 cpu/norm.hpp
+//   add                   h delta -> y (T,D)                                             cpu.hpp
 //   linear(_backward)     a group of layers: X (T,K) -> Y (T,N), XA (T,parts R)          cpu/linear.hpp
 //   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp
 //   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp
@@ -34,12 +35,18 @@ concept Backend = requires(B& b, Mat<S, 64> x, Mat<const S, 64> in, Mat<S, 128> 
                            const LossScratch<S>& loss, const AdamW& rule, std::span<const float> host,
                            const Quant& quant, const Nf4Target& target, double* sums) {
   { b.workers() } -> std::same_as<int>;
+  typename B::Arena;
+  b.upload(host, true, v);
+  b.download(w, std::span<float>{});
+  b.zero(v, std::int64_t{});
   b.embed(ids, in, x);
   b.rmsnorm(1e-5F, in, in, w, x, x, v);
   b.rmsnorm_backward(in, in, w, w, true, x, v);
   b.linear(group, parts, in, v, wide);
   b.adapter_input(group, in, w, v);
   b.linear_backward(group, parts, gradients, Mat<const S, 128>{}, in, w, v, x);
+  b.add(in, in, x);
+  b.rope_table(1, 1, 1e4, v, v);
   b.rope(heads, w, w, ids, 1, wide);
   b.attention(heads, segments, Mat<const S, 128>{}, x, v, v, std::int64_t{});
   b.attention_backward(heads, segments, in, Mat<const S, 128>{}, in, w, wide, v, std::int64_t{});
@@ -51,6 +58,7 @@ concept Backend = requires(B& b, Mat<S, 64> x, Mat<const S, 64> in, Mat<S, 128> 
   { b.gradient_norm(std::int64_t{}, w, sums) } -> std::same_as<double>;
   b.adamw(std::int64_t{}, rule, w, v, v, v);
   b.quantize(host, quant, target);
+  b.dequantize(Nf4View{}, std::int64_t{}, quant, v);
 };
 
 /// What training every weight needs on top.

@@ -8,6 +8,7 @@
 
 #include "qlora/backend.hpp"
 #include "qlora/cpu/adamw.hpp"
+#include "qlora/cpu/arena.hpp"
 #include "qlora/cpu/attention.hpp"
 #include "qlora/cpu/linear.hpp"
 #include "qlora/cpu/loss.hpp"
@@ -27,6 +28,7 @@ class Cpu {
  public:
   using Scalar = ScalarType;
   using S = Scalar;
+  using Arena = cpu::Arena;
   static constexpr Space space = Space::host;
   static constexpr bool rounds = N::rounds;
 
@@ -35,6 +37,20 @@ class Cpu {
 
   [[nodiscard]] int workers() const { return pool_->size(); }
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
+
+  /// Host floats into backend memory; `stored` rounds as activations and product operands are rounded.
+  void upload(std::span<const float> from, bool stored, S* to) {
+    for (std::size_t i = 0; i < from.size(); ++i) to[i] = S(from[i]);
+    if (stored) N::store(to, static_cast<std::int64_t>(from.size()));
+  }
+  void download(const S* from, std::span<float> to) const {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(cpu::real_part(from[i]));
+  }
+  void zero(S* data, std::int64_t count) {
+    cpu::for_ranges(*pool_, count, 1 << 16, [&](std::int64_t first, std::int64_t last, int) {
+      cpu::row_array(data + first, last - first).setZero();
+    });
+  }
 
   template <int D>
   void embed(const std::int32_t* ids, In<S, D> table, Mat<S, D> x) {
@@ -66,6 +82,18 @@ class Cpu {
                        std::span<const LinearGradient<S>> gradients, Mat<const S, Width> gy, Mat<const S, K> x,
                        const S* xa, S* gxa, std::type_identity_t<Mat<S, K>> gx) {
     cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, x.data, xa, gxa, gx.data);
+  }
+  /// y = h + delta
+  template <int D>
+  void add(Mat<const S, D> h, In<S, D> delta, Mat<S, D> y) {
+    cpu::for_ranges(*pool_, std::int64_t{y.rows} * D, 1 << 14, [&](std::int64_t first, std::int64_t last, int) {
+      cpu::row_array(y.data + first, last - first) =
+          cpu::row_array(h.data + first, last - first) + cpu::row_array(delta.data + first, last - first);
+      N::store(y.data + first, last - first);
+    });
+  }
+  void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
+    cpu::rope_table(positions, head_dim, theta, cosine, sine);
   }
   template <int Width>
   void rope(const AttentionShape& heads, const S* cosine, const S* sine, const std::int32_t* position, int direction,

@@ -12,6 +12,12 @@
 namespace qlora {
 inline namespace v0 {
 
+/// Buffers start on cache lines; every size in the memory plan is rounded up to them.
+inline constexpr std::int64_t arena_alignment = 64;
+[[nodiscard]] constexpr std::int64_t arena_bytes(std::int64_t bytes) {
+  return (bytes + arena_alignment - 1) / arena_alignment * arena_alignment;
+}
+
 /// A piece of a document inside the tokens of a batch: attention stays inside, positions count from its first token.
 struct Segment {
   int first = 0;

@@ -1,0 +1,204 @@
+// qlora/model/layout.hpp — how a decoder layer is cut into groups, buffers and trained parameters: pure arithmetic.
+// Everything that needs a size asks here, so that the memory plan, the arenas and the checkpoints cannot disagree.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "qlora/config.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Linear layers that share an input. A group is the unit of products, dropout masks and fusion.
+enum class Group : std::uint8_t { qkv, o, gate_up, down };
+inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::gate_up, Group::down};
+
+[[nodiscard]] constexpr int first_part(Group g) { return std::array{0, 3, 4, 6}[static_cast<std::size_t>(g)]; }
+[[nodiscard]] constexpr int part_count(Group g) { return std::array{3, 1, 2, 1}[static_cast<std::size_t>(g)]; }
+/// Projection number `index` of a group, in the order of all_projections.
+[[nodiscard]] constexpr Proj part(Group g, int index) {
+  return all_projections[static_cast<std::size_t>(first_part(g) + index)];
+}
+[[nodiscard]] constexpr Group group_of(Proj one) {
+  if (contains(Proj::q | Proj::k | Proj::v, one)) return Group::qkv;
+  if (one == Proj::o) return Group::o;
+  return one == Proj::down ? Group::down : Group::gate_up;
+}
+[[nodiscard]] constexpr int group_in(const Shape& s, Group g) { return cols_of(s, part(g, 0)); }
+[[nodiscard]] constexpr int group_out(const Shape& s, Group g) {
+  int rows = 0;
+  for (int i = 0; i < part_count(g); ++i) rows += rows_of(s, part(g, i));
+  return rows;
+}
+/// Parts of the group that have an adapter.
+[[nodiscard]] constexpr int adapted_parts(const Lora& lora, Group g) {
+  int count = 0;
+  for (int i = 0; i < part_count(g); ++i) count += contains(lora.targets, part(g, i)) ? 1 : 0;
+  return count;
+}
+/// Which of the group's adapters belongs to `one`: 0 for the first that is a target.
+[[nodiscard]] constexpr int adapter_slot(const Lora& lora, Proj one) {
+  int slot = 0;
+  for (int i = 0; part(group_of(one), i) != one; ++i) {
+    slot += contains(lora.targets, part(group_of(one), i)) ? 1 : 0;
+  }
+  return slot;
+}
+/// Columns of XA: one rank for each adapter of the group.
+[[nodiscard]] constexpr int adapter_width(const Lora& lora, Group g) { return adapted_parts(lora, g) * lora.rank; }
+
+/// The numbers that network code is compiled with.
+template <Code K>
+struct Dims {
+  static constexpr int dim = K.shape.dim;
+  static constexpr int heads_width = K.shape.heads * K.shape.head_dim;
+  static constexpr int qkv_width = (K.shape.heads + 2 * K.shape.kv_heads) * K.shape.head_dim;
+  static constexpr int kv_width = 2 * K.shape.kv_heads * K.shape.head_dim;
+  static constexpr int ffn = K.shape.ffn;
+  static constexpr int vocab = K.shape.vocab;
+};
+
+/// What one decoder layer computes on the way, in elements for T tokens. `stream`, the residual stream that enters each
+/// layer, is kept for all layers and not listed here.
+enum class Buffer : std::uint8_t {
+  norm1,
+  inv1,
+  qkv,
+  xa_qkv,
+  lse,
+  o,
+  xa_o,
+  mid,
+  norm2,
+  inv2,
+  gate_up,
+  xa_gate_up,
+  act,
+  xa_down
+};
+inline constexpr std::array<Buffer, 14> all_buffers{
+    Buffer::norm1, Buffer::inv1,  Buffer::qkv,  Buffer::xa_qkv,  Buffer::lse,        Buffer::o,   Buffer::xa_o,
+    Buffer::mid,   Buffer::norm2, Buffer::inv2, Buffer::gate_up, Buffer::xa_gate_up, Buffer::act, Buffer::xa_down};
+
+[[nodiscard]] constexpr std::int64_t elements(const Shape& s, const Lora& lora, std::int64_t tokens, Buffer buffer) {
+  switch (buffer) {
+    case Buffer::norm1:
+    case Buffer::mid:
+    case Buffer::norm2:
+      return tokens * s.dim;
+    case Buffer::inv1:
+    case Buffer::inv2:
+      return tokens;
+    case Buffer::qkv:
+      return tokens * group_out(s, Group::qkv);
+    case Buffer::lse:
+      return tokens * s.heads;
+    case Buffer::o:
+      return tokens * s.heads * s.head_dim;
+    case Buffer::gate_up:
+      return tokens * 2 * s.ffn;
+    case Buffer::act:
+      return tokens * s.ffn;
+    case Buffer::xa_qkv:
+      return tokens * adapter_width(lora, Group::qkv);
+    case Buffer::xa_o:
+      return tokens * adapter_width(lora, Group::o);
+    case Buffer::xa_gate_up:
+      return tokens * adapter_width(lora, Group::gate_up);
+    case Buffer::xa_down:
+      return tokens * adapter_width(lora, Group::down);
+  }
+  return 0;
+}
+/// Statistics of a softmax or a norm stay in 32 bits where activations have 16.
+[[nodiscard]] constexpr bool is_statistic(Buffer buffer) {
+  return buffer == Buffer::inv1 || buffer == Buffer::inv2 || buffer == Buffer::lse;
+}
+
+/// What the backward pass computes again instead of keeping: nothing; what costs no attention and no large memory
+/// (norms, adapter inputs, gate|up and its product); or the whole block from its input.
+enum class Recompute : std::uint8_t { none, cheap, block };
+
+[[nodiscard]] constexpr bool is_kept(Buffer buffer, Recompute policy) {
+  if (policy == Recompute::none) return true;
+  if (policy == Recompute::block) return false;
+  return buffer == Buffer::inv1 || buffer == Buffer::inv2 || buffer == Buffer::qkv || buffer == Buffer::lse ||
+         buffer == Buffer::o || buffer == Buffer::mid;
+}
+
+/// Where each trained tensor lies in the one array that the optimizer sees, in elements.
+/// Adapters:  per layer and group: the stacked A (parts x R, in), then each B (out, R).
+/// All:       embedding | per layer: norm1, norm2, seven linears | final norm | head (unless tied).
+struct TrainedLayout {
+  Shape shape;  ///< layers as at run time
+  Lora lora;
+  Trainable trainable;
+
+  [[nodiscard]] constexpr std::int64_t table() const { return std::int64_t{shape.vocab} * shape.dim; }
+  [[nodiscard]] constexpr std::int64_t matrix(Proj one) const {
+    return std::int64_t{rows_of(shape, one)} * cols_of(shape, one);
+  }
+  [[nodiscard]] constexpr std::int64_t group_size(Group g) const {
+    std::int64_t sum = std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
+    for (int i = 0; i < part_count(g); ++i) {
+      if (contains(lora.targets, part(g, i))) sum += std::int64_t{rows_of(shape, part(g, i))} * lora.rank;
+    }
+    return sum;
+  }
+  [[nodiscard]] constexpr std::int64_t layer_size() const {
+    std::int64_t sum = 0;
+    if (trainable == Trainable::all) {
+      for (const Proj one : all_projections) sum += matrix(one);
+      return sum + 2 * std::int64_t{shape.dim};
+    }
+    for (const Group g : all_groups) sum += group_size(g);
+    return sum;
+  }
+  [[nodiscard]] constexpr std::int64_t layer_offset(int layer) const {
+    return (trainable == Trainable::all ? table() : 0) + layer * layer_size();
+  }
+  [[nodiscard]] constexpr std::int64_t total() const {
+    std::int64_t sum = layer_offset(shape.layers);
+    if (trainable == Trainable::all) sum += shape.dim + (shape.tied_embeddings ? 0 : table());
+    return sum;
+  }
+  /// The stacked A of a group.
+  [[nodiscard]] constexpr std::int64_t stacked_a(int layer, Group g) const {
+    std::int64_t at = layer_offset(layer);
+    for (const Group before : all_groups) {
+      if (before < g) at += group_size(before);
+    }
+    return at;
+  }
+  [[nodiscard]] constexpr std::int64_t a(int layer, Proj one) const {
+    const Group g = group_of(one);
+    return stacked_a(layer, g) + std::int64_t{adapter_slot(lora, one)} * lora.rank * group_in(shape, g);
+  }
+  [[nodiscard]] constexpr std::int64_t b(int layer, Proj one) const {
+    const Group g = group_of(one);
+    std::int64_t at = stacked_a(layer, g) + std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
+    for (int i = 0; part(g, i) != one; ++i) {
+      if (contains(lora.targets, part(g, i))) at += std::int64_t{rows_of(shape, part(g, i))} * lora.rank;
+    }
+    return at;
+  }
+  // Trainable::all only:
+  [[nodiscard]] constexpr std::int64_t norm(int layer, int which) const {
+    return layer_offset(layer) + std::int64_t{which} * shape.dim;
+  }
+  [[nodiscard]] constexpr std::int64_t weight(int layer, Proj one) const {
+    std::int64_t at = norm(layer, 2);
+    for (const Proj before : all_projections) {
+      if (before == one) break;
+      at += matrix(before);
+    }
+    return at;
+  }
+  [[nodiscard]] constexpr std::int64_t final_norm() const { return layer_offset(shape.layers); }
+  [[nodiscard]] constexpr std::int64_t head() const { return shape.tied_embeddings ? 0 : final_norm() + shape.dim; }
+};
+
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,354 @@
+// qlora/model/weights.hpp — all weights of a model in backend memory: frozen ones quantized while they are read,
+// trained ones behind one another as the optimizer wants them. Needs: a TensorSource with Hugging Face names. Host
+// memory while loading is bounded by one tensor in float.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "qlora/model/plan.hpp"
+#include "qlora/model/qlinear.hpp"
+#include "qlora/tensor.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Numbers of a model that are values and not code.
+struct ModelValues {
+  float rope_theta = 10000.0F;
+  float norm_eps = 1e-5F;
+};
+
+/// Rank and scale of some adapters, other than the rest's.
+struct AdapterOverride {
+  int layer = -1;  ///< -1: every layer
+  Proj targets = Proj::all;
+  int rank = 0;
+  float alpha = 0.0F;
+};
+
+/// How adapters are set up at run time. The scale of B A is alpha / r, or alpha / sqrt(r) when rank-stabilised.
+struct AdapterRule {
+  int rank = 0;  ///< 0: the cap of the config
+  float alpha = 16.0F;
+  bool rank_stabilized = false;
+  std::vector<AdapterOverride> overrides{};
+};
+
+/// Rank, alpha and scale of one adapter.
+struct AdapterState {
+  int rank = 0;
+  float alpha = 0.0F;
+  float scale = 0.0F;
+};
+
+template <Code K, class B>
+class Weights {
+ public:
+  using S = typename B::Scalar;
+  static constexpr bool full = K.trainable == Trainable::all;
+  static constexpr bool quantized = K.quant.kind == QuantKind::nf4;
+
+  /// Reads, quantizes and places every weight. `keep_dequantized` holds frozen linears dense as well.
+  Weights(B& backend, int layers, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
+      : values_(values),
+        layout_{with_layers(layers), K.lora, K.trainable},
+        adapters_(static_cast<std::size_t>(layers) * 7),
+        layers_(static_cast<std::size_t>(layers)),
+        arena_(bytes_needed(layers, keep_dequantized)) {
+    trained_ = arena_.template take<S>(layout_.total());
+    load(backend, source, keep_dequantized);
+  }
+
+  [[nodiscard]] const TrainedLayout& layout() const { return layout_; }
+  [[nodiscard]] int layers() const { return layout_.shape.layers; }
+  [[nodiscard]] const ModelValues& values() const { return values_; }
+  [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
+
+  /// Everything the optimizer changes: (layout().total()).
+  [[nodiscard]] S* trained() { return trained_; }
+  [[nodiscard]] const S* trained() const { return trained_; }
+
+  [[nodiscard]] const S* embedding() const { return embedding_; }
+  [[nodiscard]] const S* head() const { return head_; }
+  [[nodiscard]] const S* final_norm() const { return final_norm_; }
+  [[nodiscard]] const S* norm(int layer, int which) const {
+    return layers_[static_cast<std::size_t>(layer)].norm[which];
+  }
+
+  /// One group of a layer, with adapters or as the base model.
+  template <Group G>
+  [[nodiscard]] QLinear<K, G, B> linear(int layer) const {
+    QLinear<K, G, B> group;
+    for (int i = 0; i < part_count(G); ++i) {
+      const Proj one = part(G, i);
+      LinearPart<S>& here = group.parts[static_cast<std::size_t>(i)];
+      here.weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(first_part(G) + i)];
+      if constexpr (!full) {
+        if (adapters_on_ && contains(K.lora.targets, one)) {
+          here.a = trained_ + layout_.a(layer, one);
+          here.b = trained_ + layout_.b(layer, one);
+          here.scale = S(adapter(layer, one).scale);
+        }
+      }
+    }
+    return group;
+  }
+
+  /// With adapters off the model is its base, to the bit.
+  void use_adapters(bool on) { adapters_on_ = on; }
+  [[nodiscard]] bool uses_adapters() const { return adapters_on_; }
+
+  [[nodiscard]] const AdapterState& adapter(int layer, Proj one) const { return adapters_[slot(layer, one)]; }
+
+  /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
+  /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
+  void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
+    for_each_target([&](int layer, Proj one) {
+      int rank = rule.rank > 0 ? rule.rank : K.lora.rank;
+      float alpha = rule.alpha;
+      for (const AdapterOverride& special : rule.overrides) {
+        if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, one)) continue;
+        if (special.rank > 0) rank = special.rank;
+        if (special.alpha > 0.0F) alpha = special.alpha;
+      }
+      set_adapter(layer, one, rank, alpha, rule.rank_stabilized);
+      const int in = cols_of(K.shape, one);
+      const float bound = 1.0F / std::sqrt(static_cast<float>(in));
+      std::vector<float> a(static_cast<std::size_t>(K.lora.rank) * static_cast<std::size_t>(in), 0.0F);
+      for (int r = 0; r < rank; ++r) {
+        for (int c = 0; c < in; ++c) {
+          const auto words =
+              philox({static_cast<std::uint32_t>(c), static_cast<std::uint32_t>(r), static_cast<std::uint32_t>(layer),
+                      use_word(RandomUse::adapter_init, static_cast<std::uint32_t>(one))},
+                     seed);
+          a[static_cast<std::size_t>(r * in + c)] = (2.0F * unit_float(words[0]) - 1.0F) * bound;
+        }
+      }
+      backend.upload(a, false, trained_ + layout_.a(layer, one));
+      backend.zero(trained_ + layout_.b(layer, one), std::int64_t{rows_of(K.shape, one)} * K.lora.rank);
+    });
+  }
+
+  /// Sets one adapter from A (rank, in) and B (out, rank); what is left up to the cap becomes zero.
+  void load_adapter(B& backend, int layer, Proj one, int rank, float alpha, bool rank_stabilized,
+                    std::span<const float> a, std::span<const float> b) {
+    QLORA_EXPECTS(contains(K.lora.targets, one), name_of(one), " has an adapter, but is no target of this config");
+    const auto in = static_cast<std::size_t>(cols_of(K.shape, one));
+    const auto out = static_cast<std::size_t>(rows_of(K.shape, one));
+    set_adapter(layer, one, rank, alpha, rank_stabilized);
+    const auto r = static_cast<std::size_t>(rank);
+    QLORA_EXPECTS(a.size() == r * in && b.size() == out * r, "adapter of layer ", layer, " ", name_of(one), " has ",
+                  a.size(), " and ", b.size(), " values, rank ", rank, " needs ", r * in, " and ", out * r);
+    constexpr auto cap = static_cast<std::size_t>(K.lora.rank);
+    std::vector<float> padded(cap * in, 0.0F);
+    std::copy(a.begin(), a.end(), padded.begin());
+    backend.upload(padded, false, trained_ + layout_.a(layer, one));
+    padded.assign(out * cap, 0.0F);
+    for (std::size_t row = 0; row < out; ++row) {
+      for (std::size_t col = 0; col < r; ++col) padded[row * cap + col] = b[row * r + col];
+    }
+    backend.upload(padded, false, trained_ + layout_.b(layer, one));
+  }
+
+  /// One adapter without its padding: A (rank, in), B (out, rank).
+  void save_adapter(const B& backend, int layer, Proj one, std::vector<float>& a, std::vector<float>& b) const {
+    const auto in = static_cast<std::size_t>(cols_of(K.shape, one));
+    const auto out = static_cast<std::size_t>(rows_of(K.shape, one));
+    const auto rank = static_cast<std::size_t>(adapter(layer, one).rank);
+    constexpr auto cap = static_cast<std::size_t>(K.lora.rank);
+    a.resize(rank * in);
+    backend.download(trained_ + layout_.a(layer, one), a);
+    std::vector<float> padded(out * cap);
+    backend.download(trained_ + layout_.b(layer, one), padded);
+    b.resize(out * rank);
+    for (std::size_t row = 0; row < out; ++row) {
+      for (std::size_t col = 0; col < rank; ++col) b[row * rank + col] = padded[row * cap + col];
+    }
+  }
+
+  /// Calls visit(layer, projection) for every adapter.
+  template <class Visit>
+  void for_each_target(Visit&& visit) const {
+    for (int layer = 0; layer < layers(); ++layer) {
+      for (const Proj one : all_projections) {
+        if (contains(K.lora.targets, one)) visit(layer, one);
+      }
+    }
+  }
+
+  /// A dequantized or dense linear weight (out, in), in float: for merging and for looking at.
+  [[nodiscard]] std::vector<float> dense_weight(B& backend, int layer, Proj one) const {
+    const Weight<S>& weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(one))];
+    const auto count = static_cast<std::size_t>(layout_.matrix(one));
+    std::vector<float> out(count);
+    if (weight.dense != nullptr) {
+      backend.download(weight.dense, out);
+    } else {
+      typename B::Arena scratch(arena_bytes(static_cast<std::int64_t>(count * sizeof(S))));
+      S* values = scratch.template take<S>(static_cast<std::int64_t>(count));
+      backend.dequantize(weight.nf4, layout_.matrix(one), K.quant, values);
+      backend.download(values, out);
+    }
+    return out;
+  }
+
+  /// Trained tensors by their Hugging Face names, with offsets into trained(): visit(name, rows, cols, offset).
+  template <class Visit>
+  void for_each_trained(Visit&& visit) const {
+    const Shape& s = layout_.shape;
+    const auto layer_name = [](int layer) { return "model.layers." + std::to_string(layer) + "."; };
+    if constexpr (full) {
+      visit(std::string("model.embed_tokens.weight"), s.vocab, s.dim, std::int64_t{0});
+      for (int layer = 0; layer < s.layers; ++layer) {
+        visit(layer_name(layer) + "input_layernorm.weight", 1, s.dim, layout_.norm(layer, 0));
+        visit(layer_name(layer) + "post_attention_layernorm.weight", 1, s.dim, layout_.norm(layer, 1));
+        for (const Proj one : all_projections) {
+          visit(layer_name(layer) + std::string(name_of(one)) + ".weight", rows_of(s, one), cols_of(s, one),
+                layout_.weight(layer, one));
+        }
+      }
+      visit(std::string("model.norm.weight"), 1, s.dim, layout_.final_norm());
+      if (!s.tied_embeddings) visit(std::string("lm_head.weight"), s.vocab, s.dim, layout_.head());
+    } else {
+      for_each_target([&](int layer, Proj one) {
+        const std::string base = layer_name(layer) + std::string(name_of(one));
+        visit(base + ".lora_A.weight", K.lora.rank, cols_of(s, one), layout_.a(layer, one));
+        visit(base + ".lora_B.weight", rows_of(s, one), K.lora.rank, layout_.b(layer, one));
+      });
+    }
+  }
+
+ private:
+  struct Layer {
+    const S* norm[2] = {nullptr, nullptr};
+    std::array<Weight<S>, 7> linear{};
+  };
+
+  [[nodiscard]] static constexpr Shape with_layers(int layers) {
+    Shape shape = K.shape;
+    shape.layers = layers;
+    return shape;
+  }
+  [[nodiscard]] static constexpr int index_of(Proj one) {
+    int index = 0;
+    while (all_projections[static_cast<std::size_t>(index)] != one) ++index;
+    return index;
+  }
+  [[nodiscard]] static std::size_t slot(int layer, Proj one) {
+    return static_cast<std::size_t>(layer) * 7 + static_cast<std::size_t>(index_of(one));
+  }
+  [[nodiscard]] static std::int64_t bytes_needed(int layers, bool keep_dequantized) {
+    Config config{.shape = with_layers(layers), .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
+    const MemoryPlan plan = memory_plan(config, Run{.seq = 1, .keep_dequantized = keep_dequantized},
+                                        Storage{.activation = sizeof(S), .frozen = sizeof(S), .trained = sizeof(S)});
+    return plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] + plan[Purpose::dense_linears] +
+           plan[Purpose::embedding_head] + plan[Purpose::trained];
+  }
+
+  void set_adapter(int layer, Proj one, int rank, float alpha, bool rank_stabilized) {
+    QLORA_EXPECTS(rank > 0 && rank <= K.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(one),
+                  " is outside 1 to ", K.lora.rank, ", the cap that was compiled in");
+    const auto r = static_cast<float>(rank);
+    adapters_[slot(layer, one)] = {rank, alpha, alpha / (rank_stabilized ? std::sqrt(r) : r)};
+  }
+
+  [[nodiscard]] static TensorRef fetch(const TensorSource& source, const std::string& name, std::int64_t rows,
+                                       std::int64_t cols) {
+    const std::optional<TensorRef> tensor = source(name);
+    QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name);
+    QLORA_EXPECTS(tensor->size() == rows * cols, name, " has ", tensor->size(), " values, this config needs ", rows,
+                  " x ", cols);
+    return *tensor;
+  }
+
+  /// Reads a tensor into `to`, or into fresh frozen memory when it is not trained.
+  const S* place(B& backend, const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols,
+                 S* to, bool stored) {
+    const TensorRef tensor = fetch(source, name, rows, cols);
+    host_.resize(static_cast<std::size_t>(rows * cols));
+    read_floats(tensor, 0, host_);
+    if (to == nullptr) to = arena_.template take<S>(rows * cols);
+    backend.upload(host_, stored && !full, to);
+    return to;
+  }
+
+  [[nodiscard]] Weight<S> quantize(B& backend, const TensorSource& source, const std::string& name, int rows, int cols,
+                                   bool keep_dequantized) {
+    const TensorRef tensor = fetch(source, name, rows, cols);
+    host_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols));
+    read_floats(tensor, 0, host_);
+    const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, K.quant);
+    Nf4Target target;
+    Weight<S> weight{.rows = rows};
+    target.codes = arena_.template take<std::uint8_t>(sizes.code_bytes);
+    if (sizes.nested > 0) {
+      absmax_.resize(static_cast<std::size_t>(sizes.blocks));
+      target.absmax = absmax_.data();
+      target.absmax8 = arena_.template take<std::uint8_t>(sizes.blocks);
+      target.nested = arena_.template take<float>(sizes.nested);
+      target.offset = &weight.nf4.offset;
+    } else {
+      target.absmax = arena_.template take<float>(sizes.blocks);
+      weight.nf4.absmax = target.absmax;
+    }
+    backend.quantize(host_, K.quant, target);
+    weight.nf4.codes = target.codes;
+    weight.nf4.absmax8 = target.absmax8;
+    weight.nf4.nested = target.nested;
+    weight.nf4.state = tensor.dtype;
+    if (keep_dequantized) {
+      S* dense = arena_.template take<S>(sizes.elements);
+      backend.dequantize(weight.nf4, sizes.elements, K.quant, dense);
+      weight.dense = dense;
+    }
+    return weight;
+  }
+
+  void load(B& backend, const TensorSource& source, bool keep_dequantized) {
+    const Shape& s = layout_.shape;
+    const auto to = [&](std::int64_t offset) { return full ? trained_ + offset : nullptr; };
+    embedding_ = place(backend, source, "model.embed_tokens.weight", s.vocab, s.dim, to(0), true);
+    for (int l = 0; l < s.layers; ++l) {
+      Layer& layer = layers_[static_cast<std::size_t>(l)];
+      const std::string base = "model.layers." + std::to_string(l) + ".";
+      layer.norm[0] = place(backend, source, base + "input_layernorm.weight", 1, s.dim, to(layout_.norm(l, 0)), false);
+      layer.norm[1] =
+          place(backend, source, base + "post_attention_layernorm.weight", 1, s.dim, to(layout_.norm(l, 1)), false);
+      for (std::size_t i = 0; i < all_projections.size(); ++i) {
+        const Proj one = all_projections[i];
+        const std::string name = base + std::string(name_of(one)) + ".weight";
+        const int rows = rows_of(s, one);
+        const int cols = cols_of(s, one);
+        if constexpr (quantized) {
+          layer.linear[i] = quantize(backend, source, name, rows, cols, keep_dequantized);
+        } else {
+          layer.linear[i] = {.rows = rows,
+                             .dense = place(backend, source, name, rows, cols, to(layout_.weight(l, one)), true)};
+        }
+      }
+    }
+    final_norm_ = place(backend, source, "model.norm.weight", 1, s.dim, to(layout_.final_norm()), false);
+    head_ = s.tied_embeddings ? embedding_
+                              : place(backend, source, "lm_head.weight", s.vocab, s.dim, to(layout_.head()), true);
+    host_ = {};
+    absmax_ = {};
+  }
+
+  ModelValues values_;
+  TrainedLayout layout_;
+  std::vector<AdapterState> adapters_;
+  std::vector<Layer> layers_;
+  typename B::Arena arena_;
+  S* trained_ = nullptr;
+  const S* embedding_ = nullptr;
+  const S* head_ = nullptr;
+  const S* final_norm_ = nullptr;
+  bool adapters_on_ = true;
+  std::vector<float> host_;    // one tensor while loading
+  std::vector<float> absmax_;  // likewise
+};
+
+}  // namespace v0
+}  // namespace qlora
