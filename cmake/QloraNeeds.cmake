@@ -1,9 +1,12 @@
 # What a source file needs, read from its includes, so that tests, examples and benchmarks are found by folder alone:
 # a file links what it includes and is left out, with one line, when that is not there.
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS) of what FILE includes,
-# followed through the project's own headers.
+# qlora_needs(OUT FILE [SOURCES OUT2]): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS) of what
+# FILE includes, followed through the project's own headers. OUT2 gets FILE and the .cpp files that stand beside a header
+# that it includes (the program's parts have them), so that a test of such a part links it.
 function(qlora_needs out file)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "SOURCES" "")
+  set(companions "${file}")
   set(todo "${file}")
   set(seen)
   set(needs)
@@ -13,13 +16,19 @@ function(qlora_needs out file)
       continue()
     endif()
     list(APPEND seen "${path}")
+    string(REGEX REPLACE "[.]hpp$" ".cpp" companion "${path}")
+    if(NOT companion STREQUAL path AND EXISTS "${companion}")
+      list(APPEND companions "${companion}")
+      list(APPEND todo "${companion}")
+    endif()
     file(STRINGS "${path}" lines REGEX "^[ \t]*#[ \t]*include[ \t]*[<\"]")
     cmake_path(GET path PARENT_PATH folder)
     foreach(line IN LISTS lines)
       string(REGEX REPLACE "^[^<\"]*[<\"]([^>\"]*).*$" "\\1" name "${line}")
       foreach(root IN ITEMS "${folder}" "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}/configs")
         if(EXISTS "${root}/${name}")
-          list(APPEND todo "${root}/${name}")
+          cmake_path(SET found NORMALIZE "${root}/${name}")
+          list(APPEND todo "${found}")
           break()
         endif()
       endforeach()
@@ -46,6 +55,10 @@ function(qlora_needs out file)
   endwhile()
   list(REMOVE_DUPLICATES needs)
   set(${out} "${needs}" PARENT_SCOPE)
+  if(arg_SOURCES)
+    list(REMOVE_DUPLICATES companions)
+    set(${arg_SOURCES} "${companions}" PARENT_SCOPE)
+  endif()
 endfunction()
 
 # qlora_missing(OUT NEED...): those of the needs that this build does not have.
@@ -80,20 +93,23 @@ endfunction()
 # ("test", "example", "benchmark") only words that line. Afterwards if(TARGET name) tells.
 function(qlora_executable target kind)
   set(needs)
+  set(sources)
   foreach(source IN LISTS ARGN)
-    qlora_needs(these "${source}")
+    qlora_needs(these "${source}" SOURCES beside)
     list(APPEND needs ${these})
+    list(APPEND sources ${beside})
   endforeach()
   list(REMOVE_DUPLICATES needs)
+  list(REMOVE_DUPLICATES sources)
   qlora_missing(missing ${needs})
   if(missing)
     list(JOIN missing ", " missing)
     message(STATUS "qlora: ${kind} ${target} is left out: without ${missing}")
     return()
   endif()
-  add_executable(${target} ${ARGN})
+  add_executable(${target} ${sources})
   qlora_link_needs(${target} ${needs})
   qlora_warnings(${target})
   set_property(TARGET ${target} PROPERTY QLORA_NEEDS "${needs}")
-  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN}) # a new include may be a new need
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${sources}) # a new include may be a new need
 endfunction()
