@@ -24,16 +24,10 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/text/message.hpp"
 
 namespace qlora {
 inline namespace v0 {
-
-/// One turn of a chat.
-struct Message {
-  std::string role;
-  std::string content;
-  bool operator==(const Message&) const = default;
-};
 
 /// A piece of training text and where it came from. A chat has messages and no text.
 struct Document {

@@ -1,4 +1,4 @@
-// qlora/text/message.hpp — one turn of a conversation.
+// qlora/text/message.hpp — one turn of a conversation. Apart from document.hpp, so that the chat form needs std only.
 #pragma once
 
 #include <string>
@@ -10,6 +10,7 @@ inline namespace v0 {
 struct Message {
   std::string role;
   std::string content;
+  bool operator==(const Message&) const = default;
 };
 
 }  // namespace v0
