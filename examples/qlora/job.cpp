@@ -198,7 +198,7 @@ Keys<MergeSection> merge_keys() {
 
 Keys<CompareSection> compare_keys() {
   return {path("questions", &CompareSection::questions, "questions that all models answer (.jsonl or .txt)"),
-          path("probes", &CompareSection::probes, "facts with their answers (.jsonl), scored"),
+          list("probes", &CompareSection::probes, "files of facts with their answers (.jsonl), scored"),
           number("max_new_tokens", &CompareSection::max_new_tokens, 1, 1e6, "tokens of an answer at most"),
           number("top_p", &CompareSection::top_p, 0.0001, 1, "nucleus that is sampled from"),
           number("temperature", &CompareSection::temperature, 0, 100, "0 is greedy"),

@@ -62,7 +62,7 @@ struct MergeSection {
 
 struct CompareSection {
   std::filesystem::path questions;
-  std::filesystem::path probes;
+  std::vector<std::filesystem::path> probes;
   int max_new_tokens = 200;
   double top_p = 0.9;
   double temperature = 0.01;

@@ -9,6 +9,7 @@
 #include "interrupt.hpp"
 #include "job.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/lock.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
@@ -50,6 +51,12 @@ Result settings_of(const CompareSection& c) {
   return {{"max_new_tokens", c.max_new_tokens}, {"top_p", c.top_p}, {"temperature", c.temperature}, {"seed", c.seed}};
 }
 
+Result paths_of(const std::vector<fs::path>& paths) {
+  Result list = Result::array();
+  for (const fs::path& path : paths) list.push_back(path.string());
+  return list;
+}
+
 /// The job as it was understood: what `--check` shows, and the page's table of settings.
 Result describe(const Job& job) {
   Result arms = Result::object();
@@ -60,12 +67,10 @@ Result describe(const Job& job) {
     arms[arm.name]["replay_limit"] = arm.train.replay_limit;
   }
   Result data = settings_of(job.data);
-  Result files = Result::array();
-  for (const auto& file : job.data.files) files.push_back(file.string());
-  data["files"] = files;
+  data["files"] = paths_of(job.data.files);
   Result compare = settings_of(job.compare);
   compare["questions"] = job.compare.questions.string();
-  compare["probes"] = job.compare.probes.string();
+  compare["probes"] = paths_of(job.compare.probes);
   return {{"model", {{"path", job.model.path.string()}}},
           {"data", data},
           {"pack", {{"seq", job.pack.seq}, {"compat", job.pack.compat}}},
@@ -153,9 +158,8 @@ class JobRun {
       settings.adapters.emplace_back(arm.name, adapter(arm.name));
       inputs.push_back(settings.adapters.back().second);
     }
-    for (const fs::path& file : {job_.compare.questions, job_.compare.probes}) {
-      if (!file.empty()) inputs.push_back(file);
-    }
+    if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
+    inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
     const fs::path answers = out_ / "comparison.json";
     return step({"compare", settings_of(job_.compare), inputs, {answers}, [&] {
                    const Result comparison = run_compare(settings, context_.progress);
@@ -215,7 +219,7 @@ Result run_job(const RunOptions& options, Context& context) {
     return plan;
   }
   fs::create_directories(job.output.dir);
-  const RunLock lock(job.output.dir);
+  const RunLock lock(job.output.dir / "run.lock");
   return JobRun(job, options, context).run();
 }
 
