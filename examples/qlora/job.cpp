@@ -169,7 +169,9 @@ Keys<DataSection> data_keys() {
 
 Keys<PackSection> pack_keys() {
   return {number("seq", &PackSection::seq, 8, 1 << 20, "tokens in a window"),
-          text("compat", &PackSection::compat, {"none", "article"}, "how tokens are cut into windows")};
+          text("compat", &PackSection::compat, {"none", "article"}, "article: one stream, no end marks, rest dropped"),
+          text("labels", &PackSection::labels, {"all", "answers"}, "what is learned of a chat"),
+          text("split", &PackSection::split, {"carry", "pad"}, "whether a document may be cut to fill a window")};
 }
 
 Keys<TrainSection> train_keys() {

@@ -28,6 +28,8 @@ struct DataSection {
 struct PackSection {
   int seq = 512;
   std::string compat = "none";
+  std::string labels = "all";
+  std::string split = "carry";
 };
 
 struct TrainSection {

@@ -47,6 +47,10 @@ Result settings_of(const DataSection& d) {
   return {{"urls", d.urls}, {"compat", d.compat}, {"allow_private", d.allow_private}, {"max_bytes", d.max_bytes}};
 }
 
+Result settings_of(const PackSection& p) {
+  return {{"seq", p.seq}, {"compat", p.compat}, {"labels", p.labels}, {"split", p.split}};
+}
+
 Result settings_of(const CompareSection& c) {
   return {{"max_new_tokens", c.max_new_tokens}, {"top_p", c.top_p}, {"temperature", c.temperature}, {"seed", c.seed}};
 }
@@ -73,7 +77,7 @@ Result describe(const Job& job) {
   compare["probes"] = paths_of(job.compare.probes);
   return {{"model", {{"path", job.model.path.string()}}},
           {"data", data},
-          {"pack", {{"seq", job.pack.seq}, {"compat", job.pack.compat}}},
+          {"pack", settings_of(job.pack)},
           {"arms", arms},
           {"merge", {{"arm", job.merge.arm}, {"shard_bytes", job.merge.shard_bytes}}},
           {"compare", compare},
@@ -119,12 +123,9 @@ class JobRun {
     std::vector<fs::path> inputs{pages(), job_.model.path / "tokenizer.model"};
     if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
     fs::create_directories(settings.out.parent_path());
-    const Result result =
-        step({"pack " + arm.name,
-              {{"seq", job_.pack.seq}, {"compat", job_.pack.compat}, {"limit", arm.train.replay_limit}},
-              inputs,
-              {settings.out},
-              [&] { return run_pack(settings, context_.progress); }});
+    const Result result = step({"pack " + arm.name, pack_settings, inputs, {settings.out}, [&] {
+                                  return run_pack(settings, context_.progress);
+                                }});
     context_.out << "pack " << arm.name << ": " << result.value("documents", 0) << " documents, of these "
                  << result.value("replayed", 0) << " replayed; " << result.value("windows", 0) << " windows, "
                  << result.value("tokens", 0) << " tokens\n";
