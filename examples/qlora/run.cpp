@@ -123,6 +123,8 @@ class JobRun {
     std::vector<fs::path> inputs{pages(), job_.model.path / "tokenizer.model"};
     if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
     fs::create_directories(settings.out.parent_path());
+    Result pack_settings = settings_of(job_.pack);
+    pack_settings["replay_limit"] = arm.train.replay_limit;
     const Result result = step({"pack " + arm.name, pack_settings, inputs, {settings.out}, [&] {
                                   return run_pack(settings, context_.progress);
                                 }});
