@@ -1,0 +1,257 @@
+// qlora/io/safetensors.hpp — the safetensors file format: mapped reader. The writer is io/safetensors_writer.hpp.
+// Layout: u64 little-endian N, a JSON header of N bytes, then the tensors' bytes without holes.
+// What may not change: every file accepted here is accepted by the reference implementation, and means the same there.
+// Stricter than the reference: repeated keys, unknown keys, more than 8 dimensions, more than a million tensors and
+// element types that nothing here computes with are refused.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/dtype.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/tensor.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+static_assert(std::endian::native == std::endian::little, "tensor files are little-endian and are mapped as they are");
+
+namespace detail {
+
+inline constexpr std::uint64_t max_safetensors_header = 100'000'000;  // the reference's own limit
+inline constexpr std::size_t max_safetensors_tensors = 1'000'000;
+inline constexpr std::size_t max_safetensors_dims = 8;
+
+/// One tensor of a header; begin and end count from the first byte after it.
+struct SafetensorsEntry {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+
+/// Bytes of a tensor, or nothing when a product overflows; dimensions are multiplied in order, as the reference does.
+[[nodiscard]] inline std::optional<std::uint64_t> checked_bytes(DType dtype, std::span<const std::int64_t> shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t dim : shape) {
+    if (dim < 0 || __builtin_mul_overflow(count, dim, &count)) return std::nullopt;
+  }
+  if (__builtin_mul_overflow(count, static_cast<std::int64_t>(size_of(dtype)), &count)) return std::nullopt;
+  return static_cast<std::uint64_t>(count);
+}
+
+[[nodiscard]] inline std::optional<DType> dtype_named(std::string_view name) {
+  for (const DType type : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i64, DType::i32, DType::i16,
+                           DType::i8, DType::u8, DType::boolean}) {
+    if (name_of(type) == name) return type;
+  }
+  return std::nullopt;
+}
+
+/// Reads a header in one pass, without a document tree: 400,000 tensors make a header of 45 MB.
+class SafetensorsHeader final : public JsonHandler {
+ public:
+  using JsonHandler::JsonHandler;
+  std::vector<SafetensorsEntry> entries;
+  std::map<std::string, std::string> metadata;
+
+  bool null() override { refuse("null"); }
+  bool boolean(bool /*value*/) override { refuse("a boolean"); }
+  bool number_integer(number_integer_t /*value*/) override { refuse("a negative number"); }
+  bool number_float(number_float_t /*value*/, const string_t& text) override { refuse("the number ", excerpt(text)); }
+  bool number_unsigned(number_unsigned_t value) override {
+    if (at_ == At::shape) {
+      if (value > std::uint64_t{INT64_MAX}) refuse("the dimension ", value);
+      if (entries.back().shape.size() == max_safetensors_dims)
+        refuse("more than ", max_safetensors_dims, " dimensions");
+      entries.back().shape.push_back(static_cast<std::int64_t>(value));
+    } else if (at_ == At::offsets) {
+      if (offsets_ == 2) refuse("more than two data_offsets");
+      (offsets_++ == 0 ? entries.back().begin : entries.back().end) = value;
+    } else {
+      refuse("a number");
+    }
+    return true;
+  }
+  bool string(string_t& value) override {
+    if (at_ == At::metadata) {
+      metadata[key_] = std::move(value);
+    } else if (at_ == At::entry && key_ == "dtype") {
+      const auto dtype = dtype_named(value);
+      if (!dtype) refuse("the element type '", excerpt(value), "', which is not read here,");
+      entries.back().dtype = *dtype;
+    } else {
+      refuse("a string");
+    }
+    return true;
+  }
+  bool start_object(std::size_t /*elements*/) override {
+    if (at_ == At::outside) {
+      at_ = At::top;
+    } else if (at_ == At::top && key_ == "__metadata__") {
+      at_ = At::metadata;
+    } else if (at_ == At::top) {
+      if (entries.size() == max_safetensors_tensors) fail("more than ", max_safetensors_tensors, " tensors");
+      if (key_.find('\0') != std::string::npos) refuse("a NUL in its name");
+      entries.emplace_back().name = key_;
+      seen_ = offsets_ = 0;
+      at_ = At::entry;
+    } else {
+      refuse("an object");
+    }
+    return true;
+  }
+  bool end_object() override {
+    if (at_ == At::entry && (seen_ != 7 || offsets_ != 2)) {
+      fail("tensor '", excerpt(entries.back().name), "' must have dtype, shape and two data_offsets");
+    }
+    at_ = at_ == At::top ? At::outside : At::top;
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (at_ == At::entry) {
+      const unsigned bit = name == "dtype" ? 1U : name == "shape" ? 2U : name == "data_offsets" ? 4U : 0U;
+      if (bit == 0) refuse("the unknown key '", excerpt(name), "'");
+      if ((seen_ & bit) != 0) refuse("two keys '", name, "'");
+      seen_ |= bit;
+    } else if (at_ == At::metadata) {
+      if (!metadata.emplace(name, "").second) fail("two metadata keys '", excerpt(name), "'");
+    } else if (name == "__metadata__") {
+      if (has_metadata_) fail("two keys '__metadata__'");
+      has_metadata_ = true;
+    }
+    key_ = std::move(name);
+    return true;
+  }
+  bool start_array(std::size_t /*elements*/) override {
+    if (at_ != At::entry || key_ == "dtype") refuse("an array");
+    at_ = key_ == "shape" ? At::shape : At::offsets;
+    return true;
+  }
+  bool end_array() override {
+    at_ = At::entry;
+    return true;
+  }
+
+ private:
+  enum class At { outside, top, metadata, entry, shape, offsets };
+  template <class... Parts>
+  [[noreturn]] void refuse(const Parts&... parts) const {
+    const bool in_entry = at_ == At::entry || at_ == At::shape || at_ == At::offsets;
+    fail(parts..., " does not belong into ",
+         in_entry ? "tensor '" + excerpt(entries.back().name) + "'" : "the header at '" + excerpt(key_) + "'");
+  }
+
+  At at_ = At::outside;
+  std::string key_;
+  unsigned seen_ = 0;  // keys of the present entry, one bit each
+  unsigned offsets_ = 0;
+  bool has_metadata_ = false;
+};
+
+/// Checks that the tensors fill [0, data_bytes) without hole or overlap, and that no name stands twice.
+/// Leaves the entries sorted by name.
+inline void check_safetensors_entries(std::vector<SafetensorsEntry>& entries, std::uint64_t data_bytes,
+                                      std::string_view what) {
+  const auto by_place = [](const auto& a, const auto& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  };
+  std::sort(entries.begin(), entries.end(), by_place);
+  std::uint64_t expected = 0;
+  for (const SafetensorsEntry& entry : entries) {
+    const auto bytes = checked_bytes(entry.dtype, entry.shape);
+    if (entry.begin != expected || entry.end < entry.begin || !bytes || entry.end - entry.begin != *bytes) {
+      throw Error(concat(what, ": tensor '", excerpt(entry.name), "' at bytes ", entry.begin, " to ", entry.end,
+                         entry.begin != expected ? " leaves a hole or overlaps its neighbour"
+                                                 : " does not fit its shape and element type"));
+    }
+    expected = entry.end;
+  }
+  if (expected != data_bytes) {
+    throw Error(concat(what, ": the header describes ", expected, " data bytes, the file has ", data_bytes,
+                       "; it was cut or damaged, fetch it again"));
+  }
+  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  const auto twice =
+      std::adjacent_find(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.name == b.name; });
+  if (twice != entries.end()) throw Error(concat(what, ": two tensors are named '", excerpt(twice->name), "'"));
+}
+
+}  // namespace detail
+
+/// A mapped safetensors file, checked in full when it is opened. TensorRefs point into the map and live as long as it.
+class SafetensorsFile {
+ public:
+  /// Throws Error naming the file for everything that is not exactly a safetensors file.
+  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path), file_(path) { parse(); }
+
+  /// The tensor of that name, or nothing.
+  [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
+    const auto found = std::lower_bound(entries_.begin(), entries_.end(), name,
+                                        [](const auto& entry, std::string_view wanted) { return entry.name < wanted; });
+    if (found == entries_.end() || found->name != name) return std::nullopt;
+    return TensorRef{found->dtype, found->shape, data_.subspan(found->begin, found->end - found->begin)};
+  }
+  /// The tensor of that name; throws Error naming file and tensor when it is not there.
+  [[nodiscard]] TensorRef at(std::string_view name) const {
+    auto tensor = find(name);
+    if (!tensor) throw Error(detail::concat(path_.string(), ": has no tensor '", detail::excerpt(name), "'"));
+    return *std::move(tensor);
+  }
+  /// All names, sorted.
+  [[nodiscard]] std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    names.reserve(entries_.size());
+    for (const auto& entry : entries_) names.push_back(entry.name);
+    return names;
+  }
+  [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  /// Finds by name; valid as long as this object stays where it is.
+  [[nodiscard]] TensorSource source() const {
+    return [this](std::string_view name) { return find(name); };
+  }
+
+ private:
+  void parse() {
+    const std::string what = path_.string();
+    const std::span<const std::byte> bytes = file_.bytes();
+    if (bytes.size() < 8) throw Error(detail::concat(what, ": too short for a safetensors file"));
+    std::uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), 8);
+    if (length > detail::max_safetensors_header || length > bytes.size() - 8) {
+      throw Error(detail::concat(what, ": not a safetensors file, or cut off: its header would have ", length,
+                                 " bytes, the file has ", bytes.size()));
+    }
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, static_cast<std::size_t>(length));
+    detail::refuse_odd_json_bytes(text, what);
+    detail::SafetensorsHeader header(what);
+    Json::sax_parse(text.begin(), text.end(), &header);
+    data_ = bytes.subspan(8 + static_cast<std::size_t>(length));
+    detail::check_safetensors_entries(header.entries, data_.size(), what);
+    entries_ = std::move(header.entries);
+    metadata_ = std::move(header.metadata);
+  }
+
+  std::filesystem::path path_;
+  MappedFile file_;
+  std::span<const std::byte> data_;
+  std::vector<detail::SafetensorsEntry> entries_;  // sorted by name
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace v0
+}  // namespace qlora
