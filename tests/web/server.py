@@ -74,8 +74,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
             body = b"".join(squeeze.compress(b"A" * (1 << 20)) for _ in range(200)) + squeeze.flush()
             self.reply(body, Content_Encoding="gzip")
-        elif path == "/cutgzip":
-            self.reply(gzip.compress(b"".join(b"%d " % i for i in range(9999)))[:9000], Content_Encoding="gzip")
         elif path == "/notgzip":
             self.reply(PAGE, Content_Encoding="gzip")
         elif path == "/slow":  # under any speed limit: a byte every half second

@@ -35,8 +35,9 @@ namespace web {
 /// Limits of a fetch. The total covers redirects, retries and waits: no URL takes longer.
 struct FetchOptions {
   bool allow_private = false;  ///< reach private, loopback and link-local addresses, and use a proxy if one is set
-  std::size_t max_bytes = std::size_t{8} << 20;          ///< of a decoded body
-  std::size_t max_header_bytes = std::size_t{64} << 10;  ///< of one response
+  std::function<bool(const sockaddr*, std::size_t)> also_allow;  ///< addresses let through although not public
+  std::size_t max_bytes = std::size_t{8} << 20;                  ///< of a decoded body
+  std::size_t max_header_bytes = std::size_t{64} << 10;          ///< of one response
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds total_timeout{30'000};
   long low_speed_bytes = 1024;  ///< a body slower than this per second ...
@@ -209,7 +210,14 @@ inline std::size_t on_header(char* data, std::size_t size, std::size_t count, vo
 
 inline curl_socket_t on_socket(void* user, curlsocktype, curl_sockaddr* address) noexcept {
   auto& transfer = *static_cast<Transfer*>(user);
-  if (!transfer.options->allow_private && !is_public_address(&address->addr, address->addrlen)) {
+  const FetchOptions& options = *transfer.options;
+  bool allowed = options.allow_private || is_public_address(&address->addr, address->addrlen);
+  try {
+    allowed = allowed || (options.also_allow && options.also_allow(&address->addr, address->addrlen));
+  } catch (...) {
+    allowed = false;
+  }
+  if (!allowed) {
     transfer.refusal = "it is not on the public internet; pass --allow-private for your own servers";
     return CURL_SOCKET_BAD;
   }
