@@ -1,0 +1,199 @@
+// qlora/io/safetensors_writer.hpp — writes safetensors files piece by piece, so that no tensor need fit in memory.
+// What may not change: the header's order and spelling. A file written here from the tensors of one that the reference
+// implementation wrote has the same bytes (tests/safetensors_test.cpp does that with the golden files).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/dtype.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/safetensors.hpp"
+#include "qlora/tensor.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// What a file is told about a tensor before its bytes come.
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+};
+
+namespace detail {
+
+/// Wide types first, so that every tensor is aligned; among equals the reference's order.
+[[nodiscard]] constexpr int safetensors_rank(DType type) {
+  constexpr DType order[] = {DType::i64, DType::f64, DType::f32, DType::i32, DType::bf16,
+                             DType::f16, DType::i16, DType::i8,  DType::u8,  DType::boolean};
+  int rank = 0;
+  while (order[rank] != type) ++rank;
+  return rank;
+}
+
+/// Converts to a floating type of the file. Throws Error naming the tensor when a value is not finite in that type.
+inline void encode_floats(std::span<const float> values, DType dtype, std::string_view name,
+                          std::vector<std::byte>& out) {
+  out.resize(values.size() * size_of(dtype));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(rounded_to(dtype, values[i]))) {
+      throw Error(concat("the value ", values[i], " in tensor '", excerpt(name), "' is not finite in ", name_of(dtype),
+                         std::isfinite(values[i]) ? "; write a type with more range" : ""));
+    }
+    std::byte* place = out.data() + i * size_of(dtype);
+    const auto put = [place](auto stored) { std::memcpy(place, &stored, sizeof stored); };
+    if (dtype == DType::f16) {
+      put(to_f16(values[i]));
+    } else if (dtype == DType::bf16) {
+      put(to_bf16(values[i]));
+    } else if (dtype == DType::f64) {
+      put(static_cast<double>(values[i]));
+    } else {
+      put(values[i]);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Writes one file. The tensors are named at the start; their bytes come in any order and in pieces; finish() makes the
+/// file durable under its name. Without finish() nothing is left behind.
+class SafetensorsWriter {
+ public:
+  /// Reserves the file's full size. Throws Error for two equal names, impossible shapes and a full disk.
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}})
+      : file_(path) {
+    std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
+      return std::pair(detail::safetensors_rank(a.dtype), std::string_view(a.name)) <
+             std::pair(detail::safetensors_rank(b.dtype), std::string_view(b.name));
+    });
+    std::uint64_t end = 0;
+    for (TensorInfo& tensor : tensors) {
+      const auto bytes = detail::checked_bytes(tensor.dtype, tensor.shape);
+      if (!bytes || tensor.shape.size() > detail::max_safetensors_dims || tensor.name == "__metadata__" ||
+          __builtin_add_overflow(end, *bytes, &end)) {
+        throw Error(detail::concat(path.string(), ": cannot hold a tensor '", detail::excerpt(tensor.name),
+                                   "' of this name and shape"));
+      }
+      std::string name = tensor.name;
+      const Part part{std::move(tensor), end - *bytes, *bytes, 0};
+      if (!parts_.emplace(name, part).second) {
+        throw Error(detail::concat(path.string(), ": two tensors are named '", detail::excerpt(name), "'"));
+      }
+      order_.push_back(std::move(name));
+    }
+    const std::string head = header(metadata);
+    data_begin_ = head.size();
+    if (data_begin_ - 8 > detail::max_safetensors_header)
+      throw Error(path.string() + ": too many tensors for one file");
+    file_.reserve(data_begin_ + end);
+    file_.write_at(0, std::as_bytes(std::span(head)));
+  }
+
+  /// Writes a piece of a tensor, `offset` bytes into it.
+  void write(std::string_view name, std::uint64_t offset, std::span<const std::byte> bytes) {
+    Part& part = at(name);
+    QLORA_EXPECTS(offset <= part.size && bytes.size() <= part.size - offset, "a piece of ", bytes.size(), " bytes at ",
+                  offset, " of tensor '", name, "', which has ", part.size);
+    file_.write_at(data_begin_ + part.begin + offset, bytes);
+    part.written += bytes.size();
+  }
+  void write(std::string_view name, std::span<const std::byte> bytes) { write(name, 0, bytes); }
+
+  /// Writes floats from element `first` on in the tensor's own type. Throws Error for values that it cannot hold.
+  void write_floats(std::string_view name, std::uint64_t first, std::span<const float> values) {
+    constexpr std::size_t step = 1U << 16;  // the buffer stays in the cache
+    const DType dtype = at(name).info.dtype;
+    QLORA_EXPECTS(dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f32 || dtype == DType::f64,
+                  "floats for tensor '", name, "', which holds ", name_of(dtype));
+    std::vector<std::byte> buffer;
+    for (std::size_t i = 0; i < values.size(); i += step) {
+      detail::encode_floats(values.subspan(i, std::min(step, values.size() - i)), dtype, name, buffer);
+      write(name, (first + i) * size_of(dtype), buffer);
+    }
+  }
+
+  /// Completes the file. Throws Error when a tensor's bytes did not all come.
+  void finish() {
+    for (const auto& [name, part] : parts_) {
+      QLORA_EXPECTS(part.written == part.size, "tensor '", name, "' of ", file_.path().string(), " got ", part.written,
+                    " of its ", part.size, " bytes");
+    }
+    file_.commit();
+  }
+  /// True once every byte has been written.
+  [[nodiscard]] bool complete() const {
+    return std::all_of(parts_.begin(), parts_.end(),
+                       [](const auto& one) { return one.second.written == one.second.size; });
+  }
+
+ private:
+  struct Part {
+    TensorInfo info;
+    std::uint64_t begin = 0;
+    std::uint64_t size = 0;
+    std::uint64_t written = 0;
+  };
+
+  [[nodiscard]] Part& at(std::string_view name) {
+    const auto found = parts_.find(name);
+    QLORA_EXPECTS(found != parts_.end(), file_.path().string(), " was not told of a tensor '", name, "'");
+    return found->second;
+  }
+
+  /// Length and JSON text, padded with spaces so that the data begins at a multiple of 8.
+  [[nodiscard]] std::string header(const std::map<std::string, std::string>& metadata) const {
+    std::string text = "{";
+    if (!metadata.empty()) text += "\"__metadata__\":" + compact(Json(metadata));
+    for (const std::string& name : order_) {
+      const Part& part = parts_.find(name)->second;
+      text += detail::concat(text.size() > 1 ? "," : "", compact(Json(name)), ":{\"dtype\":\"",
+                             name_of(part.info.dtype), "\",\"shape\":", compact(Json(part.info.shape)),
+                             ",\"data_offsets\":[", part.begin, ",", part.begin + part.size, "]}");
+    }
+    text += "}";
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const std::uint64_t length = text.size();
+    std::string head(8, '\0');
+    std::memcpy(head.data(), &length, 8);
+    return head + text;
+  }
+  [[nodiscard]] static std::string compact(const Json& value) {
+    std::string text = json_text(value, -1);
+    text.pop_back();  // the line end
+    return text;
+  }
+
+  AtomicFile file_;
+  std::map<std::string, Part, std::less<>> parts_;
+  std::vector<std::string> order_;  // as in the file
+  std::uint64_t data_begin_ = 0;
+};
+
+/// Writes a file from tensors that are all in memory.
+inline void write_safetensors(const std::filesystem::path& path,
+                              const std::vector<std::pair<std::string, TensorRef>>& tensors,
+                              const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
+  std::vector<TensorInfo> plan;
+  plan.reserve(tensors.size());
+  for (const auto& [name, tensor] : tensors) plan.push_back({name, tensor.dtype, tensor.shape});
+  SafetensorsWriter writer(path, std::move(plan), metadata);
+  for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes);
+  writer.finish();
+}
+
+}  // namespace v0
+}  // namespace qlora
