@@ -9,6 +9,7 @@
 //   linear(_backward)     a group of layers: X (T,K) -> Y (T,N), XA (T,parts R)          cpu/linear.hpp
 //   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp
 //   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp
+//   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp
 //   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp
 //   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp
 //   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp
@@ -50,6 +51,7 @@ concept Backend = requires(B& b, Mat<S, 64> x, Mat<const S, 64> in, Mat<S, 128> 
   b.rope(heads, w, w, ids, 1, wide);
   b.attention(heads, segments, Mat<const S, 128>{}, x, v, v, std::int64_t{});
   b.attention_backward(heads, segments, in, Mat<const S, 128>{}, in, w, wide, v, std::int64_t{});
+  b.store_kv(heads, cached, Mat<const S, 128>{});
   b.attention_cached(heads, cached, Mat<const S, 128>{}, x, v, std::int64_t{});
   b.swiglu(Mat<const S, 128>{}, x);
   b.swiglu_backward(in, Mat<const S, 128>{}, wide);

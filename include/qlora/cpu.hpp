@@ -112,6 +112,10 @@ class Cpu {
     cpu::attention_backward<N>(*pool_, qkv.rows, heads, segments, go.data, qkv.data, o.data, lse, gqkv.data, scratch,
                                scratch_per_worker);
   }
+  template <int Width>
+  void store_kv(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences, Mat<const S, Width> qkv) {
+    cpu::store_kv<S>(heads, sequences, qkv.data);
+  }
   template <int Width, int Out>
   void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences,
                         Mat<const S, Width> qkv, Mat<S, Out> o, S* scratch, std::int64_t scratch_per_worker) {

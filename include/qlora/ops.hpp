@@ -36,10 +36,10 @@ struct AttentionShape {
 /// One sequence that grows: its keys and values so far, to which `added` tokens were appended last.
 template <class S>
 struct CachedSequence {
-  const S* kv = nullptr;  ///< (capacity, 2KE): K key heads, then K value heads
-  int length = 0;         ///< tokens in the cache, the new ones included
-  int first = 0;          ///< row of its first new token in qkv and o
-  int added = 0;          ///< new tokens, at positions length - added ... length - 1
+  S* kv = nullptr;  ///< (capacity, 2KE): K key heads, then K value heads
+  int length = 0;   ///< tokens in the cache, the new ones included
+  int first = 0;    ///< row of its first new token in qkv and o
+  int added = 0;    ///< new tokens, at positions length - added ... length - 1
 };
 
 /// A matrix in NF4 that somebody else owns. Exactly one of absmax and absmax8 is set.

@@ -207,6 +207,20 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
   });
 }
 
+/// Appends keys and values of the new tokens, already rotated, to each sequence's cache.
+template <class S>
+void store_kv(const AttentionShape& shape, std::span<const CachedSequence<S>> sequences, const S* qkv) {
+  const std::int64_t kv_width = std::int64_t{2} * shape.kv_heads * shape.head_dim;
+  const std::int64_t query_width = std::int64_t{shape.heads} * shape.head_dim;
+  for (const CachedSequence<S>& sequence : sequences) {
+    for (int i = 0; i < sequence.added; ++i) {
+      const S* row = qkv + std::int64_t{sequence.first + i} * shape.width() + query_width;
+      S* to = sequence.kv + std::int64_t{sequence.length - sequence.added + i} * kv_width;
+      row_array(to, kv_width) = row_array(row, kv_width);
+    }
+  }
+}
+
 /// Attention of new tokens over cached keys and values; the decode-step twin of `attention`.
 template <class N, class S = typename N::S>
 void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<const CachedSequence<S>> sequences,

@@ -1,0 +1,72 @@
+# What the library stands on, all of it from the distribution. Eigen, nlohmann/json and threads are required; each of the
+# others is AUTO (used if found), ON (an error if missing) or OFF, and a missing one costs one line that says what is off.
+# Every block leaves QLORA_HAS_<NAME>; QloraSummary prints them.
+
+find_package(Eigen3 3.4 REQUIRED NO_MODULE)
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(Threads REQUIRED)
+find_package(PkgConfig QUIET)
+
+# qlora_optional(NAME "what is off without it" DEBIAN_PACKAGE): declares QLORA_WITH_NAME; the code after it sets
+# QLORA_HAS_NAME, and qlora_optional_done reports.
+macro(qlora_optional name)
+  set(QLORA_WITH_${name} AUTO CACHE STRING "Use ${name}: AUTO, ON or OFF")
+  set_property(CACHE QLORA_WITH_${name} PROPERTY STRINGS AUTO ON OFF)
+  set(QLORA_HAS_${name} OFF)
+endmacro()
+function(qlora_optional_done name package loses)
+  if(QLORA_HAS_${name})
+    return()
+  endif()
+  if(QLORA_WITH_${name} STREQUAL "AUTO")
+    message(STATUS "qlora: without ${name} (Debian: ${package}): ${loses}")
+  elseif(QLORA_WITH_${name})
+    message(FATAL_ERROR "QLORA_WITH_${name} is ON, but it was not found; install ${package} or set it to AUTO")
+  endif()
+endfunction()
+
+qlora_optional(SENTENCEPIECE)
+if(QLORA_WITH_SENTENCEPIECE AND PkgConfig_FOUND)
+  pkg_check_modules(QLORA_SENTENCEPIECE QUIET IMPORTED_TARGET sentencepiece) # it has no CMake package
+  if(QLORA_SENTENCEPIECE_FOUND)
+    set(QLORA_HAS_SENTENCEPIECE ON)
+  endif()
+endif()
+qlora_optional_done(SENTENCEPIECE libsentencepiece-dev "no tokenizer; token shards still load")
+
+qlora_optional(CURL)
+if(QLORA_WITH_CURL)
+  find_package(CURL 7.85 QUIET)
+  set(QLORA_HAS_CURL ${CURL_FOUND})
+endif()
+qlora_optional_done(CURL libcurl4-openssl-dev "nothing is fetched over the network")
+
+qlora_optional(XML2)
+if(QLORA_WITH_XML2)
+  find_package(LibXml2 QUIET)
+  set(QLORA_HAS_XML2 ${LibXml2_FOUND})
+endif()
+qlora_optional_done(XML2 libxml2-dev "no text is taken out of HTML pages")
+
+qlora_optional(TOML)
+if(QLORA_WITH_TOML)
+  find_package(tomlplusplus QUIET)
+  set(QLORA_HAS_TOML ${tomlplusplus_FOUND})
+endif()
+qlora_optional_done(TOML libtomlplusplus-dev "no job files, so no program")
+
+qlora_optional(CLI11)
+if(QLORA_WITH_CLI11)
+  find_package(CLI11 QUIET)
+  set(QLORA_HAS_CLI11 ${CLI11_FOUND})
+endif()
+qlora_optional_done(CLI11 libcli11-dev "no program")
+
+if(QLORA_BUILD_BENCH)
+  qlora_optional(BENCHMARK)
+  if(QLORA_WITH_BENCHMARK)
+    find_package(benchmark QUIET)
+    set(QLORA_HAS_BENCHMARK ${benchmark_FOUND})
+  endif()
+  qlora_optional_done(BENCHMARK libbenchmark-dev "no benchmarks")
+endif()

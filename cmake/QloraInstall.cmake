@@ -1,0 +1,26 @@
+# Install rules. One export file per component, so that find_package(qlora COMPONENTS cpu) looks for Eigen and nothing more.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+option(QLORA_INSTALL "Generate the install rules" ${PROJECT_IS_TOP_LEVEL})
+if(NOT QLORA_INSTALL)
+  return()
+endif()
+
+set(qlora_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/qlora") # headers only: the same for every architecture
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" "${PROJECT_SOURCE_DIR}/configs/"
+        DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT library FILES_MATCHING PATTERN "*.hpp")
+foreach(target IN LISTS qlora_components)
+  install(TARGETS ${target} EXPORT ${target}-targets)
+  install(EXPORT ${target}-targets NAMESPACE qlora:: DESTINATION "${qlora_package_dir}" COMPONENT library)
+endforeach()
+
+configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in" "${PROJECT_BINARY_DIR}/qloraConfig.cmake"
+                              INSTALL_DESTINATION "${qlora_package_dir}")
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake" COMPATIBILITY SameMinorVersion
+                                 ARCH_INDEPENDENT)
+install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
+              "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}" COMPONENT library)
+configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY) # for builds without CMake
+install(FILES "${PROJECT_BINARY_DIR}/qlora.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig" COMPONENT library)
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT library)

@@ -1,0 +1,44 @@
+# qlora_add_model(NAME CONFIG HEADER file BACKENDS cpu): compiles the Model, Trainer and Generator of one config once.
+#
+#   CONFIG    a constant expression of type qlora::Config, for example my::config
+#   HEADER    the header that defines it, relative to the current source folder or on the include path; it is included
+#             after the library's door, so it may use everything that the door offers
+#   BACKENDS  cpu; one translation unit each
+#
+# Makes the static library NAME. Linking it gives a plain .cpp the header <NAME.hpp>: the door, HEADER, and extern
+# template declarations, so that using the classes does not compile them again.
+function(qlora_add_model name config)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "HEADER" "BACKENDS")
+  if(NOT arg_BACKENDS)
+    set(arg_BACKENDS cpu)
+  endif()
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "qlora_add_model(${name}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  set(folder "${CMAKE_CURRENT_BINARY_DIR}/${name}")
+  set(include_header)
+  if(arg_HEADER)
+    set(include_header "#include \"${arg_HEADER}\"\n")
+  endif()
+  set(backend_cpu "qlora::Cpu<float>")
+  set(sources)
+  set(declarations)
+  foreach(backend IN LISTS arg_BACKENDS)
+    if(NOT DEFINED backend_${backend})
+      message(FATAL_ERROR "qlora_add_model(${name}): no backend named ${backend}; there is: cpu")
+    endif()
+    set(definitions)
+    foreach(class IN ITEMS Model Trainer Generator)
+      string(APPEND declarations "extern template class qlora::${class}<(${config}), ${backend_${backend}}>;\n")
+      string(APPEND definitions "template class qlora::${class}<(${config}), ${backend_${backend}}>;\n")
+    endforeach()
+    file(CONFIGURE OUTPUT "${folder}/${name}_${backend}.cpp" @ONLY
+         CONTENT "#include <qlora/llama2.hpp>\n${include_header}\n${definitions}")
+    list(APPEND sources "${folder}/${name}_${backend}.cpp")
+  endforeach()
+  file(CONFIGURE OUTPUT "${folder}/${name}.hpp" @ONLY
+       CONTENT "#pragma once\n#include <qlora/llama2.hpp>\n${include_header}\n${declarations}")
+  add_library(${name} STATIC ${sources})
+  target_link_libraries(${name} PUBLIC qlora::cpu)
+  target_include_directories(${name} PUBLIC "$<BUILD_INTERFACE:${folder}>" "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>")
+endfunction()

@@ -1,0 +1,37 @@
+# One table at the end of a top-level configure: what was found and what will be built.
+if(NOT TARGET qlora_program)
+  set(QLORA_BUILD_PROGRAM OFF)
+endif()
+if(NOT QLORA_HAS_BENCHMARK)
+  set(QLORA_BUILD_BENCH OFF)
+endif()
+set(rows
+    "CMAKE_CXX_COMPILER_VERSION" "compiler (${CMAKE_CXX_COMPILER_ID})"
+    "CMAKE_BUILD_TYPE" "build type"
+    "QLORA_NATIVE" "for this machine's CPU only"
+    "Eigen3_VERSION" "Eigen: models and training on the CPU"
+    "nlohmann_json_VERSION" "nlohmann/json: model and adapter files"
+    "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
+    "QLORA_HAS_CURL" "libcurl: fetching"
+    "QLORA_HAS_XML2" "libxml2: HTML to text"
+    "QLORA_HAS_TOML" "toml++: job files"
+    "QLORA_HAS_CLI11" "CLI11: command line"
+    "QLORA_HAS_BENCHMARK" "Google Benchmark"
+    "QLORA_BUILD_PROGRAM" "build the program"
+    "QLORA_BUILD_EXAMPLES" "build the examples"
+    "QLORA_BUILD_TESTS" "build the tests"
+    "QLORA_BUILD_BENCH" "build the benchmarks")
+message(STATUS "qlora ${PROJECT_VERSION}")
+while(rows)
+  list(POP_FRONT rows variable label)
+  set(value "${${variable}}")
+  if(value MATCHES "^(1|TRUE|ON)$")
+    set(value yes)
+  elseif(NOT value)
+    set(value no)
+  endif()
+  string(LENGTH "${value}" width)
+  math(EXPR pad "12 - ${width}")
+  string(REPEAT " " ${pad} pad)
+  message(STATUS "  ${value}${pad}${label}")
+endwhile()

@@ -1,0 +1,37 @@
+# The library's targets. All are INTERFACE: they carry include folders, definitions and what to link.
+#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
+#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece   qlora::web  + libcurl, libxml2
+
+add_library(qlora INTERFACE)
+add_library(qlora::qlora ALIAS qlora)
+target_compile_features(qlora INTERFACE cxx_std_20)
+target_include_directories(qlora INTERFACE "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>"
+                                           "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/configs>" "$<INSTALL_INTERFACE:include>")
+set(qlora_components qlora)
+
+# qlora_component(NAME dependency...): qlora::NAME = qlora::qlora + the dependencies.
+macro(qlora_component name)
+  add_library(qlora_${name} INTERFACE)
+  add_library(qlora::${name} ALIAS qlora_${name})
+  set_target_properties(qlora_${name} PROPERTIES EXPORT_NAME ${name})
+  target_link_libraries(qlora_${name} INTERFACE qlora ${ARGN})
+  list(APPEND qlora_components qlora_${name})
+endmacro()
+
+qlora_component(cpu Eigen3::Eigen Threads::Threads)
+# As in qlora/cpu/numbers.hpp, for programs that include Eigen before the library: no threading inside Eigen (it changes
+# bits and allocates in each product), and room on the stack, so that a training step allocates nothing.
+target_compile_definitions(qlora_cpu INTERFACE EIGEN_DONT_PARALLELIZE EIGEN_STACK_ALLOCATION_LIMIT=2097152)
+
+qlora_component(io nlohmann_json::nlohmann_json)
+if(QLORA_HAS_SENTENCEPIECE)
+  qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
+endif()
+if(QLORA_HAS_CURL AND QLORA_HAS_XML2)
+  qlora_component(web qlora_io CURL::libcurl LibXml2::LibXml2 Threads::Threads)
+endif()
+
+# Warnings for the project's own sources; never part of what a user links.
+function(qlora_warnings target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wshadow $<$<BOOL:${QLORA_WERROR}>:-Werror>)
+endfunction()

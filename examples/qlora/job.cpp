@@ -1,0 +1,342 @@
+// job.cpp — reads job files. Each section is one table of keys; parsing, range checks, suggestions and the printed
+// reference all come from it, so they cannot disagree.
+#include "job.hpp"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <ostream>
+#include <set>
+#include <sstream>
+
+#include "qlora/error.hpp"
+
+namespace qlora::program {
+namespace {
+
+namespace fs = std::filesystem;
+using qlora::detail::concat;
+
+/// Where a value stands, for messages, and what relative paths are relative to.
+struct Place {
+  fs::path file;
+  std::string section;
+
+  [[noreturn]] void fail(const toml::node& node, const std::string& what) const {
+    throw Error(concat(file.string(), ":", node.source().begin.line, ": ", what));
+  }
+};
+
+/// Levenshtein distance, for "did you mean".
+std::size_t edits(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t change = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({change, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+/// "; did you mean `lr`?", or the list of what there is when nothing is near.
+std::string suggestion(std::string_view wrong, const std::vector<std::string_view>& known) {
+  const auto nearest =
+      std::min_element(known.begin(), known.end(), [&](auto a, auto b) { return edits(wrong, a) < edits(wrong, b); });
+  if (nearest != known.end() && edits(wrong, *nearest) <= std::max<std::size_t>(2, wrong.size() / 3)) {
+    return concat("; did you mean `", *nearest, "`?");
+  }
+  std::string all = "; known are";
+  for (const auto one : known) all += concat(" ", one);
+  return all;
+}
+
+/// One key of a section: how it is read, and how its default is shown.
+template <class Section>
+struct Key {
+  std::string_view name;
+  std::string_view help;
+  std::function<void(Section&, const toml::node&, const Place&)> read;
+  std::function<std::string(const Section&)> show;
+};
+
+template <class Section>
+using Keys = std::vector<Key<Section>>;
+
+template <class Section, class Number>
+Key<Section> number(std::string_view name, Number Section::*member, double low, double high, std::string_view help) {
+  const auto read = [=](Section& section, const toml::node& node, const Place& place) {
+    const auto refuse = [&](std::string_view type) {
+      place.fail(node, concat("`", name, "` must be ", type, " from ", low, " to ", high));
+    };
+    if constexpr (std::is_integral_v<Number>) {
+      const auto value = node.value_exact<std::int64_t>();
+      if (!value || static_cast<double>(*value) < low || static_cast<double>(*value) > high) refuse("a whole number");
+      section.*member = static_cast<Number>(*value);
+    } else {
+      const auto value = node.is_number() ? node.value<double>() : std::nullopt;
+      if (!value || !(*value >= low && *value <= high)) refuse("a number");
+      section.*member = *value;
+    }
+  };
+  return {name, help, read, [=](const Section& section) { return concat(section.*member); }};
+}
+
+template <class Section>
+Key<Section> flag(std::string_view name, bool Section::*member, std::string_view help) {
+  return {name, help,
+          [=](Section& section, const toml::node& node, const Place& place) {
+            if (!node.is_boolean()) place.fail(node, concat("`", name, "` must be true or false"));
+            section.*member = node.as_boolean()->get();
+          },
+          [=](const Section& section) { return section.*member ? "true" : "false"; }};
+}
+
+std::string text_of(const toml::node& node, std::string_view name, const Place& place) {
+  if (!node.is_string()) place.fail(node, concat("`", name, "` must be a text in quotes"));
+  return node.as_string()->get();
+}
+
+std::string quoted(const std::string& text) { return "\"" + text + "\""; }
+
+template <class Section>
+Key<Section> text(std::string_view name, std::string Section::*member, std::vector<std::string_view> choices,
+                  std::string_view help) {
+  return {name, help,
+          [=](Section& section, const toml::node& node, const Place& place) {
+            const std::string value = text_of(node, name, place);
+            if (!choices.empty() && std::find(choices.begin(), choices.end(), value) == choices.end()) {
+              place.fail(node, concat("`", name, "` cannot be \"", value, "\"", suggestion(value, choices)));
+            }
+            section.*member = value;
+          },
+          [=](const Section& section) { return quoted(section.*member); }};
+}
+
+fs::path resolved(const std::string& text, const Place& place) {
+  return (place.file.parent_path() / text).lexically_normal();
+}
+
+template <class Section>
+Key<Section> path(std::string_view name, fs::path Section::*member, std::string_view help) {
+  return {name, help,
+          [=](Section& section, const toml::node& node, const Place& place) {
+            const std::string value = text_of(node, name, place);
+            if (value.empty()) place.fail(node, concat("`", name, "` must not be empty"));
+            section.*member = resolved(value, place);
+          },
+          [=](const Section& section) { return quoted((section.*member).string()); }};
+}
+
+template <class Section, class Item>
+Key<Section> list(std::string_view name, std::vector<Item> Section::*member, std::string_view help) {
+  return {name, help,
+          [=](Section& section, const toml::node& node, const Place& place) {
+            const toml::array* array = node.as_array();
+            if (array == nullptr) place.fail(node, concat("`", name, "` must be a list of texts: [\"...\"]"));
+            (section.*member).clear();
+            for (const toml::node& item : *array) {
+              const std::string value = text_of(item, name, place);
+              if constexpr (std::is_same_v<Item, fs::path>) {
+                (section.*member).push_back(resolved(value, place));
+              } else {
+                (section.*member).push_back(value);
+              }
+            }
+          },
+          [](const Section&) { return std::string("[]"); }};
+}
+
+// --- the sections; ranges keep typing errors out, they are not tuning advice --------------------------------------
+
+Keys<ModelSection> model_keys() { return {path("path", &ModelSection::path, "Hugging Face model directory")}; }
+
+Keys<DataSection> data_keys() {
+  return {list("urls", &DataSection::urls, "pages to fetch"),
+          list("files", &DataSection::files, "local .html, .txt, .md or .jsonl files, or folders of them"),
+          text("compat", &DataSection::compat, {"none", "article"}, "how text is taken from pages"),
+          flag("allow_private", &DataSection::allow_private, "fetch from private and loopback addresses too"),
+          number("timeout", &DataSection::timeout, 1, 3600, "seconds for one page, all in"),
+          number("max_bytes", &DataSection::max_bytes, 1024, 1e9, "decoded bytes of one page at most")};
+}
+
+Keys<PackSection> pack_keys() {
+  return {number("seq", &PackSection::seq, 8, 1 << 20, "tokens in a window"),
+          text("compat", &PackSection::compat, {"none", "article"}, "how tokens are cut into windows")};
+}
+
+Keys<TrainSection> train_keys() {
+  return {number("rank", &TrainSection::rank, 1, 1024, "rank of the adapters"),
+          number("alpha", &TrainSection::alpha, 1e-6, 1e6, "adapter scale is alpha / rank"),
+          flag("rslora", &TrainSection::rslora, "adapter scale is alpha / sqrt(rank)"),
+          number("dropout", &TrainSection::dropout, 0, 0.99, "on the adapters' input"),
+          number("lr", &TrainSection::lr, 0, 10, "highest learning rate"),
+          text("schedule", &TrainSection::schedule, {"linear", "cosine", "constant"}, "learning rate over the run"),
+          number("warmup", &TrainSection::warmup, 0, 1e9, "steps of rising learning rate; below 1 a part of the run"),
+          number("epochs", &TrainSection::epochs, 1, 1e6, "times over the data"),
+          number("batch", &TrainSection::batch, 1, 4096, "windows in a micro-batch"),
+          number("accumulate", &TrainSection::accumulate, 1, 65536, "micro-batches in a step"),
+          number("weight_decay", &TrainSection::weight_decay, 0, 1, "AdamW's decay"),
+          number("max_grad_norm", &TrainSection::max_grad_norm, 0, 1e9, "gradient norm is clipped to this; 0 never"),
+          number("seed", &TrainSection::seed, 0, 9e15, "of data order, initial adapters and dropout"),
+          number("checkpoint_every", &TrainSection::checkpoint_every, 1, 1e9, "steps between checkpoints"),
+          path("replay", &TrainSection::replay, "documents of the model's own world (.jsonl), mixed in"),
+          number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all")};
+}
+
+Keys<MergeSection> merge_keys() {
+  return {text("arm", &MergeSection::arm, {}, "which arm is merged; the last one if empty"),
+          number("shard_bytes", &MergeSection::shard_bytes, 1 << 20, 1e12, "size of one weight file at most")};
+}
+
+Keys<CompareSection> compare_keys() {
+  return {path("questions", &CompareSection::questions, "questions that all models answer (.jsonl or .txt)"),
+          path("probes", &CompareSection::probes, "facts with their answers (.jsonl), scored"),
+          number("max_new_tokens", &CompareSection::max_new_tokens, 1, 1e6, "tokens of an answer at most"),
+          number("top_p", &CompareSection::top_p, 0.0001, 1, "nucleus that is sampled from"),
+          number("temperature", &CompareSection::temperature, 0, 100, "0 is greedy"),
+          number("seed", &CompareSection::seed, 0, 9e15, "of sampling")};
+}
+
+Keys<OutputSection> output_keys() { return {path("dir", &OutputSection::dir, "everything is written below this")}; }
+
+template <class Section>
+void read_section(const toml::table& table, const Keys<Section>& keys, Section& section, const Place& place,
+                  std::string_view also = {}) {
+  std::vector<std::string_view> known;
+  if (!also.empty()) known.push_back(also);
+  for (const auto& key : keys) known.push_back(key.name);
+  for (const auto& [name, node] : table) {
+    if (name == also) continue;
+    const auto key = std::find_if(keys.begin(), keys.end(), [&, &n = name](const auto& one) { return one.name == n; });
+    if (key == keys.end()) {
+      place.fail(node,
+                 concat("unknown key `", std::string_view(name), "` in ", place.section, suggestion(name, known)));
+    }
+    key->read(section, node, place);
+  }
+}
+
+void read_arms(const toml::node& node, Job& job, const fs::path& file) {
+  const Place place{file, "[[arm]]"};
+  const toml::array* arms = node.as_array();
+  if (arms == nullptr || arms->empty() || !arms->is_array_of_tables()) place.fail(node, "write arms as [[arm]]");
+  std::set<std::string> names;
+  for (const toml::node& item : *arms) {
+    const toml::table& table = *item.as_table();
+    Arm arm{{}, job.train};
+    const toml::node* name = table.get("name");
+    if (name == nullptr) place.fail(item, "an [[arm]] needs a `name`");
+    arm.name = text_of(*name, "name", place);
+    // The name becomes a folder and a key of the report, beside these three.
+    const bool plain = !arm.name.empty() && arm.name.size() <= 64 &&
+                       arm.name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
+    if (!plain) place.fail(*name, "`name` must be 1 to 64 of a-z 0-9 _ -");
+    if (arm.name == "w16" || arm.name == "nf4" || arm.name == "merged") {
+      place.fail(*name, concat("`name` cannot be \"", arm.name, "\", the report uses it"));
+    }
+    if (!names.insert(arm.name).second) place.fail(*name, concat("a second arm \"", arm.name, "\""));
+    read_section(table, train_keys(), arm.train, place, "name");
+    job.arms.push_back(std::move(arm));
+  }
+}
+
+void check_whole(const Job& job, const fs::path& file) {
+  const auto need = [&](bool there, std::string_view what) {
+    if (!there) throw Error(concat(file.string(), ": ", what));
+  };
+  need(!job.model.path.empty(), "[model] path is missing: the directory of the model to tune");
+  need(!job.data.urls.empty() || !job.data.files.empty(), "[data] needs urls or files: what to learn from");
+  need(!job.output.dir.empty(), "[output] dir is missing: where results go");
+  const bool known =
+      std::any_of(job.arms.begin(), job.arms.end(), [&](const Arm& a) { return a.name == job.merge.arm; });
+  need(known, concat("[merge] arm is \"", job.merge.arm, "\", and no [[arm]] has that name"));
+}
+
+template <class Section>
+void print_keys(std::ostream& out, std::string_view title, const Keys<Section>& keys) {
+  const Section defaults{};
+  out << title << '\n';
+  for (const auto& key : keys) out << key.name << " = " << key.show(defaults) << "  # " << key.help << '\n';
+  out << '\n';
+}
+
+}  // namespace
+
+Job parse_job(std::string_view content, const fs::path& file) {
+  toml::table root;
+  try {
+    root = toml::parse(content, file.string());
+  } catch (const toml::parse_error& error) {
+    throw Error(concat(file.string(), ":", error.source().begin.line, ": ", error.description()));
+  }
+  Job job;
+  const toml::node* arms = nullptr;
+  for (const auto& [name, node] : root) {
+    const Place place{file, concat("[", std::string_view(name), "]")};
+    if (name == "arm") {
+      arms = &node;  // after [train], which it overrides, wherever either stands in the file
+      continue;
+    }
+    const toml::table* table = node.as_table();
+    const auto section = [&](auto keys, auto& target) {
+      if (table == nullptr)
+        place.fail(node, concat("`", std::string_view(name), "` is a section: write ", place.section));
+      read_section(*table, keys, target, place);
+    };
+    if (name == "model")
+      section(model_keys(), job.model);
+    else if (name == "data")
+      section(data_keys(), job.data);
+    else if (name == "pack")
+      section(pack_keys(), job.pack);
+    else if (name == "train")
+      section(train_keys(), job.train);
+    else if (name == "merge")
+      section(merge_keys(), job.merge);
+    else if (name == "compare")
+      section(compare_keys(), job.compare);
+    else if (name == "output")
+      section(output_keys(), job.output);
+    else
+      place.fail(node,
+                 concat("unknown section ", place.section,
+                        suggestion(name, {"model", "data", "pack", "train", "arm", "merge", "compare", "output"})));
+  }
+  if (arms != nullptr) read_arms(*arms, job, file);
+  if (job.arms.empty()) job.arms.push_back({"qlora", job.train});
+  if (job.merge.arm.empty()) job.merge.arm = job.arms.back().name;
+  check_whole(job, file);
+  return job;
+}
+
+Job read_job(const fs::path& file) {
+  std::error_code error;
+  const auto size = fs::file_size(file, error);
+  if (error) throw Error(concat("cannot read the job file ", file.string(), ": ", error.message()));
+  if (size > (1U << 20)) throw Error(concat(file.string(), " has ", size, " bytes; a job file has at most 1 MiB"));
+  std::ifstream stream(file, std::ios::binary);
+  std::ostringstream content;
+  content << stream.rdbuf();
+  if (!stream) throw Error(concat("cannot read the job file ", file.string()));
+  return parse_job(content.str(), file);
+}
+
+void print_job_keys(std::ostream& out) {
+  print_keys(out, "[model]", model_keys());
+  print_keys(out, "[data]", data_keys());
+  print_keys(out, "[pack]", pack_keys());
+  print_keys(out, "[train]  # [[arm]] takes the same keys and a name", train_keys());
+  print_keys(out, "[merge]", merge_keys());
+  print_keys(out, "[compare]", compare_keys());
+  print_keys(out, "[output]", output_keys());
+}
+
+}  // namespace qlora::program

@@ -1,0 +1,94 @@
+// job.hpp — a job file: everything that `qlora run` does, as one TOML page. The structs below are its sections, their
+// initialisers its defaults. Unknown keys and wrong types are errors with a line number and a suggestion.
+// Relative paths are meant from the folder of the job file, so that a job does the same from wherever it is started.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <iosfwd>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace qlora::program {
+
+struct ModelSection {
+  std::filesystem::path path;
+};
+
+struct DataSection {
+  std::vector<std::string> urls;
+  std::vector<std::filesystem::path> files;
+  std::string compat = "none";
+  bool allow_private = false;
+  double timeout = 30;
+  std::int64_t max_bytes = 8 << 20;
+};
+
+struct PackSection {
+  int seq = 512;
+  std::string compat = "none";
+};
+
+struct TrainSection {
+  int rank = 64;
+  double alpha = 16;
+  bool rslora = false;
+  double dropout = 0.1;
+  double lr = 2e-4;
+  std::string schedule = "linear";
+  double warmup = 0;
+  int epochs = 20;
+  int batch = 2;
+  int accumulate = 1;
+  double weight_decay = 0;
+  double max_grad_norm = 1;
+  std::int64_t seed = 42;
+  int checkpoint_every = 50;
+  std::filesystem::path replay;
+  int replay_limit = 0;
+};
+
+/// [train] with its own name and overrides. A job without [[arm]] has one, named "qlora".
+struct Arm {
+  std::string name = "qlora";
+  TrainSection train;
+};
+
+struct MergeSection {
+  std::string arm;  ///< empty: the last one
+  std::int64_t shard_bytes = 2'000'000'000;
+};
+
+struct CompareSection {
+  std::filesystem::path questions;
+  std::filesystem::path probes;
+  int max_new_tokens = 200;
+  double top_p = 0.9;
+  double temperature = 0.01;
+  std::int64_t seed = 42;
+};
+
+struct OutputSection {
+  std::filesystem::path dir;
+};
+
+struct Job {
+  ModelSection model;
+  DataSection data;
+  PackSection pack;
+  TrainSection train;
+  std::vector<Arm> arms;
+  MergeSection merge;
+  CompareSection compare;
+  OutputSection output;
+};
+
+/// Throws Error(input) that names file, line and key.
+[[nodiscard]] Job parse_job(std::string_view text, const std::filesystem::path& file);
+[[nodiscard]] Job read_job(const std::filesystem::path& file);
+
+/// Every key with its default and meaning, as a commented job file.
+void print_job_keys(std::ostream& out);
+
+}  // namespace qlora::program

@@ -1,0 +1,115 @@
+// main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
+// stderr and an exit code (0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <new>
+#include <string>
+#include <system_error>
+
+#include "interrupt.hpp"
+#include "progress.hpp"
+#include "qlora/error.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+int exit_code(ErrorKind kind) { return static_cast<int>(kind); }
+
+/// One line whatever the message holds: a reader, and a log, get it whole.
+int complain(std::string message, ErrorKind kind) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  while (!message.empty() && message.back() == ' ') message.pop_back();
+  std::cerr << "qlora: " << message << std::endl;
+  return exit_code(kind);
+}
+
+void write_result(const std::filesystem::path& path, const Result& result) {
+  std::ofstream file(path, std::ios::binary);
+  file << result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  file.close();
+  if (!file)
+    throw Error("cannot write the result to " + path.string() + "; check the folder and the space left",
+                ErrorKind::resource);
+}
+
+int run(Invocation& call) {
+  const Face face = call.quiet                 ? Face::none
+                    : call.progress == "bar"   ? Face::bar
+                    : call.progress == "lines" ? Face::lines
+                    : call.progress == "json"  ? Face::json
+                    : call.progress == "none"  ? Face::none
+                                               : face_for(STDERR_FILENO);
+  Progress progress(std::cerr, face, color_for(STDERR_FILENO));
+  Context context{std::cout, progress};
+  catch_interrupts();
+  const Result result = call.action(context);
+  std::cout.flush();
+  if (!std::cout) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
+  if (!call.json.empty()) write_result(call.json, result);
+  return 0;
+}
+
+int run_mapped(Invocation& call) {
+  try {
+    return run(call);
+  } catch (const Error& error) {
+    return complain(error.what(), error.kind());
+  } catch (const std::bad_alloc&) {
+    return complain("out of memory; `qlora plan` shows what a model needs, a smaller --batch or --seq needs less",
+                    ErrorKind::resource);
+  } catch (const std::filesystem::filesystem_error& error) {
+    const bool full = error.code() == std::errc::no_space_on_device;
+    return complain(error.what(), full ? ErrorKind::resource : ErrorKind::input);
+  } catch (const std::exception& error) {
+    return complain(error.what(), ErrorKind::input);
+  }
+}
+
+int parse_and_run(int argc, char** argv) {
+  Invocation call;
+  CLI::App app{"Fine-tune LLaMA-2 models with QLoRA: from web pages to an adapter, a merged model, and a comparison.",
+               "qlora"};
+  app.set_version_flag("--version", "qlora " QLORA_VERSION);
+  app.require_subcommand(1);
+  app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
+    return std::string(error.what()) + "; see `" + failed->get_name() + " --help`";
+  });
+  app.footer(
+      "Exit codes: 0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable.\n"
+      "Ctrl-C once saves and leaves, twice leaves at once. Results go to stdout, progress to stderr.");
+  add_fetch(app, call);
+  add_pack(app, call);
+  add_train(app, call);
+  add_merge(app, call);
+  add_generate(app, call);
+  add_chat(app, call);
+  add_compare(app, call);
+  add_plan(app, call);
+  add_run(app, call);
+  add_info(app, call);
+  add_data(app, call);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help_or_version) {
+    return app.exit(help_or_version, std::cout, std::cerr);
+  } catch (const CLI::ParseError& error) {
+    return complain(std::string(error.what()) + "; `qlora --help` and `qlora VERB --help` list what there is",
+                    ErrorKind::usage);
+  }
+  return run_mapped(call);
+}
+
+}  // namespace
+}  // namespace qlora::program
+
+int main(int argc, char** argv) {
+  try {
+    return qlora::program::parse_and_run(argc, argv);
+  } catch (const std::exception& error) {
+    return qlora::program::complain(error.what(), qlora::ErrorKind::usage);
+  }
+}

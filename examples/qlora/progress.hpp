@@ -1,0 +1,183 @@
+// progress.hpp — how far a verb has come, on stderr, with three faces: a bar that redraws itself on a terminal, a plain
+// line every few seconds elsewhere, and JSON events for programs. Results never come here, they go to stdout.
+#pragma once
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace qlora::program {
+
+enum class Face : std::uint8_t { bar, lines, json, none };
+
+/// What `--progress auto` means here: a bar on a terminal, unless CI or TERM=dumb says that nobody watches it.
+inline Face face_for(int descriptor) {
+  const auto set = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value != nullptr && *value != '\0';
+  };
+  const char* terminal = std::getenv("TERM");
+  const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
+  return isatty(descriptor) != 0 && !set("CI") && !dumb ? Face::bar : Face::lines;
+}
+
+/// NO_COLOR set to anything but "" turns colour off, and so does anything that is not a terminal.
+inline bool color_for(int descriptor) {
+  const char* off = std::getenv("NO_COLOR");
+  return isatty(descriptor) != 0 && (off == nullptr || *off == '\0');
+}
+
+/// "42 s", "3 min 10 s", "2 h 5 min".
+inline std::string duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0) return "?";
+  const auto whole = static_cast<std::int64_t>(std::llround(std::min(seconds, 1e12)));
+  if (whole < 60) return std::to_string(whole) + " s";
+  if (whole < 3600) return std::to_string(whole / 60) + " min " + std::to_string(whole % 60) + " s";
+  return std::to_string(whole / 3600) + " h " + std::to_string(whole % 3600 / 60) + " min";
+}
+
+class Progress {
+ public:
+  using Seconds = std::function<double()>;  ///< a clock that only goes forward
+
+  explicit Progress(std::ostream& out, Face face = Face::lines, bool color = false, Seconds clock = steady,
+                    double line_interval = 5)
+      : out_(out),
+        face_(face),
+        color_(color),
+        clock_(std::move(clock)),
+        interval_(face == Face::bar    ? 0.1
+                  : face == Face::json ? 1.0
+                                       : line_interval) {}
+
+  /// A task of `total` units (0: not known) that starts at `done` (a resumed run's first step).
+  void begin(std::string task, std::int64_t total, std::string unit, std::int64_t done = 0) {
+    task_ = std::move(task);
+    unit_ = std::move(unit);
+    total_ = total;
+    first_ = done_ = done;
+    tokens_ = 0;
+    note_.clear();
+    started_ = clock_();
+    shown_ = started_;
+    if (face_ == Face::json) event("begin");
+    if (face_ == Face::lines) out_ << task_ << (total_ > 0 ? ": " + count(total_) : std::string()) << std::endl;
+  }
+
+  /// Call as often as you like. `tokens` counts those seen since begin, for tok/s; `note` is a few words (the loss).
+  void update(std::int64_t done, std::int64_t tokens = 0, std::string_view note = {}) {
+    done_ = done;
+    tokens_ = tokens;
+    note_ = note;
+    const double now = clock_();
+    if (now - shown_ < interval_) return;
+    shown_ = now;
+    show();
+  }
+
+  /// The task is over; `summary` is its last word.
+  void end(std::string_view summary = {}) {
+    note_ = summary;
+    if (face_ == Face::json) event("end");
+    if (face_ == Face::bar) out_ << "\r\033[K";
+    if (face_ == Face::bar || face_ == Face::lines) {
+      out_ << task_ << ": " << (summary.empty() ? count(done_) : std::string(summary)) << " in " << duration(elapsed())
+           << std::endl;
+    }
+  }
+
+  /// One line for the reader, between or inside tasks.
+  void say(std::string_view line) {
+    if (face_ == Face::none) return;
+    if (face_ == Face::json) {
+      out_ << nlohmann::ordered_json{{"event", "note"}, {"text", line}}.dump(-1, ' ', false, replace) << std::endl;
+      return;
+    }
+    if (face_ == Face::bar) out_ << "\r\033[K";
+    out_ << line << std::endl;
+  }
+
+  [[nodiscard]] double elapsed() const { return clock_() - started_; }
+  [[nodiscard]] double tokens_per_second() const {
+    return elapsed() > 0 ? static_cast<double>(tokens_) / elapsed() : 0;
+  }
+
+ private:
+  static constexpr auto replace = nlohmann::json::error_handler_t::replace;
+
+  static double steady() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
+  [[nodiscard]] std::string count(std::int64_t value) const { return std::to_string(value) + " " + unit_; }
+
+  /// Seconds left at the pace of this task so far; negative when nobody can know.
+  [[nodiscard]] double remaining() const {
+    if (total_ <= 0 || done_ <= first_) return -1;
+    return elapsed() / static_cast<double>(done_ - first_) * static_cast<double>(total_ - done_);
+  }
+
+  [[nodiscard]] std::string tail() const {
+    std::string text;
+    if (tokens_ > 0) text += ", " + std::to_string(std::llround(tokens_per_second())) + " tok/s";
+    if (remaining() >= 0) text += ", " + duration(remaining()) + " left";
+    if (!note_.empty()) text += ", " + note_;
+    return text;
+  }
+
+  void show() {
+    if (face_ == Face::none) return;
+    if (face_ == Face::json) return event("progress");
+    const std::string place =
+        total_ > 0 ? std::to_string(done_) + "/" + std::to_string(total_) + " " + unit_ : count(done_);
+    if (face_ == Face::lines) {
+      out_ << task_ << ": " << place << tail() << std::endl;
+      return;
+    }
+    std::string bar;
+    if (total_ > 0) {
+      constexpr std::int64_t width = 24;
+      const std::int64_t full = std::min(width, done_ * width / total_);
+      bar = std::string("[") + (color_ ? "\033[32m" : "") + std::string(static_cast<std::size_t>(full), '#') +
+            (color_ ? "\033[0m" : "") + std::string(static_cast<std::size_t>(width - full), '.') + "] ";
+    }
+    out_ << '\r' << task_ << ' ' << bar << place << tail() << "\033[K" << std::flush;
+  }
+
+  void event(std::string_view kind) {
+    nlohmann::ordered_json line{{"event", kind}, {"task", task_}, {"done", done_}, {"unit", unit_}};
+    if (total_ > 0) line["total"] = total_;
+    line["seconds"] = elapsed();
+    if (kind == "progress" && remaining() >= 0) line["eta_seconds"] = remaining();
+    if (tokens_ > 0) line["tok_per_s"] = tokens_per_second();
+    if (!note_.empty()) line["note"] = note_;
+    out_ << line.dump(-1, ' ', false, replace) << std::endl;
+  }
+
+  std::ostream& out_;
+  Face face_;
+  bool color_;
+  Seconds clock_;
+  double interval_;
+  std::string task_;
+  std::string unit_;
+  std::string note_;
+  std::int64_t total_ = 0;
+  std::int64_t first_ = 0;
+  std::int64_t done_ = 0;
+  std::int64_t tokens_ = 0;
+  double started_ = 0;
+  double shown_ = 0;
+};
+
+}  // namespace qlora::program

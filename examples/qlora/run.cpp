@@ -1,0 +1,239 @@
+// run.cpp — `qlora run job.toml`: fetch, pack, train, merge, compare; skips what is done and unchanged, resumes what
+// was interrupted. Its last line on stdout is the path of report.json.
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "interrupt.hpp"
+#include "job.hpp"
+#include "qlora/error.hpp"
+#include "runbook.hpp"
+#include "steps.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+struct RunOptions {
+  fs::path job;
+  fs::path out;
+  std::vector<std::string> again;
+  int threads = 0;
+  bool check = false;
+  bool keys = false;
+};
+
+/// Everything in [train] that decides the adapter's bits.
+Result settings_of(const TrainSection& t) {
+  return {{"rank", t.rank},
+          {"alpha", t.alpha},
+          {"rslora", t.rslora},
+          {"dropout", t.dropout},
+          {"lr", t.lr},
+          {"schedule", t.schedule},
+          {"warmup", t.warmup},
+          {"epochs", t.epochs},
+          {"batch", t.batch},
+          {"accumulate", t.accumulate},
+          {"weight_decay", t.weight_decay},
+          {"max_grad_norm", t.max_grad_norm},
+          {"seed", t.seed}};
+}
+
+Result settings_of(const DataSection& d) {
+  return {{"urls", d.urls}, {"compat", d.compat}, {"allow_private", d.allow_private}, {"max_bytes", d.max_bytes}};
+}
+
+Result settings_of(const CompareSection& c) {
+  return {{"max_new_tokens", c.max_new_tokens}, {"top_p", c.top_p}, {"temperature", c.temperature}, {"seed", c.seed}};
+}
+
+/// The job as it was understood: what `--check` shows, and the page's table of settings.
+Result describe(const Job& job) {
+  Result arms = Result::object();
+  for (const Arm& arm : job.arms) {
+    arms[arm.name] = settings_of(arm.train);
+    arms[arm.name]["checkpoint_every"] = arm.train.checkpoint_every;
+    arms[arm.name]["replay"] = arm.train.replay.string();
+    arms[arm.name]["replay_limit"] = arm.train.replay_limit;
+  }
+  Result data = settings_of(job.data);
+  Result files = Result::array();
+  for (const auto& file : job.data.files) files.push_back(file.string());
+  data["files"] = files;
+  Result compare = settings_of(job.compare);
+  compare["questions"] = job.compare.questions.string();
+  compare["probes"] = job.compare.probes.string();
+  return {{"model", {{"path", job.model.path.string()}}},
+          {"data", data},
+          {"pack", {{"seq", job.pack.seq}, {"compat", job.pack.compat}}},
+          {"arms", arms},
+          {"merge", {{"arm", job.merge.arm}, {"shard_bytes", job.merge.shard_bytes}}},
+          {"compare", compare},
+          {"output", {{"dir", job.output.dir.string()}}}};
+}
+
+/// The steps of one job in one output directory.
+class JobRun {
+ public:
+  JobRun(const Job& job, const RunOptions& options, Context& context)
+      : job_(job), options_(options), context_(context), out_(job.output.dir), book_(out_ / "run.json") {}
+
+  Result run() {
+    const Result fetched = fetch();
+    for (const Arm& arm : job_.arms) pack(arm);
+    for (const Arm& arm : job_.arms) train(arm);
+    merge();
+    const Result comparison = compare();
+    return report(fetched, comparison);
+  }
+
+ private:
+  Result step(Step step) {
+    if (interrupted()) {
+      throw Error("interrupted before " + step.name + "; the same command goes on from there", ErrorKind::interrupted);
+    }
+    const std::string verb = step.name.substr(0, step.name.find(' '));
+    const bool again = std::find(options_.again.begin(), options_.again.end(), verb) != options_.again.end();
+    return book_.run(step, context_.progress, again);
+  }
+
+  [[nodiscard]] fs::path pages() const { return out_ / "pages.jsonl"; }
+
+  Result fetch() {
+    return step({"fetch", settings_of(job_.data), job_.data.files, {pages()}, [&] {
+                   return run_fetch({job_.data, pages()}, context_.progress);
+                 }});
+  }
+
+  void pack(const Arm& arm) {
+    const PackStep settings{{pages()},       arm.train.replay,         arm.train.replay_limit,
+                            job_.model.path, out_ / arm.name / "data", job_.pack};
+    std::vector<fs::path> inputs{pages(), job_.model.path / "tokenizer.model"};
+    if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
+    fs::create_directories(settings.out.parent_path());
+    const Result result =
+        step({"pack " + arm.name,
+              {{"seq", job_.pack.seq}, {"compat", job_.pack.compat}, {"limit", arm.train.replay_limit}},
+              inputs,
+              {settings.out},
+              [&] { return run_pack(settings, context_.progress); }});
+    context_.out << "pack " << arm.name << ": " << result.value("documents", 0) << " documents, of these "
+                 << result.value("replayed", 0) << " replayed; " << result.value("windows", 0) << " windows, "
+                 << result.value("tokens", 0) << " tokens\n";
+  }
+
+  void train(const Arm& arm) {
+    const fs::path out = out_ / arm.name / "train";
+    fs::create_directories(out.parent_path());
+    const TrainStep settings{job_.model.path, out_ / arm.name / "data", out, arm.train, options_.threads};
+    const Result result =
+        step({"train " + arm.name, settings_of(arm.train), {job_.model.path, settings.data}, {out}, [&] {
+                return run_train(settings, context_.progress);
+              }});
+    context_.out << "train " << arm.name << ": " << result.value("steps", 0) << " steps, loss "
+                 << result.value("first_loss", 0.0) << " -> " << result.value("last_loss", 0.0) << '\n';
+  }
+
+  [[nodiscard]] fs::path adapter(const std::string& arm) const { return out_ / arm / "train" / "adapter"; }
+
+  void merge() {
+    const MergeStep settings{job_.model.path, adapter(job_.merge.arm), out_ / "merged", job_.merge.shard_bytes};
+    step({"merge", {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
+            return run_merge(settings, context_.progress);
+          }});
+  }
+
+  Result compare() {
+    CompareStep settings{job_.model.path, {}, out_ / "merged", job_.compare, options_.threads};
+    std::vector<fs::path> inputs{job_.model.path, settings.merged};
+    for (const Arm& arm : job_.arms) {
+      settings.adapters.emplace_back(arm.name, adapter(arm.name));
+      inputs.push_back(settings.adapters.back().second);
+    }
+    for (const fs::path& file : {job_.compare.questions, job_.compare.probes}) {
+      if (!file.empty()) inputs.push_back(file);
+    }
+    const fs::path answers = out_ / "comparison.json";
+    return step({"compare", settings_of(job_.compare), inputs, {answers}, [&] {
+                   const Result comparison = run_compare(settings, context_.progress);
+                   write_file_atomically(answers,
+                                         comparison.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
+                   return comparison;
+                 }});
+  }
+
+  Result report(const Result& fetched, const Result& comparison) {
+    Result seconds = Result::object();
+    Result hashes = Result::object();
+    double total = 0;
+    for (const auto& [name, step] : book_.steps().items()) {
+      const double spent = step.value("seconds", 0.0);
+      seconds[name] = spent;
+      total += spent;
+      for (const auto& [where, files] : step.at("outputs").items()) {
+        for (const auto& [file, hash] : files.items()) hashes[name + ": " + where + "/" + file] = hash;
+      }
+    }
+    seconds["total"] = total;
+    const Result variants = comparison.contains("variants") ? comparison["variants"] : Result::object();
+    const Result result{{"variants", variants}, {"seconds", seconds}};
+    write_file_atomically(out_ / "report.json", result.dump(2) + "\n");
+    std::vector<std::pair<std::string, fs::path>> metrics;
+    for (const Arm& arm : job_.arms) metrics.emplace_back(arm.name, out_ / arm.name / "train" / "metrics.jsonl");
+    Result details = describe(job_);
+    details["seconds"] = seconds;
+    details["pages"] = fetched;
+    details["SHA-256"] = hashes;
+    write_report(out_ / "report.html", comparison, metrics, details);
+    print_comparison(comparison, context_.out);
+    context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';
+    return result;
+  }
+
+  const Job& job_;
+  const RunOptions& options_;
+  Context& context_;
+  fs::path out_;
+  Runbook book_;
+};
+
+Result run_job(const RunOptions& options, Context& context) {
+  if (options.keys) {
+    print_job_keys(context.out);
+    return Result::object();
+  }
+  if (options.job.empty())
+    throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
+  Job job = read_job(options.job);
+  if (!options.out.empty()) job.output.dir = options.out;
+  if (options.check) {
+    const Result plan = describe(job);
+    context.out << plan.dump(2) << '\n';
+    return plan;
+  }
+  fs::create_directories(job.output.dir);
+  const RunLock lock(job.output.dir);
+  return JobRun(job, options, context).run();
+}
+
+}  // namespace
+
+void add_run(CLI::App& app, Invocation& call) {
+  CLI::App& verb =
+      add_verb(app, call, "run", "Do all steps of a job file; skip what is done, resume what was interrupted");
+  auto options = std::make_shared<RunOptions>();
+  verb.add_option("job", options->job, "Job file (TOML)")->type_name("FILE");
+  verb.add_option("-o,--out", options->out, "Write below this directory instead of [output] dir")->type_name("DIR");
+  verb.add_option("--again", options->again, "Do these steps again though nothing changed")
+      ->check(CLI::IsMember({"fetch", "pack", "train", "merge", "compare"}));
+  verb.add_option("--threads", options->threads, "CPU threads; 0: as many as the machine has")
+      ->check(CLI::Range(0, 1024));
+  verb.add_flag("--check", options->check, "Read the job file, show what it means, do nothing");
+  verb.add_flag("--keys", options->keys, "Print every key of a job file with its default");
+  verb.callback([&call, options] { call.action = [options](Context& context) { return run_job(*options, context); }; });
+}
+
+}  // namespace qlora::program

@@ -1,0 +1,72 @@
+// steps.hpp — the steps of the job, each as settings and a function. A verb fills the settings from the command line,
+// `qlora run` from a job file; both then do the same thing. The functions print nothing: progress goes to Progress,
+// the outcome into the Result, and the verb says what of it is worth a line.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <iosfwd>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "job.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+
+/// [data], and the JSONL file that gets one document a line.
+struct FetchStep {
+  DataSection data;
+  std::filesystem::path out;
+};
+Result run_fetch(const FetchStep& step, Progress& progress);
+
+/// Documents and the replayed ones become windows of token ids in the directory `out`.
+struct PackStep {
+  std::vector<std::filesystem::path> documents;
+  std::filesystem::path replay;
+  std::int64_t replay_limit = 0;
+  std::filesystem::path model;
+  std::filesystem::path out;
+  PackSection pack;
+};
+Result run_pack(const PackStep& step, Progress& progress);
+
+/// Windows become an adapter in out/adapter, with out/metrics.jsonl and out/trainer_state.json beside it.
+struct TrainStep {
+  std::filesystem::path model;
+  std::filesystem::path data;
+  std::filesystem::path out;
+  TrainSection train;
+  int threads = 0;
+};
+Result run_train(const TrainStep& step, Progress& progress);
+
+struct MergeStep {
+  std::filesystem::path model;
+  std::filesystem::path adapter;
+  std::filesystem::path out;
+  std::int64_t shard_bytes = MergeSection{}.shard_bytes;
+};
+Result run_merge(const MergeStep& step, Progress& progress);
+
+/// The same questions to the base, the base with each adapter, and the merged model.
+struct CompareStep {
+  std::filesystem::path model;
+  std::vector<std::pair<std::string, std::filesystem::path>> adapters;  ///< name, directory
+  std::filesystem::path merged;                                         ///< may be empty
+  CompareSection compare;
+  int threads = 0;
+};
+/// {"answers": [...], "variants": {...}}; variants is empty without probes.
+Result run_compare(const CompareStep& step, Progress& progress);
+/// The scores, or the answers when there are none, as text.
+void print_comparison(const Result& comparison, std::ostream& out);
+
+/// The HTML page: headline, plots from each arm's metrics.jsonl (name, file), answers, and the details given.
+void write_report(const std::filesystem::path& file, const Result& comparison,
+                  const std::vector<std::pair<std::string, std::filesystem::path>>& metrics, const Result& details);
+
+}  // namespace qlora::program

@@ -1,0 +1,144 @@
+// qlora/eval/report.hpp — the result of a run as one HTML page: what was measured, how training went, what each model
+// answers, and the settings and hashes behind it. No script, no outside reference: it opens offline, prints, and reads
+// on a phone. What may not change: every text is escaped, and the page is well-formed XML too (the tests parse it).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/svg.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace eval {
+
+/// Rows of text under named columns; the first column heads its row.
+struct Table {
+  std::string caption;
+  std::vector<std::string> columns;
+  std::vector<std::vector<std::string>> rows;
+};
+
+/// One question and what each model said to it, in the order in which the page shows them.
+struct Exchange {
+  std::string form;  ///< "completion" or "chat"
+  std::string prompt;
+  std::vector<std::pair<std::string, std::string>> answers;  ///< model, answer
+};
+
+struct Report {
+  std::string title;
+  std::string summary;  ///< one or two sentences under the title
+  Table headline;
+  std::vector<Plot> plots;
+  std::vector<Exchange> answers;
+  std::vector<Table> details;  ///< settings, files and hashes, seconds per step
+};
+
+namespace detail {
+
+inline constexpr std::string_view page_style = R"(
+:root{color-scheme:light dark;--ink:#1d2126;--soft:#5b6470;--paper:#fff;--line:#d8dde3;--box:#f4f6f8}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa5b1;--paper:#16191d;--line:#353b43;--box:#1f242a}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1rem;max-width:76rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.6rem;margin:.4rem 0}h2{font-size:1.2rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line)}
+p.summary{color:var(--soft);margin-top:0}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;margin:.5rem 0;font-size:.9rem}caption{text-align:left;color:var(--soft)}
+th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;vertical-align:top;overflow-wrap:anywhere}
+th:first-child,td:first-child{text-align:left}.text td,.text th{text-align:left}
+.plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}
+figure{margin:0}summary{cursor:pointer;color:var(--soft);font-size:.9rem}
+article{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.8rem 0}
+article h3{margin:.1rem 0 .5rem;font-size:1rem;white-space:pre-wrap}article h3 small{color:var(--soft);font-weight:400}
+.answers{display:grid;gap:.6rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))}
+.answers h4{margin:0 0 .2rem;font-size:.85rem;color:var(--soft)}
+.answer{background:var(--box);border-radius:.4rem;padding:.5rem .7rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@media print{body{max-width:none;font-size:11px}article,figure{break-inside:avoid}details{display:none}}
+)";
+
+[[nodiscard]] inline std::string html_of(const Table& table, bool text = false) {
+  std::string out = std::string("<div class=\"wide\"><table") + (text ? " class=\"text\"" : "") + ">";
+  if (!table.caption.empty()) out += "<caption>" + escape(table.caption) + "</caption>";
+  out += "<thead><tr>";
+  for (const std::string& column : table.columns) out += "<th scope=\"col\">" + escape(column) + "</th>";
+  out += "</tr></thead>\n<tbody>";
+  for (const auto& row : table.rows) {
+    out += "<tr>";
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      out += i == 0 ? "<th scope=\"row\">" + escape(row[i]) + "</th>" : "<td>" + escape(row[i]) + "</td>";
+    }
+    out += "</tr>\n";
+  }
+  return out + "</tbody></table></div>\n";
+}
+
+/// The numbers beneath a plot: at most this many rows, evenly spaced, the last one always there.
+inline constexpr std::size_t data_rows = 60;
+
+[[nodiscard]] inline std::string data_of(const Plot& plot) {
+  std::string out;
+  for (const Series& series : plot.series) {
+    const std::size_t count = std::min(series.x.size(), series.y.size());
+    const std::size_t stride = std::max<std::size_t>(1, (count + data_rows - 1) / data_rows);
+    Table table;
+    table.caption = series.name + (stride > 1 ? " (every " + std::to_string(stride) + "th of " + std::to_string(count) +
+                                                    " points; all are in metrics.jsonl)"
+                                              : "");
+    table.columns = {plot.x_label, plot.y_label};
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i % stride == 0 || i + 1 == count) table.rows.push_back({number(series.x[i], 8), number(series.y[i], 6)});
+    }
+    out += html_of(table);
+  }
+  return out;
+}
+
+[[nodiscard]] inline std::string html_of(const Exchange& exchange) {
+  std::string out = "<article><h3 dir=\"auto\"><small>" + escape(exchange.form) + "</small> " +
+                    escape(exchange.prompt) + "</h3>\n<div class=\"answers\">";
+  for (const auto& [model, answer] : exchange.answers) {
+    out += "<div><h4>" + escape(model) + "</h4><div class=\"answer\" dir=\"auto\">" + escape(answer) + "</div></div>\n";
+  }
+  return out + "</div></article>\n";
+}
+
+}  // namespace detail
+
+/// The whole page.
+[[nodiscard]] inline std::string to_html(const Report& report) {
+  std::string out =
+      "<!DOCTYPE html>\n<html xmlns=\"http://www.w3.org/1999/xhtml\" lang=\"en\"><head><meta charset=\"utf-8\"/>\n"
+      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>";
+  out += escape(report.title) + "</title>\n<style>" + std::string(detail::page_style) + std::string(plot_style) +
+         "</style></head>\n<body><h1>" + escape(report.title) + "</h1>\n";
+  if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
+  if (!report.headline.rows.empty()) out += "<h2>Results</h2>\n" + detail::html_of(report.headline);
+  if (!report.plots.empty()) {
+    out += "<h2>Training</h2>\n<div class=\"plots\">\n";
+    for (const Plot& plot : report.plots) {
+      out += "<figure>" + to_svg(plot) + "<details><summary>data</summary>" + detail::data_of(plot) +
+             "</details></figure>\n";
+    }
+    out += "</div>\n";
+  }
+  if (!report.answers.empty()) {
+    out += "<h2>Answers, side by side</h2>\n";
+    for (const Exchange& exchange : report.answers) out += detail::html_of(exchange);
+  }
+  if (!report.details.empty()) {
+    out += "<h2>Settings and files</h2>\n";
+    for (const Table& table : report.details) out += detail::html_of(table, true);
+  }
+  return out + "</body></html>\n";
+}
+
+}  // namespace eval
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,155 @@
+// qlora/generate/generator.hpp — Generator<C, B>: continues prompts; for chat configs also answers conversations.
+// Many prompts run side by side in a fixed number of slots; a prompt that ends makes room for the next one.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "qlora/generate/decoder.hpp"
+#include "qlora/generate/sampler.hpp"
+#include "qlora/model/model.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+struct GenerateOptions {
+  int max_new_tokens = 200;
+  Sampling sampling{};
+  std::vector<std::int32_t> stop_ids{2};  ///< generation ends before these; LLaMA-2's </s>
+};
+
+/// A continuation, without the prompt and without the stop token.
+struct Generated {
+  std::vector<std::int32_t> ids;
+  bool stopped = false;  ///< by a stop token, not by length
+};
+
+/// Called for each new token: the number of its prompt, and the id. Returning false ends all generation.
+using OnToken = std::function<bool(int prompt, std::int32_t id)>;
+
+template <Code K, class B>
+class GeneratorCore {
+ public:
+  GeneratorCore(B& backend, const Weights<K, B>& weights, const DecodeRoom& room) : decoder_(backend, weights, room) {}
+
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
+                                  const OnToken& on_token) {
+    options.sampling.check();
+    const DecodeRoom& room = decoder_.room();
+    for (const auto& prompt : prompts) {
+      QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= room.length, "a prompt of ", prompt.size(),
+                    " tokens; the context holds 1 to ", room.length);
+    }
+    std::vector<Generated> results(prompts.size());
+    std::vector<Work> active;
+    std::vector<int> free;
+    for (int slot = room.sequences - 1; slot >= 0; --slot) free.push_back(slot);
+    std::size_t next = 0;
+    bool running = true;
+    while (running && (next < prompts.size() || !active.empty())) {
+      while (!free.empty() && next < prompts.size()) {
+        decoder_.clear(free.back());
+        active.push_back({static_cast<int>(next), free.back(), 0, std::span(prompts[next])});
+        free.pop_back();
+        ++next;
+      }
+      running = advance(active, results, options, on_token);
+      std::erase_if(active, [&](const Work& work) {
+        if (!work.done) return false;
+        free.push_back(work.slot);
+        return true;
+      });
+    }
+    return results;
+  }
+
+ private:
+  struct Work {
+    int prompt = 0;
+    int slot = 0;
+    std::int32_t newest = 0;
+    std::span<const std::int32_t> pending;  // ids not yet given to the decoder
+    bool done = false;
+  };
+  using Addition = typename Decoder<K, B>::Addition;
+
+  /// One decoder step: every active sequence gets its next ids, long prompts in pieces.
+  bool advance(std::vector<Work>& active, std::vector<Generated>& results, const GenerateOptions& options,
+               const OnToken& on_token) {
+    const int room = decoder_.room().step_tokens;
+    int left = room - static_cast<int>(active.size());  // one token for each is always there
+    additions_.clear();
+    for (Work& work : active) {
+      const int count = std::min(static_cast<int>(work.pending.size()), 1 + left);
+      left -= count - 1;
+      additions_.push_back({work.slot, work.pending.first(static_cast<std::size_t>(count))});
+      work.pending = work.pending.subspan(static_cast<std::size_t>(count));
+    }
+    const std::span<const float> logits = decoder_.extend(additions_);
+    const auto vocab = static_cast<std::size_t>(K.shape.vocab);
+    bool running = true;
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      Work& work = active[i];
+      if (!work.pending.empty()) continue;
+      Generated& result = results[static_cast<std::size_t>(work.prompt)];
+      if (static_cast<int>(result.ids.size()) >= options.max_new_tokens) {
+        work.done = true;
+        continue;
+      }
+      work.newest = sample(logits.subspan(i * vocab, vocab), options.sampling, static_cast<std::uint32_t>(work.prompt),
+                           static_cast<std::uint32_t>(result.ids.size()));
+      if (std::find(options.stop_ids.begin(), options.stop_ids.end(), work.newest) != options.stop_ids.end()) {
+        result.stopped = true;
+        work.done = true;
+        continue;
+      }
+      result.ids.push_back(work.newest);
+      if (on_token && !on_token(work.prompt, work.newest)) running = false;
+      work.pending = std::span<const std::int32_t>(&result.ids.back(), 1);
+      work.done = static_cast<int>(result.ids.size()) >= options.max_new_tokens ||
+                  decoder_.length(work.slot) >= decoder_.room().length;
+    }
+    return running;
+  }
+
+  Decoder<K, B> decoder_;
+  std::vector<Addition> additions_;
+};
+
+/// Continues text with a model, adapters on or off as the model is set.
+template <Config C, class B>
+requires ValidConfig<C> && Backend<B>
+class Generator {
+ public:
+  explicit Generator(Model<C, B>& model, const DecodeRoom& room = {}) : core_(model.backend(), model.weights(), room) {}
+
+  /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context.
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
+                                  const GenerateOptions& options = {}, const OnToken& on_token = {}) {
+    return core_.generate(prompts, options, on_token);
+  }
+  Generated generate(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
+                     const OnToken& on_token = {}) {
+    return core_.generate(std::span(&prompt, 1), options, on_token)[0];
+  }
+
+  /// The assistant's next turn, in LLaMA-2's chat form; it ends with the end mark, or where the model would open a turn
+  /// of the user itself. Messages and tokenizer are those of qlora/text; only chat configs have this.
+  template <class Tokenizer, class Messages>
+  std::string chat(const Tokenizer& tokenizer, const Messages& messages, GenerateOptions options = {},
+                   const OnToken& on_token = {}) requires(C.form == Form::chat) {
+    options.stop_ids = {tokenizer.eos(), tokenizer.bos()};
+    const std::vector<std::int32_t> prompt = chat_tokens(tokenizer, messages);
+    std::string answer = tokenizer.decode(generate(prompt, options, on_token).ids);
+    answer.erase(std::min(answer.find("[INST]"), answer.size()));
+    const auto first = answer.find_first_not_of(" \n");
+    const auto last = answer.find_last_not_of(" \n");
+    return first == std::string::npos ? std::string() : answer.substr(first, last - first + 1);
+  }
+
+ private:
+  GeneratorCore<code_of(C), B> core_;
+};
+
+}  // namespace v0
+}  // namespace qlora

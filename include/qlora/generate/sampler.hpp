@@ -1,0 +1,73 @@
+// qlora/generate/sampler.hpp — the next token from logits: greedy, or temperature, top-k and top-p in that order.
+// Randomness is counter-based: (seed, sequence, position) decides, so what else is generated at the same time does not.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/rng.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Defaults are the article's. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+struct Sampling {
+  float temperature = 0.01F;
+  float top_p = 0.9F;
+  int top_k = 0;
+  std::uint64_t seed = 0;
+
+  void check() const {
+    QLORA_EXPECTS(temperature >= 0.0F && temperature <= 100.0F, "temperature is ", temperature);
+    QLORA_EXPECTS(top_p > 0.0F && top_p <= 1.0F, "top_p is ", top_p);
+    QLORA_EXPECTS(top_k >= 0, "top_k is ", top_k);
+  }
+};
+inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
+
+/// The id of the largest logit, the lowest id among equals.
+[[nodiscard]] inline std::int32_t argmax(std::span<const float> logits) {
+  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+/// Draws an id. `sequence` and `position` say what the random number is for.
+[[nodiscard]] inline std::int32_t sample(std::span<const float> logits, const Sampling& how, std::uint32_t sequence,
+                                         std::uint32_t position) {
+  if (how.temperature == 0.0F) return argmax(logits);
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto larger = [&](std::int32_t a, std::int32_t b) {
+    const float x = logits[static_cast<std::size_t>(a)];
+    const float y = logits[static_cast<std::size_t>(b)];
+    return x > y || (x == y && a < b);
+  };
+  std::size_t count = order.size();
+  if (how.top_k > 0) count = std::min(count, static_cast<std::size_t>(how.top_k));
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(), larger);
+  std::vector<double> weight(count);
+  const double top = static_cast<double>(logits[static_cast<std::size_t>(order[0])]);
+  for (std::size_t i = 0; i < count; ++i) {
+    const double z = static_cast<double>(logits[static_cast<std::size_t>(order[i])]);
+    weight[i] = std::exp((z - top) / static_cast<double>(how.temperature));
+  }
+  const double all = std::accumulate(weight.begin(), weight.end(), 0.0);
+  // The smallest set of most likely tokens whose probability reaches top_p.
+  double kept = 0.0;
+  std::size_t size = 0;
+  while (size < count && (size == 0 || kept < static_cast<double>(how.top_p) * all)) kept += weight[size++];
+  const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
+  double left = (static_cast<double>(words[0]) + 0.5) * 0x1p-32 * kept;
+  for (std::size_t i = 0; i + 1 < size; ++i) {
+    left -= weight[i];
+    if (left < 0.0) return order[i];
+  }
+  return order[size - 1];
+}
+
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,16 @@
+// qlora/llama2.hpp — the door: include this one header.
+//   configs     llama2_7b, _13b, _70b and their _chat forms      configs/qlora/configs/llama2.hpp
+//   Model       weights and a backend                            model/model.hpp -> block.hpp -> qlinear.hpp
+//   Trainer     QLoRA steps                                      train/trainer.hpp
+//   Generator   continuations and chat                           generate/generator.hpp
+//   backend     Cpu<> here; the op table is backend.hpp          cpu.hpp -> cpu/linear.hpp and its neighbours
+// Pulls in the standard library and Eigen only. Files, tokenizer, web pages and reports are headers of their own:
+// qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
+#pragma once
+
+#include "qlora/configs/llama2.hpp"
+#include "qlora/cpu.hpp"
+#include "qlora/generate/generator.hpp"
+#include "qlora/model/init.hpp"
+#include "qlora/model/model.hpp"
+#include "qlora/train/trainer.hpp"

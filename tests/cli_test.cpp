@@ -1,0 +1,90 @@
+// cli_test.cpp — the program's front: help, version, exit codes, one error line, nothing on the wrong stream.
+// QLORA_PROGRAM is the built program.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "program.hpp"
+
+using program_test::Outcome;
+using program_test::qlora;
+using program_test::Scratch;
+
+namespace {
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void check_refused(const Outcome& outcome, int code) {
+  CHECK(outcome.code == code);
+  CHECK(outcome.out.empty());
+  CHECK(outcome.err.starts_with("qlora: "));
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+}
+
+const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",
+                             "compare", "plan", "run",   "info",  "data",     "data show"};
+
+}  // namespace
+
+TEST_CASE("version and help go to stdout") {
+  const Scratch scratch;
+  const Outcome version = qlora(scratch, "--version");
+  CHECK(version.code == 0);
+  CHECK(version.out.starts_with("qlora "));
+  CHECK(version.err.empty());
+  const Outcome help = qlora(scratch, "--help");
+  CHECK(help.code == 0);
+  for (const std::string verb : verbs) {
+    INFO(verb);
+    const Outcome verb_help = qlora(scratch, verb + " --help");
+    CHECK(verb_help.code == 0);
+    CHECK(verb_help.err.empty());
+    if (verb != "data") CHECK(contains(verb_help.out, "--json"));
+    if (verb != "data show") CHECK(contains(help.out, "  " + verb));
+  }
+}
+
+TEST_CASE("help shows defaults") {
+  const Scratch scratch;
+  CHECK(contains(qlora(scratch, "compare --help").out, "200"));
+  CHECK(contains(qlora(scratch, "compare --help").out, "0.01"));
+  CHECK(contains(qlora(scratch, "train --help").out, "0.0002"));
+}
+
+TEST_CASE("a command line that cannot be meant is exit 2 and one line") {
+  const Scratch scratch;
+  check_refused(qlora(scratch, ""), 2);
+  check_refused(qlora(scratch, "trian"), 2);
+  check_refused(qlora(scratch, "data"), 2);
+  check_refused(qlora(scratch, "run"), 2);
+  check_refused(qlora(scratch, "fetch --no-such-option"), 2);
+  check_refused(qlora(scratch, "train --lr much"), 2);
+  check_refused(qlora(scratch, "run job.toml --progress dots"), 2);
+  check_refused(qlora(scratch, "train"), 2);
+}
+
+TEST_CASE("files that are not there or not what they should be are exit 3 and one line") {
+  const Scratch scratch;
+  const std::string none = (scratch / "none").string();
+  check_refused(qlora(scratch, "run " + none), 3);
+  check_refused(qlora(scratch, "info " + none), 3);
+  check_refused(qlora(scratch, "data show " + none), 3);
+  check_refused(qlora(scratch, "plan " + none), 3);
+  check_refused(qlora(scratch, "generate " + none + " --prompt hello"), 3);
+  const std::string junk = scratch.write("junk", std::string("\x00\xFF{]", 4)).string();
+  check_refused(qlora(scratch, "info " + junk), 3);
+  check_refused(qlora(scratch, "data show " + junk), 3);
+}
+
+TEST_CASE("--json writes the result, and a file that cannot be written is exit 4") {
+  const Scratch scratch;
+  const std::string job =
+      scratch.write("job.toml", "[model]\npath='m'\n[data]\nfiles=['p']\n[output]\ndir='o'\n").string();
+  const Outcome outcome = qlora(scratch, "run --check " + job + " --json " + (scratch / "result.json").string());
+  CHECK(outcome.code == 0);
+  CHECK(nlohmann::json::parse(program_test::contents(scratch / "result.json")).contains("arms"));
+  CHECK(qlora(scratch, "run --check " + job + " --json /nonexistent/x.json").code == 4);
+}

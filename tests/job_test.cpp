@@ -1,0 +1,132 @@
+// job_test.cpp — job files through the program: defaults, overrides, and errors that say file, line and what was meant.
+// QLORA_PROGRAM is the built program.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "program.hpp"
+
+using program_test::Outcome;
+using program_test::qlora;
+using program_test::Scratch;
+
+namespace {
+
+const std::string minimal = "[model]\npath = 'model'\n[data]\nfiles = ['pages']\n[output]\ndir = 'out'\n";
+
+Outcome check(const Scratch& scratch, const std::string& job) {
+  return qlora(scratch, "run --check '" + scratch.write("job.toml", job).string() + "'");
+}
+
+/// The error line of a job that must be refused as input.
+std::string refusal(const Scratch& scratch, const std::string& job) {
+  const Outcome outcome = check(scratch, job);
+  CHECK(outcome.code == 3);
+  CHECK(outcome.out.empty());
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+  return outcome.err;
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("a minimal job means the article's settings, and paths stand beside the job file") {
+  const Scratch scratch;
+  const Outcome outcome = check(scratch, minimal);
+  REQUIRE(outcome.code == 0);
+  const auto job = nlohmann::json::parse(outcome.out);
+  const auto& arm = job.at("arms").at("qlora");
+  CHECK(arm.at("rank") == 64);
+  CHECK(arm.at("alpha") == 16.0);
+  CHECK(arm.at("dropout") == 0.1);
+  CHECK(arm.at("lr") == 2e-4);
+  CHECK(arm.at("epochs") == 20);
+  CHECK(arm.at("batch") == 2);
+  CHECK(job.at("compare").at("max_new_tokens") == 200);
+  CHECK(job.at("compare").at("top_p") == 0.9);
+  CHECK(job.at("compare").at("temperature") == 0.01);
+  CHECK(job.at("model").at("path") == (scratch / "model").string());
+  CHECK(job.at("data").at("files").at(0) == (scratch / "pages").string());
+}
+
+TEST_CASE("arms override [train] wherever it stands") {
+  const Scratch scratch;
+  const Outcome outcome = check(scratch, minimal +
+                                             "[[arm]]\nname = 'pages_only'\nlr = 1e-3\n"
+                                             "[[arm]]\nname = 'mixed'\nreplay = 'old.jsonl'\nreplay_limit = 60\n"
+                                             "[train]\nrank = 8\nlr = 5e-4\n");
+  REQUIRE(outcome.code == 0);
+  const auto arms = nlohmann::json::parse(outcome.out).at("arms");
+  REQUIRE(arms.size() == 2);
+  CHECK(arms.at("pages_only").at("lr") == 1e-3);
+  CHECK(arms.at("pages_only").at("rank") == 8);
+  CHECK(arms.at("pages_only").at("replay") == "");
+  CHECK(arms.at("mixed").at("lr") == 5e-4);
+  CHECK(arms.at("mixed").at("replay") == (scratch / "old.jsonl").string());
+  CHECK(arms.at("mixed").at("replay_limit") == 60);
+  CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
+}
+
+TEST_CASE("unknown keys and sections name file, line and what was probably meant") {
+  const Scratch scratch;
+  const std::string file = (scratch / "job.toml").string();
+  CHECK(contains(refusal(scratch, minimal + "[train]\nranks = 8\n"),
+                 file + ":8: unknown key `ranks` in [train]; did you mean `rank`?"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nrank = 8\n\nlearning_rate = 1\n"), ":10: unknown key"));
+  CHECK(contains(refusal(scratch, minimal + "[tarin]\nrank = 8\n"), "unknown section [tarin]; did you mean `train`?"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nalhpa = 2\n"), "did you mean `alpha`?"));
+  CHECK(contains(refusal(scratch, "rank = 3\n" + minimal), ":1: unknown section"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nzzzzzzzz = 1\n"), "known are rank alpha"));
+}
+
+TEST_CASE("wrong types and values name the line, too") {
+  const Scratch scratch;
+  CHECK(contains(refusal(scratch, minimal + "[train]\nrank = 'eight'\n"), ":8: `rank` must be a whole number"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nrank = 8.5\n"), "`rank` must be a whole number"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nrank = 0\n"), "from 1 to"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nlr = nan\n"), "`lr` must be a number"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\ndropout = 1\n"), "`dropout`"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nrslora = 1\n"), "true or false"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nschedule = 'cosin'\n"), "did you mean `cosine`?"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nlr = 1\n"), "needs a `name`"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a/b'\n"), "`name`"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'nf4'\n"), "the report uses it"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\n[[arm]]\nname = 'a'\n"), "a second arm"));
+  CHECK(contains(refusal(scratch, minimal + "[merge]\narm = 'b'\n"), "no [[arm]] has that name"));
+  CHECK(contains(refusal(scratch, "[model]\npath = 3\n"), "a text in quotes"));
+  CHECK(contains(refusal(scratch, "model = 3\n"), "is a section"));
+  CHECK(contains(refusal(scratch, "arm = 3\n"), "[[arm]]"));
+}
+
+TEST_CASE("what is missing is named") {
+  const Scratch scratch;
+  CHECK(contains(refusal(scratch, ""), "[model] path is missing"));
+  CHECK(contains(refusal(scratch, "[model]\npath = 'm'\n"), "[data] needs urls or files"));
+  CHECK(contains(refusal(scratch, "[model]\npath = 'm'\n[data]\nurls = ['http://x/']\n"), "[output] dir is missing"));
+}
+
+TEST_CASE("what is not TOML is refused with its line") {
+  const Scratch scratch;
+  CHECK(contains(refusal(scratch, "[model]\npath = \n"), ":2: "));
+  CHECK(contains(refusal(scratch, "[model]\npath = 'a'\npath = 'b'\n"), ":3: "));
+  refusal(scratch, std::string("[model]\n\0\xFF\xFE", 11));
+  refusal(scratch, std::string(2 << 20, '#'));
+  refusal(scratch, "a = " + std::string(100000, '['));
+  CHECK(qlora(scratch, "run --check /nonexistent/job.toml").code == 3);
+}
+
+TEST_CASE("the printed reference is itself a job file without unknown keys") {
+  const Scratch scratch;
+  const Outcome keys = qlora(scratch, "run --keys");
+  REQUIRE(keys.code == 0);
+  // Its empty paths are what a user must fill in; everything else must pass.
+  std::string job;
+  std::istringstream lines(keys.out);
+  for (std::string line; std::getline(lines, line);) {
+    if (!contains(line, " = \"\"")) job += line + "\n";
+  }
+  CHECK(contains(refusal(scratch, job), "[model] path is missing"));
+}

@@ -1,0 +1,57 @@
+#!/bin/sh
+# layering.sh ROOT: checks each #include under ROOT/include and ROOT/configs against the layers; prints every offence.
+#
+#   0 vocabulary   include/qlora/*.hpp, std only      4 training      train/ generate/
+#   1 contract     backend.hpp                        5 the outside   text/ io/ web/ eval/
+#   2 backends     cpu/ and cpu.hpp                   6 doors         llama2.hpp, configs/ is vocabulary
+#   3 network      model/
+#
+# A file includes its own layer and those below it. Network and training code never name a backend. A foreign library
+# stays in the folders that wrap it.
+set -eu
+cd "$1"
+
+offences=$(
+  find include configs -name '*.hpp' | sort | while read -r file; do
+    sed -n 's/^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"]\([^">]*\)[">].*/\1/p' "$file" | sed "s|^|$file |"
+  done | awk '
+    # The layer of a path below qlora/, and the folder it lies in.
+    function layer(path) {
+      if (path ~ /^qlora\/cpu[\/.]/) return 2
+      if (path ~ /^qlora\/model\//) return 3
+      if (path ~ /^qlora\/(train|generate)\//) return 4
+      if (path ~ /^qlora\/(text|io|web|eval)\//) return 5
+      if (path == "qlora/backend.hpp") return 1
+      if (path == "qlora/llama2.hpp") return 6
+      if (path ~ /^qlora\/configs\//) return 0
+      if (path ~ /^qlora\/[^\/]*\.hpp$/) return 0
+      return -1
+    }
+    function offence(why) { print $1 " includes " $2 ": " why }
+    {
+      from = $1; sub(/^(include|configs)\//, "", from)
+      mine = layer(from)
+      if (mine < 0) { print $1 " lies in no known layer"; next }
+      if ($2 ~ /^qlora\//) {
+        theirs = layer($2)
+        if (theirs < 0) offence("that lies in no known layer")
+        else if (theirs > mine) offence("layer " mine " must not reach up to layer " theirs)
+        else if (theirs == 2 && (mine == 3 || mine == 4)) offence("network and training code never name a backend")
+        next
+      }
+      if ($2 ~ /^(unsupported\/)?Eigen\//) { if (mine != 2) offence("Eigen stays in cpu/"); next }
+      if ($2 ~ /^nlohmann\//) { if (mine != 5) offence("nlohmann/json stays in text/, io/, web/ and eval/"); next }
+      if ($2 ~ /^(curl|libxml)\//) { if (from !~ /^qlora\/web\//) offence("libcurl and libxml2 stay in web/"); next }
+      if ($2 ~ /^sentencepiece/) { if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp"); next }
+      if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|fcntl|netdb|poll|signal|errno|strings|dirent)\.h$/) {
+        if (mine < 5) offence("system calls stay in text/, io/, web/ and eval/")
+        next
+      }
+      if ($2 !~ /^[a-z_0-9]+$/) offence("only the standard library, and no headers by relative path, here")
+    }'
+)
+if [ -n "$offences" ]; then
+  printf '%s\n' "$offences"
+  exit 1
+fi
+echo "$(find include configs -name '*.hpp' | wc -l) headers keep to their layers"

@@ -1,0 +1,165 @@
+// report_test.cpp — the page and its plots: well-formed by libxml2's judgement, every point there, hostile text inert.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/eval/report.hpp"
+
+#include <doctest/doctest.h>
+#include <libxml/parser.h>
+#include <libxml/xpath.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+using namespace qlora;
+using namespace qlora::eval;
+
+namespace {
+
+/// A parsed page; parsing fails the test when the text is not XML.
+class Page {
+ public:
+  explicit Page(const std::string& text)
+      : document_(xmlReadMemory(text.data(), static_cast<int>(text.size()), "page.xml", nullptr,
+                                XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING),
+                  xmlFreeDoc) {
+    REQUIRE(document_ != nullptr);
+  }
+  [[nodiscard]] int count(const std::string& path) const { return static_cast<int>(number("count(" + path + ")")); }
+  [[nodiscard]] std::string text(const std::string& path) const {
+    const auto result = evaluate("string(" + path + ")");
+    return reinterpret_cast<const char*>(result->stringval);
+  }
+  [[nodiscard]] double number(const std::string& path) const { return evaluate("number(" + path + ")")->floatval; }
+
+ private:
+  [[nodiscard]] std::unique_ptr<xmlXPathObject, decltype(&xmlXPathFreeObject)> evaluate(const std::string& path) const {
+    const std::unique_ptr<xmlXPathContext, decltype(&xmlXPathFreeContext)> context(xmlXPathNewContext(document_.get()),
+                                                                                   xmlXPathFreeContext);
+    std::unique_ptr<xmlXPathObject, decltype(&xmlXPathFreeObject)> result(
+        xmlXPathEvalExpression(reinterpret_cast<const xmlChar*>(path.c_str()), context.get()), xmlXPathFreeObject);
+    REQUIRE(result != nullptr);
+    return result;
+  }
+  std::unique_ptr<xmlDoc, decltype(&xmlFreeDoc)> document_;
+};
+
+Plot plot_of(std::vector<double> y, Scale scale = Scale::linear) {
+  Series series{"arm", {}, std::move(y)};
+  for (std::size_t i = 0; i < series.y.size(); ++i) series.x.push_back(static_cast<double>(i + 1));
+  return {"Loss", "step", "loss", scale, {series}};
+}
+
+std::size_t words(const std::string& text) {
+  std::size_t count = text.empty() ? 0 : 1;
+  for (const char c : text) count += c == ' ' ? 1 : 0;
+  return count;
+}
+
+const std::string svg = "*[local-name()='svg']";
+const std::string circle = "//*[local-name()='circle']";
+const std::string data_line = "//*[local-name()='polyline'][@class='s0']";
+
+}  // namespace
+
+TEST_CASE("a plot holds each point once, at its place, with its value to hover for") {
+  const Page page(to_svg(plot_of({4, 2, 1, 3})));
+  CHECK(page.count(circle) == 4);
+  CHECK(page.count(data_line) == 1);
+  CHECK(words(page.text(data_line + "/@points")) == 4);
+  CHECK(page.text(circle + "[2]/*[local-name()='title']") == "arm · step 2: 2");
+  // Larger values stand higher on the sheet, later steps further right; equal steps have equal distances.
+  const auto cx = [&](int i) { return page.number("(" + circle + ")[" + std::to_string(i) + "]/@cx"); };
+  const auto cy = [&](int i) { return page.number("(" + circle + ")[" + std::to_string(i) + "]/@cy"); };
+  CHECK(cy(1) < cy(4));
+  CHECK(cy(4) < cy(2));
+  CHECK(cy(2) < cy(3));
+  CHECK(cx(2) - cx(1) == doctest::Approx(cx(4) - cx(3)).epsilon(0.01));
+  CHECK(cy(2) - cy(4) == doctest::Approx(cy(3) - cy(2)).epsilon(0.01));
+}
+
+TEST_CASE("on a logarithmic axis equal ratios have equal distances") {
+  const Page page(to_svg(plot_of({1000, 100, 10, 1}, Scale::logarithmic)));
+  const auto cy = [&](int i) { return page.number("(" + circle + ")[" + std::to_string(i) + "]/@cy"); };
+  CHECK(cy(2) - cy(1) == doctest::Approx(cy(4) - cy(3)).epsilon(0.01));
+  CHECK(cy(2) > cy(1));
+}
+
+TEST_CASE("what cannot be drawn breaks the line and nothing else") {
+  const double inf = std::numeric_limits<double>::infinity();
+  const Page broken(to_svg(plot_of({1, 2, std::nan(""), 3, inf, 4})));
+  CHECK(broken.count(circle) == 4);
+  CHECK(broken.count(data_line) == 3);
+  const Page logarithmic(to_svg(plot_of({1, 0, -1, 10}, Scale::logarithmic)));
+  CHECK(logarithmic.count(circle) == 2);
+  CHECK(Page(to_svg(plot_of({}))).count(circle) == 0);
+  CHECK(Page(to_svg(plot_of({5}))).count(circle) == 1);
+  CHECK(Page(to_svg(plot_of({0, 0}))).count(circle) == 2);
+  CHECK(Page(to_svg(plot_of({1e308, -1e308}))).count("//*[local-name()='title']") >= 1);
+}
+
+TEST_CASE("a long run is thinned, and its one spike is still there") {
+  std::vector<double> y(10000, 1.0);
+  y[7777] = 50;
+  const std::string text = to_svg(plot_of(y));
+  const Page page(text);
+  CHECK(page.count(circle) <= 600);
+  CHECK(page.count(circle + "[contains(., 'step 7778: 50')]") == 1);
+}
+
+TEST_CASE("axes have round ticks") {
+  CHECK(eval::detail::round_ticks(0, 10) == std::vector<double>{0, 2, 4, 6, 8, 10});
+  CHECK(eval::detail::round_ticks(1, 160).front() == 50);
+  CHECK(eval::detail::decade_ticks(-4, 0) == std::vector<double>{-4, -3, -2, -1, 0});
+  CHECK(number(2e-4) == "0.0002");
+  CHECK(number(1250) == "1250");
+}
+
+TEST_CASE("escape leaves nothing that a browser or an XML parser acts on") {
+  CHECK(escape("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#39;");
+  CHECK(escape("plain \xC3\xA9 \xF0\x9F\x98\x80 tab\t") == "plain \xC3\xA9 \xF0\x9F\x98\x80 tab\t");
+  const std::string bad = "\xEF\xBF\xBD";
+  CHECK(escape(std::string("a\0b", 3)) == "a" + bad + "b");
+  CHECK(escape("\x1B[31m") == bad + "[31m");
+  CHECK(escape("\xFF") == bad);
+  CHECK(escape("\xC0\xAF") == bad + bad);            // overlong '/'
+  CHECK(escape("\xED\xA0\x80") == bad + bad + bad);  // surrogate
+  CHECK(escape("\xEF\xBF\xBF") == bad + bad + bad);  // U+FFFF
+  CHECK(escape("\xE2\x82") == bad + bad);            // cut short
+  CHECK(escape("\xF4\x90\x80\x80").size() == 12);    // beyond U+10FFFF
+}
+
+TEST_CASE("a page made of hostile text is still a page without scripts") {
+  const std::string evil = "</title><script>alert(1)</script>\"'><img src=x onerror=y>\x01\xFF ]]> <!-- &lt;";
+  Report report;
+  report.title = report.summary = evil;
+  report.headline = {evil, {"model", evil}, {{evil, "1"}}};
+  Plot plot = plot_of({1, 2, 3});
+  plot.title = plot.x_label = plot.y_label = plot.series[0].name = evil;
+  plot.series.push_back(plot.series[0]);
+  report.plots = {plot};
+  report.answers = {{evil, evil, {{evil, evil}, {"tuned", "ok"}}}};
+  report.details = {{evil, {evil}, {{evil}}}};
+  const Page page(to_html(report));
+  CHECK(page.count("//*[local-name()='script' or local-name()='img' or local-name()='link']") == 0);
+  CHECK(page.count("//@*[starts-with(name(), 'on')]") == 0);
+  CHECK(page.count("//@*[name()='href' or name()='src']") == 0);
+  // What the reader sees is the text itself, but for the two bytes that no page can hold.
+  CHECK(page.text("//*[local-name()='h1']") ==
+        "</title><script>alert(1)</script>\"'><img src=x onerror=y>\xEF\xBF\xBD\xEF\xBF\xBD ]]> <!-- &lt;");
+  CHECK(page.count("//*[@class='answer']") == 2);
+}
+
+TEST_CASE("the page shows headline, plots with their data, answers and settings") {
+  Report report;
+  report.title = "Run";
+  report.headline = {"scores", {"model", "facts"}, {{"base", "5 %"}, {"tuned", "95 %"}}};
+  report.plots = {plot_of({3, 2, 1})};
+  report.answers = {{"chat", "Who?", {{"base", "?"}, {"tuned", "I"}, {"merged", "I"}}}};
+  report.details = {{"files", {"file", "SHA-256"}, {{"a", "b"}}}};
+  const Page page(to_html(report));
+  CHECK(page.count("//*[local-name()='tbody']/*[local-name()='tr']") == 2 + 3 + 1);
+  CHECK(page.count("//*[local-name()='h4']") == 3);
+  CHECK(page.count("//" + svg) == 1);
+  CHECK(page.text("//*[local-name()='details']//*[local-name()='tr'][2]/*[local-name()='td']") == "2");
+}

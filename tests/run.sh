@@ -1,0 +1,56 @@
+#!/bin/sh
+# The test command: sh tests/run.sh
+# Installs what is missing (Debian 12, as root or with sudo), builds, runs every test that needs no GPU, then the
+# sanitizers' subset and the formatting check. Prints CTest's summaries; exits non-zero on the first failure.
+#
+#   QLORA_LLAMA2_TOKENIZER   path of LLaMA-2's tokenizer.model; its tests are skipped without it
+#   QLORA_GOLDEN             golden results to test against; default tests/golden
+#   QLORA_JOBS               compilers and tests at a time; default: the number of processors
+set -eu
+cd "$(dirname "$0")/.."
+jobs=${QLORA_JOBS:-$(nproc)}
+started=$(date +%s)
+say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
+
+packages="g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev
+libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace binutils"
+if command -v dpkg-query >/dev/null; then
+  missing=
+  for package in $packages; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing="$missing $package"
+  done
+  if [ -n "$missing" ]; then
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root=sudo
+    if [ -n "$as_root" ] && ! command -v sudo >/dev/null; then
+      echo "run.sh: missing packages, and neither root nor sudo to install them: apt-get install$missing" >&2
+      exit 4
+    fi
+    say "installing:$missing"
+    $as_root apt-get -qq update
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get -qq -y --no-install-recommends install $missing >/dev/null
+  fi
+fi
+
+export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
+# A build folder remembers its generator; a new one gets Ninja.
+generator() { [ -f "build-$1/CMakeCache.txt" ] || printf '%s' '-GNinja'; }
+
+say "formatting"
+if command -v clang-format >/dev/null; then
+  find include configs examples tests bench -name '*.[ch]pp' -exec clang-format --dry-run --Werror {} +
+else
+  echo "clang-format is not here; formatting was not checked"
+fi
+
+for preset in dev asan; do
+  say "$preset: configure"
+  # shellcheck disable=SC2046
+  cmake --preset "$preset" $(generator "$preset")
+  say "$preset: build"
+  cmake --build --preset "$preset"
+  say "$preset: test"
+  ctest --preset "$preset"
+done
+say "all passed"
