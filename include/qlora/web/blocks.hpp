@@ -443,7 +443,8 @@ struct ParseState {
   if (!parser) throw Error("libxml2 does not start", ErrorKind::resource);
   htmlCtxtUseOptions(parser.get(), HTML_PARSE_RECOVER | HTML_PARSE_NOERROR | HTML_PARSE_NOWARNING | HTML_PARSE_NONET |
                                        HTML_PARSE_IGNORE_ENC);
-  constexpr std::size_t chunk = std::size_t{16} << 10;
+  // Small, because the clock is looked at between chunks: a stray end tag costs the parser a walk up its whole stack.
+  constexpr std::size_t chunk = std::size_t{2} << 10;
   for (std::size_t at = 0; at < page.size() && !state.failure; at += chunk) {
     htmlParseChunk(parser.get(), page.data() + at, static_cast<int>(std::min(chunk, page.size() - at)), 0);
     if (thread_cpu_seconds() - begin > options.max_cpu_seconds) throw Error("the page takes too long to parse");
