@@ -3,8 +3,6 @@
 // transformers loads what is written (config.json in the transformers 4 dialect, which 5 reads too).
 #pragma once
 
-#include <array>
-#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -26,15 +24,6 @@ inline namespace v0 {
 namespace hf {
 
 namespace detail {
-
-/// The shortest decimal that means this float, as the double that JSON prints: 1e-05, not 9.99999974738e-06.
-[[nodiscard]] inline double shortest(float value) {
-  std::array<char, 32> text{};
-  const auto result = std::to_chars(text.data(), text.data() + text.size() - 1, value);
-  double number = 0;
-  std::from_chars(text.data(), result.ptr, number);
-  return number;
-}
 
 [[nodiscard]] inline Json token_ids(const std::vector<int>& ids) {
   return ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
@@ -66,9 +55,9 @@ namespace detail {
               {"num_hidden_layers", s.layers},
               {"num_key_value_heads", s.kv_heads},
               {"pretraining_tp", 1},
-              {"rms_norm_eps", detail::shortest(model.norm_eps)},
+              {"rms_norm_eps", shortest_decimal(model.norm_eps)},
               {"rope_scaling", nullptr},
-              {"rope_theta", detail::shortest(model.rope_theta)},
+              {"rope_theta", shortest_decimal(model.rope_theta)},
               {"tie_word_embeddings", s.tied_embeddings},
               {"torch_dtype", detail::torch_name(model.dtype)},
               {"use_cache", true},

@@ -3,6 +3,8 @@
 // the text, skips a byte order mark, and nests without limit. All four let two readers see two different documents.
 #pragma once
 
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
@@ -185,6 +187,15 @@ namespace detail {
 [[nodiscard]] inline std::string json_string(const Json& object, const std::string& key, std::string_view where) {
   (void)json_at(object, key, where);
   return json_string_or(object, key, where, "");
+}
+
+/// The shortest decimal that means this float, as the double that JSON prints: 1e-05, not 9.99999974738e-06.
+[[nodiscard]] inline double shortest_decimal(float value) {
+  std::array<char, 32> text{};
+  const auto result = std::to_chars(text.data(), text.data() + text.size() - 1, value);
+  double number = 0;
+  std::from_chars(text.data(), result.ptr, number);
+  return number;
 }
 
 /// Text of a value as it is written to disk: indented, keys sorted, a line end. Throws Error for invalid UTF-8.

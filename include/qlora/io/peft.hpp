@@ -1,0 +1,367 @@
+// qlora/io/peft.hpp — PEFT LoRA adapter directories: adapter_config.json and adapter_model.safetensors.
+// What may not change: a setting that alters the computation is honoured or refused by name, never ignored; settings
+// that are off, also ones that this version has never heard of, are let be.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/config.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/directory.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/safetensors.hpp"
+#include "qlora/io/safetensors_writer.hpp"
+#include "qlora/tensor.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// What adapter_config.json says. Pattern keys are "layers.3.self_attn.q_proj"; see module_name().
+struct PeftConfig {
+  int r = 8;
+  float alpha = 16;
+  float dropout = 0;
+  bool rslora = false;  ///< scale alpha / sqrt(r) instead of alpha / r
+  Proj targets = Proj::all;
+  std::map<std::string, int> rank_pattern{};     ///< modules whose rank is not r
+  std::map<std::string, float> alpha_pattern{};  ///< modules whose alpha is not alpha
+  std::string base_model{};                      ///< name or path of the base; may be empty
+  std::string revision{};                        ///< of the base; may be empty
+
+  friend bool operator==(const PeftConfig&, const PeftConfig&) = default;
+};
+
+/// "layers.3.self_attn.q_proj": how a pattern names one module exactly.
+[[nodiscard]] inline std::string module_name(int layer, Proj one) {
+  return detail::concat("layers.", layer, ".", name_of(one));
+}
+/// The tensor names of one module: A is (r, in), B is (out, r).
+[[nodiscard]] inline std::string lora_name(int layer, Proj one, char matrix) {
+  return detail::concat("base_model.model.model.", module_name(layer, one), ".lora_", matrix, ".weight");
+}
+
+namespace detail {
+
+/// The value of the pattern that fits a module: the whole name, or what follows a dot, as peft matches
+/// "(.*\.)?KEY$". Keys with characters of a regular expression are refused when they are read.
+/// peft takes the first fitting key in the file's order, which JSON does not promise: two that disagree are refused.
+template <class Value>
+[[nodiscard]] Value pattern_value(const std::map<std::string, Value>& pattern, const std::string& module,
+                                  Value otherwise) {
+  const std::string full = "model." + module;
+  std::optional<Value> found;
+  for (const auto& [key, value] : pattern) {
+    if (full != key && !full.ends_with("." + key)) continue;
+    if (found && *found != value) throw Error(concat("two patterns of the adapter give ", module, " different values"));
+    found = value;
+  }
+  return found.value_or(otherwise);
+}
+
+}  // namespace detail
+
+/// The rank of a module, from rank_pattern or r.
+[[nodiscard]] inline int rank_of(const PeftConfig& config, int layer, Proj one) {
+  return detail::pattern_value(config.rank_pattern, module_name(layer, one), config.r);
+}
+/// What the product B A x is multiplied by in a module: alpha/r, or alpha/sqrt(r) when rank-stabilised.
+[[nodiscard]] inline float scale_of(const PeftConfig& config, int layer, Proj one) {
+  const float alpha = detail::pattern_value(config.alpha_pattern, module_name(layer, one), config.alpha);
+  const auto rank = static_cast<float>(rank_of(config, layer, one));
+  return alpha / (config.rslora ? std::sqrt(rank) : rank);
+}
+
+namespace detail {
+
+inline constexpr int max_lora_rank = 4096;
+inline constexpr double max_lora_alpha = 1e6;
+
+/// "q_proj" of "self_attn.q_proj": how target_modules names a projection.
+[[nodiscard]] inline std::string_view short_name(Proj one) {
+  const std::string_view name = name_of(one);
+  return name.substr(name.find('.') + 1);
+}
+
+/// A value that means "off" whatever its key is.
+[[nodiscard]] inline bool is_off(const Json& value) {
+  return value.is_null() || value == Json(false) || ((value.is_object() || value.is_array()) && value.empty());
+}
+
+/// Refuses what changes the computation. Keys not listed here are described by their value: off is let be.
+inline void refuse_other_adapters(const Json& config, std::string_view where) {
+  const std::string type = json_string(config, "peft_type", where);
+  if (type != "LORA") throw Error(concat(where, ": peft_type is '", excerpt(type), "', not 'LORA'"));
+  if (json_string_or(config, "task_type", where, "CAUSAL_LM") != "CAUSAL_LM") {
+    throw Error(concat(where, ": task_type is not CAUSAL_LM"));
+  }
+  if (json_string_or(config, "bias", where, "none") != "none") throw Error(concat(where, ": bias must be 'none'"));
+  // What is read, what only describes how training began, and what matters only together with a key that is refused.
+  constexpr std::array inert{"peft_type",     "task_type",         "bias",           "r",
+                             "lora_alpha",    "lora_dropout",      "use_rslora",     "target_modules",
+                             "rank_pattern",  "alpha_pattern",     "revision",       "base_model_name_or_path",
+                             "auto_mapping",  "inference_mode",    "peft_version",   "init_lora_weights",
+                             "megatron_core", "qalora_group_size", "loftq_config",   "eva_config",
+                             "corda_config",  "layers_pattern",    "runtime_config", "lora_ga_config"};
+  for (const auto& [key, value] : config.items()) {
+    if (std::find(inert.begin(), inert.end(), key) != inert.end() || is_off(value)) continue;
+    throw Error(concat(where, ": '", excerpt(key), "' is ", excerpt(value.dump()),
+                       ", which is not computed here; only plain LoRA and rank-stabilised LoRA are"));
+  }
+  // PiSSA, OLoRA and the like change the base weights; an adapter that was not converted does not fit the plain base.
+  const Json* init = json_find(config, "init_lora_weights");
+  const bool plain =
+      init == nullptr || init->is_boolean() || *init == "gaussian" || *init == "eva" || *init == "orthogonal";
+  if (!plain) {
+    throw Error(concat(where, ": init_lora_weights ", excerpt(init->dump()),
+                       " changes the base model; convert the adapter to plain LoRA when saving it with peft"));
+  }
+}
+
+[[nodiscard]] inline Proj targets_of(const Json& config, std::string_view where) {
+  const Json& value = json_at(config, "target_modules", where);
+  if (value == "all-linear") return Proj::all;
+  if (!value.is_array() || value.empty()) {
+    throw Error(concat(where, ": target_modules must be a list of module names or \"all-linear\""));
+  }
+  Proj targets = Proj::none;
+  for (const Json& one : value) {
+    const auto named = std::find_if(all_projections.begin(), all_projections.end(), [&](Proj proj) {
+      return one.is_string() && (one == std::string(short_name(proj)) || one == std::string(name_of(proj)));
+    });
+    if (named == all_projections.end()) {
+      throw Error(concat(where, ": target_modules names ", excerpt(one.dump()),
+                         ", which is none of q_proj, k_proj, "
+                         "v_proj, o_proj, gate_proj, up_proj, down_proj"));
+    }
+    targets = targets | *named;
+  }
+  return targets;
+}
+
+/// Keys of rank_pattern and alpha_pattern are regular expressions to peft; here they must be plain dotted names.
+inline void check_pattern_key(const std::string& key, const char* which, std::string_view where) {
+  const bool plain = !key.empty() && std::all_of(key.begin(), key.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
+  });
+  const bool names_module = std::any_of(all_projections.begin(), all_projections.end(), [&](Proj one) {
+    return key == short_name(one) || key.ends_with(name_of(one));
+  });
+  if (!plain || !names_module) {
+    throw Error(concat(where, ": ", which, " has the key '", excerpt(key),
+                       "'; only names such as q_proj or "
+                       "layers.3.self_attn.q_proj are understood"));
+  }
+}
+
+[[nodiscard]] inline PeftConfig parse_peft_config(const Json& config, std::string_view where) {
+  refuse_other_adapters(config, where);
+  PeftConfig out;
+  out.r = static_cast<int>(json_int(config, "r", where, 1, max_lora_rank));
+  out.alpha = static_cast<float>(json_number(config, "lora_alpha", where, 0, max_lora_alpha));
+  out.dropout = static_cast<float>(json_number_or(config, "lora_dropout", where, 0, 0.999, 0));
+  out.rslora = json_bool_or(config, "use_rslora", where, false);
+  out.targets = targets_of(config, where);
+  out.base_model = json_string_or(config, "base_model_name_or_path", where, "");
+  out.revision = json_string_or(config, "revision", where, "");
+  for (const char* which : {"rank_pattern", "alpha_pattern"}) {
+    const Json* pattern = json_find(config, which);
+    if (pattern == nullptr) continue;
+    if (!pattern->is_object()) throw Error(concat(where, ": '", which, "' must be an object"));
+    for (const auto& [key, value] : pattern->items()) {
+      check_pattern_key(key, which, where);
+      if (which == std::string_view("rank_pattern")) {
+        out.rank_pattern[key] = static_cast<int>(checked_int(value, key, where, 1, max_lora_rank));
+      } else {
+        out.alpha_pattern[key] = static_cast<float>(checked_number(value, key, where, 0, max_lora_alpha));
+      }
+    }
+  }
+  return out;
+}
+
+/// A whole number prints as one: peft writes "lora_alpha": 16.
+[[nodiscard]] inline Json number_json(float value) {
+  if (value == std::floor(value) && std::abs(value) < 1e9F) return static_cast<std::int64_t>(value);
+  return shortest_decimal(value);
+}
+
+[[nodiscard]] inline Json peft_config_json(const PeftConfig& config) {
+  Json targets = Json::array();
+  for (const Proj one : all_projections) {
+    if (contains(config.targets, one)) targets.push_back(std::string(short_name(one)));
+  }
+  Json alphas = Json::object();
+  for (const auto& [key, value] : config.alpha_pattern) alphas[key] = number_json(value);
+  Json out{{"alpha_pattern", alphas},
+           {"base_model_name_or_path", config.base_model.empty() ? Json() : Json(config.base_model)},
+           {"bias", "none"},
+           {"inference_mode", true},
+           {"init_lora_weights", true},
+           {"loftq_config", Json::object()},
+           {"lora_alpha", number_json(config.alpha)},
+           {"lora_dropout", number_json(config.dropout)},
+           {"megatron_core", "megatron.core"},
+           {"peft_type", "LORA"},
+           {"peft_version", "0.21.0"},
+           {"qalora_group_size", 16},
+           {"r", config.r},
+           {"rank_pattern", config.rank_pattern},
+           {"revision", config.revision.empty() ? Json() : Json(config.revision)},
+           {"target_modules", targets},
+           {"task_type", "CAUSAL_LM"},
+           {"use_rslora", config.rslora}};
+  for (const char* key : {"ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"}) {
+    out[key] = false;
+  }
+  for (const char* key : {"alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config",
+                          "exclude_modules", "layer_replication", "layers_pattern", "layers_to_transform",
+                          "megatron_config", "modules_to_save", "target_parameters", "trainable_token_indices"}) {
+    out[key] = nullptr;
+  }
+  return out;
+}
+
+/// Layer and projection of a tensor name, and which matrix it is; nothing when the name has another form.
+struct LoraPlace {
+  int layer = 0;
+  Proj one = Proj::none;
+  char matrix = 'A';
+};
+[[nodiscard]] inline std::optional<LoraPlace> lora_place(std::string_view name) {
+  constexpr std::string_view prefix = "base_model.model.model.layers.";
+  if (!name.starts_with(prefix)) return std::nullopt;
+  const std::string_view digits = name.substr(prefix.size(), name.find('.', prefix.size()) - prefix.size());
+  if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789") != std::string_view::npos) {
+    return std::nullopt;
+  }
+  LoraPlace place;
+  for (const char c : digits) place.layer = place.layer * 10 + (c - '0');
+  for (const Proj one : all_projections) {
+    for (const char matrix : {'A', 'B'}) {
+      if (name == lora_name(place.layer, one, matrix)) return LoraPlace{place.layer, one, matrix};
+    }
+  }
+  return std::nullopt;
+}
+
+/// How many matrices an adapter has: A and B for each target in each layer.
+[[nodiscard]] inline std::size_t matrices_of(Proj targets, int layers) {
+  const auto count =
+      std::count_if(all_projections.begin(), all_projections.end(), [&](Proj one) { return contains(targets, one); });
+  return 2 * static_cast<std::size_t>(count) * static_cast<std::size_t>(layers);
+}
+
+}  // namespace detail
+
+/// An open adapter directory. Movable; what source() returns keeps the file mapped.
+struct PeftAdapter : PeftConfig {
+  std::filesystem::path path;
+  int layers = 0;  ///< one more than the highest layer that has an adapter
+
+  /// Opens and checks an adapter. Throws Error naming file, key or tensor; pickle files are refused.
+  [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory) {
+    PeftAdapter adapter;
+    const std::filesystem::path config = directory / "adapter_config.json";
+    static_cast<PeftConfig&>(adapter) = detail::parse_peft_config(read_json_object(config, 1U << 20), config.string());
+    adapter.path = directory;
+    const std::filesystem::path weights = directory / "adapter_model.safetensors";
+    if (!std::filesystem::exists(weights) && std::filesystem::exists(directory / "adapter_model.bin")) {
+      throw Error(detail::concat(directory.string(),
+                                 ": adapter_model.bin is a pickle file, which can run code and is "
+                                 "not read here; save the adapter again with peft's safe_serialization=True"));
+    }
+    adapter.file_ = std::make_shared<const SafetensorsFile>(weights);
+    adapter.check_tensors();
+    return adapter;
+  }
+
+  /// The matrices by name; see lora_name().
+  [[nodiscard]] TensorSource source() const {
+    return [file = file_](std::string_view name) { return file->find(name); };
+  }
+  [[nodiscard]] std::vector<std::string> names() const { return file_->names(); }
+
+ private:
+  /// Every tensor is one half of a pair, on a target, with the rank that the config gives it. The other dimension is
+  /// the model's affair.
+  void check_tensors() {
+    for (const std::string& name : file_->names()) {
+      const auto place = detail::lora_place(name);
+      const std::string where = file_->path().string() + ": the tensor '" + detail::excerpt(name) + "'";
+      if (!place) throw Error(where + " is not a LoRA matrix of a llama model");
+      if (!contains(targets, place->one)) throw Error(where + " is for a module that is not in target_modules");
+      const TensorRef tensor = file_->at(name);
+      const int rank = rank_of(*this, place->layer, place->one);
+      const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
+      if (tensor.shape.size() != 2 || tensor.shape[rank_axis] != rank || tensor.shape[1 - rank_axis] <= 0) {
+        throw Error(detail::concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
+      }
+      if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
+        throw Error(detail::concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
+      }
+      if (!file_->find(lora_name(place->layer, place->one, place->matrix == 'A' ? 'B' : 'A'))) {
+        throw Error(where + " has no partner");
+      }
+      layers = std::max(layers, place->layer + 1);
+    }
+    if (layers == 0 || file_->names().size() != detail::matrices_of(targets, layers)) {
+      throw Error(detail::concat(file_->path().string(), ": holds ", file_->names().size(), " LoRA matrices, not the ",
+                                 detail::matrices_of(targets, layers), " of ", layers, " layers; some are missing"));
+    }
+  }
+
+  std::shared_ptr<const SafetensorsFile> file_;
+};
+
+/// A matrix to be written; name from lora_name(), the floats stay the caller's.
+struct PeftTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::span<const float> data;
+};
+
+/// Writes an adapter directory that peft loads, whole or not at all. A directory that holds an adapter and nothing else
+/// is replaced. Throws Error when a matrix does not have the rank that the config gives its module, or a value is not
+/// finite in `dtype` (f32, f16 or bf16).
+inline void write_peft(const std::filesystem::path& target, const PeftConfig& config,
+                       std::span<const PeftTensor> tensors, DType dtype = DType::f32) {
+  QLORA_EXPECTS(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "an adapter cannot be written as ",
+                name_of(dtype));
+  std::vector<TensorInfo> plan;
+  int layers = 0;
+  for (const PeftTensor& tensor : tensors) {
+    const auto place = detail::lora_place(tensor.name);
+    QLORA_EXPECTS(place && contains(config.targets, place->one), "'", tensor.name, "' is not a matrix of a target");
+    const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
+    QLORA_EXPECTS(tensor.shape.size() == 2 && tensor.shape[rank_axis] == rank_of(config, place->layer, place->one), "'",
+                  tensor.name, "' does not have rank ", rank_of(config, place->layer, place->one));
+    const auto bytes = detail::checked_bytes(DType::f32, tensor.shape);
+    QLORA_EXPECTS(bytes && *bytes == tensor.data.size_bytes(), "'", tensor.name, "' has ", tensor.data.size(),
+                  " values, not those of its shape");
+    plan.push_back({tensor.name, dtype, tensor.shape});
+    layers = std::max(layers, place->layer + 1);
+  }
+  QLORA_EXPECTS(layers > 0 && tensors.size() == detail::matrices_of(config.targets, layers), tensors.size(),
+                " matrices for ", layers, " layers");
+  AtomicDirectory directory(target, {"adapter_config.json", "adapter_model.safetensors"});
+  SafetensorsWriter writer(directory.temporary() / "adapter_model.safetensors", std::move(plan));
+  for (const PeftTensor& tensor : tensors) writer.write_floats(tensor.name, 0, tensor.data);
+  writer.finish();
+  write_file_atomically(directory.temporary() / "adapter_config.json", json_text(detail::peft_config_json(config)));
+  directory.commit();
+}
+
+}  // namespace v0
+}  // namespace qlora
