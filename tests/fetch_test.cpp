@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "qlora/web/pages.hpp"
+
 namespace web = qlora::web;
 
 namespace {
@@ -275,4 +277,40 @@ TEST_CASE("one bad page never fails the batch") {
     CHECK(!results[bad].page.has_value());
     CHECK(!results[bad].error.empty());
   }
+}
+
+TEST_CASE("sources of every kind become documents; the bad ones become reasons") {
+  const auto folder = std::filesystem::temp_directory_path() / ("qlora_load_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "n.md") << "# Note";
+  std::ofstream(folder / "d.jsonl") << "{\"text\":\"one\"}\n{\"text\":\"two\"}\n";
+  std::ofstream(folder / "bad.jsonl") << "{\n";
+  std::vector<std::string> sources{url("/plain"), url("/missing"), (folder / "n.md").string(),
+                                   (folder / "d.jsonl").string(), (folder / "bad.jsonl").string()};
+  for (const char* n : {"1", "2", "3"}) {
+    std::ofstream(folder / (std::string(n) + ".html")) << "<p>Call us today.</p><p>Fact " << n << ".</p>";
+    sources.push_back((folder / (std::string(n) + ".html")).string());
+  }
+  web::LoadOptions options;
+  options.fetch = own();
+  std::vector<std::string> told;
+  const web::LoadResult loaded =
+      web::load_documents(sources, options, [&](const std::string& s, const std::string&) { told.push_back(s); });
+  CHECK(told == sources);
+  REQUIRE(loaded.documents.size() == 7);
+  CHECK(loaded.documents[0].text == "Plain page.");
+  CHECK(loaded.documents[0].title == "Caf\xC3\xA9");
+  CHECK(loaded.documents[0].source == url("/plain"));
+  CHECK(loaded.documents[0].sha256 == qlora::sha256("Plain page."));
+  CHECK(loaded.documents[1].text == "# Note");
+  CHECK(loaded.documents[3].text == "two");
+  CHECK(loaded.documents[6].text == "Fact 3.");
+  CHECK(loaded.shared_lines == 3);
+  REQUIRE(loaded.failures.size() == 2);
+  CHECK(has(loaded.failures[0].error, "404"));
+  CHECK(has(loaded.failures[1].error, "bad.jsonl:1"));
+  options.form = web::TextForm::article;
+  const web::LoadResult plain = web::load_documents(std::span(sources).first(1), options);
+  CHECK(plain.documents.at(0).text == "Caf\xC3\xA9Plain page.");
+  std::filesystem::remove_all(folder);
 }

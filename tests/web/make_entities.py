@@ -16,12 +16,19 @@ def escape(text):
 lines, line = [], ""
 for name in names:
     item = name + " " + escape(table[name]) + "\\n"
-    if len(line) + len(item) > 112:
+    if len(line) + len(item) > 114:
         lines.append('    "' + line + '"')
         line = ""
     line += item
 lines.append('    "' + line + '"')
 body = "\n".join(lines)
+legacy, row = [], ""
+for name in sorted(n for n in html.entities.html5 if not n.endswith(";")):
+    if len(row) + len(name) > 114:
+        legacy.append('    "' + row + '"')
+        row = ""
+    row += name + " "
+legacy.append('    "' + row + '"')
 out = pathlib.Path(__file__).resolve().parents[2] / "include/qlora/web/entities.hpp"
 out.write_text("""// qlora/web/entities.hpp — the HTML5 named character references (%d names, without the semicolon).
 // Written by tests/web/make_entities.py; sorted by name, bytewise, for the search below.
@@ -38,7 +45,19 @@ namespace detail {
 // clang-format off
 inline constexpr std::string_view entity_table =
 %s;
+
+/// Names that also count without a semicolon, each between spaces.
+inline constexpr std::string_view legacy_entities = " "
+%s;
 // clang-format on
+
+/// True for the names of HTML 4 and older that need no semicolon ("copy", "amp").
+[[nodiscard]] constexpr bool is_legacy_entity(std::string_view name) noexcept {
+  const std::string_view all = legacy_entities;
+  for (std::size_t at = name.empty() ? all.npos : all.find(name); at != all.npos; at = all.find(name, at + 1))
+    if (all[at - 1] == ' ' && all[at + name.size()] == ' ') return true;
+  return false;
+}
 
 }  // namespace detail
 
@@ -66,4 +85,4 @@ inline constexpr std::string_view entity_table =
 }  // namespace web
 }  // namespace v0
 }  // namespace qlora
-""" % (len(table), body))
+""" % (len(table), body, "\n".join(legacy)))

@@ -205,14 +205,23 @@ class BlockBuilder {
     if (property == "og:title" && og_title.empty()) add_collapsed(og_title, content.substr(0, 4096));
   }
 
-  /// Appends with runs of whitespace (no-break space too) as one space, none at the start of a line. Zero-width
+  /// Bytes of the white space at the start: ASCII, no-break, U+2000 to U+200A, narrow no-break; 0 if there is none.
+  [[nodiscard]] static std::size_t space_length(std::string_view text) {
+    if (is_space(text[0])) return 1;
+    if (text.starts_with("\xC2\xA0")) return 2;
+    if (text.starts_with("\xE2\x80\xAF")) return 3;
+    return text.size() >= 3 && text.starts_with("\xE2\x80") && static_cast<unsigned char>(text[2]) <= 0x8A ? 3 : 0;
+  }
+
+  /// Appends with runs of white space as one space, none at the start of a line. Zero-width
   /// characters and soft hyphens are dropped.
   static void add_collapsed(std::string& out, std::string_view piece) {
     for (std::size_t i = 0; i < piece.size();) {
       const std::string_view rest = piece.substr(i);
-      if (is_space(rest[0]) || rest.starts_with("\xC2\xA0")) {
+      const std::size_t space = space_length(rest);
+      if (space > 0) {
         if (!out.empty() && out.back() != ' ' && out.back() != '\n') out += ' ';
-        i += is_space(rest[0]) ? 1 : 2;
+        i += space;
       } else if (rest.starts_with("\xC2\xAD")) {
         i += 2;
       } else if (rest.starts_with("\xE2\x80\x8B") || rest.starts_with("\xEF\xBB\xBF")) {
@@ -434,7 +443,8 @@ struct ParseState {
   if (!parser) throw Error("libxml2 does not start", ErrorKind::resource);
   htmlCtxtUseOptions(parser.get(), HTML_PARSE_RECOVER | HTML_PARSE_NOERROR | HTML_PARSE_NOWARNING | HTML_PARSE_NONET |
                                        HTML_PARSE_IGNORE_ENC);
-  constexpr std::size_t chunk = std::size_t{16} << 10;
+  // Small, because the clock is looked at between chunks: a stray end tag costs the parser a walk up its whole stack.
+  constexpr std::size_t chunk = std::size_t{2} << 10;
   for (std::size_t at = 0; at < page.size() && !state.failure; at += chunk) {
     htmlParseChunk(parser.get(), page.data() + at, static_cast<int>(std::min(chunk, page.size() - at)), 0);
     if (thread_cpu_seconds() - begin > options.max_cpu_seconds) throw Error("the page takes too long to parse");

@@ -1,12 +1,14 @@
 // qlora/web/prescan.hpp — one linear pass over a page before the HTML parser sees it.
 // Removes what holds no text (comments, declarations, script and style with their content) and what could hurt the
-// parser (tags over 64 KiB or with over 1000 attributes, e.g. pictures inlined as data:), and decodes the HTML5
-// character names that the parser does not know. What may not change: no position is scanned twice.
+// parser (tags over 64 KiB or with over 1000 attributes, e.g. pictures inlined as data:), and decodes character
+// references (all HTML5 names; the parser knows those of HTML 4 only). What may not change: no position is scanned
+// twice.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -49,27 +51,54 @@ class Prescan {
     at_ = found == std::string_view::npos ? page_.size() : found + end.size();
   }
 
-  /// Named references are decoded here, except those that stand for markup, which the parser must see.
+  /// References are decoded here, except those that stand for markup, which the parser must see.
   void reference() {
     std::size_t n = 1;
+    if (peek(1) == '#') return number();
     while (n < 40 && (is_letter(peek(n)) || is_digit(peek(n)))) ++n;
-    const std::string_view value = peek(n) == ';' ? find_entity(page_.substr(at_ + 1, n - 1)) : std::string_view();
-    if (value.empty() || value.find_first_of("<>&") != std::string_view::npos) {
-      out_ += page_[at_++];
+    const std::string_view name = page_.substr(at_ + 1, n - 1);
+    const std::string_view value = peek(n) == ';' || is_legacy_entity(name) ? find_entity(name) : std::string_view();
+    if (value.empty()) {
+      out_ += "&amp;";
+      ++at_;
       return;
     }
-    out_ += value;
-    at_ += n + 1;
+    out_ += value == "<" ? "&lt;" : value == ">" ? "&gt;" : value == "&" ? "&amp;" : value;
+    at_ += n + (peek(n) == ';' ? 1 : 0);
+  }
+
+  /// &#147; and the like mean windows-1252, as in browsers; what is no character becomes U+FFFD, NUL nothing.
+  void number() {
+    const bool hex = lower(peek(2)) == 'x';
+    std::size_t n = hex ? 3 : 2;
+    const std::size_t first = n;
+    std::uint32_t code = 0;
+    for (; is_digit(peek(n)) || (hex && lower(peek(n)) >= 'a' && lower(peek(n)) <= 'f'); ++n) {
+      const auto digit = static_cast<std::uint32_t>(is_digit(peek(n)) ? peek(n) - '0' : lower(peek(n)) - 'a' + 10);
+      code = std::min<std::uint32_t>(code * (hex ? 16U : 10U) + digit, 0x110000);
+    }
+    if (n == first) {
+      out_ += "&amp;";
+      ++at_;
+      return;
+    }
+    if (code >= 0x80 && code < 0xA0) code = windows_1252[code - 0x80U];
+    if (code == '<')
+      out_ += "&lt;";
+    else if (code == '&')
+      out_ += "&amp;";
+    else if (code != 0)
+      append_utf8(out_, code);
+    at_ += n + (peek(n) == ';' ? 1 : 0);
   }
 
   void markup() {
     if (page_.substr(at_, 4) == "<!--") {
       at_ += 4;
-      if (peek(0) == '>') {
-        ++at_;
-      } else {
-        skip_past("-->");
-      }
+      const std::size_t close = peek(0) == '>' || open_comment_ ? std::string_view::npos : page_.find("-->", at_);
+      open_comment_ = open_comment_ || (close == std::string_view::npos && peek(0) != '>');
+      if (close != std::string_view::npos) at_ = close;
+      skip_past(">");  // a comment without an end stops at the first >, so that it cannot swallow the page
     } else if (page_.substr(at_, 9) == "<![CDATA[") {
       at_ += 9;  // its text is text; the closing brackets are dropped with it
       const std::size_t end = page_.find("]]>", at_);
@@ -132,7 +161,8 @@ class Prescan {
   std::string_view page_;
   std::string out_;
   std::size_t at_ = 0;
-  std::array<bool, 2> open_quote_{};
+  std::array<bool, 2> open_quote_{};  ///< by kind: no such character follows
+  bool open_comment_ = false;         ///< no comment end follows
 };
 
 }  // namespace detail

@@ -1,0 +1,168 @@
+// Main text against texts written by hand, the article's text against bs4's own, and hostile pages.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/web/extract.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+
+#include <fstream>
+#include <iterator>
+#include <random>
+
+#include "qlora/web/article_compat.hpp"
+
+namespace web = qlora::web;
+
+namespace {
+
+std::string read(const std::string& name) {
+  std::ifstream file(QLORA_SOURCE_DIR "/tests/web/pages/" + name, std::ios::binary);
+  REQUIRE_MESSAGE(file.good(), name);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::string page(const std::string& name) { return web::decode_page(read(name + ".html"), "text/html").text; }
+
+long peak_kib() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss;
+}
+
+std::string repeat(const std::string& text, std::size_t times) {
+  std::string out;
+  for (std::size_t i = 0; i < times; ++i) out += text;
+  return out;
+}
+
+/// Both readers end with text or with an Error; anything else fails the test.
+void survive(const std::string& html) {
+  try {
+    const auto found = web::extract(html);
+    CHECK(qlora::find_invalid_utf8(found.text) == std::string::npos);
+  } catch (const qlora::Error&) {
+  }
+  try {
+    (void)web::article_compat_text(html);
+  } catch (const qlora::Error&) {
+  }
+}
+
+const char* const names[] = {"article", "product", "latin", "bare", "form", "broken"};
+
+}  // namespace
+
+TEST_CASE("main text is what a reader would call it") {
+  for (const std::string name : names) {
+    std::string expected = read(name + ".txt");
+    expected.pop_back();
+    INFO(name);
+    CHECK(web::extract(page(name)).text == expected);
+  }
+}
+
+TEST_CASE("titles") {
+  CHECK(web::extract(page("article")).title == "Harbour bridge reopens | Northport Gazette");
+  CHECK(web::extract(page("latin")).title == "M\xC3\xBCller\xE2\x80\x99s Caf\xC3\xA9");
+  CHECK(web::extract("<meta property='og:title' content='Open  graph'><h1>Head</h1><p>x").title == "Open graph");
+  CHECK(web::extract("<svg><title>icon</title></svg><h1>Head</h1><p>x").title == "Head");
+  CHECK(web::extract("just text").title.empty());
+}
+
+TEST_CASE("a page with nothing to read is refused, one with only a menu gives the menu") {
+  CHECK_THROWS_AS((void)web::extract("<script>x</script><p> </p>"), qlora::Error);
+  CHECK_THROWS_AS((void)web::extract(""), qlora::Error);
+  CHECK(web::extract("<nav><a href=x>One</a></nav>").text == "One");
+}
+
+TEST_CASE("script, style and hidden text never come through") {
+  for (const char* html :
+       {"<p>ok</p><script>secret</script>", "<p>ok</p><style>secret</style>", "<p>ok</p><p hidden>secret</p>",
+        "<p>ok</p><div aria-hidden=true>secret</div>", "<p>ok</p><p style='DISPLAY : none'>secret</p>",
+        "<p>ok</p><template>secret</template>", "<p>ok</p><noscript>secret</noscript>", "<p>ok</p><!-- secret -->",
+        "<p>ok</p><script>secret", "<p>ok</p><ScRiPt type=x>a</b>secret</sCrIpT >", "<p>ok</p><button>secret</button>"})
+    CHECK_MESSAGE(web::extract(html).text == "ok", html);
+}
+
+TEST_CASE("lines that most pages of a site share are removed") {
+  std::vector<qlora::Document> site;
+  for (const char* n : {"1", "2", "3"})
+    site.push_back(
+        qlora::make_document(std::string("https://example.org/") + n, n, std::string("Call us today\nFact ") + n));
+  site.push_back(qlora::make_document("https://other.org/1", "", "Call us today\nOther"));
+  CHECK(web::remove_shared_lines(site) == 3);
+  CHECK(site[0].text == "Fact 1");
+  CHECK(site[0] == qlora::make_document("https://example.org/1", "1", "Fact 1"));
+  CHECK(site[3].text == "Call us today\nOther");
+  std::vector<qlora::Document> same(3, qlora::make_document("https://example.org/1", "", "All alike"));
+  CHECK(web::remove_shared_lines(same) == 0);
+  CHECK(same[2].text == "All alike");
+}
+
+TEST_CASE("the article's text equals that of bs4, byte for byte") {
+  for (const std::string name : {"article", "product", "latin", "bare", "form", "broken", "odd", "cut"}) {
+    INFO(name);
+    CHECK(web::article_compat_text(page(name)) == read(name + ".bs4"));
+  }
+  CHECK_THROWS_AS((void)web::article_compat_text("<![nonsense x]>"), qlora::Error);  // bs4 raises here too
+}
+
+TEST_CASE("hostile pages end in bounded memory, with their text or a clear refusal") {
+  const long before = peak_kib();
+  const std::pair<const char*, std::string> pages[] = {
+      {"ordinary", repeat("<p>Some ordinary paragraph of text.</p>\n", 20000)},
+      {"deep div", repeat("<div>", 200000) + "deep text" + repeat("</div>", 200000)},
+      {"deep fonts", repeat("<p><font a>", 20000) + "deep text"},
+      {"deep tables", repeat("<table><tr><td>", 50000) + "deep text"},
+      {"deep lists", repeat("<ul><li>", 100000) + "deep text"},
+      {"attributes", "<p>deep text<p " + repeat("a1=b ", 60000) + ">x"},
+      {"names",
+       [] {
+         std::string s = "<p>deep text<p ";
+         for (int i = 0; i < 60000; ++i) s += "a" + std::to_string(i) + "=b ";
+         return s + ">x";
+       }()},
+      {"text node", "<p>deep text" + std::string(7 << 20, 'x')},
+      {"data image", "<p>deep text<img src=\"data:" + std::string(2 << 20, 'A') + "\">end"},
+      {"open quotes", "<p>deep text" + repeat("<a b=\"", 300000)},
+      {"open comments", "<p>deep text" + repeat("<!--", 500000)},
+      {"open scripts", "<p>deep text" + repeat("<script", 200000)},
+      {"closers", "<p>deep text" + repeat("</x>", 500000)},
+      {"stray closers", repeat("<b>", 50000) + "deep text" + repeat("</i>", 50000)},
+      {"ampersands", "<p>deep text" + repeat("&", 2000000)},
+      {"references", "<p>deep text" + repeat("&#", 1000000)},
+      {"brackets", "<p>deep text" + repeat("<![CDATA[", 200000)},
+      {"less-thans", "<p>deep text" + repeat("<", 2000000)}};
+  for (const auto& [name, html] : pages) {
+    INFO(name);
+    survive(html);
+  }
+  for (const char* name : {"deep div", "deep fonts", "deep tables", "deep lists", "attributes", "text node",
+                           "data image", "closers", "open comments"})
+    for (const auto& [key, html] : pages)
+      if (std::string_view(key) == name)
+        CHECK_MESSAGE(web::extract(html, {.max_cpu_seconds = 20}).text.find("deep text") != std::string::npos, name);
+#ifndef __SANITIZE_ADDRESS__  // its shadow and quarantine are not the library's memory
+  CHECK(peak_kib() - before < 400 * 1024);
+#else
+  CHECK(peak_kib() - before < 4096 * 1024);
+#endif
+  CHECK_THROWS_AS((void)web::extract(std::string((8 << 20) + 1, 'x')), qlora::Error);
+  CHECK_THROWS_AS((void)web::extract(pages[0].second, {.max_cpu_seconds = 0}), qlora::Error);
+}
+
+TEST_CASE("every truncation and many damaged copies of the fixtures are survived") {
+  std::mt19937 random(7);
+  for (const std::string name : {"article", "product", "latin", "form", "broken", "odd", "cut"}) {
+    const std::string whole = read(name + ".html");
+    for (std::size_t n = 0; n < whole.size(); n += 11) survive(web::decode_page(whole.substr(0, n), "").text);
+    for (int copy = 0; copy < 60; ++copy) {
+      std::string damaged = whole;
+      for (int flip = 0; flip < 1 + copy % 20; ++flip) {
+        char& c = damaged[random() % damaged.size()];
+        c = static_cast<char>(static_cast<unsigned char>(c) ^ (1U << random() % 8));
+      }
+      survive(web::decode_page(damaged, "").text);
+    }
+  }
+}
