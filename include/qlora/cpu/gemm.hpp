@@ -47,11 +47,11 @@ struct Tiling {
   int rows = 0;
   int cols = 0;
 };
-/// Tiles as large as they can be (packing is paid once per tile) while there are about eight of them to share.
+/// Tiles as large as they can be (packing is paid once per tile) while there are sixteen of them to share.
 [[nodiscard]] constexpr Tiling tiling(int m, int n) {
   Tiling tile{512, 512};
   const auto count = [&] { return ((m + tile.rows - 1) / tile.rows) * ((n + tile.cols - 1) / tile.cols); };
-  while (count() < 8 && (tile.rows > 128 || tile.cols > 128)) {
+  while (count() < 16 && (tile.rows > 128 || tile.cols > 128)) {
     if (tile.rows > 128 && (tile.rows >= tile.cols || tile.cols <= 128)) {
       tile.rows /= 2;
     } else {

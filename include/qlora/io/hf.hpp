@@ -3,3 +3,4 @@
 
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/hf_model.hpp"
+#include "qlora/io/hf_writer.hpp"

@@ -1,0 +1,186 @@
+// qlora/io/hf_writer.hpp — writes a Hugging Face model directory tensor by tensor.
+// What may not change: the directory appears whole or not at all, no value is silently rounded to infinity, and
+// transformers loads what is written (config.json in the transformers 4 dialect, which 5 reads too).
+#pragma once
+
+#include <array>
+#include <charconv>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/directory.hpp"
+#include "qlora/io/hf_config.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/safetensors_writer.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace hf {
+
+namespace detail {
+
+/// The shortest decimal that means this float, as the double that JSON prints: 1e-05, not 9.99999974738e-06.
+[[nodiscard]] inline double shortest(float value) {
+  std::array<char, 32> text{};
+  const auto result = std::to_chars(text.data(), text.data() + text.size() - 1, value);
+  double number = 0;
+  std::from_chars(text.data(), result.ptr, number);
+  return number;
+}
+
+[[nodiscard]] inline Json token_ids(const std::vector<int>& ids) {
+  return ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
+}
+
+[[nodiscard]] inline std::string_view torch_name(DType dtype) {
+  return dtype == DType::f16 ? "float16" : dtype == DType::bf16 ? "bfloat16" : "float32";
+}
+
+}  // namespace detail
+
+/// config.json of a model, with every key that transformers needs.
+[[nodiscard]] inline Json config_json(const ModelConfig& model) {
+  const Shape& s = model.shape;
+  return Json{{"architectures", {"LlamaForCausalLM"}},
+              {"attention_bias", false},
+              {"attention_dropout", 0.0},
+              {"bos_token_id", model.bos_token_id < 0 ? Json() : Json(model.bos_token_id)},
+              {"eos_token_id", detail::token_ids(model.eos_token_ids)},
+              {"head_dim", s.head_dim},
+              {"hidden_act", "silu"},
+              {"hidden_size", s.dim},
+              {"initializer_range", 0.02},
+              {"intermediate_size", s.ffn},
+              {"max_position_embeddings", model.max_positions},
+              {"mlp_bias", false},
+              {"model_type", "llama"},
+              {"num_attention_heads", s.heads},
+              {"num_hidden_layers", s.layers},
+              {"num_key_value_heads", s.kv_heads},
+              {"pretraining_tp", 1},
+              {"rms_norm_eps", detail::shortest(model.norm_eps)},
+              {"rope_scaling", nullptr},
+              {"rope_theta", detail::shortest(model.rope_theta)},
+              {"tie_word_embeddings", s.tied_embeddings},
+              {"torch_dtype", detail::torch_name(model.dtype)},
+              {"use_cache", true},
+              {"vocab_size", s.vocab}};
+}
+
+/// Writes one model directory. Takes the tensors of tensor_names(shape) in any order; finish() gives it its name.
+class ModelWriter {
+ public:
+  struct Options {
+    std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a shard of its own
+    std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
+  };
+
+  /// `model.dtype` (f16, bf16 or f32) is what is written. Throws Error when the target holds files, or the disk is
+  /// full.
+  ModelWriter(const std::filesystem::path& target, const ModelConfig& model) : ModelWriter(target, model, Options{}) {}
+  ModelWriter(const std::filesystem::path& target, const ModelConfig& model, const Options& options)
+      : directory_(target), model_(model), options_(options) {
+    QLORA_EXPECTS(model.dtype == DType::f16 || model.dtype == DType::bf16 || model.dtype == DType::f32,
+                  "a model cannot be written as ", ::qlora::name_of(model.dtype));
+    plan();
+    expect_free_space(directory_.temporary(), total_bytes_);
+    for (Shard& shard : shards_) shard.writer.emplace(directory_.temporary() / shard.file, shard.tensors);
+  }
+
+  /// The tensors that are expected, in file order.
+  [[nodiscard]] std::vector<NamedShape> tensors() const { return tensor_names(model_.shape); }
+
+  /// Writes floats from element `first` on. Throws Error naming the tensor when a value overflows the type written.
+  void write(std::string_view name, std::span<const float> values, std::uint64_t first = 0) {
+    writer_of(name).write_floats(name, first, values);
+  }
+  /// Writes bytes that are in the written type already, `offset` bytes into the tensor.
+  void write_bytes(std::string_view name, std::span<const std::byte> bytes, std::uint64_t offset = 0) {
+    writer_of(name).write(name, offset, bytes);
+  }
+
+  /// Completes the directory. Throws Error naming a tensor that did not come in full.
+  void finish() {
+    for (Shard& shard : shards_) shard.writer->finish();
+    const std::filesystem::path& here = directory_.temporary();
+    if (shards_.size() > 1) {
+      const Json index{{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", files_}};
+      write_file_atomically(here / "model.safetensors.index.json", json_text(index));
+    }
+    write_file_atomically(here / "config.json", json_text(config_json(model_)));
+    const Json generation{{"bos_token_id", config_json(model_)["bos_token_id"]},
+                          {"eos_token_id", detail::token_ids(model_.eos_token_ids)}};
+    write_file_atomically(here / "generation_config.json", json_text(generation));
+    copy_tokenizer();
+    directory_.commit();
+  }
+
+ private:
+  struct Shard {
+    std::vector<TensorInfo> tensors;
+    std::uint64_t bytes = 0;
+    std::string file;
+    std::optional<SafetensorsWriter> writer;
+  };
+
+  /// Fills shards in file order, as transformers does, and names them.
+  void plan() {
+    for (NamedShape& tensor : tensor_names(model_.shape)) {
+      const std::uint64_t bytes = ::qlora::detail::checked_bytes(model_.dtype, tensor.shape).value();
+      if (shards_.empty() || (shards_.back().bytes > 0 && shards_.back().bytes + bytes > options_.max_shard_bytes)) {
+        shards_.emplace_back();
+      }
+      shard_of_.emplace(tensor.name, shards_.size() - 1);
+      shards_.back().bytes += bytes;
+      shards_.back().tensors.push_back({std::move(tensor.name), model_.dtype, std::move(tensor.shape)});
+      total_bytes_ += bytes;
+    }
+    const auto padded = [](std::size_t number) {
+      const std::string text = std::to_string(number);
+      return std::string(text.size() < 5 ? 5 - text.size() : 0, '0') + text;
+    };
+    for (std::size_t i = 0; i < shards_.size(); ++i) {
+      shards_[i].file = shards_.size() == 1
+                            ? "model.safetensors"
+                            : "model-" + padded(i + 1) + "-of-" + padded(shards_.size()) + ".safetensors";
+      for (const TensorInfo& tensor : shards_[i].tensors) files_.emplace(tensor.name, shards_[i].file);
+    }
+  }
+
+  [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) {
+    const auto found = shard_of_.find(name);
+    QLORA_EXPECTS(found != shard_of_.end(), "a model of this shape has no tensor '", name, "'");
+    return *shards_[found->second].writer;
+  }
+
+  void copy_tokenizer() const {
+    if (options_.tokenizer_from.empty()) return;
+    for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                             "chat_template.jinja"}) {
+      const std::filesystem::path source = options_.tokenizer_from / name;
+      if (!std::filesystem::exists(source)) continue;
+      const MappedFile file(source);
+      write_file_atomically(directory_.temporary() / name, file.bytes());
+    }
+  }
+
+  AtomicDirectory directory_;  // first, so that the shards' temporary files go before it does
+  ModelConfig model_;
+  Options options_;
+  std::vector<Shard> shards_;
+  std::map<std::string, std::size_t, std::less<>> shard_of_;
+  std::map<std::string, std::string> files_;
+  std::uint64_t total_bytes_ = 0;
+};
+
+}  // namespace hf
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,176 @@
+// Checkpoints: what is saved is what is read, damage is found and named, and a killed run always finds one to go on
+// from.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/io/checkpoint.hpp"
+
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+
+using namespace qlora;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Scratch {
+  fs::path path = fs::temp_directory_path() / ("checkpoint_test-" + std::to_string(::getpid()));
+  Scratch() { fs::create_directories(path); }
+  ~Scratch() { fs::remove_all(path); }
+} const scratch;
+
+/// Saves a state in which every number follows from the step.
+void save(const fs::path& root, std::int64_t step, int keep, std::size_t count = 300) {
+  std::vector<float> a(count);
+  for (std::size_t i = 0; i < count; ++i) a[i] = static_cast<float>(step) + static_cast<float>(i) / 1024.0F;
+  const std::vector<float> scalar{static_cast<float>(step)};
+  const std::vector<NamedTensor> tensors{{"a", {static_cast<std::int64_t>(count)}, a}, {"s", {}, scalar}};
+  save_checkpoint(root, step, tensors, Json{{"step", step}, {"note", "half \"quoted\" \u00e9"}}, keep);
+}
+bool holds(const Checkpoint& checkpoint) {
+  const TensorRef a = checkpoint.tensors.at("a");
+  std::vector<float> values(static_cast<std::size_t>(a.size()));
+  read_floats(a, 0, values);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (values[i] != static_cast<float>(checkpoint.step) + static_cast<float>(i) / 1024.0F) return false;
+  }
+  return checkpoint.state.at("step") == checkpoint.step;
+}
+std::size_t entries(const fs::path& root) {
+  return static_cast<std::size_t>(std::distance(fs::directory_iterator(root), fs::directory_iterator()));
+}
+
+}  // namespace
+
+TEST_CASE("round trip, pruning, and the newest wins by number") {
+  const fs::path root = scratch.path / "runs/one";
+  CHECK_FALSE(load_latest_checkpoint(root).checkpoint.has_value());
+  for (const std::int64_t step : {9, 10, 100}) save(root, step, 2);
+  const CheckpointSearch found = load_latest_checkpoint(root);
+  REQUIRE(found.checkpoint.has_value());
+  CHECK(found.skipped.empty());
+  CHECK(found.checkpoint->step == 100);
+  CHECK(holds(*found.checkpoint));
+  CHECK(found.checkpoint->state.at("note") == "half \"quoted\" \u00e9");
+  CHECK_FALSE(fs::exists(root / "checkpoint-9"));
+  CHECK(entries(root) == 2);
+  save(root, 100, 2, 7);  // the same step again replaces it
+  const CheckpointSearch again = load_latest_checkpoint(root);
+  REQUIRE(again.checkpoint.has_value());
+  CHECK(again.checkpoint->tensors.at("a").size() == 7);
+  CHECK(entries(root) == 2);
+}
+
+TEST_CASE("the hashes in the manifest are those that sha256sum computes") {
+  const fs::path root = scratch.path / "sums";
+  save(root, 1, 1);
+  const Json manifest = read_json_object(root / "checkpoint-1/MANIFEST.json");
+  std::string list;
+  for (const auto& [name, entry] : manifest.at("files").items()) {
+    list += entry.at("sha256").get<std::string>() + "  " + (root / "checkpoint-1" / name).string() + "\n";
+    CHECK(entry.at("bytes") == fs::file_size(root / "checkpoint-1" / name));
+  }
+  write_file_atomically(scratch.path / "list", list);
+  CHECK(std::system(("sha256sum --quiet -c " + (scratch.path / "list").string()).c_str()) == 0);
+}
+
+TEST_CASE("500 flipped bits, 500 found and named") {
+  const fs::path root = scratch.path / "flips";
+  save(root, 1, 2);
+  save(root, 2, 2);
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(root / "checkpoint-2")) files.push_back(entry.path());
+  REQUIRE(files.size() == 3);
+  std::mt19937 random(3);
+  for (int i = 0; i < 500; ++i) {
+    const fs::path& path = files[static_cast<std::size_t>(i) % 3];
+    const std::string good = read_text(path, 1U << 20);
+    std::string bad = good;
+    const std::size_t at = random() % bad.size();
+    bad[at] = static_cast<char>(bad[at] ^ (1 << (random() % 8)));
+    std::ofstream(path, std::ios::binary) << bad;
+    const CheckpointSearch found = load_latest_checkpoint(root);
+    REQUIRE(found.checkpoint.has_value());
+    CHECK(found.checkpoint->step == 1);
+    REQUIRE(found.skipped.size() == 1);
+    CHECK_MESSAGE(found.skipped[0].find("checkpoint-2/" + path.filename().string()) != std::string::npos,
+                  found.skipped[0]);
+    std::ofstream(path, std::ios::binary) << good;
+  }
+  CHECK(load_latest_checkpoint(root).checkpoint->step == 2);
+}
+
+TEST_CASE("missing and cut files are passed over; foreign names are no checkpoints") {
+  const fs::path root = scratch.path / "cut";
+  for (const std::int64_t step : {1, 2, 3, 4}) save(root, step, 9);
+  fs::remove(root / "checkpoint-4/MANIFEST.json");
+  fs::resize_file(root / "checkpoint-3/state.safetensors", 100);
+  fs::remove(root / "checkpoint-2/state.json");
+  for (const char* name : {"checkpoint-", "checkpoint-07", "checkpoint-9x", "checkpoint--1", "checkpoint-1e9"}) {
+    fs::create_directory(root / name);
+  }
+  fs::create_directory(root / ".tmp-5-1234");
+  const CheckpointSearch found = load_latest_checkpoint(root);
+  REQUIRE(found.checkpoint.has_value());
+  CHECK(found.checkpoint->step == 1);
+  CHECK(found.skipped.size() == 3);
+  CHECK_FALSE(fs::exists(root / ".tmp-5-1234"));
+  fs::rename(root / "checkpoint-1", root / "checkpoint-8");  // a checkpoint under another step's name
+  CHECK_THROWS_WITH_AS((void)load_checkpoint(root / "checkpoint-8"), doctest::Contains("another step"), Error);
+}
+
+TEST_CASE("a disk without room is said before anything is written") {
+  const fs::path root = scratch.path / "full";
+  save(root, 1, 1);
+  try {
+    expect_free_space(root, std::uint64_t{1} << 60);
+    FAIL("there cannot be that much room");
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::resource);
+    CHECK(std::string(error.what()).find("1152921504606846976") != std::string::npos);
+  }
+}
+
+TEST_CASE("killed at random moments: the next start always finds a whole checkpoint, never older than the last saved") {
+  const fs::path root = scratch.path / "killed";
+  save(root, 0, 2);
+  std::mt19937 random(17);
+  std::int64_t last = 0;
+  for (int round = 0; round < 40; ++round) {
+    int pipe_ends[2];
+    REQUIRE(::pipe(pipe_ends) == 0);
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {  // saves until it is killed, and tells each step that save_checkpoint has returned from
+      try {
+        for (std::int64_t step = last + 1;; ++step) {
+          save(root, step, 2, 20'000);
+          if (::write(pipe_ends[1], &step, sizeof step) != sizeof step) ::_exit(3);
+        }
+      } catch (const std::exception&) {
+        ::_exit(2);
+      }
+    }
+    ::close(pipe_ends[1]);
+    ::usleep(static_cast<useconds_t>(500 + random() % 30'000));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFSIGNALED(status));  // it had not failed by itself
+    std::int64_t step = 0;
+    while (::read(pipe_ends[0], &step, sizeof step) == sizeof step) last = step;
+    ::close(pipe_ends[0]);
+    const CheckpointSearch found = load_latest_checkpoint(root);
+    REQUIRE(found.checkpoint.has_value());
+    CHECK(found.skipped.empty());
+    CHECK(holds(*found.checkpoint));
+    CHECK(found.checkpoint->step >= last);
+    CHECK(found.checkpoint->step <= last + 1);
+    last = found.checkpoint->step;
+    CHECK(entries(root) <= 3);
+  }
+}
