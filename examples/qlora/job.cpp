@@ -169,7 +169,9 @@ Keys<DataSection> data_keys() {
 
 Keys<PackSection> pack_keys() {
   return {number("seq", &PackSection::seq, 8, 1 << 20, "tokens in a window"),
-          text("compat", &PackSection::compat, {"none", "article"}, "how tokens are cut into windows")};
+          text("compat", &PackSection::compat, {"none", "article"}, "article: one stream, no end marks, rest dropped"),
+          text("labels", &PackSection::labels, {"all", "answers"}, "what is learned of a chat"),
+          text("split", &PackSection::split, {"carry", "pad"}, "whether a document may be cut to fill a window")};
 }
 
 Keys<TrainSection> train_keys() {
@@ -198,7 +200,7 @@ Keys<MergeSection> merge_keys() {
 
 Keys<CompareSection> compare_keys() {
   return {path("questions", &CompareSection::questions, "questions that all models answer (.jsonl or .txt)"),
-          path("probes", &CompareSection::probes, "facts with their answers (.jsonl), scored"),
+          list("probes", &CompareSection::probes, "files of facts with their answers (.jsonl), scored"),
           number("max_new_tokens", &CompareSection::max_new_tokens, 1, 1e6, "tokens of an answer at most"),
           number("top_p", &CompareSection::top_p, 0.0001, 1, "nucleus that is sampled from"),
           number("temperature", &CompareSection::temperature, 0, 100, "0 is greedy"),

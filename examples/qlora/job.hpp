@@ -28,6 +28,8 @@ struct DataSection {
 struct PackSection {
   int seq = 512;
   std::string compat = "none";
+  std::string labels = "all";
+  std::string split = "carry";
 };
 
 struct TrainSection {
@@ -62,7 +64,7 @@ struct MergeSection {
 
 struct CompareSection {
   std::filesystem::path questions;
-  std::filesystem::path probes;
+  std::vector<std::filesystem::path> probes;
   int max_new_tokens = 200;
   double top_p = 0.9;
   double temperature = 0.01;

@@ -9,6 +9,7 @@
 #include "interrupt.hpp"
 #include "job.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/lock.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
@@ -46,8 +47,18 @@ Result settings_of(const DataSection& d) {
   return {{"urls", d.urls}, {"compat", d.compat}, {"allow_private", d.allow_private}, {"max_bytes", d.max_bytes}};
 }
 
+Result settings_of(const PackSection& p) {
+  return {{"seq", p.seq}, {"compat", p.compat}, {"labels", p.labels}, {"split", p.split}};
+}
+
 Result settings_of(const CompareSection& c) {
   return {{"max_new_tokens", c.max_new_tokens}, {"top_p", c.top_p}, {"temperature", c.temperature}, {"seed", c.seed}};
+}
+
+Result paths_of(const std::vector<fs::path>& paths) {
+  Result list = Result::array();
+  for (const fs::path& path : paths) list.push_back(path.string());
+  return list;
 }
 
 /// The job as it was understood: what `--check` shows, and the page's table of settings.
@@ -60,15 +71,13 @@ Result describe(const Job& job) {
     arms[arm.name]["replay_limit"] = arm.train.replay_limit;
   }
   Result data = settings_of(job.data);
-  Result files = Result::array();
-  for (const auto& file : job.data.files) files.push_back(file.string());
-  data["files"] = files;
+  data["files"] = paths_of(job.data.files);
   Result compare = settings_of(job.compare);
   compare["questions"] = job.compare.questions.string();
-  compare["probes"] = job.compare.probes.string();
+  compare["probes"] = paths_of(job.compare.probes);
   return {{"model", {{"path", job.model.path.string()}}},
           {"data", data},
-          {"pack", {{"seq", job.pack.seq}, {"compat", job.pack.compat}}},
+          {"pack", settings_of(job.pack)},
           {"arms", arms},
           {"merge", {{"arm", job.merge.arm}, {"shard_bytes", job.merge.shard_bytes}}},
           {"compare", compare},
@@ -114,12 +123,11 @@ class JobRun {
     std::vector<fs::path> inputs{pages(), job_.model.path / "tokenizer.model"};
     if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
     fs::create_directories(settings.out.parent_path());
-    const Result result =
-        step({"pack " + arm.name,
-              {{"seq", job_.pack.seq}, {"compat", job_.pack.compat}, {"limit", arm.train.replay_limit}},
-              inputs,
-              {settings.out},
-              [&] { return run_pack(settings, context_.progress); }});
+    Result pack_settings = settings_of(job_.pack);
+    pack_settings["replay_limit"] = arm.train.replay_limit;
+    const Result result = step({"pack " + arm.name, pack_settings, inputs, {settings.out}, [&] {
+                                  return run_pack(settings, context_.progress);
+                                }});
     context_.out << "pack " << arm.name << ": " << result.value("documents", 0) << " documents, of these "
                  << result.value("replayed", 0) << " replayed; " << result.value("windows", 0) << " windows, "
                  << result.value("tokens", 0) << " tokens\n";
@@ -153,9 +161,8 @@ class JobRun {
       settings.adapters.emplace_back(arm.name, adapter(arm.name));
       inputs.push_back(settings.adapters.back().second);
     }
-    for (const fs::path& file : {job_.compare.questions, job_.compare.probes}) {
-      if (!file.empty()) inputs.push_back(file);
-    }
+    if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
+    inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
     const fs::path answers = out_ / "comparison.json";
     return step({"compare", settings_of(job_.compare), inputs, {answers}, [&] {
                    const Result comparison = run_compare(settings, context_.progress);
@@ -215,7 +222,7 @@ Result run_job(const RunOptions& options, Context& context) {
     return plan;
   }
   fs::create_directories(job.output.dir);
-  const RunLock lock(job.output.dir);
+  const RunLock lock(job.output.dir / "run.lock");
   return JobRun(job, options, context).run();
 }
 

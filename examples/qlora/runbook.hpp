@@ -3,10 +3,7 @@
 // changed setting, a changed page and a damaged file all lead to the step being done again.
 #pragma once
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -29,7 +26,7 @@ namespace fs = std::filesystem;
 inline Result hashes_of(const fs::path& path) {
   Result hashes = Result::object();
   if (fs::is_regular_file(path)) {
-    hashes[path.filename().string()] = sha256_of_file(path);
+    hashes[path.filename().string()] = sha256_file(path);
     return hashes;
   }
   if (!fs::is_directory(path)) throw Error(path.string() + " is not there");
@@ -38,30 +35,9 @@ inline Result hashes_of(const fs::path& path) {
     if (entry.is_regular_file()) files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
-  for (const fs::path& file : files) hashes[file.lexically_relative(path).generic_string()] = sha256_of_file(file);
+  for (const fs::path& file : files) hashes[file.lexically_relative(path).generic_string()] = sha256_file(file);
   return hashes;
 }
-
-/// Held while a job writes into a directory; a second run there is refused. The system lets go of it when the process
-/// ends, however it ends.
-class RunLock {
- public:
-  explicit RunLock(const fs::path& dir) {
-    const fs::path path = dir / "run.lock";
-    file_ = FileDescriptor::open("cannot create", path, O_RDWR | O_CREAT, 0666);
-    if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) {
-      throw Error(detail::concat("another run (", read_text(path, 256), ") is writing to ", dir.string(),
-                                 "; wait for it or give this one another [output] dir"),
-                  ErrorKind::resource);
-    }
-    const std::string owner = detail::concat("process ", ::getpid());
-    if (::ftruncate(file_.get(), 0) != 0) throw_errno("cannot write", path, errno);
-    write_all(file_, path, 0, std::as_bytes(std::span(owner)));
-  }
-
- private:
-  FileDescriptor file_;
-};
 
 /// One step as the runbook sees it.
 struct Step {
@@ -121,7 +97,7 @@ class Runbook {
     Result inputs = Result::array();
     for (const fs::path& path : step.inputs) inputs.push_back(hashes_of(path));
     const Result all{{"version", QLORA_VERSION}, {"step", step.name}, {"settings", step.settings}, {"inputs", inputs}};
-    return sha256_of(all.dump());
+    return sha256(all.dump());
   }
 
   [[nodiscard]] const Result* done(const Step& step, const std::string& key) const {

@@ -4,43 +4,21 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
-#include "pages.hpp"
+#include "lines.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
-
-Json json_of(const world::Chat& chat) {
-  Json out = Json::array();
-  for (const world::Message& message : chat) out.push_back({{"role", message.role}, {"content", message.content}});
-  return out;
-}
-Json json_of(const world::Document& document) {
-  if (document.chat.empty()) return {{"text", document.text}};
-  return {{"messages", json_of(document.chat)}};
-}
-Json json_of(const world::Probe& probe) {
-  Json out{{"kind", probe.kind}, {"form", probe.form}};
-  if (!probe.history.empty()) out["history"] = json_of(probe.history);
-  out["prompt"] = probe.prompt;
-  if (!probe.answer.empty()) out["answer"] = probe.answer;
-  if (!probe.product.empty()) out["product"] = probe.product;
-  if (!probe.attribute.empty()) out["attribute"] = probe.attribute;
-  return out;
-}
 
 /// A file that must be written in full; throws if the disk does not take it.
 class Output {
  public:
   explicit Output(const fs::path& path) : path_(path), file_(path, std::ios::binary) {}
   void write(const std::string& text) { file_ << text; }
-  void line(const Json& json) { file_ << json.dump() << '\n'; }
+  void line(const world::Json& json) { file_ << json.dump() << '\n'; }
   void close() {
     file_.close();
     if (!file_) throw std::runtime_error("cannot write " + path_.string());
@@ -51,18 +29,11 @@ class Output {
   std::ofstream file_;
 };
 
-template <class List>
-void write_lines(const fs::path& path, const List& list) {
-  Output file(path);
-  for (const auto& item : list) file.line(json_of(item));
-  file.close();
-}
-
 void write_documents(const fs::path& path, const world::World& world, world::Random random, std::size_t count) {
   Output file(path);
   for (std::size_t i = 0; i < count; ++i) {
     const world::Product& product = random.pick(world.known);
-    file.line(json_of(world::draw_document(random, product)));
+    file.line(world::json_of(world::draw_document(random, product)));
   }
   file.close();
 }
@@ -74,14 +45,9 @@ void write_world(const fs::path& out, std::uint64_t seed, std::size_t documents)
   fs::create_directories(out / "pages");
   write_documents(out / "corpus.jsonl", world, world::stream(seed, world::Stream::corpus), documents);
   write_documents(out / "held_out.jsonl", world, world::stream(seed, world::Stream::held_out), held_out_documents);
-  world::Random random = world::stream(seed, world::Stream::probes);
-  write_lines(out / "knowledge.jsonl", world::knowledge_probes(world, random));
-  write_lines(out / "retention.jsonl", world::retention_probes(world, random));
-  write_lines(out / "chat_form.jsonl", world::chat_form_probes(world, random));
-  write_lines(out / "replay.jsonl", world::replay_documents(world, seed));
-  for (const world::Announcement& announcement : world::announcements(world, seed)) {
-    Output file(out / "pages" / announcement.file);
-    file.write(announcement.html);
+  for (const auto& [name, text] : world::small_files(world, seed)) {
+    Output file(out / name);
+    file.write(text);
     file.close();
   }
   Output lines(out / "tokenizer.txt");

@@ -3,16 +3,9 @@
 // text at hand, never one copied from a file, so an edited file cannot carry an old hash.
 #pragma once
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cerrno>
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -24,6 +17,8 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/sha256.hpp"
 #include "qlora/text/message.hpp"
 
 namespace qlora {
@@ -75,51 +70,6 @@ inline constexpr int max_document_nesting = 64;
 }
 
 namespace detail {
-
-/// SHA-256 (FIPS 180-4) of `data`, 64 hexadecimal digits.
-[[nodiscard]] inline std::string document_hash(std::string_view data) {
-  static constexpr std::array<std::uint32_t, 64> k = {
-      0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-      0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-      0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-      0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-      0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-      0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-      0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-      0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
-  std::array<std::uint32_t, 8> h = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                                    0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  const auto block = [&](const char* bytes) {
-    std::array<std::uint32_t, 64> w{};
-    for (std::size_t i = 0; i < 64; ++i) w[i / 4] = w[i / 4] << 8 | static_cast<unsigned char>(bytes[i]);
-    for (std::size_t i = 16; i < 64; ++i) {
-      const std::uint32_t a = std::rotr(w[i - 15], 7) ^ std::rotr(w[i - 15], 18) ^ (w[i - 15] >> 3);
-      const std::uint32_t b = std::rotr(w[i - 2], 17) ^ std::rotr(w[i - 2], 19) ^ (w[i - 2] >> 10);
-      w[i] = w[i - 16] + a + w[i - 7] + b;
-    }
-    std::array<std::uint32_t, 8> s = h;
-    for (std::size_t i = 0; i < 64; ++i) {
-      const std::uint32_t e1 = std::rotr(s[4], 6) ^ std::rotr(s[4], 11) ^ std::rotr(s[4], 25);
-      const std::uint32_t t1 = s[7] + e1 + ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
-      const std::uint32_t e0 = std::rotr(s[0], 2) ^ std::rotr(s[0], 13) ^ std::rotr(s[0], 22);
-      const std::uint32_t t2 = e0 + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-      s = {t1 + t2, s[0], s[1], s[2], s[3] + t1, s[4], s[5], s[6]};
-    }
-    for (std::size_t i = 0; i < 8; ++i) h[i] += s[i];
-  };
-  std::size_t done = 0;
-  for (; data.size() - done >= 64; done += 64) block(data.data() + done);
-  std::string tail(data.substr(done));
-  tail += '\x80';
-  tail.resize(tail.size() <= 56 ? 56 : 120, '\0');
-  const std::uint64_t bits = std::uint64_t{data.size()} * 8;
-  for (unsigned shift = 64; shift > 0; shift -= 8) tail += static_cast<char>(bits >> (shift - 8) & 0xFF);
-  for (std::size_t i = 0; i < tail.size(); i += 64) block(tail.data() + i);
-  std::string hex;
-  for (const std::uint32_t word : h)
-    for (unsigned shift = 32; shift > 0; shift -= 4) hex += "0123456789abcdef"[word >> (shift - 4) & 15U];
-  return hex;
-}
 
 [[nodiscard]] inline std::string messages_json(const std::vector<Message>& messages) {
   auto list = nlohmann::ordered_json::array();
@@ -190,7 +140,7 @@ inline void check_utf8(std::string_view text, std::string_view where) {
       document.messages.push_back({item["role"].get<std::string>(), item["content"].get<std::string>()});
     }
   }
-  document.sha256 = document_hash(has_messages ? messages_json(document.messages) : document.text);
+  document.sha256 = qlora::sha256(has_messages ? messages_json(document.messages) : document.text);
   return document;
 }
 
@@ -220,37 +170,12 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   if (!line.empty()) use(std::string_view(line), number);
 }
 
-/// Writes a file whole or not at all: a temporary beside it, synced, then renamed over the old one.
-inline void replace_file(const std::string& path, std::string_view bytes) {
-  std::string temporary = path + ".XXXXXX";
-  const int fd = ::mkostemp(temporary.data(), O_CLOEXEC);
-  const auto fail = [&](const char* step) {
-    const int code = errno;
-    if (fd >= 0) ::unlink(temporary.c_str());
-    throw Error(concat("cannot ", step, " ", path, ": ", std::strerror(code)), ErrorKind::resource);
-  };
-  if (fd < 0) fail("create");
-  bool ok = ::fchmod(fd, 0644) == 0;
-  for (std::size_t done = 0; ok && done < bytes.size();) {
-    const ssize_t n = ::write(fd, bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    ok = n > 0;
-    if (ok) done += static_cast<std::size_t>(n);
-  }
-  ok = ok && ::fsync(fd) == 0;
-  const int code = errno;
-  const bool closed = ::close(fd) == 0;
-  if (!ok) errno = code;
-  if (!ok || !closed) fail("write");
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) fail("replace");
-}
-
 }  // namespace detail
 
 /// A text document with its hash filled in.
 [[nodiscard]] inline Document make_document(std::string source, std::string title, std::string text,
                                             std::string fetched_at = {}) {
-  std::string hash = detail::document_hash(text);
+  std::string hash = sha256(text);
   return {std::move(source), std::move(title), std::move(text), std::move(fetched_at), std::move(hash), {}};
 }
 
@@ -301,13 +226,13 @@ inline void write_documents(const std::filesystem::path& path, std::span<const D
       for (const Message& m : d.messages) object["messages"].push_back({{"role", m.role}, {"content", m.content}});
     if (!d.fetched_at.empty()) object["fetched_at"] = d.fetched_at;
     try {
-      object["sha256"] = detail::document_hash(d.messages.empty() ? d.text : detail::messages_json(d.messages));
+      object["sha256"] = sha256(d.messages.empty() ? d.text : detail::messages_json(d.messages));
       lines.append(object.dump()) += '\n';
     } catch (const nlohmann::json::exception&) {
       throw Error(detail::concat("document ", d.source, " is not valid UTF-8; it was not written to ", path.string()));
     }
   }
-  detail::replace_file(path.string(), lines);
+  write_file_atomically(path, std::string_view(lines));
 }
 
 }  // namespace v0

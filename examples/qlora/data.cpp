@@ -1,0 +1,153 @@
+// data.cpp — `qlora data show DIR`: the first windows of a data set, token by token: which document each belongs to and
+// whether it is learned. On a terminal by colour, elsewhere by marks, so that a pipe shows the same facts.
+#include <unistd.h>
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "progress.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/sha256.hpp"
+#include "qlora/text/dataset.hpp"
+#include "qlora/text/document.hpp"
+#include "qlora/text/tokenizer.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct ShowOptions {
+  fs::path data;
+  fs::path model;
+  int windows = 2;
+  std::string color = "auto";
+};
+
+/// A token as a reader can see it: control characters and line breaks made visible.
+std::string visible(const Tokenizer* tokenizer, std::int32_t id) {
+  if (tokenizer == nullptr) return std::to_string(id) + " ";
+  if (tokenizer->is_control(id)) return tokenizer->piece(id);
+  std::string out;
+  for (const char c : tokenizer->surface(id)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') {
+      out += "\xE2\x8F\x8E";  // return symbol
+    } else if (byte < 0x20 || byte == 0x7F) {
+      out += "?";
+    } else {
+      out += c;
+    }
+  }
+  // A byte piece may be a part of a character, which no terminal can show.
+  return find_invalid_utf8(out) != std::string_view::npos ? tokenizer->piece(id) : out;
+}
+
+/// One window as text. Without colour, tokens that are not learned stand in brackets, and documents begin with a bar.
+class WindowPrinter {
+ public:
+  WindowPrinter(std::ostream& out, const Tokenizer* tokenizer, bool color)
+      : out_(out), tokenizer_(tokenizer), color_(color) {}
+
+  void print(const DatasetWindow& window, const DatasetInfo& info) {
+    std::int32_t document = no_document;
+    bool open = false;
+    std::size_t padding = 0;
+    const auto close = [&] {
+      if (open && !color_) out_ << ']';
+      open = false;
+    };
+    for (std::size_t i = 0; i < window.ids.size(); ++i) {
+      if (window.documents[i] == no_document) {
+        ++padding;
+        continue;
+      }
+      if (i == 0 || window.documents[i] != document) {
+        close();
+        document = window.documents[i];
+        const auto& source = info.sources[static_cast<std::size_t>(document)];
+        out_ << (i == 0 ? "" : "\n") << "| document " << document << ", " << printable(source.source) << '\n';
+      }
+      const bool learned = window.labels[i] != no_label;
+      if (color_) {
+        static constexpr std::array<const char*, 4> colors{"\033[36m", "\033[33m", "\033[32m", "\033[35m"};
+        out_ << (learned ? "" : "\033[2;7m") << colors[static_cast<std::size_t>(document) % colors.size()]
+             << visible(tokenizer_, window.ids[i]) << "\033[0m";
+        continue;
+      }
+      if (learned) close();
+      if (!learned && !open) {
+        out_ << '[';
+        open = true;
+      }
+      out_ << visible(tokenizer_, window.ids[i]);
+    }
+    close();
+    if (padding > 0) out_ << "\n| padding, " << padding << " tokens";
+    out_ << "\n\n";
+  }
+
+ private:
+  static std::string printable(const std::string& text) {
+    std::string out;
+    for (const char c : text) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
+    return out;
+  }
+
+  std::ostream& out_;
+  const Tokenizer* tokenizer_;
+  bool color_;
+};
+
+Result show(const ShowOptions& options, Context& context) {
+  const TokenDataset data = TokenDataset::open(options.data);
+  std::optional<Tokenizer> tokenizer;
+  if (!options.model.empty()) {
+    const fs::path file = fs::is_directory(options.model) ? options.model / "tokenizer.model" : options.model;
+    tokenizer = Tokenizer::load(file);
+    if (sha256_file(file) != data.info().tokenizer_sha256) {
+      throw Error(file.string() + " is not the tokenizer that " + options.data.string() + " was packed with");
+    }
+  }
+  const bool color = options.color == "always" || (options.color == "auto" && color_for(STDOUT_FILENO));
+  context.out << data.size() << " windows of " << data.seq() << ", " << data.counts().documents << " documents, "
+              << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
+              << (color ? "inverse: not learned" : "in brackets: not learned") << "\n\n";
+  WindowPrinter printer(context.out, tokenizer ? &*tokenizer : nullptr, color);
+  Result windows = Result::array();
+  for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.windows)); ++i) {
+    const DatasetWindow window = data.window(i);
+    context.out << "window " << i << '\n';
+    printer.print(window, data.info());
+    windows.push_back({{"ids", window.ids}, {"labels", window.labels}, {"documents", window.documents}});
+  }
+  return {{"windows", data.size()},
+          {"seq", data.seq()},
+          {"tokens", data.counts().tokens},
+          {"labelled", data.counts().labelled},
+          {"fingerprint", data.fingerprint()},
+          {"shown", windows}};
+}
+
+}  // namespace
+
+void add_data(CLI::App& app, Invocation& call) {
+  CLI::App& data = *app.add_subcommand("data", "Look at a packed data set");
+  data.require_subcommand(1);
+  CLI::App& verb = add_verb(data, call, "show", "Print the first windows, marked by document and by what is learned");
+  auto options = std::make_shared<ShowOptions>();
+  verb.add_option("data", options->data, "Directory of the data set")->required()->type_name("DIR");
+  verb.add_option("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
+      ->type_name("DIR");
+  verb.add_option("-n,--windows", options->windows, "Windows to show")->check(CLI::Range(1, 1 << 20));
+  verb.add_option("--color", options->color, "Whether colours mark documents")
+      ->check(CLI::IsMember({"auto", "always", "never"}));
+  verb.callback([&call, options] { call.action = [options](Context& context) { return show(*options, context); }; });
+}
+
+}  // namespace qlora::program

@@ -1,0 +1,126 @@
+// info.cpp — `qlora info PATH`: what a model directory, an adapter, a data set or a safetensors file holds.
+#include <filesystem>
+#include <iomanip>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "qlora/config.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/hf.hpp"
+#include "qlora/io/hf_config.hpp"
+#include "qlora/io/hf_model.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/safetensors.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+namespace fs = std::filesystem;
+using qlora::detail::concat;
+
+Result describe_model(const fs::path& path) {
+  const hf::ModelDir model = hf::ModelDir::open(path);
+  const Shape& s = model.shape;
+  Result targets = Result::object();
+  for (const int rank : {8, 16, 64}) {
+    targets[std::to_string(rank)] = adapter_parameters(s, {.rank = rank, .targets = Proj::all});
+  }
+  return {{"kind", "model"},
+          {"path", path.string()},
+          {"vocab", s.vocab},
+          {"dim", s.dim},
+          {"layers", s.layers},
+          {"heads", s.heads},
+          {"kv_heads", s.kv_heads},
+          {"head_dim", s.head_dim},
+          {"ffn", s.ffn},
+          {"tied_embeddings", s.tied_embeddings},
+          {"dtype", name_of(model.dtype)},
+          {"rope_theta", model.rope_theta},
+          {"norm_eps", model.norm_eps},
+          {"max_positions", model.max_positions},
+          {"tokenizer", model.tokenizer_model ? model.tokenizer_model->filename().string() : "none"},
+          {"chat_template", model.has_chat_template},
+          {"parameters", parameters(s)},
+          {"linear_parameters", linear_parameters(s)},
+          {"lora_parameters_by_rank", targets}};
+}
+
+/// Tensors, elements and bytes of a safetensors file, and its shapes by name.
+Result describe_tensors(const fs::path& path) {
+  const SafetensorsFile file(path);
+  std::int64_t elements = 0;
+  std::size_t bytes = 0;
+  Result tensors = Result::object();
+  for (const std::string& name : file.names()) {
+    const TensorRef tensor = file.at(name);
+    elements += tensor.size();
+    bytes += tensor.bytes.size();
+    tensors[name] = {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}};
+  }
+  return {{"kind", "tensors"},    {"path", path.string()}, {"tensor_count", tensors.size()},
+          {"elements", elements}, {"bytes", bytes},        {"metadata", file.metadata()},
+          {"tensors", tensors}};
+}
+
+Result describe_adapter(const fs::path& path) {
+  const Json config = read_json_object(path / "adapter_config.json", 1U << 20);
+  Result all = describe_tensors(path / "adapter_model.safetensors");
+  Result result{{"kind", "adapter"}, {"path", path.string()}};
+  for (const char* key : {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+                          "rank_pattern", "alpha_pattern", "base_model_name_or_path"}) {
+    if (config.contains(key)) result[key] = config[key];
+  }
+  result["parameters"] = all["elements"];
+  result["tensor_count"] = all["tensor_count"];
+  return result;
+}
+
+/// A packed data set's own manifest, as it stands.
+Result describe_data(const fs::path& path) {
+  Result result{{"kind", "data"}, {"path", path.string()}};
+  result["manifest"] = read_json_object(path / "manifest.json");
+  return result;
+}
+
+Result describe(const fs::path& path) {
+  if (!fs::exists(path)) throw Error(path.string() + " is not there");
+  if (fs::is_regular_file(path)) return describe_tensors(path);
+  if (fs::exists(path / "adapter_config.json")) return describe_adapter(path);
+  if (fs::exists(path / "config.json")) return describe_model(path);
+  if (fs::exists(path / "manifest.json")) return describe_data(path);
+  throw Error(path.string() + " is no model (config.json), adapter (adapter_config.json) or data set (manifest.json)");
+}
+
+void print(const Result& result, std::ostream& out, const std::string& indent = {}) {
+  for (const auto& [key, value] : result.items()) {
+    if (value.is_object() && !value.empty()) {
+      out << indent << key << '\n';
+      print(value, out, indent + "  ");
+    } else {
+      out << indent << std::left << std::setw(24) << key << ' '
+          << (value.is_string() ? value.get<std::string>()
+                                : value.dump(-1, ' ', false, Result::error_handler_t::replace))
+          << '\n';
+    }
+  }
+}
+
+}  // namespace
+
+void add_info(CLI::App& app, Invocation& call) {
+  CLI::App& verb = add_verb(app, call, "info", "Say what a model, adapter, data set or safetensors file holds");
+  auto path = std::make_shared<fs::path>();
+  verb.add_option("path", *path, "Directory or .safetensors file")->required()->type_name("PATH");
+  verb.callback([&call, path] {
+    call.action = [path](Context& context) {
+      const Result result = describe(*path);
+      print(result, context.out);
+      return result;
+    };
+  });
+}
+
+}  // namespace qlora::program

@@ -1,0 +1,298 @@
+// qlora/text/dataset.hpp — packed windows on disk: safetensors shards and a manifest that vouches for them.
+// Layout     DIR/manifest.json and DIR/tokens-00000.safetensors ...; each shard holds input_ids, labels, document (n,S)
+// I32 Writes     shards first, each complete or absent, the manifest last: a directory without one is no data set
+// Checks     opening verifies every SHA-256, shape, id, label and document number, so that reading needs no checks
+// Needs no tokenizer: training runs where sentencepiece is not installed.
+// What may not change: version 1 files stay readable; a change of meaning raises the version.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/safetensors.hpp"
+#include "qlora/io/safetensors_writer.hpp"
+#include "qlora/io/sha256.hpp"
+#include "qlora/text/packing.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// How the windows were made: pack_documents or pack_as_article.
+enum class PackingForm { isolated, article };
+
+/// Where a document of the data set came from, in the order in which the packer got them.
+struct DatasetSource {
+  std::string source;  ///< URL or path
+  std::string title;
+  std::string sha256;       ///< of its text
+  std::int64_t tokens = 0;  ///< begin and end marks included, 0 when it was skipped
+  friend bool operator==(const DatasetSource&, const DatasetSource&) = default;
+};
+
+/// What a data set says about itself beside its windows.
+struct DatasetInfo {
+  std::int32_t vocab_size = 0;
+  std::string tokenizer_sha256;  ///< of tokenizer.model
+  PackingForm form = PackingForm::isolated;
+  LabelChoice labels = LabelChoice::all;
+  SplitChoice split = SplitChoice::carry;
+  std::vector<DatasetSource> sources;
+};
+
+namespace detail {
+
+inline constexpr std::string_view dataset_format = "qlora token dataset";
+inline constexpr std::int64_t dataset_version = 1;
+inline constexpr std::int64_t max_dataset_seq = std::int64_t{1} << 20;
+inline constexpr std::size_t max_manifest_bytes = std::size_t{1} << 28;
+inline constexpr std::size_t shard_tokens = std::size_t{1} << 22;  // 50 MB a shard: damage costs little, files stay few
+inline constexpr std::array<const char*, 3> shard_tensors{"input_ids", "labels", "document"};
+
+[[nodiscard]] inline std::string shard_name(std::size_t index) {
+  std::string digits = std::to_string(index);
+  return "tokens-" + std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits + ".safetensors";
+}
+
+[[nodiscard]] inline const char* name_of(PackingForm form) {
+  return form == PackingForm::isolated ? "isolated" : "article";
+}
+[[nodiscard]] inline const char* name_of(LabelChoice labels) { return labels == LabelChoice::all ? "all" : "answers"; }
+[[nodiscard]] inline const char* name_of(SplitChoice split) { return split == SplitChoice::carry ? "carry" : "pad"; }
+
+template <class Choice>
+[[nodiscard]] Choice choice_named(const Json& object, const char* key, std::string_view where, Choice a, Choice b) {
+  const std::string name = json_string(object, key, where);
+  if (name == name_of(a)) return a;
+  if (name == name_of(b)) return b;
+  throw Error(concat(where, ": '", key, "' is '", excerpt(name), "', not ", name_of(a), " or ", name_of(b)));
+}
+
+using CountField = std::pair<const char*, std::int64_t PackingCounts::*>;
+inline constexpr std::array<CountField, 7> count_fields{{{"documents", &PackingCounts::documents},
+                                                         {"skipped_documents", &PackingCounts::skipped_documents},
+                                                         {"cut_documents", &PackingCounts::cut_documents},
+                                                         {"tokens", &PackingCounts::tokens},
+                                                         {"labelled", &PackingCounts::labelled},
+                                                         {"padding", &PackingCounts::padding},
+                                                         {"dropped_tokens", &PackingCounts::dropped_tokens}}};
+
+/// The rules that every window keeps, whoever made it. Throws Error naming the place of the first value that breaks
+/// one.
+inline void check_windows(std::span<const std::int32_t> ids, std::span<const std::int32_t> labels,
+                          std::span<const std::int32_t> documents, std::int64_t vocab_size, std::size_t sources,
+                          const std::string& where) {
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= vocab_size)
+      throw Error(concat(where, ": token ", i, " is the id ", ids[i], ", outside the vocabulary of ", vocab_size));
+    if (labels[i] != no_label && labels[i] != ids[i])
+      throw Error(concat(where, ": the label of token ", i, " is ", labels[i], ", neither -100 nor its id ", ids[i]));
+    const bool padding = documents[i] == no_document;
+    if (!padding && (documents[i] < 0 || static_cast<std::size_t>(documents[i]) >= sources))
+      throw Error(concat(where, ": token ", i, " is of document ", documents[i], ", there are ", sources));
+    if (padding && labels[i] != no_label) throw Error(concat(where, ": token ", i, " is padding and has a label"));
+  }
+}
+
+/// Takes away what an earlier data set left in the directory, its manifest first.
+inline void clear_dataset(const std::filesystem::path& directory) {
+  std::filesystem::remove(directory / "manifest.json");
+  for (std::size_t index = 0; std::filesystem::remove(directory / shard_name(index)); ++index) {
+  }
+}
+
+}  // namespace detail
+
+/// Writes windows and what is known about them into a directory, replacing a data set that is there.
+/// Throws Error for windows that break the rules of packing.hpp and when the disk does not take them.
+inline void write_dataset(const std::filesystem::path& directory, const PackedWindows& windows,
+                          const DatasetInfo& info) {
+  const auto seq = static_cast<std::size_t>(windows.seq);
+  QLORA_EXPECTS(windows.seq >= 2 && windows.seq <= detail::max_dataset_seq, "windows of ", windows.seq, " tokens");
+  QLORA_EXPECTS(windows.ids.size() % seq == 0 && windows.labels.size() == windows.ids.size() &&
+                    windows.documents.size() == windows.ids.size(),
+                windows.ids.size(), " ids, ", windows.labels.size(), " labels, ", windows.documents.size(),
+                " document numbers for windows of ", seq);
+  if (windows.ids.empty())
+    throw Error(detail::concat("no window to write: ", windows.counts.documents, " documents with text, ",
+                               windows.counts.dropped_tokens,
+                               " tokens dropped; shorter windows or more text are needed"));
+  detail::check_windows(windows.ids, windows.labels, windows.documents, info.vocab_size, info.sources.size(),
+                        directory.string());
+  try {
+    std::filesystem::create_directories(directory);
+    detail::clear_dataset(directory);
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw Error(detail::concat("cannot write the data set ", directory.string(), ": ", error.code().message()),
+                ErrorKind::resource);
+  }
+
+  const std::size_t count = windows.ids.size() / seq;
+  const std::size_t per_shard = std::max<std::size_t>(1, detail::shard_tokens / seq);
+  Json shards = Json::array();
+  for (std::size_t first = 0; first < count; first += per_shard) {
+    const std::size_t n = std::min(per_shard, count - first);
+    const std::string name = detail::shard_name(shards.size());
+    const std::vector<std::int64_t> shape{static_cast<std::int64_t>(n), windows.seq};
+    SafetensorsWriter writer(directory / name, {{detail::shard_tensors[0], DType::i32, shape},
+                                                {detail::shard_tensors[1], DType::i32, shape},
+                                                {detail::shard_tensors[2], DType::i32, shape}});
+    const std::array<std::span<const std::int32_t>, 3> columns{windows.ids, windows.labels, windows.documents};
+    for (std::size_t c = 0; c < columns.size(); ++c)
+      writer.write(detail::shard_tensors[c], std::as_bytes(columns[c].subspan(first * seq, n * seq)));
+    writer.finish();
+    shards.push_back({{"file", name}, {"windows", n}, {"sha256", sha256_file(directory / name)}});
+  }
+
+  Json manifest{{"format", detail::dataset_format},
+                {"version", detail::dataset_version},
+                {"seq", windows.seq},
+                {"windows", count},
+                {"vocab_size", info.vocab_size},
+                {"tokenizer_sha256", info.tokenizer_sha256},
+                {"packing",
+                 {{"form", detail::name_of(info.form)},
+                  {"labels", detail::name_of(info.labels)},
+                  {"split", detail::name_of(info.split)}}},
+                {"shards", std::move(shards)}};
+  for (const auto& [name, member] : detail::count_fields) manifest["counts"][name] = windows.counts.*member;
+  Json& sources = manifest["sources"] = Json::array();
+  for (const DatasetSource& one : info.sources)
+    sources.push_back({{"source", one.source}, {"title", one.title}, {"sha256", one.sha256}, {"tokens", one.tokens}});
+  for (const SkippedDocument& one : windows.skipped)
+    if (static_cast<std::size_t>(one.document) < sources.size())
+      sources[static_cast<std::size_t>(one.document)]["skipped"] = one.reason;
+  write_file_atomically(directory / "manifest.json", json_text(manifest));
+}
+
+/// One window of a data set; the spans live as long as the data set.
+struct DatasetWindow {
+  std::span<const std::int32_t> ids;        // (S)
+  std::span<const std::int32_t> labels;     // (S)
+  std::span<const std::int32_t> documents;  // (S)
+};
+
+/// A data set in memory, verified in full when it is opened.
+class TokenDataset {
+ public:
+  /// Throws Error naming file and place for everything that is not as write_dataset made it.
+  [[nodiscard]] static TokenDataset open(const std::filesystem::path& directory) {
+    TokenDataset result;
+    const std::filesystem::path path = directory / "manifest.json";
+    const std::string text = read_text(path, detail::max_manifest_bytes), where = path.string();
+    const Json manifest = parse_json(text, where);
+    if (!manifest.is_object()) throw Error(where + ": not a JSON object");
+    result.fingerprint_ = sha256(text);
+    result.read_manifest(manifest, where);
+    const Json& shards = json_at(manifest, "shards", where);
+    if (!shards.is_array()) throw Error(where + ": 'shards' must be a list");
+    const std::int64_t windows = json_int(manifest, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
+    for (std::size_t index = 0; index < shards.size(); ++index)
+      result.read_shard(directory, shards[index], index, where);
+    if (static_cast<std::int64_t>(result.size()) != windows)
+      throw Error(detail::concat(where, ": ", windows, " windows are announced, the shards hold ", result.size()));
+    result.check_counts(where);
+    return result;
+  }
+
+  [[nodiscard]] std::size_t size() const { return columns_[0].size() / static_cast<std::size_t>(seq_); }
+  [[nodiscard]] int seq() const { return seq_; }
+  [[nodiscard]] const DatasetInfo& info() const { return info_; }
+  [[nodiscard]] const PackingCounts& counts() const { return counts_; }
+  /// SHA-256 of the manifest, which holds those of the shards: equal for equal data sets only.
+  [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
+
+  [[nodiscard]] std::span<const std::int32_t> ids() const { return columns_[0]; }        // (N,S)
+  [[nodiscard]] std::span<const std::int32_t> labels() const { return columns_[1]; }     // (N,S)
+  [[nodiscard]] std::span<const std::int32_t> documents() const { return columns_[2]; }  // (N,S)
+  [[nodiscard]] DatasetWindow window(std::size_t index) const {
+    QLORA_EXPECTS(index < size(), "window ", index, " of ", size());
+    const auto seq = static_cast<std::size_t>(seq_);
+    return {ids().subspan(index * seq, seq), labels().subspan(index * seq, seq), documents().subspan(index * seq, seq)};
+  }
+
+ private:
+  TokenDataset() = default;
+
+  void read_manifest(const Json& manifest, const std::string& where) {
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    if (json_string(manifest, "format", where) != detail::dataset_format)
+      throw Error(where + ": not the manifest of a token data set");
+    const std::int64_t version = json_int(manifest, "version", where, 1, most);
+    if (version != detail::dataset_version)
+      throw Error(detail::concat(where, ": version ", version, " of the format; this program reads version 1"));
+    seq_ = static_cast<int>(json_int(manifest, "seq", where, 2, detail::max_dataset_seq));
+    info_.vocab_size =
+        static_cast<std::int32_t>(json_int(manifest, "vocab_size", where, 1, std::numeric_limits<std::int32_t>::max()));
+    info_.tokenizer_sha256 = json_string(manifest, "tokenizer_sha256", where);
+    const Json& packing = json_at(manifest, "packing", where);
+    const Json& counts = json_at(manifest, "counts", where);
+    const Json& sources = json_at(manifest, "sources", where);
+    if (!packing.is_object() || !counts.is_object() || !sources.is_array())
+      throw Error(where + ": 'packing' and 'counts' must be objects and 'sources' a list");
+    info_.form = detail::choice_named(packing, "form", where, PackingForm::isolated, PackingForm::article);
+    info_.labels = detail::choice_named(packing, "labels", where, LabelChoice::all, LabelChoice::answers);
+    info_.split = detail::choice_named(packing, "split", where, SplitChoice::carry, SplitChoice::pad);
+    for (const auto& [name, member] : detail::count_fields) counts_.*member = json_int(counts, name, where, 0, most);
+    for (const Json& one : sources) {
+      if (!one.is_object()) throw Error(where + ": every one of 'sources' must be an object");
+      info_.sources.push_back({json_string(one, "source", where), json_string(one, "title", where),
+                               json_string(one, "sha256", where), json_int(one, "tokens", where, 0, most)});
+    }
+  }
+
+  void read_shard(const std::filesystem::path& directory, const Json& entry, std::size_t index,
+                  const std::string& where) {
+    const std::string name = detail::shard_name(index);
+    if (!entry.is_object() || json_string(entry, "file", where) != name)
+      throw Error(detail::concat(where, ": shard ", index, " must be the file ", name));
+    const std::int64_t windows = json_int(entry, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
+    const std::string expected = json_string(entry, "sha256", where), path = (directory / name).string();
+    const std::string found = sha256_file(path);
+    if (found != expected)
+      throw Error(detail::concat(path, ": damaged: its SHA-256 is ", found, ", the manifest says ",
+                                 detail::excerpt(expected), "; pack the documents again"));
+    const SafetensorsFile file(path);
+    const std::size_t before = columns_[0].size();
+    for (std::size_t c = 0; c < columns_.size(); ++c) {
+      const TensorRef tensor = file.at(detail::shard_tensors[c]);
+      if (tensor.dtype != DType::i32 || tensor.shape != std::vector<std::int64_t>{windows, seq_})
+        throw Error(
+            detail::concat(path, ": ", detail::shard_tensors[c], " must be I32 of shape [", windows, ", ", seq_, "]"));
+      columns_[c].resize(before + tensor.bytes.size() / sizeof(std::int32_t));
+      std::memcpy(columns_[c].data() + before, tensor.bytes.data(), tensor.bytes.size());
+    }
+    if (file.names().size() != columns_.size()) throw Error(path + ": holds more than ids, labels and documents");
+    detail::check_windows(ids().subspan(before), labels().subspan(before), documents().subspan(before),
+                          info_.vocab_size, info_.sources.size(), path);
+  }
+
+  void check_counts(const std::string& where) const {
+    const auto padding = std::count(columns_[2].begin(), columns_[2].end(), no_document);
+    const auto tokens = static_cast<std::int64_t>(columns_[0].size()) - padding;
+    if (padding != counts_.padding || tokens != counts_.tokens)
+      throw Error(detail::concat(where, ": ", counts_.tokens, " tokens and ", counts_.padding,
+                                 " padding are announced, the shards hold ", tokens, " and ", padding));
+  }
+
+  int seq_ = 1;
+  DatasetInfo info_;
+  PackingCounts counts_;
+  std::string fingerprint_;
+  std::array<std::vector<std::int32_t>, 3> columns_;  // ids, labels, documents, each (N,S)
+};
+
+}  // namespace v0
+}  // namespace qlora
