@@ -68,9 +68,10 @@ class Runbook {
       return known->at("result");
     }
     progress.say(step.name + (known != nullptr ? ": done again" : ""));
-    // Steps that resume their own partial work (training) may do so only under the key that the work began with.
-    const bool begun = book_["steps"].contains(step.name);
-    if (begun && (again || book_["steps"][step.name].value("key", "") != key)) {
+    // What a step left half done may be gone on with (training resumes) only under the key that it began with; what was
+    // done under another key, or no longer verifies, goes.
+    const auto old = book_["steps"].find(step.name);
+    if (old != book_["steps"].end() && (again || old->value("key", "") != key || old->contains("outputs"))) {
       for (const fs::path& output : step.outputs) fs::remove_all(output);
     }
     book_["steps"][step.name] = {{"key", key}};

@@ -1,0 +1,130 @@
+// generate.cpp — `qlora generate` and `qlora chat`: a prompt continued, a conversation held; text appears as it comes.
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "answering.hpp"
+#include "interrupt.hpp"
+#include "qlora/error.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TalkOptions {
+  fs::path model;
+  fs::path adapter;
+  std::string prompt;
+  std::string system;
+  std::string base = "nf4";
+  int max_new_tokens = 200;
+  double temperature = 0.01;
+  double top_p = 0.9;
+  int top_k = 0;
+  std::int64_t seed = 42;
+  int threads = 0;
+};
+
+Answerer open(const TalkOptions& options) {
+  if (options.adapter.empty()) {
+    return {options.model, options.base == "full" ? Base::full : Base::nf4, 1, options.threads};
+  }
+  if (options.base == "full") {
+    throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
+  }
+  const PeftAdapter adapter = PeftAdapter::open(options.adapter);
+  Answerer answerer(options.model, Base::nf4, highest_rank(adapter), options.threads);
+  answerer.session().attach(adapter);
+  return answerer;
+}
+
+GenerateOptions generation(const TalkOptions& options) {
+  GenerateOptions result;
+  result.max_new_tokens = options.max_new_tokens;
+  result.sampling = {.temperature = static_cast<float>(options.temperature),
+                     .top_p = static_cast<float>(options.top_p),
+                     .top_k = options.top_k,
+                     .seed = static_cast<std::uint64_t>(options.seed)};
+  return result;
+}
+
+/// Asks one question and writes the answer while it comes; characters are written whole.
+Reply answer(Answerer& answerer, const Question& question, const GenerateOptions& how, std::ostream& out) {
+  StreamDecoder decoder(answerer.tokenizer(), question.chat ? DecodeFrom::start : DecodeFrom::middle);
+  const Reply reply = answerer.ask({question}, how, [&](int, std::int32_t id) {
+    out << decoder.push(id) << std::flush;
+    return true;
+  })[0];
+  out << decoder.finish() << '\n';
+  return reply;
+}
+
+Result generate(const TalkOptions& options, Context& context) {
+  Answerer answerer = open(options);
+  context.out << options.prompt;
+  const Reply reply = answer(answerer, {false, options.prompt, {}}, generation(options), context.out);
+  return {{"prompt", options.prompt}, {"text", reply.text}, {"stopped", reply.stopped}};
+}
+
+/// Turns until the input ends; one with --prompt.
+Result chat(const TalkOptions& options, Context& context) {
+  Answerer answerer = open(options);
+  Question question{true, {}, {}};
+  if (!options.system.empty()) question.history.push_back({"system", options.system});
+  Result turns = Result::array();
+  const auto turn = [&](const std::string& text) {
+    question.prompt = text;
+    const Reply reply = answer(answerer, question, generation(options), context.out);
+    question.history.push_back({"user", text});
+    question.history.push_back({"assistant", reply.text});
+    turns.push_back({{"user", text}, {"assistant", reply.text}, {"stopped", reply.stopped}});
+  };
+  if (!options.prompt.empty()) {
+    turn(options.prompt);
+    return {{"turns", turns}};
+  }
+  context.progress.say("one line, one turn; the end of the input (Ctrl-D) ends the conversation");
+  for (std::string line; !interrupted() && std::getline(std::cin, line);) {
+    if (line.find_first_not_of(" \t\r") != std::string::npos) turn(line);
+  }
+  return {{"turns", turns}};
+}
+
+void add_talk_options(CLI::App& verb, TalkOptions& options) {
+  verb.add_option("model", options.model, "Model directory")->required()->type_name("DIR");
+  verb.add_option("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model")->type_name("DIR");
+  verb.add_option("--base", options.base, "nf4: quantize the model; full: use its weights as they are")
+      ->check(CLI::IsMember({"nf4", "full"}));
+  verb.add_option("--max-new-tokens", options.max_new_tokens, "Tokens of an answer at most")
+      ->check(CLI::Range(1, 1000000));
+  verb.add_option("--temperature", options.temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0));
+  verb.add_option("--top-p", options.top_p, "Nucleus that is sampled from")->check(CLI::Range(0.0001, 1.0));
+  verb.add_option("--top-k", options.top_k, "Sample from so many; 0: all")->check(CLI::Range(0, 1000000));
+  verb.add_option("--seed", options.seed, "Of sampling")->check(CLI::NonNegativeNumber);
+  verb.add_option("--threads", options.threads, "CPU threads; 0: one per core")->check(CLI::Range(0, 1024));
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Invocation& call) {
+  CLI::App& verb = add_verb(app, call, "generate", "Continue a prompt");
+  auto options = std::make_shared<TalkOptions>();
+  add_talk_options(verb, *options);
+  verb.add_option("-p,--prompt", options->prompt, "Text to continue")->required();
+  verb.callback([&call, options] { call.action = [options](Context& c) { return generate(*options, c); }; });
+}
+
+void add_chat(CLI::App& app, Invocation& call) {
+  CLI::App& verb = add_verb(app, call, "chat", "Talk with a chat model, in LLaMA-2's chat form");
+  auto options = std::make_shared<TalkOptions>();
+  add_talk_options(verb, *options);
+  verb.add_option("-p,--prompt", options->prompt, "One question; without it turns are read from stdin");
+  verb.add_option("--system", options->system, "System prompt");
+  verb.callback([&call, options] { call.action = [options](Context& c) { return chat(*options, c); }; });
+}
+
+}  // namespace qlora::program

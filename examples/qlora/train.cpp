@@ -1,0 +1,258 @@
+// train.cpp — `qlora train`: windows to an adapter. Everything that decides a step is a function of its number, so that
+// an interrupted run goes on from its newest checkpoint as if nothing had happened.
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "interrupt.hpp"
+#include "metrics.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/lock.hpp"
+#include "qlora/text/dataset.hpp"
+#include "steps.hpp"
+#include "variant.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Checkpoints that are kept: the newest, and one that is older in case the disk damages it.
+constexpr int kept_checkpoints = 2;
+
+Schedule schedule_of(const std::string& name) {
+  return name == "cosine" ? Schedule::cosine : name == "constant" ? Schedule::constant : Schedule::linear;
+}
+
+/// The windows of one step behind one another.
+struct StepWindows {
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> labels;
+  std::vector<std::int32_t> documents;
+
+  Windows gather(const TokenDataset& data, std::span<const std::uint32_t> numbers) {
+    ids.clear();
+    labels.clear();
+    documents.clear();
+    for (const std::uint32_t number : numbers) {
+      const DatasetWindow one = data.window(number);
+      ids.insert(ids.end(), one.ids.begin(), one.ids.end());
+      labels.insert(labels.end(), one.labels.begin(), one.labels.end());
+      documents.insert(documents.end(), one.documents.begin(), one.documents.end());
+    }
+    return {data.seq(), ids, labels, documents};
+  }
+};
+
+class TrainRun {
+ public:
+  TrainRun(const TrainStep& step, Progress& progress)
+      : step_(step),
+        progress_(progress),
+        model_(hf::ModelDir::open(step.model)),
+        data_(TokenDataset::open(step.data)),
+        order_(static_cast<int>(data_.size()), step.train.batch * step.train.accumulate,
+               static_cast<std::uint64_t>(step.train.seed)),
+        total_(order_.steps_per_epoch() * step.train.epochs) {
+    check();
+    training_ = variant_for(model_.shape, step.train.rank).train(model_, options(), step.threads);
+  }
+
+  Result run() {
+    resume();
+    const int first = training_->steps_done();
+    MetricsLog log(step_.out / "metrics.jsonl", first);
+    progress_.begin("train", total_, "steps", first);
+    std::int64_t tokens = 0;
+    while (training_->steps_done() < total_) {
+      const Metric metric = one_step();
+      log.add(metric);
+      tokens += metric.tokens;
+      std::array<char, 48> note{};
+      std::snprintf(note.data(), note.size(), "loss %.4f", metric.loss);
+      progress_.update(metric.step, tokens, note.data());
+      const bool stop = interrupted() && metric.step < total_;
+      if (stop || metric.step % step_.train.checkpoint_every == 0 || metric.step == total_) checkpoint(log);
+      if (stop) {
+        throw Error(qlora::detail::concat("interrupted; step ", metric.step, " of ", total_, " is saved in ",
+                                          step_.out.string(), ", the same command goes on from there"),
+                    ErrorKind::interrupted);
+      }
+    }
+    training_->write_adapter(step_.out / "adapter", adapter_config());
+    write_state(log);
+    progress_.end("adapter in " + (step_.out / "adapter").string());
+    return result(log.metrics(), first);
+  }
+
+ private:
+  void check() const {
+    if (data_.info().vocab_size != model_.shape.vocab) {
+      throw Error(qlora::detail::concat(step_.data.string(), " was packed with a vocabulary of ",
+                                        data_.info().vocab_size, ", the model has ", model_.shape.vocab,
+                                        "; pack again with this model's tokenizer"));
+    }
+    if (data_.seq() > model_.max_positions) {
+      throw Error(qlora::detail::concat("windows of ", data_.seq(), " tokens; the model was made for ",
+                                        model_.max_positions, "; pack with a smaller --seq"));
+    }
+  }
+
+  [[nodiscard]] TrainOptions options() const {
+    const TrainSection& t = step_.train;
+    TrainOptions o;
+    o.rank = t.rank;
+    o.alpha = static_cast<float>(t.alpha);
+    o.rank_stabilized = t.rslora;
+    o.dropout = static_cast<float>(t.dropout);
+    o.lr = static_cast<float>(t.lr);
+    o.schedule = schedule_of(t.schedule);
+    o.warmup_steps = static_cast<int>(t.warmup < 1 ? std::ceil(t.warmup * total_) : t.warmup);
+    o.total_steps = total_;
+    o.weight_decay = static_cast<float>(t.weight_decay);
+    o.max_grad_norm = static_cast<float>(t.max_grad_norm);
+    o.seed = static_cast<std::uint64_t>(t.seed);
+    o.batch = t.batch;
+    o.seq = data_.seq();
+    return o;
+  }
+
+  /// What a checkpoint must have been made with for this run to go on from it.
+  [[nodiscard]] Json fingerprint() const {
+    const TrainSection& t = step_.train;
+    return {{"data", data_.fingerprint()},
+            {"rank", t.rank},
+            {"alpha", t.alpha},
+            {"rslora", t.rslora},
+            {"dropout", t.dropout},
+            {"lr", t.lr},
+            {"schedule", t.schedule},
+            {"warmup", t.warmup},
+            {"epochs", t.epochs},
+            {"batch", t.batch},
+            {"accumulate", t.accumulate},
+            {"weight_decay", t.weight_decay},
+            {"max_grad_norm", t.max_grad_norm},
+            {"seed", t.seed}};
+  }
+
+  void resume() {
+    const CheckpointSearch found = load_latest_checkpoint(step_.out / "checkpoints");
+    for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
+    if (!found.checkpoint) return;
+    const Checkpoint& checkpoint = *found.checkpoint;
+    if (json_at(checkpoint.state, "run", checkpoint.path.string()) != fingerprint()) {
+      throw Error(step_.out.string() +
+                      " holds a run with other settings or data; choose another --out, or remove it to begin anew",
+                  ErrorKind::usage);
+    }
+    training_->restore(checkpoint);
+    progress_.say(qlora::detail::concat("resuming after step ", checkpoint.step));
+  }
+
+  Metric one_step() {
+    const auto started = std::chrono::steady_clock::now();
+    const int at = training_->steps_done();
+    const StepReport report = training_->step(windows_.gather(data_, order_.step(at)));
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+    return {report.step,     static_cast<double>(report.step) / order_.steps_per_epoch(),
+            report.loss,     report.grad_norm,
+            report.lr,       report.tokens,
+            report.labelled, static_cast<double>(report.tokens) / std::max(seconds.count(), 1e-9)};
+  }
+
+  void checkpoint(MetricsLog& log) {
+    log.sync();
+    training_->save(step_.out / "checkpoints", {{"run", fingerprint()}}, kept_checkpoints);
+    write_state(log);
+  }
+
+  void write_state(const MetricsLog& log) const {
+    write_trainer_state(step_.out / "trainer_state.json", log.metrics(),
+                        {total_, step_.train.epochs, step_.train.batch, step_.train.checkpoint_every});
+  }
+
+  [[nodiscard]] PeftConfig adapter_config() const {
+    PeftConfig config;
+    config.r = step_.train.rank;
+    config.alpha = static_cast<float>(step_.train.alpha);
+    config.dropout = static_cast<float>(step_.train.dropout);
+    config.rslora = step_.train.rslora;
+    config.base_model = step_.model.string();
+    return config;
+  }
+
+  [[nodiscard]] Result result(const std::vector<Metric>& metrics, int first) const {
+    return {{"steps", total_},
+            {"resumed_after", first},
+            {"windows", data_.size()},
+            {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
+            {"last_loss", metrics.empty() ? 0.0 : metrics.back().loss},
+            {"tok_per_s", progress_.tokens_per_second()},
+            {"adapter_parameters", adapter_parameters(model_.shape, {.rank = step_.train.rank})},
+            {"adapter", (step_.out / "adapter").string()}};
+  }
+
+  const TrainStep& step_;
+  Progress& progress_;
+  hf::ModelDir model_;
+  TokenDataset data_;
+  DataOrder order_;
+  int total_;
+  std::unique_ptr<Training> training_;
+  StepWindows windows_;
+};
+
+}  // namespace
+
+Result run_train(const TrainStep& step, Progress& progress) {
+  make_directories(step.out);
+  const RunLock lock(step.out / "run.lock");
+  return TrainRun(step, progress).run();
+}
+
+void add_train(CLI::App& app, Invocation& call) {
+  CLI::App& verb =
+      add_verb(app, call, "train", "Train a LoRA adapter on the 4-bit model; resumes what was interrupted");
+  auto step = std::make_shared<TrainStep>();
+  TrainSection& t = step->train;
+  verb.add_option("-m,--model", step->model, "Model directory")->required()->type_name("DIR");
+  verb.add_option("-d,--data", step->data, "Packed data set")->required()->type_name("DIR");
+  verb.add_option("-o,--out", step->out, "Adapter, metrics and checkpoints go here")->required()->type_name("DIR");
+  verb.add_option("--rank", t.rank, "Rank of the adapters")->check(CLI::Range(1, 1024));
+  verb.add_option("--alpha", t.alpha, "Adapter scale is alpha / rank")->check(CLI::PositiveNumber);
+  verb.add_flag("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
+  verb.add_option("--dropout", t.dropout, "On the adapters' input")->check(CLI::Range(0.0, 0.99));
+  verb.add_option("--lr", t.lr, "Highest learning rate")->check(CLI::Range(0.0, 10.0));
+  verb.add_option("--schedule", t.schedule, "Learning rate over the run")
+      ->check(CLI::IsMember({"linear", "cosine", "constant"}));
+  verb.add_option("--warmup", t.warmup, "Steps of rising learning rate; below 1: a part of the run")
+      ->check(CLI::NonNegativeNumber);
+  verb.add_option("--epochs", t.epochs, "Times over the data")->check(CLI::Range(1, 1000000));
+  verb.add_option("--batch", t.batch, "Windows in a micro-batch")->check(CLI::Range(1, 4096));
+  verb.add_option("--accumulate", t.accumulate, "Micro-batches in a step")->check(CLI::Range(1, 65536));
+  verb.add_option("--weight-decay", t.weight_decay, "AdamW's decay")->check(CLI::Range(0.0, 1.0));
+  verb.add_option("--max-grad-norm", t.max_grad_norm, "Gradient norm is clipped to this; 0: never")
+      ->check(CLI::NonNegativeNumber);
+  verb.add_option("--seed", t.seed, "Of data order, initial adapters and dropout")->check(CLI::NonNegativeNumber);
+  verb.add_option("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints")
+      ->check(CLI::Range(1, 1000000000));
+  verb.add_option("--threads", step->threads, "CPU threads; 0: one per core")->check(CLI::Range(0, 1024));
+  verb.callback([&call, step] {
+    call.action = [step](Context& context) {
+      const Result result = run_train(*step, context.progress);
+      context.out << result["steps"] << " steps, loss " << result["first_loss"].get<double>() << " -> "
+                  << result["last_loss"].get<double>() << ", adapter in " << result["adapter"].get<std::string>()
+                  << '\n';
+      return result;
+    };
+  });
+}
+
+}  // namespace qlora::program

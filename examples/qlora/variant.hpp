@@ -1,0 +1,83 @@
+// variant.hpp — a model shape that was compiled in, behind a virtual interface, so that verbs are compiled once and not
+// per shape. Calls through it are per training step or per batch of answers; nothing inside a step is virtual.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qlora/config.hpp"
+#include "qlora/generate/generator.hpp"
+#include "qlora/io/checkpoint.hpp"
+#include "qlora/io/hf.hpp"
+#include "qlora/io/hf_model.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/peft.hpp"
+#include "qlora/train/trainer.hpp"
+
+namespace qlora::program {
+
+/// How the frozen weights are held.
+enum class Base : std::uint8_t {
+  nf4,   ///< quantized, adapters can be attached
+  full,  ///< as they are in the files
+};
+
+/// An open model that answers. Base::full has no adapters.
+class Session {
+ public:
+  Session() = default;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  virtual ~Session() = default;
+
+  /// Puts an adapter on, in place of one that is there.
+  virtual void attach(const PeftAdapter& adapter) = 0;
+  /// Off, the model is its base to the bit.
+  virtual void use_adapters(bool on) = 0;
+  [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
+                                                        const GenerateOptions& options, const OnToken& on_token) = 0;
+};
+
+/// A model with adapters in training.
+class Training {
+ public:
+  Training() = default;
+  Training(const Training&) = delete;
+  Training& operator=(const Training&) = delete;
+  virtual ~Training() = default;
+
+  virtual StepReport step(const Windows& windows) = 0;
+  [[nodiscard]] virtual int steps_done() const = 0;
+  /// Saves parameters and moments under root/checkpoint-STEP with `state` beside them.
+  virtual void save(const std::filesystem::path& root, const Json& state, int keep) = 0;
+  /// Goes back to a checkpoint of a run with the same settings. Throws Error when it is of another shape.
+  virtual void restore(const Checkpoint& checkpoint) = 0;
+  virtual void write_adapter(const std::filesystem::path& dir, const PeftConfig& config) = 0;
+};
+
+/// A compiled config.
+class Variant {
+ public:
+  Variant() = default;
+  Variant(const Variant&) = delete;
+  Variant& operator=(const Variant&) = delete;
+  virtual ~Variant() = default;
+
+  [[nodiscard]] virtual const Config& config() const = 0;
+  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base, int threads) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
+                                                        int threads) const = 0;
+};
+
+/// All that was compiled in.
+std::vector<std::unique_ptr<Variant>>& variants();
+
+/// The one for this shape with the least rank cap that holds `rank`. Throws Error with the lines to write when there is
+/// none.
+const Variant& variant_for(const Shape& shape, int rank);
+
+}  // namespace qlora::program
