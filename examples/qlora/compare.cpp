@@ -112,8 +112,8 @@ class Comparison {
   }
 
   std::vector<Reply> ask(Answerer& model, const std::vector<Question>& questions, const GenerateOptions& how) {
-    std::vector<Reply> replies = model.ask(questions, how, [&](int prompt, std::int32_t) {
-      progress_.update(std::max(done_, done_ + prompt), ++tokens_);
+    std::vector<Reply> replies = model.ask(questions, how, [&](int, std::int32_t) {
+      progress_.update(done_, ++tokens_);
       return true;
     });
     done_ += static_cast<std::int64_t>(questions.size());

@@ -11,6 +11,7 @@
 #include "interrupt.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/document.hpp"
+#include "qlora/web/article_compat.hpp"
 #include "qlora/web/extract.hpp"
 #include "qlora/web/fetch.hpp"
 #include "steps.hpp"
@@ -48,7 +49,7 @@ std::vector<std::string> sources_of(const DataSection& data) {
 
 Document document_of(const web::Page& page, bool article) {
   if (article && page.content_type != "text/plain") {
-    return make_document(page.source, "", web::article_text(page.body), page.fetched_at);
+    return make_document(page.source, "", web::article_compat_text(page.body), page.fetched_at);
   }
   if (page.content_type == "text/html" || page.content_type == "application/xhtml+xml") {
     web::Extracted extracted = web::extract(page.body);
