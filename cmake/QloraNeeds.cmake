@@ -2,8 +2,9 @@
 # a file links what it includes and is left out, with one line, when that is not there.
 
 # qlora_needs(OUT FILE [SOURCES OUT2]): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS) of what
-# FILE includes, followed through the project's own headers. OUT2 gets FILE and the .cpp files that stand beside a header
-# that it includes (the program's parts have them), so that a test of such a part links it.
+# FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the built program,
+# is used. OUT2 gets FILE and the .cpp files that stand beside a header that it includes (the program's parts have them),
+# so that a test of such a part links it.
 function(qlora_needs out file)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "SOURCES" "")
   set(companions "${file}")
@@ -22,6 +23,10 @@ function(qlora_needs out file)
       list(APPEND todo "${companion}")
     endif()
     file(STRINGS "${path}" lines REGEX "^[ \t]*#[ \t]*include[ \t]*[<\"]")
+    file(STRINGS "${path}" uses_program REGEX "QLORA_PROGRAM" LIMIT_COUNT 1)
+    if(uses_program)
+      list(APPEND needs PROGRAM)
+    endif()
     cmake_path(GET path PARENT_PATH folder)
     foreach(line IN LISTS lines)
       string(REGEX REPLACE "^[^<\"]*[<\"]([^>\"]*).*$" "\\1" name "${line}")
@@ -65,6 +70,9 @@ endfunction()
 function(qlora_missing out)
   set(missing)
   foreach(need IN LISTS ARGN)
+    if(need STREQUAL "PROGRAM" AND TARGET qlora_program)
+      continue()
+    endif()
     if(NOT need MATCHES "^(EIGEN|JSON|THREADS)$" AND NOT QLORA_HAS_${need})
       list(APPEND missing ${need})
     endif()
@@ -87,6 +95,10 @@ function(qlora_link_needs target)
   foreach(need IN LISTS ARGN)
     target_link_libraries(${target} PRIVATE ${library_${need}})
   endforeach()
+  if("PROGRAM" IN_LIST ARGN)
+    target_compile_definitions(${target} PRIVATE "QLORA_PROGRAM=\"$<TARGET_FILE:qlora_program>\"")
+    add_dependencies(${target} qlora_program)
+  endif()
 endfunction()
 
 # qlora_executable(TARGET KIND SOURCE...): an executable of this project's own, or one line why there is none. The KIND

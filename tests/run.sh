@@ -13,7 +13,8 @@ started=$(date +%s)
 say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 
 packages="g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev
-libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace binutils"
+libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace
+binutils python3"
 if command -v dpkg-query >/dev/null; then
   missing=
   for package in $packages; do

@@ -148,6 +148,7 @@ TEST_CASE("the small model agrees with a plain BPE, comes back, and never speaks
   CHECK(tokenizer.bos() == library.bos_id());
   CHECK(tokenizer.eos() == library.eos_id());
   CHECK(tokenizer.unk() == library.unk_id());
+  CHECK(tokenizer.sha256() == "46e73765009a40fa17d09f8b466cb317fb69c7eb88c07dd6c0267655c983859b");  // by sha256sum
   std::mt19937 random(2);
   for (int round = 0; round < 3000; ++round) {
     const std::string text = random_text(random);
@@ -363,4 +364,19 @@ TEST_CASE("what the refusal of control pieces prevents is real") {
   std::vector<int> ids;
   CHECK(library.Encode("a", &ids).ok());
   CHECK_FALSE(library.Encode("b", &ids).ok());
+}
+
+TEST_CASE("added pieces: user-defined ones match whole, control ones are never spelled by text") {
+  Model model;
+  model.pieces.push_back(piece("[PAD]", 3));
+  model.pieces.push_back(piece("cat", 4));
+  model.pieces.push_back(piece("aa", 5));  // unused: taken apart again
+  const Tokenizer tokenizer = Tokenizer::parse(model.all());
+  const auto byte = [](char c) { return 3 + static_cast<std::int32_t>(static_cast<unsigned char>(c)); };
+  const std::int32_t space = 259, a = 260, cat = 262;
+  CHECK(tokenizer.is_control(261));
+  CHECK(tokenizer.encode("cataa") == std::vector<std::int32_t>{space, cat, a, a});
+  CHECK(tokenizer.encode("[PAD]") ==
+        std::vector<std::int32_t>{space, byte('['), byte('P'), byte('A'), byte('D'), byte(']')});
+  CHECK(tokenizer.decode(std::vector<std::int32_t>{1, space, cat, 261, a, 2}) == "cata");
 }

@@ -43,7 +43,7 @@ offences=$(
       if ($2 ~ /^nlohmann\//) { if (mine != 5) offence("nlohmann/json stays in text/, io/, web/ and eval/"); next }
       if ($2 ~ /^(curl|libxml)\//) { if (from !~ /^qlora\/web\//) offence("libcurl and libxml2 stay in web/"); next }
       if ($2 ~ /^sentencepiece/) { if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp"); next }
-      if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|fcntl|netdb|poll|signal|errno|strings|dirent)\.h$/) {
+      if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|fcntl|netdb|poll|signal|errno|iconv|dirent)\.h$/) {
         if (mine < 5) offence("system calls stay in text/, io/, web/ and eval/")
         next
       }

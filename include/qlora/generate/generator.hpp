@@ -121,16 +121,14 @@ template <Config C, class B>
 requires ValidConfig<C> && Backend<B>
 class Generator {
  public:
-  explicit Generator(Model<C, B>& model, const DecodeRoom& room = {}) : core_(model.backend(), model.weights(), room) {}
+  explicit Generator(Model<C, B>& model, const DecodeRoom& room = {});
 
   /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
-                                  const GenerateOptions& options = {}, const OnToken& on_token = {}) {
-    return core_.generate(prompts, options, on_token);
-  }
+                                  const GenerateOptions& options = {}, const OnToken& on_token = {});
   Generated generate(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
                      const OnToken& on_token = {}) {
-    return core_.generate(std::span(&prompt, 1), options, on_token)[0];
+    return generate(std::span(&prompt, 1), options, on_token)[0];
   }
 
   /// The assistant's next turn, in LLaMA-2's chat form; it ends with the end mark, or where the model would open a turn
@@ -150,6 +148,17 @@ class Generator {
  private:
   GeneratorCore<code_of(C), B> core_;
 };
+
+// Outside the class, and so not inline: see Model.
+template <Config C, class B>
+requires ValidConfig<C> && Backend<B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeRoom& room)
+    : core_(model.backend(), model.weights(), room) {}
+
+template <Config C, class B>
+requires ValidConfig<C> && Backend<B> std::vector<Generated> Generator<C, B>::generate(
+    std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token) {
+  return core_.generate(prompts, options, on_token);
+}
 
 }  // namespace v0
 }  // namespace qlora

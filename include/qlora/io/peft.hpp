@@ -35,10 +35,10 @@ struct PeftConfig {
   float dropout = 0;
   bool rslora = false;  ///< scale alpha / sqrt(r) instead of alpha / r
   Proj targets = Proj::all;
-  std::map<std::string, int> rank_pattern;     ///< modules whose rank is not r
-  std::map<std::string, float> alpha_pattern;  ///< modules whose alpha is not alpha
-  std::string base_model;                      ///< name or path of the base; may be empty
-  std::string revision;                        ///< of the base; may be empty
+  std::map<std::string, int> rank_pattern{};     ///< modules whose rank is not r
+  std::map<std::string, float> alpha_pattern{};  ///< modules whose alpha is not alpha
+  std::string base_model{};                      ///< name or path of the base; may be empty
+  std::string revision{};                        ///< of the base; may be empty
 
   friend bool operator==(const PeftConfig&, const PeftConfig&) = default;
 };

@@ -26,11 +26,7 @@ class Model {
 
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
   /// missing or has another size.
-  explicit Model(const TensorSource& source, const ModelOptions& options = {}, B backend = B())
-      : backend_(std::move(backend)),
-        keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
-        weights_(
-            std::make_unique<Weights<code, B>>(backend_, C.shape.layers, values(options), source, keep_dequantized_)) {}
+  explicit Model(const TensorSource& source, const ModelOptions& options = {}, B backend = B());
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -52,6 +48,15 @@ class Model {
   bool keep_dequantized_;
   std::unique_ptr<Weights<code, B>> weights_;
 };
+
+// Outside the class, and so not inline: a file that uses a model of qlora_add_model does not compile it again.
+template <Config C, class B>
+requires ValidConfig<C> && Backend<B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options,
+                                                         B backend)
+    : backend_(std::move(backend)),
+      keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
+      weights_(
+          std::make_unique<Weights<code, B>>(backend_, C.shape.layers, values(options), source, keep_dequantized_)) {}
 
 }  // namespace v0
 }  // namespace qlora

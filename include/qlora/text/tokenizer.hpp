@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +16,8 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/sha256.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
 
 namespace qlora {
@@ -29,15 +30,7 @@ class Tokenizer {
  public:
   /// Reads a sentencepiece tokenizer.model. Throws Error when it cannot be read or is not of LLaMA-2's kind.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path) {
-    std::error_code failure;
-    const auto size = std::filesystem::file_size(path, failure);
-    if (failure) throw Error("cannot read the tokenizer " + path.string() + ": " + failure.message());
-    if (size > sentencepiece_scan::max_file_bytes)
-      throw Error("the tokenizer " + path.string() + " has more than 64 MiB: not a sentencepiece model");
-    std::string bytes(static_cast<std::size_t>(size), '\0');
-    std::ifstream file(path, std::ios::binary);
-    if (!file.read(bytes.data(), static_cast<std::streamsize>(size)))
-      throw Error("cannot read the tokenizer " + path.string());
+    const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
     try {
       return parse(bytes);
     } catch (const Error& error) {
@@ -48,6 +41,7 @@ class Tokenizer {
   /// The same from the bytes of such a file.
   [[nodiscard]] static Tokenizer parse(std::string_view model) {
     Tokenizer result;
+    result.sha256_ = qlora::sha256(model);
     result.pieces_ = sentencepiece_scan::scan(model);
     result.processor_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
     const auto status = result.processor_->LoadFromSerializedProto(model);
@@ -72,6 +66,8 @@ class Tokenizer {
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids, DecodeFrom from = DecodeFrom::start) const;
 
   [[nodiscard]] std::int32_t vocab_size() const { return static_cast<std::int32_t>(pieces_.size()); }
+  /// Of the model's bytes; data sets carry it, so that training knows which ids it gets.
+  [[nodiscard]] const std::string& sha256() const { return sha256_; }
   [[nodiscard]] std::int32_t unk() const { return 0; }
   [[nodiscard]] std::int32_t bos() const { return 1; }
   [[nodiscard]] std::int32_t eos() const { return 2; }
@@ -108,6 +104,7 @@ class Tokenizer {
     return pieces_[static_cast<std::size_t>(id)];
   }
 
+  std::string sha256_;
   std::vector<sentencepiece_scan::Piece> pieces_;
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
 };

@@ -231,19 +231,24 @@ class TrainerCore {
   int step_ = 0;
 };
 
-/// A model and its training. Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
+/// A backend that can train what the config trains.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || FullBackend<B>)class Trainer {
+concept CanTrain = ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || FullBackend<B>);
+
+/// A model and its training. Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
+/// What reaches the code beneath is defined outside the class: inline functions would be compiled again in every file
+/// that uses a trainer of qlora_add_model.
+template <Config C, class B>
+requires CanTrain<C, B>
+class Trainer {
  public:
-  explicit Trainer(const TensorSource& source, const TrainOptions& options = {}, B backend = B())
-      : model_(source, options.model, std::move(backend)),
-        core_(model_.backend(), model_.weights(), options, model_.keeps_dequantized()) {}
+  explicit Trainer(const TensorSource& source, const TrainOptions& options = {}, B backend = B());
 
   /// One optimizer step on these windows. Throws Error, with nothing changed, when loss or gradients are not finite.
-  StepReport step(const Windows& windows) { return core_.step(windows); }
+  StepReport step(const Windows& windows);
   /// One step on plain tokens: windows of `seq`, every token a label.
-  StepReport step(std::span<const std::int32_t> ids, int seq) { return core_.step({seq, ids, ids, {}}); }
-  Evaluation evaluate(const Windows& windows) { return core_.evaluate(windows); }
+  StepReport step(std::span<const std::int32_t> ids, int seq);
+  Evaluation evaluate(const Windows& windows);
 
   [[nodiscard]] Model<C, B>& model() { return model_; }
   [[nodiscard]] TrainerCore<code_of(C), B>& core() { return core_; }
@@ -252,6 +257,22 @@ requires ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || F
   Model<C, B> model_;
   TrainerCore<code_of(C), B> core_;
 };
+
+template <Config C, class B>
+requires CanTrain<C, B> Trainer<C, B>::Trainer(const TensorSource& source, const TrainOptions& options, B backend)
+    : model_(source, options.model, std::move(backend)),
+      core_(model_.backend(), model_.weights(), options, model_.keeps_dequantized()) {}
+
+template <Config C, class B>
+requires CanTrain<C, B> StepReport Trainer<C, B>::step(const Windows& windows) { return core_.step(windows); }
+
+template <Config C, class B>
+requires CanTrain<C, B> StepReport Trainer<C, B>::step(std::span<const std::int32_t> ids, int seq) {
+  return core_.step({seq, ids, ids, {}});
+}
+
+template <Config C, class B>
+requires CanTrain<C, B> Evaluation Trainer<C, B>::evaluate(const Windows& windows) { return core_.evaluate(windows); }
 
 }  // namespace v0
 }  // namespace qlora

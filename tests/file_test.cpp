@@ -1,0 +1,178 @@
+// Files: whole or not at all, also when writing fails or the process is killed; locks that name their holder.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/io/file.hpp"
+
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <random>
+#include <string>
+
+#include "qlora/io/directory.hpp"
+#include "qlora/io/lock.hpp"
+
+using namespace qlora;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Scratch {
+  fs::path path = fs::temp_directory_path() / ("file_test-" + std::to_string(::getpid()));
+  Scratch() { fs::create_directories(path); }
+  ~Scratch() { fs::remove_all(path); }
+} const scratch;
+
+template <class Action>
+std::pair<std::string, ErrorKind> failure(Action action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return {error.what(), error.kind()};
+  }
+  return {"", ErrorKind::usage};
+}
+std::string text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+}  // namespace
+
+TEST_CASE("what is written is read, mapped or as text") {
+  const fs::path path = scratch.path / "a";
+  write_file_atomically(path, "hello\n");
+  CHECK(read_text(path, 6) == "hello\n");
+  MappedFile first(path);
+  write_file_atomically(path, "new");  // a reader keeps the old contents
+  MappedFile moved = std::move(first);
+  CHECK(text_of(moved.bytes()) == "hello\n");
+  CHECK(first.bytes().empty());  // NOLINT(bugprone-use-after-move): the moved-from state is what is tested
+  CHECK(text_of(MappedFile(path).bytes()) == "new");
+  write_file_atomically(path, "");
+  CHECK(MappedFile(path).bytes().empty());
+  CHECK(read_text(path, 0).empty());
+  CHECK(std::distance(fs::directory_iterator(scratch.path), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("messages carry the path and the system's words") {
+  const fs::path path = scratch.path / "long";
+  write_file_atomically(path, "12345");
+  CHECK(failure([&] { (void)read_text(path, 4); }).first.find("5 bytes") != std::string::npos);
+  CHECK(failure([&] { (void)MappedFile(scratch.path / "none"); }).first.find("none: No such file") !=
+        std::string::npos);
+  CHECK(failure([&] { (void)MappedFile(scratch.path); }).first.find("not a regular file") != std::string::npos);
+  CHECK(failure([&] { (void)read_text("/dev/zero", 9); }).first.find("not a regular file") != std::string::npos);
+  const fs::path pipe = scratch.path / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  CHECK(failure([&] { (void)MappedFile(pipe); }).first.find("not a regular file") !=
+        std::string::npos);  // does not hang
+  CHECK(failure([&] { write_file_atomically(scratch.path / "no/such/place", "x"); }).first.find("No such file") !=
+        std::string::npos);
+  const FileDescriptor full = FileDescriptor::open("open", "/dev/full", O_WRONLY);
+  const auto [said, kind] = failure([&] { write_all(full, "/dev/full", 0, std::as_bytes(std::span("x", 1))); });
+  CHECK(said.find("No space left") != std::string::npos);
+  CHECK(kind == ErrorKind::resource);
+}
+
+TEST_CASE("a write that fails leaves the old file and no other") {
+  const fs::path here = scratch.path / "limited";
+  fs::create_directories(here);
+  write_file_atomically(here / "f", "old");
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {  // files may grow to 1000 bytes here
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{1000, 1000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const auto [said, kind] = failure([&] { write_file_atomically(here / "f", std::string(5000, 'x')); });
+    ::_exit(said.find("File too large") != std::string::npos && kind == ErrorKind::resource ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(read_text(here / "f", 100) == "old");
+  CHECK(std::distance(fs::directory_iterator(here), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("killed while writing: the file is one of those that were written, never a part") {
+  const fs::path path = scratch.path / "killed";
+  write_file_atomically(path, std::string(200'000, 'a'));
+  std::mt19937 random(3);
+  for (int round = 0; round < 30; ++round) {
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      for (int i = 0;; ++i) write_file_atomically(path, std::string(200'000, static_cast<char>('a' + i % 26)));
+    }
+    ::usleep(static_cast<useconds_t>(random() % 10'000));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    const std::string text = read_text(path, 1 << 20);
+    REQUIRE(text.size() == 200'000);
+    CHECK(text.find_first_not_of(text[0]) == std::string::npos);
+  }
+}
+
+TEST_CASE("a temporary name left by a dead process of the same number is not in the way") {
+  const fs::path path = scratch.path / "again";
+  const std::string next = temporary_beside(path).string();
+  const std::size_t digits = next.rfind('-') + 1;
+  const int number = std::stoi(next.substr(digits));
+  for (int i = 1; i <= 3; ++i) fs::create_directory(next.substr(0, digits) + std::to_string(number + i));
+  write_file_atomically(path, "new");
+  CHECK(read_text(path, 10) == "new");
+}
+
+TEST_CASE("a directory appears whole, replaces only what it may, and else leaves nothing") {
+  const fs::path here = scratch.path / "directories";
+  const fs::path target = here / "out";
+  { AtomicDirectory unfinished(target); }
+  CHECK(fs::is_empty(here));
+  const auto write = [&](const char* text) {
+    AtomicDirectory directory(target.string() + "/", {"file"});
+    write_file_atomically(directory.temporary() / "file", text);
+    directory.commit();
+  };
+  write("one");
+  CHECK(read_text(target / "file", 10) == "one");
+  write("two");
+  CHECK(read_text(target / "file", 10) == "two");
+  CHECK(std::distance(fs::directory_iterator(here), fs::directory_iterator()) == 1);
+  write_file_atomically(target / "other", "mine");
+  CHECK(failure([&] { write("three"); }).first.find("holds other") != std::string::npos);
+  CHECK(read_text(target / "file", 10) == "two");
+  CHECK(failure([&] { AtomicDirectory directory(target / "file"); }).first.find("not a directory") !=
+        std::string::npos);
+  CHECK(failure([&] { expect_free_space(here, UINT64_MAX); }).second == ErrorKind::resource);
+}
+
+TEST_CASE("the second holder of a lock is told who the first is; a killed holder blocks nobody") {
+  const fs::path path = scratch.path / "run.lock";
+  {
+    const RunLock lock(path);
+    const auto [said, kind] = failure([&] { RunLock second(path); });
+    CHECK(said.find("process " + std::to_string(::getpid()) + " on ") != std::string::npos);
+    CHECK(kind == ErrorKind::resource);
+  }
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    const RunLock lock(path);
+    (void)!::write(ends[1], "x", 1);
+    ::pause();
+    ::_exit(0);
+  }
+  char ready = 0;
+  REQUIRE(::read(ends[0], &ready, 1) == 1);
+  CHECK(failure([&] { RunLock second(path); }).first.find("process " + std::to_string(child)) != std::string::npos);
+  ::kill(child, SIGKILL);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(failure([&] { RunLock second(path); }).first.empty());
+}

@@ -1,0 +1,227 @@
+// PEFT adapters: the golden ones, what is written reads back equal, and settings that are not computed are refused.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/io/peft.hpp"
+
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <random>
+#include <string>
+
+using namespace qlora;
+namespace fs = std::filesystem;
+
+namespace {
+
+const fs::path golden = fs::path(QLORA_SOURCE_DIR) / "tests/golden";
+
+struct Scratch {
+  fs::path path = fs::temp_directory_path() / ("peft_test-" + std::to_string(::getpid()));
+  Scratch() { fs::create_directories(path); }
+  ~Scratch() { fs::remove_all(path); }
+} const scratch;
+
+/// An adapter's floats, and the list that write_peft takes.
+struct Matrices {
+  std::vector<std::vector<float>> values;
+  std::vector<PeftTensor> tensors;
+  explicit Matrices(const PeftAdapter& adapter) {
+    for (const std::string& name : adapter.names()) {
+      const TensorRef ref = adapter.source()(name).value();
+      values.emplace_back(static_cast<std::size_t>(ref.size()));
+      read_floats(ref, 0, values.back());
+      tensors.push_back({name, ref.shape, values.back()});
+    }
+  }
+  Matrices(const Matrices&) = delete;
+};
+
+/// Message for a golden adapter whose config was changed; empty when it opens.
+std::string verdict(const std::string& key, const Json& value) {
+  const fs::path here = scratch.path / "changed";
+  fs::remove_all(here);
+  fs::copy(golden / "gqa/adapter", here);
+  Json config = read_json_object(here / "adapter_config.json");
+  if (value.is_discarded()) {
+    config.erase(key);
+  } else {
+    config[key] = value;
+  }
+  write_file_atomically(here / "adapter_config.json", json_text(config));
+  try {
+    (void)PeftAdapter::open(here);
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the golden adapters read, write and read back equal") {
+  for (const char* name : {"mha", "gqa", "tied", "hd128"}) {
+    CAPTURE(name);
+    const PeftAdapter adapter = PeftAdapter::open(golden / name / "adapter");
+    const int layers = read_json_object(golden / name / "model/config.json").at("num_hidden_layers");
+    CHECK(adapter.r == 8);
+    CHECK(adapter.alpha == 16.0F);
+    CHECK(adapter.dropout == 0.0F);
+    CHECK_FALSE(adapter.rslora);
+    CHECK(adapter.targets == Proj::all);
+    CHECK(adapter.layers == layers);
+    CHECK(adapter.names().size() == static_cast<std::size_t>(14 * layers));
+    CHECK(scale_of(adapter, 1, Proj::down) == 2.0F);
+    const Matrices matrices(adapter);
+    const fs::path target = scratch.path / name;
+    for (int i = 0; i < 2; ++i) write_peft(target, adapter, matrices.tensors);  // the second replaces the first
+    CHECK(static_cast<const PeftConfig&>(PeftAdapter::open(target)) == static_cast<const PeftConfig&>(adapter));
+    CHECK(read_text(target / "adapter_model.safetensors", 1 << 30) ==
+          read_text(golden / name / "adapter/adapter_model.safetensors", 1 << 30));
+    // Every key that is written has the value that peft wrote, and peft's own keys are all there but its newest.
+    const Json ours = read_json_object(target / "adapter_config.json");
+    Json theirs = read_json_object(golden / name / "adapter/adapter_config.json");
+    for (const char* newest : {"kasa_config", "lora_ga_config", "monteclora_config", "use_bdlora", "velora_config"}) {
+      theirs.erase(newest);
+    }
+    for (Json* config : {&theirs}) std::sort((*config)["target_modules"].begin(), (*config)["target_modules"].end());
+    Json sorted = ours;
+    std::sort(sorted["target_modules"].begin(), sorted["target_modules"].end());
+    CHECK(sorted == theirs);
+  }
+}
+
+TEST_CASE("ranks and alphas per module") {
+  PeftConfig config{.r = 2, .alpha = 3, .targets = Proj::q | Proj::up};
+  config.rank_pattern = {{"layers.1.self_attn.q_proj", 4}, {"up_proj", 1}};
+  config.alpha_pattern = {{"layers.0.mlp.up_proj", 5.5F}};
+  config.dropout = 0.1F;
+  config.base_model = "some/base";
+  CHECK(rank_of(config, 0, Proj::q) == 2);
+  CHECK(rank_of(config, 1, Proj::q) == 4);
+  CHECK(rank_of(config, 11, Proj::q) == 2);
+  CHECK(rank_of(config, 11, Proj::up) == 1);
+  CHECK(scale_of(config, 0, Proj::up) == 5.5F);
+  CHECK(scale_of(config, 1, Proj::q) == 0.75F);
+  config.rslora = true;
+  CHECK(scale_of(config, 1, Proj::q) == 1.5F);
+  std::vector<std::vector<float>> values;
+  std::vector<PeftTensor> tensors;
+  values.reserve(8);
+  for (int layer = 0; layer < 2; ++layer) {
+    for (const Proj one : {Proj::q, Proj::up}) {
+      const int rank = rank_of(config, layer, one);
+      for (const char matrix : {'A', 'B'}) {
+        values.emplace_back(static_cast<std::size_t>(rank * 6), 0.25F);
+        const std::vector<std::int64_t> shape =
+            matrix == 'A' ? std::vector<std::int64_t>{rank, 6} : std::vector<std::int64_t>{6, rank};
+        tensors.push_back({lora_name(layer, one, matrix), shape, values.back()});
+      }
+    }
+  }
+  const fs::path target = scratch.path / "ranks";
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    write_peft(target, config, tensors, dtype);
+    const PeftAdapter back = PeftAdapter::open(target);
+    CHECK(static_cast<const PeftConfig&>(back) == config);
+    const TensorRef tensor = back.source()("base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight").value();
+    CHECK(tensor.shape == std::vector<std::int64_t>{4, 6});
+    CHECK(tensor.dtype == dtype);
+    float value = 0;
+    read_floats(tensor, 23, std::span(&value, 1));
+    CHECK(value == 0.25F);
+  }
+  CHECK(read_text(target / "adapter_config.json", 1 << 20).find("\"lora_dropout\": 0.1,") != std::string::npos);
+  CHECK_THROWS_AS(write_peft(target, config, std::span(tensors).first(7)), Error);
+  const std::string name = std::exchange(tensors[0].name, lora_name(1, Proj::q, 'A'));
+  CHECK_THROWS_WITH_AS(write_peft(target, config, tensors), doctest::Contains("rank 4"), Error);
+  tensors[0].name = name;
+  CHECK(PeftAdapter::open(target).layers == 2);  // the failed writes changed nothing
+  write_file_atomically(target / "notes.txt", "mine");
+  CHECK_THROWS_WITH_AS(write_peft(target, config, tensors), doctest::Contains("holds notes.txt"), Error);
+  CHECK(fs::exists(target / "notes.txt"));
+}
+
+TEST_CASE("active settings that are not computed are refused by name; settings that are off are let be") {
+  for (const auto& [key, value] :
+       std::initializer_list<std::pair<std::string, Json>>{{"use_dora", true},
+                                                           {"modules_to_save", {"lm_head"}},
+                                                           {"bias", "all"},
+                                                           {"fan_in_fan_out", true},
+                                                           {"lora_bias", true},
+                                                           {"layers_to_transform", {0}},
+                                                           {"exclude_modules", {"q_proj"}},
+                                                           {"target_parameters", {"x"}},
+                                                           {"trainable_token_indices", {1}},
+                                                           {"layer_replication", {{0, 1}}},
+                                                           {"use_qalora", true},
+                                                           {"megatron_config", {{"a", 1}}},
+                                                           {"alora_invocation_tokens", {1}},
+                                                           {"arrow_config", {{"a", 1}}},
+                                                           {"an_idea_of_tomorrow", 3},
+                                                           {"init_lora_weights", "pissa_niter_4"},
+                                                           {"init_lora_weights", "loftq"},
+                                                           {"peft_type", "IA3"},
+                                                           {"task_type", "SEQ_CLS"},
+                                                           {"r", 0},
+                                                           {"r", 4},
+                                                           {"r", 8.0},
+                                                           {"r", 1000000000},
+                                                           {"lora_alpha", "16"},
+                                                           {"lora_alpha", -1},
+                                                           {"lora_dropout", 1.0},
+                                                           {"target_modules", "q_proj"},
+                                                           {"target_modules", {"embed_tokens"}},
+                                                           {"target_modules", Json::array()},
+                                                           {"target_modules", {"q_proj"}},
+                                                           {"rank_pattern", {{"q_proj", 4}}},
+                                                           {"rank_pattern", {{".*q_proj", 8}}},
+                                                           {"rank_pattern", {{"q_proj", "8"}}},
+                                                           {"rank_pattern", 8},
+                                                           {"use_rslora", 1}}) {
+    CAPTURE(key);
+    CAPTURE(value.dump());
+    const std::string said = verdict(key, value);
+    const bool named = said.find(key) != std::string::npos || said.find("rank") != std::string::npos ||
+                       said.find("q_proj") != std::string::npos;
+    CHECK_MESSAGE(named, said);
+  }
+  for (const char* key : {"r", "lora_alpha", "target_modules", "peft_type"}) {
+    CHECK(verdict(key, Json(Json::value_t::discarded)).find(key) != std::string::npos);
+  }
+  CHECK(verdict("target_modules", "all-linear").empty());
+  CHECK(verdict("an_idea_of_tomorrow", nullptr).empty());
+  CHECK(verdict("use_tomorrow", false).empty());
+  CHECK(verdict("init_lora_weights", "gaussian").empty());
+  CHECK(verdict("bias", nullptr).empty());
+}
+
+TEST_CASE("damaged directories: pickles, missing halves, flipped bits") {
+  const fs::path here = scratch.path / "damaged";
+  fs::create_directories(here);
+  fs::copy_file(golden / "mha/adapter/adapter_config.json", here / "adapter_config.json");
+  write_file_atomically(here / "adapter_model.bin", "x");
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(here), doctest::Contains("pickle"), Error);
+  CHECK_THROWS_AS((void)PeftAdapter::open(scratch.path / "absent"), Error);
+  const SafetensorsFile source(golden / "mha/adapter/adapter_model.safetensors");
+  std::vector<std::pair<std::string, TensorRef>> most;
+  for (const std::string& name : source.names()) most.emplace_back(name, source.at(name));
+  most.pop_back();
+  write_safetensors(here / "adapter_model.safetensors", most);
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(here), doctest::Contains("partner"), Error);
+  most.pop_back();
+  write_safetensors(here / "adapter_model.safetensors", most);
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(here), doctest::Contains("missing"), Error);
+  fs::copy_file(source.path(), here / "adapter_model.safetensors", fs::copy_options::overwrite_existing);
+  const std::string text = read_text(here / "adapter_config.json", 1 << 20);
+  std::mt19937 random(41);
+  for (int i = 0; i < 2000; ++i) {
+    std::string bytes = text;
+    const std::size_t at = random() % bytes.size();
+    bytes[at] = static_cast<char>(bytes[at] ^ (1 << (random() % 8)));
+    try {
+      (void)detail::parse_peft_config(parse_json(bytes, "c"), "c");
+    } catch (const Error& error) {
+      CHECK(std::string(error.what()).starts_with("c: "));
+    }
+  }
+}
