@@ -65,7 +65,7 @@ await() { for i in $(seq 300); do [ -f "$2" ] && [ "$(wc -l <"$2")" -ge "$1" ] &
 "$qlora" train -m "$work/model" -d "$work/data" -o "$work/parts" $steps >"$work/out" 2>"$work/err" &
 job=$!
 await 3 "$work/parts/metrics.jsonl"
-kill -TERM $job
+kill -INT $job
 got=0; wait $job || got=$?
 [ "$got" = 6 ] || fail "exit $got of an interrupted training, not 6"
 ls "$work/parts/checkpoints" | grep -q checkpoint- || fail "nothing was saved"
