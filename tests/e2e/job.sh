@@ -125,6 +125,17 @@ max_new_tokens = 5
 [output]
 dir = "job"
 JOB
+# Ctrl-C in the middle of an arm, then the same command again.
+sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/' "$work/job.toml" >"$work/stopped.toml"
+"$qlora" run "$work/stopped.toml" >"$work/out" 2>"$work/err" &
+job=$!
+await 2 "$work/stopped/qlora_pages/train/metrics.jsonl"
+expect 4 run "$work/stopped.toml"
+kill -INT $job
+got=0; wait $job || got=$?
+[ "$got" = 6 ] || fail "exit $got of an interrupted job, not 6"
+expect 0 run "$work/stopped.toml"
+grep -q "resuming after step" "$work/err" || fail "the job's training did not resume"
 expect 0 run "$work/job.toml"
 [ "$(tail -1 "$work/out")" = "$work/job/report.json" ] || fail "the last line is not the report"
 for variant in w16 nf4 qlora_pages qlora merged; do
