@@ -5,6 +5,7 @@
 // Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011); known answers in tests/rng_test.cpp.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <numeric>
@@ -56,7 +57,7 @@ struct DropoutSite {
 /// p -> threshold on 16 bits, and the scale that keeps the expectation for that very threshold.
 [[nodiscard]] constexpr DropoutSite dropout_rate(float p) {
   DropoutSite site;
-  site.threshold = static_cast<std::uint32_t>(p * 65536.0F + 0.5F);
+  site.threshold = std::min(static_cast<std::uint32_t>(p * 65536.0F + 0.5F), 65535U);  // some are always kept
   site.keep_scale = 65536.0F / (65536.0F - static_cast<float>(site.threshold));
   return site;
 }

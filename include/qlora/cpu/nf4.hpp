@@ -1,6 +1,6 @@
 // qlora/cpu/nf4.hpp — quantize to NF4 and back, block by block.
 // Math       absmax_b = max |w| over a block of 64; code = NF4(w * (1 / absmax_b)); double quantization stores
-//            (absmax - offset) in 8 bits per block with one float per 256, offset = mean(absmax)
+//            (absmax - offset) in 8 bits per block with one float per 256, offset = mean(absmax), summed as torch does
 // Shapes     w (elements) float, flattened (out, in); codes, absmax, absmax8, nested as in Nf4Layout
 // Writes     all outputs with =
 // Numbers    bit-equal to bitsandbytes (but for blocks of zeros, where it divides 0 by 0: here code 7, value 0);
@@ -8,6 +8,7 @@
 // Reference  tests/nf4_test.cpp against golden results
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -23,10 +24,38 @@ namespace cpu {
 
 namespace detail {
 
+/// torch.mean of float on a GPU, to the bit: up to 512 threads with four partial sums each, whose sums meet first at
+/// distances from half the threads down to 32, then 1 to 16, times 1/n. The number of threads and what each reads depend
+/// on n alone. (From 131,072 values on, torch spreads the sum over blocks of threads as the device has them; here the
+/// order stays that of one block.)
+[[nodiscard]] inline float mean_as_torch(const float* values, std::int64_t n) {
+  const bool by_four = n > 128;  // each thread reads four neighbours; else neighbours go to neighbouring threads
+  std::int64_t threads = 1;
+  while (threads < 512 && 2 * threads <= (by_four ? n / 4 : n)) threads *= 2;
+  std::array<std::array<float, 512>, 4> sums{};
+  const std::int64_t tail = by_four ? n - n % 4 : n;
+  for (std::int64_t i = 0; i < tail; ++i) {
+    const std::int64_t lane = by_four ? i % 4 : i / threads % 4;
+    const std::int64_t thread = by_four ? i / 4 % threads : i % threads;
+    sums[static_cast<std::size_t>(lane)][static_cast<std::size_t>(thread)] += values[i];
+  }
+  for (std::int64_t i = tail; i < n; ++i) sums[0][static_cast<std::size_t>(i - tail)] += values[i];
+  std::array<float, 512>& sum = sums[0];
+  for (std::size_t thread = 0; thread < sum.size(); ++thread) {
+    for (std::size_t lane = 1; lane < 4; ++lane) sum[thread] += sums[lane][thread];
+  }
+  auto width = static_cast<std::size_t>(threads);
+  for (; width > 32; width /= 2) {
+    for (std::size_t i = 0; i < width / 2; ++i) sum[i] += sum[i + width / 2];
+  }
+  for (std::size_t distance = 1; distance < width; distance *= 2) {
+    for (std::size_t i = 0; i + distance < width; i += 2 * distance) sum[i] += sum[i + distance];
+  }
+  return nf4::rounded_product(sum[0], 1.0F / static_cast<float>(n));
+}
+
 inline void double_quantize(const float* absmax, std::int64_t blocks, const Quant& quant, const Nf4Target& to) {
-  double sum = 0;
-  for (std::int64_t b = 0; b < blocks; ++b) sum += static_cast<double>(absmax[b]);
-  const float offset = static_cast<float>(sum / static_cast<double>(blocks));
+  const float offset = mean_as_torch(absmax, blocks);
   *to.offset = offset;
   for (std::int64_t first = 0; first < blocks; first += quant.nested_block) {
     const std::int64_t last = std::min<std::int64_t>(first + quant.nested_block, blocks);

@@ -99,6 +99,7 @@ class Pass {
             .trained = sizeof(S),
             .copy = 0,
             .moment = sizeof(S),
+            .indices = 1,  // of labelled rows; the others stay in the caller's host memory
             .workers = workers,
             .rounding_copy = B::rounds};
   }

@@ -83,6 +83,7 @@ struct Storage {
   int trained = 4;
   int copy = 2;  ///< 0: products read the trained parameters themselves
   int moment = 4;
+  int indices = 4;             ///< 32-bit numbers per token: ids, positions, targets, labelled rows
   int workers = 0;             ///< CPU: attention scratch for each
   bool rounding_copy = false;  ///< CPU with bf16 rounding: one rounded adapter matrix
   std::int64_t context = 0;
@@ -160,7 +161,7 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
                                 arena_bytes(std::int64_t{run.loss_chunk} * s.vocab * store.activation) +
                                 arena_bytes(tokens * store.statistic);
   plan[Purpose::tables] = 2 * arena_bytes(std::int64_t{run.seq} * (s.head_dim / 2) * store.statistic) +
-                          4 * arena_bytes(tokens * 4) + arena_bytes((trained.total() + 16383) / 16384 * 8);
+                          store.indices * arena_bytes(tokens * 4) + arena_bytes((trained.total() + 16383) / 16384 * 8);
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;
   return plan;

@@ -1,0 +1,114 @@
+// The next token: which ids can be drawn at all, and how often each is.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/generate/sampler.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+#include <set>
+
+using namespace qlora;
+
+namespace {
+
+// Probabilities 0.04 0.30 0.16 0.25 0.05 0.20: ids in order of likelihood are 1 3 5 2 4 0.
+const std::vector<double> chances{0.04, 0.30, 0.16, 0.25, 0.05, 0.20};
+std::vector<float> logits(double temperature = 1.0) {
+  std::vector<float> values;
+  for (const double p : chances) values.push_back(static_cast<float>(temperature * std::log(p) + 3.0));
+  return values;
+}
+std::vector<int> draw(const std::vector<float>& from, const Sampling& how, std::uint32_t times) {
+  std::vector<int> seen(from.size(), 0);
+  for (std::uint32_t i = 0; i < times; ++i) ++seen[static_cast<std::size_t>(sample(from, how, i % 7, i / 7))];
+  return seen;
+}
+std::set<int> reachable(const Sampling& how) {
+  const std::vector<int> seen = draw(logits(), how, 2000);
+  std::set<int> ids;
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (seen[i] > 0) ids.insert(static_cast<int>(i));
+  }
+  return ids;
+}
+/// Each share within five standard deviations of its probability.
+void check_shares(const std::vector<int>& seen, const std::vector<double>& expected) {
+  double all = 0;
+  for (const int times : seen) all += times;
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    CAPTURE(i);
+    const double bound = 5.0 * std::sqrt(all * expected[i] * (1.0 - expected[i]));
+    CHECK(std::abs(seen[i] - all * expected[i]) <= bound);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("greedy takes the largest, the lowest id among equals") {
+  CHECK(sample(logits(), greedy, 0, 0) == 1);
+  CHECK(argmax(std::vector<float>{1.0F, 5.0F, 5.0F, 2.0F}) == 1);
+  CHECK(argmax(std::vector<float>{-1.0F, -std::numeric_limits<float>::infinity()}) == 0);
+}
+
+TEST_CASE("top_k keeps that many of the likeliest") {
+  CHECK(reachable({.temperature = 1.0F, .top_p = 1.0F, .top_k = 1}) == std::set<int>{1});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 1.0F, .top_k = 3}) == std::set<int>{1, 3, 5});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 1.0F, .top_k = 100}).size() == 6);
+  const std::vector<float> equal(5, 2.0F);  // among equals the lowest ids stay
+  const std::vector<int> seen = draw(equal, {.temperature = 1.0F, .top_p = 1.0F, .top_k = 2}, 500);
+  CHECK(seen[0] + seen[1] == 500);
+}
+
+TEST_CASE("top_p keeps the smallest set that reaches it") {
+  CHECK(reachable({.temperature = 1.0F, .top_p = 0.29F}) == std::set<int>{1});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 0.54F}) == std::set<int>{1, 3});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 0.56F}) == std::set<int>{1, 3, 5});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 0.90F}) == std::set<int>{1, 3, 5, 2});
+  CHECK(reachable({.temperature = 1.0F, .top_p = 1.0F}).size() == 6);
+  // After top_k 2 the shares are 0.545 and 0.455: the first alone reaches one half.
+  CHECK(reachable({.temperature = 1.0F, .top_p = 0.5F, .top_k = 2}) == std::set<int>{1});
+}
+
+TEST_CASE("ids are drawn as often as their probability says") {
+  constexpr std::uint32_t times = 60000;
+  check_shares(draw(logits(), {.temperature = 1.0F, .top_p = 1.0F, .seed = 3}, times), chances);
+  check_shares(draw(logits(2.0), {.temperature = 2.0F, .top_p = 1.0F, .seed = 4}, times), chances);
+  // top_p 0.56 leaves 0.30 + 0.25 + 0.20
+  check_shares(draw(logits(), {.temperature = 1.0F, .top_p = 0.56F, .seed = 5}, times),
+               {0.0, 0.4, 0.0, 0.25 / 0.75, 0.0, 0.20 / 0.75});
+}
+
+TEST_CASE("temperature sharpens before top_p cuts") {
+  const Sampling article{};  // 0.01 and 0.9: as good as greedy
+  const std::vector<int> seen = draw(logits(), article, 2000);
+  CHECK(seen[1] == 2000);
+}
+
+TEST_CASE("a draw depends on seed, sequence and position, and on nothing else") {
+  const Sampling how{.temperature = 1.0F, .top_p = 1.0F, .seed = 11};
+  Sampling other = how;
+  other.seed = 12;
+  int seeds = 0;
+  int sequences = 0;
+  int positions = 0;
+  for (std::uint32_t i = 0; i < 200; ++i) {
+    const std::int32_t id = sample(logits(), how, i, 5);
+    CHECK(id == sample(logits(), how, i, 5));
+    seeds += id != sample(logits(), other, i, 5) ? 1 : 0;
+    sequences += id != sample(logits(), how, i + 1000, 5) ? 1 : 0;
+    positions += id != sample(logits(), how, i, 6) ? 1 : 0;
+  }
+  CHECK(seeds > 100);  // two independent draws differ with probability 0.78
+  CHECK(sequences > 100);
+  CHECK(positions > 100);
+}
+
+TEST_CASE("settings that cannot be meant") {
+  CHECK_THROWS_AS((Sampling{.temperature = -1.0F}.check()), Error);
+  CHECK_THROWS_AS((Sampling{.temperature = std::nanf("")}.check()), Error);
+  CHECK_THROWS_AS((Sampling{.top_p = 0.0F}.check()), Error);
+  CHECK_THROWS_AS((Sampling{.top_p = 1.5F}.check()), Error);
+  CHECK_THROWS_AS((Sampling{.top_k = -1}.check()), Error);
+  CHECK_NOTHROW(Sampling{}.check());
+}
