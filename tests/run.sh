@@ -12,27 +12,9 @@ jobs=${QLORA_JOBS:-$(nproc)}
 started=$(date +%s)
 say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 
-packages="g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev
-libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace
-binutils python3"
-if command -v dpkg-query >/dev/null; then
-  missing=
-  for package in $packages; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing="$missing $package"
-  done
-  if [ -n "$missing" ]; then
-    as_root=
-    [ "$(id -u)" = 0 ] || as_root=sudo
-    if [ -n "$as_root" ] && ! command -v sudo >/dev/null; then
-      echo "run.sh: missing packages, and neither root nor sudo to install them: apt-get install$missing" >&2
-      exit 4
-    fi
-    say "installing:$missing"
-    $as_root apt-get -qq update
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get -qq -y --no-install-recommends install $missing >/dev/null
-  fi
-fi
+. cmake/packages.sh
+need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev \
+  libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace binutils python3
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.

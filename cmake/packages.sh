@@ -1,0 +1,22 @@
+# Sourced by the scripts of this project: need_packages NAME... installs what is missing on Debian, as root or with sudo.
+# Elsewhere it does nothing, and the configure step says what it does not find.
+need_packages() {
+  command -v dpkg-query >/dev/null || return 0
+  missing=
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing="$missing $package"
+  done
+  [ -n "$missing" ] || return 0
+  as_root=
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || {
+      echo "missing packages, and neither root nor sudo to install them: apt-get install$missing" >&2
+      exit 4
+    }
+    as_root=sudo
+  fi
+  echo "installing:$missing"
+  $as_root apt-get -qq update
+  # shellcheck disable=SC2086
+  DEBIAN_FRONTEND=noninteractive $as_root apt-get -qq -y --no-install-recommends install $missing >/dev/null
+}
