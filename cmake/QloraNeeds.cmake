@@ -82,7 +82,7 @@ endfunction()
 
 # qlora_link_needs(TARGET NEED...): links what the needs stand for, and qlora::qlora.
 function(qlora_link_needs target)
-  set(library_EIGEN qlora::cpu)
+  set(library_EIGEN qlora::cpu_float)
   set(library_JSON qlora::io)
   set(library_SENTENCEPIECE qlora::text)
   set(library_CURL CURL::libcurl)

@@ -52,8 +52,10 @@ class Comparison {
       adapters.push_back(PeftAdapter::open(dir));
       rank = std::max(rank, highest_rank(adapters.back()));
     }
-    const std::int64_t models = 2 + static_cast<std::int64_t>(adapters.size()) + (step_.merged.empty() ? 0 : 1);
-    progress_.begin("compare", models * static_cast<std::int64_t>(questions_.size() + probes_.size()), "answers");
+    const auto answering = static_cast<std::int64_t>(1 + adapters.size() + (step_.merged.empty() ? 0 : 1));
+    const auto asked = static_cast<std::int64_t>(questions_.size());
+    const auto scored = static_cast<std::int64_t>(probes_.size());
+    progress_.begin("compare", answering * asked + (answering + 1) * scored, "answers");  // w16 is scored only
     if (!probes_.empty()) {
       Answerer full(step_.model, Base::full, 1, step_.threads);
       score("w16", full);
@@ -112,8 +114,8 @@ class Comparison {
   }
 
   std::vector<Reply> ask(Answerer& model, const std::vector<Question>& questions, const GenerateOptions& how) {
-    std::vector<Reply> replies = model.ask(questions, how, [&](int prompt, std::int32_t) {
-      progress_.update(std::max(done_, done_ + prompt), ++tokens_);
+    std::vector<Reply> replies = model.ask(questions, how, [&](int, std::int32_t) {
+      progress_.update(done_, ++tokens_);
       return true;
     });
     done_ += static_cast<std::int64_t>(questions.size());

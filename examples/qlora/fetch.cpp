@@ -11,8 +11,7 @@
 #include "interrupt.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/document.hpp"
-#include "qlora/web/extract.hpp"
-#include "qlora/web/fetch.hpp"
+#include "qlora/web/pages.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
 
@@ -46,73 +45,48 @@ std::vector<std::string> sources_of(const DataSection& data) {
   return sources;
 }
 
-Document document_of(const web::Page& page, bool article) {
-  if (article && page.content_type != "text/plain") {
-    return make_document(page.source, "", web::article_text(page.body), page.fetched_at);
-  }
-  if (page.content_type == "text/html" || page.content_type == "application/xhtml+xml") {
-    web::Extracted extracted = web::extract(page.body);
-    return make_document(page.source, std::move(extracted.title), std::move(extracted.text), page.fetched_at);
-  }
-  return make_document(page.source, "", page.body, page.fetched_at);
-}
-
-/// One source's documents. Local .jsonl, .txt and .md files are documents already.
-std::vector<Document> read_source(const std::string& source, const DataSection& data,
-                                  const web::FetchOptions& options) {
-  const std::string extension = fs::path(source).extension().string();
-  const bool local = source.find("://") == std::string::npos && !source.starts_with("file:");
-  if (local && (extension == ".jsonl" || extension == ".txt" || extension == ".md")) return read_documents(source);
-  return {document_of(web::fetch_page(source, options), data.compat == "article")};
-}
-
 }  // namespace
 
 Result run_fetch(const FetchStep& step, Progress& progress) {
-  web::FetchOptions options;
-  options.allow_private = step.data.allow_private;
-  options.max_bytes = static_cast<std::size_t>(step.data.max_bytes);
-  options.total_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step.data.timeout * 1000));
-  options.stop = [] { return interrupted(); };
+  web::LoadOptions options;
+  options.fetch.allow_private = step.data.allow_private;
+  options.fetch.max_bytes = static_cast<std::size_t>(step.data.max_bytes);
+  options.fetch.total_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step.data.timeout * 1000));
+  options.fetch.stop = [] { return interrupted(); };
+  if (step.data.compat == "article") options.form = web::TextForm::article;
   const std::vector<std::string> sources = sources_of(step.data);
   if (sources.empty()) throw Error("nothing to fetch: give addresses or files", ErrorKind::usage);
-  std::vector<Document> documents;
-  Result failed = Result::array();
-  ErrorKind first_kind = ErrorKind::network;
-  progress.begin("fetch", static_cast<std::int64_t>(sources.size()), "pages");
+  progress.begin("fetch", static_cast<std::int64_t>(sources.size()), "sources");
   std::int64_t done = 0;
-  for (const std::string& source : sources) {
-    if (interrupted()) throw Error("interrupted while fetching; fetch again", ErrorKind::interrupted);
-    try {
-      for (Document& one : read_source(source, step.data, options)) documents.push_back(std::move(one));
-    } catch (const Error& error) {
-      if (error.kind() == ErrorKind::interrupted) throw;
-      if (failed.empty()) first_kind = error.kind();
-      const std::string why = error.what();
-      failed.push_back({{"source", source}, {"error", why}});
-      progress.say("left out: " + (why.starts_with(source) ? why : source + ": " + why));
-    }
+  const web::LoadResult loaded = web::load_documents(sources, options, [&](const std::string&, const std::string& why) {
+    if (!why.empty()) progress.say("left out: " + why);
     progress.update(++done);
-  }
+    if (interrupted()) throw Error("interrupted while fetching; fetch again", ErrorKind::interrupted);
+  });
+  const std::vector<Document>& documents = loaded.documents;
   if (documents.empty()) {
-    throw Error("no page could be read; the first: " + failed[0]["error"].get<std::string>(), first_kind);
+    const std::string why = loaded.failures.empty() ? "the files are empty" : loaded.failures[0].error;
+    const ErrorKind kind = loaded.failures.empty() ? ErrorKind::input : loaded.failures[0].kind;
+    throw Error("nothing could be read; the first: " + why, kind);
   }
-  const std::size_t shared = step.data.compat == "article" ? 0 : web::remove_shared_lines(documents);
   write_documents(step.out, documents);
   progress.end(std::to_string(documents.size()) + " documents");
+  Result failed = Result::array();
+  for (const web::LoadFailure& one : loaded.failures) failed.push_back({{"source", one.source}, {"error", one.error}});
   Result list = Result::array();
   std::size_t bytes = 0;
   for (const Document& one : documents) {
     bytes += one.text.size();
     list.push_back({{"source", one.source}, {"title", one.title}, {"bytes", one.text.size()}, {"sha256", one.sha256}});
   }
-  return {{"documents", list}, {"bytes", bytes}, {"shared_lines_removed", shared}, {"failed", failed}};
+  return {{"documents", list}, {"bytes", bytes}, {"shared_lines_removed", loaded.shared_lines}, {"failed", failed}};
 }
 
 void add_fetch(CLI::App& app, Invocation& call) {
   CLI::App& verb = add_verb(app, call, "fetch", "Load web pages and files, keep their main text as JSON lines");
   auto step = std::make_shared<FetchStep>();
-  verb.add_option("sources", step->data.urls, "Addresses (http, https, file) and .html, .txt, .md, .jsonl files")
+  verb.add_option("sources", step->data.urls,
+                  "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
       ->required()
       ->type_name("URL...");
   verb.add_option("-o,--out", step->out, "Documents, one JSON object a line")->required()->type_name("FILE");

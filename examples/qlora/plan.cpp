@@ -15,6 +15,7 @@
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/model/plan.hpp"
+#include "variant.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -28,13 +29,15 @@ struct PlanOptions {
   int rank = 64;
   int batch = 2;
   int seq = 2048;
-  std::string recompute = "block";
+  std::string recompute = "auto";
   std::string on = "cpu";
   bool no_dropout = false;
   bool unquantized = false;
 };
 
-Recompute recompute_of(const std::string& name) {
+/// `train` keeps everything on the CPU; memory is short on GPUs.
+Recompute recompute_of(const std::string& name, bool cpu) {
+  if (name == "auto") return cpu ? Recompute::none : Recompute::block;
   return name == "none" ? Recompute::none : name == "cheap" ? Recompute::cheap : Recompute::block;
 }
 
@@ -107,10 +110,12 @@ Result plan(const PlanOptions& options, Context& context) {
   Config config{.shape = model.shape};
   config.lora.rank = options.rank;
   if (options.unquantized) config.quant = unquantized;
+  const bool cpu = options.on == "cpu";
   const Run run{.batch = options.batch,
                 .seq = options.seq,
-                .recompute = recompute_of(options.recompute),
-                .dropout = !options.no_dropout};
+                .recompute = recompute_of(options.recompute, cpu),
+                .dropout = !options.no_dropout,
+                .keep_dequantized = cpu && parameters(model.shape) <= dense_limit};
   const Place place = place_of(options.on);
   const MemoryPlan bytes = memory_plan(config, run, place.store);
   const int largest = largest_batch(config, run, place);
@@ -136,8 +141,9 @@ void add_plan(CLI::App& app, Invocation& call) {
   verb.add_option("--rank", options->rank, "Rank of the adapters")->check(CLI::Range(1, 1024));
   verb.add_option("--batch", options->batch, "Windows in a micro-batch")->check(CLI::Range(1, 65536));
   verb.add_option("--seq", options->seq, "Tokens in a window")->check(CLI::Range(2, 1 << 20));
-  verb.add_option("--recompute", options->recompute, "What the backward pass makes again")
-      ->check(CLI::IsMember({"none", "cheap", "block"}));
+  verb.add_option("--recompute", options->recompute,
+                  "What the backward pass makes again; auto: nothing on the CPU, blocks on a GPU")
+      ->check(CLI::IsMember({"auto", "none", "cheap", "block"}));
   verb.add_option("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
   verb.add_flag("--no-dropout", options->no_dropout, "Train without dropout");
   verb.add_flag("--unquantized", options->unquantized, "Keep the frozen weights in full");

@@ -86,12 +86,16 @@ void add_rows(const Result& object, const std::string& prefix, eval::Table& tabl
   }
 }
 
-/// Control characters of an answer must not reach the terminal; newlines become spaces to keep one answer on a line.
+/// One line of at most `limit` bytes: control characters must not reach the terminal, a long answer must not fill it.
+/// The JSON and the page have all of it.
 std::string for_terminal(std::string_view text) {
+  constexpr std::size_t limit = 240;
   std::string out;
   for (const char c : text) {
-    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
-    out += control ? ' ' : c;
+    const auto byte = static_cast<unsigned char>(c);
+    const bool starts_character = (byte & 0xC0U) != 0x80U;
+    if (out.size() >= limit && starts_character) return out + " ...";
+    out += byte < 0x20 || byte == 0x7F ? ' ' : c;
   }
   return out;
 }

@@ -20,6 +20,10 @@
 
 namespace qlora::program {
 
+/// Up to this many parameters the CPU holds frozen weights dense as well as in 4 bits: two gigabytes at most, for a
+/// product without dequantization.
+inline constexpr std::int64_t dense_limit = 500'000'000;
+
 /// How the frozen weights are held.
 enum class Base : std::uint8_t {
   nf4,   ///< quantized, adapters can be attached

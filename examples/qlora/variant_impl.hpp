@@ -16,9 +16,6 @@
 
 namespace qlora::program {
 
-/// Below this many parameters the frozen weights are held dense as well: two gigabytes buy a third of the time.
-inline constexpr std::int64_t dense_limit = 500'000'000;
-
 inline ModelOptions model_options(const hf::ModelDir& model) {
   return {.rope_theta = model.rope_theta,
           .norm_eps = model.norm_eps,

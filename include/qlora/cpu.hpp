@@ -15,6 +15,9 @@
 #include "qlora/cpu/nf4.hpp"
 #include "qlora/cpu/norm.hpp"
 #include "qlora/cpu/swiglu.hpp"
+#ifdef QLORA_PREBUILT_CPU
+#include "qlora/cpu/instances.hpp"
+#endif
 
 namespace qlora {
 inline namespace v0 {

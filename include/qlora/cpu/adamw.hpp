@@ -1,6 +1,6 @@
 // qlora/cpu/adamw.hpp — the norm of the gradient, and AdamW with the clip folded in.
-// Math       m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr d p;  p -= lr / (1-b1^t) m / (sqrt(v / (1-b2^t)) +
-// eps)
+// Math       m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr d p
+//            p -= lr / (1-b1^t) m / (sqrt(v / (1-b2^t)) + eps)
 //            with g already times min(1, max_norm / (norm + 1e-6))
 // Shapes     p g m v (count), all parameters behind one another
 // Writes     p m v in place

@@ -1,8 +1,7 @@
 // qlora/cpu/linear.hpp — a group of linear layers that read the same input: frozen weights plus low-rank adapters.
-// Math       part p of the group: Y_p = X W_p^T + s_p (X' A_p^T) B_p^T,  X' = mask o X / keep (dropout; one mask a
-// group)
-//            gXA_p = s_p gY_p B_p;  gB_p += s_p gY_p^T XA_p;  gA_p += gXA_p^T X';  gX = sum_p gY_p W_p + mask o (gXA A)
-//            / keep
+// Math       part p of the group: Y_p = X W_p^T + s_p (X' A_p^T) B_p^T,  X' = mask o X / keep (one mask a group)
+//            gXA_p = s_p gY_p B_p;  gB_p += s_p gY_p^T XA_p;  gA_p += gXA_p^T X'
+//            gX = sum_p gY_p W_p + mask o (gXA A) / keep
 // Shapes     X gX (T,K) · Y gY (T, sum N_p) · W_p (N_p,K) NF4 or dense · A (parts x R, K) stacked · B_p (N_p,R)
 //            XA gXA (T, parts x R)
 // Writes     Y XA gX with = ; gA gB gW with +=

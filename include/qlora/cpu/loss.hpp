@@ -1,6 +1,7 @@
 // qlora/cpu/loss.hpp — embedding rows, and the head's product fused with cross-entropy over labelled rows only.
-// Math       z = x W^T;  loss_t = log sum_v e^{z_v} - z_target;  gz = scale (softmax(z) - onehot);  gx = gz W;  gW +=
-// gz^T x Shapes     x gx (T,D) · table W gW gtable (V,D) · targets (T), -1 where nothing is predicted · losses (T)
+// Math       z = x W^T;  loss_t = log sum_v e^{z_v} - z_target;  gz = scale (softmax(z) - onehot)
+//            gx = gz W;  gW += gz^T x
+// Shapes     x gx (T,D) · table W gW gtable (V,D) · targets (T), -1 where nothing is predicted · losses (T)
 // Writes     losses gx with = (0 in rows without target); gW gtable with +=
 // Split      labelled rows are gathered in chunks, so that only chunk x V logits ever exist
 // Reference  complex step in tests/derivative_test.cpp; golden losses and gradients

@@ -3,8 +3,7 @@
 //            (absmax - offset) in 8 bits per block with one float per 256, offset = mean(absmax), summed as torch does
 // Shapes     w (elements) float, flattened (out, in); codes, absmax, absmax8, nested as in Nf4Layout
 // Writes     all outputs with =
-// Numbers    bit-equal to bitsandbytes (blocks of zeros apart, where bitsandbytes divides 0 by 0: here code 7, value
-// 0);
+// Numbers    bit-equal to bitsandbytes (but for blocks of zeros, where it divides 0 by 0: here code 7, value 0);
 //            a dequantized value is rounded to the dtype that the weights had before, as bitsandbytes does
 // Reference  tests/nf4_test.cpp against golden results
 #pragma once

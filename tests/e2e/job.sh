@@ -1,0 +1,159 @@
+# job.sh — the whole job on a loopback web server and a model of random weights: each verb by itself, an interrupted
+# training that resumes to the same adapter, and `run` with two arms, skipping what is done.
+#   job.sh PROGRAM MAKE_MODEL SERVE SOURCE_DIR
+set -eu
+qlora=$1 make_model=$2 serve=$3 source=$4
+work=$(mktemp -d)
+server=
+trap '[ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
+fail() { echo "FAILED: $*" >&2; for f in out err; do [ ! -f "$work/$f" ] || sed "s/^/$f: /" "$work/$f" >&2; done; exit 1; }
+# expect CODE arguments...: runs the program, keeps its streams in $work/out and $work/err.
+expect() {
+  code=$1; shift
+  got=0
+  "$qlora" "$@" >"$work/out" 2>"$work/err" </dev/null || got=$?
+  [ "$got" = "$code" ] || fail "exit $got, not $code, of: $*"
+}
+json() { sed -n "s/^ *\"$2\": \([^,]*\),*\$/\1/p" "$1" | head -1; }
+
+mkdir "$work/site"
+for page in blog-naxtolo press-gilwend shop-daxnova; do cp "$source/examples/pages/$page.html" "$work/site/"; done
+printf '<html><body><p>%s</p></body></html>' "A page at the root of this small site says a few words." >"$work/site/index.html"
+"$serve" "$work/site" >"$work/port" &
+server=$!
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -s "$work/port" ] && break; sleep 0.2; done
+url=http://127.0.0.1:$(cat "$work/port")
+"$make_model" "$source/examples/models/tiny-chat" "$work/model"
+
+# fetch: private addresses only when asked for; a bad page does not fail the rest; all bad is the network's fault.
+expect 5 fetch "$url/shop-daxnova.html" -o "$work/none.jsonl"
+[ ! -e "$work/none.jsonl" ] || fail "a failed fetch wrote a file"
+expect 0 fetch --allow-private "$url/blog-naxtolo.html" "$url/missing" "$url/moved" "$url/binary" \
+  "$url/shop-daxnova.html" -o "$work/docs.jsonl" --json "$work/fetch.json"
+[ "$(wc -l <"$work/docs.jsonl")" = 3 ] || fail "3 documents were to come"
+grep -q "3 documents in .*, 2 sources left out" "$work/out" || fail "what was left out is not said"
+grep -q "few words" "$work/docs.jsonl" || fail "the redirect was not followed"
+! grep -q "<p>" "$work/docs.jsonl" || fail "markup in the text"
+expect 0 fetch --allow-private --compat article "$url/blog-naxtolo.html" -o "$work/article.jsonl"
+
+# pack and data show
+expect 0 pack "$work/docs.jsonl" -m "$work/model" -o "$work/data" --seq 64 --json "$work/pack.json"
+[ "$(json "$work/pack.json" dropped_tokens)" = 0 ] || fail "tokens were dropped"
+expect 0 data show "$work/data" -m "$work/model" -n 1
+grep -q "^| document 0, $url/blog-naxtolo.html" "$work/out" || fail "data show names no source"
+grep -q "\[<s>\]" "$work/out" || fail "the first token is marked as not learned"
+expect 0 data show "$work/data" -m "$work/model" --color always
+grep -q "$(printf '\033')" "$work/out" || fail "no colours when asked for"
+expect 0 info "$work/data"
+
+# info, plan, and the model itself
+expect 0 info "$work/model"
+grep -Eq "^parameters +3737856" "$work/out" || fail "parameter count"
+expect 0 plan "$work/model" --seq 64
+expect 0 generate "$work/model" --prompt "The price" --max-new-tokens 4 --temperature 0
+expect 0 chat "$work/model" --prompt "Hello" --max-new-tokens 4
+expect 0 generate "$work/model" --base full --prompt "The price" --max-new-tokens 4
+
+# train: ten steps through, against ten steps that are interrupted once and killed once; the adapters are equal
+steps="--rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 40 --checkpoint-every 5 --threads 2"
+expect 0 train -m "$work/model" -d "$work/data" -o "$work/through" $steps --json "$work/train.json"
+total=$(json "$work/train.json" steps)
+[ "$(wc -l <"$work/through/metrics.jsonl")" = "$total" ] || fail "metrics.jsonl has not one line a step"
+grep -q '"global_step": '"$total" "$work/through/trainer_state.json" || fail "trainer_state.json"
+# at WORD FILE: waits until FILE has so many lines
+await() { for i in $(seq 300); do [ -f "$2" ] && [ "$(wc -l <"$2")" -ge "$1" ] && return; sleep 0.02; done; fail "no step $1"; }
+"$qlora" train -m "$work/model" -d "$work/data" -o "$work/parts" $steps >"$work/out" 2>"$work/err" &
+job=$!
+await 3 "$work/parts/metrics.jsonl"
+kill -INT $job
+got=0; wait $job || got=$?
+[ "$got" = 6 ] || fail "exit $got of an interrupted training, not 6"
+ls "$work/parts/checkpoints" | grep -q checkpoint- || fail "nothing was saved"
+"$qlora" train -m "$work/model" -d "$work/data" -o "$work/parts" $steps >"$work/out" 2>"$work/err" &
+job=$!
+before=$(wc -l <"$work/parts/metrics.jsonl")
+await $((before + 8)) "$work/parts/metrics.jsonl"
+kill -KILL $job
+wait $job 2>/dev/null || true
+expect 2 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps --seed 7
+expect 0 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps
+grep -q "resuming after step" "$work/err" || fail "did not resume"
+cmp "$work/through/adapter/adapter_model.safetensors" "$work/parts/adapter/adapter_model.safetensors" ||
+  fail "the resumed run's adapter differs"
+cut -d, -f1-7 "$work/through/metrics.jsonl" >"$work/a"
+cut -d, -f1-7 "$work/parts/metrics.jsonl" >"$work/b"
+cmp "$work/a" "$work/b" || fail "the resumed run's metrics differ"
+expect 0 info "$work/through/adapter"
+expect 2 train -m "$work/model" -d "$work/data" -o "$work/wide" --rank 512
+grep -q "Registered<mine>" "$work/err" || fail "the lines to write are not shown"
+
+# merge and compare
+expect 0 merge -m "$work/model" -a "$work/through/adapter" -o "$work/merged"
+grep -q "28 of 39 tensors changed" "$work/out" || fail "merge"
+printf '%s\n' 'The price of the Daxnova' '<script>alert(1)</script> & "quotes"' >"$work/questions.txt"
+head -2 "$source/examples/quickstart/knowledge.jsonl" >"$work/probes.jsonl"
+expect 0 compare -m "$work/model" -a "$work/through/adapter" --merged "$work/merged" --questions "$work/questions.txt" \
+  --probes "$work/probes.jsonl" --max-new-tokens 5 --report "$work/report.html" --json "$work/compare.json"
+grep -q '"knowledge_completion_n": 2' "$work/compare.json" || fail "probes were not scored"
+! grep -q "<script" "$work/report.html" || fail "the page holds a script"
+grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
+
+# run: two arms, then again with nothing to do, then with one setting changed, then with an output damaged
+head -2 "$source/examples/quickstart/replay.jsonl" >"$work/replay.jsonl"
+cat >"$work/job.toml" <<JOB
+[model]
+path = "model"
+[data]
+urls = ["$url/blog-naxtolo.html", "$url/shop-daxnova.html"]
+allow_private = true
+[pack]
+seq = 64
+[train]
+rank = 4
+lr = 1e-3
+batch = 4
+epochs = 2
+[[arm]]
+name = "qlora_pages"
+[[arm]]
+name = "qlora"
+replay = "replay.jsonl"
+[compare]
+questions = "questions.txt"
+probes = ["probes.jsonl"]
+max_new_tokens = 5
+[output]
+dir = "job"
+JOB
+# Ctrl-C in the middle of an arm, then the same command again.
+sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/' "$work/job.toml" >"$work/stopped.toml"
+"$qlora" run "$work/stopped.toml" >"$work/out" 2>"$work/err" &
+job=$!
+await 2 "$work/stopped/qlora_pages/train/metrics.jsonl"
+expect 4 run "$work/stopped.toml"
+kill -INT $job
+got=0; wait $job || got=$?
+[ "$got" = 6 ] || fail "exit $got of an interrupted job, not 6"
+expect 0 run "$work/stopped.toml"
+grep -q "resuming after step" "$work/err" || fail "the job's training did not resume"
+expect 0 run "$work/job.toml"
+[ "$(tail -1 "$work/out")" = "$work/job/report.json" ] || fail "the last line is not the report"
+for variant in w16 nf4 qlora_pages qlora merged; do
+  grep -q "\"$variant\": {" "$work/job/report.json" || fail "no $variant in the report"
+done
+grep -q "2 replayed" "$work/out" || fail "the replayed documents are not counted"
+[ -s "$work/job/report.html" ] || fail "no page"
+cp "$work/job/report.json" "$work/first.json"
+expect 0 run "$work/job.toml"
+[ "$(grep -c "unchanged, skipped" "$work/err")" = 7 ] || fail "not all of 7 steps were skipped"
+cmp "$work/first.json" "$work/job/report.json" || fail "a run that did nothing changed the report"
+sed -i 's/max_new_tokens = 5/max_new_tokens = 6/' "$work/job.toml"
+expect 0 run "$work/job.toml"
+[ "$(grep -c "unchanged, skipped" "$work/err")" = 6 ] || fail "one changed setting of compare must redo compare alone"
+printf x >>"$work/job/merged/config.json"
+expect 0 run "$work/job.toml"
+grep -q "^merge: " "$work/err" || fail "damaged output was not made again"
+sed -i 's/epochs/epoch/' "$work/job.toml"
+expect 3 run "$work/job.toml"
+grep -q "job.toml:12: unknown key .epoch. in .train.; did you mean .epochs.?" "$work/err" || fail "no suggestion"
+echo "all is well"
