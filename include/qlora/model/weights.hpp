@@ -106,11 +106,11 @@ class Weights {
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
   void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
     for_each_target([&](int layer, Proj one) {
-      int rank = rule.rank > 0 ? rule.rank : K.lora.rank;
+      int rank = rule.rank != 0 ? rule.rank : K.lora.rank;
       float alpha = rule.alpha;
       for (const AdapterOverride& special : rule.overrides) {
         if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, one)) continue;
-        if (special.rank > 0) rank = special.rank;
+        if (special.rank != 0) rank = special.rank;
         if (special.alpha > 0.0F) alpha = special.alpha;
       }
       set_adapter(layer, one, rank, alpha, rule.rank_stabilized);
