@@ -116,7 +116,7 @@ TEST_CASE("what is made again in the backward pass has the same bits") {
     const std::vector<float> expected = gradients(Recompute::none, -1);
     CHECK(std::any_of(expected.begin(), expected.end(), [](float g) { return g != 0.0F; }));
     for (const Recompute policy : {Recompute::cheap, Recompute::block}) {
-      for (const int layers : {-1, 0, 1, 2, 3}) {
+      for (const int layers : {-1, 0, 2}) {
         CAPTURE(layers);
         CHECK(gradients(policy, layers) == expected);
       }
@@ -217,4 +217,34 @@ TEST_CASE("a step that is not finite names itself and changes nothing") {
   CHECK(trainer.core().steps_done() == 2);
   auto undisturbed = make<base>(options());
   CHECK(run(trainer, 4).state == run(undisturbed, 4).state);
+}
+
+TEST_CASE("weights that are not finite, windows that are too long") {
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    for (const std::string culprit : {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}) {
+      std::vector<float> damaged;
+      const auto source = [&, good = small_model::weights(base.shape, 3)](std::string_view name) {
+        std::optional<TensorRef> tensor = good(name);
+        if (name == culprit) {
+          damaged.resize(static_cast<std::size_t>(tensor->size()));
+          read_floats(*tensor, 0, damaged);
+          damaged[100] = bad;
+          tensor->bytes = std::as_bytes(std::span<const float>(damaged));
+        }
+        return tensor;
+      };
+      std::string message;
+      try {
+        const Trainer<base, B> trainer(source, options(), B(1));
+      } catch (const Error& error) {
+        message = error.what();
+      }
+      CHECK(message.find(culprit) != std::string::npos);
+    }
+  }
+  auto trainer = make<base>(options());
+  const small_model::Data long_one(1, 65, 200, 2, 0);  // one token more than options().seq, one document
+  CHECK_THROWS_AS(trainer.step(long_one.all()), Error);
+  CHECK_THROWS_AS(trainer.evaluate(long_one.all()), Error);
+  CHECK(trainer.evaluate(data().all()).labelled == BatchBuilder::count_labelled(data().all()));
 }

@@ -35,12 +35,14 @@ constexpr Config tied_full = [] {
 
 template <Config C, class B>
 void check_arenas() {
-  TrainOptions how{.rank = 0, .batch = 3, .seq = 20, .loss_chunk = 11};
+  TrainOptions how{.loss_chunk = 11};
   for (const int threads : {1, 3}) {
     for (const float dropout : {0.0F, 0.1F}) {
       for (const bool keep : {false, true}) {
         for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::block}) {
-          for (const int layers : {-1, 0, 2}) {
+          for (const int layers : {-1, 0, 2, 9}) {
+            how.batch = layers == 0 ? 1 : 3;  // sizes that cache lines divide, and do not
+            how.seq = layers == 0 ? 64 : 19;
             how.dropout = dropout;
             how.model.keep_dequantized = keep;
             how.recompute = recompute;

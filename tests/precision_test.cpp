@@ -161,3 +161,21 @@ TEST_CASE("float stays near double") {
     CHECK(relative(gradients(*single), gradients(*wide)) < 1e-5);
   }
 }
+
+TEST_CASE("settings that cannot be meant") {
+  const auto refuses = [](auto&& change) {
+    TrainOptions how = options(2);
+    change(how);
+    CHECK_THROWS_AS((Trainer<capped, Cpu<float>>(small_model::weights(capped.shape, 3), how, Cpu<float>(1))), Error);
+  };
+  refuses([](TrainOptions& how) { how.batch = 0; });
+  refuses([](TrainOptions& how) { how.batch = -1; });
+  refuses([](TrainOptions& how) { how.batch = how.seq = 1 << 20; });
+  refuses([](TrainOptions& how) { how.seq = 0; });
+  refuses([](TrainOptions& how) { how.loss_chunk = 0; });
+  refuses([](TrainOptions& how) { how.dropout = 1.0F; });
+  refuses([](TrainOptions& how) { how.dropout = -0.1F; });
+  refuses([](TrainOptions& how) { how.lr = std::nanf(""); });
+  refuses([](TrainOptions& how) { how.warmup_steps = -1; });
+  refuses([](TrainOptions& how) { how.rank = -1; });
+}

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -25,18 +26,19 @@ class ThreadPool {
     QLORA_EXPECTS(threads >= 0 && threads <= 1024, "threads is ", threads);
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     count_ = threads > 0 ? threads : (cores > 0 ? cores : 1);
-    for (int worker = 1; worker < count_; ++worker) {
-      workers_.emplace_back([this, worker] { serve(worker); });
+    try {
+      for (int worker = 1; worker < count_; ++worker) {
+        workers_.emplace_back([this, worker] { serve(worker); });
+      }
+    } catch (const std::system_error& error) {
+      stop();
+      throw Error(detail::concat("cannot start thread ", workers_.size() + 2, " of ", count_, ": ", error.what()),
+                  ErrorKind::resource);
     }
   }
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
-  ~ThreadPool() {
-    stopping_.store(true, std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_release);
-    epoch_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~ThreadPool() { stop(); }
 
   /// Threads that may run tiles at once; worker indices are below it.
   [[nodiscard]] int size() const { return count_; }
@@ -66,6 +68,12 @@ class ThreadPool {
   }
 
  private:
+  void stop() {
+    stopping_.store(true, std::memory_order_relaxed);
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
   void work(int worker) {
     for (int tile = next_.fetch_add(1, std::memory_order_relaxed); tile < tiles_;
          tile = next_.fetch_add(1, std::memory_order_relaxed)) {

@@ -44,6 +44,10 @@ class Pass {
     context_.tokens = static_cast<int>(tokens.ids.size());
     QLORA_EXPECTS(context_.tokens > 0 && context_.tokens <= capacity_, "a micro-batch of ", context_.tokens,
                   " tokens; there is room for ", capacity_);
+    for (const Segment& piece : tokens.segments) {  // rotary tables and scores have room for run.seq positions
+      QLORA_EXPECTS(piece.last - piece.first <= run_.seq, "a document piece of ", piece.last - piece.first,
+                    " tokens; there is room for ", run_.seq);
+    }
     context_.segments = tokens.segments;
     context_.positions = tokens.positions.data();
     context_.dropout = dropout;

@@ -132,7 +132,8 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
   plan[Purpose::trained_copy] = full ? 0 : arena_bytes(trained.total() * store.copy);
   plan[Purpose::activations] =
       (s.layers + 2) * arena_bytes(tokens * s.dim * store.activation) + arena_bytes(tokens * store.statistic);
-  const int again = run.recompute == Recompute::none ? 0 : run.recompute_layers < 0 ? s.layers : run.recompute_layers;
+  const int asked = run.recompute_layers < 0 ? s.layers : std::min(run.recompute_layers, s.layers);
+  const int again = run.recompute == Recompute::none ? 0 : asked;
   for (const Buffer buffer : all_buffers) {
     const std::int64_t bytes =
         arena_bytes(elements(s, lora, tokens, buffer) * (is_statistic(buffer) ? store.statistic : store.activation));

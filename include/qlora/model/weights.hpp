@@ -106,11 +106,11 @@ class Weights {
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
   void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
     for_each_target([&](int layer, Proj one) {
-      int rank = rule.rank > 0 ? rule.rank : K.lora.rank;
+      int rank = rule.rank != 0 ? rule.rank : K.lora.rank;
       float alpha = rule.alpha;
       for (const AdapterOverride& special : rule.overrides) {
         if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, one)) continue;
-        if (special.rank > 0) rank = special.rank;
+        if (special.rank != 0) rank = special.rank;
         if (special.alpha > 0.0F) alpha = special.alpha;
       }
       set_adapter(layer, one, rank, alpha, rule.rank_stabilized);
@@ -254,21 +254,24 @@ class Weights {
     adapters_[slot(layer, one)] = {rank, alpha, alpha / (rank_stabilized ? std::sqrt(r) : r)};
   }
 
-  [[nodiscard]] static TensorRef fetch(const TensorSource& source, const std::string& name, std::int64_t rows,
-                                       std::int64_t cols) {
+  /// Reads a tensor into host_; says which type it is stored in. Not finite is refused here: NF4 would make a NaN zero.
+  DType read(const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols) {
     const std::optional<TensorRef> tensor = source(name);
     QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name);
     QLORA_EXPECTS(tensor->size() == rows * cols, name, " has ", tensor->size(), " values, this config needs ", rows,
                   " x ", cols);
-    return *tensor;
+    host_.resize(static_cast<std::size_t>(rows * cols));
+    read_floats(*tensor, 0, host_);
+    for (std::size_t i = 0; i < host_.size(); ++i) {
+      QLORA_EXPECTS(std::isfinite(host_[i]), name, " holds ", host_[i], " at index ", i, ": the model is damaged");
+    }
+    return tensor->dtype;
   }
 
   /// Reads a tensor into `to`, or into fresh frozen memory when it is not trained.
   const S* place(B& backend, const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols,
                  S* to, bool stored) {
-    const TensorRef tensor = fetch(source, name, rows, cols);
-    host_.resize(static_cast<std::size_t>(rows * cols));
-    read_floats(tensor, 0, host_);
+    read(source, name, rows, cols);
     if (to == nullptr) to = arena_.template take<S>(rows * cols);
     backend.upload(host_, stored && !full, to);
     return to;
@@ -276,9 +279,7 @@ class Weights {
 
   [[nodiscard]] Weight<S> quantize(B& backend, const TensorSource& source, const std::string& name, int rows, int cols,
                                    bool keep_dequantized) {
-    const TensorRef tensor = fetch(source, name, rows, cols);
-    host_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols));
-    read_floats(tensor, 0, host_);
+    const DType dtype = read(source, name, rows, cols);
     const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, K.quant);
     Nf4Target target;
     Weight<S> weight{.rows = rows};
@@ -297,7 +298,7 @@ class Weights {
     weight.nf4.codes = target.codes;
     weight.nf4.absmax8 = target.absmax8;
     weight.nf4.nested = target.nested;
-    weight.nf4.state = tensor.dtype;
+    weight.nf4.state = dtype;
     if (keep_dequantized) {
       S* dense = arena_.template take<S>(sizes.elements);
       backend.dequantize(weight.nf4, sizes.elements, K.quant, dense);

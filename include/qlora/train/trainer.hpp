@@ -63,7 +63,7 @@ class TrainerCore {
   TrainerCore(B& backend, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
       : b_(backend),
         w_(weights),
-        options_(options),
+        options_(checked(options)),
         run_{.batch = options.batch,
              .seq = options.seq,
              .recompute = options.recompute,
@@ -74,9 +74,6 @@ class TrainerCore {
         pass_(backend, weights, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
         arena_(bytes_needed()) {
-    QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
-    QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
-                  ", total_steps ", options.total_steps, ", warmup_steps ", options.warmup_steps);
     const std::int64_t count = w_.layout().total();
     gradients_ = arena_.template take<S>(count);
     moment1_ = arena_.template take<S>(count);
@@ -159,6 +156,16 @@ class TrainerCore {
     bool decays = true;
   };
 
+  /// Before anything is sized from them. A micro-batch of 2^24 tokens is beyond any memory and below where int ends.
+  [[nodiscard]] static const TrainOptions& checked(const TrainOptions& options) {
+    QLORA_EXPECTS(options.batch > 0 && options.seq > 0 && options.loss_chunk > 0 &&
+                      std::int64_t{options.batch} * options.seq <= (1 << 24) && options.loss_chunk <= (1 << 24),
+                  "batch ", options.batch, ", seq ", options.seq, ", loss_chunk ", options.loss_chunk);
+    QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
+    QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
+                  ", total_steps ", options.total_steps, ", warmup_steps ", options.warmup_steps);
+    return options;
+  }
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Pass<K, B>::plan(w_.layers(), run_, b_.workers());
     return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes((w_.layout().total() + 16383) / 16384 * 8);
