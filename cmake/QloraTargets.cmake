@@ -28,6 +28,8 @@ add_library(qlora_cpu_float STATIC EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/cmake
 add_library(qlora::cpu_float ALIAS qlora_cpu_float)
 target_link_libraries(qlora_cpu_float PUBLIC qlora_cpu)
 target_compile_definitions(qlora_cpu_float INTERFACE QLORA_PREBUILT_CPU)
+# All the time of a training step is spent here, so this file is optimised even where the rest is compiled to be quick.
+target_compile_options(qlora_cpu_float PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)
 
 qlora_component(io nlohmann_json::nlohmann_json)
 if(QLORA_HAS_SENTENCEPIECE)
