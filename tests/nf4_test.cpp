@@ -106,6 +106,27 @@ TEST_CASE("the two code tables") {
   CHECK(equal(nf4::dynamic8, "code.dynamic8"));
 }
 
+TEST_CASE("a value on a threshold belongs below it; the codes are the nearest ones") {
+  for (std::size_t i = 0; i < nf4::thresholds.size(); ++i) {
+    const float threshold = nf4::thresholds[i];
+    CHECK(nf4::encode(threshold) == i);
+    CHECK(nf4::encode(std::nextafter(threshold, 2.0F)) == i + 1);
+    const double middle = (static_cast<double>(nf4::codebook[i]) + static_cast<double>(nf4::codebook[i + 1])) / 2.0;
+    CHECK(static_cast<double>(threshold) == doctest::Approx(middle).epsilon(1e-6));
+  }
+  CHECK(nf4::encode(-1.0F) == 0);
+  CHECK(nf4::encode(1.0F) == 15);
+  bool nearest = true;
+  for (int i = -100'000; i <= 100'000; ++i) {
+    const float x = static_cast<float>(i) * 1e-5F;
+    const float distance = std::abs(x - nf4::dynamic8[nf4::encode8(x)]);
+    const auto above = std::lower_bound(nf4::dynamic8.begin(), nf4::dynamic8.end(), x);
+    if (above != nf4::dynamic8.end()) nearest &= distance <= std::abs(*above - x);
+    if (above != nf4::dynamic8.begin()) nearest &= distance <= std::abs(x - *(above - 1));
+  }
+  CHECK(nearest);
+}
+
 TEST_CASE("codes, scales and values are those of bitsandbytes") {
   CHECK(cases().size() >= 10);
   for (const std::string& name : cases()) {
