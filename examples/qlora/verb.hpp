@@ -1,4 +1,4 @@
-// verb.hpp — what a verb of the program is: options that the command line fills, and an action that main runs afterwards.
+// verb.hpp — what a verb of the program is: options that the command line fills, and an action that main runs then.
 // Each verb lives in a file of its own and is known to main by its add_ function alone.
 #pragma once
 
