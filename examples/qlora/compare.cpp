@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "answering.hpp"
+#include "options.hpp"
 #include "probes.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
@@ -169,22 +170,22 @@ Result compare(CompareOptions& options, Context& context) {
 
 Result run_compare(const CompareStep& step, Progress& progress) { return Comparison(step, progress).run(); }
 
-void add_compare(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "compare", "Ask base, tuned and merged model the same questions");
+void add_compare(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "compare", "Ask base, tuned and merged model the same questions");
   auto options = std::make_shared<CompareOptions>();
   CompareSection& c = options->step.compare;
-  verb.add_option("-m,--model", options->step.model, "Base model directory")->required()->type_name("DIR");
-  verb.add_option("-a,--adapter", options->adapter, "Adapter directory")->type_name("DIR");
-  verb.add_option("--merged", options->step.merged, "Merged model directory")->type_name("DIR");
-  verb.add_option("--questions", c.questions, "Questions: .jsonl {form, prompt}, or one a line")->type_name("FILE");
-  verb.add_option("--probes", c.probes, "Facts with their answers, scored")->type_name("FILE...");
-  verb.add_option("--report", options->report, "Write an HTML page with the answers side by side")->type_name("FILE");
-  verb.add_option("--max-new-tokens", c.max_new_tokens, "Tokens of an answer at most")->check(CLI::Range(1, 1000000));
-  verb.add_option("--top-p", c.top_p, "Nucleus that is sampled from")->check(CLI::Range(0.0001, 1.0));
-  verb.add_option("--temperature", c.temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0));
-  verb.add_option("--seed", c.seed, "Of sampling")->check(CLI::NonNegativeNumber);
-  verb.add_option("--threads", options->step.threads, "CPU threads; 0: one per core")->check(CLI::Range(0, 1024));
-  verb.callback([&call, options] { call.action = [options](Context& context) { return compare(*options, context); }; });
+  verb.add("-m,--model", options->step.model, "Base model directory").required().type_name("DIR");
+  verb.add("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
+  verb.add("--merged", options->step.merged, "Merged model directory").type_name("DIR");
+  verb.add("--questions", c.questions, "Questions: .jsonl {form, prompt}, or one a line").type_name("FILE");
+  verb.add("--probes", c.probes, "Facts with their answers, scored").type_name("FILE...");
+  verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");
+  verb.add("--max-new-tokens", c.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
+  verb.add("--top-p", c.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
+  verb.add("--temperature", c.temperature, "0 is greedy").range(0.0, 100.0);
+  verb.add("--seed", c.seed, "Of sampling").non_negative();
+  verb.add("--threads", options->step.threads, "CPU threads; 0: one per core").range(0, 1024);
+  verb.on_call([&call, options] { call.action = [options](Context& context) { return compare(*options, context); }; });
 }
 
 }  // namespace qlora::program

@@ -9,6 +9,7 @@
 #include <ostream>
 #include <string>
 
+#include "options.hpp"
 #include "progress.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
@@ -136,18 +137,17 @@ Result show(const ShowOptions& options, Context& context) {
 
 }  // namespace
 
-void add_data(CLI::App& app, Invocation& call) {
-  CLI::App& data = *app.add_subcommand("data", "Look at a packed data set");
-  data.require_subcommand(1);
-  CLI::App& verb = add_verb(data, call, "show", "Print the first windows, marked by document and by what is learned");
+void add_data(OptionSet app, Invocation& call) {
+  OptionSet data = app.subcommand("data", "Look at a packed data set");
+  data.require_subcommand();
+  OptionSet verb = add_verb(data, call, "show", "Print the first windows, marked by document and by what is learned");
   auto options = std::make_shared<ShowOptions>();
-  verb.add_option("data", options->data, "Directory of the data set")->required()->type_name("DIR");
-  verb.add_option("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
-      ->type_name("DIR");
-  verb.add_option("-n,--windows", options->windows, "Windows to show")->check(CLI::Range(1, 1 << 20));
-  verb.add_option("--color", options->color, "Whether colours mark documents")
-      ->check(CLI::IsMember({"auto", "always", "never"}));
-  verb.callback([&call, options] { call.action = [options](Context& context) { return show(*options, context); }; });
+  verb.add("data", options->data, "Directory of the data set").required().type_name("DIR");
+  verb.add("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
+      .type_name("DIR");
+  verb.add("-n,--windows", options->windows, "Windows to show").range(1, 1 << 20);
+  verb.add("--color", options->color, "Whether colours mark documents").one_of({"auto", "always", "never"});
+  verb.on_call([&call, options] { call.action = [options](Context& context) { return show(*options, context); }; });
 }
 
 }  // namespace qlora::program

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/web/pages.hpp"
@@ -82,21 +83,19 @@ Result run_fetch(const FetchStep& step, Progress& progress) {
   return {{"documents", list}, {"bytes", bytes}, {"shared_lines_removed", loaded.shared_lines}, {"failed", failed}};
 }
 
-void add_fetch(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "fetch", "Load web pages and files, keep their main text as JSON lines");
+void add_fetch(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "fetch", "Load web pages and files, keep their main text as JSON lines");
   auto step = std::make_shared<FetchStep>();
-  verb.add_option("sources", step->data.urls,
-                  "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
-      ->required()
-      ->type_name("URL...");
-  verb.add_option("-o,--out", step->out, "Documents, one JSON object a line")->required()->type_name("FILE");
-  verb.add_option("--compat", step->data.compat, "article: text as the article takes it, menus and all")
-      ->check(CLI::IsMember({"none", "article"}));
-  verb.add_flag("--allow-private", step->data.allow_private, "Fetch from private and loopback addresses too");
-  verb.add_option("--timeout", step->data.timeout, "Seconds for one page, all in")->check(CLI::Range(1.0, 3600.0));
-  verb.add_option("--max-bytes", step->data.max_bytes, "Decoded bytes of one page at most")
-      ->check(CLI::Range(1024, 1000000000));
-  verb.callback([&call, step] {
+  verb.add("sources", step->data.urls, "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
+      .required()
+      .type_name("URL...");
+  verb.add("-o,--out", step->out, "Documents, one JSON object a line").required().type_name("FILE");
+  verb.add("--compat", step->data.compat, "article: text as the article takes it, menus and all")
+      .one_of({"none", "article"});
+  verb.add("--allow-private", step->data.allow_private, "Fetch from private and loopback addresses too");
+  verb.add("--timeout", step->data.timeout, "Seconds for one page, all in").range(1.0, 3600.0);
+  verb.add("--max-bytes", step->data.max_bytes, "Decoded bytes of one page at most").range(1024, 1000000000);
+  verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       // What is a local folder on the command line is one in a job file's `files`, too.
       DataSection& data = step->data;

@@ -7,6 +7,7 @@
 
 #include "answering.hpp"
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "verb.hpp"
 
@@ -94,37 +95,36 @@ Result chat(const TalkOptions& options, Context& context) {
   return {{"turns", turns}};
 }
 
-void add_talk_options(CLI::App& verb, TalkOptions& options) {
-  verb.add_option("model", options.model, "Model directory")->required()->type_name("DIR");
-  verb.add_option("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model")->type_name("DIR");
-  verb.add_option("--base", options.base, "nf4: quantize the model; full: use its weights as they are")
-      ->check(CLI::IsMember({"nf4", "full"}));
-  verb.add_option("--max-new-tokens", options.max_new_tokens, "Tokens of an answer at most")
-      ->check(CLI::Range(1, 1000000));
-  verb.add_option("--temperature", options.temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0));
-  verb.add_option("--top-p", options.top_p, "Nucleus that is sampled from")->check(CLI::Range(0.0001, 1.0));
-  verb.add_option("--top-k", options.top_k, "Sample from so many; 0: all")->check(CLI::Range(0, 1000000));
-  verb.add_option("--seed", options.seed, "Of sampling")->check(CLI::NonNegativeNumber);
-  verb.add_option("--threads", options.threads, "CPU threads; 0: one per core")->check(CLI::Range(0, 1024));
+void add_talk_options(OptionSet verb, TalkOptions& options) {
+  verb.add("model", options.model, "Model directory").required().type_name("DIR");
+  verb.add("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
+  verb.add("--base", options.base, "nf4: quantize the model; full: use its weights as they are")
+      .one_of({"nf4", "full"});
+  verb.add("--max-new-tokens", options.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
+  verb.add("--temperature", options.temperature, "0 is greedy").range(0.0, 100.0);
+  verb.add("--top-p", options.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
+  verb.add("--top-k", options.top_k, "Sample from so many; 0: all").range(0, 1000000);
+  verb.add("--seed", options.seed, "Of sampling").non_negative();
+  verb.add("--threads", options.threads, "CPU threads; 0: one per core").range(0, 1024);
 }
 
 }  // namespace
 
-void add_generate(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "generate", "Continue a prompt");
+void add_generate(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "generate", "Continue a prompt");
   auto options = std::make_shared<TalkOptions>();
   add_talk_options(verb, *options);
-  verb.add_option("-p,--prompt", options->prompt, "Text to continue")->required();
-  verb.callback([&call, options] { call.action = [options](Context& c) { return generate(*options, c); }; });
+  verb.add("-p,--prompt", options->prompt, "Text to continue").required();
+  verb.on_call([&call, options] { call.action = [options](Context& c) { return generate(*options, c); }; });
 }
 
-void add_chat(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "chat", "Talk with a chat model, in LLaMA-2's chat form");
+void add_chat(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "chat", "Talk with a chat model, in LLaMA-2's chat form");
   auto options = std::make_shared<TalkOptions>();
   add_talk_options(verb, *options);
-  verb.add_option("-p,--prompt", options->prompt, "One question; without it turns are read from stdin");
-  verb.add_option("--system", options->system, "System prompt");
-  verb.callback([&call, options] { call.action = [options](Context& c) { return chat(*options, c); }; });
+  verb.add("-p,--prompt", options->prompt, "One question; without it turns are read from stdin");
+  verb.add("--system", options->system, "System prompt");
+  verb.on_call([&call, options] { call.action = [options](Context& c) { return chat(*options, c); }; });
 }
 
 }  // namespace qlora::program

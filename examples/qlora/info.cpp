@@ -5,6 +5,7 @@
 #include <ostream>
 #include <string>
 
+#include "options.hpp"
 #include "qlora/config.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf.hpp"
@@ -110,11 +111,11 @@ void print(const Result& result, std::ostream& out, const std::string& indent = 
 
 }  // namespace
 
-void add_info(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "info", "Say what a model, adapter, data set or safetensors file holds");
+void add_info(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "info", "Say what a model, adapter, data set or safetensors file holds");
   auto path = std::make_shared<fs::path>();
-  verb.add_option("path", *path, "Directory or .safetensors file")->required()->type_name("PATH");
-  verb.callback([&call, path] {
+  verb.add("path", *path, "Directory or .safetensors file").required().type_name("PATH");
+  verb.on_call([&call, path] {
     call.action = [path](Context& context) {
       const Result result = describe(*path);
       print(result, context.out);

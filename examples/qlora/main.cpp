@@ -1,6 +1,5 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
 // stderr and an exit code (0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -10,6 +9,7 @@
 #include <system_error>
 
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "progress.hpp"
 #include "qlora/error.hpp"
 #include "verb.hpp"
@@ -71,16 +71,14 @@ int run_mapped(Invocation& call) {
 
 int parse_and_run(int argc, char** argv) {
   Invocation call;
-  CLI::App app{"Fine-tune LLaMA-2 models with QLoRA: from web pages to an adapter, a merged model, and a comparison.",
-               "qlora"};
-  app.set_version_flag("--version", "qlora " QLORA_VERSION);
-  app.require_subcommand(1);
-  app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
-    return std::string(error.what()) + "; see `" + failed->get_name() + " --help`";
-  });
-  app.footer(
-      "Exit codes: 0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable.\n"
-      "Ctrl-C once saves and leaves, twice leaves at once. Results go to stdout, progress to stderr.");
+  CommandLine line(
+      {.name = "qlora",
+       .about = "Fine-tune LLaMA-2 models with QLoRA: from web pages to an adapter, a merged model, and a comparison.",
+       .version = "qlora " QLORA_VERSION,
+       .footer = "Exit codes: 0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable.\n"
+                 "Ctrl-C once saves and leaves, twice leaves at once. Results go to stdout, progress to stderr."});
+  OptionSet app = line.options();
+  app.require_subcommand();
   add_fetch(app, call);
   add_pack(app, call);
   add_train(app, call);
@@ -92,18 +90,22 @@ int parse_and_run(int argc, char** argv) {
   add_run(app, call);
   add_info(app, call);
   add_data(app, call);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& help_or_version) {
-    return app.exit(help_or_version, std::cout, std::cerr);
-  } catch (const CLI::ParseError& error) {
-    return complain(std::string(error.what()) + "; `qlora --help` and `qlora VERB --help` list what there is",
-                    ErrorKind::usage);
-  }
+  if (!line.parse(argc, argv, std::cout)) return 0;
   return run_mapped(call);
 }
 
 }  // namespace
+
+OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, const std::string& help) {
+  OptionSet verb = parent.subcommand(name, help);
+  verb.show_defaults();
+  verb.add("--json", call.json, "Write the result as JSON to this file").type_name("FILE");
+  verb.add("-q,--quiet", call.quiet, "Say nothing on stderr but errors");
+  verb.add("--progress", call.progress, "How progress is shown on stderr")
+      .one_of({"auto", "bar", "lines", "json", "none"});
+  return verb;
+}
+
 }  // namespace qlora::program
 
 int main(int argc, char** argv) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf.hpp"
 #include "qlora/io/hf_model.hpp"
@@ -125,17 +126,15 @@ Result run_merge(const MergeStep& step, Progress& progress) {
           {"path", step.out.string()}};
 }
 
-void add_merge(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "merge", "Write a 16-bit model with the adapter inside");
+void add_merge(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "merge", "Write a 16-bit model with the adapter inside");
   auto step = std::make_shared<MergeStep>();
-  verb.add_option("-m,--model", step->model, "Model directory that the adapter was trained on")
-      ->required()
-      ->type_name("DIR");
-  verb.add_option("-a,--adapter", step->adapter, "Adapter directory")->required()->type_name("DIR");
-  verb.add_option("-o,--out", step->out, "Directory of the merged model")->required()->type_name("DIR");
-  verb.add_option("--shard-bytes", step->shard_bytes, "Size of one weight file at most")
-      ->check(CLI::Range(std::int64_t{1} << 20, std::int64_t{1000000000000}));
-  verb.callback([&call, step] {
+  verb.add("-m,--model", step->model, "Model directory that the adapter was trained on").required().type_name("DIR");
+  verb.add("-a,--adapter", step->adapter, "Adapter directory").required().type_name("DIR");
+  verb.add("-o,--out", step->out, "Directory of the merged model").required().type_name("DIR");
+  verb.add("--shard-bytes", step->shard_bytes, "Size of one weight file at most")
+      .range(std::int64_t{1} << 20, std::int64_t{1000000000000});
+  verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_merge(*step, context.progress);
       context.out << result["changed"] << " of " << result["tensors"] << " tensors changed, model in "

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
 #include "qlora/text/dataset.hpp"
@@ -93,23 +94,21 @@ Result run_pack(const PackStep& step, Progress& progress) {
           {"path", step.out.string()}};
 }
 
-void add_pack(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "pack", "Turn documents into windows of token ids");
+void add_pack(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "pack", "Turn documents into windows of token ids");
   auto step = std::make_shared<PackStep>();
-  verb.add_option("documents", step->documents, "Documents: .jsonl, .txt or .md")->required()->type_name("FILE...");
-  verb.add_option("-m,--model", step->model, "Model directory, or a tokenizer.model")->required()->type_name("DIR");
-  verb.add_option("-o,--out", step->out, "Directory of the data set")->required()->type_name("DIR");
-  verb.add_option("--seq", step->pack.seq, "Tokens in a window")->check(CLI::Range(8, 1 << 20));
-  verb.add_option("--compat", step->pack.compat, "article: one stream, no end marks, the rest dropped")
-      ->check(CLI::IsMember({"none", "article"}));
-  verb.add_option("--labels", step->pack.labels, "Of chats learn all, or the answers alone")
-      ->check(CLI::IsMember({"all", "answers"}));
-  verb.add_option("--split", step->pack.split, "Cut documents to fill windows (carry), or start a new window (pad)")
-      ->check(CLI::IsMember({"carry", "pad"}));
-  verb.add_option("--replay", step->replay, "Documents of the model's own world, mixed in")->type_name("FILE");
-  verb.add_option("--replay-limit", step->replay_limit, "Of these, the first so many; 0: all")
-      ->check(CLI::NonNegativeNumber);
-  verb.callback([&call, step] {
+  verb.add("documents", step->documents, "Documents: .jsonl, .txt or .md").required().type_name("FILE...");
+  verb.add("-m,--model", step->model, "Model directory, or a tokenizer.model").required().type_name("DIR");
+  verb.add("-o,--out", step->out, "Directory of the data set").required().type_name("DIR");
+  verb.add("--seq", step->pack.seq, "Tokens in a window").range(8, 1 << 20);
+  verb.add("--compat", step->pack.compat, "article: one stream, no end marks, the rest dropped")
+      .one_of({"none", "article"});
+  verb.add("--labels", step->pack.labels, "Of chats learn all, or the answers alone").one_of({"all", "answers"});
+  verb.add("--split", step->pack.split, "Cut documents to fill windows (carry), or start a new window (pad)")
+      .one_of({"carry", "pad"});
+  verb.add("--replay", step->replay, "Documents of the model's own world, mixed in").type_name("FILE");
+  verb.add("--replay-limit", step->replay_limit, "Of these, the first so many; 0: all").non_negative();
+  verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_pack(*step, context.progress);
       context.out << result["documents"] << " documents (" << result["replayed"] << " replayed, "

@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "options.hpp"
 #include "qlora/config.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf_config.hpp"
@@ -132,22 +133,20 @@ Result plan(const PlanOptions& options, Context& context) {
 
 }  // namespace
 
-void add_plan(CLI::App& app, Invocation& call) {
-  CLI::App& verb = add_verb(app, call, "plan", "Show the memory that training a model takes, by purpose");
+void add_plan(OptionSet app, Invocation& call) {
+  OptionSet verb = add_verb(app, call, "plan", "Show the memory that training a model takes, by purpose");
   auto options = std::make_shared<PlanOptions>();
-  verb.add_option("model", options->model, "Model directory; only its config.json is read")
-      ->required()
-      ->type_name("DIR");
-  verb.add_option("--rank", options->rank, "Rank of the adapters")->check(CLI::Range(1, 1024));
-  verb.add_option("--batch", options->batch, "Windows in a micro-batch")->check(CLI::Range(1, 65536));
-  verb.add_option("--seq", options->seq, "Tokens in a window")->check(CLI::Range(2, 1 << 20));
-  verb.add_option("--recompute", options->recompute,
-                  "What the backward pass makes again; auto: nothing on the CPU, blocks on a GPU")
-      ->check(CLI::IsMember({"auto", "none", "cheap", "block"}));
-  verb.add_option("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
-  verb.add_flag("--no-dropout", options->no_dropout, "Train without dropout");
-  verb.add_flag("--unquantized", options->unquantized, "Keep the frozen weights in full");
-  verb.callback([&call, options] { call.action = [options](Context& context) { return plan(*options, context); }; });
+  verb.add("model", options->model, "Model directory; only its config.json is read").required().type_name("DIR");
+  verb.add("--rank", options->rank, "Rank of the adapters").range(1, 1024);
+  verb.add("--batch", options->batch, "Windows in a micro-batch").range(1, 65536);
+  verb.add("--seq", options->seq, "Tokens in a window").range(2, 1 << 20);
+  verb.add("--recompute", options->recompute,
+           "What the backward pass makes again; auto: nothing on the CPU, blocks on a GPU")
+      .one_of({"auto", "none", "cheap", "block"});
+  verb.add("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
+  verb.add("--no-dropout", options->no_dropout, "Train without dropout");
+  verb.add("--unquantized", options->unquantized, "Keep the frozen weights in full");
+  verb.on_call([&call, options] { call.action = [options](Context& context) { return plan(*options, context); }; });
 }
 
 }  // namespace qlora::program

@@ -8,6 +8,7 @@
 
 #include "interrupt.hpp"
 #include "job.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
 #include "runbook.hpp"
@@ -228,19 +229,18 @@ Result run_job(const RunOptions& options, Context& context) {
 
 }  // namespace
 
-void add_run(CLI::App& app, Invocation& call) {
-  CLI::App& verb =
+void add_run(OptionSet app, Invocation& call) {
+  OptionSet verb =
       add_verb(app, call, "run", "Do all steps of a job file; skip what is done, resume what was interrupted");
   auto options = std::make_shared<RunOptions>();
-  verb.add_option("job", options->job, "Job file (TOML)")->type_name("FILE");
-  verb.add_option("-o,--out", options->out, "Write below this directory instead of [output] dir")->type_name("DIR");
-  verb.add_option("--again", options->again, "Do these steps again though nothing changed")
-      ->check(CLI::IsMember({"fetch", "pack", "train", "merge", "compare"}));
-  verb.add_option("--threads", options->threads, "CPU threads; 0: as many as the machine has")
-      ->check(CLI::Range(0, 1024));
-  verb.add_flag("--check", options->check, "Read the job file, show what it means, do nothing");
-  verb.add_flag("--keys", options->keys, "Print every key of a job file with its default");
-  verb.callback([&call, options] { call.action = [options](Context& context) { return run_job(*options, context); }; });
+  verb.add("job", options->job, "Job file (TOML)").type_name("FILE");
+  verb.add("-o,--out", options->out, "Write below this directory instead of [output] dir").type_name("DIR");
+  verb.add("--again", options->again, "Do these steps again though nothing changed")
+      .one_of({"fetch", "pack", "train", "merge", "compare"});
+  verb.add("--threads", options->threads, "CPU threads; 0: as many as the machine has").range(0, 1024);
+  verb.add("--check", options->check, "Read the job file, show what it means, do nothing");
+  verb.add("--keys", options->keys, "Print every key of a job file with its default");
+  verb.on_call([&call, options] { call.action = [options](Context& context) { return run_job(*options, context); }; });
 }
 
 }  // namespace qlora::program

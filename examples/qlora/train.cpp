@@ -11,6 +11,7 @@
 
 #include "interrupt.hpp"
 #include "metrics.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
 #include "qlora/text/dataset.hpp"
@@ -217,34 +218,30 @@ Result run_train(const TrainStep& step, Progress& progress) {
   return TrainRun(step, progress).run();
 }
 
-void add_train(CLI::App& app, Invocation& call) {
-  CLI::App& verb =
+void add_train(OptionSet app, Invocation& call) {
+  OptionSet verb =
       add_verb(app, call, "train", "Train a LoRA adapter on the 4-bit model; resumes what was interrupted");
   auto step = std::make_shared<TrainStep>();
   TrainSection& t = step->train;
-  verb.add_option("-m,--model", step->model, "Model directory")->required()->type_name("DIR");
-  verb.add_option("-d,--data", step->data, "Packed data set")->required()->type_name("DIR");
-  verb.add_option("-o,--out", step->out, "Adapter, metrics and checkpoints go here")->required()->type_name("DIR");
-  verb.add_option("--rank", t.rank, "Rank of the adapters")->check(CLI::Range(1, 1024));
-  verb.add_option("--alpha", t.alpha, "Adapter scale is alpha / rank")->check(CLI::PositiveNumber);
-  verb.add_flag("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
-  verb.add_option("--dropout", t.dropout, "On the adapters' input")->check(CLI::Range(0.0, 0.99));
-  verb.add_option("--lr", t.lr, "Highest learning rate")->check(CLI::Range(0.0, 10.0));
-  verb.add_option("--schedule", t.schedule, "Learning rate over the run")
-      ->check(CLI::IsMember({"linear", "cosine", "constant"}));
-  verb.add_option("--warmup", t.warmup, "Steps of rising learning rate; below 1: a part of the run")
-      ->check(CLI::NonNegativeNumber);
-  verb.add_option("--epochs", t.epochs, "Times over the data")->check(CLI::Range(1, 1000000));
-  verb.add_option("--batch", t.batch, "Windows in a micro-batch")->check(CLI::Range(1, 4096));
-  verb.add_option("--accumulate", t.accumulate, "Micro-batches in a step")->check(CLI::Range(1, 65536));
-  verb.add_option("--weight-decay", t.weight_decay, "AdamW's decay")->check(CLI::Range(0.0, 1.0));
-  verb.add_option("--max-grad-norm", t.max_grad_norm, "Gradient norm is clipped to this; 0: never")
-      ->check(CLI::NonNegativeNumber);
-  verb.add_option("--seed", t.seed, "Of data order, initial adapters and dropout")->check(CLI::NonNegativeNumber);
-  verb.add_option("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints")
-      ->check(CLI::Range(1, 1000000000));
-  verb.add_option("--threads", step->threads, "CPU threads; 0: one per core")->check(CLI::Range(0, 1024));
-  verb.callback([&call, step] {
+  verb.add("-m,--model", step->model, "Model directory").required().type_name("DIR");
+  verb.add("-d,--data", step->data, "Packed data set").required().type_name("DIR");
+  verb.add("-o,--out", step->out, "Adapter, metrics and checkpoints go here").required().type_name("DIR");
+  verb.add("--rank", t.rank, "Rank of the adapters").range(1, 1024);
+  verb.add("--alpha", t.alpha, "Adapter scale is alpha / rank").positive();
+  verb.add("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
+  verb.add("--dropout", t.dropout, "On the adapters' input").range(0.0, 0.99);
+  verb.add("--lr", t.lr, "Highest learning rate").range(0.0, 10.0);
+  verb.add("--schedule", t.schedule, "Learning rate over the run").one_of({"linear", "cosine", "constant"});
+  verb.add("--warmup", t.warmup, "Steps of rising learning rate; below 1: a part of the run").non_negative();
+  verb.add("--epochs", t.epochs, "Times over the data").range(1, 1000000);
+  verb.add("--batch", t.batch, "Windows in a micro-batch").range(1, 4096);
+  verb.add("--accumulate", t.accumulate, "Micro-batches in a step").range(1, 65536);
+  verb.add("--weight-decay", t.weight_decay, "AdamW's decay").range(0.0, 1.0);
+  verb.add("--max-grad-norm", t.max_grad_norm, "Gradient norm is clipped to this; 0: never").non_negative();
+  verb.add("--seed", t.seed, "Of data order, initial adapters and dropout").non_negative();
+  verb.add("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints").range(1, 1000000000);
+  verb.add("--threads", step->threads, "CPU threads; 0: one per core").range(0, 1024);
+  verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_train(*step, context.progress);
       context.out << result["steps"] << " steps, loss " << result["first_loss"].get<double>() << " -> "

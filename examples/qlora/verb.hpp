@@ -1,8 +1,7 @@
-// verb.hpp — what a verb of the program is: options that CLI11 fills, and an action that main runs afterwards.
+// verb.hpp — what a verb of the program is: options that the command line fills, and an action that main runs then.
 // Each verb lives in a file of its own and is known to main by its add_ function alone.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
@@ -12,6 +11,8 @@
 #include "progress.hpp"
 
 namespace qlora::program {
+
+class OptionSet;
 
 /// A verb's machine-readable result: what `--json FILE` writes.
 using Result = nlohmann::ordered_json;
@@ -33,26 +34,18 @@ struct Invocation {
 };
 
 /// A verb with the options that all of them have.
-inline CLI::App& add_verb(CLI::App& parent, Invocation& call, const std::string& name, const std::string& help) {
-  CLI::App& verb = *parent.add_subcommand(name, help);
-  verb.option_defaults()->always_capture_default();
-  verb.add_option("--json", call.json, "Write the result as JSON to this file")->type_name("FILE");
-  verb.add_flag("-q,--quiet", call.quiet, "Say nothing on stderr but errors");
-  verb.add_option("--progress", call.progress, "How progress is shown on stderr")
-      ->check(CLI::IsMember({"auto", "bar", "lines", "json", "none"}));
-  return verb;
-}
+OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, const std::string& help);
 
-void add_chat(CLI::App& app, Invocation& call);
-void add_compare(CLI::App& app, Invocation& call);
-void add_data(CLI::App& app, Invocation& call);
-void add_fetch(CLI::App& app, Invocation& call);
-void add_generate(CLI::App& app, Invocation& call);
-void add_info(CLI::App& app, Invocation& call);
-void add_merge(CLI::App& app, Invocation& call);
-void add_pack(CLI::App& app, Invocation& call);
-void add_plan(CLI::App& app, Invocation& call);
-void add_run(CLI::App& app, Invocation& call);
-void add_train(CLI::App& app, Invocation& call);
+void add_chat(OptionSet app, Invocation& call);
+void add_compare(OptionSet app, Invocation& call);
+void add_data(OptionSet app, Invocation& call);
+void add_fetch(OptionSet app, Invocation& call);
+void add_generate(OptionSet app, Invocation& call);
+void add_info(OptionSet app, Invocation& call);
+void add_merge(OptionSet app, Invocation& call);
+void add_pack(OptionSet app, Invocation& call);
+void add_plan(OptionSet app, Invocation& call);
+void add_run(OptionSet app, Invocation& call);
+void add_train(OptionSet app, Invocation& call);
 
 }  // namespace qlora::program

@@ -1,0 +1,119 @@
+// options.cpp — options.hpp by means of CLI11. The one file that includes it.
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <ostream>
+#include <utility>
+
+#include "qlora/error.hpp"
+
+namespace qlora::program {
+
+namespace fs = std::filesystem;
+
+Option Option::required() {
+  option_->required();
+  return *this;
+}
+
+Option Option::type_name(const std::string& name) {
+  option_->type_name(name);
+  return *this;
+}
+
+Option Option::range(int low, int high) {
+  option_->check(CLI::Range(low, high));
+  return *this;
+}
+
+Option Option::range(std::int64_t low, std::int64_t high) {
+  option_->check(CLI::Range(low, high));
+  return *this;
+}
+
+Option Option::range(double low, double high) {
+  option_->check(CLI::Range(low, high));
+  return *this;
+}
+
+Option Option::non_negative() {
+  option_->check(CLI::NonNegativeNumber);
+  return *this;
+}
+
+Option Option::positive() {
+  option_->check(CLI::PositiveNumber);
+  return *this;
+}
+
+Option Option::one_of(std::vector<std::string> values) {
+  option_->check(CLI::IsMember(std::move(values)));
+  return *this;
+}
+
+Option OptionSet::add(const std::string& names, bool& target, const std::string& help) {
+  return Option(*app_->add_flag(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, int& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, std::int64_t& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, double& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, std::string& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, fs::path& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, std::vector<std::string>& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+Option OptionSet::add(const std::string& names, std::vector<fs::path>& target, const std::string& help) {
+  return Option(*app_->add_option(names, target, help));
+}
+
+OptionSet OptionSet::subcommand(const std::string& name, const std::string& help) {
+  return OptionSet(*app_->add_subcommand(name, help));
+}
+
+void OptionSet::require_subcommand() { app_->require_subcommand(1); }
+
+void OptionSet::show_defaults() { app_->option_defaults()->always_capture_default(); }
+
+void OptionSet::on_call(std::function<void()> action) { app_->callback(std::move(action)); }
+
+CommandLine::CommandLine(const ProgramText& text) : app_(std::make_unique<CLI::App>(text.about, text.name)) {
+  app_->set_version_flag("--version", text.version);
+  app_->footer(text.footer);
+}
+
+CommandLine::~CommandLine() = default;
+
+OptionSet CommandLine::options() { return OptionSet(*app_); }
+
+bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
+  try {
+    app_->parse(argc, argv);
+    return true;
+  } catch (const CLI::Success& help_or_version) {
+    app_->exit(help_or_version, out, out);
+    return false;
+  } catch (const CLI::ParseError& error) {
+    const std::string name = app_->get_name();
+    throw Error(std::string(error.what()) + "; `" + name + " --help` and `" + name + " VERB --help` list what there is",
+                ErrorKind::usage);
+  }
+}
+
+}  // namespace qlora::program
