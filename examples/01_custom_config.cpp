@@ -1,20 +1,13 @@
-// A model of your own in thirty lines: the config is a constexpr value, the trainer is generated for it.
+// A model of your own: the config is a constexpr value, the trainer is generated for it.
 //   g++ -std=c++20 -O2 -march=native -Iinclude -Iconfigs -I/usr/include/eigen3 examples/01_custom_config.cpp -pthread
 #include <qlora/llama2.hpp>
 
 #include <cstdio>
 #include <vector>
 
-// dim 256, 4 layers, 8 query heads on 2 kv heads, tied embeddings; NF4, adapters of rank 8 on q and v only
-constexpr qlora::Config mine{.shape = {.vocab = 512,
-                                       .dim = 256,
-                                       .layers = 4,
-                                       .heads = 8,
-                                       .kv_heads = 2,
-                                       .head_dim = 32,
-                                       .ffn = 704,
-                                       .tied_embeddings = true},
-                             .lora = {.rank = 8, .targets = qlora::Proj::q | qlora::Proj::v}};
+// vocab, dim, layers, heads, kv heads (four query heads share one), head dim, ffn, tied embeddings
+constexpr qlora::Shape shape{512, 256, 4, 8, 2, 32, 704, true};
+constexpr qlora::Config mine{.shape = shape, .lora = {.rank = 8, .targets = qlora::Proj::q | qlora::Proj::v}};
 static_assert(qlora::fits<mine>(qlora::gpu::t4_16gb, {.batch = 2, .seq = 64}));
 
 int main() {
