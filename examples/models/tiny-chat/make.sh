@@ -5,8 +5,11 @@ set -eu
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 build=${BUILD:-$root/build/release}
 work=$root/build/tiny-chat-work
-cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DQLORA_BUILD_TESTS=OFF -DQLORA_BUILD_BENCH=OFF
-cmake --build "$build" --target make_world train_tokenizer train_model
+. "$root/cmake/packages.sh"
+need_packages g++ make cmake pkg-config libeigen3-dev nlohmann-json3-dev libsentencepiece-dev
+cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DQLORA_BUILD_TESTS=OFF -DQLORA_BUILD_BENCH=OFF \
+  -DQLORA_BUILD_PROGRAM=OFF
+cmake --build "$build" --target make_world train_tokenizer train_model --parallel "$(nproc)"
 bin=$(dirname "$(find "$build" -name train_model -type f -perm -u+x | head -n 1)")
 mkdir -p "$work/tokenizer"
 "$bin/make_world" "$work/world" --documents 136000
