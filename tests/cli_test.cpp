@@ -57,7 +57,9 @@ TEST_CASE("help shows defaults") {
 TEST_CASE("a command line that cannot be meant is exit 2 and one line") {
   const Scratch scratch;
   check_refused(qlora(scratch, ""), 2);
-  check_refused(qlora(scratch, "trian"), 2);
+  const Outcome mistyped = qlora(scratch, "trian");
+  check_refused(mistyped, 2);
+  CHECK(contains(mistyped.err, "did you mean `train`"));
   check_refused(qlora(scratch, "data"), 2);
   check_refused(qlora(scratch, "run"), 2);
   check_refused(qlora(scratch, "fetch --no-such-option"), 2);

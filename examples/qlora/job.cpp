@@ -8,12 +8,12 @@
 #include <fstream>
 #include <functional>
 #include <limits>
-#include <numeric>
 #include <ostream>
 #include <set>
 #include <sstream>
 
 #include "qlora/error.hpp"
+#include "suggest.hpp"
 
 namespace qlora::program {
 namespace {
@@ -30,33 +30,6 @@ struct Place {
     throw Error(concat(file.string(), ":", node.source().begin.line, ": ", what));
   }
 };
-
-/// Levenshtein distance, for "did you mean".
-std::size_t edits(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i + 1);
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t change = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({change, row[j] + 1, diagonal + 1});
-    }
-  }
-  return row.back();
-}
-
-/// "; did you mean `lr`?", or the list of what there is when nothing is near.
-std::string suggestion(std::string_view wrong, const std::vector<std::string_view>& known) {
-  const auto nearest =
-      std::min_element(known.begin(), known.end(), [&](auto a, auto b) { return edits(wrong, a) < edits(wrong, b); });
-  if (nearest != known.end() && edits(wrong, *nearest) <= std::max<std::size_t>(2, wrong.size() / 3)) {
-    return concat("; did you mean `", *nearest, "`?");
-  }
-  std::string all = "; known are";
-  for (const auto one : known) all += concat(" ", one);
-  return all;
-}
 
 /// One key of a section: how it is read, and how its default is shown.
 template <class Section>

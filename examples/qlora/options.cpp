@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "qlora/error.hpp"
+#include "suggest.hpp"
 
 namespace qlora::program {
 
@@ -111,6 +112,15 @@ bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
     return false;
   } catch (const CLI::ParseError& error) {
     const std::string name = app_->get_name();
+    if (const std::string wrong = argc > 1 ? argv[1] : ""; !wrong.empty() && wrong[0] != '-') {
+      std::vector<std::string> verbs;
+      for (const CLI::App* verb : app_->get_subcommands({})) verbs.push_back(verb->get_name());
+      if (std::find(verbs.begin(), verbs.end(), wrong) == verbs.end()) {
+        throw Error("there is no verb `" + wrong + "`" +
+                        suggestion(wrong, std::vector<std::string_view>(verbs.begin(), verbs.end())),
+                    ErrorKind::usage);
+      }
+    }
     throw Error(std::string(error.what()) + "; `" + name + " --help` and `" + name + " VERB --help` list what there is",
                 ErrorKind::usage);
   }
