@@ -94,7 +94,7 @@ TEST_CASE("gradient norm: all tiles, the same bits for any thread count, not fin
     sum += static_cast<long double>(value) * static_cast<long double>(value);
   }
   const auto count = static_cast<std::int64_t>(g.size());
-  std::vector<double> partial(static_cast<std::size_t>(cpu::norm_partials(count)));
+  std::vector<double> partial(static_cast<std::size_t>(norm_partials(count)));
   cpu::ThreadPool one(1), three(3);
   const double norm = cpu::gradient_norm(one, count, g.data(), partial.data());
   CHECK(norm == doctest::Approx(static_cast<double>(std::sqrt(sum))).epsilon(1e-13));

@@ -18,6 +18,12 @@ inline constexpr std::int64_t arena_alignment = 64;
   return (bytes + arena_alignment - 1) / arena_alignment * arena_alignment;
 }
 
+/// Queries in one tile of scores; a worker's scratch holds such tiles.
+inline constexpr int attention_tile = 64;
+/// Elements that one partial sum of the gradient norm covers.
+inline constexpr std::int64_t norm_tile = 16384;
+[[nodiscard]] constexpr std::int64_t norm_partials(std::int64_t count) { return (count + norm_tile - 1) / norm_tile; }
+
 /// A piece of a document inside the tokens of a batch: attention stays inside, positions count from its first token.
 struct Segment {
   int first = 0;

@@ -19,11 +19,6 @@ inline namespace v0 {
 
 namespace cpu {
 
-inline constexpr std::int64_t norm_tile = 16384;
-
-/// Elements of `partial` that gradient_norm needs.
-[[nodiscard]] constexpr std::int64_t norm_partials(std::int64_t count) { return (count + norm_tile - 1) / norm_tile; }
-
 /// sqrt(sum g^2). Not finite if any g is not.
 template <class S>
 [[nodiscard]] double gradient_norm(ThreadPool& pool, std::int64_t count, const S* g, double* partial) {

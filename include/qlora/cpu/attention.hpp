@@ -22,9 +22,6 @@ inline namespace v0 {
 
 namespace cpu {
 
-/// Queries in one tile of scores.
-inline constexpr int attention_tile = 64;
-
 /// Fills cos and sin (positions, E/2) for half-split rotary embedding.
 template <class S>
 void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {

@@ -45,11 +45,11 @@ class Decoder {
     gate_up_ = take(t * 2 * D::ffn);
     act_ = take(t * D::ffn);
     inv_ = take(t);
-    xa_ = take(t * widest_xa());
+    xa_ = take(t * widest_xa(K.lora));
     last_ = take(std::int64_t{room.sequences} * D::dim);
     logits_ = take(std::int64_t{room.sequences} * D::vocab);
-    scratch_.weight = take(largest_matrix());
-    scratch_.adapter = take(B::rounds ? largest_adapter() : 0);
+    scratch_.weight = take(largest_matrix(K.shape));
+    scratch_.adapter = take(B::rounds ? largest_adapter(K.shape, K.lora) : 0);
     attention_ = take(attention_per_worker() * b_.workers());
     cosine_ = take(std::int64_t{room.length} * (K.shape.head_dim / 2));
     sine_ = take(std::int64_t{room.length} * (K.shape.head_dim / 2));
@@ -106,27 +106,7 @@ class Decoder {
   }
 
  private:
-  [[nodiscard]] static constexpr std::int64_t widest_xa() {
-    std::int64_t widest = 0;
-    for (const Group g : all_groups) widest = std::max<std::int64_t>(widest, adapter_width(K.lora, g));
-    return widest;
-  }
-  [[nodiscard]] static constexpr std::int64_t largest_matrix() {
-    std::int64_t largest = 0;
-    for (const Proj one : all_projections) {
-      largest = std::max(largest, std::int64_t{rows_of(K.shape, one)} * cols_of(K.shape, one));
-    }
-    return largest;
-  }
-  [[nodiscard]] static constexpr std::int64_t largest_adapter() {
-    std::int64_t largest = 0;
-    for (const Group g : all_groups) {
-      largest = std::max(largest, std::int64_t{adapter_width(K.lora, g)} * group_in(K.shape, g));
-      largest = std::max(largest, std::int64_t{group_out(K.shape, g)} * K.lora.rank);
-    }
-    return largest;
-  }
-  [[nodiscard]] std::int64_t attention_per_worker() const { return std::int64_t{64} * room_.length; }
+  [[nodiscard]] std::int64_t attention_per_worker() const { return std::int64_t{attention_tile} * room_.length; }
 
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights,
                                                  const DecodeRoom& room) {
@@ -134,9 +114,10 @@ class Decoder {
     const std::int64_t t = room.step_tokens;
     return weights.layers() * bytes(std::int64_t{room.sequences} * room.length * D::kv_width) + 4 * bytes(t * D::dim) +
            bytes(t * D::qkv_width) + bytes(t * D::heads_width) + bytes(t * 2 * D::ffn) + bytes(t * D::ffn) + bytes(t) +
-           bytes(t * widest_xa()) + bytes(std::int64_t{room.sequences} * D::dim) +
-           bytes(std::int64_t{room.sequences} * D::vocab) + bytes(largest_matrix()) +
-           bytes(B::rounds ? largest_adapter() : 0) + bytes(std::int64_t{64} * room.length * backend.workers()) +
+           bytes(t * widest_xa(K.lora)) + bytes(std::int64_t{room.sequences} * D::dim) +
+           bytes(std::int64_t{room.sequences} * D::vocab) + bytes(largest_matrix(K.shape)) +
+           bytes(B::rounds ? largest_adapter(K.shape, K.lora) : 0) +
+           bytes(std::int64_t{attention_tile} * room.length * backend.workers()) +
            2 * bytes(std::int64_t{room.length} * (K.shape.head_dim / 2));
   }
 

@@ -49,6 +49,30 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 /// Columns of XA: one rank for each adapter of the group.
 [[nodiscard]] constexpr int adapter_width(const Lora& lora, Group g) { return adapted_parts(lora, g) * lora.rank; }
 
+// What shared workspaces are sized for.
+[[nodiscard]] constexpr int widest_xa(const Lora& lora) {
+  int widest = 0;
+  for (const Group g : all_groups) widest = std::max(widest, adapter_width(lora, g));
+  return widest;
+}
+[[nodiscard]] constexpr int widest_in(const Shape& s) {
+  int widest = 0;
+  for (const Group g : all_groups) widest = std::max(widest, group_in(s, g));
+  return widest;
+}
+[[nodiscard]] constexpr std::int64_t largest_matrix(const Shape& s) {
+  std::int64_t largest = 0;
+  for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * cols_of(s, one));
+  return largest;
+}
+/// The largest adapter operand: a stacked A, or one B.
+[[nodiscard]] constexpr std::int64_t largest_adapter(const Shape& s, const Lora& lora) {
+  std::int64_t largest = 0;
+  for (const Group g : all_groups) largest = std::max(largest, std::int64_t{adapter_width(lora, g)} * group_in(s, g));
+  for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * lora.rank);
+  return largest;
+}
+
 /// The numbers that network code is compiled with.
 template <Code K>
 struct Dims {

@@ -165,25 +165,12 @@ class Pass {
     backward_.o = take(t * s.heads * s.head_dim);
     backward_.gate_up = take(t * 2 * s.ffn);
     backward_.act = take(t * s.ffn);
-    int widest_xa = 0;
-    int widest_in = 0;
-    std::int64_t largest_matrix = 0;
-    std::int64_t largest_adapter = 0;
-    for (const Group g : all_groups) {
-      widest_xa = std::max(widest_xa, adapter_width(lora, g));
-      widest_in = std::max(widest_in, group_in(s, g));
-      largest_adapter = std::max(largest_adapter, std::int64_t{adapter_width(lora, g)} * group_in(s, g));
-    }
-    for (const Proj one : all_projections) {
-      largest_matrix = std::max(largest_matrix, layout.matrix(one));
-      largest_adapter = std::max(largest_adapter, std::int64_t{rows_of(s, one)} * lora.rank);
-    }
-    backward_.xa = take(t * widest_xa);
-    if (Weights<K, B>::quantized && !run_.keep_dequantized) context_.linear.weight = take(largest_matrix);
-    if (B::rounds && !Weights<K, B>::full) context_.linear.adapter = take(largest_adapter);
-    if (run_.dropout && !Weights<K, B>::full) context_.linear.input = take(t * widest_in);
+    backward_.xa = take(t * widest_xa(lora));
+    if (Weights<K, B>::quantized && !run_.keep_dequantized) context_.linear.weight = take(largest_matrix(s));
+    if (B::rounds && !Weights<K, B>::full) context_.linear.adapter = take(largest_adapter(s, lora));
+    if (run_.dropout && !Weights<K, B>::full) context_.linear.input = take(t * widest_in(s));
     context_.attention_per_worker =
-        arena_bytes(std::int64_t{2} * 64 * run_.seq * static_cast<std::int64_t>(sizeof(S))) /
+        arena_bytes(std::int64_t{2} * attention_tile * run_.seq * static_cast<std::int64_t>(sizeof(S))) /
         static_cast<std::int64_t>(sizeof(S));
     context_.attention = take(context_.attention_per_worker * b_.workers());
     loss_.chunk = run_.loss_chunk;

@@ -101,12 +101,8 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
   const std::int64_t table = std::int64_t{s.vocab} * s.dim;
   const TrainedLayout trained{s, lora, config.trainable};
   MemoryPlan plan;
-  std::int64_t largest_matrix = 0;
-  std::int64_t largest_adapter = 0;
   for (const Proj one : all_projections) {
     const std::int64_t count = trained.matrix(one);
-    largest_matrix = std::max(largest_matrix, count);
-    largest_adapter = std::max<std::int64_t>(largest_adapter, std::int64_t{rows_of(s, one)} * lora.rank);
     if (full) continue;
     const bool quantized = config.quant.kind == QuantKind::nf4;
     if (quantized) {
@@ -118,9 +114,6 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
     }
     if (!quantized || run.keep_dequantized)
       plan[Purpose::dense_linears] += s.layers * arena_bytes(count * store.frozen);
-  }
-  for (const Group g : all_groups) {
-    largest_adapter = std::max<std::int64_t>(largest_adapter, std::int64_t{adapter_width(lora, g)} * group_in(s, g));
   }
   if (!full) {
     plan[Purpose::embedding_head] = (s.tied_embeddings ? 1 : 2) * arena_bytes(table * store.frozen) +
@@ -141,28 +134,23 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
     plan[Purpose::activations] += (kept ? s.layers : s.layers - again) * bytes;
     if (!kept && again > 0) plan[Purpose::layer_scratch] += bytes;
   }
-  int widest_xa = 0;
-  int widest_in = 0;
-  for (const Group g : all_groups) {
-    widest_xa = std::max(widest_xa, adapter_width(lora, g));
-    widest_in = std::max(widest_in, group_in(s, g));
-  }
   plan[Purpose::backward_scratch] = 3 * arena_bytes(tokens * s.dim * store.activation) +  // stream, norm input, delta
                                     arena_bytes(tokens * group_out(s, Group::qkv) * store.activation) +  // qkv
                                     arena_bytes(tokens * s.heads * s.head_dim * store.activation) +      // o
                                     arena_bytes(tokens * 2 * s.ffn * store.activation) +                 // gate|up
                                     arena_bytes(tokens * s.ffn * store.activation) +                     // act
-                                    arena_bytes(tokens * widest_xa * store.activation);                  // xa
+                                    arena_bytes(tokens * widest_xa(lora) * store.activation);            // xa
   const bool dequantizes = !full && config.quant.kind == QuantKind::nf4 && !run.keep_dequantized;
-  plan[Purpose::weight_scratch] = (dequantizes ? arena_bytes(largest_matrix * store.activation) : 0) +
-                                  (store.rounding_copy ? arena_bytes(largest_adapter * store.activation) : 0);
-  plan[Purpose::input_scratch] = run.dropout && !full ? arena_bytes(tokens * widest_in * store.activation) : 0;
-  plan[Purpose::attention_scratch] = store.workers * arena_bytes(std::int64_t{2} * 64 * run.seq * store.activation);
+  plan[Purpose::weight_scratch] = (dequantizes ? arena_bytes(largest_matrix(s) * store.activation) : 0) +
+                                  (store.rounding_copy ? arena_bytes(largest_adapter(s, lora) * store.activation) : 0);
+  plan[Purpose::input_scratch] = run.dropout && !full ? arena_bytes(tokens * widest_in(s) * store.activation) : 0;
+  plan[Purpose::attention_scratch] =
+      store.workers * arena_bytes(std::int64_t{2} * attention_tile * run.seq * store.activation);
   plan[Purpose::loss_scratch] = 2 * arena_bytes(std::int64_t{run.loss_chunk} * s.dim * store.activation) +
                                 arena_bytes(std::int64_t{run.loss_chunk} * s.vocab * store.activation) +
                                 arena_bytes(tokens * store.statistic);
   plan[Purpose::tables] = 2 * arena_bytes(std::int64_t{run.seq} * (s.head_dim / 2) * store.statistic) +
-                          store.indices * arena_bytes(tokens * 4) + arena_bytes((trained.total() + 16383) / 16384 * 8);
+                          store.indices * arena_bytes(tokens * 4) + arena_bytes(norm_partials(trained.total()) * 8);
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;
   return plan;

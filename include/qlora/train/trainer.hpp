@@ -78,7 +78,7 @@ class TrainerCore {
     gradients_ = arena_.template take<S>(count);
     moment1_ = arena_.template take<S>(count);
     moment2_ = arena_.template take<S>(count);
-    partial_ = arena_.template take<double>((count + 16383) / 16384);
+    partial_ = arena_.template take<double>(norm_partials(count));
     losses_.resize(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq));
     if constexpr (!Weights<K, B>::full) {
       w_.init_adapters(b_, {options.rank, options.alpha, options.rank_stabilized, options.overrides}, options.seed);
@@ -168,7 +168,7 @@ class TrainerCore {
   }
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Pass<K, B>::plan(w_.layers(), run_, b_.workers());
-    return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes((w_.layout().total() + 16383) / 16384 * 8);
+    return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes(norm_partials(w_.layout().total()) * 8);
   }
   [[nodiscard]] DropoutSite dropout_site(std::uint32_t first_token) const {
     if (!run_.dropout || Weights<K, B>::full) return {};
