@@ -1,71 +1,91 @@
 // qlora/backend.hpp — the contract between network code and a backend: the op table.
 // Every op states what it writes: activations with = , gradients of parameters with += . Reductions have a fixed order:
-// the same bits every run. A backend is a value that owns its threads or streams; there are no globals.
+// the same bits every run. A backend is a value that owns its threads or streams; there are no globals. Ops may return
+// before they are done; what the host reads (download, read) waits.
+// Act is what activations and frozen dense weights are stored in, Param what is trained, and statistics. XA stands behind
+// X in each row, R columns for every adapted part: one product serves the frozen weights and the adapters.
 //
-//   op                    shapes                                                        the plain twin
-//   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/loss.hpp
-//   rmsnorm(_backward)    h delta (T,D), w (D) -> s y (T,D), inv_rms (T)                 cpu/norm.hpp
-//   add                   h delta -> y (T,D)                                             cpu.hpp
-//   linear(_backward)     a group of layers: X (T,K) -> Y (T,N), XA (T,parts R)          cpu/linear.hpp
-//   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp
-//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp
-//   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp
-//   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp
-//   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp
-//   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp
-//   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp
-//   quantize              w (elements) -> NF4 codes and scales                           cpu/nf4.hpp
+//   op                    shapes                                                        plain twin           on the GPU
+//   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/loss.hpp         norm.cuh
+//   rmsnorm(_backward)    x (T,D), w (D) -> y (T,D), inv_rms (T)                         cpu/norm.hpp         norm.cuh
+//   linear(_backward)     group: [X | XA] (T,K + parts R), residual -> Y (T,N)           cpu/linear.hpp       linear.cuh
+//   adapter_input         X -> XA                                                        cpu/linear.hpp       linear.cuh
+//   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp    rope.cuh
+//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention.cuh
+//   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp    decode.cuh
+//   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp    decode.cuh
+//   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh
+//   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp         loss.cuh
+//   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp        adamw.cuh
+//   adamw8                the same with moments in 8 bits                                cpu/adamw8.hpp       adamw8.cuh
+//   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          nf4.cuh
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "qlora/ops.hpp"
+#include "qlora/tensor.hpp"
 #include "qlora/view.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-/// What adapters need. D, W and F stand for any width.
-template <class B, class S = typename B::Scalar>
-concept Backend = requires(B& b, Mat<S, 64> x, Mat<const S, 64> in, Mat<S, 128> wide, const S* w, S* v,
-                           std::span<const LinearPart<S>> parts, std::span<const LinearGradient<S>> gradients,
-                           const LinearGroup<S>& group, const AttentionShape& heads, std::span<const Segment> segments,
-                           std::span<const CachedSequence<S>> cached, const std::int32_t* ids,
-                           const LossScratch<S>& loss, const AdamW& rule, std::span<const float> host,
-                           const Quant& quant, const Nf4Target& target, double* sums) {
+/// What adapters need. The widths stand for any.
+template <class B, class A = typename B::Act, class P = typename B::Param>
+concept Backend = requires(B& b, typename B::template View<64> x, typename B::template ConstView<64> in,
+                           typename B::template View<128> wide, typename B::template ConstView<128> wide_in, A* a, P* p,
+                           std::span<const LinearPart<A, P>> parts, std::span<const LinearGradient<P>> gradients,
+                           const LinearGroup<A>& group, const AttentionShape& heads, const TokenBatch& batch,
+                           std::span<const CachedSequence<A>> cached, std::span<const std::int32_t> numbers,
+                           const LossScratch<A, P>& loss, const AdamW& rule, std::span<float> host,
+                           const TensorRef& tensor, const Quant& quant, const Nf4Target& target, double* sums,
+                           StepScalars* scalars, std::byte* scratch, std::int64_t n) {
   { b.workers() } -> std::same_as<int>;
-  typename B::Arena;
-  b.upload(host, true, v);
-  b.download(w, std::span<float>{});
-  b.zero(v, std::int64_t{});
-  b.embed(ids, in, x);
-  b.rmsnorm(1e-5F, in, in, w, x, x, v);
-  b.rmsnorm_backward(in, in, w, w, true, x, v);
-  b.linear(group, parts, in, v, wide);
-  b.adapter_input(group, in, w, v);
-  b.linear_backward(group, parts, gradients, Mat<const S, 128>{}, in, w, v, x);
-  b.add(in, in, x);
-  b.rope_table(1, 1, 1e4, v, v);
-  b.rope(heads, w, w, ids, 1, wide);
-  b.attention(heads, segments, Mat<const S, 128>{}, x, v, v, std::int64_t{});
-  b.attention_backward(heads, segments, in, Mat<const S, 128>{}, in, w, wide, v, std::int64_t{});
-  b.store_kv(heads, cached, Mat<const S, 128>{});
-  b.attention_cached(heads, cached, Mat<const S, 128>{}, x, v, std::int64_t{});
-  b.swiglu(Mat<const S, 128>{}, x);
-  b.swiglu_backward(in, Mat<const S, 128>{}, wide);
-  b.cross_entropy(in, w, 32, ids, S(1), loss, v, v, v);
-  b.project(in, w, 32, v);
-  { b.gradient_norm(std::int64_t{}, w, sums) } -> std::same_as<double>;
-  b.adamw(std::int64_t{}, rule, w, v, v, v);
-  b.quantize(host, quant, target);
-  b.dequantize(Nf4View{}, std::int64_t{}, quant, v);
+  { b.arena(n) } -> std::same_as<typename B::Arena>;
+  { b.stage(batch) } -> std::same_as<TokenBatch>;
+  { b.stage(numbers) } -> std::same_as<const std::int32_t*>;
+  { b.place(tensor, true, a) } -> std::same_as<bool>;
+  { b.place(tensor, true, p) } -> std::same_as<bool>;
+  { b.quantize(tensor, quant, target) } -> std::same_as<bool>;
+  b.finish_loading();
+  b.dequantize(Nf4View{}, n, quant, p);
+  b.dequantize_rows(Nf4View{}, 1, 64, quant, a, 64);
+  b.upload(host, p);
+  b.download(a, host);
+  b.download(p, host);
+  b.zero(p, n);
+  b.zero(scalars);
+  { b.read(scalars) } -> std::same_as<StepScalars>;
+  b.at(1, Site::attention);
+  b.embed(numbers.data(), in, x);
+  b.rmsnorm(1e-5F, in, p, x, p);
+  b.rmsnorm_backward(in, in, p, p, true, x, p);
+  b.linear(group, parts, x, wide_in, wide);
+  b.adapter_input(group, parts, x);
+  b.linear_backward(group, parts, gradients, wide_in, in, true, x);
+  b.rope_table(1, 1, 1e4, p, p);
+  b.rope(heads, p, p, numbers.data(), 1, wide);
+  b.attention(heads, batch, wide_in, x, p, scratch, n);
+  b.attention_backward(heads, batch, in, wide_in, in, p, wide, scratch, n);
+  b.store_kv(heads, cached, wide_in);
+  b.attention_cached(heads, cached, wide_in, x, scratch, n);
+  b.template swiglu<64>(wide_in, x);
+  b.template swiglu_backward<64>(in, wide_in, wide);
+  b.cross_entropy(batch, in, a, 32, 1.0, loss, p, a, p);
+  b.project(in, a, 32, p);
+  b.add_losses(1, p, scalars);
+  b.gradient_norm(n, p, sums, 1.0F, scalars);
+  b.adamw(n, rule, scalars, p, p, p, p);
+  b.adamw8(n, rule, scalars, p, p, Moments8{}, Moments8{});
 };
 
 /// What training every weight needs on top.
-template <class B, class S = typename B::Scalar>
-concept FullBackend = Backend<B> && requires(B& b, const std::int32_t* ids, Mat<const S, 64> in, Mat<S, 64> x) {
+template <class B, class A = typename B::Act, class P = typename B::Param>
+concept FullBackend = Backend<B> && std::same_as<A, P> &&
+    requires(B& b, const std::int32_t* ids, typename B::template ConstView<64> in, typename B::template View<64> x) {
   b.embed_backward(ids, in, x);
 };
 

@@ -3,11 +3,14 @@
 // go on, so that each operator is compiled once per scalar type and not once per model.
 #pragma once
 
+#include <cmath>
 #include <complex>
 #include <memory>
+#include <vector>
 
 #include "qlora/backend.hpp"
 #include "qlora/cpu/adamw.hpp"
+#include "qlora/cpu/adamw8.hpp"
 #include "qlora/cpu/arena.hpp"
 #include "qlora/cpu/attention.hpp"
 #include "qlora/cpu/linear.hpp"
@@ -31,20 +34,41 @@ class Cpu {
  public:
   using Scalar = ScalarType;
   using S = Scalar;
+  using Act = Scalar;    ///< what activations and frozen dense weights are stored in
+  using Param = Scalar;  ///< what is trained, and statistics
   using Arena = cpu::Arena;
   static constexpr Space space = Space::host;
   static constexpr bool rounds = N::rounds;
+  static constexpr bool widens = false;  ///< a product reads W and B apart
+  template <int Cols>
+  using View = Mat<S, Cols>;
+  template <int Cols>
+  using ConstView = Mat<const S, Cols>;
 
   /// `threads` 0: one per core.
   explicit Cpu(int threads = 0) : pool_(std::make_unique<cpu::ThreadPool>(threads)) {}
 
   [[nodiscard]] int workers() const { return pool_->size(); }
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
+  [[nodiscard]] Arena arena(std::int64_t bytes) { return Arena(bytes); }
+  void at(int /*layer*/, Site /*site*/) {}
 
-  /// Host floats into backend memory; `stored` rounds as activations and product operands are rounded.
-  void upload(std::span<const float> from, bool stored, S* to) {
+  /// A tensor into backend memory; `stored` rounds as activations and product operands are rounded. False when a value
+  /// is not finite.
+  bool place(const TensorRef& tensor, bool stored, S* to) {
+    std::vector<float> part(static_cast<std::size_t>(std::min<std::int64_t>(tensor.size(), 1 << 20)));
+    bool finite = true;
+    for (std::int64_t first = 0; first < tensor.size(); first += static_cast<std::int64_t>(part.size())) {
+      part.resize(static_cast<std::size_t>(std::min<std::int64_t>(tensor.size() - first, 1 << 20)));
+      read_floats(tensor, first, part);
+      for (const float value : part) finite = finite && std::isfinite(value);
+      upload(part, to + first);
+    }
+    if (stored) N::store(to, tensor.size());
+    return finite;
+  }
+  void upload(std::span<const float> from, S* to) {
     for (std::size_t i = 0; i < from.size(); ++i) to[i] = S(from[i]);
-    if (stored) N::store(to, static_cast<std::int64_t>(from.size()));
   }
   void download(const S* from, std::span<float> to) const {
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(cpu::real_part(from[i]));
@@ -54,46 +78,42 @@ class Cpu {
       cpu::row_array(data + first, last - first).setZero();
     });
   }
+  void zero(StepScalars* scalars) { *scalars = {}; }
+  [[nodiscard]] StepScalars read(const StepScalars* scalars) { return *scalars; }
+  /// Host arrays where the ops can read them; here they are read in place.
+  [[nodiscard]] TokenBatch stage(const TokenBatch& host) { return host; }
+  [[nodiscard]] const std::int32_t* stage(std::span<const std::int32_t> host) { return host.data(); }
 
   template <int D>
   void embed(const std::int32_t* ids, In<S, D> table, Mat<S, D> x) {
-    cpu::embed<N>(*pool_, x.rows, D, ids, table.data, x.data);
+    cpu::embed<N>(*pool_, x.rows, D, ids, table.data, block(x));
   }
   template <int D>
   void embed_backward(const std::int32_t* ids, In<S, D> gx, Mat<S, D> gtable) {
     cpu::embed_backward<N>(*pool_, gx.rows, D, ids, gx.data, gtable.data);
   }
   template <int D>
-  void rmsnorm(float eps, In<S, D> h, In<S, D> delta, const S* w, Mat<S, D> s, Mat<S, D> y, S* inv_rms) {
-    cpu::rmsnorm<N>(*pool_, y.rows, D, S(eps), h.data, delta.data, w, s.data, y.data, inv_rms);
+  void rmsnorm(float eps, In<S, D> x, const S* w, Mat<S, D> y, S* inv_rms) {
+    cpu::rmsnorm<N>(*pool_, y.rows, D, S(eps), block(x), w, block(y), inv_rms);
   }
   template <int D>
-  void rmsnorm_backward(In<S, D> gy, In<S, D> s, const S* inv_rms, const S* w, bool accumulate, Mat<S, D> gs, S* gw) {
-    cpu::rmsnorm_backward<N>(*pool_, gs.rows, D, gy.data, s.data, inv_rms, w, accumulate, gs.data, gw);
+  void rmsnorm_backward(In<S, D> gy, In<S, D> x, const S* inv_rms, const S* w, bool accumulate, Mat<S, D> gx, S* gw) {
+    cpu::rmsnorm_backward<N>(*pool_, gx.rows, D, block(gy), block(x), inv_rms, w, accumulate, block(gx), gw);
   }
-  template <int K, int Width>
-  void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<const S, K> x, S* xa,
-              Mat<S, Width> y) {
-    cpu::linear_forward<N>(*pool_, group, parts, x.rows, x.data, xa, y.data);
+  template <int Wide, int Out>
+  void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x, In<S, Out> residual,
+              Mat<S, Out> y) {
+    cpu::linear_forward<N>(*pool_, group, parts, x.rows, block(x), residual.data, y.data);
   }
-  template <int K>
-  void adapter_input(const LinearGroup<S>& group, Mat<const S, K> x, const S* a, S* xa) {
-    cpu::adapter_input<N>(*pool_, group, x.rows, x.data, a, xa);
+  template <int Wide>
+  void adapter_input(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x) {
+    cpu::adapter_input<N>(*pool_, group, parts, x.rows, block(x));
   }
-  template <int Width, int K>
+  template <int Out, int Wide>
   void linear_backward(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
-                       std::span<const LinearGradient<S>> gradients, Mat<const S, Width> gy, Mat<const S, K> x,
-                       const S* xa, S* gxa, std::type_identity_t<Mat<S, K>> gx) {
-    cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, x.data, xa, gxa, gx.data);
-  }
-  /// y = h + delta
-  template <int D>
-  void add(Mat<const S, D> h, In<S, D> delta, Mat<S, D> y) {
-    cpu::for_ranges(*pool_, std::int64_t{y.rows} * D, 1 << 14, [&](std::int64_t first, std::int64_t last, int) {
-      cpu::row_array(y.data + first, last - first) =
-          cpu::row_array(h.data + first, last - first) + cpu::row_array(delta.data + first, last - first);
-      N::store(y.data + first, last - first);
-    });
+                       std::span<const LinearGradient<S>> gradients, Mat<const S, Out> gy, In<S, Wide> x,
+                       bool needs_input, Mat<S, Wide> gx) {
+    cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, block(x), needs_input, block(gx));
   }
   void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
     cpu::rope_table(positions, head_dim, theta, cosine, sine);
@@ -104,16 +124,17 @@ class Cpu {
     cpu::rope<N>(*pool_, qkv.rows, heads, cosine, sine, position, direction, qkv.data);
   }
   template <int Width, int Out>
-  void attention(const AttentionShape& heads, std::span<const Segment> segments, Mat<const S, Width> qkv, Mat<S, Out> o,
-                 S* lse, S* scratch, std::int64_t scratch_per_worker) {
-    cpu::attention<N>(*pool_, qkv.rows, heads, segments, qkv.data, o.data, lse, scratch, scratch_per_worker);
+  void attention(const AttentionShape& heads, const TokenBatch& batch, Mat<const S, Width> qkv, Mat<S, Out> o, S* lse,
+                 std::byte* scratch, std::int64_t scratch_bytes) {
+    cpu::attention<N>(*pool_, qkv.rows, heads, batch.segments, qkv.data, block(o), lse, reinterpret_cast<S*>(scratch),
+                      per_worker(scratch_bytes));
   }
   template <int Out, int Width>
-  void attention_backward(const AttentionShape& heads, std::span<const Segment> segments, Mat<const S, Out> go,
-                          Mat<const S, Width> qkv, In<S, Out> o, const S* lse, Mat<S, Width> gqkv, S* scratch,
-                          std::int64_t scratch_per_worker) {
-    cpu::attention_backward<N>(*pool_, qkv.rows, heads, segments, go.data, qkv.data, o.data, lse, gqkv.data, scratch,
-                               scratch_per_worker);
+  void attention_backward(const AttentionShape& heads, const TokenBatch& batch, Mat<const S, Out> go,
+                          Mat<const S, Width> qkv, In<S, Out> o, const S* lse, Mat<S, Width> gqkv, std::byte* scratch,
+                          std::int64_t scratch_bytes) {
+    cpu::attention_backward<N>(*pool_, qkv.rows, heads, batch.segments, block(go), qkv.data, block(o), lse, gqkv.data,
+                               reinterpret_cast<S*>(scratch), per_worker(scratch_bytes));
   }
   template <int Width>
   void store_kv(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences, Mat<const S, Width> qkv) {
@@ -121,42 +142,90 @@ class Cpu {
   }
   template <int Width, int Out>
   void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences,
-                        Mat<const S, Width> qkv, Mat<S, Out> o, S* scratch, std::int64_t scratch_per_worker) {
-    cpu::attention_cached<N>(*pool_, heads, sequences, qkv.data, o.data, scratch, scratch_per_worker);
+                        Mat<const S, Width> qkv, Mat<S, Out> o, std::byte* scratch, std::int64_t scratch_bytes) {
+    cpu::attention_cached<N>(*pool_, heads, sequences, qkv.data, block(o), reinterpret_cast<S*>(scratch),
+                             per_worker(scratch_bytes));
   }
   template <int F>
   void swiglu(Mat<const S, 2 * F> gate_up, Mat<S, F> y) {
-    cpu::swiglu<N>(*pool_, y.rows, F, gate_up.data, y.data);
+    cpu::swiglu<N>(*pool_, y.rows, F, gate_up.data, block(y));
   }
   template <int F>
   void swiglu_backward(Mat<const S, F> gy, Mat<const S, 2 * F> gate_up, Mat<S, 2 * F> ggate_up) {
-    cpu::swiglu_backward<N>(*pool_, gy.rows, F, gy.data, gate_up.data, ggate_up.data);
+    cpu::swiglu_backward<N>(*pool_, gy.rows, F, block(gy), gate_up.data, ggate_up.data);
   }
   template <int D>
-  void cross_entropy(Mat<const S, D> x, const S* head, int vocab, const std::int32_t* targets, S scale,
+  void cross_entropy(const TokenBatch& batch, Mat<const S, D> x, const S* head, int vocab, double scale,
                      const LossScratch<S>& scratch, S* losses, S* gx, S* ghead) {
-    cpu::linear_cross_entropy<N>(*pool_, x.rows, D, vocab, x.data, head, targets, scale, scratch, losses, gx, ghead);
+    cpu::cross_entropy<N>(*pool_, D, vocab, batch, x.data, head, S(scale), scratch, losses, gx, ghead);
   }
   /// logits (T,V) = x (T,D) head (V,D)^T
   template <int D>
   void project(Mat<const S, D> x, const S* head, int vocab, S* logits) {
-    using Operand = cpu::Block<const S>;
-    cpu::product_nt<S>(*pool_, x.rows, vocab, D, S(1), Operand{x.data, D}, Operand{head, D}, 0, {logits, vocab});
+    cpu::product_nt<S>(*pool_, x.rows, vocab, D, S(1), block(x), {head, D}, 0, {logits, vocab});
   }
-  [[nodiscard]] double gradient_norm(std::int64_t count, const S* g, double* partial) {
-    return cpu::gradient_norm(*pool_, count, g, partial);
+  /// scalars->loss += sum of losses, in order, in double.
+  void add_losses(int tokens, const S* losses, StepScalars* scalars) {
+    double sum = 0.0;
+    for (int t = 0; t < tokens; ++t) sum += static_cast<double>(cpu::real_part(losses[t]));
+    scalars->loss += sum;
   }
-  void adamw(std::int64_t count, const AdamW& rule, const S* g, S* p, S* m, S* v) {
-    cpu::adamw(*pool_, count, rule, g, p, m, v);
+  /// scalars->grad_norm, and scalars->clip = min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0.
+  void gradient_norm(std::int64_t count, const S* g, double* partial, float max_norm, StepScalars* scalars) {
+    scalars->grad_norm = cpu::gradient_norm(*pool_, count, g, partial);
+    const double limit = static_cast<double>(max_norm) / (scalars->grad_norm + 1e-6);
+    scalars->clip = max_norm > 0.0F ? std::min(1.0, limit) : 1.0;
   }
-  void quantize(std::span<const float> w, const Quant& quant, const Nf4Target& target) {
-    cpu::quantize_nf4(*pool_, w, quant, target);
+  /// Does nothing when loss or norm is not finite.
+  void adamw(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p, S* m, S* v) {
+    if (!std::isfinite(scalars->loss) || !std::isfinite(scalars->grad_norm)) return;
+    cpu::adamw(*pool_, count, rule, scalars->clip, g, p, m, v);
   }
+  /// For float alone.
+  void adamw8(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p, const Moments8& m,
+              const Moments8& v) {
+    if (!std::isfinite(scalars->loss) || !std::isfinite(scalars->grad_norm)) return;
+    if constexpr (std::is_same_v<S, float>) {
+      cpu::adamw8(*pool_, count, rule, scalars->clip, g, p, m, v);
+    } else {
+      throw Error("moments in 8 bits are for float parameters", ErrorKind::usage);
+    }
+  }
+  /// False when a value is not finite. to.absmax is not needed with double quantization.
+  bool quantize(const TensorRef& tensor, const Quant& quant, Nf4Target to) {
+    std::vector<float> values(static_cast<std::size_t>(tensor.size()));
+    read_floats(tensor, 0, values);
+    for (const float value : values) {
+      if (!std::isfinite(value)) return false;
+    }
+    std::vector<float> absmax;
+    if (to.absmax8 != nullptr) {
+      absmax.resize(static_cast<std::size_t>(Nf4Layout::of(tensor.size(), quant).blocks));
+      to.absmax = absmax.data();
+    }
+    cpu::quantize_nf4(*pool_, values, quant, to);
+    return true;
+  }
+  void finish_loading() {}
+  /// A whole matrix, rounded as its dtype was before quantization.
   void dequantize(const Nf4View& w, std::int64_t elements, const Quant& quant, S* out) {
     cpu::dequantize_nf4<N>(*pool_, w, elements, quant, out);
   }
+  /// A matrix (rows, cols) as products read it, its rows `stride` apart.
+  void dequantize_rows(const Nf4View& w, int rows, int cols, const Quant& quant, S* out, int stride) {
+    QLORA_EXPECTS(stride == cols, "rows ", stride, " apart, ", cols, " wide");
+    dequantize(w, std::int64_t{rows} * cols, quant, out);
+  }
 
  private:
+  template <class T, int Cols>
+  [[nodiscard]] static cpu::Block<T> block(const Mat<T, Cols>& m) {
+    return {m.data, m.stride};
+  }
+  [[nodiscard]] std::int64_t per_worker(std::int64_t scratch_bytes) const {
+    return scratch_bytes / workers() / static_cast<std::int64_t>(sizeof(S));
+  }
+
   std::unique_ptr<cpu::ThreadPool> pool_;
 };
 

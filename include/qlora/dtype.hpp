@@ -72,6 +72,14 @@ enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, bo
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
+/// A bfloat16 number in memory; arithmetic is done in float.
+struct bf16 {
+  std::uint16_t bits = 0;
+  constexpr bf16() = default;
+  explicit constexpr bf16(float value) : bits(to_bf16(value)) {}
+  explicit constexpr operator float() const { return from_bf16(bits); }
+};
+
 /// float -> IEEE binary16 bits.
 [[nodiscard]] constexpr std::uint16_t to_f16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);

@@ -3,8 +3,10 @@
 //   Model       weights and a backend                            model/model.hpp -> block.hpp -> qlinear.hpp
 //   Trainer     QLoRA steps                                      train/trainer.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
-//   backend     Cpu<> here; the op table is backend.hpp          cpu.hpp -> cpu/linear.hpp and its neighbours
-// Pulls in the standard library and Eigen only. Files, tokenizer, web pages and reports are headers of their own:
+//   backend     the op table                                     backend.hpp
+//     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours
+//     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/linear.cuh and its neighbours
+// Pulls in the standard library and Eigen only (CUDA's headers are the kernels' business). Files, tokenizer, web pages and reports are headers of their own:
 // qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
 #pragma once
 
@@ -14,3 +16,6 @@
 #include "qlora/model/init.hpp"
 #include "qlora/model/model.hpp"
 #include "qlora/train/trainer.hpp"
+#ifdef QLORA_CUDA
+#include "qlora/cuda.hpp"
+#endif

@@ -60,17 +60,19 @@ constexpr float linspace_point(float first, float last, int count, int i) {
   return i < count / 2 ? static_cast<float>(static_cast<double>(first) + step * i)
                        : static_cast<float>(static_cast<double>(last) - step * (count - 1 - i));
 }
+// Seven decades of 2^i (signed) or 2^(i+1) values each, and 0 and 1.
+template <bool Signed>
 constexpr std::array<float, 256> make_dynamic8() {
   std::array<float, 256> map{};
   std::size_t filled = 0;
   constexpr std::array<float, 7> decades{1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
   for (int exponent = 0; exponent < 7; ++exponent) {
-    const int count = (1 << exponent) + 1;
+    const int count = (1 << (Signed ? exponent : exponent + 1)) + 1;
     for (int i = 0; i + 1 < count; ++i) {
       const float mean = (linspace_point(0.1F, 1.0F, count, i) + linspace_point(0.1F, 1.0F, count, i + 1)) / 2.0F;
       const float value = decades[static_cast<std::size_t>(exponent)] * mean;
       map[filled++] = value;
-      map[filled++] = -value;
+      if (Signed) map[filled++] = -value;
     }
   }
   map[filled++] = 0.0F;
@@ -82,16 +84,20 @@ constexpr std::array<float, 256> make_dynamic8() {
 
 /// The signed 8-bit "dynamic tree" code: 7 decades, the more fraction bits the larger the value.
 /// Source: Dettmers, "8-bit approximations for parallelism in deep learning" (2015).
-inline constexpr std::array<float, 256> dynamic8 = detail::make_dynamic8();
+inline constexpr std::array<float, 256> dynamic8 = detail::make_dynamic8<true>();
+/// Its unsigned form, with one more fraction bit: what bitsandbytes' create_dynamic_map(signed=False) makes for second
+/// moments.
+inline constexpr std::array<float, 256> dynamic8_unsigned = detail::make_dynamic8<false>();
 
-/// Code of a value in [-1, 1], by bitsandbytes' binary search. Its end conditions decide ties, so they are kept.
-[[nodiscard]] constexpr std::uint8_t encode8(float x) {
+/// Code of the value in `map` nearest to x, by bitsandbytes' binary search. Its end conditions decide ties, so they are
+/// kept.
+[[nodiscard]] constexpr std::uint8_t nearest8(const std::array<float, 256>& map, float x) {
   int pivot = 127;
   int upper_pivot = 255;
   int lower_pivot = 0;
-  float lower = -1.0F;
-  float upper = 1.0F;
-  float value = dynamic8[127];
+  float lower = map[0];
+  float upper = map[255];
+  float value = map[127];
   for (int step = 64; step > 0; step >>= 1) {
     if (x > value) {
       lower_pivot = pivot;
@@ -102,12 +108,21 @@ inline constexpr std::array<float, 256> dynamic8 = detail::make_dynamic8();
       upper = value;
       pivot -= step;
     }
-    value = dynamic8[static_cast<std::size_t>(pivot)];
+    value = map[static_cast<std::size_t>(pivot)];
   }
-  if (upper_pivot == 255) upper = dynamic8[255];
-  if (lower_pivot == 0) lower = dynamic8[0];
   if (x > value) return static_cast<std::uint8_t>(x > (upper + value) * 0.5F ? upper_pivot : pivot);
   return static_cast<std::uint8_t>(x < (lower + value) * 0.5F ? lower_pivot : pivot);
+}
+/// Code of a value in [-1, 1].
+[[nodiscard]] constexpr std::uint8_t encode8(float x) { return nearest8(dynamic8, x); }
+
+/// The signed code of 0; codes below it are negative.
+inline constexpr std::uint8_t dynamic8_zero = 127;
+static_assert(dynamic8[dynamic8_zero] == 0.0F && dynamic8_unsigned[0] == 0.0F);
+/// Code of a first moment: a negative value stays negative, however small, as in bitsandbytes' optimizers.
+[[nodiscard]] constexpr std::uint8_t encode8_signed(float x) {
+  const std::uint8_t code = encode8(x);
+  return x < 0.0F && code >= dynamic8_zero ? static_cast<std::uint8_t>(dynamic8_zero - 1) : code;
 }
 
 /// a * b rounded to float before anything is done with it, whatever -ffp-contract says.

@@ -3,7 +3,10 @@
 // F ffn, V vocab, R rank. In a linear group, K stands for its input width.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <span>
+#include <string_view>
 
 #include "qlora/config.hpp"
 #include "qlora/dtype.hpp"
@@ -67,50 +70,119 @@ struct Nf4Target {
   float* offset = nullptr;  ///< host memory
 };
 
-/// A frozen or trained weight matrix (rows, K): dense if set, else NF4.
-template <class S>
+/// A frozen or trained weight matrix (rows, K): dense if set, else NF4. Act is what activations are stored in.
+template <class Act>
 struct Weight {
   int rows = 0;
-  const S* dense = nullptr;
+  const Act* dense = nullptr;
+  int stride = 0;  ///< between rows of `dense`
   Nf4View nf4{};
 };
 
-/// One linear layer of a group. a == nullptr: no adapter, or it is switched off.
-template <class S>
+/// One linear layer of a group. a == nullptr: no adapter, or it is switched off. Param is what is trained.
+template <class Act, class Param = Act>
 struct LinearPart {
-  Weight<S> weight{};
-  const S* a = nullptr;  ///< (R,K)
-  const S* b = nullptr;  ///< (N,R)
-  S scale = S(0);        ///< alpha / r, or alpha / sqrt(r)
+  Weight<Act> weight{};
+  const Param* a = nullptr;  ///< (R,K)
+  const Param* b = nullptr;  ///< (N,R)
+  Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
 };
-template <class S>
+template <class Param>
 struct LinearGradient {
-  S* a = nullptr;
-  S* b = nullptr;
-  S* weight = nullptr;  ///< null while the weight is frozen
+  Param* a = nullptr;
+  Param* b = nullptr;
+  Param* weight = nullptr;  ///< null while the weight is frozen
 };
 
 /// Linear layers that read the same input: run-time sizes, and the workspaces that their products need.
-template <class S>
+/// Rows of the input hold XA behind X, so that [X | XA] [W | s B]^T is one product; rows of its gradient likewise.
+template <class Act>
 struct LinearGroup {
   int in = 0;
   int rank = 0;
   int adapted = 0;  ///< parts that have an adapter; their A matrices are stacked in order
   Quant quant{};
   DropoutSite dropout{};
-  S* weight_scratch = nullptr;   ///< (largest N, K); unused when all weights are dense
-  S* input_scratch = nullptr;    ///< (T,K); unused without dropout
-  S* adapter_scratch = nullptr;  ///< (rounding only) copies of A or s B as the GPU stores them
+  Act* weight_scratch = nullptr;   ///< CPU: (largest N, K), unused when all weights are dense; GPU: (sum N, K | XA)
+  Act* input_scratch = nullptr;    ///< (T,K); unused without dropout
+  Act* adapter_scratch = nullptr;  ///< copies of adapter matrices as products read them; unused where they read params
+
+  [[nodiscard]] constexpr int adapter_width() const { return adapted * rank; }
 };
 
-/// Workspace of linear_cross_entropy, all for `chunk` rows.
-template <class S>
+/// Whether a backend that widens products applies dropout on the way of a group's adapter products: width K of the input
+/// and XA columns of adapters. Else it stores the dropped input in scratch. (Beyond 384 columns the products on a stored
+/// input are faster than masks that are made again.)
+[[nodiscard]] constexpr bool drops_on_the_way(int in, int adapter_width) {
+  return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
+}
+
+/// A micro-batch of T tokens: arrays in backend memory, segments in the host's.
+struct TokenBatch {
+  int tokens = 0;
+  const std::int32_t* ids = nullptr;
+  const std::int32_t* positions = nullptr;  ///< inside the document piece: row t's piece begins at t - positions[t]
+  const std::int32_t* ends = nullptr;       ///< one past the last row of the document piece
+  const std::int32_t* targets = nullptr;    ///< the id that row t predicts, -1 for none
+  const std::int32_t* labelled = nullptr;   ///< the rows that predict something, in order
+  int labelled_count = 0;
+  int longest = 0;  ///< tokens in the longest document piece
+  std::span<const Segment> segments{};
+};
+
+/// Where in the network an op runs; what a NaN or an infinity is reported with.
+enum class Site : std::uint8_t {
+  none,
+  input_norm,
+  attention,
+  post_attention_norm,
+  feed_forward,
+  final_norm,
+  loss,
+  final_norm_gradient,
+  feed_forward_gradient,
+  post_attention_norm_gradient,
+  attention_gradient,
+  input_norm_gradient,
+};
+[[nodiscard]] constexpr std::string_view name_of(Site site) {
+  constexpr std::array<std::string_view, 12> names{"nowhere",
+                                                   "the input norm",
+                                                   "attention",
+                                                   "the norm after attention",
+                                                   "the feed-forward block",
+                                                   "the final norm",
+                                                   "the loss",
+                                                   "the gradient of the final norm",
+                                                   "the gradient of the feed-forward block",
+                                                   "the gradient of the norm after attention",
+                                                   "the gradient of attention",
+                                                   "the gradient of the input norm"};
+  return names[static_cast<std::size_t>(site)];
+}
+/// Layer and site in one number that is never 0; layer -1 is outside the blocks.
+[[nodiscard]] constexpr std::uint32_t place_code(int layer, Site site) {
+  return (static_cast<std::uint32_t>(layer + 1) << 8) | static_cast<std::uint32_t>(site);
+}
+[[nodiscard]] constexpr int place_layer(std::uint32_t code) { return static_cast<int>(code >> 8) - 1; }
+[[nodiscard]] constexpr Site place_site(std::uint32_t code) { return static_cast<Site>(code & 0xFFU); }
+
+/// What a step leaves behind besides parameters, in backend memory.
+struct StepScalars {
+  double loss = 0.0;        ///< sum over labelled rows
+  double grad_norm = 0.0;   ///< before clipping
+  double clip = 1.0;        ///< factor on gradients
+  std::uint32_t fault = 0;  ///< the first place that met a NaN or an infinity; 0: none
+};
+
+/// Workspace of cross_entropy, all for `chunk` rows.
+template <class Act, class Param = Act>
 struct LossScratch {
   int chunk = 0;
-  S* rows = nullptr;              ///< (chunk, D)
-  S* grads = nullptr;             ///< (chunk, D)
-  S* logits = nullptr;            ///< (chunk, V)
-  std::int32_t* index = nullptr;  ///< (T) rows that have a target
+  Act* rows = nullptr;         ///< (chunk, D)
+  Act* grads = nullptr;        ///< (chunk, D)
+  Param* logits = nullptr;     ///< (chunk, V)
+  Act* logit_grads = nullptr;  ///< (chunk, V), may be logits where both types are one
 };
 
 /// One AdamW update.
@@ -120,9 +192,21 @@ struct AdamW {
   float beta2 = 0.999F;
   float eps = 1e-8F;
   float weight_decay = 0.0F;
-  int step = 1;                 ///< counts from 1
-  double gradient_scale = 1.0;  ///< the clip factor
+  int step = 1;  ///< counts from 1
 };
+
+/// Elements that share one absmax in Moments8; bitsandbytes' block for optimizer states.
+inline constexpr int moment_block = 256;
+/// One moment of Adam in 8 bits. All zero at the start.
+struct Moments8 {
+  std::uint8_t* codes = nullptr;  ///< (count): dynamic8 for the first moment, dynamic8_unsigned for the second
+  float* absmax = nullptr;        ///< (count / moment_block, rounded up)
+};
+/// Bytes of the two arrays; codes fill whole 32-bit words.
+[[nodiscard]] constexpr std::int64_t moment_code_words(std::int64_t count) { return (count + 3) / 4; }
+[[nodiscard]] constexpr std::int64_t moment_blocks(std::int64_t count) {
+  return (count + moment_block - 1) / moment_block;
+}
 
 }  // namespace v0
 }  // namespace qlora

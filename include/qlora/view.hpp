@@ -11,7 +11,7 @@ inline namespace v0 {
 
 enum class Space : std::uint8_t { host, device };
 
-/// Row-major matrix of `rows` x Cols elements without gaps.
+/// Row-major matrix of `rows` x Cols elements; rows begin `stride` elements apart, Cols unless it is a part of a wider one.
 template <class T, int Cols, Space S = Space::host>
 struct Mat {
   using Element = T;
@@ -20,16 +20,18 @@ struct Mat {
 
   T* data = nullptr;
   int rows = 0;
+  int stride = Cols;
 
   constexpr Mat() = default;
-  constexpr Mat(T* first, int row_count) : data(first), rows(row_count) {}
+  constexpr Mat(T* first, int row_count, int row_stride = Cols) : data(first), rows(row_count), stride(row_stride) {}
   /// A view to read what another may write.
   template <class U>
   requires(std::is_same_v<const U, T>) constexpr Mat(const Mat<U, Cols, S>& other)
-      : data(other.data), rows(other.rows) {}
+      : data(other.data), rows(other.rows), stride(other.stride) {}
 
-  [[nodiscard]] constexpr T* row(std::int64_t index) const { return data + index * Cols; }
-  [[nodiscard]] constexpr std::int64_t size() const { return std::int64_t{rows} * Cols; }
+  /// The first columns.
+  template <int Left>
+  requires(Left <= Cols) [[nodiscard]] constexpr Mat<T, Left, S> left() const { return {data, rows, stride}; }
 };
 
 /// A parameter type that is read only and takes no part in deduction: In<float, D> x binds to Mat<float, D>.

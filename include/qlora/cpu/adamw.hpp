@@ -35,13 +35,14 @@ template <class S>
   return std::sqrt(sum);
 }
 
+/// `clip` is the factor that brings the gradient's norm down to the limit.
 template <class S>
-void adamw(ThreadPool& pool, std::int64_t count, const AdamW& rule, const S* g, S* p, S* m, S* v) {
+void adamw(ThreadPool& pool, std::int64_t count, const AdamW& rule, double clip, const S* g, S* p, S* m, S* v) {
   const auto bias1 = 1.0 - std::pow(static_cast<double>(rule.beta1), rule.step);
   const auto bias2 = 1.0 - std::pow(static_cast<double>(rule.beta2), rule.step);
   const S beta1 = S(rule.beta1);
   const S beta2 = S(rule.beta2);
-  const S scale = S(rule.gradient_scale);
+  const S scale = S(clip);
   const S keep = S(1.0 - static_cast<double>(rule.lr) * static_cast<double>(rule.weight_decay));
   const S step_size = S(static_cast<double>(rule.lr) / bias1);
   const S root_bias2 = S(1.0 / std::sqrt(bias2));

@@ -102,7 +102,7 @@ void softmax_rows(S* scores, int count, int stride, int first, S scale, S* lse) 
 
 template <class N, class S = typename N::S>
 void attention(ThreadPool& pool, int tokens, const AttentionShape& shape, std::span<const Segment> segments,
-               const S* qkv, S* o, S* lse, S* scratch, std::int64_t scratch_per_worker) {
+               const S* qkv, Block<S> o, S* lse, S* scratch, std::int64_t scratch_per_worker) {
   const int e = shape.head_dim;
   const int width = shape.width();
   const int group = shape.heads / shape.kv_heads;
@@ -131,17 +131,17 @@ void attention(ThreadPool& pool, int tokens, const AttentionShape& shape, std::s
     p.noalias() += q * k.transpose();
     detail::softmax_rows(scores, count, keys, first, scale, lse + std::int64_t{head} * tokens + segment.first + first);
     N::store(scores, std::int64_t{count} * keys);
-    S* target = o + std::int64_t{segment.first + first} * shape.heads * e + std::int64_t{head} * e;
-    auto out = dense(target, count, e, std::int64_t{shape.heads} * e);
+    const Block<S> target{o.row(segment.first + first) + std::int64_t{head} * e, o.stride};
+    auto out = dense(target.data, count, e, target.stride);
     out.setZero();
     out.noalias() += p * v;
-    for (int i = 0; i < count; ++i) N::store(target + std::int64_t{i} * shape.heads * e, e);
+    N::store(target, count, e);
   });
 }
 
 template <class N, class S = typename N::S>
 void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shape, std::span<const Segment> segments,
-                        const S* go, const S* qkv, const S* o, const S* lse, S* gqkv, S* scratch,
+                        Block<const S> go, const S* qkv, Block<const S> o, const S* lse, S* gqkv, S* scratch,
                         std::int64_t scratch_per_worker) {
   const int e = shape.head_dim;
   const int width = shape.width();
@@ -164,9 +164,8 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
         const auto q = dense(qkv + row * width + std::int64_t{head} * e, count, e, width);
         const auto k = dense(qkv + row0 * width + k_col, keys, e, width);
         const auto v = dense(qkv + row0 * width + v_col, keys, e, width);
-        const std::int64_t o_stride = std::int64_t{shape.heads} * e;
-        const auto grad_o = dense(go + row * o_stride + std::int64_t{head} * e, count, e, o_stride);
-        const auto out = dense(o + row * o_stride + std::int64_t{head} * e, count, e, o_stride);
+        const auto grad_o = dense(go.row(row) + std::int64_t{head} * e, count, e, go.stride);
+        const auto out = dense(o.row(row) + std::int64_t{head} * e, count, e, o.stride);
         S* p_data = scratch + worker * scratch_per_worker;
         S* ds_data = p_data + std::int64_t{attention_tile} * keys;
         auto p = dense(p_data, count, keys, keys);
@@ -221,7 +220,7 @@ void store_kv(const AttentionShape& shape, std::span<const CachedSequence<S>> se
 /// Attention of new tokens over cached keys and values; the decode-step twin of `attention`.
 template <class N, class S = typename N::S>
 void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<const CachedSequence<S>> sequences,
-                      const S* qkv, S* o, S* scratch, std::int64_t scratch_per_worker) {
+                      const S* qkv, Block<S> o, S* scratch, std::int64_t scratch_per_worker) {
   const int e = shape.head_dim;
   const int group = shape.heads / shape.kv_heads;
   const std::int64_t kv_width = std::int64_t{2} * shape.kv_heads * e;
@@ -244,11 +243,11 @@ void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<c
       p.noalias() += q * dense(keys_data, keys, e, kv_width).transpose();
       detail::softmax_rows(scores, count, keys, first, scale, lse);
       N::store(scores, std::int64_t{count} * keys);
-      S* target = o + row * shape.heads * e + std::int64_t{head} * e;
-      auto out = dense(target, count, e, std::int64_t{shape.heads} * e);
+      const Block<S> target{o.row(row) + std::int64_t{head} * e, o.stride};
+      auto out = dense(target.data, count, e, target.stride);
       out.setZero();
       out.noalias() += p * dense(values_data, keys, e, kv_width);
-      for (int i = 0; i < count; ++i) N::store(target + std::int64_t{i} * shape.heads * e, e);
+      N::store(target, count, e);
     }
   });
 }

@@ -18,13 +18,6 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
-/// A row-major matrix inside a larger one: element (i, j) is data[i * stride + j].
-template <class S>
-struct Block {
-  S* data = nullptr;
-  std::int64_t stride = 0;
-};
-
 template <class S>
 using DenseMap = Eigen::Map<Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>, 0, Eigen::OuterStride<>>;
 template <class S>

@@ -1,9 +1,9 @@
 // qlora/cpu/linear.hpp — a group of linear layers that read the same input: frozen weights plus low-rank adapters.
-// Math       part p of the group: Y_p = X W_p^T + s_p (X' A_p^T) B_p^T,  X' = mask o X / keep (one mask a group)
+// Math       part p of the group: Y_p = [residual +] X W_p^T + s_p (X' A_p^T) B_p^T,  X' = mask o X / keep (one mask a group)
 //            gXA_p = s_p gY_p B_p;  gB_p += s_p gY_p^T XA_p;  gA_p += gXA_p^T X'
 //            gX = sum_p gY_p W_p + mask o (gXA A) / keep
-// Shapes     X gX (T,K) · Y gY (T, sum N_p) · W_p (N_p,K) NF4 or dense · A (parts x R, K) stacked · B_p (N_p,R)
-//            XA gXA (T, parts x R)
+// Shapes     [X | XA] [gX | gXA] (T, K + parts x R), one behind the other in each row · Y gY (T, sum N_p)
+//            W_p (N_p,K) NF4 or dense · A (parts x R, K) stacked · B_p (N_p,R)
 // Writes     Y XA gX with = ; gA gB gW with +=
 // Numbers    a frozen NF4 weight is dequantized whole before its product; masks are made again, never stored
 // Reference  complex step in tests/derivative_test.cpp; golden LoRA logits and gradients
@@ -24,10 +24,10 @@ namespace cpu {
 namespace detail {
 
 template <class N, class S = typename N::S>
-[[nodiscard]] const S* dense_weight(ThreadPool& pool, const LinearGroup<S>& group, const Weight<S>& weight) {
-  if (weight.dense != nullptr) return weight.dense;
+[[nodiscard]] Block<const S> dense_weight(ThreadPool& pool, const LinearGroup<S>& group, const Weight<S>& weight) {
+  if (weight.dense != nullptr) return {weight.dense, weight.stride};
   dequantize_nf4<N>(pool, weight.nf4, std::int64_t{weight.rows} * group.in, group.quant, group.weight_scratch);
-  return group.weight_scratch;
+  return {group.weight_scratch, group.in};
 }
 
 /// The adapter matrix as products read it: in place, or rounded into scratch with `scale` folded in.
@@ -83,119 +83,146 @@ void for_dropout_row(const DropoutSite& site, std::uint32_t token, int columns, 
 
 /// X' = mask o X / keep, or X itself without dropout.
 template <class N, class S = typename N::S>
-[[nodiscard]] const S* dropped_input(ThreadPool& pool, const LinearGroup<S>& group, int tokens, const S* x) {
+[[nodiscard]] Block<const S> dropped_input(ThreadPool& pool, const LinearGroup<S>& group, int tokens,
+                                           Block<const S> x) {
   if (group.dropout.threshold == 0) return x;
   for_ranges(pool, tokens, 32, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {
-      const S* from = x + t * group.in;
+      const S* from = x.row(t);
       S* to = group.input_scratch + t * group.in;
       for_dropout_row<S>(group.dropout, static_cast<std::uint32_t>(t), group.in,
                          [&](int i, S factor) { to[i] = from[i] * factor; });
       N::store(to, group.in);
     }
   });
-  return group.input_scratch;
+  return {group.input_scratch, group.in};
+}
+
+/// The stacked A of the group, or null when its adapters are off.
+template <class S>
+[[nodiscard]] const S* stacked_a(std::span<const LinearPart<S>> parts) {
+  for (const LinearPart<S>& part : parts) {
+    if (part.a != nullptr) return part.a;
+  }
+  return nullptr;
+}
+template <class S>
+[[nodiscard]] int output_width(std::span<const LinearPart<S>> parts) {
+  int width = 0;
+  for (const LinearPart<S>& part : parts) width += part.weight.rows;
+  return width;
 }
 
 }  // namespace detail
 
-/// XA = X' A^T for the stacked A of the group.
+/// XA = X' A^T for the stacked A of the group, into the columns behind X.
 template <class N, class S = typename N::S>
-void adapter_input(ThreadPool& pool, const LinearGroup<S>& group, int tokens, const S* x, const S* a, S* xa) {
+void adapter_input(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, int tokens,
+                   Block<S> x) {
   using In = Block<const S>;
-  const int width = group.adapted * group.rank;
-  const S* dropped = detail::dropped_input<N>(pool, group, tokens, x);
+  const S* a = detail::stacked_a(parts);
+  if (a == nullptr) return;
+  const int width = group.adapter_width();
+  const In dropped = detail::dropped_input<N>(pool, group, tokens, In{x.data, x.stride});
   const S* stacked = detail::adapter_operand<N>(group, a, std::int64_t{width} * group.in, S(1));
-  product_nt<S>(pool, tokens, width, group.in, S(1), In{dropped, group.in}, In{stacked, group.in}, 0, {xa, width});
-  N::store(xa, std::int64_t{tokens} * width);
+  const Block<S> xa{x.data + group.in, x.stride};
+  product_nt<S>(pool, tokens, width, group.in, S(1), dropped, In{stacked, group.in}, 0, xa);
+  N::store(xa, tokens, width);
 }
 
+/// `residual` may be null.
 template <class N, class S = typename N::S>
 void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, int tokens,
-                    const S* x, S* xa, S* y) {
+                    Block<S> x, const S* residual, S* y) {
   using In = Block<const S>;
-  int width = 0;
-  for (const LinearPart<S>& part : parts) width += part.weight.rows;
-  const S* stacked = nullptr;
-  for (const LinearPart<S>& part : parts) {
-    if (stacked == nullptr) stacked = part.a;
-  }
-  if (stacked != nullptr) adapter_input<N>(pool, group, tokens, x, stacked, xa);
-  const int xa_width = group.adapted * group.rank;
+  const int width = detail::output_width(parts);
+  adapter_input<N>(pool, group, parts, tokens, x);
   int column = 0;
   int slot = 0;
   for (const LinearPart<S>& part : parts) {
     const int rows = part.weight.rows;
-    const S* w = detail::dense_weight<N>(pool, group, part.weight);
-    product_nt<S>(pool, tokens, rows, group.in, S(1), In{x, group.in}, In{w, group.in}, 0, {y + column, width});
+    const In w = detail::dense_weight<N>(pool, group, part.weight);
+    product_nt<S>(pool, tokens, rows, group.in, S(1), In{x.data, x.stride}, w, 0, {y + column, width});
     if (part.a != nullptr) {
       const S* b = detail::adapter_operand<N>(group, part.b, std::int64_t{rows} * group.rank, part.scale);
-      product_nt<S>(pool, tokens, rows, group.rank, N::rounds ? S(1) : part.scale,
-                    In{xa + std::int64_t{slot} * group.rank, xa_width}, In{b, group.rank}, 1, {y + column, width});
+      const In xa{x.data + group.in + std::int64_t{slot} * group.rank, x.stride};
+      product_nt<S>(pool, tokens, rows, group.rank, N::rounds ? S(1) : part.scale, xa, In{b, group.rank}, 1,
+                    {y + column, width});
       ++slot;
     }
     column += rows;
   }
-  N::store(y, std::int64_t{tokens} * width);
+  for_ranges(pool, std::int64_t{tokens} * width, 1 << 14, [&](std::int64_t first, std::int64_t last, int) {
+    if (residual != nullptr) row_array(y + first, last - first) += row_array(residual + first, last - first);
+    N::store(y + first, last - first);
+  });
 }
 
-/// `gx` may be null: nothing below this group is trained. gxa is workspace (T, parts x R).
+namespace detail {
+
+/// gXA, gB and the gradient of full weights, part by part; gX without the adapters' share.
 template <class N, class S = typename N::S>
-void linear_backward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
-                     std::span<const LinearGradient<S>> gradients, int tokens, const S* gy, const S* x, const S* xa,
-                     S* gxa, S* gx) {
+void backward_parts(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
+                    std::span<const LinearGradient<S>> gradients, int tokens, const S* gy, Block<const S> x,
+                    bool needs_input, Block<S> gx) {
   using In = Block<const S>;
-  int width = 0;
-  for (const LinearPart<S>& part : parts) width += part.weight.rows;
-  const int xa_width = group.adapted * group.rank;
+  const int width = output_width(parts);
   int column = 0;
   int slot = 0;
   int beta = 0;
-  const S* stacked = nullptr;
-  S* stacked_gradient = nullptr;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const LinearPart<S>& part = parts[p];
     const int rows = part.weight.rows;
+    const In g{gy + column, width};
     if (part.a != nullptr) {
-      if (stacked == nullptr) {
-        stacked = part.a;
-        stacked_gradient = gradients[p].a;
-      }
-      const std::int64_t at = std::int64_t{slot} * group.rank;
-      const S* b = detail::adapter_operand<N>(group, part.b, std::int64_t{rows} * group.rank, part.scale);
-      product_nn<S>(pool, tokens, group.rank, rows, N::rounds ? S(1) : part.scale, In{gy + column, width},
-                    In{b, group.rank}, 0, {gxa + at, xa_width});
-      product_tn<S>(pool, rows, group.rank, tokens, part.scale, In{gy + column, width}, In{xa + at, xa_width}, 1,
+      const std::int64_t at = group.in + std::int64_t{slot} * group.rank;
+      const S* b = adapter_operand<N>(group, part.b, std::int64_t{rows} * group.rank, part.scale);
+      product_nn<S>(pool, tokens, group.rank, rows, N::rounds ? S(1) : part.scale, g, In{b, group.rank}, 0,
+                    {gx.data + at, gx.stride});
+      product_tn<S>(pool, rows, group.rank, tokens, part.scale, g, In{x.data + at, x.stride}, 1,
                     {gradients[p].b, group.rank});
       ++slot;
     }
     if (gradients[p].weight != nullptr) {
-      product_tn<S>(pool, rows, group.in, tokens, S(1), In{gy + column, width}, In{x, group.in}, 1,
-                    {gradients[p].weight, group.in});
+      product_tn<S>(pool, rows, group.in, tokens, S(1), g, x, 1, {gradients[p].weight, group.in});
     }
-    if (gx != nullptr) {
-      const S* w = detail::dense_weight<N>(pool, group, part.weight);
-      product_nn<S>(pool, tokens, group.in, rows, S(1), In{gy + column, width}, In{w, group.in}, beta, {gx, group.in});
+    if (needs_input) {
+      product_nn<S>(pool, tokens, group.in, rows, S(1), g, dense_weight<N>(pool, group, part.weight), beta, gx);
       beta = 1;
     }
     column += rows;
   }
+}
+
+}  // namespace detail
+
+/// gx gets gX in its first K columns (with needs_input) and gXA behind them.
+template <class N, class S = typename N::S>
+void linear_backward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
+                     std::span<const LinearGradient<S>> gradients, int tokens, const S* gy, Block<const S> x,
+                     bool needs_input, Block<S> gx) {
+  using In = Block<const S>;
+  detail::backward_parts<N>(pool, group, parts, gradients, tokens, gy, x, needs_input, gx);
+  const S* stacked = detail::stacked_a(parts);
   if (stacked != nullptr) {
-    N::store(gxa, std::int64_t{tokens} * xa_width);
-    const S* dropped = detail::dropped_input<N>(pool, group, tokens, x);
-    product_tn<S>(pool, xa_width, group.in, tokens, S(1), In{gxa, xa_width}, In{dropped, group.in}, 1,
-                  {stacked_gradient, group.in});
-    if (gx != nullptr) {
-      const S* a = detail::adapter_operand<N>(group, stacked, std::int64_t{xa_width} * group.in, S(1));
+    const int width = group.adapter_width();
+    const Block<S> gxa{gx.data + group.in, gx.stride};
+    N::store(gxa, tokens, width);
+    S* gradient = nullptr;
+    for (std::size_t p = 0; p < parts.size() && gradient == nullptr; ++p) gradient = gradients[p].a;
+    const In dropped = detail::dropped_input<N>(pool, group, tokens, x);
+    product_tn<S>(pool, width, group.in, tokens, S(1), In{gxa.data, gxa.stride}, dropped, 1, {gradient, group.in});
+    if (needs_input) {
+      const S* a = detail::adapter_operand<N>(group, stacked, std::int64_t{width} * group.in, S(1));
       const bool masked = group.dropout.threshold != 0;
-      S* target = masked ? group.input_scratch : gx;
-      product_nn<S>(pool, tokens, group.in, xa_width, S(1), In{gxa, xa_width}, In{a, group.in}, masked ? 0 : 1,
-                    {target, group.in});
+      const Block<S> target = masked ? Block<S>{group.input_scratch, group.in} : gx;
+      product_nn<S>(pool, tokens, group.in, width, S(1), In{gxa.data, gxa.stride}, In{a, group.in}, masked ? 0 : 1,
+                    target);
       if (masked) {
         for_ranges(pool, tokens, 32, [&](std::int64_t first, std::int64_t last, int) {
           for (std::int64_t t = first; t < last; ++t) {
-            S* to = gx + t * group.in;
-            const S* from = group.input_scratch + t * group.in;
+            S* to = gx.row(t);
+            const S* from = target.row(t);
             detail::for_dropout_row<S>(group.dropout, static_cast<std::uint32_t>(t), group.in,
                                        [&](int i, S factor) { to[i] += from[i] * factor; });
           }
@@ -203,7 +230,7 @@ void linear_backward(ThreadPool& pool, const LinearGroup<S>& group, std::span<co
       }
     }
   }
-  if (gx != nullptr) N::store(gx, std::int64_t{tokens} * group.in);
+  if (needs_input) N::store(gx, tokens, group.in);
 }
 
 }  // namespace cpu

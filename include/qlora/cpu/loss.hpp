@@ -15,10 +15,10 @@ inline namespace v0 {
 namespace cpu {
 
 template <class N, class S = typename N::S>
-void embed(ThreadPool& pool, int tokens, int dim, const std::int32_t* ids, const S* table, S* x) {
+void embed(ThreadPool& pool, int tokens, int dim, const std::int32_t* ids, const S* table, Block<S> x) {
   for_ranges(pool, tokens, 64, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {
-      row_array(x + t * dim, dim) = row_array(table + std::int64_t{ids[t]} * dim, dim);
+      row_array(x.row(t), dim) = row_array(table + std::int64_t{ids[t]} * dim, dim);
     }
   });
 }
@@ -35,19 +35,15 @@ void embed_backward(ThreadPool& pool, int tokens, int dim, const std::int32_t* i
 
 /// `gx` null: losses only. `gw` null: the head is frozen. `scale` is d(total loss) / d(loss_t).
 template <class N, class S = typename N::S>
-void linear_cross_entropy(ThreadPool& pool, int tokens, int dim, int vocab, const S* x, const S* w,
-                          const std::int32_t* targets, S scale, const LossScratch<S>& scratch, S* losses, S* gx,
-                          S* gw) {
-  int labelled = 0;
-  for (int t = 0; t < tokens; ++t) {
-    losses[t] = S(0);
-    if (targets[t] >= 0) scratch.index[labelled++] = t;
-  }
-  if (gx != nullptr) row_array(gx, std::int64_t{tokens} * dim).setZero();
+void cross_entropy(ThreadPool& pool, int dim, int vocab, const TokenBatch& batch, const S* x, const S* w, S scale,
+                   const LossScratch<S>& scratch, S* losses, S* gx, S* gw) {
+  const int labelled = batch.labelled_count;
+  row_array(losses, batch.tokens).setZero();
+  if (gx != nullptr) row_array(gx, std::int64_t{batch.tokens} * dim).setZero();
   using In = Block<const S>;
   for (int done = 0; done < labelled; done += scratch.chunk) {
     const int count = std::min(scratch.chunk, labelled - done);
-    const std::int32_t* index = scratch.index + done;
+    const std::int32_t* index = batch.labelled + done;
     for (int i = 0; i < count; ++i) {
       row_array(scratch.rows + std::int64_t{i} * dim, dim) = row_array(x + std::int64_t{index[i]} * dim, dim);
     }
@@ -60,7 +56,7 @@ void linear_cross_entropy(ThreadPool& pool, int tokens, int dim, int vocab, cons
           if (real_part(z[v]) > real_part(largest)) largest = z[v];
         }
         largest = S(real_part(largest));
-        const std::int32_t target = targets[index[i]];
+        const std::int32_t target = batch.targets[index[i]];
         const S z_target = z[target];
         z = (z - largest).exp();
         const S sum = z.sum();

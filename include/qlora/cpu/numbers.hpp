@@ -36,6 +36,14 @@ enum class Rounding : std::uint8_t { none, bf16 };
 
 namespace cpu {
 
+/// A row-major matrix inside a larger one: element (i, j) is data[i * stride + j].
+template <class S>
+struct Block {
+  S* data = nullptr;
+  std::int64_t stride = 0;
+  [[nodiscard]] S* row(std::int64_t index) const { return data + index * stride; }
+};
+
 template <class Scalar, Rounding Round = Rounding::none>
 struct Numbers {
   using S = Scalar;
@@ -53,6 +61,9 @@ struct Numbers {
     if constexpr (rounds) {
       for (std::int64_t i = 0; i < count; ++i) values[i] = stored(values[i]);
     }
+  }
+  static void store(Block<S> values, std::int64_t rows, std::int64_t cols) {
+    for (std::int64_t i = 0; i < (rounds ? rows : 0); ++i) store(values.row(i), cols);
   }
 };
 

@@ -18,8 +18,14 @@ struct DecodeRoom {
 template <Code K, class B>
 class Decoder {
  public:
-  using S = typename B::Scalar;
+  using Act = typename B::Act;
+  using Param = typename B::Param;
   using D = Dims<K>;
+  static constexpr int norm_width = std::max(GroupDims<K, Group::qkv>::wide, GroupDims<K, Group::gate_up>::wide);
+  template <int Cols>
+  using View = typename B::template View<Cols>;
+  template <int Cols>
+  using ConstView = typename B::template ConstView<Cols>;
 
   /// New tokens for the sequence in `slot`.
   struct Addition {
@@ -28,31 +34,30 @@ class Decoder {
   };
 
   Decoder(B& backend, const Weights<K, B>& weights, const DecodeRoom& room)
-      : b_(backend), w_(weights), room_(room), arena_(bytes_needed(backend, weights, room)) {
+      : b_(backend), w_(weights), room_(room), arena_(backend.arena(bytes_needed(backend, weights, room))) {
     QLORA_EXPECTS(room.sequences > 0 && room.length > 0 && room.step_tokens >= room.sequences, "room for ",
                   room.sequences, " sequences of ", room.length, " tokens, ", room.step_tokens, " a step");
-    const auto take = [&](std::int64_t count) { return arena_.template take<S>(count); };
+    const auto take = [&](std::int64_t count) { return arena_.template take<Act>(count); };
     const std::int64_t t = room.step_tokens;
     for (int layer = 0; layer < w_.layers(); ++layer) {
       caches_.push_back(take(std::int64_t{room.sequences} * room.length * D::kv_width));
     }
     x_ = take(t * D::dim);
     mid_ = take(t * D::dim);
-    normed_ = take(t * D::dim);
-    delta_ = take(t * D::dim);
+    normed_ = take(t * norm_width);
     qkv_ = take(t * D::qkv_width);
-    o_ = take(t * D::heads_width);
+    o_ = take(elements(K.shape, K.lora, t, Buffer::o));
     gate_up_ = take(t * 2 * D::ffn);
-    act_ = take(t * D::ffn);
-    inv_ = take(t);
-    xa_ = take(t * widest_xa(K.lora));
+    act_ = take(elements(K.shape, K.lora, t, Buffer::act));
     last_ = take(std::int64_t{room.sequences} * D::dim);
-    logits_ = take(std::int64_t{room.sequences} * D::vocab);
-    scratch_.weight = take(largest_matrix(K.shape));
-    scratch_.adapter = take(B::rounds ? largest_adapter(K.shape, K.lora) : 0);
-    attention_ = take(attention_per_worker() * b_.workers());
-    cosine_ = take(std::int64_t{room.length} * (K.shape.head_dim / 2));
-    sine_ = take(std::int64_t{room.length} * (K.shape.head_dim / 2));
+    const WorkSizes sizes = work();
+    scratch_.weight = take(sizes.weight);
+    scratch_.adapter = take(sizes.adapter);
+    attention_ = arena_.template take<std::byte>(attention_bytes(backend, room));
+    inv_ = arena_.template take<Param>(t);
+    logits_ = arena_.template take<Param>(std::int64_t{room.sequences} * D::vocab);
+    cosine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
+    sine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
     b_.rope_table(room.length, K.shape.head_dim, static_cast<double>(w_.values().rope_theta), cosine_, sine_);
     lengths_.resize(static_cast<std::size_t>(room.sequences), 0);
     host_logits_.resize(static_cast<std::size_t>(room.sequences) * static_cast<std::size_t>(D::vocab));
@@ -68,57 +73,64 @@ class Decoder {
   std::span<const float> extend(std::span<const Addition> additions) {
     place(additions);
     const int t = static_cast<int>(ids_.size());
-    const auto rows = [t]<int Cols>(std::integral_constant<int, Cols>, S* data) { return Mat<S, Cols>(data, t); };
-    using Dim = std::integral_constant<int, D::dim>;
-    const Mat<S, D::dim> x = rows(Dim{}, x_);
-    const Mat<S, D::dim> mid = rows(Dim{}, mid_);
-    const Mat<S, D::dim> normed = rows(Dim{}, normed_);
-    const Mat<S, D::dim> delta = rows(Dim{}, delta_);
-    const Mat<S, D::qkv_width> qkv(qkv_, t);
-    const Mat<S, D::heads_width> o(o_, t);
-    const Mat<S, 2 * D::ffn> gate_up(gate_up_, t);
-    const Mat<S, D::ffn> act(act_, t);
+    const View<D::dim> x(x_, t);
+    const View<D::dim> mid(mid_, t);
+    const View<D::qkv_width> qkv(qkv_, t);
+    const View<2 * D::ffn> gate_up(gate_up_, t);
+    const auto norm1 = input<Group::qkv>(normed_);
+    const auto norm2 = input<Group::gate_up>(normed_);
+    const auto o = input<Group::o>(o_);
+    const auto act = input<Group::down>(act_);
     constexpr AttentionShape heads{K.shape.heads, K.shape.kv_heads, K.shape.head_dim};
     const float eps = w_.values().norm_eps;
-    b_.template embed<D::dim>(ids_.data(), {w_.embedding(), K.shape.vocab}, x);
+    const std::int32_t* positions = b_.stage(std::span<const std::int32_t>(positions_));
+    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), K.shape.vocab}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       point_at(layer);
-      const std::span<const CachedSequence<S>> sequences(sequences_);
-      b_.rmsnorm(eps, x, {}, w_.norm(layer, 0), Mat<S, D::dim>{}, normed, inv_);
-      run<Group::qkv>(layer, Mat<const S, D::dim>(normed), qkv);
-      b_.rope(heads, cosine_, sine_, positions_.data(), 1, qkv);
-      b_.store_kv(heads, sequences, Mat<const S, D::qkv_width>(qkv));
-      b_.attention_cached(heads, sequences, Mat<const S, D::qkv_width>(qkv), o, attention_, attention_per_worker());
-      run<Group::o>(layer, Mat<const S, D::heads_width>(o), delta);
-      b_.rmsnorm(eps, x, delta, w_.norm(layer, 1), mid, normed, inv_);
-      run<Group::gate_up>(layer, Mat<const S, D::dim>(normed), gate_up);
-      b_.template swiglu<D::ffn>(gate_up, act);
-      run<Group::down>(layer, Mat<const S, D::ffn>(act), delta);
-      b_.add(Mat<const S, D::dim>(mid), delta, x);
+      const std::span<const CachedSequence<Act>> sequences(sequences_);
+      b_.rmsnorm(eps, x, w_.norm(layer, 0), norm1.template left<D::dim>(), inv_);
+      run<Group::qkv>(layer, norm1, {}, qkv);
+      b_.rope(heads, cosine_, sine_, positions, 1, qkv);
+      b_.store_kv(heads, sequences, ConstView<D::qkv_width>(qkv));
+      b_.attention_cached(heads, sequences, ConstView<D::qkv_width>(qkv), o.template left<D::heads_width>(), attention_,
+                          attention_bytes(b_, room_));
+      run<Group::o>(layer, o, x, mid);
+      b_.rmsnorm(eps, mid, w_.norm(layer, 1), norm2.template left<D::dim>(), inv_);
+      run<Group::gate_up>(layer, norm2, {}, gate_up);
+      b_.template swiglu<D::ffn>(gate_up, act.template left<D::ffn>());
+      run<Group::down>(layer, act, mid, x);
     }
-    const Mat<S, D::dim> last(last_, static_cast<int>(additions.size()));
-    b_.template embed<D::dim>(last_rows_.data(), {x_, t}, last);  // picks the last row of each sequence
-    b_.rmsnorm(eps, last, {}, w_.final_norm(), Mat<S, D::dim>{}, {normed_, last.rows}, inv_);
-    b_.project(Mat<const S, D::dim>(normed_, last.rows), w_.head(), D::vocab, logits_);
+    const View<D::dim> last(last_, static_cast<int>(additions.size()));
+    const View<D::dim> normed(normed_, last.rows);
+    // picks the last row of each sequence
+    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), {x_, t}, last);
+    b_.rmsnorm(eps, last, w_.final_norm(), normed, inv_);
+    b_.project(ConstView<D::dim>(normed), w_.head(), D::vocab, logits_);
     const auto count = additions.size() * static_cast<std::size_t>(D::vocab);
     b_.download(logits_, std::span(host_logits_).first(count));
     return std::span<const float>(host_logits_).first(count);
   }
 
  private:
-  [[nodiscard]] std::int64_t attention_per_worker() const { return std::int64_t{attention_tile} * room_.length; }
+  [[nodiscard]] static std::int64_t attention_bytes(const B& backend, const DecodeRoom& room) {
+    return backend.workers() *
+           arena_bytes(std::int64_t{attention_tile} * room.length * static_cast<std::int64_t>(sizeof(Act)));
+  }
+  [[nodiscard]] static WorkSizes work() {
+    return work_sizes(K.shape, K.lora, B::widens, B::rounds, Weights<K, B>::quantized);
+  }
 
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights,
                                                  const DecodeRoom& room) {
-    const auto bytes = [](std::int64_t count) { return arena_bytes(count * static_cast<std::int64_t>(sizeof(S))); };
+    const auto bytes = [](std::int64_t count) { return arena_bytes(count * static_cast<std::int64_t>(sizeof(Act))); };
+    const auto wide = [](std::int64_t count) { return arena_bytes(count * static_cast<std::int64_t>(sizeof(Param))); };
     const std::int64_t t = room.step_tokens;
-    return weights.layers() * bytes(std::int64_t{room.sequences} * room.length * D::kv_width) + 4 * bytes(t * D::dim) +
-           bytes(t * D::qkv_width) + bytes(t * D::heads_width) + bytes(t * 2 * D::ffn) + bytes(t * D::ffn) + bytes(t) +
-           bytes(t * widest_xa(K.lora)) + bytes(std::int64_t{room.sequences} * D::dim) +
-           bytes(std::int64_t{room.sequences} * D::vocab) + bytes(largest_matrix(K.shape)) +
-           bytes(B::rounds ? largest_adapter(K.shape, K.lora) : 0) +
-           bytes(std::int64_t{attention_tile} * room.length * backend.workers()) +
-           2 * bytes(std::int64_t{room.length} * (K.shape.head_dim / 2));
+    return weights.layers() * bytes(std::int64_t{room.sequences} * room.length * D::kv_width) + 2 * bytes(t * D::dim) +
+           bytes(t * norm_width) + bytes(t * D::qkv_width) + bytes(elements(K.shape, K.lora, t, Buffer::o)) +
+           bytes(t * 2 * D::ffn) + bytes(elements(K.shape, K.lora, t, Buffer::act)) +
+           bytes(std::int64_t{room.sequences} * D::dim) + bytes(work().weight) + bytes(work().adapter) +
+           attention_bytes(backend, room) + wide(t) + wide(std::int64_t{room.sequences} * D::vocab) +
+           2 * wide(std::int64_t{room.length} * (K.shape.head_dim / 2));
   }
 
   void place(std::span<const Addition> additions) {
@@ -153,24 +165,31 @@ class Decoder {
           caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * room_.length * D::kv_width;
     }
   }
-  template <Group G, int In, int Out>
-  void run(int layer, Mat<const S, In> x, Mat<S, Out> y) {
-    w_.template linear<G>(layer).forward(b_, scratch_, {}, x, xa_, y);
+  /// [X | XA] of a group.
+  template <Group G>
+  [[nodiscard]] View<GroupDims<K, G>::wide> input(Act* data) const {
+    return {data, static_cast<int>(ids_.size())};
+  }
+  template <Group G>
+  void run(int layer, View<GroupDims<K, G>::wide> x, ConstView<GroupDims<K, G>::out> residual,
+           View<GroupDims<K, G>::out> y) {
+    w_.template linear<G>(layer).forward(b_, scratch_, {}, x, residual, y);
   }
 
   B& b_;
   const Weights<K, B>& w_;
   DecodeRoom room_;
   typename B::Arena arena_;
-  std::vector<S*> caches_;  // by layer: (sequences, length, 2KE)
-  S *x_, *mid_, *normed_, *delta_, *qkv_, *o_, *gate_up_, *act_, *inv_, *xa_, *last_, *logits_, *attention_, *cosine_,
-      *sine_;
-  LinearScratch<S> scratch_;
+  std::vector<Act*> caches_;  // by layer: (sequences, length, 2KE)
+  Act *x_, *mid_, *normed_, *qkv_, *o_, *gate_up_, *act_, *last_;
+  Param *inv_, *logits_, *cosine_, *sine_;
+  std::byte* attention_;
+  LinearScratch<Act> scratch_;
   std::vector<int> lengths_;
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> last_rows_;
-  std::vector<CachedSequence<S>> sequences_;
+  std::vector<CachedSequence<Act>> sequences_;
   std::vector<int> slots_;
   std::vector<float> host_logits_;
 };

@@ -3,6 +3,7 @@
 // transformers loads what is written (config.json in the transformers 4 dialect, which 5 reads too).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -10,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -65,6 +67,7 @@ namespace detail {
 }
 
 /// Writes one model directory. Takes the tensors of tensor_names(shape) in any order; finish() gives it its name.
+/// Different tensors may be written, and different files finished, by different threads at once.
 class ModelWriter {
  public:
   struct Options {
@@ -87,6 +90,27 @@ class ModelWriter {
   /// The tensors that are expected, in file order.
   [[nodiscard]] std::vector<NamedShape> tensors() const { return tensor_names(model_.shape); }
 
+  /// The same for `threads` that each take the next one: neighbours lie in different files, since a file system lets one
+  /// thread at a time write to a file. Files are filled in groups of that number, so that the first are finished early.
+  [[nodiscard]] std::vector<NamedShape> tensors_for(std::size_t threads) const {
+    struct Place {
+      std::size_t group, round, file;
+      NamedShape tensor;
+    };
+    std::vector<Place> places;
+    std::vector<std::size_t> count(files());
+    for (NamedShape& tensor : tensors()) {
+      const std::size_t file = file_of(tensor.name);
+      places.push_back({file / std::max<std::size_t>(threads, 1), count[file]++, file, std::move(tensor)});
+    }
+    std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
+      return std::tie(a.group, a.round, a.file) < std::tie(b.group, b.round, b.file);
+    });
+    std::vector<NamedShape> order;
+    for (Place& place : places) order.push_back(std::move(place.tensor));
+    return order;
+  }
+
   /// Writes floats from element `first` on. Throws Error naming the tensor when a value overflows the type written.
   void write(std::string_view name, std::span<const float> values, std::uint64_t first = 0) {
     writer_of(name).write_floats(name, first, values);
@@ -96,9 +120,24 @@ class ModelWriter {
     writer_of(name).write(name, offset, bytes);
   }
 
+  /// The weight files, and which of them a tensor is in.
+  [[nodiscard]] std::size_t files() const { return shards_.size(); }
+  [[nodiscard]] std::size_t file_of(std::string_view name) const {
+    const auto found = shard_of_.find(name);
+    QLORA_EXPECTS(found != shard_of_.end(), "a model of this shape has no tensor '", name, "'");
+    return found->second;
+  }
+  /// Makes one weight file durable, while others are still written; finish() does it for those that are left. Throws
+  /// Error naming a tensor that did not come in full.
+  void finish_file(std::size_t file) {
+    Shard& shard = shards_.at(file);
+    if (shard.finished) return;
+    shard.writer->finish();
+    shard.finished = true;
+  }
   /// Completes the directory. Throws Error naming a tensor that did not come in full.
   void finish() {
-    for (Shard& shard : shards_) shard.writer->finish();
+    for (std::size_t file = 0; file < shards_.size(); ++file) finish_file(file);
     const std::filesystem::path& here = directory_.temporary();
     if (shards_.size() > 1) {
       const Json index{{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", files_}};
@@ -118,6 +157,7 @@ class ModelWriter {
     std::uint64_t bytes = 0;
     std::string file;
     std::optional<SafetensorsWriter> writer;
+    bool finished = false;
   };
 
   /// Fills shards in file order, as transformers does, and names them.
@@ -144,11 +184,7 @@ class ModelWriter {
     }
   }
 
-  [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) {
-    const auto found = shard_of_.find(name);
-    QLORA_EXPECTS(found != shard_of_.end(), "a model of this shape has no tensor '", name, "'");
-    return *shards_[found->second].writer;
-  }
+  [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) { return *shards_[file_of(name)].writer; }
 
   void copy_tokenizer() const {
     if (options_.tokenizer_from.empty()) return;

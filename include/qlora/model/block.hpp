@@ -1,7 +1,7 @@
 // qlora/model/block.hpp — one decoder block: forward, what a recompute policy makes again, backward.
 //   n1 = norm(x);  qkv = W_qkv n1, rotated;  o = attention(qkv);  mid = x + W_o o
-//   n2 = norm(mid);  gu = W_gate|up n2;  act = silu(gate) up;  delta = W_down act      (x + delta: the next block's
-//   norm)
+//   n2 = norm(mid);  gu = W_gate|up n2;  act = silu(gate) up;  out = mid + W_down act
+// n1, o, n2 and act are inputs of linear groups: each row has room for its XA behind it.
 #pragma once
 
 #include "qlora/model/weights.hpp"
@@ -10,35 +10,30 @@ namespace qlora {
 inline namespace v0 {
 
 /// Where one layer's buffers lie. Buffers that are not kept point into scratch that all layers share.
-template <class S>
+template <class Act, class Param>
 struct LayerBuffers {
-  std::array<S*, all_buffers.size()> data{};
-  [[nodiscard]] S* operator[](Buffer b) const { return data[static_cast<std::size_t>(b)]; }
-  [[nodiscard]] S*& operator[](Buffer b) { return data[static_cast<std::size_t>(b)]; }
+  std::array<std::byte*, all_buffers.size()> data{};
+  [[nodiscard]] Act* act(Buffer b) const { return reinterpret_cast<Act*>(data[static_cast<std::size_t>(b)]); }
+  [[nodiscard]] Param* statistic(Buffer b) const { return reinterpret_cast<Param*>(data[static_cast<std::size_t>(b)]); }
 };
 
-/// Gradients of activations, shared by all layers.
-template <class S>
-struct BackwardScratch {
-  S* norm = nullptr;     ///< (T,D)
-  S* qkv = nullptr;      ///< (T,(H+2K)E)
-  S* o = nullptr;        ///< (T,HE)
-  S* gate_up = nullptr;  ///< (T,2F)
-  S* act = nullptr;      ///< (T,F)
-  S* xa = nullptr;       ///< (T, widest XA)
+/// Gradients of activations, shared by all layers. That of gate|up takes gate|up's place, and when it is used up, that of
+/// qkv does.
+template <class Act>
+struct GradientBuffers {
+  Act* stream = nullptr;  ///< (T,D)
+  Act* input = nullptr;   ///< (T, K | gXA) of the group at hand
 };
 
 /// What all blocks of one pass share.
-template <class S>
+template <class Act, class Param>
 struct PassContext {
-  int tokens = 0;
-  std::span<const Segment> segments{};
-  const std::int32_t* positions = nullptr;
-  const S* cosine = nullptr;
-  const S* sine = nullptr;
-  S* attention = nullptr;
-  std::int64_t attention_per_worker = 0;
-  LinearScratch<S> linear{};
+  TokenBatch batch{};
+  const Param* cosine = nullptr;
+  const Param* sine = nullptr;
+  std::byte* attention = nullptr;
+  std::int64_t attention_bytes = 0;
+  LinearScratch<Act> linear{};
   DropoutSite dropout{};  ///< threshold 0: none
 
   [[nodiscard]] DropoutSite site(int layer, Group g) const {
@@ -52,116 +47,137 @@ struct PassContext {
 template <Code K, class B>
 class Block {
  public:
-  using S = typename B::Scalar;
+  using Act = typename B::Act;
+  using Param = typename B::Param;
   using D = Dims<K>;
-  using Stream = Mat<S, D::dim>;
+  using Buffers = LayerBuffers<Act, Param>;
+  template <int Cols>
+  using View = typename B::template View<Cols>;
+  template <int Cols>
+  using ConstView = typename B::template ConstView<Cols>;
+  using Stream = View<D::dim>;
+  using ConstStream = ConstView<D::dim>;
   static constexpr AttentionShape heads{K.shape.heads, K.shape.kv_heads, K.shape.head_dim};
 
-  Block(B& backend, const Weights<K, B>& weights, const PassContext<S>& context, int layer)
+  Block(B& backend, const Weights<K, B>& weights, const PassContext<Act, Param>& context, int layer)
       : b_(backend), w_(weights), c_(context), layer_(layer) {}
 
-  /// x (T,D) is the stream that enters, already summed; delta (T,D) gets what the block adds after mid.
-  void forward(const LayerBuffers<S>& a, Mat<const S, D::dim> x, Stream delta) const {
+  /// x (T,D) is the stream that enters, out (T,D) the stream that leaves.
+  void forward(const Buffers& a, ConstStream x, Stream out) const {
     norm(a, 0, x);
     attend(a);
-    project_o(a, x, delta);
+    project_o(a, x);
     feed_forward(a);
-    w_.template linear<Group::down>(layer_).forward(b_, c_.linear, site(Group::down), rows<D::ffn>(a[Buffer::act]),
-                                                    a[Buffer::xa_down], delta);
+    linear<Group::down>().forward(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)),
+                                  rows<D::dim>(a.act(Buffer::mid)), out);
   }
 
-  /// Makes again what `policy` did not keep. delta is workspace.
-  void recompute(const LayerBuffers<S>& a, Recompute policy, Mat<const S, D::dim> x, Stream delta) const {
+  /// Makes again what `policy` did not keep.
+  void recompute(const Buffers& a, Recompute policy, ConstStream x) const {
     if (policy == Recompute::none) return;
     norm(a, 0, x);
     if (policy == Recompute::block) {
       attend(a);
-      project_o(a, x, delta);
+      project_o(a, x);
     } else {
-      w_.template linear<Group::qkv>(layer_).recompute_xa(b_, c_.linear, site(Group::qkv),
-                                                          rows<D::dim>(a[Buffer::norm1]), a[Buffer::xa_qkv]);
-      w_.template linear<Group::o>(layer_).recompute_xa(b_, c_.linear, site(Group::o),
-                                                        rows<D::heads_width>(a[Buffer::o]), a[Buffer::xa_o]);
-      norm(a, 1, rows<D::dim>(a[Buffer::mid]));
+      linear<Group::qkv>().recompute_xa(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)));
+      norm(a, 1, rows<D::dim>(a.act(Buffer::mid)));
     }
     feed_forward(a);
-    w_.template linear<Group::down>(layer_).recompute_xa(b_, c_.linear, site(Group::down), rows<D::ffn>(a[Buffer::act]),
-                                                         a[Buffer::xa_down]);
+    linear<Group::down>().recompute_xa(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)));
   }
 
-  /// gs (T,D): gradient of the stream above the block on entry, below it on return. `gradients` is the array of all
-  /// trained parameters. Without `needs_input`, gs is not brought below the qkv group.
-  void backward(const LayerBuffers<S>& a, const BackwardScratch<S>& g, Mat<const S, D::dim> x, Stream gs, S* gradients,
+  /// g.stream (T,D): gradient of the stream above the block on entry, below it on return. `gradients` is the array of
+  /// all trained parameters. Without `needs_input`, the stream's is not brought below the qkv group. gate|up is lost.
+  void backward(const Buffers& a, const GradientBuffers<Act>& g, ConstStream x, Param* gradients,
                 bool needs_input) const {
-    const int t = c_.tokens;
-    const auto slots = [&]<Group G>() { return gradient_slots<K, G>(w_.layout(), layer_, gradients); };
-    const Mat<S, D::ffn> gact(g.act, t);
-    const Mat<S, 2 * D::ffn> ggu(g.gate_up, t);
-    const Mat<S, D::heads_width> go(g.o, t);
-    const Mat<S, D::qkv_width> gqkv(g.qkv, t);
-    const Stream gn(g.norm, t);
-    w_.template linear<Group::down>(layer_).backward(b_, c_.linear, site(Group::down),
-                                                     slots.template operator()<Group::down>(), gs,
-                                                     rows<D::ffn>(a[Buffer::act]), a[Buffer::xa_down], g.xa, gact);
-    b_.template swiglu_backward<D::ffn>(gact, rows<2 * D::ffn>(a[Buffer::gate_up]), ggu);
-    w_.template linear<Group::gate_up>(layer_).backward(
-        b_, c_.linear, site(Group::gate_up), slots.template operator()<Group::gate_up>(), ggu,
-        rows<D::dim>(a[Buffer::norm2]), a[Buffer::xa_gate_up], g.xa, gn);
-    b_.rmsnorm_backward(gn, rows<D::dim>(a[Buffer::mid]), a[Buffer::inv2], w_.norm(layer_, 1), true, gs,
-                        norm_gradient(gradients, 1));
-    w_.template linear<Group::o>(layer_).backward(b_, c_.linear, site(Group::o), slots.template operator()<Group::o>(),
-                                                  gs, rows<D::heads_width>(a[Buffer::o]), a[Buffer::xa_o], g.xa, go);
-    b_.attention_backward(heads, c_.segments, Mat<const S, D::heads_width>(go), rows<D::qkv_width>(a[Buffer::qkv]),
-                          rows<D::heads_width>(a[Buffer::o]), a[Buffer::lse], gqkv, c_.attention,
-                          c_.attention_per_worker);
-    b_.rope(heads, c_.cosine, c_.sine, c_.positions, -1, gqkv);
-    w_.template linear<Group::qkv>(layer_).backward(
-        b_, c_.linear, site(Group::qkv), slots.template operator()<Group::qkv>(), gqkv, rows<D::dim>(a[Buffer::norm1]),
-        a[Buffer::xa_qkv], g.xa, needs_input ? gn : Stream{});
+    const int t = c_.batch.tokens;
+    const Stream gs(g.stream, t);
+    b_.at(layer_, Site::feed_forward_gradient);
+    const auto gact = input<Group::down>(g.input);
+    backward_group<Group::down>(gradients, gs, a.act(Buffer::act), true, gact);
+    const View<2 * D::ffn> gate_up(a.act(Buffer::gate_up), t);
+    b_.template swiglu_backward<D::ffn>(gact.template left<D::ffn>(), gate_up, gate_up);
+    const auto gn2 = input<Group::gate_up>(g.input);
+    backward_group<Group::gate_up>(gradients, gate_up, a.act(Buffer::norm2), true, gn2);
+    b_.at(layer_, Site::post_attention_norm_gradient);
+    b_.rmsnorm_backward(gn2.template left<D::dim>(), rows<D::dim>(a.act(Buffer::mid)), a.statistic(Buffer::inv2),
+                        w_.norm(layer_, 1), true, gs, norm_gradient(gradients, 1));
+    b_.at(layer_, Site::attention_gradient);
+    const auto go = input<Group::o>(g.input);
+    backward_group<Group::o>(gradients, gs, a.act(Buffer::o), true, go);
+    const View<D::qkv_width> gqkv(a.act(Buffer::gate_up), t);
+    b_.attention_backward(heads, c_.batch, ConstView<D::heads_width>(go.template left<D::heads_width>()),
+                          rows<D::qkv_width>(a.act(Buffer::qkv)),
+                          input<Group::o>(a.act(Buffer::o)).template left<D::heads_width>(), a.statistic(Buffer::lse),
+                          gqkv, c_.attention, c_.attention_bytes);
+    b_.rope(heads, c_.cosine, c_.sine, c_.batch.positions, -1, gqkv);
+    const auto gn1 = input<Group::qkv>(g.input);
+    backward_group<Group::qkv>(gradients, gqkv, a.act(Buffer::norm1), needs_input, gn1);
     if (!needs_input) return;
-    b_.rmsnorm_backward(gn, x, a[Buffer::inv1], w_.norm(layer_, 0), true, gs, norm_gradient(gradients, 0));
+    b_.at(layer_, Site::input_norm_gradient);
+    b_.rmsnorm_backward(gn1.template left<D::dim>(), x, a.statistic(Buffer::inv1), w_.norm(layer_, 0), true, gs,
+                        norm_gradient(gradients, 0));
   }
 
  private:
   template <int Cols>
-  [[nodiscard]] Mat<const S, Cols> rows(const S* data) const {
-    return {data, c_.tokens};
+  [[nodiscard]] ConstView<Cols> rows(const Act* data) const {
+    return {data, c_.batch.tokens};
+  }
+  /// [X | XA] of a group.
+  template <Group G>
+  [[nodiscard]] View<GroupDims<K, G>::wide> input(Act* data) const {
+    return {data, c_.batch.tokens};
+  }
+  template <Group G>
+  [[nodiscard]] QLinear<K, G, B> linear() const {
+    return w_.template linear<G>(layer_);
   }
   [[nodiscard]] DropoutSite site(Group g) const { return c_.site(layer_, g); }
-  [[nodiscard]] S* norm_gradient(S* gradients, int which) const {
+  [[nodiscard]] Param* norm_gradient(Param* gradients, int which) const {
     return K.trainable == Trainable::all ? gradients + w_.layout().norm(layer_, which) : nullptr;
   }
 
-  void norm(const LayerBuffers<S>& a, int which, Mat<const S, D::dim> x) const {
-    b_.rmsnorm(w_.values().norm_eps, x, {}, w_.norm(layer_, which), Stream{},
-               Stream(a[which == 0 ? Buffer::norm1 : Buffer::norm2], c_.tokens),
-               a[which == 0 ? Buffer::inv1 : Buffer::inv2]);
+  void norm(const Buffers& a, int which, ConstStream x) const {
+    b_.at(layer_, which == 0 ? Site::input_norm : Site::post_attention_norm);
+    const Stream y = which == 0 ? input<Group::qkv>(a.act(Buffer::norm1)).template left<D::dim>()
+                                : input<Group::gate_up>(a.act(Buffer::norm2)).template left<D::dim>();
+    b_.rmsnorm(w_.values().norm_eps, x, w_.norm(layer_, which), y,
+               a.statistic(which == 0 ? Buffer::inv1 : Buffer::inv2));
   }
-  void attend(const LayerBuffers<S>& a) const {
-    const Mat<S, D::qkv_width> qkv(a[Buffer::qkv], c_.tokens);
-    w_.template linear<Group::qkv>(layer_).forward(b_, c_.linear, site(Group::qkv), rows<D::dim>(a[Buffer::norm1]),
-                                                   a[Buffer::xa_qkv], qkv);
-    b_.rope(heads, c_.cosine, c_.sine, c_.positions, 1, qkv);
-    b_.attention(heads, c_.segments, Mat<const S, D::qkv_width>(qkv), Mat<S, D::heads_width>(a[Buffer::o], c_.tokens),
-                 a[Buffer::lse], c_.attention, c_.attention_per_worker);
+  void attend(const Buffers& a) const {
+    b_.at(layer_, Site::attention);
+    const View<D::qkv_width> qkv(a.act(Buffer::qkv), c_.batch.tokens);
+    linear<Group::qkv>().forward(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {}, qkv);
+    b_.rope(heads, c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
+    b_.attention(heads, c_.batch, ConstView<D::qkv_width>(qkv),
+                 input<Group::o>(a.act(Buffer::o)).template left<D::heads_width>(), a.statistic(Buffer::lse),
+                 c_.attention, c_.attention_bytes);
   }
-  /// mid = x + W_o o and its norm, in one op.
-  void project_o(const LayerBuffers<S>& a, Mat<const S, D::dim> x, Stream delta) const {
-    w_.template linear<Group::o>(layer_).forward(b_, c_.linear, site(Group::o), rows<D::heads_width>(a[Buffer::o]),
-                                                 a[Buffer::xa_o], delta);
-    b_.rmsnorm(w_.values().norm_eps, x, delta, w_.norm(layer_, 1), Stream(a[Buffer::mid], c_.tokens),
-               Stream(a[Buffer::norm2], c_.tokens), a[Buffer::inv2]);
+  /// mid = x + W_o o, and its norm.
+  void project_o(const Buffers& a, ConstStream x) const {
+    linear<Group::o>().forward(b_, c_.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
+                               Stream(a.act(Buffer::mid), c_.batch.tokens));
+    norm(a, 1, rows<D::dim>(a.act(Buffer::mid)));
   }
-  void feed_forward(const LayerBuffers<S>& a) const {
-    const Mat<S, 2 * D::ffn> gate_up(a[Buffer::gate_up], c_.tokens);
-    w_.template linear<Group::gate_up>(layer_).forward(b_, c_.linear, site(Group::gate_up),
-                                                       rows<D::dim>(a[Buffer::norm2]), a[Buffer::xa_gate_up], gate_up);
-    b_.template swiglu<D::ffn>(gate_up, Mat<S, D::ffn>(a[Buffer::act], c_.tokens));
+  void feed_forward(const Buffers& a) const {
+    b_.at(layer_, Site::feed_forward);
+    const View<2 * D::ffn> gate_up(a.act(Buffer::gate_up), c_.batch.tokens);
+    linear<Group::gate_up>().forward(b_, c_.linear, site(Group::gate_up), input<Group::gate_up>(a.act(Buffer::norm2)),
+                                     {}, gate_up);
+    b_.template swiglu<D::ffn>(gate_up, input<Group::down>(a.act(Buffer::act)).template left<D::ffn>());
+  }
+  template <Group G>
+  void backward_group(Param* gradients, ConstView<GroupDims<K, G>::out> gy, Act* x, bool needs_input,
+                      View<GroupDims<K, G>::wide> gx) const {
+    linear<G>().backward(b_, c_.linear, site(G), gradient_slots<K, G>(w_.layout(), layer_, gradients), gy, input<G>(x),
+                         needs_input, gx);
   }
 
   B& b_;
   const Weights<K, B>& w_;
-  const PassContext<S>& c_;
+  const PassContext<Act, Param>& c_;
   int layer_;
 };
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "qlora/config.hpp"
+#include "qlora/ops.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -50,14 +51,22 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 [[nodiscard]] constexpr int adapter_width(const Lora& lora, Group g) { return adapted_parts(lora, g) * lora.rank; }
 
 // What shared workspaces are sized for.
-[[nodiscard]] constexpr int widest_xa(const Lora& lora) {
+[[nodiscard]] constexpr int widest_input_row(const Shape& s, const Lora& lora) {
   int widest = 0;
-  for (const Group g : all_groups) widest = std::max(widest, adapter_width(lora, g));
+  for (const Group g : all_groups) widest = std::max(widest, group_in(s, g) + adapter_width(lora, g));
   return widest;
 }
-[[nodiscard]] constexpr int widest_in(const Shape& s) {
+/// A row of the gradients of a group's input; the loss keeps its input and its gradient there.
+[[nodiscard]] constexpr int input_gradient_row(const Shape& s, const Lora& lora) {
+  return std::max(widest_input_row(s, lora), 2 * s.dim);
+}
+/// A row of the dropped input that products read, where they do not drop on their way.
+[[nodiscard]] constexpr int dropped_row(const Shape& s, const Lora& lora, bool widens) {
   int widest = 0;
-  for (const Group g : all_groups) widest = std::max(widest, group_in(s, g));
+  for (const Group g : all_groups) {
+    const int xa = adapter_width(lora, g);
+    if (xa > 0 && !(widens && drops_on_the_way(group_in(s, g), xa))) widest = std::max(widest, group_in(s, g));
+  }
   return widest;
 }
 [[nodiscard]] constexpr std::int64_t largest_matrix(const Shape& s) {
@@ -65,10 +74,23 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
   for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * cols_of(s, one));
   return largest;
 }
-/// The largest adapter operand: a stacked A, or one B.
-[[nodiscard]] constexpr std::int64_t largest_adapter(const Shape& s, const Lora& lora) {
+/// The largest [W | s B] of a group.
+[[nodiscard]] constexpr std::int64_t largest_wide_group(const Shape& s, const Lora& lora) {
+  std::int64_t largest = 0;
+  for (const Group g : all_groups) {
+    largest = std::max(largest, std::int64_t{group_out(s, g)} * (group_in(s, g) + adapter_width(lora, g)));
+  }
+  return largest;
+}
+/// The largest stacked A.
+[[nodiscard]] constexpr std::int64_t largest_stacked_a(const Shape& s, const Lora& lora) {
   std::int64_t largest = 0;
   for (const Group g : all_groups) largest = std::max(largest, std::int64_t{adapter_width(lora, g)} * group_in(s, g));
+  return largest;
+}
+/// The largest adapter operand: a stacked A, or one B.
+[[nodiscard]] constexpr std::int64_t largest_adapter(const Shape& s, const Lora& lora) {
+  std::int64_t largest = largest_stacked_a(s, lora);
   for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * lora.rank);
   return largest;
 }
@@ -84,34 +106,22 @@ struct Dims {
   static constexpr int vocab = K.shape.vocab;
 };
 
-/// What one decoder layer computes on the way, in elements for T tokens. `stream`, the residual stream that enters each
+/// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA behind
+/// each row. `stream`, the residual stream that enters each
 /// layer, is kept for all layers and not listed here.
-enum class Buffer : std::uint8_t {
-  norm1,
-  inv1,
-  qkv,
-  xa_qkv,
-  lse,
-  o,
-  xa_o,
-  mid,
-  norm2,
-  inv2,
-  gate_up,
-  xa_gate_up,
-  act,
-  xa_down
-};
-inline constexpr std::array<Buffer, 14> all_buffers{
-    Buffer::norm1, Buffer::inv1,  Buffer::qkv,  Buffer::xa_qkv,  Buffer::lse,        Buffer::o,   Buffer::xa_o,
-    Buffer::mid,   Buffer::norm2, Buffer::inv2, Buffer::gate_up, Buffer::xa_gate_up, Buffer::act, Buffer::xa_down};
+enum class Buffer : std::uint8_t { norm1, inv1, qkv, lse, o, mid, norm2, inv2, gate_up, act };
+inline constexpr std::array<Buffer, 10> all_buffers{Buffer::norm1,   Buffer::inv1, Buffer::qkv,   Buffer::lse,
+                                                    Buffer::o,       Buffer::mid,  Buffer::norm2, Buffer::inv2,
+                                                    Buffer::gate_up, Buffer::act};
 
 [[nodiscard]] constexpr std::int64_t elements(const Shape& s, const Lora& lora, std::int64_t tokens, Buffer buffer) {
   switch (buffer) {
     case Buffer::norm1:
+      return tokens * (s.dim + adapter_width(lora, Group::qkv));
     case Buffer::mid:
-    case Buffer::norm2:
       return tokens * s.dim;
+    case Buffer::norm2:
+      return tokens * (s.dim + adapter_width(lora, Group::gate_up));
     case Buffer::inv1:
     case Buffer::inv2:
       return tokens;
@@ -120,19 +130,11 @@ inline constexpr std::array<Buffer, 14> all_buffers{
     case Buffer::lse:
       return tokens * s.heads;
     case Buffer::o:
-      return tokens * s.heads * s.head_dim;
-    case Buffer::gate_up:
-      return tokens * 2 * s.ffn;
+      return tokens * (s.heads * s.head_dim + adapter_width(lora, Group::o));
+    case Buffer::gate_up:  // its gradient takes its place, and then that of qkv
+      return tokens * std::max(2 * s.ffn, group_out(s, Group::qkv));
     case Buffer::act:
-      return tokens * s.ffn;
-    case Buffer::xa_qkv:
-      return tokens * adapter_width(lora, Group::qkv);
-    case Buffer::xa_o:
-      return tokens * adapter_width(lora, Group::o);
-    case Buffer::xa_gate_up:
-      return tokens * adapter_width(lora, Group::gate_up);
-    case Buffer::xa_down:
-      return tokens * adapter_width(lora, Group::down);
+      return tokens * (s.ffn + adapter_width(lora, Group::down));
   }
   return 0;
 }

@@ -22,7 +22,6 @@ class Model {
  public:
   static constexpr Config config = C;
   static constexpr Code code = code_of(C);
-  using Scalar = typename B::Scalar;
 
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
   /// missing or has another size.

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <string_view>
 
+#include "qlora/error.hpp"
 #include "qlora/model/layout.hpp"
 #include "qlora/nf4.hpp"
 #include "qlora/ops.hpp"
@@ -21,39 +22,25 @@ enum class Purpose : std::uint8_t {
   dense_linears,   ///< frozen linears that are not quantized, or their resident dequantized form
   embedding_head,  ///< frozen embedding, head and norms
   trained,         ///< adapters (or all weights), in full precision
-  trained_copy,    ///< 16-bit copy of the adapters for products
   gradients,
   moments,
   activations,       ///< kept for the backward pass, all layers
   layer_scratch,     ///< activations that are made again, one layer's worth
-  backward_scratch,  ///< gradients of activations
-  weight_scratch,    ///< the dequantized weight of the product at hand
+  backward_scratch,  ///< gradients of the stream and of a group's input
+  weight_scratch,    ///< the dequantized weight of the product at hand, and its adapters as products read them
   input_scratch,     ///< the dropped input of the product at hand
   attention_scratch,
-  loss_scratch,  ///< a chunk of logits
+  loss_scratch,  ///< a chunk of logits, as far as it does not fit the scratch of products; losses
   tables,        ///< rotary tables, indices, partial sums
   context,       ///< what the driver takes for an empty process
   library,       ///< workspaces of cuBLASLt and cuDNN
 };
-inline constexpr std::size_t purpose_count = 18;
-inline constexpr std::array<std::string_view, purpose_count> purpose_names{"NF4 codes",
-                                                                           "NF4 scales",
-                                                                           "dense linears",
-                                                                           "embedding, head, norms",
-                                                                           "trained parameters",
-                                                                           "16-bit copy",
-                                                                           "gradients",
-                                                                           "moments",
-                                                                           "activations",
-                                                                           "layer scratch",
-                                                                           "backward scratch",
-                                                                           "weight scratch",
-                                                                           "input scratch",
-                                                                           "attention scratch",
-                                                                           "loss scratch",
-                                                                           "tables",
-                                                                           "context",
-                                                                           "libraries"};
+inline constexpr std::size_t purpose_count = 17;
+inline constexpr std::array<std::string_view, purpose_count> purpose_names{
+    "NF4 codes",      "NF4 scales",    "dense linears",     "embedding, head, norms", "trained parameters",
+    "gradients",      "moments",       "activations",       "layer scratch",          "backward scratch",
+    "weight scratch", "input scratch", "attention scratch", "loss scratch",           "tables",
+    "context",        "libraries"};
 
 struct MemoryPlan {
   std::array<std::int64_t, purpose_count> bytes{};
@@ -73,6 +60,7 @@ struct Run {
   int loss_chunk = 512;                    ///< labelled rows whose logits exist at once
   bool dropout = true;
   bool keep_dequantized = false;  ///< frozen weights also dense: faster where memory is no concern
+  bool moments8 = false;          ///< AdamW's moments in 8 bits
 };
 
 /// Bytes per element by kind, and what the machine takes besides.
@@ -81,17 +69,45 @@ struct Storage {
   int statistic = 4;
   int frozen = 2;  ///< embedding, head, dense linears
   int trained = 4;
-  int copy = 2;  ///< 0: products read the trained parameters themselves
   int moment = 4;
-  int indices = 4;             ///< 32-bit numbers per token: ids, positions, targets, labelled rows
-  int workers = 0;             ///< CPU: attention scratch for each
+  bool widens = true;          ///< products read [W | s B] of a whole group, and a 16-bit copy of its A
   bool rounding_copy = false;  ///< CPU with bf16 rounding: one rounded adapter matrix
+  int workers = 0;             ///< CPU: attention scratch for each; 0: one sum for each token and head
+  int logit_gradient = 2;      ///< 0: made in the place of the logits
   std::int64_t context = 0;
   std::int64_t library = 0;
 };
 /// bf16 on one GPU. Context: 500 MB measured for an empty process with cuBLAS loaded on an H200, rounded up; libraries:
-/// the 32 MiB that NVIDIA's guide gives cuBLASLt on Hopper, twice, and as much again for fused attention.
+/// the 32 MiB that NVIDIA's guide gives cuBLASLt on Hopper, the ring that small host data passes through, and what fused
+/// attention asks for.
 inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 1024 * 1024};
+
+/// Elements of the weight and adapter workspaces that all products share.
+struct WorkSizes {
+  std::int64_t weight = 0;
+  std::int64_t adapter = 0;
+};
+[[nodiscard]] constexpr WorkSizes work_sizes(const Shape& s, const Lora& lora, bool widens, bool rounds,
+                                             bool dequantizes) {
+  WorkSizes sizes;
+  if (dequantizes) sizes.weight = widens ? largest_wide_group(s, lora) : largest_matrix(s);
+  if (widens) {
+    sizes.adapter = largest_stacked_a(s, lora);
+  } else if (rounds) {
+    sizes.adapter = largest_adapter(s, lora);
+  }
+  return sizes;
+}
+/// Workspace of the loss: rows, their gradients, logits and theirs.
+[[nodiscard]] constexpr std::int64_t loss_bytes(const Shape& s, std::int64_t chunk, const Storage& store) {
+  return 2 * arena_bytes(chunk * s.dim * store.activation) + arena_bytes(chunk * s.vocab * store.statistic) +
+         arena_bytes(chunk * s.vocab * store.logit_gradient);
+}
+[[nodiscard]] constexpr std::int64_t attention_scratch_bytes(const Shape& s, std::int64_t tokens, int seq,
+                                                             const Storage& store) {
+  if (store.workers == 0) return arena_bytes(tokens * s.heads * store.statistic);
+  return store.workers * arena_bytes(std::int64_t{2} * attention_tile * seq * store.activation);
+}
 
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
   const Shape& s = config.shape;
@@ -112,8 +128,15 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
           s.layers * (layout.nested > 0 ? arena_bytes(layout.blocks) + arena_bytes(4 * layout.nested)
                                         : arena_bytes(4 * layout.blocks));
     }
-    if (!quantized || run.keep_dequantized)
+    if (!quantized || (run.keep_dequantized && !store.widens)) {
       plan[Purpose::dense_linears] += s.layers * arena_bytes(count * store.frozen);
+    }
+  }
+  if (!full && config.quant.kind == QuantKind::nf4 && run.keep_dequantized && store.widens) {
+    for (const Group g : all_groups) {
+      const std::int64_t count = std::int64_t{group_out(s, g)} * (group_in(s, g) + adapter_width(lora, g));
+      plan[Purpose::dense_linears] += s.layers * arena_bytes(count * store.frozen);
+    }
   }
   if (!full) {
     plan[Purpose::embedding_head] = (s.tied_embeddings ? 1 : 2) * arena_bytes(table * store.frozen) +
@@ -121,10 +144,11 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
   }
   plan[Purpose::trained] = arena_bytes(trained.total() * store.trained);
   plan[Purpose::gradients] = arena_bytes(trained.total() * store.trained);
-  plan[Purpose::moments] = 2 * arena_bytes(trained.total() * store.moment);
-  plan[Purpose::trained_copy] = full ? 0 : arena_bytes(trained.total() * store.copy);
+  plan[Purpose::moments] = 2 * (run.moments8 ? arena_bytes(moment_code_words(trained.total()) * 4) +
+                                                   arena_bytes(moment_blocks(trained.total()) * 4)
+                                             : arena_bytes(trained.total() * store.moment));
   plan[Purpose::activations] =
-      (s.layers + 2) * arena_bytes(tokens * s.dim * store.activation) + arena_bytes(tokens * store.statistic);
+      (s.layers + 1) * arena_bytes(tokens * s.dim * store.activation) + arena_bytes(tokens * store.statistic);
   const int asked = run.recompute_layers < 0 ? s.layers : std::min(run.recompute_layers, s.layers);
   const int again = run.recompute == Recompute::none ? 0 : asked;
   for (const Buffer buffer : all_buffers) {
@@ -134,23 +158,22 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
     plan[Purpose::activations] += (kept ? s.layers : s.layers - again) * bytes;
     if (!kept && again > 0) plan[Purpose::layer_scratch] += bytes;
   }
-  plan[Purpose::backward_scratch] = 3 * arena_bytes(tokens * s.dim * store.activation) +  // stream, norm input, delta
-                                    arena_bytes(tokens * group_out(s, Group::qkv) * store.activation) +  // qkv
-                                    arena_bytes(tokens * s.heads * s.head_dim * store.activation) +      // o
-                                    arena_bytes(tokens * 2 * s.ffn * store.activation) +                 // gate|up
-                                    arena_bytes(tokens * s.ffn * store.activation) +                     // act
-                                    arena_bytes(tokens * widest_xa(lora) * store.activation);            // xa
+  plan[Purpose::backward_scratch] = arena_bytes(tokens * s.dim * store.activation) +
+                                    arena_bytes(tokens * input_gradient_row(s, lora) * store.activation);
   const bool dequantizes = !full && config.quant.kind == QuantKind::nf4 && !run.keep_dequantized;
-  plan[Purpose::weight_scratch] = (dequantizes ? arena_bytes(largest_matrix(s) * store.activation) : 0) +
-                                  (store.rounding_copy ? arena_bytes(largest_adapter(s, lora) * store.activation) : 0);
-  plan[Purpose::input_scratch] = run.dropout && !full ? arena_bytes(tokens * widest_in(s) * store.activation) : 0;
-  plan[Purpose::attention_scratch] =
-      store.workers * arena_bytes(std::int64_t{2} * attention_tile * run.seq * store.activation);
-  plan[Purpose::loss_scratch] = 2 * arena_bytes(std::int64_t{run.loss_chunk} * s.dim * store.activation) +
-                                arena_bytes(std::int64_t{run.loss_chunk} * s.vocab * store.activation) +
+  const WorkSizes work = work_sizes(s, lora, store.widens, store.rounding_copy, dequantizes);
+  plan[Purpose::weight_scratch] =
+      arena_bytes(work.weight * store.activation) + arena_bytes(work.adapter * store.activation);
+  plan[Purpose::input_scratch] =
+      run.dropout && !full ? arena_bytes(tokens * dropped_row(s, lora, store.widens) * store.activation) : 0;
+  plan[Purpose::attention_scratch] = attention_scratch_bytes(s, tokens, run.seq, store);
+  // the loss runs while no product of a block does: it works in their scratch, and takes what is missing there
+  const std::int64_t products = plan[Purpose::weight_scratch] + plan[Purpose::input_scratch];
+  plan[Purpose::loss_scratch] = std::max<std::int64_t>(0, loss_bytes(s, run.loss_chunk, store) - products) +
                                 arena_bytes(tokens * store.statistic);
   plan[Purpose::tables] = 2 * arena_bytes(std::int64_t{run.seq} * (s.head_dim / 2) * store.statistic) +
-                          store.indices * arena_bytes(tokens * 4) + arena_bytes(norm_partials(trained.total()) * 8);
+                          arena_bytes(norm_partials(trained.total()) * 8) +
+                          arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;
   return plan;
@@ -160,6 +183,41 @@ inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 10
 template <Config C>
 requires ValidConfig<C>
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Run& run) { return memory_plan(C, run, gpu_storage); }
+
+namespace detail {
+[[noreturn]] inline void refuse_run(const Run& run, std::int64_t needed, std::int64_t budget) {
+  const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes / 1'000'000) / 1000.0; };
+  throw Error(concat("training on ", run.batch, " x ", run.seq, " tokens takes ", gb(needed),
+                     " GB even when every block is computed again in the backward pass, and there are ", gb(budget),
+                     " GB; a smaller batch or shorter windows need less"),
+              ErrorKind::resource);
+}
+}  // namespace detail
+
+/// The run with the least recomputation whose plan fits into `budget` bytes: nothing; else the cheap buffers, in as few
+/// layers as it takes; else whole blocks, in as few layers as it takes. Throws Error with what is needed when not even
+/// all blocks will do.
+[[nodiscard]] constexpr Run choose_recompute(const Config& config, Run run, std::int64_t budget,
+                                             const Storage& store = gpu_storage) {
+  const auto fits = [&](Recompute policy, int layers) {
+    run.recompute = policy;
+    run.recompute_layers = layers;
+    return memory_plan(config, run, store).total() <= budget;
+  };
+  if (fits(Recompute::none, 0)) return run;
+  for (const Recompute policy : {Recompute::cheap, Recompute::block}) {
+    int enough = config.shape.layers;
+    if (!fits(policy, enough)) continue;
+    // One layer more never takes more memory: scratch for one layer replaces what the first kept.
+    for (int few = 0; enough - few > 1;) {
+      const int middle = few + (enough - few) / 2;
+      (fits(policy, middle) ? enough : few) = middle;
+    }
+    (void)fits(policy, enough);
+    return run;
+  }
+  detail::refuse_run(run, memory_plan(config, run, store).total(), budget);
+}
 
 /// What a GPU offers: nvidia-smi's memory.total.
 struct Gpu {

@@ -17,28 +17,34 @@ struct GroupDims {
   static constexpr int adapted = adapted_parts(K.lora, G);
   static constexpr int in = group_in(K.shape, G);
   static constexpr int out = group_out(K.shape, G);
-  static constexpr int xa = adapter_width(K.lora, G);
+  static constexpr int wide = in + adapter_width(K.lora, G);  ///< columns of [X | XA]
   static constexpr bool trains_weights = K.trainable == Trainable::all;
 };
 
 /// Workspaces that all groups share; one product runs at a time.
-template <class S>
+template <class Act>
 struct LinearScratch {
-  S* weight = nullptr;
-  S* input = nullptr;
-  S* adapter = nullptr;
+  Act* weight = nullptr;
+  Act* input = nullptr;
+  Act* adapter = nullptr;
 };
 
 /// One group of one layer, ready to run: views only.
 template <Code K, Group G, class B>
 struct QLinear {
-  using S = typename B::Scalar;
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  using Part = LinearPart<Act, Param>;
+  using Gradient = LinearGradient<Param>;
   using D = GroupDims<K, G>;
+  using Input = typename B::template View<D::wide>;
+  using Output = typename B::template View<D::out>;
+  using ConstInput = typename B::template ConstView<D::wide>;
+  using ConstOutput = typename B::template ConstView<D::out>;
 
-  std::array<LinearPart<S>, D::parts> parts{};
-  bool adapters = false;  ///< false: the base model, as if there were no adapters
+  std::array<Part, D::parts> parts{};
 
-  [[nodiscard]] LinearGroup<S> group(const LinearScratch<S>& scratch, const DropoutSite& dropout) const {
+  [[nodiscard]] LinearGroup<Act> group(const LinearScratch<Act>& scratch, const DropoutSite& dropout) const {
     return {.in = D::in,
             .rank = K.lora.rank,
             .adapted = D::adapted,
@@ -48,43 +54,34 @@ struct QLinear {
             .input_scratch = scratch.input,
             .adapter_scratch = scratch.adapter};
   }
-  /// The stacked A of the group, or null.
-  [[nodiscard]] const S* stacked() const {
-    for (const LinearPart<S>& one : parts) {
-      if (one.a != nullptr) return one.a;
-    }
-    return nullptr;
-  }
 
-  /// y (T,out) = frozen and adapter products of x (T,in); xa (T, adapted R) is kept for the backward pass.
-  void forward(B& b, const LinearScratch<S>& scratch, const DropoutSite& dropout, Mat<const S, D::in> x, S* xa,
-               Mat<S, D::out> y) const {
-    b.linear(group(scratch, dropout), std::span<const LinearPart<S>>(parts), x, xa, y);
+  /// y (T,out) = [residual +] frozen and adapter products of x (T, in | XA), whose XA is written on the way and kept for
+  /// the backward pass.
+  void forward(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout, Input x, ConstOutput residual,
+               Output y) const {
+    b.linear(group(scratch, dropout), std::span<const Part>(parts), x, residual, y);
   }
-  /// xa again, for a backward pass that did not keep it.
-  void recompute_xa(B& b, const LinearScratch<S>& scratch, const DropoutSite& dropout, Mat<const S, D::in> x,
-                    S* xa) const {
-    if constexpr (D::adapted > 0) {
-      if (stacked() != nullptr) b.adapter_input(group(scratch, dropout), x, stacked(), xa);
-    }
+  /// XA again, for a backward pass that did not keep it.
+  void recompute_xa(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout, Input x) const {
+    if constexpr (D::adapted > 0) b.adapter_input(group(scratch, dropout), std::span<const Part>(parts), x);
   }
-  /// gx may be empty. Gradients of the group's trained parameters are added at `gradients`.
-  void backward(B& b, const LinearScratch<S>& scratch, const DropoutSite& dropout,
-                const std::array<LinearGradient<S>, D::parts>& gradients, Mat<const S, D::out> gy,
-                Mat<const S, D::in> x, const S* xa, S* gxa, Mat<S, D::in> gx) const {
-    b.linear_backward(group(scratch, dropout), std::span<const LinearPart<S>>(parts),
-                      std::span<const LinearGradient<S>>(gradients), gy, x, xa, gxa, gx);
+  /// gx (T, in | gXA). Gradients of the group's trained parameters are added at `gradients`.
+  void backward(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout,
+                const std::array<Gradient, D::parts>& gradients, ConstOutput gy, ConstInput x, bool needs_input,
+                Input gx) const {
+    b.linear_backward(group(scratch, dropout), std::span<const Part>(parts), std::span<const Gradient>(gradients), gy,
+                      x, needs_input, gx);
   }
 };
 
 /// Where the gradients of one group of one layer go, inside the array that the optimizer sees.
-template <Code K, Group G, class S>
-[[nodiscard]] std::array<LinearGradient<S>, GroupDims<K, G>::parts> gradient_slots(const TrainedLayout& layout,
-                                                                                   int layer, S* gradients) {
-  std::array<LinearGradient<S>, GroupDims<K, G>::parts> slots{};
+template <Code K, Group G, class Param>
+[[nodiscard]] std::array<LinearGradient<Param>, GroupDims<K, G>::parts> gradient_slots(const TrainedLayout& layout,
+                                                                                       int layer, Param* gradients) {
+  std::array<LinearGradient<Param>, GroupDims<K, G>::parts> slots{};
   for (int i = 0; i < GroupDims<K, G>::parts; ++i) {
     const Proj one = part(G, i);
-    LinearGradient<S>& slot = slots[static_cast<std::size_t>(i)];
+    LinearGradient<Param>& slot = slots[static_cast<std::size_t>(i)];
     if constexpr (GroupDims<K, G>::trains_weights) {
       slot.weight = gradients + layout.weight(layer, one);
     } else if (contains(K.lora.targets, one)) {

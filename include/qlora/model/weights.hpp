@@ -1,6 +1,6 @@
 // qlora/model/weights.hpp — all weights of a model in backend memory: frozen ones quantized while they are read,
 // trained ones behind one another as the optimizer wants them. Needs: a TensorSource with Hugging Face names. Host
-// memory while loading is bounded by one tensor in float.
+// memory while loading is bounded by one tensor.
 #pragma once
 
 #include <cmath>
@@ -46,7 +46,8 @@ struct AdapterState {
 template <Code K, class B>
 class Weights {
  public:
-  using S = typename B::Scalar;
+  using Act = typename B::Act;
+  using Param = typename B::Param;
   static constexpr bool full = K.trainable == Trainable::all;
   static constexpr bool quantized = K.quant.kind == QuantKind::nf4;
 
@@ -56,8 +57,8 @@ class Weights {
         layout_{with_layers(layers), K.lora, K.trainable},
         adapters_(static_cast<std::size_t>(layers) * 7),
         layers_(static_cast<std::size_t>(layers)),
-        arena_(bytes_needed(layers, keep_dequantized)) {
-    trained_ = arena_.template take<S>(layout_.total());
+        arena_(backend.arena(bytes_needed(layers, keep_dequantized))) {
+    trained_ = arena_.template take<Param>(layout_.total());
     load(backend, source, keep_dequantized);
   }
 
@@ -67,13 +68,13 @@ class Weights {
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
 
   /// Everything the optimizer changes: (layout().total()).
-  [[nodiscard]] S* trained() { return trained_; }
-  [[nodiscard]] const S* trained() const { return trained_; }
+  [[nodiscard]] Param* trained() { return trained_; }
+  [[nodiscard]] const Param* trained() const { return trained_; }
 
-  [[nodiscard]] const S* embedding() const { return embedding_; }
-  [[nodiscard]] const S* head() const { return head_; }
-  [[nodiscard]] const S* final_norm() const { return final_norm_; }
-  [[nodiscard]] const S* norm(int layer, int which) const {
+  [[nodiscard]] const Act* embedding() const { return embedding_; }
+  [[nodiscard]] const Act* head() const { return head_; }
+  [[nodiscard]] const Param* final_norm() const { return final_norm_; }
+  [[nodiscard]] const Param* norm(int layer, int which) const {
     return layers_[static_cast<std::size_t>(layer)].norm[which];
   }
 
@@ -83,13 +84,13 @@ class Weights {
     QLinear<K, G, B> group;
     for (int i = 0; i < part_count(G); ++i) {
       const Proj one = part(G, i);
-      LinearPart<S>& here = group.parts[static_cast<std::size_t>(i)];
+      LinearPart<Act, Param>& here = group.parts[static_cast<std::size_t>(i)];
       here.weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(first_part(G) + i)];
       if constexpr (!full) {
         if (adapters_on_ && contains(K.lora.targets, one)) {
           here.a = trained_ + layout_.a(layer, one);
           here.b = trained_ + layout_.b(layer, one);
-          here.scale = S(adapter(layer, one).scale);
+          here.scale = Param(adapter(layer, one).scale);
         }
       }
     }
@@ -126,7 +127,7 @@ class Weights {
           a[static_cast<std::size_t>(r * in + c)] = (2.0F * unit_float(words[0]) - 1.0F) * bound;
         }
       }
-      backend.upload(a, false, trained_ + layout_.a(layer, one));
+      backend.upload(a, trained_ + layout_.a(layer, one));
       backend.zero(trained_ + layout_.b(layer, one), std::int64_t{rows_of(K.shape, one)} * K.lora.rank);
     });
   }
@@ -144,12 +145,12 @@ class Weights {
     constexpr auto cap = static_cast<std::size_t>(K.lora.rank);
     std::vector<float> padded(cap * in, 0.0F);
     std::copy(a.begin(), a.end(), padded.begin());
-    backend.upload(padded, false, trained_ + layout_.a(layer, one));
+    backend.upload(padded, trained_ + layout_.a(layer, one));
     padded.assign(out * cap, 0.0F);
     for (std::size_t row = 0; row < out; ++row) {
       for (std::size_t col = 0; col < r; ++col) padded[row * cap + col] = b[row * r + col];
     }
-    backend.upload(padded, false, trained_ + layout_.b(layer, one));
+    backend.upload(padded, trained_ + layout_.b(layer, one));
   }
 
   /// One adapter without its padding: A (rank, in), B (out, rank).
@@ -180,17 +181,17 @@ class Weights {
 
   /// A dequantized or dense linear weight (out, in), in float: for merging and for looking at.
   [[nodiscard]] std::vector<float> dense_weight(B& backend, int layer, Proj one) const {
-    const Weight<S>& weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(one))];
-    const auto count = static_cast<std::size_t>(layout_.matrix(one));
-    std::vector<float> out(count);
-    if (weight.dense != nullptr) {
+    const Weight<Act>& weight =
+        layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(one))];
+    std::vector<float> out(static_cast<std::size_t>(layout_.matrix(one)));
+    if (!quantized) {
       backend.download(weight.dense, out);
-    } else {
-      typename B::Arena scratch(arena_bytes(static_cast<std::int64_t>(count * sizeof(S))));
-      S* values = scratch.template take<S>(static_cast<std::int64_t>(count));
-      backend.dequantize(weight.nf4, layout_.matrix(one), K.quant, values);
-      backend.download(values, out);
+      return out;
     }
+    auto scratch = backend.arena(arena_bytes(layout_.matrix(one) * static_cast<std::int64_t>(sizeof(Param))));
+    Param* values = scratch.template take<Param>(layout_.matrix(one));
+    backend.dequantize(weight.nf4, layout_.matrix(one), K.quant, values);
+    backend.download(values, out);
     return out;
   }
 
@@ -222,8 +223,8 @@ class Weights {
 
  private:
   struct Layer {
-    const S* norm[2] = {nullptr, nullptr};
-    std::array<Weight<S>, 7> linear{};
+    const Param* norm[2] = {nullptr, nullptr};
+    std::array<Weight<Act>, 7> linear{};
   };
 
   [[nodiscard]] static constexpr Shape with_layers(int layers) {
@@ -241,8 +242,9 @@ class Weights {
   }
   [[nodiscard]] static std::int64_t bytes_needed(int layers, bool keep_dequantized) {
     Config config{.shape = with_layers(layers), .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
-    const MemoryPlan plan = memory_plan(config, Run{.seq = 1, .keep_dequantized = keep_dequantized},
-                                        Storage{.activation = sizeof(S), .frozen = sizeof(S), .trained = sizeof(S)});
+    const MemoryPlan plan = memory_plan(
+        config, Run{.seq = 1, .keep_dequantized = keep_dequantized},
+        Storage{.activation = sizeof(Act), .frozen = sizeof(Act), .trained = sizeof(Param), .widens = B::widens});
     return plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] + plan[Purpose::dense_linears] +
            plan[Purpose::embedding_head] + plan[Purpose::trained];
   }
@@ -254,39 +256,48 @@ class Weights {
     adapters_[slot(layer, one)] = {rank, alpha, alpha / (rank_stabilized ? std::sqrt(r) : r)};
   }
 
-  /// Reads a tensor into host_; says which type it is stored in. Not finite is refused here: NF4 would make a NaN zero.
-  DType read(const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols) {
-    const std::optional<TensorRef> tensor = source(name);
+  /// The tensor of that name. Throws Error when it is not there or has another size.
+  [[nodiscard]] static TensorRef find(const TensorSource& source, const std::string& name, std::int64_t rows,
+                                      std::int64_t cols) {
+    std::optional<TensorRef> tensor = source(name);
     QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name);
     QLORA_EXPECTS(tensor->size() == rows * cols, name, " has ", tensor->size(), " values, this config needs ", rows,
                   " x ", cols);
-    host_.resize(static_cast<std::size_t>(rows * cols));
-    read_floats(*tensor, 0, host_);
-    for (std::size_t i = 0; i < host_.size(); ++i) {
-      QLORA_EXPECTS(std::isfinite(host_[i]), name, " holds ", host_[i], " at index ", i, ": the model is damaged");
+    return std::move(*tensor);
+  }
+  /// Not finite is refused while loading: NF4 would make a NaN zero.
+  static void expect_finite(bool finite, const TensorRef& tensor, const std::string& name) {
+    if (finite) return;
+    float value = 0.0F;
+    for (std::int64_t i = 0; i < tensor.size(); ++i) {
+      read_floats(tensor, i, std::span(&value, 1));
+      QLORA_EXPECTS(std::isfinite(value), name, " holds ", value, " at index ", i, ": the model is damaged");
     }
-    return tensor->dtype;
   }
 
   /// Reads a tensor into `to`, or into fresh frozen memory when it is not trained.
-  const S* place(B& backend, const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols,
-                 S* to, bool stored) {
-    read(source, name, rows, cols);
-    if (to == nullptr) to = arena_.template take<S>(rows * cols);
-    backend.upload(host_, stored && !full, to);
+  template <class T>
+  const T* place(B& backend, const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols,
+                 Param* trained, bool stored) {
+    const TensorRef tensor = find(source, name, rows, cols);
+    T* to = nullptr;
+    if constexpr (full) {
+      to = trained;
+    } else {
+      to = arena_.template take<T>(rows * cols);
+    }
+    expect_finite(backend.place(tensor, stored && !full, to), tensor, name);
     return to;
   }
 
-  [[nodiscard]] Weight<S> quantize(B& backend, const TensorSource& source, const std::string& name, int rows, int cols,
-                                   bool keep_dequantized) {
-    const DType dtype = read(source, name, rows, cols);
+  [[nodiscard]] Weight<Act> quantize(B& backend, const TensorSource& source, const std::string& name, int rows,
+                                     int cols) {
+    const TensorRef tensor = find(source, name, rows, cols);
     const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, K.quant);
     Nf4Target target;
-    Weight<S> weight{.rows = rows};
+    Weight<Act> weight{.rows = rows};
     target.codes = arena_.template take<std::uint8_t>(sizes.code_bytes);
     if (sizes.nested > 0) {
-      absmax_.resize(static_cast<std::size_t>(sizes.blocks));
-      target.absmax = absmax_.data();
       target.absmax8 = arena_.template take<std::uint8_t>(sizes.blocks);
       target.nested = arena_.template take<float>(sizes.nested);
       target.offset = &weight.nf4.offset;
@@ -294,47 +305,62 @@ class Weights {
       target.absmax = arena_.template take<float>(sizes.blocks);
       weight.nf4.absmax = target.absmax;
     }
-    backend.quantize(host_, K.quant, target);
+    expect_finite(backend.quantize(tensor, K.quant, target), tensor, name);
     weight.nf4.codes = target.codes;
     weight.nf4.absmax8 = target.absmax8;
     weight.nf4.nested = target.nested;
-    weight.nf4.state = dtype;
-    if (keep_dequantized) {
-      S* dense = arena_.template take<S>(sizes.elements);
-      backend.dequantize(weight.nf4, sizes.elements, K.quant, dense);
-      weight.dense = dense;
-    }
+    weight.nf4.state = tensor.dtype;
     return weight;
+  }
+  /// Dense copies of the seven matrices as products read them.
+  void keep_dense(B& backend, Layer& layer) {
+    for (const Group g : all_groups) {
+      const int in = group_in(K.shape, g);
+      const int stride = in + (B::widens ? adapter_width(K.lora, g) : 0);
+      Act* dense = B::widens ? arena_.template take<Act>(std::int64_t{group_out(K.shape, g)} * stride) : nullptr;
+      for (int i = 0; i < part_count(g); ++i) {
+        Weight<Act>& weight = layer.linear[static_cast<std::size_t>(first_part(g) + i)];
+        if (!B::widens) dense = arena_.template take<Act>(std::int64_t{weight.rows} * in);
+        backend.dequantize_rows(weight.nf4, weight.rows, in, K.quant, dense, stride);
+        weight.dense = dense;
+        weight.stride = stride;
+        dense += std::int64_t{weight.rows} * stride;
+      }
+    }
   }
 
   void load(B& backend, const TensorSource& source, bool keep_dequantized) {
     const Shape& s = layout_.shape;
-    const auto to = [&](std::int64_t offset) { return full ? trained_ + offset : nullptr; };
-    embedding_ = place(backend, source, "model.embed_tokens.weight", s.vocab, s.dim, to(0), true);
+    const auto to = [&](std::int64_t offset) { return trained_ + (full ? offset : 0); };
+    embedding_ = place<Act>(backend, source, "model.embed_tokens.weight", s.vocab, s.dim, to(0), true);
     for (int l = 0; l < s.layers; ++l) {
       Layer& layer = layers_[static_cast<std::size_t>(l)];
       const std::string base = "model.layers." + std::to_string(l) + ".";
-      layer.norm[0] = place(backend, source, base + "input_layernorm.weight", 1, s.dim, to(layout_.norm(l, 0)), false);
-      layer.norm[1] =
-          place(backend, source, base + "post_attention_layernorm.weight", 1, s.dim, to(layout_.norm(l, 1)), false);
+      layer.norm[0] =
+          place<Param>(backend, source, base + "input_layernorm.weight", 1, s.dim, to(layout_.norm(l, 0)), false);
+      layer.norm[1] = place<Param>(backend, source, base + "post_attention_layernorm.weight", 1, s.dim,
+                                   to(layout_.norm(l, 1)), false);
       for (std::size_t i = 0; i < all_projections.size(); ++i) {
         const Proj one = all_projections[i];
         const std::string name = base + std::string(name_of(one)) + ".weight";
         const int rows = rows_of(s, one);
         const int cols = cols_of(s, one);
         if constexpr (quantized) {
-          layer.linear[i] = quantize(backend, source, name, rows, cols, keep_dequantized);
+          layer.linear[i] = quantize(backend, source, name, rows, cols);
         } else {
           layer.linear[i] = {.rows = rows,
-                             .dense = place(backend, source, name, rows, cols, to(layout_.weight(l, one)), true)};
+                             .dense = place<Act>(backend, source, name, rows, cols, to(layout_.weight(l, one)), true),
+                             .stride = cols};
         }
       }
+      if constexpr (quantized) {
+        if (keep_dequantized) keep_dense(backend, layer);
+      }
     }
-    final_norm_ = place(backend, source, "model.norm.weight", 1, s.dim, to(layout_.final_norm()), false);
+    final_norm_ = place<Param>(backend, source, "model.norm.weight", 1, s.dim, to(layout_.final_norm()), false);
     head_ = s.tied_embeddings ? embedding_
-                              : place(backend, source, "lm_head.weight", s.vocab, s.dim, to(layout_.head()), true);
-    host_ = {};
-    absmax_ = {};
+                              : place<Act>(backend, source, "lm_head.weight", s.vocab, s.dim, to(layout_.head()), true);
+    backend.finish_loading();
   }
 
   ModelValues values_;
@@ -342,13 +368,11 @@ class Weights {
   std::vector<AdapterState> adapters_;
   std::vector<Layer> layers_;
   typename B::Arena arena_;
-  S* trained_ = nullptr;
-  const S* embedding_ = nullptr;
-  const S* head_ = nullptr;
-  const S* final_norm_ = nullptr;
+  Param* trained_ = nullptr;
+  const Act* embedding_ = nullptr;
+  const Act* head_ = nullptr;
+  const Param* final_norm_ = nullptr;
   bool adapters_on_ = true;
-  std::vector<float> host_;    // one tensor while loading
-  std::vector<float> absmax_;  // likewise
 };
 
 }  // namespace v0

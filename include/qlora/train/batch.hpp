@@ -50,15 +50,17 @@ class BatchBuilder {
   explicit BatchBuilder(std::size_t tokens) {
     positions_.reserve(tokens);
     targets_.reserve(tokens);
+    labelled_.reserve(tokens);
+    ends_.resize(tokens);
     segments_.reserve(tokens);
   }
 
-  /// The returned spans live until the next call.
-  [[nodiscard]] PackedTokens build(const Windows& windows) {
+  /// The batch's arrays live until the next call.
+  [[nodiscard]] TokenBatch build(const Windows& windows) {
     positions_.clear();
     targets_.clear();
     segments_.clear();
-    labelled_ = 0;
+    labelled_.clear();
     const auto seq = static_cast<std::size_t>(windows.seq);
     for (std::size_t t = 0; t < windows.ids.size(); ++t) {
       if (starts_segment(windows, t, seq)) {
@@ -69,13 +71,25 @@ class BatchBuilder {
       const bool predicts =
           t + 1 < windows.ids.size() && !starts_segment(windows, t + 1, seq) && windows.labels[t + 1] != ignored_label;
       targets_.push_back(predicts ? windows.labels[t + 1] : -1);
-      labelled_ += predicts ? 1 : 0;
+      if (predicts) labelled_.push_back(static_cast<std::int32_t>(t));
     }
     segments_.back().last = static_cast<int>(windows.ids.size());
-    return {windows.ids, positions_, targets_, segments_};
+    ends_.resize(windows.ids.size());
+    int longest = 0;
+    for (const Segment& piece : segments_) {
+      std::fill(ends_.begin() + piece.first, ends_.begin() + piece.last, piece.last);
+      longest = std::max(longest, piece.last - piece.first);
+    }
+    return {.tokens = static_cast<int>(windows.ids.size()),
+            .ids = windows.ids.data(),
+            .positions = positions_.data(),
+            .ends = ends_.data(),
+            .targets = targets_.data(),
+            .labelled = labelled_.data(),
+            .labelled_count = static_cast<int>(labelled_.size()),
+            .longest = longest,
+            .segments = segments_};
   }
-  /// Rows that predict something in the last batch.
-  [[nodiscard]] std::int64_t labelled() const { return labelled_; }
 
   [[nodiscard]] static std::int64_t count_labelled(const Windows& windows) {
     std::int64_t count = 0;
@@ -93,8 +107,9 @@ class BatchBuilder {
 
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> targets_;
+  std::vector<std::int32_t> ends_;
+  std::vector<std::int32_t> labelled_;
   std::vector<Segment> segments_;
-  std::int64_t labelled_ = 0;
 };
 
 /// Which windows a step trains on: a pure function of the step, so that a resumed run needs nothing but its number.

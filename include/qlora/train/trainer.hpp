@@ -3,6 +3,7 @@
 // clipped by their norm, AdamW, learning rate from the schedule. Deterministic; a step allocates nothing.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -35,6 +36,7 @@ struct TrainOptions {
   Recompute recompute = Recompute::none;
   int recompute_layers = -1;
   int loss_chunk = 512;
+  bool moments8 = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
   ModelOptions model{};
 };
 
@@ -58,7 +60,7 @@ struct Evaluation {
 template <Code K, class B>
 class TrainerCore {
  public:
-  using S = typename B::Scalar;
+  using Param = typename B::Param;
 
   TrainerCore(B& backend, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
       : b_(backend),
@@ -70,16 +72,24 @@ class TrainerCore {
              .recompute_layers = options.recompute_layers,
              .loss_chunk = options.loss_chunk,
              .dropout = options.dropout > 0.0F,
-             .keep_dequantized = keep_dequantized},
+             .keep_dequantized = keep_dequantized,
+             .moments8 = options.moments8},
         pass_(backend, weights, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
-        arena_(bytes_needed()) {
+        arena_(backend.arena(bytes_needed())) {
     const std::int64_t count = w_.layout().total();
-    gradients_ = arena_.template take<S>(count);
-    moment1_ = arena_.template take<S>(count);
-    moment2_ = arena_.template take<S>(count);
+    gradients_ = arena_.template take<Param>(count);
+    for (std::size_t i = 0; i < 2; ++i) {
+      if (options_.moments8) {
+        codes_[i].codes =
+            reinterpret_cast<std::uint8_t*>(arena_.template take<std::uint32_t>(moment_code_words(count)));
+        codes_[i].absmax = arena_.template take<float>(moment_blocks(count));
+      } else {
+        moments_[i] = arena_.template take<Param>(count);
+      }
+    }
     partial_ = arena_.template take<double>(norm_partials(count));
-    losses_.resize(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq));
+    scalars_ = arena_.template take<StepScalars>(1);
     if constexpr (!Weights<K, B>::full) {
       w_.init_adapters(b_, {options.rank, options.alpha, options.rank_stabilized, options.overrides}, options.seed);
     }
@@ -97,17 +107,22 @@ class TrainerCore {
     report.lr = learning_rate(options_.schedule, static_cast<double>(options_.lr), step_, options_.warmup_steps,
                               options_.total_steps);
     b_.zero(gradients_, w_.layout().total());
-    double loss = 0.0;
+    b_.zero(scalars_);
     const double scale = 1.0 / static_cast<double>(report.labelled);
     for (int first = 0; first < windows.count(); first += options_.batch) {
       const Windows micro = windows.slice(first, std::min(options_.batch, windows.count() - first));
       pass_.forward(builder_.build(micro), dropout_site(static_cast<std::uint32_t>(first * windows.seq)));
-      loss += sum(pass_.backward(S(scale), gradients_), micro.ids.size());
+      const Param* losses = pass_.backward(scale, gradients_);
+      b_.add_losses(static_cast<int>(micro.ids.size()), losses, scalars_);
     }
-    report.loss = loss * scale;
-    report.grad_norm = b_.gradient_norm(w_.layout().total(), gradients_, partial_);
-    if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm)) fail_non_finite(report);
-    update(report);
+    b_.gradient_norm(w_.layout().total(), gradients_, partial_, options_.max_grad_norm, scalars_);
+    update(report.lr);  // does nothing when something is not finite
+    const StepScalars result = b_.read(scalars_);
+    report.loss = result.loss * scale;
+    report.grad_norm = result.grad_norm;
+    if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm) || result.fault != 0) {
+      fail_non_finite(report, result.fault);
+    }
     report.step = ++step_;
     return report;
   }
@@ -116,13 +131,15 @@ class TrainerCore {
   Evaluation evaluate(const Windows& windows) {
     windows.check(K.shape.vocab);
     Evaluation result;
-    double loss = 0.0;
+    b_.zero(scalars_);
     for (int first = 0; first < windows.count(); first += options_.batch) {
       const Windows micro = windows.slice(first, std::min(options_.batch, windows.count() - first));
-      pass_.forward(builder_.build(micro));
-      loss += sum(pass_.losses(), micro.ids.size());
-      result.labelled += builder_.labelled();
+      const TokenBatch batch = builder_.build(micro);
+      pass_.forward(batch);
+      b_.add_losses(batch.tokens, pass_.losses(), scalars_);
+      result.labelled += batch.labelled_count;
     }
+    const double loss = b_.read(scalars_).loss;
     result.loss = result.labelled > 0 ? loss / static_cast<double>(result.labelled) : 0.0;
     return result;
   }
@@ -132,17 +149,26 @@ class TrainerCore {
   void set_steps_done(int steps) { step_ = steps; }
   [[nodiscard]] const TrainOptions& options() const { return options_; }
 
-  /// Calls visit(name, data, count) for the three arrays that, with the step number, are the whole state of a run:
-  /// dropout, data order and learning rate are functions of the step.
+  /// Calls visit(name, data, count) for the arrays that, with the step number, are the whole state of a run: dropout,
+  /// data order and learning rate are functions of the step. 8-bit codes travel four to a number, as bits.
   template <class Visit>
   void for_each_state(Visit&& visit) {
     const std::int64_t count = w_.layout().total();
     visit(std::string("trained"), w_.trained(), count);
-    visit(std::string("moment1"), moment1_, count);
-    visit(std::string("moment2"), moment2_, count);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::string name = i == 0 ? "moment1" : "moment2";
+      if (!options_.moments8) {
+        visit(name, moments_[i], count);
+        continue;
+      }
+      if constexpr (std::is_same_v<Param, float>) {
+        visit(name + ".codes", reinterpret_cast<float*>(codes_[i].codes), moment_code_words(count));
+        visit(name + ".absmax", codes_[i].absmax, moment_blocks(count));
+      }
+    }
   }
   /// Gradients of the last step, before clipping, laid out as the trained parameters.
-  [[nodiscard]] const S* gradients() const { return gradients_; }
+  [[nodiscard]] const Param* gradients() const { return gradients_; }
   [[nodiscard]] Pass<K, B>& pass() { return pass_; }
   /// Bytes of all arenas of the run, weights included.
   [[nodiscard]] std::int64_t arena_bytes_used() const {
@@ -161,6 +187,8 @@ class TrainerCore {
     QLORA_EXPECTS(options.batch > 0 && options.seq > 0 && options.loss_chunk > 0 &&
                       std::int64_t{options.batch} * options.seq <= (1 << 24) && options.loss_chunk <= (1 << 24),
                   "batch ", options.batch, ", seq ", options.seq, ", loss_chunk ", options.loss_chunk);
+    constexpr bool float_adapters = !Weights<K, B>::full && std::is_same_v<Param, float>;
+    QLORA_EXPECTS(!options.moments8 || float_adapters, "moments in 8 bits are for adapters in float");
     QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
     QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
                   ", total_steps ", options.total_steps, ", warmup_steps ", options.warmup_steps);
@@ -168,7 +196,8 @@ class TrainerCore {
   }
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Pass<K, B>::plan(w_.layers(), run_, b_.workers());
-    return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes(norm_partials(w_.layout().total()) * 8);
+    return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes(norm_partials(w_.layout().total()) * 8) +
+           arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
   }
   [[nodiscard]] DropoutSite dropout_site(std::uint32_t first_token) const {
     if (!run_.dropout || Weights<K, B>::full) return {};
@@ -177,13 +206,6 @@ class TrainerCore {
     site.step = static_cast<std::uint32_t>(step_);
     site.first_token = first_token;
     return site;
-  }
-  /// Sum of row losses, in order, in double.
-  [[nodiscard]] double sum(const S* row_losses, std::size_t count) {
-    b_.download(row_losses, std::span(losses_).first(count));
-    double total = 0.0;
-    for (std::size_t i = 0; i < count; ++i) total += static_cast<double>(losses_[i]);
-    return total;
   }
   void find_decay_ranges() {
     w_.for_each_trained([&](const std::string&, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
@@ -195,29 +217,37 @@ class TrainerCore {
       }
     });
   }
-  void update(const StepReport& report) {
-    AdamW rule{.lr = static_cast<float>(report.lr),
+  void update(double lr) {
+    AdamW rule{.lr = static_cast<float>(lr),
                .beta1 = options_.beta1,
                .beta2 = options_.beta2,
                .eps = options_.eps,
                .step = step_ + 1};
-    if (options_.max_grad_norm > 0.0F) {
-      rule.gradient_scale = std::min(1.0, static_cast<double>(options_.max_grad_norm) / (report.grad_norm + 1e-6));
+    if (options_.moments8) {  // adapters alone: one rule for all
+      rule.weight_decay = options_.weight_decay;
+      b_.adamw8(w_.layout().total(), rule, scalars_, gradients_, w_.trained(), codes_[0], codes_[1]);
+      return;
     }
     for (const Range& range : ranges_) {
       rule.weight_decay = range.decays ? options_.weight_decay : 0.0F;
-      b_.adamw(range.count, rule, gradients_ + range.first, w_.trained() + range.first, moment1_ + range.first,
-               moment2_ + range.first);
+      b_.adamw(range.count, rule, scalars_, gradients_ + range.first, w_.trained() + range.first,
+               moments_[0] + range.first, moments_[1] + range.first);
     }
   }
   /// Nothing has been updated; says where the trouble is first seen.
-  [[noreturn]] void fail_non_finite(const StepReport& report) {
+  [[noreturn]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
     std::string where;
-    w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
-      if (where.empty() && !std::isfinite(b_.gradient_norm(rows * cols, gradients_ + offset, partial_))) where = name;
-    });
-    throw Error(detail::concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm,
-                               where.empty() ? std::string() : ", first in the gradient of " + where,
+    if (fault != 0) {
+      where = detail::concat(", first met in ", name_of(place_site(fault)));
+      if (place_layer(fault) >= 0) where += detail::concat(" of layer ", place_layer(fault));
+    } else {
+      w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+        if (!where.empty()) return;
+        b_.gradient_norm(rows * cols, gradients_ + offset, partial_, 0.0F, scalars_);
+        if (!std::isfinite(b_.read(scalars_).grad_norm)) where = ", first in the gradient of " + name;
+      });
+    }
+    throw Error(detail::concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where,
                                "; no weight was changed. Lower the learning rate (now ", report.lr,
                                ") or look at the data of this step"));
   }
@@ -229,11 +259,11 @@ class TrainerCore {
   Pass<K, B> pass_;
   BatchBuilder builder_;
   typename B::Arena arena_;
-  S* gradients_ = nullptr;
-  S* moment1_ = nullptr;
-  S* moment2_ = nullptr;
+  Param* gradients_ = nullptr;
+  std::array<Param*, 2> moments_{};
+  std::array<Moments8, 2> codes_{};
   double* partial_ = nullptr;
-  std::vector<float> losses_;
+  StepScalars* scalars_ = nullptr;
   std::vector<Range> ranges_;
   int step_ = 0;
 };

@@ -1,0 +1,323 @@
+// qlora/io/merge.hpp — a model directory of float16 weights with a PEFT adapter inside, W + s B A, for programs that know
+// no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the model.
+// What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the number
+// of threads nor on their timing: each tensor is one thread's.
+// Speed: as many tensors are in hand as there are lanes, so that reading, computing and writing overlap; a weight file is
+// made durable while the next ones are written.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/hf_model.hpp"
+#include "qlora/io/hf_writer.hpp"
+#include "qlora/io/peft.hpp"
+#include "qlora/merging.hpp"
+#include "qlora/tensor.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+struct MergeOptions {
+  std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a file of its own
+  std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
+  /// Called with 0 when the target is ready and after each tensor with how many are done, by one thread at a time,
+  /// whichever it is; false: stop.
+  std::function<bool(std::int64_t)> on_tensor;
+};
+
+struct MergeReport {
+  std::int64_t tensors = 0;
+  std::int64_t changed = 0;  ///< those that have an adapter
+  double written_s = 0.0;    ///< until the system had taken the last weight
+  double durable_s = 0.0;    ///< from there until the directory was durable and had its name
+};
+
+namespace detail {
+
+/// Sums of `rows` rows of B A over some columns; sums (rows, cols), columns of A from `first` on. Four rows share what is
+/// loaded of A.
+inline void merge_products(const MergeAdapter& adapter, const float* b, int rows, int first, int cols, float* sums) {
+  std::fill_n(sums, static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols), 0.0F);
+  for (int k = 0; k < adapter.rank; ++k) {
+    const float* a = adapter.a.data() + static_cast<std::size_t>(k) * static_cast<std::size_t>(adapter.cols) + first;
+    for (int r = 0; r < rows; ++r) {
+      const float factor =
+          b[static_cast<std::size_t>(r) * static_cast<std::size_t>(adapter.rank) + static_cast<std::size_t>(k)];
+      float* sum = sums + static_cast<std::size_t>(r) * static_cast<std::size_t>(cols);
+      for (int c = 0; c < cols; ++c) sum[c] += factor * a[c];
+    }
+  }
+}
+
+/// Rows [first, first + values.size() / K) of W, as floats, become those of W + s B A.
+inline void add_adapter(const MergeAdapter& adapter, int first, std::span<float> values) {
+  constexpr int tile_rows = 4;
+  constexpr int tile_cols = 1024;  // the sums stay in the first-level cache, this part of A in the second
+  if (adapter.rank == 0) return;
+  std::array<float, tile_rows * tile_cols> sums;
+  const auto width = static_cast<std::size_t>(adapter.cols);
+  const int rows = static_cast<int>(values.size() / width);
+  for (int col = 0; col < adapter.cols; col += tile_cols) {
+    const int cols = std::min(tile_cols, adapter.cols - col);
+    for (int row = 0; row < rows; row += tile_rows) {
+      const int here = std::min(tile_rows, rows - row);
+      const float* b =
+          adapter.b.data() + static_cast<std::size_t>(first + row) * static_cast<std::size_t>(adapter.rank);
+      merge_products(adapter, b, here, col, cols, sums.data());
+      for (int r = 0; r < here; ++r) {
+        float* w = values.data() + static_cast<std::size_t>(row + r) * width + static_cast<std::size_t>(col);
+        const float* sum = sums.data() + static_cast<std::size_t>(r) * static_cast<std::size_t>(cols);
+        for (int c = 0; c < cols; ++c) w[c] += adapter.scale * sum[c];
+      }
+    }
+  }
+}
+
+/// Rows of W + s B A as floats.
+inline void merged_floats(const MergeAdapter& adapter, DType dtype, std::span<const std::byte> w, int first, int rows,
+                          std::vector<float>& out) {
+  out.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(adapter.cols));
+  read_floats({dtype, {rows, adapter.cols}, w}, 0, out);
+  add_adapter(adapter, first, out);
+}
+
+}  // namespace detail
+
+/// Merges on the CPU, in the calling thread.
+class HostMergeLane final : public MergeLane {
+ public:
+  void begin(const MergeAdapter& adapter) override { adapter_ = adapter; }
+  [[nodiscard]] std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
+                                                     int rows) override {
+    detail::merged_floats(adapter_, dtype, w, first, rows, values_);
+    out_.resize(values_.size());
+    bool finite = true;
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      out_[i] = to_f16(values_[i]);
+      finite = finite && (out_[i] & 0x7c00U) != 0x7c00U;
+    }
+    return finite ? std::span<const std::uint16_t>(out_) : std::span<const std::uint16_t>();
+  }
+
+ private:
+  MergeAdapter adapter_;
+  std::vector<float> values_;
+  std::vector<std::uint16_t> out_;
+};
+
+using MergeLanes = std::vector<std::unique_ptr<MergeLane>>;
+
+/// Lanes beyond this many wait for memory, the bus and the disk more than they work.
+inline constexpr unsigned most_merge_threads = 24;
+
+/// Lanes on the CPU; 0: one per core.
+[[nodiscard]] inline MergeLanes host_merge_lanes(unsigned threads = 0) {
+  MergeLanes lanes(threads > 0 ? threads : std::max(1U, std::thread::hardware_concurrency()));
+  for (auto& lane : lanes) lane = std::make_unique<HostMergeLane>();
+  return lanes;
+}
+
+namespace detail {
+
+/// The adapter of a tensor with the floats that it is made of.
+struct OwnedAdapter {
+  MergeAdapter adapter;
+  std::vector<float> a;
+  std::vector<float> b;
+};
+
+inline void all_floats(const TensorRef& tensor, std::vector<float>& values) {
+  values.resize(static_cast<std::size_t>(tensor.size()));
+  read_floats(tensor, 0, values);
+}
+
+/// The adapter of "model.layers.3.mlp.up_proj.weight"; rank 0 where there is none.
+inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::NamedShape& tensor, OwnedAdapter& out) {
+  out.adapter = {.cols = static_cast<int>(tensor.shape.back()), .rank = 0, .scale = 0.0F, .a = {}, .b = {}};
+  const std::string& name = tensor.name;
+  if (!name.ends_with(".weight")) return;
+  const auto place = lora_place("base_model.model." + name.substr(0, name.size() - 6) + "lora_A.weight");
+  if (!place) return;
+  const TensorSource source = peft.source();
+  const auto a = source(lora_name(place->layer, place->one, 'A'));
+  const auto b = source(lora_name(place->layer, place->one, 'B'));
+  if (!a || !b) return;
+  const int rows = rows_of(shape, place->one);
+  const int cols = cols_of(shape, place->one);
+  if (a->shape[1] != cols || b->shape[0] != rows) {
+    throw Error(concat(peft.path.string(), ": the adapter of ", name, " is ", b->shape[0], " x ", a->shape[1],
+                       ", the weight ", rows, " x ", cols, "; it was trained on another model"));
+  }
+  all_floats(*a, out.a);
+  all_floats(*b, out.b);
+  out.adapter.rank = rank_of(peft, place->layer, place->one);
+  out.adapter.scale = scale_of(peft, place->layer, place->one);
+  out.adapter.a = out.a;
+  out.adapter.b = out.b;
+}
+
+/// One merge: tensors are handed out in turn, a thread for each lane takes the next.
+class Merge {
+ public:
+  Merge(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
+        const MergeOptions& options, std::size_t lanes)
+      : adapter_(adapter),
+        shape_(model.shape),
+        source_(model.source()),
+        options_(options),
+        writer_(out, as_f16(model),
+                {.max_shard_bytes = options.max_shard_bytes, .tokenizer_from = options.tokenizer_from}),
+        tensors_(writer_.tensors_for(lanes)),
+        left_(writer_.files()) {
+    for (const hf::NamedShape& tensor : tensors_) left_[writer_.file_of(tensor.name)].fetch_add(1);
+  }
+
+  MergeReport run(MergeLanes& lanes) {
+    const auto started = std::chrono::steady_clock::now();
+    tell();
+    std::vector<std::thread> threads;
+    threads.reserve(lanes.size());
+    try {
+      for (std::size_t i = 1; i < std::min(lanes.size(), tensors_.size()); ++i) {
+        threads.emplace_back([this, &lane = *lanes[i]] { work(lane); });
+      }
+    } catch (const std::system_error&) {
+      // a system that gives no more threads: those there are take all tensors
+    }
+    work(*lanes[0]);
+    for (std::thread& thread : threads) thread.join();
+    if (failure_) std::rethrow_exception(failure_);
+    const auto written = std::chrono::steady_clock::now();
+    for (std::future<void>& file : durable_) file.get();
+    writer_.finish();
+    const auto seconds = [](auto span) { return std::chrono::duration<double>(span).count(); };
+    return {.tensors = done_,
+            .changed = changed_,
+            .written_s = seconds(written - started),
+            .durable_s = seconds(std::chrono::steady_clock::now() - written)};
+  }
+
+ private:
+  [[nodiscard]] static hf::ModelConfig as_f16(hf::ModelConfig config) {
+    config.dtype = DType::f16;
+    return config;
+  }
+
+  void work(MergeLane& lane) noexcept {
+    try {
+      OwnedAdapter adapter;
+      while (!stop_.load()) {
+        const std::size_t next = next_.fetch_add(1);
+        if (next >= tensors_.size()) return;
+        adapter_of(adapter_, shape_, tensors_[next], adapter);
+        merge_tensor(lane, tensors_[next], adapter.adapter);
+        count(tensors_[next], adapter.adapter.rank > 0);
+      }
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      stop_.store(true);
+    }
+  }
+
+  void merge_tensor(MergeLane& lane, const hf::NamedShape& tensor, const MergeAdapter& adapter) {
+    const TensorRef from = source_(tensor.name).value();
+    const std::int64_t row_bytes = adapter.cols * static_cast<std::int64_t>(size_of(from.dtype));
+    const int rows = static_cast<int>(from.size() / adapter.cols);
+    const int at_once = static_cast<int>(std::max<std::int64_t>(1, merge_piece / adapter.cols));
+    lane.begin(adapter);
+    for (int first = 0; first < rows && !stop_.load(); first += at_once) {
+      const int here = std::min(at_once, rows - first);
+      const auto piece =
+          from.bytes.subspan(static_cast<std::size_t>(first * row_bytes), static_cast<std::size_t>(here * row_bytes));
+      expect_pages(piece);
+      const std::span<const std::uint16_t> merged = lane.merge(from.dtype, piece, first, here);
+      if (merged.empty()) refuse(tensor.name, adapter, from.dtype, piece, first, here);
+      writer_.write_bytes(tensor.name, std::as_bytes(merged),
+                          static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(adapter.cols) * 2);
+    }
+  }
+
+  /// Says which value does not fit.
+  [[noreturn]] static void refuse(const std::string& name, const MergeAdapter& adapter, DType dtype,
+                                  std::span<const std::byte> piece, int first, int rows) {
+    std::vector<float> values;
+    std::vector<std::byte> encoded;
+    merged_floats(adapter, dtype, piece, first, rows, values);
+    encode_floats(values, DType::f16, name, encoded);  // throws, unless the lane rounds otherwise at the very edge
+    throw Error(concat("a value in tensor '", excerpt(name), "' is not finite in F16; write a type with more range"));
+  }
+
+  /// A tensor is done; the last one of a file has it made durable, by a thread of its own that waits for the disk.
+  void count(const hf::NamedShape& tensor, bool changed) {
+    const std::size_t file = writer_.file_of(tensor.name);
+    const bool complete = left_[file].fetch_sub(1) == 1;
+    const std::lock_guard lock(mutex_);
+    if (failure_ || stop_.load()) return;
+    if (complete) make_durable(file);
+    changed_ += changed ? 1 : 0;
+    ++done_;
+    tell();
+  }
+  void make_durable(std::size_t file) {
+    try {
+      durable_.push_back(std::async(std::launch::async, [this, file] { writer_.finish_file(file); }));
+    } catch (const std::system_error&) {
+      // no more threads: the writer's end does it
+    }
+  }
+  void tell() const {
+    if (options_.on_tensor && !options_.on_tensor(done_)) {
+      throw Error("interrupted while merging; nothing was written", ErrorKind::interrupted);
+    }
+  }
+
+  const PeftAdapter& adapter_;
+  Shape shape_;
+  TensorSource source_;
+  const MergeOptions& options_;
+  hf::ModelWriter writer_;
+  std::vector<hf::NamedShape> tensors_;
+  std::vector<std::atomic<int>> left_;  // tensors of each file that are not yet written
+  std::atomic<std::size_t> next_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;  // of what follows
+  std::exception_ptr failure_;
+  std::int64_t done_ = 0;
+  std::int64_t changed_ = 0;
+  std::vector<std::future<void>> durable_;  // behind the writer: they end before it does
+};
+
+}  // namespace detail
+
+/// Writes the merged model, one thread for each lane. Throws Error, with nothing left behind, when the adapter belongs to
+/// another model, a value does not fit float16, or the disk is full.
+inline MergeReport merge_model(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
+                               MergeLanes& lanes, const MergeOptions& options = {}) {
+  QLORA_EXPECTS(!lanes.empty(), "merging needs a lane");
+  if (adapter.layers > model.shape.layers) {
+    throw Error(detail::concat(adapter.path.string(), " has ", adapter.layers, " layers, the model ",
+                               model.shape.layers, "; it was trained on another model"));
+  }
+  return detail::Merge(model, adapter, out, options, lanes.size()).run(lanes);
+}
+
+}  // namespace v0
+}  // namespace qlora

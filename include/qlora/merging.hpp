@@ -1,0 +1,44 @@
+// qlora/merging.hpp — how adapters are merged into weights, W + s B A, by whom ever: the seam between the files of a model
+// (io/merge.hpp) and what computes (there on the CPU, cuda/merge.cuh on the GPU).
+// Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then float16, to nearest even.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "qlora/dtype.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// The adapter of one matrix (N,K). Rank 0: there is none, and the matrix is only converted.
+struct MergeAdapter {
+  int cols = 0;  ///< K
+  int rank = 0;  ///< R
+  float scale = 0.0F;
+  std::span<const float> a;  ///< (R,K)
+  std::span<const float> b;  ///< (N,R)
+};
+
+/// What one thread merges with: its own buffers, and its own queue on a device.
+class MergeLane {
+ public:
+  MergeLane() = default;
+  MergeLane(const MergeLane&) = delete;
+  MergeLane& operator=(const MergeLane&) = delete;
+  virtual ~MergeLane() = default;
+
+  /// The adapter of the pieces that follow; its floats stay until the next begin().
+  virtual void begin(const MergeAdapter& adapter) = 0;
+  /// Rows [first, first + rows) of the merged matrix as float16, from those rows as they are stored. They are the lane's
+  /// and good until its next call. Empty when a value is not finite in float16.
+  [[nodiscard]] virtual std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
+                                                             int rows) = 0;
+};
+
+/// Elements of a piece at most, in whole rows: some megabytes, so that copies are long and a lane is small.
+inline constexpr std::int64_t merge_piece = std::int64_t{1} << 21;
+
+}  // namespace v0
+}  // namespace qlora
