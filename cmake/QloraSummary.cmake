@@ -11,6 +11,7 @@ set(rows
     "QLORA_NATIVE" "for this machine's CPU only"
     "Eigen3_VERSION" "Eigen: models and training on the CPU"
     "nlohmann_json_VERSION" "nlohmann/json: model and adapter files"
+    "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_XML2" "libxml2: HTML to text"
@@ -21,6 +22,9 @@ set(rows
     "QLORA_BUILD_EXAMPLES" "build the examples"
     "QLORA_BUILD_TESTS" "build the tests"
     "QLORA_BUILD_BENCH" "build the benchmarks")
+if(QLORA_HAS_CUDA)
+  list(APPEND rows "CMAKE_CUDA_ARCHITECTURES" "GPU architectures" "QLORA_HAS_CUDNN" "cuDNN: fused attention")
+endif()
 message(STATUS "qlora ${PROJECT_VERSION}")
 while(rows)
   list(POP_FRONT rows variable label)
@@ -32,6 +36,9 @@ while(rows)
   endif()
   string(LENGTH "${value}" width)
   math(EXPR pad "12 - ${width}")
+  if(pad LESS 2)
+    set(pad 2)
+  endif()
   string(REPEAT " " ${pad} pad)
   message(STATUS "  ${value}${pad}${label}")
 endwhile()

@@ -1,6 +1,7 @@
-# The library's targets. All but one are INTERFACE: they carry include folders, definitions and what to link.
+# The library's targets. Those made here for its users are INTERFACE: they carry include folders, definitions and what to link.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece   qlora::web  + libcurl, libxml2
+#   qlora::cuda   compiled kernels: QloraCuda.cmake
 
 add_library(qlora INTERFACE)
 add_library(qlora::qlora ALIAS qlora)
@@ -39,7 +40,12 @@ if(QLORA_HAS_CURL AND QLORA_HAS_XML2)
   qlora_component(web qlora_io CURL::libcurl LibXml2::LibXml2 Threads::Threads)
 endif()
 
-# Warnings for the project's own sources; never part of what a user links.
+# Warnings for the project's own sources; never part of what a user links. For nvcc: its own, and the C++ compiler's.
 function(qlora_warnings target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wshadow $<$<BOOL:${QLORA_WERROR}>:-Werror>)
+  target_compile_options(
+    ${target}
+    PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wconversion;-Wshadow>"
+            "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow>"
+            "$<$<AND:$<BOOL:${QLORA_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>"
+            "$<$<AND:$<BOOL:${QLORA_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings;-Xcompiler=-Werror>")
 endfunction()

@@ -1,0 +1,249 @@
+// qlora/cuda.hpp — the CUDA backend: the op table of backend.hpp on one GPU. Plain C++: typed views come in, run-time
+// sizes go on to the launchers of cuda/launch.hpp, whose kernels stand in cuda/*.cuh under the name of the op.
+// bf16 activations and products with fp32 sums, fp32 adapters, gradients, moments and statistics; frozen weights in NF4.
+// A program links qlora::cuda for the launchers, or is compiled by nvcc and includes qlora/cuda.cuh instead.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
+
+#include "qlora/backend.hpp"
+#include "qlora/cuda/launch.hpp"
+#include "qlora/nf4.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Quantization blocks that lie inside one row: what the kernels that dequantize by rows need. All LLaMA-2 shapes do.
+template <Config C>
+concept QuantBlockDividesRow = C.quant.kind == QuantKind::none ||
+                               (C.shape.dim % C.quant.block == 0 && C.shape.ffn % C.quant.block == 0 &&
+                                C.shape.heads * C.shape.head_dim % C.quant.block == 0);
+
+class Cuda {
+ public:
+  using Act = bf16;     ///< activations, embedding, head, dense weights
+  using Param = float;  ///< adapters, gradients, moments, norm weights, statistics
+  static constexpr Space space = Space::device;
+  static constexpr bool rounds = false;  ///< needs no rounded copies beside those of `widens`
+  static constexpr bool widens = true;   ///< a group is one product: [X | XA] [W | s B]^T
+  template <int Cols>
+  using View = Mat<bf16, Cols, Space::device>;
+  template <int Cols>
+  using ConstView = Mat<const bf16, Cols, Space::device>;
+
+  /// One block of device memory, handed out once from front to back; gives it back when it dies.
+  class Arena {
+   public:
+    Arena(std::shared_ptr<cuda::Context> context, std::int64_t bytes)
+        : context_(std::move(context)), size_(std::max<std::int64_t>(arena_bytes(bytes), arena_alignment)) {
+      memory_ = cuda::allocate(*context_, size_);
+    }
+    Arena(Arena&& other) noexcept
+        : context_(std::move(other.context_)),
+          memory_(std::exchange(other.memory_, nullptr)),
+          size_(other.size_),
+          used_(other.used_) {}
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    Arena& operator=(Arena&&) = delete;
+    ~Arena() {
+      if (memory_ != nullptr) cuda::release(*context_, memory_, size_);
+    }
+
+    /// The next `count` elements, zeroed.
+    template <class T>
+    [[nodiscard]] T* take(std::int64_t count) {
+      const std::int64_t bytes = arena_bytes(count * static_cast<std::int64_t>(sizeof(T)));
+      QLORA_EXPECTS(count >= 0 && used_ + bytes <= size_, "the arena has ", size_, " bytes, ", used_,
+                    " are taken, the memory plan forgot ", bytes);
+      std::byte* here = memory_ + used_;
+      used_ += bytes;
+      return reinterpret_cast<T*>(here);
+    }
+    [[nodiscard]] std::int64_t size() const { return size_; }
+    [[nodiscard]] std::int64_t used() const { return used_; }
+
+   private:
+    std::shared_ptr<cuda::Context> context_;
+    std::byte* memory_ = nullptr;
+    std::int64_t size_ = 0;
+    std::int64_t used_ = 0;
+  };
+
+  /// Throws Error (resource) when there is no usable GPU.
+  explicit Cuda(const cuda::ContextOptions& options = {})
+      : context_(cuda::create_context(options), [](cuda::Context* c) { cuda::destroy_context(c); }) {}
+
+  [[nodiscard]] cuda::Context& context() const { return *context_; }
+  [[nodiscard]] int workers() const { return 0; }  // no scratch per worker
+  [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }
+  /// Place of the next ops, for a report of what is not finite.
+  void at(int layer, Site site) { cuda::set_place(*context_, place_code(layer, site)); }
+
+  bool place(const TensorRef& tensor, bool /*stored*/, bf16* to) {
+    return cuda::load(*context_, tensor.bytes.data(), tensor.dtype, tensor.size(), to);
+  }
+  bool place(const TensorRef& tensor, bool /*stored*/, float* to) {
+    return cuda::load(*context_, tensor.bytes.data(), tensor.dtype, tensor.size(), to);
+  }
+  bool quantize(const TensorRef& tensor, const Quant& quant, const Nf4Target& to) {
+    return cuda::load_nf4(*context_, tensor.bytes.data(), tensor.dtype, tensor.size(), quant, to);
+  }
+  void finish_loading() { cuda::finish_loading(*context_); }
+  void dequantize(const Nf4View& w, std::int64_t elements, const Quant& quant, float* out) {
+    cuda::dequantize_float(*context_, w, elements, quant, out);
+  }
+  void dequantize_rows(const Nf4View& w, int rows, int cols, const Quant& quant, bf16* out, int stride) {
+    cuda::dequantize(*context_, w, rows, cols, quant, {out, stride});
+  }
+
+  void upload(std::span<const float> from, float* to) {
+    cuda::upload(*context_, from.data(), static_cast<std::int64_t>(from.size_bytes()), to);
+  }
+  void download(const float* from, std::span<float> to) const {
+    cuda::download(*context_, from, static_cast<std::int64_t>(to.size_bytes()), to.data());
+  }
+  void download(const bf16* from, std::span<float> to) const {
+    std::vector<bf16> stored(to.size());
+    cuda::download(*context_, from, static_cast<std::int64_t>(stored.size() * sizeof(bf16)), stored.data());
+    std::transform(stored.begin(), stored.end(), to.begin(), [](bf16 value) { return static_cast<float>(value); });
+  }
+  void zero(float* data, std::int64_t count) {
+    cuda::zero(*context_, data, count * static_cast<std::int64_t>(sizeof(float)));
+  }
+  void zero(StepScalars* scalars) {
+    cuda::take_fault(*context_, scalars);  // what an earlier, abandoned step left behind
+    cuda::zero(*context_, scalars, sizeof(StepScalars));
+  }
+  [[nodiscard]] StepScalars read(const StepScalars* scalars) const {
+    StepScalars host;
+    cuda::download(*context_, scalars, sizeof host, &host);
+    return host;
+  }
+  [[nodiscard]] TokenBatch stage(const TokenBatch& host) {
+    TokenBatch here = host;
+    const auto copy = [&](const std::int32_t* from, int count) {
+      return from == nullptr ? nullptr : stage(std::span<const std::int32_t>(from, static_cast<std::size_t>(count)));
+    };
+    here.ids = copy(host.ids, host.tokens);
+    here.positions = copy(host.positions, host.tokens);
+    here.ends = copy(host.ends, host.tokens);
+    here.targets = copy(host.targets, host.tokens);
+    here.labelled = copy(host.labelled, host.labelled_count);
+    return here;
+  }
+  [[nodiscard]] const std::int32_t* stage(std::span<const std::int32_t> host) {
+    if (host.empty()) return nullptr;
+    return static_cast<const std::int32_t*>(
+        cuda::stage(*context_, host.data(), static_cast<std::int64_t>(host.size_bytes())));
+  }
+
+  template <int D>
+  void embed(const std::int32_t* ids, std::type_identity_t<ConstView<D>> table, View<D> x) {
+    cuda::embed(*context_, x.rows, D, ids, table.data, rows(x));
+  }
+  template <int D>
+  void rmsnorm(float eps, std::type_identity_t<ConstView<D>> x, const float* w, View<D> y, float* inv_rms) {
+    cuda::rmsnorm(*context_, y.rows, D, eps, rows(x), w, rows(y), inv_rms);
+  }
+  template <int D>
+  void rmsnorm_backward(std::type_identity_t<ConstView<D>> gy, std::type_identity_t<ConstView<D>> x,
+                        const float* inv_rms, const float* w, bool accumulate, View<D> gx, float* gw) {
+    QLORA_EXPECTS(gw == nullptr, "norm weights are frozen on the GPU");
+    cuda::rmsnorm_backward(*context_, gx.rows, D, rows(gy), rows(x), inv_rms, w, accumulate, rows(gx));
+  }
+  template <int Wide, int Out>
+  void linear(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts, View<Wide> x,
+              std::type_identity_t<ConstView<Out>> residual, View<Out> y) {
+    cuda::linear_forward(*context_, group, parts, x.rows, rows(x), residual.data, y.data);
+  }
+  template <int Wide>
+  void adapter_input(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts, View<Wide> x) {
+    cuda::adapter_input(*context_, group, parts, x.rows, rows(x));
+  }
+  template <int Out, int Wide>
+  void linear_backward(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts,
+                       std::span<const LinearGradient<float>> gradients, ConstView<Out> gy,
+                       std::type_identity_t<ConstView<Wide>> x, bool needs_input, View<Wide> gx) {
+    cuda::linear_backward(*context_, group, parts, gradients, x.rows, gy.data, rows(x), needs_input, rows(gx));
+  }
+  void rope_table(int positions, int head_dim, double theta, float* cosine, float* sine) {
+    cuda::rope_table(*context_, positions, head_dim, theta, cosine, sine);
+  }
+  template <int Width>
+  void rope(const AttentionShape& heads, const float* cosine, const float* sine, const std::int32_t* position,
+            int direction, View<Width> qkv) {
+    cuda::rope(*context_, qkv.rows, heads, cosine, sine, position, direction, qkv.data);
+  }
+  template <int Width, int Out>
+  void attention(const AttentionShape& heads, const TokenBatch& batch, ConstView<Width> qkv, View<Out> o, float* lse,
+                 std::byte* scratch, std::int64_t scratch_bytes) {
+    cuda::attention(*context_, heads, batch, qkv.data, rows(o), lse, scratch, scratch_bytes);
+  }
+  template <int Out, int Width>
+  void attention_backward(const AttentionShape& heads, const TokenBatch& batch, ConstView<Out> go, ConstView<Width> qkv,
+                          std::type_identity_t<ConstView<Out>> o, const float* lse, View<Width> gqkv,
+                          std::byte* scratch, std::int64_t scratch_bytes) {
+    cuda::attention_backward(*context_, heads, batch, rows(go), qkv.data, rows(o), lse, gqkv.data, scratch,
+                             scratch_bytes);
+  }
+  template <int Width>
+  void store_kv(const AttentionShape& heads, std::span<const CachedSequence<bf16>> sequences, ConstView<Width> qkv) {
+    cuda::store_kv(*context_, heads, sequences, qkv.data);
+  }
+  template <int Width, int Out>
+  void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<bf16>> sequences,
+                        ConstView<Width> qkv, View<Out> o, std::byte* /*scratch*/, std::int64_t /*bytes*/) {
+    cuda::attention_cached(*context_, heads, sequences, qkv.data, rows(o));
+  }
+  template <int F>
+  void swiglu(ConstView<2 * F> gate_up, View<F> y) {
+    cuda::swiglu(*context_, y.rows, F, gate_up.data, rows(y));
+  }
+  template <int F>
+  void swiglu_backward(ConstView<F> gy, ConstView<2 * F> gate_up, View<2 * F> ggate_up) {
+    cuda::swiglu_backward(*context_, gy.rows, F, rows(gy), gate_up.data, ggate_up.data);
+  }
+  template <int D>
+  void cross_entropy(const TokenBatch& batch, ConstView<D> x, const bf16* head, int vocab, double scale,
+                     const LossScratch<bf16, float>& scratch, float* losses, bf16* gx, float* ghead) {
+    QLORA_EXPECTS(ghead == nullptr, "the head is frozen on the GPU");
+    cuda::cross_entropy(*context_, D, vocab, batch, x.data, head, static_cast<float>(scale), scratch, losses, gx);
+  }
+  template <int D>
+  void project(ConstView<D> x, const bf16* head, int vocab, float* logits) {
+    cuda::project(*context_, x.rows, D, vocab, rows(x), head, logits);
+  }
+  void add_losses(int tokens, const float* losses, StepScalars* scalars) {
+    cuda::add_losses(*context_, tokens, losses, scalars);
+  }
+  void gradient_norm(std::int64_t count, const float* g, double* partial, float max_norm, StepScalars* scalars) {
+    cuda::take_fault(*context_, scalars);
+    cuda::gradient_norm(*context_, count, g, partial, max_norm, scalars);
+  }
+  void adamw(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g, float* p, float* m,
+             float* v) {
+    cuda::adamw(*context_, count, rule, scalars, g, p, m, v);
+  }
+
+  void adamw8(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g, float* p,
+              const Moments8& m, const Moments8& v) {
+    cuda::adamw8(*context_, count, rule, scalars, g, p, m, v);
+  }
+
+ private:
+  template <class T, int Cols>
+  [[nodiscard]] static cuda::Rows<T> rows(const Mat<T, Cols, Space::device>& m) {
+    return {m.data, m.stride};
+  }
+
+  std::shared_ptr<cuda::Context> context_;
+};
+
+static_assert(Backend<Cuda>);
+
+}  // namespace v0
+}  // namespace qlora
