@@ -20,10 +20,10 @@ namespace qlora::program {
 class Answerer {
  public:
   /// `rank` is the highest of the adapters that will be attached.
-  Answerer(const std::filesystem::path& dir, Base base, int rank, int threads)
-      : model_(hf::ModelDir::open(dir)),
-        tokenizer_(Tokenizer::load(dir / "tokenizer.model")),
-        session_(variant_for(model_.shape, base == Base::full ? 1 : rank).open(model_, base, threads)) {
+  Answerer(const std::filesystem::path& dir, Base base, int rank, const DeviceSection& device, int threads)
+      : model_(hf::ModelDir::open(dir)), tokenizer_(Tokenizer::load(dir / "tokenizer.model")) {
+    const Chosen chosen = choose_variant(model_.shape, base == Base::full ? 1 : rank, device, threads);
+    session_ = chosen.variant->open(model_, base, chosen.machine);
     if (tokenizer_.vocab_size() > model_.shape.vocab) {
       throw Error(qlora::detail::concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(),
                                         " pieces, the model ", model_.shape.vocab));

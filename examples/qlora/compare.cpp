@@ -58,11 +58,11 @@ class Comparison {
     const auto scored = static_cast<std::int64_t>(probes_.size());
     progress_.begin("compare", answering * asked + (answering + 1) * scored, "answers");  // w16 is scored only
     if (!probes_.empty()) {
-      Answerer full(step_.model, Base::full, 1, step_.threads);
+      Answerer full(step_.model, Base::full, 1, step_.device, step_.threads);
       score("w16", full);
     }
     {
-      Answerer nf4(step_.model, Base::nf4, rank, step_.threads);
+      Answerer nf4(step_.model, Base::nf4, rank, step_.device, step_.threads);
       measure("nf4", nf4, "base");
       for (std::size_t i = 0; i < adapters.size(); ++i) {
         nf4.session().attach(adapters[i]);
@@ -70,7 +70,7 @@ class Comparison {
       }
     }
     if (!step_.merged.empty()) {
-      Answerer merged(step_.merged, Base::full, 1, step_.threads);
+      Answerer merged(step_.merged, Base::full, 1, step_.device, step_.threads);
       measure("merged", merged, "merged");
     }
     progress_.end();
@@ -184,7 +184,7 @@ void add_compare(OptionSet app, Invocation& call) {
   verb.add("--top-p", c.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
   verb.add("--temperature", c.temperature, "0 is greedy").range(0.0, 100.0);
   verb.add("--seed", c.seed, "Of sampling").non_negative();
-  verb.add("--threads", options->step.threads, "CPU threads; 0: one per core").range(0, 1024);
+  add_device_options(verb, options->step.device, options->step.threads);
   verb.on_call([&call, options] { call.action = [options](Context& context) { return compare(*options, context); }; });
 }
 

@@ -27,18 +27,19 @@ struct TalkOptions {
   double top_p = 0.9;
   int top_k = 0;
   std::int64_t seed = 42;
+  DeviceSection device;
   int threads = 0;
 };
 
 Answerer open(const TalkOptions& options) {
   if (options.adapter.empty()) {
-    return {options.model, options.base == "full" ? Base::full : Base::nf4, 1, options.threads};
+    return {options.model, options.base == "full" ? Base::full : Base::nf4, 1, options.device, options.threads};
   }
   if (options.base == "full") {
     throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
   }
   const PeftAdapter adapter = PeftAdapter::open(options.adapter);
-  Answerer answerer(options.model, Base::nf4, highest_rank(adapter), options.threads);
+  Answerer answerer(options.model, Base::nf4, highest_rank(adapter), options.device, options.threads);
   answerer.session().attach(adapter);
   return answerer;
 }
@@ -105,7 +106,7 @@ void add_talk_options(OptionSet verb, TalkOptions& options) {
   verb.add("--top-p", options.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
   verb.add("--top-k", options.top_k, "Sample from so many; 0: all").range(0, 1000000);
   verb.add("--seed", options.seed, "Of sampling").non_negative();
-  verb.add("--threads", options.threads, "CPU threads; 0: one per core").range(0, 1024);
+  add_device_options(verb, options.device, options.threads);
 }
 
 }  // namespace

@@ -131,6 +131,27 @@ Key<Section> list(std::string_view name, std::vector<Item> Section::*member, std
 
 Keys<ModelSection> model_keys() { return {path("path", &ModelSection::path, "Hugging Face model directory")}; }
 
+/// A size in bytes, kept as it was written.
+template <class Section>
+Key<Section> size(std::string_view name, std::string Section::*member, std::string_view help) {
+  return {name, help,
+          [=](Section& section, const toml::node& node, const Place& place) {
+            const std::string value = text_of(node, name, place);
+            if (!value.empty() && !bytes_of(value)) {
+              place.fail(node, concat("`", name, "` must be a size such as \"24GB\" or \"24GiB\""));
+            }
+            section.*member = value;
+          },
+          [=](const Section& section) { return quoted(section.*member); }};
+}
+
+Keys<DeviceSection> device_keys() {
+  return {text("use", &DeviceSection::use, {"auto", "cpu", "cuda"}, "auto: a GPU if there is one"),
+          size("memory_cap", &DeviceSection::memory_cap, "what may be taken of the GPU's memory; all if empty"),
+          flag("fast", &DeviceSection::fast, "GPU: sums whose last bits depend on timing"),
+          flag("resident", &DeviceSection::resident, "GPU: hold the frozen weights in bf16 too")};
+}
+
 Keys<DataSection> data_keys() {
   return {list("urls", &DataSection::urls, "pages to fetch"),
           list("files", &DataSection::files, "local .html, .txt, .md or .jsonl files, or folders of them"),
@@ -160,8 +181,11 @@ Keys<TrainSection> train_keys() {
           number("accumulate", &TrainSection::accumulate, 1, 65536, "micro-batches in a step"),
           number("weight_decay", &TrainSection::weight_decay, 0, 1, "AdamW's decay"),
           number("max_grad_norm", &TrainSection::max_grad_norm, 0, 1e9, "gradient norm is clipped to this; 0 never"),
+          flag("moments8", &TrainSection::moments8, "AdamW's moments in 8 bits: a quarter of their memory"),
           number("seed", &TrainSection::seed, 0, 9e15, "of data order, initial adapters and dropout"),
           number("checkpoint_every", &TrainSection::checkpoint_every, 1, 1e9, "steps between checkpoints"),
+          text("recompute", &TrainSection::recompute, {"auto", "none", "cheap", "block"},
+               "what the backward pass computes again; auto: as the GPU's memory asks for"),
           path("replay", &TrainSection::replay, "documents of the model's own world (.jsonl), mixed in"),
           number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all")};
 }
@@ -268,6 +292,8 @@ Job parse_job(std::string_view content, const fs::path& file) {
     };
     if (name == "model")
       section(model_keys(), job.model);
+    else if (name == "device")
+      section(device_keys(), job.device);
     else if (name == "data")
       section(data_keys(), job.data);
     else if (name == "pack")
@@ -281,9 +307,10 @@ Job parse_job(std::string_view content, const fs::path& file) {
     else if (name == "output")
       section(output_keys(), job.output);
     else
-      place.fail(node,
-                 concat("unknown section ", place.section,
-                        suggestion(name, {"model", "data", "pack", "train", "arm", "merge", "compare", "output"})));
+      place.fail(
+          node,
+          concat("unknown section ", place.section,
+                 suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
   }
   if (arms != nullptr) read_arms(*arms, job, file);
   if (job.arms.empty()) job.arms.push_back({"qlora", job.train});
@@ -306,6 +333,7 @@ Job read_job(const fs::path& file) {
 
 void print_job_keys(std::ostream& out) {
   print_keys(out, "[model]", model_keys());
+  print_keys(out, "[device]", device_keys());
   print_keys(out, "[data]", data_keys());
   print_keys(out, "[pack]", pack_keys());
   print_keys(out, "[train]  # [[arm]] takes the same keys and a name", train_keys());

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "device.hpp"
+
 namespace qlora::program {
 
 struct ModelSection {
@@ -45,8 +47,10 @@ struct TrainSection {
   int accumulate = 1;
   double weight_decay = 0;
   double max_grad_norm = 1;
+  bool moments8 = false;
   std::int64_t seed = 42;
   int checkpoint_every = 50;
+  std::string recompute = "auto";
   std::filesystem::path replay;
   int replay_limit = 0;
 };
@@ -77,6 +81,7 @@ struct OutputSection {
 
 struct Job {
   ModelSection model;
+  DeviceSection device;
   DataSection data;
   PackSection pack;
   TrainSection train;

@@ -1,7 +1,9 @@
-// plan.cpp — `qlora plan MODEL`: every byte of a training run by purpose, and the largest batch that fits. Needs only
-// the model's config.json: no weights, no compiled shape.
+// plan.cpp — `qlora plan MODEL`: every byte of a training run by purpose, the largest batch that fits for each way of
+// recomputing, and what `train` would choose. Needs only the model's config.json, or the name of a published model: no
+// weights, no compiled shape.
 #include <unistd.h>
 
+#include <array>
 #include <filesystem>
 #include <iomanip>
 #include <memory>
@@ -10,8 +12,10 @@
 #include <string>
 #include <thread>
 
+#include "device.hpp"
 #include "options.hpp"
 #include "qlora/config.hpp"
+#include "qlora/configs/llama2.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
@@ -31,7 +35,10 @@ struct PlanOptions {
   int batch = 2;
   int seq = 2048;
   std::string recompute = "auto";
+  bool moments8 = false;
   std::string on = "cpu";
+  std::string gpu_memory;
+  bool resident = false;
   bool no_dropout = false;
   bool unquantized = false;
 };
@@ -42,13 +49,24 @@ Recompute recompute_of(const std::string& name, bool cpu) {
   return name == "none" ? Recompute::none : name == "cheap" ? Recompute::cheap : Recompute::block;
 }
 
-/// The CPU backend keeps everything in 32 bits and has no copy of the adapters.
+/// The CPU backend keeps everything in 32 bits, and multiplies without a wide copy of the weights.
 Storage cpu_storage() {
-  Storage store;
-  store.activation = store.frozen = 4;
-  store.copy = 0;
-  store.workers = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return store;
+  return {.activation = 4,
+          .frozen = 4,
+          .widens = false,
+          .workers = static_cast<int>(std::max(1U, std::thread::hardware_concurrency())),
+          .logit_gradient = 0};
+}
+
+/// The shape of a model directory, or of a published model by its size.
+Shape shape_of(const fs::path& model) {
+  constexpr std::array<std::pair<std::string_view, const Config*>, 3> presets{
+      {{"7b", &llama2_7b}, {"13b", &llama2_13b}, {"70b", &llama2_70b}}};
+  for (const auto& [name, config] : presets) {
+    if (model == name && !fs::exists(model)) return config->shape;
+  }
+  const fs::path file = model / "config.json";
+  return hf::parse_config(read_json_object(file, 1U << 20), file.string()).shape;
 }
 
 /// The place that is planned for: its name, its bytes, and how tensors are stored there.
@@ -58,7 +76,11 @@ struct Place {
   Storage store;
 };
 
-Place place_of(const std::string& name) {
+Place place_of(const PlanOptions& options) {
+  const std::string& name = options.on;
+  if (!options.gpu_memory.empty()) {
+    return {"GPU memory", bytes_of_option("--gpu-memory", options.gpu_memory), gpu_storage};
+  }
   if (name == "cpu") {
     const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
     return {"this machine's memory", bytes, cpu_storage()};
@@ -105,30 +127,72 @@ void print(const MemoryPlan& plan, const Place& place, const Run& run, int large
       << " tokens; the largest batch that fits is " << largest << '\n';
 }
 
+constexpr std::array<std::pair<std::string_view, Recompute>, 3> policies{
+    {{"none", Recompute::none}, {"cheap", Recompute::cheap}, {"block", Recompute::block}}};
+
+/// What fits a GPU: for each policy the largest batch, and what `train` chooses for the batch that was asked for.
+Result advise(const Config& config, const Run& run, Place place, std::ostream& out) {
+  const std::int64_t card = place.bytes;
+  place.bytes -= gpu_reserve;
+  Result advice{{"largest_batches", Result::object()}};
+  out << "\nrecompute   largest batch of " << run.seq << " tokens\n";
+  int most = 0;
+  for (const auto& [name, policy] : policies) {
+    Run one = run;
+    one.recompute = policy;
+    one.recompute_layers = -1;
+    const int batch = largest_batch(config, one, place);
+    advice["largest_batches"][std::string(name)] = batch;
+    out << std::left << std::setw(12) << name << batch << '\n';
+    most = std::max(most, batch);
+  }
+  if (most == 0) {
+    advice["recommended"] = nullptr;
+    out << "not even one window fits; shorter ones (--seq) or a larger GPU would\n";
+    return advice;
+  }
+  Run chosen = run;
+  chosen.batch = std::min(run.batch, most);
+  chosen = choose_recompute(config, chosen, place.bytes, place.store);
+  const auto name = policies[static_cast<std::size_t>(chosen.recompute)].first;
+  const std::int64_t total = memory_plan(config, chosen, place.store).total();
+  advice["recommended"] = {{"batch", chosen.batch},
+                           {"recompute", std::string(name)},
+                           {"recompute_layers", chosen.recompute_layers},
+                           {"total", total}};
+  out << "recommended: --batch " << chosen.batch << " --recompute auto, which is " << name;
+  if (chosen.recompute != Recompute::none) {
+    out << " in " << chosen.recompute_layers << " of " << config.shape.layers << " layers";
+  }
+  out << ": " << gigabytes(total) << " of " << gigabytes(card) << '\n';
+  return advice;
+}
+
 Result plan(const PlanOptions& options, Context& context) {
-  const fs::path file = options.model / "config.json";
-  const hf::ModelConfig model = hf::parse_config(read_json_object(file, 1U << 20), file.string());
-  Config config{.shape = model.shape};
+  Config config{.shape = shape_of(options.model)};
   config.lora.rank = options.rank;
   if (options.unquantized) config.quant = unquantized;
-  const bool cpu = options.on == "cpu";
-  const Run run{.batch = options.batch,
-                .seq = options.seq,
-                .recompute = recompute_of(options.recompute, cpu),
-                .dropout = !options.no_dropout,
-                .keep_dequantized = cpu && parameters(model.shape) <= dense_limit};
-  const Place place = place_of(options.on);
+  const Place place = place_of(options);
+  const bool cpu = !place.store.widens;
+  Run run{.batch = options.batch,
+          .seq = options.seq,
+          .recompute = recompute_of(options.recompute, cpu),
+          .dropout = !options.no_dropout,
+          .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.resident,
+          .moments8 = options.moments8};
   const MemoryPlan bytes = memory_plan(config, run, place.store);
   const int largest = largest_batch(config, run, place);
   print(bytes, place, run, largest, context.out);
   Result parts = Result::object();
   for (std::size_t i = 0; i < purpose_count; ++i) parts[std::string(purpose_names[i])] = bytes.bytes[i];
-  return {{"bytes", parts},
-          {"total", bytes.total()},
-          {"device", place.name},
-          {"device_bytes", place.bytes},
-          {"fits", bytes.total() <= place.bytes},
-          {"largest_batch", largest}};
+  Result result{{"bytes", parts},
+                {"total", bytes.total()},
+                {"device", place.name},
+                {"device_bytes", place.bytes},
+                {"fits", bytes.total() <= place.bytes},
+                {"largest_batch", largest}};
+  if (!cpu) result["advice"] = advise(config, run, place, context.out);
+  return result;
 }
 
 }  // namespace
@@ -136,7 +200,9 @@ Result plan(const PlanOptions& options, Context& context) {
 void add_plan(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "plan", "Show the memory that training a model takes, by purpose");
   auto options = std::make_shared<PlanOptions>();
-  verb.add("model", options->model, "Model directory; only its config.json is read").required().type_name("DIR");
+  verb.add("model", options->model, "Model directory, of which only config.json is read; or 7b, 13b, 70b for LLaMA-2")
+      .required()
+      .type_name("DIR");
   verb.add("--rank", options->rank, "Rank of the adapters").range(1, 1024);
   verb.add("--batch", options->batch, "Windows in a micro-batch").range(1, 65536);
   verb.add("--seq", options->seq, "Tokens in a window").range(2, 1 << 20);
@@ -144,6 +210,10 @@ void add_plan(OptionSet app, Invocation& call) {
            "What the backward pass makes again; auto: nothing on the CPU, blocks on a GPU")
       .one_of({"auto", "none", "cheap", "block"});
   verb.add("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
+  verb.add("--gpu-memory", options->gpu_memory, "A GPU with so much memory instead of --on, as in 24GB or 80GiB")
+      .type_name("SIZE");
+  verb.add("--resident", options->resident, "GPU: the frozen weights in bf16 too");
+  verb.add("--moments8", options->moments8, "AdamW's moments in 8 bits");
   verb.add("--no-dropout", options->no_dropout, "Train without dropout");
   verb.add("--unquantized", options->unquantized, "Keep the frozen weights in full");
   verb.on_call([&call, options] { call.action = [options](Context& context) { return plan(*options, context); }; });

@@ -22,6 +22,8 @@ struct RunOptions {
   fs::path job;
   fs::path out;
   std::vector<std::string> again;
+  DeviceSection device{.use = {}, .memory_cap = {}};  ///< what it says goes before the job file's [device]
+  std::string recompute;
   int threads = 0;
   bool check = false;
   bool keys = false;
@@ -41,6 +43,7 @@ Result settings_of(const TrainSection& t) {
           {"accumulate", t.accumulate},
           {"weight_decay", t.weight_decay},
           {"max_grad_norm", t.max_grad_norm},
+          {"moments8", t.moments8},
           {"seed", t.seed}};
 }
 
@@ -68,6 +71,7 @@ Result describe(const Job& job) {
   for (const Arm& arm : job.arms) {
     arms[arm.name] = settings_of(arm.train);
     arms[arm.name]["checkpoint_every"] = arm.train.checkpoint_every;
+    arms[arm.name]["recompute"] = arm.train.recompute;
     arms[arm.name]["replay"] = arm.train.replay.string();
     arms[arm.name]["replay_limit"] = arm.train.replay_limit;
   }
@@ -77,6 +81,11 @@ Result describe(const Job& job) {
   compare["questions"] = job.compare.questions.string();
   compare["probes"] = paths_of(job.compare.probes);
   return {{"model", {{"path", job.model.path.string()}}},
+          {"device",
+           {{"use", job.device.use},
+            {"memory_cap", job.device.memory_cap},
+            {"fast", job.device.fast},
+            {"resident", job.device.resident}}},
           {"data", data},
           {"pack", settings_of(job.pack)},
           {"arms", arms},
@@ -137,11 +146,13 @@ class JobRun {
   void train(const Arm& arm) {
     const fs::path out = out_ / arm.name / "train";
     fs::create_directories(out.parent_path());
-    const TrainStep settings{job_.model.path, out_ / arm.name / "data", out, arm.train, options_.threads};
-    const Result result =
-        step({"train " + arm.name, settings_of(arm.train), {job_.model.path, settings.data}, {out}, [&] {
-                return run_train(settings, context_.progress);
-              }});
+    const TrainStep settings{job_.model.path, out_ / arm.name / "data", out, arm.train, job_.device, options_.threads};
+    Result train_settings = settings_of(arm.train);
+    train_settings["device"] = job_.device.use;
+    train_settings["fast"] = job_.device.fast;
+    const Result result = step({"train " + arm.name, train_settings, {job_.model.path, settings.data}, {out}, [&] {
+                                  return run_train(settings, context_.progress);
+                                }});
     context_.out << "train " << arm.name << ": " << result.value("steps", 0) << " steps, loss "
                  << result.value("first_loss", 0.0) << " -> " << result.value("last_loss", 0.0) << '\n';
   }
@@ -149,14 +160,14 @@ class JobRun {
   [[nodiscard]] fs::path adapter(const std::string& arm) const { return out_ / arm / "train" / "adapter"; }
 
   void merge() {
-    const MergeStep settings{job_.model.path, adapter(job_.merge.arm), out_ / "merged", job_.merge.shard_bytes};
+    const MergeStep settings{job_.model.path, adapter(job_.merge.arm), out_ / "merged", job_.merge.shard_bytes, "auto"};
     step({"merge", {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
             return run_merge(settings, context_.progress);
           }});
   }
 
   Result compare() {
-    CompareStep settings{job_.model.path, {}, out_ / "merged", job_.compare, options_.threads};
+    CompareStep settings{job_.model.path, {}, out_ / "merged", job_.compare, job_.device, options_.threads};
     std::vector<fs::path> inputs{job_.model.path, settings.merged};
     for (const Arm& arm : job_.arms) {
       settings.adapters.emplace_back(arm.name, adapter(arm.name));
@@ -217,6 +228,13 @@ Result run_job(const RunOptions& options, Context& context) {
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
   Job job = read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
+  if (!options.device.use.empty()) job.device.use = options.device.use;
+  if (!options.device.memory_cap.empty()) job.device.memory_cap = options.device.memory_cap;
+  job.device.fast = job.device.fast || options.device.fast;
+  job.device.resident = job.device.resident || options.device.resident;
+  for (Arm& arm : job.arms) {
+    if (!options.recompute.empty()) arm.train.recompute = options.recompute;
+  }
   if (options.check) {
     const Result plan = describe(job);
     context.out << plan.dump(2) << '\n';
@@ -237,7 +255,9 @@ void add_run(OptionSet app, Invocation& call) {
   verb.add("-o,--out", options->out, "Write below this directory instead of [output] dir").type_name("DIR");
   verb.add("--again", options->again, "Do these steps again though nothing changed")
       .one_of({"fetch", "pack", "train", "merge", "compare"});
-  verb.add("--threads", options->threads, "CPU threads; 0: as many as the machine has").range(0, 1024);
+  add_device_options(verb, options->device, options->threads);
+  verb.add("--recompute", options->recompute, "What the backward pass computes again, instead of [train] recompute")
+      .one_of({"auto", "none", "cheap", "block"});
   verb.add("--check", options->check, "Read the job file, show what it means, do nothing");
   verb.add("--keys", options->keys, "Print every key of a job file with its default");
   verb.on_call([&call, options] { call.action = [options](Context& context) { return run_job(*options, context); }; });

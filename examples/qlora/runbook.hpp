@@ -4,11 +4,14 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -22,7 +25,8 @@ namespace qlora::program {
 
 namespace fs = std::filesystem;
 
-/// Files below a path (or the file itself) with their SHA-256, sorted by name. Throws Error when there is none.
+/// Files below a path (or the file itself) with their SHA-256, sorted by name; several files at a time, since those of a
+/// large model are many gigabytes. Throws Error when there is none.
 inline Result hashes_of(const fs::path& path) {
   Result hashes = Result::object();
   if (fs::is_regular_file(path)) {
@@ -35,7 +39,20 @@ inline Result hashes_of(const fs::path& path) {
     if (entry.is_regular_file()) files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
-  for (const fs::path& file : files) hashes[file.lexically_relative(path).generic_string()] = sha256_file(file);
+  std::vector<std::string> digests(files.size());
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next.fetch_add(1); i < files.size(); i = next.fetch_add(1)) digests[i] = sha256_file(files[i]);
+  };
+  std::vector<std::future<void>> others;
+  for (unsigned i = 1; i < std::min<std::size_t>(std::thread::hardware_concurrency(), files.size()); ++i) {
+    others.push_back(std::async(std::launch::async, work));
+  }
+  work();
+  for (std::future<void>& other : others) other.get();
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    hashes[files[i].lexically_relative(path).generic_string()] = digests[i];
+  }
   return hashes;
 }
 

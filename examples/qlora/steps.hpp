@@ -40,6 +40,7 @@ struct TrainStep {
   std::filesystem::path data;
   std::filesystem::path out;
   TrainSection train;
+  DeviceSection device;
   int threads = 0;
 };
 Result run_train(const TrainStep& step, Progress& progress);
@@ -49,6 +50,7 @@ struct MergeStep {
   std::filesystem::path adapter;
   std::filesystem::path out;
   std::int64_t shard_bytes = MergeSection{}.shard_bytes;
+  std::string device = "auto";
 };
 Result run_merge(const MergeStep& step, Progress& progress);
 
@@ -58,6 +60,7 @@ struct CompareStep {
   std::vector<std::pair<std::string, std::filesystem::path>> adapters;  ///< name, directory
   std::filesystem::path merged;                                         ///< may be empty
   CompareSection compare;
+  DeviceSection device;
   int threads = 0;
 };
 /// {"answers": [...], "variants": {...}}; variants is empty without probes.

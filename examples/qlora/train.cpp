@@ -14,7 +14,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
-#include "qlora/text/dataset.hpp"
+#include "qlora/text/step_windows.hpp"
 #include "steps.hpp"
 #include "variant.hpp"
 #include "verb.hpp"
@@ -31,25 +31,12 @@ Schedule schedule_of(const std::string& name) {
   return name == "cosine" ? Schedule::cosine : name == "constant" ? Schedule::constant : Schedule::linear;
 }
 
-/// The windows of one step behind one another.
-struct StepWindows {
-  std::vector<std::int32_t> ids;
-  std::vector<std::int32_t> labels;
-  std::vector<std::int32_t> documents;
-
-  Windows gather(const TokenDataset& data, std::span<const std::uint32_t> numbers) {
-    ids.clear();
-    labels.clear();
-    documents.clear();
-    for (const std::uint32_t number : numbers) {
-      const DatasetWindow one = data.window(number);
-      ids.insert(ids.end(), one.ids.begin(), one.ids.end());
-      labels.insert(labels.end(), one.labels.begin(), one.labels.end());
-      documents.insert(documents.end(), one.documents.begin(), one.documents.end());
-    }
-    return {data.seq(), ids, labels, documents};
-  }
-};
+RecomputeChoice recompute_of(const std::string& name) {
+  return name == "none"    ? RecomputeChoice::none
+         : name == "cheap" ? RecomputeChoice::cheap
+         : name == "block" ? RecomputeChoice::block
+                           : RecomputeChoice::automatic;
+}
 
 class TrainRun {
  public:
@@ -62,7 +49,10 @@ class TrainRun {
                static_cast<std::uint64_t>(step.train.seed)),
         total_(order_.steps_per_epoch() * step.train.epochs) {
     check();
-    training_ = variant_for(model_.shape, step.train.rank).train(model_, options(), step.threads);
+    const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads);
+    device_ = chosen.machine.device;
+    training_ = chosen.variant->train(model_, options(), recompute_of(step.train.recompute), chosen.machine);
+    progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
   }
 
   Result run() {
@@ -75,8 +65,9 @@ class TrainRun {
       const Metric metric = one_step();
       log.add(metric);
       tokens += metric.tokens;
-      std::array<char, 48> note{};
-      std::snprintf(note.data(), note.size(), "loss %.4f", metric.loss);
+      std::array<char, 96> note{};
+      std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", metric.loss, metric.grad_norm,
+                    gigabytes(training_->memory()).c_str());
       progress_.update(metric.step, tokens, note.data());
       const bool stop = interrupted() && metric.step < total_;
       if (stop || metric.step % step_.train.checkpoint_every == 0 || metric.step == total_) checkpoint(log);
@@ -118,6 +109,7 @@ class TrainRun {
     o.total_steps = total_;
     o.weight_decay = static_cast<float>(t.weight_decay);
     o.max_grad_norm = static_cast<float>(t.max_grad_norm);
+    o.moments8 = t.moments8;
     o.seed = static_cast<std::uint64_t>(t.seed);
     o.batch = t.batch;
     o.seq = data_.seq();
@@ -140,7 +132,10 @@ class TrainRun {
             {"accumulate", t.accumulate},
             {"weight_decay", t.weight_decay},
             {"max_grad_norm", t.max_grad_norm},
-            {"seed", t.seed}};
+            {"moments8", t.moments8},
+            {"seed", t.seed},
+            {"device", std::string(name_of(device_))},
+            {"fast", step_.device.fast}};
   }
 
   void resume() {
@@ -197,6 +192,9 @@ class TrainRun {
             {"last_loss", metrics.empty() ? 0.0 : metrics.back().loss},
             {"tok_per_s", progress_.tokens_per_second()},
             {"adapter_parameters", adapter_parameters(model_.shape, {.rank = step_.train.rank})},
+            {"device", std::string(name_of(device_))},
+            {"about", training_->about()},
+            {"memory_bytes", training_->memory()},
             {"adapter", (step_.out / "adapter").string()}};
   }
 
@@ -206,6 +204,7 @@ class TrainRun {
   TokenDataset data_;
   DataOrder order_;
   int total_;
+  Device device_ = Device::cpu;
   std::unique_ptr<Training> training_;
   StepWindows windows_;
 };
@@ -238,9 +237,14 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("--accumulate", t.accumulate, "Micro-batches in a step").range(1, 65536);
   verb.add("--weight-decay", t.weight_decay, "AdamW's decay").range(0.0, 1.0);
   verb.add("--max-grad-norm", t.max_grad_norm, "Gradient norm is clipped to this; 0: never").non_negative();
+  verb.add("--moments8", t.moments8, "AdamW's moments in 8 bits: a quarter of their memory");
   verb.add("--seed", t.seed, "Of data order, initial adapters and dropout").non_negative();
   verb.add("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints").range(1, 1000000000);
-  verb.add("--threads", step->threads, "CPU threads; 0: one per core").range(0, 1024);
+  verb.add("--recompute", t.recompute,
+           "What the backward pass computes again to save memory; auto: what the GPU's memory asks for, on the CPU "
+           "nothing")
+      .one_of({"auto", "none", "cheap", "block"});
+  add_device_options(verb, step->device, step->threads);
   verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_train(*step, context.progress);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "device.hpp"
 #include "qlora/config.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/io/checkpoint.hpp"
@@ -61,9 +62,16 @@ class Training {
   /// Goes back to a checkpoint of a run with the same settings. Throws Error when it is of another shape.
   virtual void restore(const Checkpoint& checkpoint) = 0;
   virtual void write_adapter(const std::filesystem::path& dir, const PeftConfig& config) = 0;
+  /// Bytes taken now: arenas, and on a GPU the libraries' workspaces.
+  [[nodiscard]] virtual std::int64_t memory() const = 0;
+  /// What was made of the options, for the reader: "NVIDIA H200, blocks computed again in 20 of 32 layers".
+  [[nodiscard]] virtual std::string about() const = 0;
 };
 
-/// A compiled config.
+/// How much is computed again in the backward pass; automatic: on a GPU what its memory asks for, nothing on the CPU.
+enum class RecomputeChoice : std::uint8_t { automatic, none, cheap, block };
+
+/// A compiled config on one kind of device.
 class Variant {
  public:
   Variant() = default;
@@ -72,16 +80,24 @@ class Variant {
   virtual ~Variant() = default;
 
   [[nodiscard]] virtual const Config& config() const = 0;
-  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base, int threads) const = 0;
+  [[nodiscard]] virtual Device device() const = 0;
+  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base,
+                                                      const Machine& machine) const = 0;
   [[nodiscard]] virtual std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
-                                                        int threads) const = 0;
+                                                        RecomputeChoice recompute, const Machine& machine) const = 0;
 };
 
 /// All that was compiled in.
 std::vector<std::unique_ptr<Variant>>& variants();
 
-/// The one for this shape with the least rank cap that holds `rank`. Throws Error with the lines to write when there is
-/// none.
-const Variant& variant_for(const Shape& shape, int rank);
+/// Code for a model, and where it will run.
+struct Chosen {
+  const Variant* variant = nullptr;
+  Machine machine;
+};
+
+/// The variant of this shape with the least rank cap that holds `rank`, on the device that is asked for. Throws Error:
+/// with the lines to write when the shape was not compiled in, with what is missing when there is no GPU.
+[[nodiscard]] Chosen choose_variant(const Shape& shape, int rank, const DeviceSection& asked, int threads);
 
 }  // namespace qlora::program

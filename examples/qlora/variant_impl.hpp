@@ -1,8 +1,8 @@
 // variant_impl.hpp — compiles a config for the program: three lines in a .cpp beside this file are all it takes,
 //   #include "variant_impl.hpp"
 //   static constexpr qlora::Config mine{.shape = {...}, .lora = {.rank = 64}};
-//   static const qlora::program::Registered<mine> registered;
-// Everything expensive to compile is included here and nowhere else in the program.
+//   static const qlora::program::Registered<mine> registered;   // <mine, qlora::Cuda> in a file variant_..._cuda.cpp
+// One file for each backend, so that they compile side by side. Everything expensive to compile is included here and nowhere else in the program.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,40 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/io/adapter.hpp"
 #include "qlora/llama2.hpp"
 #include "variant.hpp"
 
 namespace qlora::program {
 
-inline ModelOptions model_options(const hf::ModelDir& model) {
+template <class B>
+inline constexpr bool on_gpu = B::space == Space::device;
+
+template <class B>
+ModelOptions model_options(const hf::ModelDir& model, const Machine& machine) {
   return {.rope_theta = model.rope_theta,
           .norm_eps = model.norm_eps,
-          .keep_dequantized = parameters(model.shape) <= dense_limit};
+          .keep_dequantized = on_gpu<B> ? machine.resident : parameters(model.shape) <= dense_limit};
 }
+
+template <class B>
+B make_backend(const Machine& machine) {
+  if constexpr (on_gpu<B>) {
+    return B({.memory_cap = machine.memory_cap, .fast = machine.fast});
+  } else {
+    return B(machine.threads);
+  }
+}
+
+#ifdef QLORA_CUDA
+/// Bytes that this process may have in all, as a memory plan counts them.
+inline std::int64_t gpu_budget(const Cuda& backend, const Machine& machine) {
+  const cuda::DeviceInfo info = cuda::device_info(backend.context());
+  // The plan counts the driver's context and the workspaces, which are taken already.
+  const std::int64_t free = info.total - info.driver_used + gpu_storage.context + info.workspace;
+  return (machine.memory_cap > 0 ? std::min(free, machine.memory_cap) : free) - gpu_reserve;
+}
+#endif
 
 /// A tensor of an adapter as floats.
 inline std::vector<float> floats_of(const TensorSource& source, const std::string& name) {
@@ -31,11 +55,13 @@ inline std::vector<float> floats_of(const TensorSource& source, const std::strin
   return values;
 }
 
-template <Config C>
+template <Config C, class B>
 class CompiledSession final : public Session {
  public:
-  CompiledSession(const hf::ModelDir& model, int threads)
-      : limit_(model.max_positions), model_(model.source(), model_options(model), Cpu<>(threads)) {
+  CompiledSession(const hf::ModelDir& model, const Machine& machine)
+      : limit_(model.max_positions),
+        machine_(machine),
+        model_(model.source(), model_options<B>(model, machine), make_backend<B>(machine)) {
     model_.use_adapters(false);
   }
 
@@ -72,32 +98,91 @@ class CompiledSession final : public Session {
       throw Error(qlora::detail::concat("a prompt of ", longest, " tokens; the model's context holds ", limit_));
     }
     const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
-    const int slots = static_cast<int>(std::clamp<std::size_t>(prompts.size(), 1, 32));
-    Generator<C, Cpu<>> generator(
-        model_,
-        {.sequences = slots, .length = static_cast<int>(std::min<std::int64_t>(wanted, limit_)), .step_tokens = 512});
+    const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
+    Generator<C, B> generator(model_,
+                              {.sequences = sequences(prompts.size(), length), .length = length, .step_tokens = 512});
     return generator.generate(prompts, options, on_token);
   }
 
  private:
+  /// Prompts that grow side by side: 32, or as many as have room on the GPU for their keys and values.
+  [[nodiscard]] int sequences(std::size_t prompts, [[maybe_unused]] int length) {
+    int count = static_cast<int>(std::clamp<std::size_t>(prompts, 1, 32));
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) {
+      const cuda::DeviceInfo info = cuda::device_info(model_.backend().context());
+      const std::int64_t own = info.allocated + info.workspace + gpu_storage.context;
+      std::int64_t free = info.total - info.driver_used;
+      if (machine_.memory_cap > 0) free = std::min(free, machine_.memory_cap - own);
+      const std::int64_t each = std::int64_t{2} * C.shape.kv_heads * C.shape.head_dim * C.shape.layers * length *
+                                static_cast<std::int64_t>(sizeof(typename B::Act));
+      while (count > 1 && count * each > free / 2) --count;  // the other half: activations of the step
+    }
+#endif
+    return count;
+  }
+
   int limit_;
-  Model<C, Cpu<>> model_;
+  Machine machine_;
+  Model<C, B> model_;
 };
 
-template <Config C>
+/// Options with the recomputation that is asked for, or that fits what the backend's card has free.
+template <Config C, class B>
+TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[maybe_unused]] const Machine& machine,
+                            [[maybe_unused]] const B& backend) {
+  if (choice != RecomputeChoice::automatic) {
+    options.recompute = choice == RecomputeChoice::none    ? Recompute::none
+                        : choice == RecomputeChoice::cheap ? Recompute::cheap
+                                                           : Recompute::block;
+    return options;
+  }
+#ifdef QLORA_CUDA
+  if constexpr (on_gpu<B>) {
+    const Run run = choose_recompute(C,
+                                     {.batch = options.batch,
+                                      .seq = options.seq,
+                                      .loss_chunk = options.loss_chunk,
+                                      .dropout = options.dropout > 0.0F,
+                                      .keep_dequantized = options.model.keep_dequantized,
+                                      .moments8 = options.moments8},
+                                     gpu_budget(backend, machine));
+    options.recompute = run.recompute;
+    options.recompute_layers = run.recompute_layers;
+  }
+#endif
+  return options;
+}
+
+template <Config C, class B>
 class CompiledTraining final : public Training {
  public:
-  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, int threads)
-      : trainer_(model.source(), options, Cpu<>(threads)) {}
+  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend)
+      : trainer_(model.source(), options, std::move(backend)) {}
 
   StepReport step(const Windows& windows) override { return trainer_.step(windows); }
-  [[nodiscard]] int steps_done() const override { return const_cast<Trainer<C, Cpu<>>&>(trainer_).core().steps_done(); }
+  [[nodiscard]] int steps_done() const override { return trainer_.core().steps_done(); }
 
   void save(const std::filesystem::path& root, const Json& state, int keep) override {
+    std::vector<std::vector<float>> values;
     std::vector<NamedTensor> tensors;
+    values.reserve(3);
     trainer_.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
-      tensors.push_back({name, {count}, {data, static_cast<std::size_t>(count)}});
+      std::span<const float> host(data, static_cast<std::size_t>(count));
+      if constexpr (on_gpu<B>) {
+        std::vector<float>& copy = values.emplace_back(host.size());
+        trainer_.model().backend().download(data, copy);
+        host = copy;
+      }
+      tensors.push_back({name, {count}, host});
     });
+#ifdef QLORA_CUDA
+    // Which algorithms were measured to be fast decides the order of sums: a resumed run must use the same.
+    if constexpr (on_gpu<B>) {
+      make_directories(root);
+      write_file_atomically(algorithms_in(root), cuda::algorithms(trainer_.model().backend().context()));
+    }
+#endif
     save_checkpoint(root, steps_done(), tensors, state, keep);
   }
 
@@ -107,54 +192,75 @@ class CompiledTraining final : public Training {
       if (tensor.dtype != DType::f32 || tensor.size() != count) {
         throw Error(checkpoint.path.string() + ": '" + name + "' is not of this model and rank cap");
       }
-      std::memcpy(data, tensor.bytes.data(), tensor.bytes.size());
+      std::vector<float> values(static_cast<std::size_t>(count));
+      std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+      trainer_.model().backend().upload(values, data);
     });
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) {
+      const std::filesystem::path file = algorithms_in(checkpoint.path.parent_path());
+      if (std::filesystem::exists(file)) {
+        cuda::load_algorithms(trainer_.model().backend().context(), read_text(file, std::size_t{16} << 20));
+      }
+    }
+#endif
     trainer_.core().set_steps_done(static_cast<int>(checkpoint.step));
   }
 
   void write_adapter(const std::filesystem::path& dir, const PeftConfig& config) override {
-    struct Matrix {
-      std::string name;
-      std::vector<std::int64_t> shape;
-      std::vector<float> data;
-    };
-    std::vector<Matrix> matrices;
-    auto& model = trainer_.model();
-    model.weights().for_each_target([&](int layer, Proj one) {
-      Matrix a{lora_name(layer, one, 'A'), {}, {}};
-      Matrix b{lora_name(layer, one, 'B'), {}, {}};
-      model.weights().save_adapter(model.backend(), layer, one, a.data, b.data);
-      const std::int64_t rank = model.weights().adapter(layer, one).rank;
-      a.shape = {rank, cols_of(C.shape, one)};
-      b.shape = {rows_of(C.shape, one), rank};
-      matrices.push_back(std::move(a));
-      matrices.push_back(std::move(b));
-    });
-    std::vector<PeftTensor> tensors;
-    for (const Matrix& one : matrices) tensors.push_back({one.name, one.shape, one.data});
-    write_peft(dir, config, tensors);
+    qlora::write_adapter(dir, trainer_.model(), config);
+  }
+
+  [[nodiscard]] std::int64_t memory() const override {
+    std::int64_t bytes = trainer_.core().arena_bytes_used();
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) bytes += cuda::device_info(trainer_.model().backend().context()).workspace;
+#endif
+    return bytes;
+  }
+
+  [[nodiscard]] std::string about() const override {
+    std::string text = "the CPU";
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) text = cuda::device_info(trainer_.model().backend().context()).name;
+#endif
+    const Run& run = trainer_.core().pass().run();
+    const int layers = run.recompute_layers < 0 ? C.shape.layers : std::min(run.recompute_layers, C.shape.layers);
+    if (run.recompute == Recompute::none) return text + ", all activations kept";
+    return qlora::detail::concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks",
+                                 " computed again in ", layers, " of ", C.shape.layers, " layers");
   }
 
  private:
-  Trainer<C, Cpu<>> trainer_;
+  [[nodiscard]] static std::filesystem::path algorithms_in(const std::filesystem::path& root) {
+    return root / "algorithms.txt";
+  }
+
+  mutable Trainer<C, B> trainer_;  // its accessors are not const
 };
 
-template <Config C>
+template <Config C, class B>
 class CompiledVariant final : public Variant {
  public:
   [[nodiscard]] const Config& config() const override { return config_; }
 
-  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, Base base, int threads) const override {
-    // Without adapters the rank cap changes nothing: the least one, so that all variants of a shape share this code.
-    constexpr Config plain = C.with(unquantized).with(Lora{.rank = 1, .targets = Proj::q});
-    if (base == Base::full) return std::make_unique<CompiledSession<plain>>(model, threads);
-    return std::make_unique<CompiledSession<C>>(model, threads);
+  [[nodiscard]] Device device() const override { return on_gpu<B> ? Device::cuda : Device::cpu; }
+
+  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, Base base,
+                                              const Machine& machine) const override {
+    // Without adapters the rank cap changes nothing: the least one whose rows are aligned, so that all variants of a
+    // shape share this code.
+    constexpr Config plain = C.with(unquantized).with(Lora{.rank = on_gpu<B> ? 8 : 1, .targets = Proj::q});
+    if (base == Base::full) return std::make_unique<CompiledSession<plain, B>>(model, machine);
+    return std::make_unique<CompiledSession<C, B>>(model, machine);
   }
 
   [[nodiscard]] std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
-                                                int threads) const override {
-    options.model = model_options(model);
-    return std::make_unique<CompiledTraining<C>>(model, options, threads);
+                                                RecomputeChoice recompute, const Machine& machine) const override {
+    B backend = make_backend<B>(machine);
+    options.model = model_options<B>(model, machine);
+    options = with_recompute<C, B>(options, recompute, machine, backend);
+    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend));
   }
 
  private:
@@ -162,10 +268,10 @@ class CompiledVariant final : public Variant {
 };
 
 /// Puts a config on the list before main begins.
-template <Config C>
+template <Config C, class B = Cpu<>>
 requires ValidConfig<C>
 struct Registered {
-  Registered() { variants().push_back(std::make_unique<CompiledVariant<C>>()); }
+  Registered() { variants().push_back(std::make_unique<CompiledVariant<C, B>>()); }
 };
 
 }  // namespace qlora::program

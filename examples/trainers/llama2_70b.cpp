@@ -1,0 +1,40 @@
+// LLaMA-2 70B: trains adapters of rank 64 on the windows that `qlora pack` wrote, and saves them for PEFT.
+//   llama2_70b MODEL_DIR DATA_DIR ADAPTER_DIR
+#include <qlora/io/adapter.hpp>
+#include <qlora/io/hf.hpp>
+#include <qlora/llama2.hpp>
+#include <qlora/text/step_windows.hpp>
+
+#include <chrono>
+#include <cstdio>
+
+constexpr qlora::Config mine = qlora::llama2_70b.with(qlora::Lora{.rank = 64});
+static_assert(qlora::fits<mine>(qlora::gpu::h100_80gb, {.batch = 1, .recompute = qlora::Recompute::block}));
+#ifdef QLORA_CUDA
+using Backend = qlora::Cuda;
+#else
+using Backend = qlora::Cpu<>;
+#endif
+int main(int argc, char** argv) try {
+  QLORA_EXPECTS(argc == 4, "usage: llama2_70b MODEL_DIR DATA_DIR ADAPTER_DIR");
+  const auto model = qlora::hf::ModelDir::open(argv[1]);
+  QLORA_EXPECTS(model.shape == mine.shape, argv[1], " is not LLaMA-2 70B");
+  const auto data = qlora::TokenDataset::open(argv[2]);
+  qlora::TrainOptions options{.batch = 1, .seq = data.seq(), .recompute = qlora::Recompute::block};
+  options.model = {.rope_theta = model.rope_theta, .norm_eps = model.norm_eps};
+  qlora::DataOrder order(static_cast<int>(data.size()), options.batch, options.seed);
+  options.total_steps = 3 * order.steps_per_epoch();
+  qlora::Trainer<mine, Backend> trainer(model.source(), options);
+  qlora::StepWindows windows;
+  for (int step = 0; step < options.total_steps; ++step) {
+    const auto started = std::chrono::steady_clock::now();
+    const auto report = trainer.step(windows.gather(data, order.step(step)));
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
+    const double speed = static_cast<double>(report.tokens) / took.count();
+    std::printf("step %d of %d  loss %.4f  %.0f tok/s\n", report.step, options.total_steps, report.loss, speed);
+  }
+  qlora::write_adapter(argv[3], trainer.model(), {.r = 64, .alpha = options.alpha, .dropout = options.dropout});
+} catch (const qlora::Error& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return static_cast<int>(error.kind());
+}
