@@ -13,7 +13,8 @@ using Ints = std::vector<std::int32_t>;
 
 namespace {
 
-Ints copy(std::span<const std::int32_t> values) { return {values.begin(), values.end()}; }
+/// One of a batch's arrays.
+Ints copy(const TokenBatch& batch, const std::int32_t* values) { return {values, values + batch.tokens}; }
 
 }  // namespace
 
@@ -22,22 +23,24 @@ TEST_CASE("two windows, three documents, one of them cut by the window") {
   const Ints labels{10, 11, -100, 13, 14, 15, 16, 17, 18, 19, 20, -100};
   const Ints documents{0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2};
   BatchBuilder builder(12);
-  const PackedTokens batch = builder.build({6, ids, labels, documents});
-  CHECK(copy(batch.ids) == ids);
-  CHECK(copy(batch.positions) == Ints{0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2});
-  CHECK(copy(batch.targets) == Ints{11, -1, 13, -1, 15, -1, 17, 18, -1, 20, -1, -1});
+  const TokenBatch batch = builder.build({6, ids, labels, documents});
+  CHECK(copy(batch, batch.ids) == ids);
+  CHECK(copy(batch, batch.positions) == Ints{0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2});
+  CHECK(copy(batch, batch.targets) == Ints{11, -1, 13, -1, 15, -1, 17, 18, -1, 20, -1, -1});
   const std::vector<Segment> segments{{0, 4}, {4, 6}, {6, 9}, {9, 12}};
   CHECK(std::equal(batch.segments.begin(), batch.segments.end(), segments.begin(), segments.end()));
-  CHECK(builder.labelled() == 6);
+  CHECK(Ints(batch.labelled, batch.labelled + batch.labelled_count) == Ints{0, 2, 4, 6, 7, 9});
+  CHECK(copy(batch, batch.ends) == Ints{4, 4, 4, 4, 6, 6, 9, 9, 9, 12, 12, 12});
+  CHECK(batch.longest == 4);
   CHECK(BatchBuilder::count_labelled({6, ids, labels, documents}) == 6);
 }
 
 TEST_CASE("without document numbers each window is one document") {
   const Ints ids{1, 2, 3, 4, 5, 6};
   BatchBuilder builder(6);
-  const PackedTokens batch = builder.build({3, ids, ids, {}});
-  CHECK(copy(batch.positions) == Ints{0, 1, 2, 0, 1, 2});
-  CHECK(copy(batch.targets) == Ints{2, 3, -1, 5, 6, -1});
+  const TokenBatch batch = builder.build({3, ids, ids, {}});
+  CHECK(copy(batch, batch.positions) == Ints{0, 1, 2, 0, 1, 2});
+  CHECK(copy(batch, batch.targets) == Ints{2, 3, -1, 5, 6, -1});
   CHECK(batch.segments.size() == 2);
 }
 
@@ -53,24 +56,24 @@ TEST_CASE("random windows: a micro-batch at a time gives what the whole gives") 
   }
   const Windows all{seq, ids, labels, documents};
   BatchBuilder whole(ids.size());
-  const PackedTokens expected = whole.build(all);
+  const TokenBatch expected = whole.build(all);
   BatchBuilder builder(2 * seq);
   std::int64_t labelled = 0;
   for (int first = 0; first < windows; first += 2) {
     const Windows some = all.slice(first, std::min(2, windows - first));
-    const PackedTokens batch = builder.build(some);
+    const TokenBatch batch = builder.build(some);
     const auto at = static_cast<std::size_t>(first * seq);
-    CHECK(copy(batch.positions) == copy(expected.positions.subspan(at, batch.ids.size())));
-    CHECK(copy(batch.targets) == copy(expected.targets.subspan(at, batch.ids.size())));
-    CHECK(builder.labelled() == BatchBuilder::count_labelled(some));
+    CHECK(copy(batch, batch.positions) == copy(batch, expected.positions + at));
+    CHECK(copy(batch, batch.targets) == copy(batch, expected.targets + at));
+    CHECK(batch.labelled_count == BatchBuilder::count_labelled(some));
     CHECK(batch.segments.front().first == 0);
-    CHECK(batch.segments.back().last == static_cast<int>(batch.ids.size()));
+    CHECK(batch.segments.back().last == batch.tokens);
     for (std::size_t i = 1; i < batch.segments.size(); ++i) {
       CHECK(batch.segments[i].first == batch.segments[i - 1].last);
     }
-    labelled += builder.labelled();
+    labelled += batch.labelled_count;
   }
-  CHECK(labelled == whole.labelled());
+  CHECK(labelled == expected.labelled_count);
 }
 
 TEST_CASE("windows that cannot be meant") {

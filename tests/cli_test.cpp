@@ -81,6 +81,53 @@ TEST_CASE("files that are not there or not what they should be are exit 3 and on
   check_refused(qlora(scratch, "data show " + junk), 3);
 }
 
+TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be meant is exit 2") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string hidden = "CUDA_VISIBLE_DEVICES=";
+  const Outcome none = qlora(scratch, "generate " + model + " --prompt x --device cuda", hidden);
+  check_refused(none, 4);
+  CHECK(contains(none.err, "no GPU can be used: "));
+  CHECK(contains(none.err, "--device cpu"));
+  const Outcome automatic =
+      qlora(scratch, "generate " + model + " --prompt x --max-new-tokens 2 --device auto", hidden);
+  CHECK(automatic.code == 0);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --device tpu"), 2);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --memory-cap much"), 2);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --device cpu --fast"), 2);
+  check_refused(qlora(scratch, "train -m m -d d -o o --recompute all"), 2);
+  for (const std::string verb : {"train", "generate", "chat", "compare", "run"}) {
+    INFO(verb);
+    const std::string help = qlora(scratch, verb + " --help").out;
+    for (const char* option : {"--device", "--memory-cap", "--fast", "--resident"}) CHECK(contains(help, option));
+  }
+}
+
+TEST_CASE("plan says what fits a GPU, for published models by name") {
+  const Scratch scratch;
+  const auto plan = [&](const std::string& arguments) {
+    const std::string json = (scratch / "plan.json").string();
+    const Outcome outcome = qlora(scratch, "plan " + arguments + " --json " + json);
+    CHECK(outcome.code == 0);
+    CHECK(contains(outcome.out, "largest batch"));
+    return nlohmann::json::parse(program_test::contents(json));
+  };
+  const auto seven = plan("7b --gpu-memory 24GB --batch 2");
+  const auto& largest = seven.at("advice").at("largest_batches");
+  CHECK(largest.at("none") <= largest.at("cheap"));
+  CHECK(largest.at("cheap") <= largest.at("block"));
+  CHECK(largest.at("block") >= 2);
+  const auto& recommended = seven.at("advice").at("recommended");
+  CHECK(recommended.at("batch") == 2);
+  CHECK(recommended.at("total") <= 24'000'000'000);
+  CHECK(plan("7b --gpu-memory 141GB --batch 2").at("advice").at("recommended").at("recompute") == "none");
+  CHECK(plan("70b --gpu-memory 24GiB").at("advice").at("recommended").is_null());
+  const std::string tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  CHECK(plan("'" + tiny + "' --gpu-memory 2GB --seq 128").at("fits") == true);
+  CHECK(plan("'" + tiny + "'").at("fits") == true);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory plenty"), 2);
+}
+
 TEST_CASE("--json writes the result, and a file that cannot be written is exit 4") {
   const Scratch scratch;
   const std::string job =

@@ -61,28 +61,29 @@ void check_op(std::size_t inputs, std::size_t outputs, Forward&& forward, Backwa
 
 }  // namespace
 
-TEST_CASE("rmsnorm with the residual addition before it") {
+TEST_CASE("rmsnorm, its gradient added to what comes down the stream beside it") {
   constexpr int t = 5;
   constexpr int d = 19;
+  constexpr int wide = d + 3;  // the normalised rows stand apart
   constexpr std::size_t n = t * d;
-  // inputs h, delta, w; outputs s, y
+  // inputs x, w; outputs x, y
   check_op(
-      2 * n + d, 2 * n,
+      n + d, 2 * n,
       []<class N>(N, const Vector<N>& in) {
-        Vector<N> out(2 * n);
-        Vector<N> inverse(t);
-        cpu::rmsnorm<N>(pool(), t, d, typename N::S(1e-2), in.data(), in.data() + n, in.data() + 2 * n, out.data(),
-                        out.data() + n, inverse.data());
+        using S = typename N::S;
+        Vector<N> out(in.begin(), in.begin() + n);
+        Vector<N> y(t * wide), inverse(t);
+        cpu::rmsnorm<N>(pool(), t, d, S(1e-2), {in.data(), d}, in.data() + n, {y.data(), wide}, inverse.data());
+        for (int row = 0; row < t; ++row) out.insert(out.end(), y.begin() + row * wide, y.begin() + row * wide + d);
         return out;
       },
       [](const std::vector<double>& in, const std::vector<double>& gout) {
-        std::vector<double> s(n), y(n), inverse(t), gradient(2 * n + d, 0.0);
-        cpu::rmsnorm<Real>(pool(), t, d, 1e-2, in.data(), in.data() + n, in.data() + 2 * n, s.data(), y.data(),
-                           inverse.data());
-        std::copy_n(gout.begin(), n, gradient.begin());  // what comes down the stream beside the norm
-        cpu::rmsnorm_backward<Real>(pool(), t, d, gout.data() + n, s.data(), inverse.data(), in.data() + 2 * n, true,
-                                    gradient.data(), gradient.data() + 2 * n);
-        std::copy_n(gradient.begin(), n, gradient.begin() + n);
+        std::vector<double> y(t * wide), gy(t * wide, 1e9), inverse(t), gradient(n + d, 0.0);
+        cpu::rmsnorm<Real>(pool(), t, d, 1e-2, {in.data(), d}, in.data() + n, {y.data(), wide}, inverse.data());
+        for (int row = 0; row < t; ++row) std::copy_n(gout.begin() + n + row * d, d, gy.begin() + row * wide);
+        std::copy_n(gout.begin(), n, gradient.begin());
+        cpu::rmsnorm_backward<Real>(pool(), t, d, {gy.data(), wide}, {in.data(), d}, inverse.data(), in.data() + n,
+                                    true, {gradient.data(), d}, gradient.data() + n);
         return gradient;
       });
 }
@@ -94,12 +95,12 @@ TEST_CASE("swiglu") {
       t * 2 * f, t * f,
       []<class N>(N, const Vector<N>& in) {
         Vector<N> out(t * f);
-        cpu::swiglu<N>(pool(), t, f, in.data(), out.data());
+        cpu::swiglu<N>(pool(), t, f, in.data(), {out.data(), f});
         return out;
       },
       [](const std::vector<double>& in, const std::vector<double>& gout) {
         std::vector<double> gradient(t * 2 * f);
-        cpu::swiglu_backward<Real>(pool(), t, f, gout.data(), in.data(), gradient.data());
+        cpu::swiglu_backward<Real>(pool(), t, f, {gout.data(), f}, in.data(), gradient.data());
         return gradient;
       });
 }
@@ -131,16 +132,17 @@ TEST_CASE("attention: shared key heads, document segments, more than one tile of
       n, out_size,
       [&]<class N>(N, const Vector<N>& in) {
         Vector<N> out(out_size), lse(4 * t), scratch(static_cast<std::size_t>(2 * scratch_size));
-        cpu::attention<N>(pool(), t, heads, segments, in.data(), out.data(), lse.data(), scratch.data(), scratch_size);
+        cpu::attention<N>(pool(), t, heads, segments, in.data(), {out.data(), 8}, lse.data(), scratch.data(),
+                          scratch_size);
         return out;
       },
       [&](const std::vector<double>& in, const std::vector<double>& gout) {
         std::vector<double> out(out_size), lse(4 * t), scratch(static_cast<std::size_t>(2 * scratch_size));
         std::vector<double> gradient(n, 1e9);  // what was there before must not show
-        cpu::attention<Real>(pool(), t, heads, segments, in.data(), out.data(), lse.data(), scratch.data(),
+        cpu::attention<Real>(pool(), t, heads, segments, in.data(), {out.data(), 8}, lse.data(), scratch.data(),
                              scratch_size);
-        cpu::attention_backward<Real>(pool(), t, heads, segments, gout.data(), in.data(), out.data(), lse.data(),
-                                      gradient.data(), scratch.data(), scratch_size);
+        cpu::attention_backward<Real>(pool(), t, heads, segments, {gout.data(), 8}, in.data(), {out.data(), 8},
+                                      lse.data(), gradient.data(), scratch.data(), scratch_size);
         return gradient;
       });
 }
@@ -151,11 +153,13 @@ TEST_CASE("a group of linear layers: three weights, two adapters, dropout") {
   constexpr int rank = 3;
   constexpr std::array<int, 3> rows{6, 4, 5};
   constexpr int width = 15;
-  // inputs: X, the three W, the two stacked A, B of the first and of the last part
+  constexpr int wide = k + 2 * rank;
+  // inputs: X, the three W, the two stacked A, B of the first and of the last part, the residual
   constexpr std::size_t w0 = t * k;
   constexpr std::size_t a0 = w0 + width * k;
   constexpr std::size_t b0 = a0 + 2 * rank * k;
-  constexpr std::size_t inputs = b0 + 11 * rank;
+  constexpr std::size_t residual = b0 + 11 * rank;
+  constexpr std::size_t inputs = residual + t * width;
   for (const float p : {0.0F, 0.4F}) {
     const auto run = [&]<class N>(N, const Vector<N>& in, const Vector<N>* gout, Vector<N>& y, Vector<N>& gradient) {
       using S = typename N::S;
@@ -163,18 +167,19 @@ TEST_CASE("a group of linear layers: three weights, two adapters, dropout") {
       std::array<LinearPart<S>, 3> parts;
       std::size_t at = w0;
       for (std::size_t i = 0; i < 3; ++i) {
-        parts[i].weight = {.rows = rows[i], .dense = in.data() + at};
+        parts[i].weight = {.rows = rows[i], .dense = in.data() + at, .stride = k};
         at += static_cast<std::size_t>(rows[i] * k);
       }
       parts[0] = {parts[0].weight, a, in.data() + b0, S(1.5)};
       parts[2] = {parts[2].weight, a + rank * k, in.data() + b0 + 6 * rank, S(-0.5)};
-      Vector<N> input(t * k), xa(t * 2 * rank), gxa(t * 2 * rank);
+      Vector<N> input(t * k), x(t * wide), gx(t * wide);
+      for (int row = 0; row < t; ++row) std::copy_n(in.begin() + row * k, k, x.begin() + row * wide);
       LinearGroup<S> group{.in = k, .rank = rank, .adapted = 2, .dropout = dropout_rate(p)};
       group.dropout.seed = 3;
       group.input_scratch = input.data();
       y.resize(t * width);
       const std::span<const LinearPart<S>> all(parts);
-      cpu::linear_forward<N>(pool(), group, all, t, in.data(), xa.data(), y.data());
+      cpu::linear_forward<N>(pool(), group, all, t, {x.data(), wide}, in.data() + residual, y.data());
       if (gout == nullptr) return;
       gradient.assign(inputs, S(0));
       std::array<LinearGradient<S>, 3> slots;
@@ -187,8 +192,10 @@ TEST_CASE("a group of linear layers: three weights, two adapters, dropout") {
       slots[0].b = gradient.data() + b0;
       slots[2].a = gradient.data() + a0 + rank * k;
       slots[2].b = gradient.data() + b0 + 6 * rank;
-      cpu::linear_backward<N>(pool(), group, all, std::span<const LinearGradient<S>>(slots), t, gout->data(), in.data(),
-                              xa.data(), gxa.data(), gradient.data());
+      cpu::linear_backward<N>(pool(), group, all, std::span<const LinearGradient<S>>(slots), t, gout->data(),
+                              {x.data(), wide}, true, {gx.data(), wide});
+      for (int row = 0; row < t; ++row) std::copy_n(gx.begin() + row * wide, k, gradient.begin() + row * k);
+      std::copy(gout->begin(), gout->end(), gradient.begin() + residual);
     };
     check_op(
         inputs, t * width,
@@ -212,10 +219,10 @@ TEST_CASE("cross-entropy over labelled rows, in chunks") {
   const std::vector<std::int32_t> targets{3, -1, 0, 16, -1, 5, 5, 2, -1};
   const auto run = [&]<class N>(N, const Vector<N>& in, typename N::S* gx, typename N::S* gw, typename N::S scale) {
     Vector<N> rows(4 * d), grads(4 * d), logits(4 * v), losses(t);
-    std::vector<std::int32_t> index(t);
-    const LossScratch<typename N::S> scratch{4, rows.data(), grads.data(), logits.data(), index.data()};
-    cpu::linear_cross_entropy<N>(pool(), t, d, v, in.data(), in.data() + t * d, targets.data(), scale, scratch,
-                                 losses.data(), gx, gw);
+    const std::vector<std::int32_t> labelled{0, 2, 3, 5, 6, 7};
+    const LossScratch<typename N::S> scratch{4, rows.data(), grads.data(), logits.data(), logits.data()};
+    const TokenBatch batch{.tokens = t, .targets = targets.data(), .labelled = labelled.data(), .labelled_count = 6};
+    cpu::cross_entropy<N>(pool(), d, v, batch, in.data(), in.data() + t * d, scale, scratch, losses.data(), gx, gw);
     typename N::S sum(0);
     for (const auto& loss : losses) sum += loss;
     for (std::size_t i = 0; i < t; ++i) CHECK((targets[i] >= 0 || losses[i] == typename N::S(0)));
@@ -240,7 +247,7 @@ TEST_CASE("embedding rows") {
       4 * d, 5 * d,
       [&]<class N>(N, const Vector<N>& in) {
         Vector<N> out(5 * d);
-        cpu::embed<N>(pool(), 5, d, ids.data(), in.data(), out.data());
+        cpu::embed<N>(pool(), 5, d, ids.data(), in.data(), {out.data(), d});
         return out;
       },
       [&](const std::vector<double>&, const std::vector<double>& gout) {
@@ -267,7 +274,7 @@ void check_network(int rank, Recompute recompute) {
   }
   const small_model::Data data(2, 38, C.shape.vocab, 4, 12);
   BatchBuilder builder(data.ids.size());
-  const PackedTokens tokens = builder.build(data.all());
+  const TokenBatch tokens = builder.build(data.all());
   DropoutSite site = full ? DropoutSite{} : dropout_rate(0.2F);
   site.seed = 77;
   site.step = 3;
@@ -276,7 +283,7 @@ void check_network(int rank, Recompute recompute) {
   Pass<code_of(C), Z> complex_pass(complex.backend(), complex.weights(), run);
 
   const TrainedLayout& layout = real.weights().layout();
-  const double scale = 1.0 / static_cast<double>(builder.labelled());
+  const double scale = 1.0 / static_cast<double>(tokens.labelled_count);
   std::vector<double> gradient(static_cast<std::size_t>(layout.total()), 0.0);
   real_pass.forward(tokens, site);
   real_pass.backward(scale, gradient.data());

@@ -248,3 +248,39 @@ TEST_CASE("weights that are not finite, windows that are too long") {
   CHECK_THROWS_AS(trainer.evaluate(long_one.all()), Error);
   CHECK(trainer.evaluate(data().all()).labelled == BatchBuilder::count_labelled(data().all()));
 }
+
+TEST_CASE("moments in 8 bits: close to the losses of float moments, and a resumed run goes on to the bit") {
+  TrainOptions eight = options();
+  eight.moments8 = true;
+  const auto bits = [](auto& trainer) {
+    std::vector<std::uint32_t> all;  // codes are no numbers to compare
+    trainer.core().for_each_state([&](const std::string&, const float* values, std::int64_t count) {
+      const std::size_t before = all.size();
+      all.resize(before + static_cast<std::size_t>(count));
+      std::memcpy(all.data() + before, values, static_cast<std::size_t>(count) * sizeof(float));
+    });
+    return all;
+  };
+  auto exact = make<base>(options());
+  const Outcome expected = run(exact, 10);
+  auto whole = make<base>(eight);
+  run(whole, 4);
+  const std::vector<std::uint32_t> halfway = bits(whole);
+  auto resumed = make<base>(eight);
+  std::size_t at = 0;
+  resumed.core().for_each_state([&](const std::string&, float* values, std::int64_t count) {
+    std::memcpy(values, halfway.data() + at, static_cast<std::size_t>(count) * sizeof(float));
+    at += static_cast<std::size_t>(count);
+  });
+  CHECK(at == halfway.size());
+  CHECK(halfway.size() < state_of(exact)[0].size() * 8 / 5);  // parameters, and half as much for both moments
+  resumed.core().set_steps_done(4);
+  const Outcome rest = run(whole, 10);
+  CHECK(run(resumed, 10).losses == rest.losses);
+  CHECK(bits(resumed) == bits(whole));
+  for (std::size_t i = 0; i < rest.losses.size(); ++i) {
+    CHECK(std::abs(rest.losses[i] - expected.losses[i + 4]) < 0.01 * expected.losses[0]);
+  }
+  CHECK(rest.losses != std::vector<double>(expected.losses.begin() + 4, expected.losses.end()));
+  CHECK_THROWS_AS(make<small_full>(eight), Error);
+}

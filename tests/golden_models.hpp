@@ -53,7 +53,7 @@ template <class Pass>
 [[nodiscard]] std::vector<float> logits(Pass& pass, const std::vector<std::int32_t>& ids, int vocab) {
   qlora::BatchBuilder builder(ids.size());
   pass.forward(builder.build({64, ids, ids, {}}));
-  std::vector<typename Pass::S> values(ids.size() * static_cast<std::size_t>(vocab));
+  std::vector<typename Pass::Param> values(ids.size() * static_cast<std::size_t>(vocab));
   pass.logits(values.data());
   return {values.begin(), values.end()};
 }

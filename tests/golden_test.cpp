@@ -63,7 +63,7 @@ void check_full(const golden::Model& model, const Merged& merged_nf4) {
     CHECK(golden::relative(logits, model.floats("fp32.logits")) < 1e-5);
     CHECK(golden::largest_difference(logits, model.floats("fp32.logits")) < 1e-4);
     const auto hidden = [&](int i, Mat<const float, C.shape.dim> ours) {
-      const std::vector<float> values(ours.data, ours.data + ours.size());
+      const std::vector<float> values(ours.data, ours.data + std::int64_t{ours.rows} * ours.cols);
       CHECK(golden::relative(values, model.floats("fp32.hidden." + std::to_string(i))) < 1e-5);
     };
     for (int i = 0; i < C.shape.layers; ++i) hidden(i, pass.residual(i));

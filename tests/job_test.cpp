@@ -70,6 +70,32 @@ TEST_CASE("arms override [train] wherever it stands") {
   CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
 }
 
+TEST_CASE("[device] and recompute come from the job, and the command line goes before it") {
+  const Scratch scratch;
+  const std::string text =
+      minimal + "[device]\nuse = 'cuda'\nmemory_cap = '24GB'\nfast = true\n[train]\nrecompute = 'cheap'\n";
+  const auto job = nlohmann::json::parse(check(scratch, text).out);
+  CHECK(job.at("device").at("use") == "cuda");
+  CHECK(job.at("device").at("memory_cap") == "24GB");
+  CHECK(job.at("device").at("fast") == true);
+  CHECK(job.at("device").at("resident") == false);
+  CHECK(job.at("arms").at("qlora").at("recompute") == "cheap");
+  const std::string file = scratch.write("job.toml", text).string();
+  const Outcome overridden =
+      qlora(scratch, "run --check '" + file + "' --device cpu --memory-cap 8GiB --resident --recompute block");
+  REQUIRE(overridden.code == 0);
+  const auto other = nlohmann::json::parse(overridden.out);
+  CHECK(other.at("device").at("use") == "cpu");
+  CHECK(other.at("device").at("memory_cap") == "8GiB");
+  CHECK(other.at("device").at("resident") == true);
+  CHECK(other.at("arms").at("qlora").at("recompute") == "block");
+  const auto plain = nlohmann::json::parse(check(scratch, minimal).out);
+  CHECK(plain.at("device").at("use") == "auto");
+  CHECK(plain.at("arms").at("qlora").at("recompute") == "auto");
+  CHECK(contains(refusal(scratch, minimal + "[device]\nuse = 'gpu'\n"), "`use` cannot be \"gpu\""));
+  CHECK(contains(refusal(scratch, minimal + "[device]\nmemory_cap = 'much'\n"), ":8: `memory_cap` must be a size"));
+}
+
 TEST_CASE("unknown keys and sections name file, line and what was probably meant") {
   const Scratch scratch;
   const std::string file = (scratch / "job.toml").string();

@@ -17,26 +17,25 @@ TEST_CASE("AdamW: decay beside the moments, bias correction, eps outside the roo
   // torch.optim.AdamW's rule in double; all settings are exact in float.
   struct Row {
     AdamW rule;
+    double clip;
     int steps;
     Five parameters, moment1, moment2;
   };
   const Row rows[] = {
       {{.lr = 0x1p-7F, .beta1 = 0.875F, .beta2 = 0.96875F, .eps = 0x1p-20F},
+       1.0,
        1,
        {0.4921912235147883, -1.2578123509912302, 2.00781247516481, 0.0, 2.4835267870004785e-10},
        {0.00025, 0.00625, -0.037500000000000006, 0.0, 3.75},
        {1.25e-07, 7.812500000000002e-05, 0.0028125000000000008, 0.0, 28.125}},
       {{.lr = 0x1p-7F, .beta1 = 0.875F, .beta2 = 0.96875F, .eps = 0x1p-20F},
+       1.0,
        9,
        {0.4762234977010653, -1.273348743752094, 2.013348966031258, 0.015434412595149452, -0.00135807913248563},
        {0.00038498176634311674, -0.004302277788519859, -0.05626476034522057, 0.1894223690032959, 4.672304019331932},
        {2.3373669033136366e-06, 0.00028201580673265034, 0.023005315245029866, 2.36660793122428, 261.7737384330468}},
-      {{.lr = 0x1p-6F,
-        .beta1 = 0.75F,
-        .beta2 = 0.96875F,
-        .eps = 0x1p-10F,
-        .weight_decay = 0.125F,
-        .gradient_scale = 0.25},
+      {{.lr = 0x1p-6F, .beta1 = 0.75F, .beta2 = 0.96875F, .eps = 0x1p-10F, .weight_decay = 0.125F},
+       0.25,
        30,
        {0.45474388800034893, -1.2158101136042474, 1.9091068303071983, 0.02990675498625467, -0.006513191332752355},
        {-0.00013100469669136245, 4.440438801426455e-05, -0.010693026973221682, 0.1585821908595157, -0.5137787211897993},
@@ -51,7 +50,7 @@ TEST_CASE("AdamW: decay beside the moments, bias correction, eps outside the roo
       for (int i = 0; i < 5; ++i) {
         g[static_cast<std::size_t>(i)] = ((rule.step * 7 + i * 3) % 11 - 5) * std::pow(10.0, i - 3);
       }
-      cpu::adamw(pool, 5, rule, g.data(), p.data(), m.data(), v.data());
+      cpu::adamw(pool, 5, rule, row.clip, g.data(), p.data(), m.data(), v.data());
     }
     for (std::size_t i = 0; i < 5; ++i) {
       CHECK(p[i] == doctest::Approx(row.parameters[i]).epsilon(1e-12).scale(0.01));
@@ -71,9 +70,9 @@ TEST_CASE("AdamW takes each element by itself, in any number of tiles") {
   std::vector<float> m(count, 0.1F), v(count, 0.2F);
   std::vector<float> p1 = p, m1 = m, v1 = v;
   cpu::ThreadPool three(3), one(1);
-  const AdamW rule{.lr = 1e-2F, .weight_decay = 0.1F, .step = 5, .gradient_scale = 0.5};
-  cpu::adamw(three, count, rule, g.data(), p.data(), m.data(), v.data());
-  cpu::adamw(one, count, rule, g.data(), p1.data(), m1.data(), v1.data());
+  const AdamW rule{.lr = 1e-2F, .weight_decay = 0.1F, .step = 5};
+  cpu::adamw(three, count, rule, 0.5, g.data(), p.data(), m.data(), v.data());
+  cpu::adamw(one, count, rule, 0.5, g.data(), p1.data(), m1.data(), v1.data());
   CHECK(p == p1);
   CHECK(m == m1);
   CHECK(v == v1);

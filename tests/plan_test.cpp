@@ -20,6 +20,10 @@ static_assert(fits<llama2_70b>(gpu::h100_80gb, {.batch = 1}));
 static_assert(fits<llama2_7b>(gpu::h200_141gb, {.batch = 8, .keep_dequantized = true}));
 static_assert(!fits<llama2_7b>(gpu::a10g_24gb, {.batch = 2, .recompute = Recompute::none}));
 
+// A budget decides at compile time, too.
+static_assert(choose_recompute(llama2_7b, {.batch = 1}, gpu::h200_141gb.bytes).recompute == Recompute::none);
+static_assert(choose_recompute(llama2_7b, {.batch = 8}, gpu::a10g_24gb.bytes).recompute == Recompute::block);
+
 namespace {
 
 //                                     vocab dim layers heads kv head ffn
@@ -91,14 +95,67 @@ TEST_CASE("LLaMA-2 7B on a GPU, batch 2 of 2048, by hand") {
   CHECK(plan[Purpose::trained] == 4 * 159'907'840);
   CHECK(plan[Purpose::gradients] == 4 * 159'907'840);
   CHECK(plan[Purpose::moments] == 8 * 159'907'840LL);
-  CHECK(plan[Purpose::trained_copy] == 2 * 159'907'840);
-  // block recompute keeps the stream that enters each of 32 blocks, the last one, the final norm and its statistic
-  CHECK(plan[Purpose::activations] == 34LL * 4096 * 4096 * 2 + 4096 * 4);
-  CHECK(plan[Purpose::weight_scratch] == 11008 * 4096 * 2);
-  CHECK(plan[Purpose::input_scratch] == 4096 * 11008 * 2);
+  // block recompute keeps the stream that enters each of 32 blocks, the last one, and the statistic of the final norm
+  CHECK(plan[Purpose::activations] == 33LL * 4096 * 4096 * 2 + 4096 * 4);
+  // [W | s B] of gate and up, and the largest stacked A, that of down (one adapter) or of qkv (three)
+  CHECK(plan[Purpose::weight_scratch] == 2 * 11008 * (4096 + 2 * 64) * 2 + 3 * 64 * 4096 * 2);
+  CHECK(plan[Purpose::input_scratch] == 0);  // products drop on their way
+  CHECK(memory_plan<llama2_7b.with(Lora{.rank = 256})>({.batch = 2})[Purpose::input_scratch] == 4096 * 4096 * 2);
   CHECK(plan[Purpose::dense_linears] == 0);
-  CHECK(memory_plan<llama2_7b>({.keep_dequantized = true})[Purpose::dense_linears] == 2 * 6'476'005'376);
+  CHECK(memory_plan<llama2_7b>({.keep_dequantized = true})[Purpose::dense_linears] ==
+        32LL * 2 * (12288 * (4096 + 192) + 4096 * (4096 + 64) + 22016 * (4096 + 128) + 4096 * (11008 + 64)));
   CHECK(memory_plan<llama2_7b>({.dropout = false})[Purpose::input_scratch] == 0);
+}
+
+TEST_CASE("recomputation is chosen by memory: the least that fits, and never more with more memory") {
+  constexpr std::int64_t step = 250'000'000;
+  for (const Config& config : {llama2_7b, llama2_13b, net}) {
+    const int layers = config.shape.layers;
+    for (const Run& run : {Run{.batch = 2}, Run{.batch = 1, .seq = 512, .dropout = false}}) {
+      const auto bytes = [&](Recompute policy, int count) {
+        Run other = run;
+        other.recompute = policy;
+        other.recompute_layers = count;
+        return memory_plan(config, other, gpu_storage).total();
+      };
+      const std::int64_t least = bytes(Recompute::block, layers);
+      const std::int64_t most = bytes(Recompute::none, 0);
+      // More is recomputed by a stronger policy, then by more layers.
+      const auto amount = [&](const Run& chosen) {
+        return static_cast<int>(chosen.recompute) * 1000 + chosen.recompute_layers;
+      };
+      int before = static_cast<int>(Recompute::block) * 1000 + layers;
+      for (std::int64_t budget = least; budget < most + step;
+           budget += std::max<std::int64_t>(1, (most - least) / 97)) {
+        const Run chosen = choose_recompute(config, run, budget);
+        CHECK(memory_plan(config, chosen, gpu_storage).total() <= budget);
+        CHECK(amount(chosen) <= before);
+        before = amount(chosen);
+        if (chosen.recompute != Recompute::none && chosen.recompute_layers > 1) {
+          CHECK(bytes(chosen.recompute, chosen.recompute_layers - 1) > budget);  // no fewer layers would do
+        }
+      }
+      CHECK(choose_recompute(config, run, most).recompute == Recompute::none);
+      CHECK(choose_recompute(config, run, most - 1).recompute != Recompute::none);
+      CHECK(choose_recompute(config, run, least).recompute_layers <= layers);
+    }
+  }
+}
+
+TEST_CASE("a budget that nothing fits is refused with what is needed") {
+  const Run run{.batch = 64};
+  const std::int64_t needed = memory_plan<llama2_70b>(run).total();
+  CHECK_NOTHROW((void)choose_recompute(llama2_70b, run, needed));
+  try {
+    (void)choose_recompute(llama2_70b, run, gpu::a10g_24gb.bytes);
+    FAIL("70B in 24 GB");
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::resource);
+    const std::string said = error.what();
+    CHECK(said.find(std::to_string(needed / 1'000'000'000)) != std::string::npos);
+    CHECK(said.find("64 x 2048 tokens") != std::string::npos);
+    CHECK(said.find("24.146 GB") != std::string::npos);
+  }
 }
 
 TEST_CASE("presets: parameters of adapters, and what of a config is code") {

@@ -84,7 +84,7 @@ void check_packing() {
   };
   const std::vector<S> packed = logits(data().all());
   BatchBuilder builder(data().ids.size());
-  const PackedTokens batch = builder.build(data().all());
+  const TokenBatch batch = builder.build(data().all());
   CHECK(batch.segments.size() > 12);
   std::vector<S> alone;
   for (const Segment& piece : batch.segments) {

@@ -22,7 +22,7 @@ generator() { [ -f "build-$1/CMakeCache.txt" ] || printf '%s' '-GNinja'; }
 
 say "formatting"
 if command -v clang-format >/dev/null; then
-  find include configs examples tests bench -name '*.[ch]pp' -exec clang-format --dry-run --Werror {} +
+  find include configs cuda examples tests bench '(' -name '*.[ch]pp' -o -name '*.cuh' -o -name '*.cu' ')' -exec clang-format --dry-run --Werror {} +
 else
   echo "clang-format is not here; formatting was not checked"
 fi
@@ -36,4 +36,9 @@ for preset in dev asan; do
   say "$preset: test"
   ctest --preset "$preset"
 done
+if [ -f build-dev/compile-seconds.txt ]; then
+  say "processor seconds to compile the program and the trainers"
+  awk '{ seconds[$2] = $1 } END { for (file in seconds) printf "%6.1f %s\n", seconds[file], file }' \
+    build-dev/compile-seconds.txt | sort -rn
+fi
 say "all passed"

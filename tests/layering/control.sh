@@ -5,10 +5,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 tree=$1
 failed=0
 
-plant() { # plant FILE INCLUDE: the clean tree and one more include
+plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies in include/qlora, or names its root
   rm -rf "$tree"
   mkdir -p "$tree/include/qlora/cpu" "$tree/include/qlora/model" "$tree/include/qlora/train" "$tree/include/qlora/io" \
-    "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs"
+    "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
   echo '#include <vector>' >"$tree/include/qlora/error.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/include/qlora/backend.hpp"
   printf '#include <Eigen/Core>\n#include "qlora/backend.hpp"\n' >"$tree/include/qlora/cpu/gemm.hpp"
@@ -19,14 +19,27 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include
   echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/tokenizer.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/configs/qlora/configs/tiny.hpp"
   printf '#include "qlora/cpu/gemm.hpp"\n#include "qlora/train/trainer.hpp"\n' >"$tree/include/qlora/llama2.hpp"
-  [ -z "$1" ] || echo "#include $2" >>"$tree/include/qlora/$1"
+  printf '#include <vector>\n#include "qlora/error.hpp"\n' >"$tree/cuda/qlora/cuda/launch.hpp"
+  printf '#include <cuda_bf16.h>\n#include "qlora/cuda/launch.hpp"\nQLORA_CUDA_LAUNCHER void f() {}\n' \
+    >"$tree/cuda/qlora/cuda/norm.cuh"
+  printf '#include <cudnn.h>\n#include "qlora/cuda/norm.cuh"\n' >"$tree/cuda/qlora/cuda/cudnn.hpp"
+  printf '#include "qlora/backend.hpp"\n#include "qlora/cuda/launch.hpp"\n' >"$tree/cuda/qlora/cuda.hpp"
+  printf '#include "qlora/cuda/norm.cuh"\n#include "qlora/cuda/swiglu.cuh"\n' >"$tree/cuda/qlora/cuda.cuh"
+  echo 'QLORA_CUDA_LAUNCHER void h() {}' >"$tree/cuda/qlora/cuda/swiglu.cuh"
+  [ -z "$1" ] || echo "#include $2" >>"$tree/$(place "$1")"
+}
+place() {
+  case $1 in
+    cuda/qlora/*) echo "$1" ;;
+    *) echo "include/qlora/$1" ;;
+  esac
 }
 expect_offence() {
   plant "$1" "$2"
   if output=$(sh "$here/layering.sh" "$tree"); then
     echo "not caught: $1 with #include $2"
     failed=1
-  elif ! printf '%s\n' "$output" | grep -q "^include/qlora/$1 includes "; then
+  elif ! printf '%s\n' "$output" | grep -q "^$(place "$1") includes "; then
     echo "caught for the wrong reason: $1 with #include $2: $output"
     failed=1
   fi
@@ -46,9 +59,32 @@ expect_offence train/trainer.hpp '"qlora/io/hf.hpp"'
 expect_offence io/hf.hpp '<curl/curl.h>'
 expect_offence io/hf.hpp '<Eigen/Core>'
 expect_offence io/hf.hpp '"qlora/llama2.hpp"'
+expect_offence io/hf.hpp '<immintrin.h>'
 expect_offence text/tokenizer.hpp '<libxml/HTMLparser.h>'
 expect_offence web/fetch.hpp '<sentencepiece_processor.h>'
 expect_offence web/fetch.hpp '"../io/hf.hpp"'
 expect_offence web/fetch.hpp '<CLI/CLI.hpp>'
+expect_offence model/block.hpp '"qlora/cuda.hpp"'
+expect_offence train/trainer.hpp '"qlora/cuda/launch.hpp"'
+expect_offence error.hpp '<cuda_runtime.h>'
+expect_offence cpu/gemm.hpp '"qlora/cuda/launch.hpp"'
+expect_offence cpu/gemm.hpp '<cuda_bf16.h>'
+expect_offence cuda/qlora/cuda.hpp '<cuda_runtime.h>'
+expect_offence cuda/qlora/cuda.hpp '"qlora/cuda/norm.cuh"'
+expect_offence cuda/qlora/cuda.hpp '"qlora/cpu/gemm.hpp"'
+expect_offence cuda/qlora/cuda/launch.hpp '<cublasLt.h>'
+expect_offence cuda/qlora/cuda/launch.hpp '"qlora/cuda/cudnn.hpp"'
+expect_offence cuda/qlora/cuda/norm.cuh '<Eigen/Core>'
+expect_offence cuda/qlora/cuda/norm.cuh '<nlohmann/json.hpp>'
+expect_offence cuda/qlora/cuda/norm.cuh '"qlora/cpu/gemm.hpp"'
+expect_offence cuda/qlora/cuda/norm.cuh '"qlora/model/block.hpp"'
+expect_offence cuda/qlora/cuda/norm.cuh '<sys/mman.h>'
+expect_offence cuda/qlora/cuda/norm.cuh '"qlora/cuda/swiglu.cuh"'
+plant '' ''
+echo 'QLORA_CUDA_LAUNCHER void g() {}' >"$tree/cuda/qlora/cuda/rope.cuh"
+if sh "$here/layering.sh" "$tree" >/dev/null; then
+  echo "not caught: launchers that cuda.cuh does not include"
+  failed=1
+fi
 rm -rf "$tree"
 exit $failed

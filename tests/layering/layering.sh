@@ -1,23 +1,24 @@
 #!/bin/sh
-# layering.sh ROOT: checks each #include under ROOT/include and ROOT/configs against the layers; prints every offence.
+# layering.sh ROOT: checks each #include under ROOT/include, configs and cuda against the layers; prints every offence.
 #
 #   0 vocabulary   include/qlora/*.hpp, std only      4 training      train/ generate/
 #   1 contract     backend.hpp                        5 the outside   text/ io/ web/ eval/
-#   2 backends     cpu/ and cpu.hpp                   6 doors         llama2.hpp, configs/ is vocabulary
+#   2 backends     cpu/, cpu.hpp, cuda/, cuda.hpp     6 doors         llama2.hpp, configs/ is vocabulary
 #   3 network      model/
 #
-# A file includes its own layer and those below it. Network and training code never name a backend. A foreign library
-# stays in the folders that wrap it.
+# A file includes its own layer and those below it. Network and training code never name a backend, and no backend names
+# the other. A foreign library stays in the folders that wrap it. CUDA's headers stay in *.cuh and in cuda/cudnn*, since
+# whoever calls launchers is compiled without them, and so do the .cuh files.
 set -eu
 cd "$1"
 
 offences=$(
-  find include configs -name '*.hpp' | sort | while read -r file; do
+  find include configs cuda -name '*.hpp' -o -name '*.cuh' | sort | while read -r file; do
     sed -n 's/^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"]\([^">]*\)[">].*/\1/p' "$file" | sed "s|^|$file |"
   done | awk '
     # The layer of a path below qlora/, and the folder it lies in.
     function layer(path) {
-      if (path ~ /^qlora\/cpu[\/.]/) return 2
+      if (path ~ /^qlora\/(cpu|cuda)[\/.]/) return 2
       if (path ~ /^qlora\/model\//) return 3
       if (path ~ /^qlora\/(train|generate)\//) return 4
       if (path ~ /^qlora\/(text|io|web|eval)\//) return 5
@@ -27,9 +28,11 @@ offences=$(
       if (path ~ /^qlora\/[^\/]*\.hpp$/) return 0
       return -1
     }
+    function backend(path) { return path ~ /^qlora\/cpu[\/.]/ ? "cpu" : path ~ /^qlora\/cuda[\/.]/ ? "cuda" : "" }
+    function sees_cuda(path) { return path ~ /^qlora\/cuda.*\.cuh$|^qlora\/cuda\/cudnn[a-z_0-9]*\.hpp$/ }
     function offence(why) { print $1 " includes " $2 ": " why }
     {
-      from = $1; sub(/^(include|configs)\//, "", from)
+      from = $1; sub(/^(include|configs|cuda)\//, "", from)
       mine = layer(from)
       if (mine < 0) { print $1 " lies in no known layer"; next }
       if ($2 ~ /^qlora\//) {
@@ -37,9 +40,11 @@ offences=$(
         if (theirs < 0) offence("that lies in no known layer")
         else if (theirs > mine) offence("layer " mine " must not reach up to layer " theirs)
         else if (theirs == 2 && (mine == 3 || mine == 4)) offence("network and training code never name a backend")
+        else if (mine == 2 && theirs == 2 && backend(from) != backend($2)) offence("no backend names the other")
+        else if (sees_cuda($2) && !sees_cuda(from)) offence("files that see CUDA\047s headers stay behind launch.hpp")
         next
       }
-      if ($2 ~ /^(unsupported\/)?Eigen\//) { if (mine != 2) offence("Eigen stays in cpu/"); next }
+      if ($2 ~ /^(unsupported\/)?Eigen\//) { if (backend(from) != "cpu") offence("Eigen stays in cpu/"); next }
       if ($2 ~ /^nlohmann\//) { if (mine != 5) offence("nlohmann/json stays in text/, io/, web/ and eval/"); next }
       if ($2 ~ /^(curl|libxml)\//) { if (from !~ /^qlora\/web\//) offence("libcurl and libxml2 stay in web/"); next }
       if ($2 ~ /^sentencepiece/) { if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp"); next }
@@ -47,11 +52,26 @@ offences=$(
         if (mine < 5) offence("system calls stay in text/, io/, web/ and eval/")
         next
       }
+      if ($2 ~ /^(immintrin|cpuid)\.h$/) { if (from != "qlora/io/sha256.hpp") offence("processor instructions stay in io/sha256.hpp"); next }
+      if ($2 ~ /^(cuda[A-Za-z_0-9]*|cublas[A-Za-z]*|cudnn[a-z_0-9]*|mma|math_constants)\.h$|^(cub|cuda)\//) {
+        if (!sees_cuda(from)) offence("CUDA\047s headers stay in cuda/*.cuh and cuda/cudnn*.hpp")
+        next
+      }
       if ($2 !~ /^[a-z_0-9]+$/) offence("only the standard library, and no headers by relative path, here")
     }'
 )
+# Each file of launchers is a translation unit of qlora::cuda, and all of them are one in cuda.cuh.
+all_launchers=$(cd cuda && grep -lE '^[^#/]*QLORA_CUDA_LAUNCHER( |$)' qlora/cuda/*.cuh qlora/cuda/*.hpp)
+for launchers in $all_launchers; do
+  grep -qF "#include \"$launchers\"" cuda/qlora/cuda.cuh || offences="$offences
+cuda/qlora/cuda.cuh does not include $launchers"
+  for other in $all_launchers; do
+    ! grep -qF "#include \"$other\"" "cuda/$launchers" || offences="$offences
+cuda/$launchers includes $other: both define launchers, which would be defined twice in qlora::cuda"
+  done
+done
 if [ -n "$offences" ]; then
   printf '%s\n' "$offences"
   exit 1
 fi
-echo "$(find include configs -name '*.hpp' | wc -l) headers keep to their layers"
+echo "$(find include configs cuda -name '*.hpp' -o -name '*.cuh' | wc -l) headers keep to their layers"

@@ -1,0 +1,43 @@
+// Attention, over the batch and over cached keys and values, on the GPU: near the float CPU as rounding to bfloat16 allows.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "ops/attention.hpp"
+#include "qlora/cuda.hpp"
+
+using namespace ops;
+using qlora::Cuda;
+
+TEST_CASE("attention") {
+  Cuda gpu;
+  check_cases(attention_cases<Reference>(), attention_cases<Yardstick>(), attention_cases<Cuda>(), gpu);
+}
+TEST_CASE("the same bits every run") {
+  Cuda gpu;
+  for (const Case<Cuda>& one : attention_cases<Cuda>()) {
+    INFO("case ", one.name);
+    const Outcome first = outcome_of(gpu, one);
+    const Outcome second = outcome_of(gpu, one);
+    REQUIRE(first.outputs.size() == second.outputs.size());
+    for (std::size_t i = 0; i < first.outputs.size(); ++i) {
+      CHECK(first.outputs[i].values == second.outputs[i].values);
+    }
+  }
+}
+TEST_CASE("own kernels, where cuDNN might be chosen") {
+  Cuda gpu({.use_cudnn = false});
+  check_cases(attention_cases<Reference>(), attention_cases<Yardstick>(), attention_cases<Cuda>(), gpu);
+}
+TEST_CASE("head sizes without kernels are refused by name") {
+  Cuda gpu;
+  Bench<Cuda> bench(gpu);
+  std::string message;
+  try {
+    attention(bench, {2, 2, 16}, {33});
+  } catch (const qlora::Error& error) {
+    message = error.what();
+  }
+  CAPTURE(message);
+  CHECK(message.find("16") != std::string::npos);
+  CHECK(message.find("head") != std::string::npos);
+}

@@ -1,0 +1,123 @@
+#!/bin/sh
+# The tests that need a GPU: sh tests/gpu.sh
+# Configures the preset "gpu" into build-gpu, builds those tests and what they link, and runs them. Needs nvcc 12 or newer,
+# g++ 12, CMake, Ninja, Eigen and doctest, and no network; whatever else is missing is left out of the build. Exits
+# non-zero when a test fails, when none was run, and when a sanitizer found something; the summary is what it prints last.
+#
+#   QLORA_CUDNN_FRONTEND     folder of cudnn_frontend.h; without it (and cuDNN) attention runs on the library's own kernels
+#   QLORA_TESTS              only the tests whose name matches this regular expression; default: all, ^cuda_
+#   QLORA_SANITIZE           1: each test under compute-sanitizer as well: memcheck, racecheck, initcheck and synccheck;
+#                            test cases whose name holds "large" are left out there
+#   QLORA_SANITIZE_SECONDS   for all of that, default 200; a single run gets 90 at most
+#   QLORA_JOBS               compilers at a time; default: the number of processors
+#   QLORA_ARCHITECTURES      default 90a-real
+set -u
+cd "$(dirname "$0")/.." || exit 1
+jobs=${QLORA_JOBS:-$(nproc)}
+only=${QLORA_TESTS:-^cuda_}
+build="build-gpu"
+started=$(date +%s)
+say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
+fail() {
+  say "FAILED: $*"
+  exit 1
+}
+
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.used,memory.total --format=csv,noheader
+say "configure"
+generator=
+[ -f $build/CMakeCache.txt ] || generator=-GNinja
+# shellcheck disable=SC2086
+cmake --preset gpu $generator -DCMAKE_CUDA_ARCHITECTURES="${QLORA_ARCHITECTURES:-90a-real}" >$build.log 2>&1 || {
+  cat $build.log
+  fail "configure"
+}
+mv $build.log $build/configure.log
+grep -E '^-- (qlora|  )' $build/configure.log
+say "build"
+cmake --build --preset gpu -j "$jobs" >$build/build.log 2>&1 || {
+  grep -vE '^\[[0-9]+/[0-9]+\] ' $build/build.log | head -150
+  fail "build"
+}
+grep -E 'warning|Warning' $build/build.log | sort | uniq -c | head -20
+
+say "test"
+QLORA_REQUIRE_GPU=1 ctest --preset gpu -R "$only" 2>&1 | tee $build/test.log
+ran=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests* failed out of \([0-9]*\)$/\2 tests, \1 failed/p' $build/test.log)
+status=0
+case $ran in
+  *', 0 failed') ;;
+  *) status=1 ;;
+esac
+
+# sanitize TOOL TEST: one line into the log TOOL.TEST.result: ok, errors, refused, cut or skipped.
+cat >$build/sanitize.sh <<'END'
+tool=$1 test=$2 log=$3/$1.$2.log
+left=$((SANITIZE_UNTIL - $(date +%s)))
+[ $left -lt 90 ] || left=90
+if [ $left -lt 5 ]; then
+  echo "not run: the time is spent" >"$3/$1.$2.result"
+  exit 0
+fi
+# shellcheck disable=SC2086
+QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $SANITIZE_FILTER \
+  "$4" --test-case-exclude='*large*' >"$log" 2>&1
+rc=$?
+if grep -qi 'device not supported' "$log"; then
+  result="refused: the sanitizer does not support this device here"
+elif [ $rc = 124 ]; then
+  result="cut off after ${left} s, nothing found until then"
+  grep -qE '^========= (Invalid|Error: (Race|Potential)|Race|Uninitialized|Barrier|Out-of-range)' "$log" && result="ERRORS, then cut off"
+elif [ $rc = 0 ] && grep -q '\[doctest\] test cases:' "$log"; then
+  result=ok
+elif [ $rc = 0 ]; then
+  result="ERRORS: nothing was run"
+else
+  result="ERRORS (status $rc)"
+fi
+echo "$result" >"$3/$1.$2.result"
+END
+
+results=$build/sanitizer
+rm -rf $results
+if [ "${QLORA_SANITIZE:-0}" = 1 ]; then
+  say "sanitizers"
+  mkdir -p $results
+  if ! command -v compute-sanitizer >/dev/null; then
+    PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
+  fi
+  if command -v compute-sanitizer >/dev/null; then
+    SANITIZE_UNTIL=$(($(date +%s) + ${QLORA_SANITIZE_SECONDS:-200}))
+    SANITIZE_FILTER=
+    # The kernels of cuBLAS and cuDNN are NVIDIA's to check.
+    compute-sanitizer --help 2>&1 | grep -q 'kernel_substring' && SANITIZE_FILTER='--kernel-name kernel_substring=qlora'
+    export SANITIZE_UNTIL SANITIZE_FILTER
+    for tool in memcheck racecheck synccheck initcheck; do
+      for path in "$build"/tests/cuda_*_test; do
+        basename "$path" | grep -qE "$only" && echo "$tool $(basename "$path") $results $path"
+      done
+    done | xargs -r -P 4 -L 1 sh $build/sanitize.sh
+    for tool in memcheck racecheck synccheck initcheck; do
+      for result in "$results/$tool".*.result; do
+        case $(cat "$result") in
+          ERRORS*)
+            status=1
+            printf '\n-- %s\n' "${result%.result}.log"
+            grep -vE '^=========     (Host Frame|Saved host backtrace)' "${result%.result}.log" | head -40
+            ;;
+        esac
+      done
+    done
+  else
+    echo "compute-sanitizer is not here: skipped"
+  fi
+fi
+
+say "summary"
+echo "tests: ${ran:-none was run}"
+grep -E '^ *[0-9]+/[0-9]+ Test|Skipped|Failed|Timeout' $build/test.log | grep -v ' Passed ' | sort -u
+for result in "$results"/*.result; do
+  [ -f "$result" ] && printf '%-40s %s\n' "$(basename "${result%.result}")" "$(cat "$result")"
+done
+[ $status = 0 ] || fail "see above"
+say "all passed"

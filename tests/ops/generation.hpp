@@ -1,0 +1,113 @@
+// tests/ops/generation.hpp — the golden hd128 model (the one whose head size GPUs have kernels for) on a tested backend:
+// logits of bitsandbytes, greedy decoding, and cached decoding against the whole network.
+#pragma once
+
+#include "../golden_models.hpp"
+#include "bench.hpp"
+#include "qlora/generate/generator.hpp"
+
+namespace generation {
+
+using namespace qlora;
+
+inline constexpr Config net = golden::hd128;
+inline constexpr std::size_t vocab = 512;
+static_assert(vocab == static_cast<std::size_t>(net.shape.vocab));
+
+/// Logits of every token of (N x 64) ids, in host memory.
+template <class B>
+[[nodiscard]] std::vector<float> logits_of(Model<net, B>& model, const std::vector<std::int32_t>& ids) {
+  Pass<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  BatchBuilder builder(ids.size());
+  pass.forward(builder.build({64, ids, ids, {}}));
+  const auto count = static_cast<std::int64_t>(ids.size() * vocab);
+  auto arena = model.backend().arena(arena_bytes(count * 4));
+  auto* there = arena.template take<typename B::Param>(count);
+  pass.logits(there);
+  std::vector<float> values(ids.size() * vocab);
+  model.backend().download(there, values);
+  return values;
+}
+
+/// Within 1e-2 of what bitsandbytes computes in bf16 (golden/README.md).
+template <class B>
+void check_logits(B backend) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  model.use_adapters(false);
+  const std::vector<float> ours = logits_of(model, golden_model.ints("input_ids"));
+  const SafetensorsFile theirs(golden::folder() / "hd128" / "bnb_logits.safetensors");
+  CHECK(golden::relative(ours, golden::floats(theirs, "bnb.logits")) < 1e-2);
+  CHECK(golden::relative(ours, golden_model.floats("nf4.logits")) < 1e-2);
+}
+
+/// Every golden token has the largest logit, or one that rounding cannot tell from it; what the generator writes is
+/// golden up to the first such tie.
+template <class B>
+void check_greedy(B backend) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
+  const std::vector<std::int32_t> whole = golden_model.ints("lora.greedy");
+  REQUIRE(whole.size() == 64);
+  std::size_t certain = whole.size();
+  {
+    Decoder<code_of(net), B> decoder(model.backend(), model.weights(),
+                                     {.sequences = 1, .length = 64, .step_tokens = 24});
+    const std::span<const std::int32_t> all(whole);
+    for (std::size_t done = 0; done + 1 < whole.size();) {
+      const std::size_t piece = done == 0 ? 16 : 1;
+      const typename Decoder<code_of(net), B>::Addition addition[] = {{0, all.subspan(done, piece)}};
+      const std::span<const float> logits = decoder.extend(addition);
+      done += piece;
+      const auto expected = static_cast<std::size_t>(whole[done]);
+      const auto best = static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      double squares = 0.0;
+      for (const float value : logits) squares += static_cast<double>(value) * static_cast<double>(value);
+      CAPTURE(done);
+      // logits are within 1e-2 of float's by norm: a gap of two typical errors can close
+      const double typical = 1e-2 * std::sqrt(squares / static_cast<double>(vocab));
+      const auto gap = static_cast<double>(logits[best] - logits[expected]);
+      CHECK(gap <= 4.0 * typical);
+      if (best != expected) certain = std::min(certain, done);
+    }
+  }
+  CHECK(certain > 20);
+  Generator<net, B> generator(model, {.sequences = 3, .length = 64, .step_tokens = 24});
+  const std::vector<std::int32_t> prompt(whole.begin(), whole.begin() + 16);
+  const std::vector<std::vector<std::int32_t>> prompts{prompt, {prompt.begin(), prompt.begin() + 5}, prompt, prompt};
+  const auto made = generator.generate(prompts, {.max_new_tokens = 48, .sampling = greedy, .stop_ids = {}});
+  for (const std::size_t same : {0U, 2U, 3U}) {
+    REQUIRE(made[same].ids.size() == 48);
+    CHECK(std::equal(whole.begin() + 16, whole.begin() + static_cast<std::ptrdiff_t>(certain), made[same].ids.begin()));
+  }
+}
+
+/// Prompts in pieces and beside others: the logits of the whole network.
+template <class B>
+void check_cached(B backend) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
+  const std::vector<std::int32_t> ids = golden_model.ints("input_ids");
+  const std::vector<float> whole = logits_of(model, ids);
+  Decoder<code_of(net), B> decoder(model.backend(), model.weights(), {.sequences = 3, .length = 64, .step_tokens = 90});
+  const std::span<const std::int32_t> all(ids);
+  std::size_t done = 0;
+  for (const std::size_t piece : {1U, 2U, 30U, 1U, 29U, 1U}) {
+    const typename Decoder<code_of(net), B>::Addition additions[] = {{2, all.subspan(done, piece)},
+                                                                     {0, all.subspan(64, 9)}};
+    decoder.clear(0);
+    const std::span<const float> logits = decoder.extend(additions);
+    done += piece;
+    const auto row = [&](std::size_t t) {
+      return std::vector<float>(whole.begin() + static_cast<std::ptrdiff_t>(t * vocab),
+                                whole.begin() + static_cast<std::ptrdiff_t>((t + 1) * vocab));
+    };
+    // one row alone, both ways rounded: twice the bound on a whole set of logits
+    CHECK(golden::relative(std::vector<float>(logits.begin(), logits.begin() + vocab), row(done - 1)) < 2e-2);
+    CHECK(golden::relative(std::vector<float>(logits.begin() + vocab, logits.end()), row(64 + 8)) < 2e-2);
+  }
+}
+
+}  // namespace generation

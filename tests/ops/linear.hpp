@@ -1,0 +1,335 @@
+// tests/ops/linear.hpp — cases of linear groups: frozen weights in NF4 or resident, adapters on all parts, some, none or
+// switched off, dropout, residuals, and a backward pass that adds to gradients.
+#pragma once
+
+#include "bench.hpp"
+#include "qlora/rng.hpp"
+
+namespace ops {
+
+struct LinearCase {
+  std::vector<int> rows;     ///< N of each part
+  std::vector<int> adapted;  ///< parts that have an adapter, in order
+  int in = 64;
+  int rank = 8;
+  int tokens = 33;
+  float dropout = 0.0F;
+  bool residual = false;
+  bool needs_input = true;
+  bool resident = false;
+  bool double_quant = true;
+  bool off = false;  ///< adapters exist and are switched off
+  qlora::DType state = qlora::DType::bf16;
+
+  [[nodiscard]] int out() const {
+    int sum = 0;
+    for (const int n : rows) sum += n;
+    return sum;
+  }
+  [[nodiscard]] int xa() const { return static_cast<int>(adapted.size()) * rank; }
+  [[nodiscard]] std::string name() const {
+    std::string text = std::to_string(tokens) + " x " + std::to_string(in) + " ->";
+    for (const int n : rows) text += " " + std::to_string(n);
+    text += ", adapters on " + std::to_string(adapted.size()) + " of rank " + std::to_string(rank);
+    if (off) text += " switched off";
+    if (dropout > 0.0F) text += ", dropout";
+    if (residual) text += ", residual";
+    if (!needs_input) text += ", no gradient of the input";
+    text += resident ? ", resident" : double_quant ? ", NF4 twice" : ", NF4";
+    return text;
+  }
+};
+
+/// A group in backend memory with everything it points at.
+template <class B>
+struct LinearSetup {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  qlora::LinearGroup<Act> group{};
+  std::vector<qlora::LinearPart<Act, Param>> parts;
+  std::vector<qlora::LinearGradient<Param>> gradients;
+  std::vector<Buffer<Param>> a, b, ga, gb;  ///< a and ga: none, or the stacked one
+};
+
+template <class B>
+[[nodiscard]] qlora::Nf4View draw_nf4(Bench<B>& bench, const LinearCase& c, int rows, std::uint64_t seed) {
+  const qlora::Nf4Layout layout = qlora::Nf4Layout::of(std::int64_t{rows} * c.in, {.double_quant = c.double_quant});
+  Random random(seed);
+  const auto draw = [&](std::int64_t count) {
+    std::vector<std::uint8_t> all(static_cast<std::size_t>((count + 7) / 8 * 8));
+    for (std::size_t i = 0; i < all.size(); i += 8) {
+      const std::uint64_t word = random.bits();
+      std::memcpy(&all[i], &word, 8);
+    }
+    return all;
+  };
+  const float scale = 2.0F / std::sqrt(static_cast<float>(c.in));
+  qlora::Nf4View view{.codes = bench.bytes(draw(layout.code_bytes)), .state = c.state};
+  const auto scales = [&](std::int64_t count) {
+    std::vector<float> all(static_cast<std::size_t>(count));
+    for (float& one : all) one = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
+    float* there = bench.template raw<float>(count);
+    bench.b.upload(all, there);
+    return there;
+  };
+  if (c.double_quant) {
+    view.absmax8 = bench.bytes(draw(layout.blocks));
+    view.nested = scales(layout.nested);
+    view.offset = 1.25F * scale;
+  } else {
+    view.absmax = scales(layout.blocks);
+  }
+  return view;
+}
+
+/// Workspaces hold poison: what a product reads, it must have written. Memory behind XA of resident weights likewise.
+template <class B>
+void draw_weights(Bench<B>& bench, const LinearCase& c, LinearSetup<B>& setup) {
+  using Act = typename B::Act;
+  const int wide = c.in + c.xa();
+  const int largest = *std::max_element(c.rows.begin(), c.rows.end());
+  if (c.resident) {
+    std::vector<float> all(static_cast<std::size_t>(c.out()) * static_cast<std::size_t>(wide), poison);
+    Random random(31);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (static_cast<int>(i % static_cast<std::size_t>(wide)) < c.in) {
+        all[i] = random.value(1.0F / std::sqrt(static_cast<float>(c.in)));
+      }
+    }
+    const auto dense = bench.template filled<Act>("resident weights", c.out(), wide, wide, all);
+    const Act* at = dense.data;
+    for (const int n : c.rows) {
+      setup.parts.push_back({.weight = {.rows = n, .dense = at, .stride = wide}});
+      at += std::int64_t{n} * wide;
+    }
+  } else {
+    for (std::size_t p = 0; p < c.rows.size(); ++p) {
+      setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(bench, c, c.rows[p], 40 + p)}});
+    }
+    const std::int64_t size = B::widens ? std::int64_t{c.out()} * wide : std::int64_t{largest} * std::max(c.in, c.rank);
+    if (size > 1 << 24) {
+      setup.group.weight_scratch = bench.template raw<Act>(size);
+    } else {
+      setup.group.weight_scratch =
+          bench.template poisoned<Act>("weight scratch", 1, static_cast<int>(size), static_cast<int>(size)).data;
+    }
+  }
+  if (c.xa() > 0) {
+    const int size = std::max(c.xa() * c.in, largest * c.rank);
+    setup.group.adapter_scratch = bench.template poisoned<Act>("adapter scratch", 1, size, size).data;
+  }
+  if (c.dropout > 0.0F) {
+    setup.group.input_scratch = bench.template poisoned<Act>("input scratch", c.tokens, c.in, c.in).data;
+  }
+}
+
+template <class B>
+[[nodiscard]] LinearSetup<B> draw_group(Bench<B>& bench, const LinearCase& c) {
+  using Param = typename B::Param;
+  LinearSetup<B> setup;
+  draw_weights(bench, c, setup);
+  setup.group.in = c.in;
+  setup.group.rank = c.rank;
+  setup.group.adapted = static_cast<int>(c.adapted.size());
+  setup.group.quant.double_quant = c.double_quant;
+  if (c.dropout > 0.0F) {
+    setup.group.dropout = qlora::dropout_rate(c.dropout);
+    setup.group.dropout.seed = 0x123456789ABCDEFULL;
+    setup.group.dropout.step = 5;
+    setup.group.dropout.layer = 3;
+    setup.group.dropout.group = 2;
+    setup.group.dropout.first_token = 77;
+  }
+  setup.gradients.resize(c.rows.size());
+  if (c.xa() == 0) return setup;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(c.in));
+  setup.a.push_back(bench.template drawn<Param>("A", c.xa(), c.in, c.in, scale, 51));
+  setup.ga.push_back(bench.template drawn<Param>("gA", c.xa(), c.in, c.in, 0.01F, 52));
+  for (std::size_t slot = 0; slot < c.adapted.size(); ++slot) {
+    const auto p = static_cast<std::size_t>(c.adapted[slot]);
+    const std::string number = std::to_string(p);
+    setup.b.push_back(bench.template drawn<Param>("B " + number, c.rows[p], c.rank, c.rank, 0.2F, 53 + slot));
+    setup.gb.push_back(bench.template drawn<Param>("gB " + number, c.rows[p], c.rank, c.rank, 0.01F, 57 + slot));
+    if (c.off) continue;
+    const std::int64_t at = static_cast<std::int64_t>(slot) * c.rank * c.in;
+    setup.parts[p].a = setup.a[0].data + at;
+    setup.parts[p].b = setup.b[slot].data;
+    setup.parts[p].scale = Param(slot == 1 ? 0.25F : 1.5F);
+    setup.gradients[p] = {.a = setup.ga[0].data + at, .b = setup.gb[slot].data};
+  }
+  return setup;
+}
+
+template <class B>
+void linear(Bench<B>& bench, const LinearCase& c) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  using View = typename B::template View<8>;  // backends go on with run-time sizes: a view of width 8 stands for all
+  using ConstView = typename B::template ConstView<8>;
+  LinearSetup<B> setup = draw_group(bench, c);
+  const std::span<const qlora::LinearPart<Act, Param>> parts(setup.parts);
+  const int wide = c.in + c.xa();
+  const bool adapts = c.xa() > 0 && !c.off;
+  const int end = adapts ? wide : c.in;
+
+  std::vector<float> values(static_cast<std::size_t>(c.tokens) * static_cast<std::size_t>(wide), sentinel);
+  Random random(61);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto column = static_cast<int>(i % static_cast<std::size_t>(wide));
+    values[i] = column < c.in ? random.value(1.0F) : adapts ? poison : sentinel;
+  }
+  const auto x = bench.template filled<Act>("x", c.tokens, wide, wide, values);
+  const auto y = bench.template poisoned<Act>("y", c.tokens, c.out(), c.out());
+  const auto residual = bench.template drawn<Act>("residual", c.tokens, c.out(), c.out(), 1.0F, 62);
+  bench.b.linear(setup.group, parts, View(x.data, c.tokens, wide),
+                 c.residual ? ConstView(residual.data, c.tokens) : ConstView{}, View(y.data, c.tokens));
+  bench.collect(y);
+  bench.collect(x, "XA", c.in, end);
+  bench.unchanged(residual);
+
+  if (adapts) {  // XA again, from X alone
+    const auto again = bench.template filled<Act>("x again", c.tokens, wide, wide, values);
+    bench.b.adapter_input(setup.group, parts, View(again.data, c.tokens, wide));
+    bench.collect(again, "XA again", c.in, wide);
+    const std::vector<Output>& made = bench.outcome.outputs;
+    bench.expect(made[made.size() - 1].values == made[made.size() - 2].values, "XA made again has other bits");
+  }
+
+  const auto gy = bench.template drawn<Act>("gy", c.tokens, c.out(), c.out(), 1.0F, 63);
+  const auto gx = adapts ? bench.template poisoned<Act>("gx", c.tokens, wide, wide)
+                         : bench.template poisoned<Act>("gx", c.tokens, c.in, wide);
+  bench.b.linear_backward(setup.group, parts, std::span<const qlora::LinearGradient<Param>>(setup.gradients),
+                          ConstView(gy.data, c.tokens), ConstView(x.data, c.tokens, wide), c.needs_input,
+                          View(gx.data, c.tokens, wide));
+  bench.collect(gx, "[gx | gXA]", c.needs_input ? 0 : c.in, end);
+  if (adapts) {  // gXA by itself too: it is small beside gx
+    std::vector<float> now(gx.image.size());
+    bench.b.download(gx.data - guard, now);
+    Output gxa{.name = "gXA", .values = {}};
+    for (int t = 0; t < c.tokens; ++t) {
+      const auto row = now.begin() + guard + std::ptrdiff_t{t} * wide;
+      gxa.values.insert(gxa.values.end(), row + c.in, row + wide);
+    }
+    bench.outcome.outputs.push_back(std::move(gxa));
+  }
+  bench.unchanged(gy);
+  for (const auto* list : {&setup.a, &setup.b}) {
+    for (const Buffer<Param>& one : *list) bench.unchanged(one);
+  }
+  for (const auto* list : {&setup.ga, &setup.gb}) {
+    for (const Buffer<Param>& one : *list) bench.collect(one, false, product_slack);
+  }
+}
+
+template <class B>
+[[nodiscard]] Cases<B> cases_of(const std::vector<LinearCase>& list) {
+  Cases<B> cases;
+  for (const LinearCase& c : list) cases.push_back({c.name(), [c](Bench<B>& bench) { linear(bench, c); }});
+  return cases;
+}
+
+template <class B>
+[[nodiscard]] Cases<B> linear_cases() {
+  std::vector<LinearCase> list;
+  const std::vector<LinearCase> groups{
+      {.rows = {128, 64, 64}, .adapted = {0, 1, 2}, .in = 128, .rank = 8},
+      {.rows = {192, 64, 64}, .adapted = {0, 2}, .in = 192, .rank = 16},  // q and v
+      {.rows = {256, 256, 256}, .adapted = {1}, .in = 256, .rank = 64},
+      {.rows = {128, 64, 64}, .adapted = {}, .in = 128},
+      {.rows = {256}, .adapted = {0}, .in = 256, .rank = 16},
+      {.rows = {256}, .adapted = {0}, .in = 704, .rank = 64},
+      {.rows = {64}, .adapted = {}, .in = 64},
+      {.rows = {704, 704}, .adapted = {0, 1}, .in = 256, .rank = 8},
+      {.rows = {704, 704}, .adapted = {1}, .in = 64, .rank = 64},
+  };
+  for (const LinearCase& group : groups) {
+    for (const int tokens : {1, 7, 33, 130}) {
+      for (const bool resident : {false, true}) {
+        for (const float dropout : {0.0F, 0.1F}) {
+          LinearCase c = group;
+          c.tokens = tokens;
+          c.resident = resident;
+          c.dropout = dropout;
+          c.residual = (tokens + (resident ? 1 : 0)) % 2 == 0;
+          c.needs_input = !(tokens == 33 && resident);
+          c.double_quant = tokens != 7;
+          c.state = tokens == 130 ? qlora::DType::f16 : qlora::DType::bf16;
+          list.push_back(c);
+        }
+      }
+    }
+    if (!group.adapted.empty()) {
+      LinearCase c = group;
+      c.off = true;
+      list.push_back(c);
+    }
+  }
+  for (const int rank : {136, 200}) {  // two tiles of adapter columns, and wider than dropout on the way serves
+    list.push_back({.rows = {64, 64}, .adapted = {0, 1}, .in = 192, .rank = rank, .tokens = 33, .dropout = 0.1F});
+  }
+  return cases_of<B>(list);
+}
+
+/// One group of each of 7B, 13B and 70B.
+template <class B>
+[[nodiscard]] Cases<B> true_width_linear_cases() {
+  return cases_of<B>({
+      {.rows = {4096, 4096, 4096}, .adapted = {0, 1, 2}, .in = 4096, .rank = 64, .tokens = 130, .dropout = 0.1F},
+      {.rows = {5120}, .adapted = {0}, .in = 13824, .rank = 64, .residual = true},
+      {.rows = {8192, 1024, 1024}, .adapted = {0, 1, 2}, .in = 8192, .rank = 64},
+      {.rows = {28672, 28672}, .adapted = {0, 1}, .in = 8192, .rank = 64, .dropout = 0.1F},
+  });
+}
+
+/// Where dropped values are zero, for every element of X' and of the gradient, against the definition of the mask.
+/// With X = 1, A = 1 and no base weights: gA of one token is a row of X' up to a factor, and gX is the mask o gXA A.
+template <class B>
+void check_masks(B backend) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  constexpr int in = 704;
+  constexpr int rank = 8;
+  constexpr int tokens = 5;
+  constexpr int wide = in + rank;
+  for (const std::uint32_t first : {0U, 4096U}) {
+    for (int token = 0; token < tokens; ++token) {
+      Bench<B> bench(backend);
+      const LinearCase c{
+          .rows = {8}, .adapted = {0}, .in = in, .rank = rank, .tokens = 1, .dropout = 0.1F, .resident = true};
+      LinearSetup<B> setup = draw_group(bench, c);
+      setup.group.dropout.first_token = first + static_cast<std::uint32_t>(token);
+      const auto ones = [](int count) { return std::vector<float>(static_cast<std::size_t>(count), 1.0F); };
+      const auto weight = bench.template filled<Act>("W", 8, in, wide, std::vector<float>(8 * in));
+      const auto a = bench.template filled<Param>("A", rank, in, in, ones(rank * in));
+      const auto b = bench.template filled<Param>("B", 8, rank, rank, ones(8 * rank));
+      const auto ga = bench.template filled<Param>("gA", rank, in, in, std::vector<float>(rank * in));
+      setup.parts[0] = {
+          .weight = {.rows = 8, .dense = weight.data, .stride = wide}, .a = a.data, .b = b.data, .scale = Param(1.0F)};
+      setup.gradients[0].a = ga.data;
+      const auto x = bench.template filled<Act>("x", 1, wide, wide, ones(wide));
+      const auto gy = bench.template filled<Act>("gy", 1, 8, 8, ones(8));
+      const auto gx = bench.template poisoned<Act>("gx", 1, wide, wide);
+      bench.b.linear_backward(
+          setup.group, std::span<const qlora::LinearPart<Act, Param>>(setup.parts),
+          std::span<const qlora::LinearGradient<Param>>(setup.gradients), typename B::template ConstView<8>(gy.data, 1),
+          typename B::template ConstView<8>(x.data, 1, wide), true, typename B::template View<8>(gx.data, 1, wide));
+      bench.collect(ga);
+      bench.collect(gx, "gx", 0, wide);
+      for (const std::string& what : bench.outcome.damage) FAIL_CHECK(what);
+      const std::vector<float>& made = bench.outcome.outputs[0].values;
+      const std::vector<float>& back = bench.outcome.outputs[1].values;
+      int wrong = 0;
+      int dropped = 0;
+      for (int column = 0; column < in; ++column) {
+        const bool keeps = qlora::dropout_keeps(setup.group.dropout, 0, static_cast<std::uint32_t>(column));
+        dropped += keeps ? 0 : 1;
+        for (int r = 0; r < rank; ++r) wrong += (made[static_cast<std::size_t>(r * in + column)] != 0.0F) != keeps;
+        wrong += (back[static_cast<std::size_t>(column)] != 0.0F) != keeps;
+      }
+      CHECK(wrong == 0);
+      CHECK(dropped > in / 20);
+    }
+  }
+}
+
+}  // namespace ops

@@ -1,0 +1,93 @@
+// tests/ops/loss.hpp — cases of the head: its product, and the loss fused with it.
+#pragma once
+
+#include "bench.hpp"
+
+namespace ops {
+
+struct LossCase {
+  int tokens = 33;
+  int vocab = 37 * 8;
+  int chunk = 16;
+  int unlabelled = 4;  ///< one row in so many predicts nothing; 0: all predict
+  bool gradient = true;
+};
+
+template <int D, class B>
+void cross_entropy(Bench<B>& bench, const LossCase& c) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  Random random(71);
+  std::vector<std::int32_t> targets, labelled;
+  for (int t = 0; t < c.tokens; ++t) {
+    const bool predicts = c.unlabelled == 0 || random.below(c.unlabelled) != 0;
+    targets.push_back(predicts ? (t == 1 ? c.vocab - 1 : random.below(c.vocab)) : -1);
+    if (predicts) labelled.push_back(t);
+  }
+  const qlora::TokenBatch batch = bench.b.stage(qlora::TokenBatch{.tokens = c.tokens,
+                                                                  .targets = targets.data(),
+                                                                  .labelled = labelled.data(),
+                                                                  .labelled_count = static_cast<int>(labelled.size())});
+  const auto x = bench.template drawn<Act>("x", c.tokens, D, D, 1.0F, 72);
+  const auto head = bench.template drawn<Act>("head", c.vocab, D, D, 2.0F / std::sqrt(static_cast<float>(D)), 73);
+  qlora::LossScratch<Act, Param> scratch{.chunk = c.chunk};
+  const auto rows = bench.template poisoned<Act>("rows", c.chunk, D, D);
+  const auto grads = bench.template poisoned<Act>("grads", c.chunk, D, D);
+  const auto logits = bench.template poisoned<Param>("logits", c.chunk, c.vocab, c.vocab);
+  const auto logit_grads = bench.template poisoned<Act>("logit gradients", c.chunk, c.vocab, c.vocab);
+  scratch.rows = rows.data;
+  scratch.grads = grads.data;
+  scratch.logits = logits.data;
+  if constexpr (std::is_same_v<Act, Param>) {
+    scratch.logit_grads = scratch.logits;
+  } else {
+    scratch.logit_grads = logit_grads.data;
+  }
+  const auto losses = bench.template poisoned<Param>("losses", 1, c.tokens, c.tokens);
+  const auto gx = bench.template poisoned<Act>("gx", c.tokens, D, D);
+  bench.b.cross_entropy(batch, typename B::template ConstView<D>(x.data, c.tokens), head.data, c.vocab,
+                        c.gradient ? 1.0 / c.tokens : 0.0, scratch, losses.data,
+                        c.gradient ? gx.data : static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
+  bench.collect(losses, false, product_slack);
+  if (c.gradient) {
+    bench.collect(gx);
+  } else {
+    bench.unchanged(gx);
+  }
+  bench.unchanged(x, head);
+}
+
+template <int D, class B>
+void project(Bench<B>& bench, int tokens, int vocab) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  const auto x = bench.template drawn<Act>("x", tokens, D, D, 1.0F, 74);
+  const auto head = bench.template drawn<Act>("head", vocab, D, D, 1.0F / std::sqrt(static_cast<float>(D)), 75);
+  const auto logits = bench.template poisoned<Param>("logits", tokens, vocab, vocab);
+  bench.b.project(typename B::template ConstView<D>(x.data, tokens), head.data, vocab, logits.data);
+  bench.collect(logits, false, product_slack);
+  bench.unchanged(x, head);
+}
+
+template <class B>
+[[nodiscard]] Cases<B> loss_cases() {
+  Cases<B> cases;
+  const auto add = [&](std::string name, auto run) { cases.push_back({std::move(name), run}); };
+  for (const LossCase c : {LossCase{}, LossCase{.tokens = 1, .unlabelled = 0}, LossCase{.tokens = 130, .chunk = 512},
+                           LossCase{.tokens = 130, .unlabelled = 0}, LossCase{.tokens = 64, .unlabelled = 0},
+                           LossCase{.tokens = 130, .chunk = 7}, LossCase{.gradient = false},
+                           LossCase{.tokens = 33, .chunk = 32, .unlabelled = 1},  // nothing is predicted
+                           LossCase{.tokens = 70, .vocab = 32000, .chunk = 32}}) {
+    const std::string size =
+        std::to_string(c.tokens) + " rows, " + std::to_string(c.vocab) + " ids, chunks of " + std::to_string(c.chunk);
+    add("loss of " + size, [=](Bench<B>& bench) { cross_entropy<256>(bench, c); });
+  }
+  add("loss, 64 wide", [](Bench<B>& bench) { cross_entropy<64>(bench, {.tokens = 40}); });
+  for (const int tokens : {1, 7, 130}) {
+    add("project " + std::to_string(tokens), [=](Bench<B>& bench) { project<256>(bench, tokens, 37 * 8); });
+  }
+  add("project to 32000", [](Bench<B>& bench) { project<256>(bench, 3, 32000); });
+  return cases;
+}
+
+}  // namespace ops

@@ -1,0 +1,156 @@
+// tests/ops/steps.hpp — whole training steps on a tested backend, measured as single ops are (bench.hpp): the float CPU is
+// the reference, the CPU that rounds to bfloat16 the yardstick. A test names the config and the backend.
+#pragma once
+
+#include "../small_model.hpp"
+#include "bench.hpp"
+#include "qlora/train/trainer.hpp"
+
+namespace steps {
+
+using namespace qlora;
+using ops::error_of;
+using ops::Reference;
+using ops::Yardstick;
+
+//                                   vocab dim layers heads kv head ffn
+inline constexpr Config hd128{.shape = {512, 256, 2, 2, 1, 128, 704}, .lora = {.rank = 8}};
+inline constexpr Config chat{.shape = {1536, 256, 3, 8, 4, 32, 704}, .lora = {.rank = 16}};
+
+inline constexpr int seq = 65;
+inline constexpr int windows = 4;
+
+[[nodiscard]] inline TrainOptions options() {
+  return {
+      .alpha = 16.0F, .dropout = 0.1F, .lr = 2e-4F, .total_steps = 50, .batch = windows, .seq = seq, .loss_chunk = 100};
+}
+
+template <Config C>
+[[nodiscard]] const small_model::Data& data() {
+  static const small_model::Data made(windows, seq, C.shape.vocab, 1, 40);
+  return made;
+}
+
+template <Config C, class B>
+struct Run {
+  explicit Run(B backend, const TrainOptions& how = options())
+      : trainer(small_model::weights(C.shape, 3), how, std::move(backend)) {
+    small_model::load_random_adapters(trainer.model().weights(), trainer.model().backend(), C.shape, C.lora.rank, 16.0F,
+                                      6);
+  }
+  StepReport step() { return trainer.step(data<C>().all()); }
+  [[nodiscard]] std::vector<float> gradients() {
+    std::vector<float> all(static_cast<std::size_t>(trainer.model().weights().layout().total()));
+    trainer.model().backend().download(trainer.core().gradients(), all);
+    return all;
+  }
+  /// Trained parameters and both moments.
+  [[nodiscard]] std::vector<std::vector<float>> state() {
+    std::vector<std::vector<float>> all;
+    trainer.core().for_each_state([&](const std::string&, auto* values, std::int64_t count) {
+      all.emplace_back(static_cast<std::size_t>(count));
+      trainer.model().backend().download(values, all.back());
+    });
+    return all;
+  }
+  Trainer<C, B> trainer;
+};
+
+/// The first step of a backend: loss and gradients. Once for each config and backend.
+struct First {
+  double loss = 0.0;
+  std::vector<float> gradients;
+};
+template <Config C, class B>
+[[nodiscard]] First first_step(B backend, const TrainOptions& how = options()) {
+  Run<C, B> run(std::move(backend), how);
+  const double loss = run.step().loss;
+  return {loss, run.gradients()};
+}
+template <Config C, class B>
+[[nodiscard]] const First& cpu_first() {
+  static const First first = first_step<C>(B{});
+  return first;
+}
+
+template <Config C, class B>
+void check_first_step(B backend) {
+  const First& exact = cpu_first<C, Reference>();
+  const First& rounded = cpu_first<C, Yardstick>();
+  Run<C, B> run(std::move(backend));
+  const double loss = run.step().loss;
+  const std::vector<float> ours = run.gradients();
+  CHECK(std::abs(loss - exact.loss) <= 1e-3 * exact.loss);
+  const double yardstick = error_of(rounded.gradients, exact.gradients);
+  CHECK(yardstick > 0.0);
+  CHECK(error_of(ours, exact.gradients) <= 2.0 * yardstick);
+  run.trainer.model().weights().for_each_trained(
+      [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+        CAPTURE(name);
+        const auto part = [&](const std::vector<float>& all) {
+          return std::vector<float>(all.begin() + offset, all.begin() + offset + rows * cols);
+        };
+        const std::vector<float> expected = part(exact.gradients);
+        // one tensor alone: the yardstick's error is itself a draw
+        CHECK(error_of(part(ours), expected) <= 2.0 * error_of(part(rounded.gradients), expected) + yardstick);
+      });
+}
+
+/// 50 losses within 1e-3 of the first loss.
+template <Config C, class B>
+void check_losses(B backend) {
+  Run<C, Reference> exact{Reference{}};
+  Run<C, B> run(std::move(backend));
+  double first = 0.0;
+  double last = 0.0;
+  for (int step = 0; step < 50; ++step) {
+    CAPTURE(step);
+    last = exact.step().loss;
+    if (step == 0) first = last;
+    CHECK(std::abs(run.step().loss - last) <= 1e-3 * first);
+  }
+  CHECK(last < first);
+}
+
+/// Whatever is made again, the same bits; resident weights and another split, the same but for rounding.
+template <Config C, class B, class Make>
+void check_policies(Make&& make) {
+  const First expected = first_step<C>(make());
+  for (const Recompute policy : {Recompute::none, Recompute::cheap, Recompute::block}) {
+    for (const int layers : {-1, 1}) {
+      CAPTURE(layers);
+      TrainOptions how = options();
+      how.recompute = policy;
+      how.recompute_layers = layers;
+      const First other = first_step<C>(make(), how);
+      CHECK(other.loss == expected.loss);
+      CHECK(other.gradients == expected.gradients);
+    }
+  }
+  const double rounding = 2.0 * error_of(cpu_first<C, Yardstick>().gradients, cpu_first<C, Reference>().gradients);
+  TrainOptions how = options();
+  how.model.keep_dequantized = true;
+  CHECK(error_of(first_step<C>(make(), how).gradients, expected.gradients) <= rounding);
+  how = options();
+  for (const int batch : {1, 3}) {
+    how.batch = batch;
+    const First split = first_step<C>(make(), how);
+    CHECK(error_of(split.gradients, expected.gradients) <= rounding);
+    CHECK(std::abs(split.loss - expected.loss) <= 1e-3 * expected.loss);
+  }
+}
+
+template <Config C, class B, class Make>
+void check_repeats(Make&& make) {
+  Run<C, B> one(make());
+  Run<C, B> other(make());
+  for (int step = 0; step < 4; ++step) {
+    const StepReport a = one.step();
+    const StepReport b = other.step();
+    CHECK(a.loss == b.loss);
+    CHECK(a.grad_norm == b.grad_norm);
+  }
+  CHECK(one.state() == other.state());
+}
+
+}  // namespace steps

@@ -1,0 +1,20 @@
+// The steps that judge the GPU, with the CPU that rounds to bfloat16 in its place: it meets its own bounds.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "ops/generation.hpp"
+#include "ops/steps.hpp"
+
+using ops::Yardstick;
+
+TEST_CASE("steps") {
+  steps::check_first_step<steps::chat>(Yardstick());
+  steps::check_losses<steps::chat>(Yardstick());
+  steps::check_policies<steps::chat, Yardstick>([] { return Yardstick(); });
+  steps::check_repeats<steps::chat, Yardstick>([] { return Yardstick(); });
+}
+TEST_CASE("generation") {
+  generation::check_logits(Yardstick());
+  generation::check_greedy(Yardstick());
+  generation::check_cached(Yardstick());
+}
