@@ -1,0 +1,142 @@
+#!/bin/sh
+# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|job|peers]...
+# Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): every figure
+# with its median and spread, the card, the driver, the commit and the settings. Without arguments: train memory ops.
+# "peers" runs the usual Python stack on the same shapes; see bench/peers/README.md for what it needs.
+#
+#   QLORA_CUDNN_FRONTEND   folder of cudnn_frontend.h, as in tests/gpu.sh
+#   QLORA_RESULTS          another folder for the result
+#   QLORA_COMMIT           the commit, where git is not at hand
+#   QLORA_MODELS           default "7b 13b 70b"
+#   QLORA_JOB              folder on the disk that "job" uses, 52 GB for a moment; default: the build's
+#   QLORA_STEPS            timed steps, default 20, after 5 that are not counted
+#   QLORA_OPS              filter of ops_bench, default "." for all
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=build-gpu
+results=${QLORA_RESULTS:-bench/results}
+models=${QLORA_MODELS:-7b 13b 70b}
+steps=${QLORA_STEPS:-20}
+ops=${QLORA_OPS:-.}
+[ $# -gt 0 ] || set -- train memory ops
+started=$(date +%s)
+say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
+
+mkdir -p "$results"
+rows=$(mktemp)
+trap 'rm -f "$rows" "$rows".*' EXIT
+
+build_benchmarks() {
+  say "build"
+  generator=
+  [ -f $build/CMakeCache.txt ] || generator=-GNinja
+  # shellcheck disable=SC2086
+  cmake --preset gpu $generator -DQLORA_BUILD_BENCH=ON >$build-bench.log 2>&1 &&
+    cmake --build --preset gpu --target "$@" >>$build-bench.log 2>&1 && return
+  tail -60 $build-bench.log
+  exit 1
+}
+# train_row MODEL option...: one run; its line of JSON is a row of the result.
+train_row() {
+  say "train_speed $*"
+  "$build"/bench/train_speed "$@" --steps "$steps" --algorithms "$build/algorithms.txt" >"$rows.one" 2>"$rows.err" ||
+    printf '{"command": "train_speed %s", "error": "%s"}\n' "$*" "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
+  cat "$rows.one"
+  cat "$rows.one" >>"$rows"
+}
+batch_of() { if [ "$1" = 70b ]; then echo 1; else echo 2; fi; }
+
+for what in "$@"; do
+  case $what in
+    train)
+      build_benchmarks train_speed
+      for model in $models; do
+        train_row "$model" --batch "$(batch_of "$model")" --profile
+        train_row "$model" --batch "$(batch_of "$model")" --recompute block
+        [ "$model" = 70b ] || train_row "$model" --batch "$(batch_of "$model")" --resident # its bf16 weights would not fit
+      done
+      ;;
+    memory) # what fits smaller cards: the process may take no more than the cap, the driver's share included
+      build_benchmarks train_speed
+      case " $models " in
+        *' 7b '*) train_row 7b --batch 1 --recompute block --moments8 --memory-cap 8000000000 ;;
+      esac
+      case " $models " in
+        *' 13b '*)
+          train_row 13b --batch 1 --recompute block --moments8 --memory-cap 12000000000
+          train_row 13b --batch 1 --recompute block --memory-cap 16000000000
+          train_row 13b --batch 2 --recompute block --memory-cap 24000000000
+          ;;
+      esac
+      case " $models " in
+        *' 70b '*) train_row 70b --batch 1 --recompute block --moments8 --memory-cap 52000000000 ;;
+      esac
+      ;;
+    ops)
+      build_benchmarks ops_bench
+      say "ops_bench"
+      if "$build"/bench/ops_bench --benchmark_filter="ceiling|$ops" --benchmark_out="$rows.ops" \
+        --benchmark_out_format=json; then
+        { printf '{"ops": ' && tr -d '\n' <"$rows.ops" && printf '}\n'; } >>"$rows"
+      else
+        printf '{"command": "ops_bench", "error": "it ended with %s"}\n' $? >>"$rows"
+      fi
+      ;;
+    job)
+      build_benchmarks job_speed
+      say "job_speed"
+      job=${QLORA_JOB:-$build}/job
+      rm -rf "$job"
+      "$build"/bench/job_speed "$job" >"$rows.one" 2>"$rows.err" ||
+        printf '{"command": "job_speed", "error": "%s"}\n' "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
+      rm -rf "$job"
+      cat "$rows.one"
+      cat "$rows.one" >>"$rows"
+      ;;
+    peers)
+      say "peers"
+      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py --out "$rows.peers"
+      [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
+      ;;
+    *)
+      echo "bench/gpu.sh: train, memory, ops, job or peers, not $what" >&2
+      exit 2
+      ;;
+  esac
+done
+
+say "result"
+QLORA_COMMIT=${QLORA_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)} python3 - "$rows" "$results" "$*" <<'END'
+import json, os, re, subprocess, sys, time
+rows, folder, asked = sys.argv[1:]
+query = "name,driver_version,memory.total,power.limit"
+card = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True)
+fields = [field.strip() for field in card.stdout.splitlines()[0].split(",")] if card.stdout else ["unknown"] * 4
+result = {
+    "date": time.strftime("%Y-%m-%d"),
+    "gpu": fields[0],
+    "driver": fields[1],
+    "memory": fields[2],
+    "power_limit": fields[3],
+    "commit": os.environ["QLORA_COMMIT"],
+    "measured": asked.split(),
+    "note": "random weights of the exact shapes, random tokens; wall time of whole steps",
+    "rows": [json.loads(line) for line in open(rows) if line.strip()],
+}
+def op_row(op):
+    """Of Google Benchmark's record of one op: name, median, bound and counters, or why there are none."""
+    row = {"op": op["name"].split("/iterations:")[0]}
+    if op.get("error_occurred"):
+        return row | {"error": op["error_message"]}
+    counters = ("TB_per_s", "TFLOP_per_s", "percent_of_bound", "spread_percent")
+    row |= {"time_us": round(op["real_time"], 3)} | {key: round(op[key], 3) for key in counters if key in op}
+    return row | ({"bound": op["label"]} if op.get("label") else {})
+result["rows"] = [
+    row for line in result["rows"]
+    for row in (map(op_row, line["ops"]["benchmarks"]) if "ops" in line else [line])
+]
+name = re.sub(r"[^a-z0-9]+", "-", fields[0].lower().replace("nvidia ", "")).strip("-")
+path = os.path.join(folder, f"{name}-{result['date']}-{'-'.join(result['measured'])}.json")
+json.dump(result, open(path, "w"), indent=1)
+print(path)
+END

@@ -1,0 +1,158 @@
+// bench/train/main.cpp — measures one training run and prints it as one line of JSON.
+//   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
+//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--moments8] [--resident] [--profile] [--fast]
+//               [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
+// The median of a step's wall time counts; p10 and p90 stand beside it. An algorithms file that is there is used; else it
+// is written, so that a second run makes the same choice.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+#include <string_view>
+
+#include "measure.hpp"
+
+namespace {
+
+using namespace qlora;
+
+[[noreturn]] void usage(std::string_view what) {
+  std::cerr << "train_speed: " << what << "; see the head of bench/train/main.cpp\n";
+  std::exit(2);
+}
+
+double percentile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+struct Arguments {
+  std::string model;
+  std::string algorithms_file;
+  bench::Settings settings;
+};
+
+Recompute recompute_of(std::string_view name) {
+  if (name == "none") return Recompute::none;
+  if (name == "cheap") return Recompute::cheap;
+  if (name == "block") return Recompute::block;
+  usage("recompute is none, cheap or block");
+}
+
+Arguments parse(int argc, char** argv) {
+  Arguments all;
+  bench::Settings& s = all.settings;
+  int at = 1;
+  const auto value = [&]() -> const char* {
+    if (at + 1 >= argc) usage(std::string(argv[at]) + " needs a value");
+    return argv[++at];
+  };
+  for (; at < argc; ++at) {
+    const std::string_view option = argv[at];
+    if (option == "--batch") {
+      s.batch = std::atoi(value());
+    } else if (option == "--seq") {
+      s.seq = std::atoi(value());
+    } else if (option == "--steps") {
+      s.steps = std::atoi(value());
+    } else if (option == "--warmup") {
+      s.warmup = std::atoi(value());
+    } else if (option == "--recompute") {
+      s.recompute = recompute_of(value());
+    } else if (option == "--recompute-layers") {
+      s.recompute_layers = std::atoi(value());
+    } else if (option == "--chunk") {
+      s.loss_chunk = std::atoi(value());
+    } else if (option == "--documents") {
+      s.documents = std::atoi(value());
+    } else if (option == "--dropout") {
+      s.dropout = static_cast<float>(std::atof(value()));
+    } else if (option == "--moments8") {
+      s.moments8 = true;
+    } else if (option == "--resident") {
+      s.resident = true;
+    } else if (option == "--profile") {
+      s.profile = true;
+    } else if (option == "--fast") {
+      s.device.fast = true;
+    } else if (option == "--no-cudnn") {
+      s.device.use_cudnn = false;
+    } else if (option == "--attention-workspace") {
+      s.device.attention_workspace = std::atoll(value());
+    } else if (option == "--memory-cap") {
+      s.device.memory_cap = std::atoll(value());
+    } else if (option == "--algorithms") {
+      all.algorithms_file = value();
+    } else if (all.model.empty() && !option.starts_with("-")) {
+      all.model = option;
+    } else {
+      usage("what is " + std::string(option) + "?");
+    }
+  }
+  return all;
+}
+
+void print(const Arguments& all, const bench::Figures& f) {
+  const bench::Settings& s = all.settings;
+  const double median = percentile(f.step_ms, 0.5);
+  const double tokens = static_cast<double>(s.batch) * s.seq;
+  const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); };
+  constexpr const char* policies[] = {"none", "cheap", "block"};
+  std::printf(
+      "{\"model\": \"%s\", \"device\": \"%s\", \"batch\": %d, \"seq\": %d, \"documents\": %d, \"recompute\": "
+      "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"resident\": %s, \"fast\": %s, "
+      "\"cudnn\": %s, "
+      "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
+      all.model.c_str(), f.device.c_str(), s.batch, s.seq, s.documents, policies[static_cast<std::size_t>(s.recompute)],
+      s.recompute_layers, static_cast<double>(s.dropout), s.moments8 ? "8-bit" : "float", s.resident ? "true" : "false",
+      s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
+      static_cast<long long>(s.device.memory_cap), f.step_ms.size());
+  std::printf(
+      "\"tokens_per_s\": %.1f, \"step_ms\": %.2f, \"p10_ms\": %.2f, \"p90_ms\": %.2f, \"load_s\": %.2f, "
+      "\"first_step_s\": %.2f, \"loss\": %.5f, \"grad_norm\": %.5f, \"arena_gib\": %.3f, \"workspace_gib\": "
+      "%.3f, \"peak_gib\": %.3f, \"driver_gib\": %.3f, \"empty_context_gib\": %.3f, \"planned_gib\": %.3f",
+      tokens / median * 1e3, median, percentile(f.step_ms, 0.1), percentile(f.step_ms, 0.9), f.load_s, f.first_step_s,
+      f.loss, f.grad_norm, gib(f.arena), gib(f.workspace), gib(f.arena + f.workspace), gib(f.driver), gib(f.empty),
+      gib(f.planned));
+  if (!f.phases.empty()) {
+    std::printf(", \"phases_ms\": {");
+    for (std::size_t i = 0; i < f.phases.size(); ++i) {
+      std::printf("%s\"%s\": %.2f", i == 0 ? "" : ", ", f.phases[i].first.c_str(), f.phases[i].second);
+    }
+    std::printf("}");
+  }
+  std::printf("}\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments all = parse(argc, argv);
+  if (!all.algorithms_file.empty()) {
+    std::ostringstream text;
+    text << std::ifstream(all.algorithms_file).rdbuf();
+    all.settings.algorithms = text.str();
+  }
+  try {
+    bench::Figures figures;
+    if (all.model == "7b") {
+      figures = bench::measure_7b(all.settings);
+    } else if (all.model == "13b") {
+      figures = bench::measure_13b(all.settings);
+    } else if (all.model == "70b") {
+      figures = bench::measure_70b(all.settings);
+    } else {
+      usage("the model is 7b, 13b or 70b");
+    }
+    print(all, figures);
+    if (!all.algorithms_file.empty() && all.settings.algorithms.empty()) {
+      std::ofstream(all.algorithms_file) << figures.algorithms;
+    }
+  } catch (const Error& error) {
+    std::cerr << "train_speed: " << error.what() << "\n";
+    return 4;
+  }
+  return 0;
+}

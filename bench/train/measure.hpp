@@ -1,0 +1,174 @@
+// bench/train/measure.hpp — one training run on the GPU, on random weights of a preset's exact shape and random tokens.
+// Each preset is compiled in a file of its own (7b.cpp and so on), so that they build side by side.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/cuda.hpp"
+#include "qlora/llama2.hpp"
+
+namespace qlora::bench {
+
+struct Settings {
+  int batch = 2;
+  int seq = 2048;
+  int warmup = 5;
+  int steps = 20;
+  int documents = 1;  ///< in each window
+  Recompute recompute = Recompute::none;
+  int recompute_layers = -1;
+  int loss_chunk = 512;
+  float dropout = 0.1F;
+  bool moments8 = false;
+  bool resident = false;  ///< bf16 copy of the frozen weights
+  bool profile = false;
+  std::string algorithms{};  ///< text of an earlier run's choice
+  cuda::ContextOptions device{};
+};
+
+struct Figures {
+  std::vector<double> step_ms;
+  double load_s = 0.0;
+  double first_step_s = 0.0;  ///< with the choice of algorithms
+  double loss = 0.0;
+  double grad_norm = 0.0;
+  std::int64_t arena = 0;      ///< all arenas
+  std::int64_t workspace = 0;  ///< libraries' workspaces, staging ring
+  std::int64_t driver = 0;     ///< what the driver counts at the end, its empty context included
+  std::int64_t empty = 0;      ///< what it counted before anything was made
+  std::int64_t planned = 0;
+  std::string device;
+  std::string algorithms;
+  std::vector<std::pair<std::string, double>> phases;  ///< milliseconds of one step
+};
+
+/// Weights N(0, 0.02) in float16: one pool of random numbers serves all tensors, since time depends on their spread and
+/// not on which they are.
+class RandomWeights {
+ public:
+  explicit RandomWeights(const Shape& shape) : shape_(shape) {
+    const std::int64_t largest = std::max(largest_matrix(shape), std::int64_t{shape.vocab} * shape.dim);
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.0F, 0.02F);
+    std::vector<std::uint16_t> some(1 << 16);
+    for (std::uint16_t& value : some) value = to_f16(normal(random));
+    pool_.resize(static_cast<std::size_t>(largest));
+    std::uint64_t state = 1;
+    for (std::uint16_t& value : pool_) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;  // Knuth's MMIX
+      value = some[state >> 48];
+    }
+    ones_.assign(static_cast<std::size_t>(shape.dim), 1.0F);
+  }
+  [[nodiscard]] TensorSource source() const {
+    return [this](std::string_view name) -> std::optional<TensorRef> {
+      TensorRef tensor;
+      if (name.ends_with("norm.weight")) {
+        tensor.shape = {shape_.dim};
+        tensor.bytes = std::as_bytes(std::span(ones_));
+        return tensor;
+      }
+      tensor.dtype = DType::f16;
+      tensor.shape = {shape_.vocab, shape_.dim};
+      for (const Proj one : all_projections) {
+        if (name.ends_with(std::string(name_of(one)) + ".weight")) {
+          tensor.shape = {rows_of(shape_, one), cols_of(shape_, one)};
+        }
+      }
+      tensor.bytes = std::as_bytes(std::span(pool_).first(static_cast<std::size_t>(tensor.size())));
+      return tensor;
+    };
+  }
+
+ private:
+  Shape shape_;
+  std::vector<std::uint16_t> pool_;
+  std::vector<float> ones_;
+};
+
+/// Random tokens; each window holds `documents` pieces of about equal length.
+struct RandomData {
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> documents;
+
+  RandomData(const Settings& settings, int vocab, unsigned seed) {
+    std::mt19937 random(seed);
+    for (int i = 0; i < settings.batch * settings.seq; ++i) {
+      ids.push_back(static_cast<std::int32_t>(random() % static_cast<unsigned>(vocab)));
+      documents.push_back((i % settings.seq) * settings.documents / settings.seq);
+    }
+  }
+  [[nodiscard]] Windows windows(int seq) const { return {seq, ids, ids, documents}; }
+};
+
+template <Config C>
+Figures measure(const Settings& settings) {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
+  Figures figures;
+  const RandomWeights weights(C.shape);
+  Cuda backend(settings.device);
+  figures.empty = cuda::device_info(backend.context()).driver_used - cuda::device_info(backend.context()).workspace;
+  cuda::Context& context = backend.context();
+  if (!settings.algorithms.empty()) cuda::load_algorithms(context, settings.algorithms);
+  TrainOptions options{.dropout = settings.dropout,
+                       .batch = settings.batch,
+                       .seq = settings.seq,
+                       .recompute = settings.recompute,
+                       .recompute_layers = settings.recompute_layers,
+                       .loss_chunk = settings.loss_chunk,
+                       .moments8 = settings.moments8,
+                       .model = {.keep_dequantized = settings.resident}};
+  auto started = Clock::now();
+  auto trainer = std::make_unique<Trainer<C, Cuda>>(weights.source(), options, std::move(backend));
+  figures.load_s = seconds(started);
+  StepReport report;
+  for (int step = 0; step < settings.warmup + settings.steps; ++step) {
+    const RandomData data(settings, C.shape.vocab, static_cast<unsigned>(step));
+    started = Clock::now();
+    report = trainer->step(data.windows(settings.seq));
+    const double took = seconds(started);
+    if (step == 0) figures.first_step_s = took;
+    if (step >= settings.warmup) figures.step_ms.push_back(took * 1e3);
+  }
+  figures.loss = report.loss;
+  figures.grad_norm = report.grad_norm;
+  const cuda::DeviceInfo info = cuda::device_info(context);
+  figures.device = info.name;
+  figures.arena = trainer->core().arena_bytes_used();
+  figures.workspace = info.workspace;
+  figures.driver = info.driver_used;
+  figures.algorithms = cuda::algorithms(context);
+  figures.planned = memory_plan<C>({.batch = settings.batch,
+                                    .seq = settings.seq,
+                                    .recompute = settings.recompute,
+                                    .recompute_layers = settings.recompute_layers,
+                                    .loss_chunk = settings.loss_chunk,
+                                    .dropout = settings.dropout > 0.0F,
+                                    .keep_dequantized = settings.resident,
+                                    .moments8 = settings.moments8})
+                        .total();
+  if (settings.profile) {
+    cuda::set_profile(context, true);
+    trainer->step(RandomData(settings, C.shape.vocab, 1000).windows(settings.seq));
+    figures.phases = cuda::take_profile(context);
+    cuda::set_profile(context, false);
+  }
+  return figures;
+}
+
+Figures measure_7b(const Settings& settings);
+Figures measure_13b(const Settings& settings);
+Figures measure_70b(const Settings& settings);
+
+}  // namespace qlora::bench
