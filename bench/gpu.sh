@@ -8,7 +8,9 @@
 #   QLORA_RESULTS          another folder for the result
 #   QLORA_COMMIT           the commit, where git is not at hand
 #   QLORA_MODELS           default "7b 13b 70b"
-#   QLORA_JOB              folder on the disk that "job" uses, 52 GB for a moment; default: the build's
+#   QLORA_JOB              folder on the disk that "job" and "peers" use, 52 GB for a moment; default: the build's, and /tmp
+#   QLORA_PEERS            of "peers", rows like 13b:2:ckpt; default: its own five
+#   QLORA_PEER_STEPS       steps of the article's job by "peers", default 160; fewer are scaled up, and the row says so
 #   QLORA_STEPS            timed steps, default 20, after 5 that are not counted
 #   QLORA_OPS              filter of ops_bench, default "." for all
 set -u
@@ -53,13 +55,18 @@ for what in "$@"; do
       for model in $models; do
         train_row "$model" --batch "$(batch_of "$model")" --profile
         train_row "$model" --batch "$(batch_of "$model")" --recompute block
-        [ "$model" = 70b ] || train_row "$model" --batch "$(batch_of "$model")" --resident # its bf16 weights would not fit
+        [ "$model" = 70b ] && continue # its bf16 weights would not fit
+        train_row "$model" --batch "$(batch_of "$model")" --resident
+        train_row "$model" --batch "$(batch_of "$model")" --resident --recompute block
       done
       ;;
     memory) # what fits smaller cards: the process may take no more than the cap, the driver's share included
       build_benchmarks train_speed
       case " $models " in
-        *' 7b '*) train_row 7b --batch 1 --recompute block --moments8 --memory-cap 8000000000 ;;
+        *' 7b '*)
+          train_row 7b --batch 1 --recompute block --moments8 --memory-cap 7200000000
+          train_row 7b --batch 1 --recompute block --moments8 --memory-cap 8000000000
+          ;;
       esac
       case " $models " in
         *' 13b '*)
@@ -95,7 +102,10 @@ for what in "$@"; do
       ;;
     peers)
       say "peers"
-      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py --out "$rows.peers"
+      # shellcheck disable=SC2086
+      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py ${QLORA_PEERS:+--rows $QLORA_PEERS} --out "$rows.peers"
+      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py --article --article-steps "${QLORA_PEER_STEPS:-160}" \
+        ${QLORA_JOB:+--dir "$QLORA_JOB"} --out "$rows.peers"
       [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
       ;;
     *)

@@ -89,7 +89,7 @@ TEST_CASE("a cap refuses what is too large, with sizes") {
   CHECK_NOTHROW((void)gpu.arena(1 << 20));  // and it goes on
 }
 
-TEST_CASE("steps take no memory") {
+TEST_CASE("steps take no memory, by the driver's count") {
   Cuda gpu;
   TrainOptions how{.batch = 2, .seq = 128};
   const small_model::Data data(3, how.seq, chat.shape.vocab, 1, 50);  // two micro-batches, the second smaller

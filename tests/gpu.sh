@@ -7,7 +7,8 @@
 #   QLORA_CUDNN_FRONTEND     folder of cudnn_frontend.h; without it (and cuDNN) attention runs on the library's own kernels
 #   QLORA_TESTS              only the tests whose name matches this regular expression; default: all, ^cuda_
 #   QLORA_SANITIZE           1: each test under compute-sanitizer as well: memcheck, racecheck, initcheck and synccheck;
-#                            test cases whose name holds "large" are left out there
+#                            test cases whose name holds "large" or "driver" are left out there: the first take minutes,
+#                            the second read the driver's count of memory, which a sanitizer changes
 #   QLORA_SANITIZE_SECONDS   for all of that, default 200; a single run gets 90 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
 #   QLORA_ARCHITECTURES      default 90a-real
@@ -43,7 +44,8 @@ grep -E 'warning|Warning' $build/build.log | sort | uniq -c | head -20
 
 say "test"
 QLORA_REQUIRE_GPU=1 ctest --preset gpu -R "$only" 2>&1 | tee $build/test.log
-ran=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests* failed out of \([0-9]*\)$/\2 tests, \1 failed/p' $build/test.log)
+# CMake 3 writes "100% tests passed, 0 tests failed out of 10", CMake 4 leaves the middle out when all passed.
+ran=$(sed -nE 's/^[0-9]+% tests passed,? *(([0-9]+) tests? failed )?out of ([0-9]+)$/\3 tests, \2 failed/p' $build/test.log | sed 's/,  failed/, 0 failed/')
 status=0
 case $ran in
   *', 0 failed') ;;
@@ -59,12 +61,17 @@ if [ $left -lt 5 ]; then
   echo "not run: the time is spent" >"$3/$1.$2.result"
   exit 0
 fi
+# Allocations that fail are tested, and the library reports every failed call itself.
+calls=
+[ "$tool" = memcheck ] && calls='--report-api-errors no'
 # shellcheck disable=SC2086
-QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $SANITIZE_FILTER \
-  "$4" --test-case-exclude='*large*' >"$log" 2>&1
+QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $calls $SANITIZE_FILTER \
+  "$4" --test-case-exclude='*large*,*driver*' >"$log" 2>&1
 rc=$?
 if grep -qi 'device not supported' "$log"; then
   result="refused: the sanitizer does not support this device here"
+elif grep -q 'Internal Sanitizer Error' "$log"; then
+  result="ERRORS: the sanitizer failed itself"
 elif [ $rc = 124 ]; then
   result="cut off after ${left} s, nothing found until then"
   grep -qE '^========= (Invalid|Error: (Race|Potential)|Race|Uninitialized|Barrier|Out-of-range)' "$log" && result="ERRORS, then cut off"
@@ -92,9 +99,15 @@ if [ "${QLORA_SANITIZE:-0}" = 1 ]; then
     # The kernels of cuBLAS and cuDNN are NVIDIA's to check.
     compute-sanitizer --help 2>&1 | grep -q 'kernel_substring' && SANITIZE_FILTER='--kernel-name kernel_substring=qlora'
     export SANITIZE_UNTIL SANITIZE_FILTER
+    # racecheck 2025.3 fails inside cuBLASLt's kernels ("failed to handle a hardware exception"), filter or not: it gets
+    # the tests that are linked to plain products instead.
+    cmake --build $build --target gpu_plain_tests -j "$jobs" >>$build/build.log 2>&1 || fail "build of the plain tests"
     for tool in memcheck racecheck synccheck initcheck; do
       for path in "$build"/tests/cuda_*_test; do
-        basename "$path" | grep -qE "$only" && echo "$tool $(basename "$path") $results $path"
+        name=$(basename "$path")
+        echo "$name" | grep -qE "$only" || continue
+        [ $tool = racecheck ] && path=$(dirname "$path")/plain_$name
+        echo "$tool $name $results $path"
       done
     done | xargs -r -P 4 -L 1 sh $build/sanitize.sh
     for tool in memcheck racecheck synccheck initcheck; do
