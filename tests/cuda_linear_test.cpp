@@ -12,7 +12,7 @@ TEST_CASE("linear groups") {
   Cuda gpu;
   check_cases(linear_cases<Reference>(), linear_cases<Yardstick>(), linear_cases<Cuda>(), gpu);
 }
-TEST_CASE("true widths") {
+TEST_CASE("long: true widths") {
   Cuda gpu;
   check_cases(true_width_linear_cases<Reference>(), true_width_linear_cases<Yardstick>(),
               true_width_linear_cases<Cuda>(), gpu);

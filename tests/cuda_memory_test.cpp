@@ -54,7 +54,7 @@ void check_arenas() {
 
 }  // namespace
 
-TEST_CASE("arenas hold exactly what the plan says") {
+TEST_CASE("long: arenas hold exactly what the plan says") {
   check_arenas<net>();
   check_arenas<some>();
   check_arenas<tied>();

@@ -52,9 +52,9 @@ bool names(const std::string& message, std::initializer_list<std::pair<Site, int
 
 TEST_CASE("heads of 128: the first step") { check_first_step<hd128>(Cuda()); }
 TEST_CASE("heads of 32: the first step") { check_first_step<chat>(Cuda()); }
-TEST_CASE("heads of 128: 50 losses") { check_losses<hd128>(Cuda()); }
-TEST_CASE("heads of 32: 50 losses") { check_losses<chat>(Cuda()); }
-TEST_CASE("recompute policies, resident weights, micro-batches") {
+TEST_CASE("long: heads of 128, 50 losses") { check_losses<hd128>(Cuda()); }
+TEST_CASE("long: heads of 32, 50 losses") { check_losses<chat>(Cuda()); }
+TEST_CASE("long: recompute policies, resident weights, micro-batches") {
   check_policies<hd128, Cuda>([] { return Cuda(); });
   check_policies<chat, Cuda>([] { return Cuda(); });
 }

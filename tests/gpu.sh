@@ -7,8 +7,8 @@
 #   QLORA_CUDNN_FRONTEND     folder of cudnn_frontend.h; without it (and cuDNN) attention runs on the library's own kernels
 #   QLORA_TESTS              only the tests whose name matches this regular expression; default: all, ^cuda_
 #   QLORA_SANITIZE           1: each test under compute-sanitizer as well: memcheck, racecheck, initcheck and synccheck;
-#                            test cases whose name holds "large" or "driver" are left out there: the first take minutes,
-#                            the second read the driver's count of memory, which a sanitizer changes
+#                            test cases "large: ..." and "long: ..." are left out there, since they take minutes, and those
+#                            that read the driver's count of memory, which a sanitizer changes
 #   QLORA_SANITIZE_SECONDS   for all of that, default 200; a single run gets 90 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
 #   QLORA_ARCHITECTURES      default 90a-real
@@ -66,7 +66,7 @@ calls=
 [ "$tool" = memcheck ] && calls='--report-api-errors no'
 # shellcheck disable=SC2086
 QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $calls $SANITIZE_FILTER \
-  "$4" --test-case-exclude='*large*,*driver*' >"$log" 2>&1
+  "$4" --test-case-exclude='large:*,long:*,*driver*' >"$log" 2>&1
 rc=$?
 if grep -qi 'device not supported' "$log"; then
   result="refused: the sanitizer does not support this device here"
