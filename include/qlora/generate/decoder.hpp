@@ -1,5 +1,6 @@
 // qlora/generate/decoder.hpp — runs new tokens of many sequences through the network over cached keys and values.
-// Prefill and decoding are the same call: each sequence brings any number of new tokens and gets logits for its last.
+// Prefill and decoding are the same call: each sequence brings any number of new tokens and gets logits for its last, or
+// for all of them where there is room for that.
 // Memory: one arena for caches and activations, taken when the decoder is made.
 #pragma once
 
@@ -10,9 +11,10 @@ inline namespace v0 {
 
 /// How much can be decoded at once.
 struct DecodeRoom {
-  int sequences = 1;      ///< that grow side by side
-  int length = 2048;      ///< tokens in one sequence, prompt included
-  int step_tokens = 512;  ///< new tokens of all sequences in one call; longer prompts go in pieces
+  int sequences = 1;        ///< that grow side by side
+  int length = 2048;        ///< tokens in one sequence, prompt included
+  int step_tokens = 512;    ///< new tokens of all sequences in one call; longer prompts go in pieces
+  bool all_logits = false;  ///< room for logits of every token of a call: extend_all
 };
 
 template <Code K, class B>
@@ -55,22 +57,42 @@ class Decoder {
     scratch_.adapter = take(sizes.adapter);
     attention_ = arena_.template take<std::byte>(attention_bytes(backend, room));
     inv_ = arena_.template take<Param>(t);
-    logits_ = arena_.template take<Param>(std::int64_t{room.sequences} * D::vocab);
+    logits_ = arena_.template take<Param>(logit_rows(room) * D::vocab);
     cosine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
     sine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
     b_.rope_table(room.length, K.shape.head_dim, static_cast<double>(w_.values().rope_theta), cosine_, sine_);
     lengths_.resize(static_cast<std::size_t>(room.sequences), 0);
-    host_logits_.resize(static_cast<std::size_t>(room.sequences) * static_cast<std::size_t>(D::vocab));
+    host_logits_.resize(static_cast<std::size_t>(logit_rows(room) * D::vocab));
   }
 
   [[nodiscard]] const DecodeRoom& room() const { return room_; }
   [[nodiscard]] int length(int slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
-  /// Forgets what a slot holds.
-  void clear(int slot) { lengths_[static_cast<std::size_t>(slot)] = 0; }
+  /// Forgets what a slot holds, or what it holds behind its first `length` tokens.
+  void clear(int slot) { truncate(slot, 0); }
+  void truncate(int slot, int length) {
+    int& now = lengths_[static_cast<std::size_t>(slot)];
+    QLORA_EXPECTS(length >= 0 && length <= now, "slot ", slot, " holds ", now, " tokens, not ", length);
+    now = length;
+  }
 
   /// Logits (additions, V) for the last new token of each addition, in host memory until the next call. The additions
   /// together have at most step_tokens tokens, and every slot at most one addition.
   std::span<const float> extend(std::span<const Addition> additions) {
+    const View<D::dim> x = run_layers(additions);
+    const View<D::dim> last(last_, static_cast<int>(additions.size()));
+    // picks the last row of each sequence
+    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), {x_, x.rows}, last);
+    return logits_of(last);
+  }
+  /// Logits (tokens, V) for every new token, those of the first addition first. Needs room.all_logits.
+  std::span<const float> extend_all(std::span<const Addition> additions) {
+    QLORA_EXPECTS(room_.all_logits, "the decoder has room for the logits of last tokens only");
+    return logits_of(run_layers(additions));
+  }
+
+ private:
+  /// The new tokens through all blocks; their rows of the stream.
+  View<D::dim> run_layers(std::span<const Addition> additions) {
     place(additions);
     const int t = static_cast<int>(ids_.size());
     const View<D::dim> x(x_, t);
@@ -100,18 +122,19 @@ class Decoder {
       b_.template swiglu<D::ffn>(gate_up, act.template left<D::ffn>());
       run<Group::down>(layer, act, mid, x);
     }
-    const View<D::dim> last(last_, static_cast<int>(additions.size()));
-    const View<D::dim> normed(normed_, last.rows);
-    // picks the last row of each sequence
-    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), {x_, t}, last);
-    b_.rmsnorm(eps, last, w_.final_norm(), normed, inv_);
+    return x;
+  }
+  std::span<const float> logits_of(View<D::dim> x) {
+    const View<D::dim> normed(normed_, x.rows);
+    b_.rmsnorm(w_.values().norm_eps, x, w_.final_norm(), normed, inv_);
     b_.project(ConstView<D::dim>(normed), w_.head(), D::vocab, logits_);
-    const auto count = additions.size() * static_cast<std::size_t>(D::vocab);
+    const auto count = static_cast<std::size_t>(x.rows) * static_cast<std::size_t>(D::vocab);
     b_.download(logits_, std::span(host_logits_).first(count));
     return std::span<const float>(host_logits_).first(count);
   }
-
- private:
+  [[nodiscard]] static std::int64_t logit_rows(const DecodeRoom& room) {
+    return room.all_logits ? room.step_tokens : room.sequences;
+  }
   [[nodiscard]] static std::int64_t attention_bytes(const B& backend, const DecodeRoom& room) {
     return backend.workers() *
            arena_bytes(std::int64_t{attention_tile} * room.length * static_cast<std::int64_t>(sizeof(Act)));
@@ -129,7 +152,7 @@ class Decoder {
            bytes(t * norm_width) + bytes(t * D::qkv_width) + bytes(elements(K.shape, K.lora, t, Buffer::o)) +
            bytes(t * 2 * D::ffn) + bytes(elements(K.shape, K.lora, t, Buffer::act)) +
            bytes(std::int64_t{room.sequences} * D::dim) + bytes(work().weight) + bytes(work().adapter) +
-           attention_bytes(backend, room) + wide(t) + wide(std::int64_t{room.sequences} * D::vocab) +
+           attention_bytes(backend, room) + wide(t) + wide(logit_rows(room) * D::vocab) +
            2 * wide(std::int64_t{room.length} * (K.shape.head_dim / 2));
   }
 
