@@ -33,7 +33,14 @@ using PhiloxCounter = std::array<std::uint32_t, 4>;
 }
 
 /// What a random number is for. It stands in the top byte of the counter's last word, so uses never meet.
-enum class RandomUse : std::uint32_t { dropout = 1, adapter_init = 2, weight_init = 3, order = 4, sampling = 5 };
+enum class RandomUse : std::uint32_t {
+  dropout = 1,
+  adapter_init = 2,
+  weight_init = 3,
+  order = 4,
+  sampling = 5,
+  resampling = 6  ///< of the bootstrap
+};
 
 [[nodiscard]] constexpr std::uint32_t use_word(RandomUse use, std::uint32_t low = 0) {
   return (static_cast<std::uint32_t>(use) << 24) | (low & 0x00FFFFFFU);

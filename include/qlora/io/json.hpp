@@ -3,9 +3,11 @@
 // the text, skips a byte order mark, and nests without limit. All four let two readers see two different documents.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -109,6 +111,24 @@ class JsonGuard final : public JsonHandler {
   Json value = parse_json(read_text(path, max_bytes), path.string());
   if (!value.is_object()) throw Error(detail::concat(path.string(), ": holds no JSON object"));
   return value;
+}
+
+/// Calls use(object, "FILE:LINE") for each line of a JSON Lines file that is not blank; each must be an object.
+template <class Use>
+void for_each_json_line(const std::filesystem::path& path, const Use& use, std::size_t max_bytes = 64U << 20) {
+  const std::string text = read_text(path, max_bytes);
+  int number = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string where = detail::concat(path.string(), ":", number);
+    const Json object = parse_json(line, where);
+    if (!object.is_object()) throw Error(where + ": not a JSON object");
+    use(object, where);
+  }
 }
 
 // --- getters: `where` is the file, the key is named with it; an absent key and null are the same ------------------
