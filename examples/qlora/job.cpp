@@ -169,25 +169,27 @@ Keys<PackSection> pack_keys() {
 }
 
 Keys<TrainSection> train_keys() {
-  return {number("rank", &TrainSection::rank, 1, 1024, "rank of the adapters"),
-          number("alpha", &TrainSection::alpha, 1e-6, 1e6, "adapter scale is alpha / rank"),
-          flag("rslora", &TrainSection::rslora, "adapter scale is alpha / sqrt(rank)"),
-          number("dropout", &TrainSection::dropout, 0, 0.99, "on the adapters' input"),
-          number("lr", &TrainSection::lr, 0, 10, "highest learning rate"),
-          text("schedule", &TrainSection::schedule, {"linear", "cosine", "constant"}, "learning rate over the run"),
-          number("warmup", &TrainSection::warmup, 0, 1e9, "steps of rising learning rate; below 1 a part of the run"),
-          number("epochs", &TrainSection::epochs, 1, 1e6, "times over the data"),
-          number("batch", &TrainSection::batch, 1, 4096, "windows in a micro-batch"),
-          number("accumulate", &TrainSection::accumulate, 1, 65536, "micro-batches in a step"),
-          number("weight_decay", &TrainSection::weight_decay, 0, 1, "AdamW's decay"),
-          number("max_grad_norm", &TrainSection::max_grad_norm, 0, 1e9, "gradient norm is clipped to this; 0 never"),
-          flag("moments8", &TrainSection::moments8, "AdamW's moments in 8 bits: a quarter of their memory"),
-          number("seed", &TrainSection::seed, 0, 9e15, "of data order, initial adapters and dropout"),
-          number("checkpoint_every", &TrainSection::checkpoint_every, 1, 1e9, "steps between checkpoints"),
-          text("recompute", &TrainSection::recompute, {"auto", "none", "cheap", "block"},
-               "what the backward pass computes again; auto: as the GPU's memory asks for"),
-          path("replay", &TrainSection::replay, "documents of the model's own world (.jsonl), mixed in"),
-          number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all")};
+  return {
+      text("method", &TrainSection::method, {"qlora", "full"}, "adapters on the 4-bit model, or every weight (CPU)"),
+      number("rank", &TrainSection::rank, 1, 1024, "rank of the adapters"),
+      number("alpha", &TrainSection::alpha, 1e-6, 1e6, "adapter scale is alpha / rank"),
+      flag("rslora", &TrainSection::rslora, "adapter scale is alpha / sqrt(rank)"),
+      number("dropout", &TrainSection::dropout, 0, 0.99, "on the adapters' input"),
+      number("lr", &TrainSection::lr, 0, 10, "highest learning rate"),
+      text("schedule", &TrainSection::schedule, {"linear", "cosine", "constant"}, "learning rate over the run"),
+      number("warmup", &TrainSection::warmup, 0, 1e9, "steps of rising learning rate; below 1 a part of the run"),
+      number("epochs", &TrainSection::epochs, 1, 1e6, "times over the data"),
+      number("batch", &TrainSection::batch, 1, 4096, "windows in a micro-batch"),
+      number("accumulate", &TrainSection::accumulate, 1, 65536, "micro-batches in a step"),
+      number("weight_decay", &TrainSection::weight_decay, 0, 1, "AdamW's decay"),
+      number("max_grad_norm", &TrainSection::max_grad_norm, 0, 1e9, "gradient norm is clipped to this; 0 never"),
+      flag("moments8", &TrainSection::moments8, "AdamW's moments in 8 bits: a quarter of their memory"),
+      number("seed", &TrainSection::seed, 0, 9e15, "of data order, initial adapters and dropout"),
+      number("checkpoint_every", &TrainSection::checkpoint_every, 1, 1e9, "steps between checkpoints"),
+      text("recompute", &TrainSection::recompute, {"auto", "none", "cheap", "block"},
+           "what the backward pass computes again; auto: as the GPU's memory asks for"),
+      path("replay", &TrainSection::replay, "documents of the model's own world (.jsonl), mixed in"),
+      number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all")};
 }
 
 Keys<MergeSection> merge_keys() {

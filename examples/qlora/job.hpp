@@ -35,6 +35,7 @@ struct PackSection {
 };
 
 struct TrainSection {
+  std::string method = "qlora";
   int rank = 64;
   double alpha = 16;
   bool rslora = false;

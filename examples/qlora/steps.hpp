@@ -34,7 +34,7 @@ struct PackStep {
 };
 Result run_pack(const PackStep& step, Progress& progress);
 
-/// Windows become an adapter in out/adapter, with out/metrics.jsonl and out/trainer_state.json beside it.
+/// Windows become an adapter in out/adapter, or a model in out/model, with out/metrics.jsonl and out/trainer_state.json beside it.
 struct TrainStep {
   std::filesystem::path model;
   std::filesystem::path data;
@@ -44,6 +44,8 @@ struct TrainStep {
   int threads = 0;
 };
 Result run_train(const TrainStep& step, Progress& progress);
+/// Where a training in `out` leaves its adapter, or its model.
+[[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, const TrainSection& train);
 
 struct MergeStep {
   std::filesystem::path model;

@@ -1,4 +1,4 @@
-// train.cpp — `qlora train`: windows to an adapter. Everything that decides a step is a function of its number, so that
+// train.cpp — `qlora train`: windows to an adapter, or to a model all of whose weights were trained. Everything that decides a step is a function of its number, so that
 // an interrupted run goes on from its newest checkpoint as if nothing had happened.
 #include <array>
 #include <chrono>
@@ -49,7 +49,7 @@ class TrainRun {
                static_cast<std::uint64_t>(step.train.seed)),
         total_(order_.steps_per_epoch() * step.train.epochs) {
     check();
-    const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads);
+    const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads, method());
     device_ = chosen.machine.device;
     training_ = chosen.variant->train(model_, options(), recompute_of(step.train.recompute), chosen.machine);
     progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
@@ -77,14 +77,21 @@ class TrainRun {
                     ErrorKind::interrupted);
       }
     }
-    training_->write_adapter(step_.out / "adapter", adapter_config());
+    if (method() == Method::full) fs::remove_all(written());  // of a run that ended between writing and saying so
+    training_->write(written(), adapter_config(), model_);
     write_state(log);
-    progress_.end("adapter in " + (step_.out / "adapter").string());
+    progress_.end((method() == Method::full ? "model in " : "adapter in ") + written().string());
     return result(log.metrics(), first);
   }
 
  private:
+  [[nodiscard]] Method method() const { return step_.train.method == "full" ? Method::full : Method::qlora; }
+  [[nodiscard]] fs::path written() const { return trained_in(step_.out, step_.train); }
+
   void check() const {
+    if (method() == Method::full && step_.train.moments8) {
+      throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
+    }
     if (data_.info().vocab_size != model_.shape.vocab) {
       throw Error(qlora::detail::concat(step_.data.string(), " was packed with a vocabulary of ",
                                         data_.info().vocab_size, ", the model has ", model_.shape.vocab,
@@ -119,6 +126,19 @@ class TrainRun {
   /// What a checkpoint must have been made with for this run to go on from it.
   [[nodiscard]] Json fingerprint() const {
     const TrainSection& t = step_.train;
+    if (method() == Method::full) {
+      return {{"data", data_.fingerprint()},
+              {"method", t.method},
+              {"lr", t.lr},
+              {"schedule", t.schedule},
+              {"warmup", t.warmup},
+              {"epochs", t.epochs},
+              {"batch", t.batch},
+              {"accumulate", t.accumulate},
+              {"weight_decay", t.weight_decay},
+              {"max_grad_norm", t.max_grad_norm},
+              {"seed", t.seed}};
+    }
     return {{"data", data_.fingerprint()},
             {"rank", t.rank},
             {"alpha", t.alpha},
@@ -185,17 +205,20 @@ class TrainRun {
   }
 
   [[nodiscard]] Result result(const std::vector<Metric>& metrics, int first) const {
-    return {{"steps", total_},
-            {"resumed_after", first},
-            {"windows", data_.size()},
-            {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
-            {"last_loss", metrics.empty() ? 0.0 : metrics.back().loss},
-            {"tok_per_s", progress_.tokens_per_second()},
-            {"adapter_parameters", adapter_parameters(model_.shape, {.rank = step_.train.rank})},
-            {"device", std::string(name_of(device_))},
-            {"about", training_->about()},
-            {"memory_bytes", training_->memory()},
-            {"adapter", (step_.out / "adapter").string()}};
+    return {
+        {"steps", total_},
+        {"resumed_after", first},
+        {"windows", data_.size()},
+        {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
+        {"last_loss", metrics.empty() ? 0.0 : metrics.back().loss},
+        {"tok_per_s", progress_.tokens_per_second()},
+        {"method", step_.train.method},
+        {"trained_parameters", method() == Method::full ? parameters(model_.shape)
+                                                        : adapter_parameters(model_.shape, {.rank = step_.train.rank})},
+        {"device", std::string(name_of(device_))},
+        {"about", training_->about()},
+        {"memory_bytes", training_->memory()},
+        {method() == Method::full ? "model" : "adapter", written().string()}};
   }
 
   const TrainStep& step_;
@@ -211,6 +234,10 @@ class TrainRun {
 
 }  // namespace
 
+fs::path trained_in(const fs::path& out, const TrainSection& train) {
+  return out / (train.method == "full" ? "model" : "adapter");
+}
+
 Result run_train(const TrainStep& step, Progress& progress) {
   make_directories(step.out);
   const RunLock lock(step.out / "run.lock");
@@ -225,6 +252,8 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("-m,--model", step->model, "Model directory").required().type_name("DIR");
   verb.add("-d,--data", step->data, "Packed data set").required().type_name("DIR");
   verb.add("-o,--out", step->out, "Adapter, metrics and checkpoints go here").required().type_name("DIR");
+  verb.add("--method", t.method, "qlora: adapters on the 4-bit model; full: every weight of the 16-bit one, on the CPU")
+      .one_of({"qlora", "full"});
   verb.add("--rank", t.rank, "Rank of the adapters").range(1, 1024);
   verb.add("--alpha", t.alpha, "Adapter scale is alpha / rank").positive();
   verb.add("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
@@ -249,7 +278,9 @@ void add_train(OptionSet app, Invocation& call) {
     call.action = [step](Context& context) {
       const Result result = run_train(*step, context.progress);
       context.out << result["steps"] << " steps, loss " << result["first_loss"].get<double>() << " -> "
-                  << result["last_loss"].get<double>() << ", adapter in " << result["adapter"].get<std::string>()
+                  << result["last_loss"].get<double>() << ", "
+                  << (result.contains("model") ? "model in " + result["model"].get<std::string>()
+                                               : "adapter in " + result["adapter"].get<std::string>())
                   << '\n';
       return result;
     };

@@ -12,6 +12,7 @@
 #include "device.hpp"
 #include "qlora/config.hpp"
 #include "qlora/generate/generator.hpp"
+#include "qlora/generate/scorer.hpp"
 #include "qlora/io/checkpoint.hpp"
 #include "qlora/io/hf.hpp"
 #include "qlora/io/hf_model.hpp"
@@ -31,7 +32,13 @@ enum class Base : std::uint8_t {
   full,  ///< as they are in the files
 };
 
-/// An open model that answers. Base::full has no adapters.
+/// What is trained.
+enum class Method : std::uint8_t {
+  qlora,  ///< adapters on the quantized base
+  full,   ///< every weight of the base as it is in the files, on the CPU
+};
+
+/// A model that answers and is asked how likely it finds what it is shown. Base::full has no adapters.
 class Session {
  public:
   Session() = default;
@@ -45,9 +52,13 @@ class Session {
   virtual void use_adapters(bool on) = 0;
   [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                                         const GenerateOptions& options, const OnToken& on_token) = 0;
+  /// log p(candidate | prompt) in nats, for each candidate of each question.
+  [[nodiscard]] virtual std::vector<std::vector<double>> score(std::span<const Continuations> questions) = 0;
+  /// The logits at every token of all texts.
+  virtual void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) = 0;
 };
 
-/// A model with adapters in training.
+/// A model in training.
 class Training {
  public:
   Training() = default;
@@ -61,7 +72,10 @@ class Training {
   virtual void save(const std::filesystem::path& root, const Json& state, int keep) = 0;
   /// Goes back to a checkpoint of a run with the same settings. Throws Error when it is of another shape.
   virtual void restore(const Checkpoint& checkpoint) = 0;
-  virtual void write_adapter(const std::filesystem::path& dir, const PeftConfig& config) = 0;
+  /// What was trained: adapters as a PEFT directory, or all weights as a model directory with the base's tokenizer.
+  virtual void write(const std::filesystem::path& dir, const PeftConfig& config, const hf::ModelDir& base) = 0;
+  /// The model as it is between two steps; adapters on, until it is told otherwise. Lives as long as the training.
+  [[nodiscard]] virtual Session& session() = 0;
   /// Bytes taken now: arenas, and on a GPU the libraries' workspaces.
   [[nodiscard]] virtual std::int64_t memory() const = 0;
   /// What was made of the options, for the reader: "NVIDIA H200, blocks computed again in 20 of 32 layers".
@@ -96,8 +110,9 @@ struct Chosen {
   Machine machine;
 };
 
-/// The variant of this shape with the least rank cap that holds `rank`, on the device that is asked for. Throws Error:
-/// with the lines to write when the shape was not compiled in, with what is missing when there is no GPU.
-[[nodiscard]] Chosen choose_variant(const Shape& shape, int rank, const DeviceSection& asked, int threads);
+/// The variant of this shape and method with the least rank cap that holds `rank`, on the device that is asked for. Throws
+/// Error: with the lines to write when the shape was not compiled in, with what is missing when there is no GPU.
+[[nodiscard]] Chosen choose_variant(const Shape& shape, int rank, const DeviceSection& asked, int threads,
+                                    Method method = Method::qlora);
 
 }  // namespace qlora::program

@@ -2,6 +2,7 @@
 //   #include "variant_impl.hpp"
 //   static constexpr qlora::Config mine{.shape = {...}, .lora = {.rank = 64}};
 //   static const qlora::program::Registered<mine> registered;   // <mine, qlora::Cuda> in a file variant_..._cuda.cpp
+// mine.with(qlora::Trainable::all) is the variant that trains every weight, for the CPU alone.
 // One file for each backend, so that they compile side by side. Everything expensive to compile is included here and nowhere else in the program.
 #pragma once
 
@@ -55,17 +56,14 @@ inline std::vector<float> floats_of(const TensorSource& source, const std::strin
   return values;
 }
 
+/// A session over somebody's model.
 template <Config C, class B>
-class CompiledSession final : public Session {
+class ModelSession final : public Session {
  public:
-  CompiledSession(const hf::ModelDir& model, const Machine& machine)
-      : limit_(model.max_positions),
-        machine_(machine),
-        model_(model.source(), model_options<B>(model, machine), make_backend<B>(machine)) {
-    model_.use_adapters(false);
-  }
+  ModelSession(Model<C, B>& model, int limit, const Machine& machine)
+      : limit_(limit), machine_(machine), model_(model) {}
 
-  void attach(const PeftAdapter& adapter) override {
+  void attach([[maybe_unused]] const PeftAdapter& adapter) override {
     if constexpr (C.quant.kind == QuantKind::none) {
       throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
     } else {
@@ -94,9 +92,7 @@ class CompiledSession final : public Session {
                                   const OnToken& on_token) override {
     std::size_t longest = 1;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
-    if (longest >= static_cast<std::size_t>(limit_)) {
-      throw Error(qlora::detail::concat("a prompt of ", longest, " tokens; the model's context holds ", limit_));
-    }
+    check_length("a prompt", longest + 1);
     const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
     const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
     Generator<C, B> generator(model_,
@@ -104,7 +100,35 @@ class CompiledSession final : public Session {
     return generator.generate(prompts, options, on_token);
   }
 
+  std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
+    std::size_t longest = 1;
+    for (const Continuations& one : questions) {
+      for (const auto& candidate : one.candidates) {
+        longest = std::max(longest, one.prompt.size() + candidate.size());
+      }
+    }
+    check_length("a prompt with its answer", longest);
+    return scorer(questions.size(), longest).score(questions);
+  }
+
+  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
+    std::size_t longest = 1;
+    for (const auto& text : texts) longest = std::max(longest, text.size());
+    check_length("a text", longest);
+    scorer(texts.size(), longest).read(texts, use);
+  }
+
  private:
+  void check_length(const char* what, std::size_t tokens) const {
+    if (tokens > static_cast<std::size_t>(limit_)) {
+      throw Error(qlora::detail::concat(what, " of ", tokens, " tokens; the model's context holds ", limit_));
+    }
+  }
+  [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
+    const auto length = static_cast<int>(longest);
+    return Scorer<C, B>(model_, {.sequences = sequences(count, length), .length = length, .step_tokens = 512});
+  }
+
   /// Prompts that grow side by side: 32, or as many as have room on the GPU for their keys and values.
   [[nodiscard]] int sequences(std::size_t prompts, [[maybe_unused]] int length) {
     int count = static_cast<int>(std::clamp<std::size_t>(prompts, 1, 32));
@@ -124,7 +148,35 @@ class CompiledSession final : public Session {
 
   int limit_;
   Machine machine_;
+  Model<C, B>& model_;
+};
+
+/// A session with a model of its own.
+template <Config C, class B>
+class CompiledSession final : public Session {
+ public:
+  CompiledSession(const hf::ModelDir& model, const Machine& machine)
+      : model_(model.source(), model_options<B>(model, machine), make_backend<B>(machine)),
+        session_(model_, model.max_positions, machine) {
+    model_.use_adapters(false);
+  }
+
+  void attach(const PeftAdapter& adapter) override { session_.attach(adapter); }
+  void use_adapters(bool on) override { session_.use_adapters(on); }
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
+                                  const OnToken& on_token) override {
+    return session_.generate(prompts, options, on_token);
+  }
+  std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
+    return session_.score(questions);
+  }
+  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
+    session_.read(texts, use);
+  }
+
+ private:
   Model<C, B> model_;
+  ModelSession<C, B> session_;
 };
 
 /// Options with the recomputation that is asked for, or that fits what the backend's card has free.
@@ -157,8 +209,9 @@ TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[mayb
 template <Config C, class B>
 class CompiledTraining final : public Training {
  public:
-  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend)
-      : trainer_(model.source(), options, std::move(backend)) {}
+  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend, const Machine& machine)
+      : trainer_(model.source(), options, std::move(backend)),
+        session_(trainer_.model(), model.max_positions, machine) {}
 
   StepReport step(const Windows& windows) override { return trainer_.step(windows); }
   [[nodiscard]] int steps_done() const override { return trainer_.core().steps_done(); }
@@ -207,9 +260,21 @@ class CompiledTraining final : public Training {
     trainer_.core().set_steps_done(static_cast<int>(checkpoint.step));
   }
 
-  void write_adapter(const std::filesystem::path& dir, const PeftConfig& config) override {
-    qlora::write_adapter(dir, trainer_.model(), config);
+  void write(const std::filesystem::path& dir, [[maybe_unused]] const PeftConfig& config,
+             [[maybe_unused]] const hf::ModelDir& base) override {
+    if constexpr (C.trainable == Trainable::all) {
+      hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path});
+      trainer_.model().weights().for_each_trained(
+          [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+            writer.write(name, {trainer_.model().weights().trained() + offset, static_cast<std::size_t>(rows * cols)});
+          });
+      writer.finish();
+    } else {
+      qlora::write_adapter(dir, trainer_.model(), config);
+    }
   }
+
+  [[nodiscard]] Session& session() override { return session_; }
 
   [[nodiscard]] std::int64_t memory() const override {
     std::int64_t bytes = trainer_.core().arena_bytes_used();
@@ -237,6 +302,7 @@ class CompiledTraining final : public Training {
   }
 
   mutable Trainer<C, B> trainer_;  // its accessors are not const
+  ModelSession<C, B> session_;
 };
 
 template <Config C, class B>
@@ -250,9 +316,14 @@ class CompiledVariant final : public Variant {
                                               const Machine& machine) const override {
     // Without adapters the rank cap changes nothing: the least one whose rows are aligned, so that all variants of a
     // shape share this code.
-    constexpr Config plain = C.with(unquantized).with(Lora{.rank = on_gpu<B> ? 8 : 1, .targets = Proj::q});
-    if (base == Base::full) return std::make_unique<CompiledSession<plain, B>>(model, machine);
-    return std::make_unique<CompiledSession<C, B>>(model, machine);
+    [[maybe_unused]] constexpr Config plain =
+        C.with(unquantized).with(Lora{.rank = on_gpu<B> ? 8 : 1, .targets = Proj::q});
+    if constexpr (C.trainable == Trainable::all) {
+      throw Error("this variant trains", ErrorKind::usage);  // choose_variant gives another for a session
+    } else {
+      if (base == Base::full) return std::make_unique<CompiledSession<plain, B>>(model, machine);
+      return std::make_unique<CompiledSession<C, B>>(model, machine);
+    }
   }
 
   [[nodiscard]] std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
@@ -260,7 +331,7 @@ class CompiledVariant final : public Variant {
     B backend = make_backend<B>(machine);
     options.model = model_options<B>(model, machine);
     options = with_recompute<C, B>(options, recompute, machine, backend);
-    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend));
+    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend), machine);
   }
 
  private:
