@@ -1,0 +1,183 @@
+// qlora/eval/figures.hpp — from readings to figures: each kind of probe as shares and means with intervals, a model beside
+// the one that it is measured against.
+//   name                    main number            and
+//   knowledge retention ..  right: share           twin, net (right - twin), choice, margin, change, kept, lost
+//   knowledge_chat ..       the same of one form, where a kind is asked in both
+//   text_DOMAIN             loss: nats per token   kl, change
+// change is this model - reference on the same items; kept the share of what the reference had right that is right still;
+// choice the share of items whose answer is likelier than every alternative. Intervals: statistics.hpp, by entity.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/meter.hpp"
+#include "qlora/eval/statistics.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace eval {
+
+/// One name's numbers; the first is the main one, whose name may be left out of a path.
+struct Figure {
+  std::string name;
+  std::vector<std::pair<std::string, Interval>> numbers;
+
+  [[nodiscard]] const Interval* find(std::string_view number) const {
+    for (const auto& [name_of_number, interval] : numbers) {
+      if (name_of_number == number) return &interval;
+    }
+    return nullptr;
+  }
+};
+using Figures = std::vector<Figure>;
+
+namespace detail {
+
+/// Some of the items: their scores as columns that keep their order.
+class Selection {
+ public:
+  Selection(std::span<const Item> items, std::span<const int> clusters, const Bootstrap& bootstrap,
+            const std::function<bool(const Item&)>& wanted)
+      : clusters_(clusters), bootstrap_(bootstrap) {
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      if (wanted(items[i])) which_.push_back(i);
+    }
+  }
+  [[nodiscard]] bool empty() const { return which_.empty(); }
+  /// Those of the items for which `wanted` holds.
+  [[nodiscard]] Selection only(const std::function<bool(std::size_t)>& wanted) const {
+    Selection some = *this;
+    std::erase_if(some.which_, [&](std::size_t i) { return !wanted(i); });
+    return some;
+  }
+  using Score = std::function<double(std::size_t)>;
+  [[nodiscard]] Interval mean_of(const Score& score) const { return mean(column(score), rows(), bootstrap_); }
+  [[nodiscard]] Interval ratio_of(const Score& over, const Score& under) const {
+    return ratio(column(over), column(under), rows(), bootstrap_);
+  }
+
+ private:
+  [[nodiscard]] std::vector<double> column(const Score& score) const {
+    std::vector<double> values;
+    for (const std::size_t i : which_) values.push_back(score(i));
+    return values;
+  }
+  [[nodiscard]] std::vector<int> rows() const {
+    std::vector<int> values;
+    for (const std::size_t i : which_) values.push_back(clusters_[i]);
+    return values;
+  }
+
+  std::span<const int> clusters_;
+  Bootstrap bootstrap_;
+  std::vector<std::size_t> which_;
+};
+
+[[nodiscard]] inline double one_if(bool condition) { return condition ? 1.0 : 0.0; }
+
+[[nodiscard]] inline Figure asked_figure(std::string name, const Selection& asked, std::span<const Item> items,
+                                         const Readings& ours, const Readings* reference) {
+  const auto right = [&](const Readings& of) { return [&of](std::size_t i) { return one_if(of.verdicts[i].right); }; };
+  Figure figure{std::move(name), {{"right", asked.mean_of(right(ours))}}};
+  if (const Selection twins = asked.only([&](std::size_t i) { return !items[i].twin.empty(); }); !twins.empty()) {
+    const auto twin = [&](std::size_t i) { return one_if(ours.verdicts[i].twin); };
+    figure.numbers.emplace_back("twin", twins.mean_of(twin));
+    figure.numbers.emplace_back("net", twins.mean_of([&](std::size_t i) { return right(ours)(i) - twin(i); }));
+  }
+  if (const Selection weighed = asked.only([&](std::size_t i) { return std::isfinite(ours.margin[i]); });
+      !weighed.empty()) {
+    figure.numbers.emplace_back("choice", weighed.mean_of([&](std::size_t i) { return one_if(ours.margin[i] > 0.0); }));
+    figure.numbers.emplace_back("margin", weighed.mean_of([&](std::size_t i) { return ours.margin[i]; }));
+  }
+  if (reference == nullptr) return figure;
+  figure.numbers.emplace_back("change",
+                              asked.mean_of([&](std::size_t i) { return right(ours)(i) - right(*reference)(i); }));
+  figure.numbers.emplace_back(
+      "kept", asked.ratio_of([&](std::size_t i) { return right(ours)(i) * right(*reference)(i); }, right(*reference)));
+  return figure;
+}
+
+[[nodiscard]] inline Figure text_figure(std::string name, const Selection& read, const Readings& ours,
+                                        const Readings* reference) {
+  const auto tokens = [&](std::size_t i) { return ours.tokens[i]; };
+  Figure figure{std::move(name), {{"loss", read.ratio_of([&](std::size_t i) { return ours.loss[i]; }, tokens)}}};
+  if (const Selection compared = read.only([&](std::size_t i) { return std::isfinite(ours.kl[i]); });
+      !compared.empty()) {
+    figure.numbers.emplace_back("kl", compared.ratio_of([&](std::size_t i) { return ours.kl[i]; }, tokens));
+  }
+  if (reference == nullptr) return figure;
+  figure.numbers.emplace_back("change",
+                              read.ratio_of([&](std::size_t i) { return ours.loss[i] - reference->loss[i]; }, tokens));
+  return figure;
+}
+
+}  // namespace detail
+
+/// All figures of a model, in the order of the kinds; `reference` read the same items.
+[[nodiscard]] inline Figures figures_of(std::span<const Item> items, const Readings& ours, const Readings* reference,
+                                        const Bootstrap& bootstrap = {}) {
+  QLORA_EXPECTS(
+      ours.verdicts.size() == items.size() && (reference == nullptr || reference->verdicts.size() == items.size()),
+      "readings of ", ours.verdicts.size(), " items, there are ", items.size());
+  const std::vector<int> clusters = clusters_of(items);
+  const auto select = [&](const std::function<bool(const Item&)>& wanted) {
+    return detail::Selection(items, clusters, bootstrap, wanted);
+  };
+  Figures figures;
+  for (std::size_t k = 0; k < kind_names.size(); ++k) {
+    const auto kind = static_cast<Kind>(k);
+    if (kind == Kind::text) continue;
+    const auto of_kind = [&](const Item& item) { return item.kind == kind; };
+    const detail::Selection all = select(of_kind);
+    if (all.empty()) continue;
+    const std::string name(name_of(kind));
+    figures.push_back(detail::asked_figure(name, all, items, ours, reference));
+    const detail::Selection plain = select([&](const Item& item) { return of_kind(item) && !item.chat; });
+    const detail::Selection chats = select([&](const Item& item) { return of_kind(item) && item.chat; });
+    if (plain.empty() || chats.empty()) continue;
+    figures.push_back(detail::asked_figure(name + "_completion", plain, items, ours, reference));
+    figures.push_back(detail::asked_figure(name + "_chat", chats, items, ours, reference));
+  }
+  std::set<std::string> domains;
+  for (const Item& item : items) {
+    if (item.kind == Kind::text) domains.insert(item.domain);
+  }
+  for (const std::string& domain : domains) {
+    const detail::Selection read =
+        select([&](const Item& item) { return item.kind == Kind::text && item.domain == domain; });
+    figures.push_back(detail::text_figure("text_" + domain, read, ours, reference));
+  }
+  return figures;
+}
+
+/// A number by its path: NAME.FIELD of the main number, NAME.NUMBER.FIELD of another; FIELD is value, lower, upper or n.
+[[nodiscard]] inline std::optional<double> find_number(const Figures& figures, std::string_view path) {
+  const std::size_t first = path.find('.');
+  const std::size_t last = path.rfind('.');
+  if (first == std::string_view::npos) return std::nullopt;
+  const std::string_view field = path.substr(last + 1);
+  for (const Figure& figure : figures) {
+    if (figure.name != path.substr(0, first)) continue;
+    const Interval* number =
+        first == last ? &figure.numbers.front().second : figure.find(path.substr(first + 1, last - first - 1));
+    if (number == nullptr) return std::nullopt;
+    if (field == "value") return number->value;
+    if (field == "lower") return number->lower;
+    if (field == "upper") return number->upper;
+    if (field == "n") return static_cast<double>(number->n);
+  }
+  return std::nullopt;
+}
+
+}  // namespace eval
+}  // namespace v0
+}  // namespace qlora

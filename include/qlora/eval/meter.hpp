@@ -1,0 +1,256 @@
+// qlora/eval/meter.hpp — what a model does with a list of probes: its replies and how they are judged, how likely it finds
+// the answers beside their alternatives, its loss on texts and its divergence from another model there.
+// Math       margin = log p(answer | prompt) - max over twin and distractors of log p(. | prompt)
+//            loss = -sum_t log q(x_t | x_<t),  KL = sum_t KL(p(. | x_<t) || q(. | x_<t)), p the reference, q the model;
+//            t runs over all tokens of a text but the first, in a chat over what the assistant says
+// What may not change: replies are greedy, so that a figure depends on the model alone. A model is anything with the
+// members generate(prompts, options, on_token), score(questions) and read(texts, use) of Generator and Scorer.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/probes.hpp"
+#include "qlora/generate/generator.hpp"
+#include "qlora/generate/scorer.hpp"
+#include "qlora/text/prompt.hpp"
+#include "qlora/text/tokenizer.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace eval {
+
+/// What one model did, item by item. What an item does not ask for is NaN, or empty.
+struct Readings {
+  std::vector<Reply> replies;
+  std::vector<Verdict> verdicts;
+  std::vector<double> margin;  ///< nats
+  std::vector<double> loss;    ///< nats, the sum over `tokens`
+  std::vector<double> kl;      ///< nats, likewise; NaN without a reference
+  std::vector<double> tokens;  ///< that a text predicts
+};
+
+/// A model's logits at every predicted token of the texts in a list of items: what KL divergence is reckoned from.
+/// Holds tokens x vocabulary floats: 4 GB for 32,000 tokens of LLaMA-2.
+struct TextReference {
+  std::vector<std::vector<float>> logits;  ///< by item, row after row; empty for questions
+};
+
+struct MeterOptions {
+  int max_new_tokens = 64;           ///< of replies that end by themselves; values get what the longest one needs
+  std::vector<std::int32_t> ends{};  ///< the model's end marks, besides the tokenizer's
+  bool margins = true;               ///< read the likelihoods of answers with alternatives
+};
+
+/// Called as a measurement goes on, with the items done; returning false ends it, and measure throws `interrupted`.
+using OnMeasured = std::function<bool(std::size_t items)>;
+
+/// Ids of a question: a text to go on with, or the user's next turn.
+[[nodiscard]] inline std::vector<std::int32_t> question_tokens(const Tokenizer& tokenizer, bool chat,
+                                                               const std::string& prompt,
+                                                               const std::vector<Message>& history) {
+  if (chat) {
+    std::vector<Message> messages = history;
+    messages.push_back({"user", prompt});
+    return chat_tokens(tokenizer, messages);
+  }
+  std::vector<std::int32_t> ids{tokenizer.bos()};
+  const std::vector<std::int32_t> text = tokenizer.encode(prompt);
+  ids.insert(ids.end(), text.begin(), text.end());
+  return ids;
+}
+
+/// Where generation ends: at end marks, in a chat also where the model would begin another turn.
+[[nodiscard]] inline std::vector<std::int32_t> stop_tokens(const Tokenizer& tokenizer, bool chat,
+                                                           std::span<const std::int32_t> ends) {
+  std::vector<std::int32_t> ids(ends.begin(), ends.end());
+  ids.push_back(tokenizer.eos());
+  if (chat) ids.push_back(tokenizer.bos());
+  return ids;
+}
+
+/// What was generated, as text; a chat's reply ends where the model would speak for the user.
+[[nodiscard]] inline Reply reply_of(const Tokenizer& tokenizer, bool chat, const Generated& generated) {
+  std::string text = tokenizer.decode(generated.ids, chat ? DecodeFrom::start : DecodeFrom::middle);
+  if (chat) text.erase(std::min(text.find("[INST]"), text.size()));
+  return {std::move(text), generated.stopped};
+}
+
+namespace detail {
+
+/// A text's ids, and which of them count as predicted.
+struct ReadText {
+  std::size_t item = 0;
+  std::vector<std::int32_t> ids;
+  std::vector<std::uint8_t> counts;
+};
+[[nodiscard]] inline ReadText text_of(const Tokenizer& tokenizer, const Item& item, std::size_t index) {
+  TokenDocument document = item.chat ? chat_document(tokenizer, std::span<const Message>(item.messages))
+                                     : text_document(tokenizer, item.text);
+  ReadText text{index, std::move(document.ids), std::move(document.answer)};
+  if (text.counts.empty()) text.counts.assign(text.ids.size(), 1);
+  return text;
+}
+
+template <class Model>
+class Measurement {
+ public:
+  Measurement(Model& model, const Tokenizer& tokenizer, std::span<const Item> items, const MeterOptions& options,
+              const OnMeasured& on_measured)
+      : model_(model), tokenizer_(tokenizer), items_(items), options_(options), on_measured_(on_measured) {
+    constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
+    readings_.replies.resize(items.size());
+    readings_.verdicts.resize(items.size());
+    for (auto* list : {&readings_.margin, &readings_.loss, &readings_.kl, &readings_.tokens}) {
+      list->assign(items.size(), nothing);
+    }
+  }
+
+  void ask() {
+    for (const bool values : {true, false}) {
+      for (const bool chat : {false, true}) ask_some(values, chat);
+    }
+  }
+  void weigh() {
+    std::vector<std::size_t> which;
+    std::vector<Continuations> questions;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const Item& item = items_[i];
+      if (!asks_value(item.kind) || (item.twin.empty() && item.distractors.empty())) continue;
+      which.push_back(i);
+      Continuations& one = questions.emplace_back();
+      one.prompt = prompt_of(item);
+      one.candidates.push_back(tokenizer_.encode(item.answer));
+      if (!item.twin.empty()) one.candidates.push_back(tokenizer_.encode(item.twin));
+      for (const std::string& other : item.distractors) one.candidates.push_back(tokenizer_.encode(other));
+    }
+    const std::vector<std::vector<double>> scores = model_.score(questions);
+    for (std::size_t i = 0; i < which.size(); ++i) {
+      readings_.margin[which[i]] = scores[i][0] - *std::max_element(scores[i].begin() + 1, scores[i].end());
+    }
+  }
+  void read(TextReference* record, const TextReference* against) {
+    std::vector<ReadText> texts;
+    std::vector<std::vector<std::int32_t>> ids;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      if (items_[i].kind != Kind::text) continue;
+      texts.push_back(text_of(tokenizer_, items_[i], i));
+      ids.push_back(texts.back().ids);
+      readings_.loss[i] = readings_.tokens[i] = 0.0;
+      if (against != nullptr) readings_.kl[i] = 0.0;
+    }
+    if (texts.empty()) return;
+    if (record != nullptr) record->logits.assign(items_.size(), {});
+    if (against != nullptr) {
+      QLORA_EXPECTS(against->logits.size() == items_.size(), "a reference of ", against->logits.size(), " items for ",
+                    items_.size());
+    }
+    std::size_t last = 0;
+    model_.read(ids, [&](std::size_t text, std::size_t position, std::span<const float> logits) {
+      if (text != std::exchange(last, text)) {
+        ++done_;
+        if (!go_on()) return false;
+      }
+      if (texts[text].counts[position] != 0) predict(texts[text], position, logits, record, against);
+      return true;
+    });
+    expect_more();
+    done_ += 1;
+  }
+  [[nodiscard]] Readings take() { return std::move(readings_); }
+
+ private:
+  [[nodiscard]] std::vector<std::int32_t> prompt_of(const Item& item) const {
+    return question_tokens(tokenizer_, item.chat, item.prompt, item.history);
+  }
+  [[nodiscard]] bool go_on() {
+    if (on_measured_ && !on_measured_(std::min(done_, items_.size()))) stopped_ = true;
+    return !stopped_;
+  }
+  void expect_more() const {
+    if (stopped_) throw Error("interrupted while measuring; ask again", ErrorKind::interrupted);
+  }
+
+  /// Values are looked for at the beginning of a reply: as many tokens as the longest, and a few to see the word end.
+  void ask_some(bool values, bool chat) {
+    std::vector<std::size_t> which;
+    std::vector<std::vector<std::int32_t>> prompts;
+    std::size_t longest = 0;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const Item& item = items_[i];
+      if (item.kind == Kind::text || item.chat != chat || asks_value(item.kind) != values) continue;
+      which.push_back(i);
+      prompts.push_back(prompt_of(item));
+      for (const std::string* value : {&item.answer, &item.twin}) {
+        if (!value->empty()) longest = std::max(longest, tokenizer_.encode(*value).size());
+      }
+    }
+    if (which.empty()) return;
+    GenerateOptions how;
+    how.sampling.temperature = 0.0F;
+    how.max_new_tokens = values ? static_cast<int>(longest) + 4 : options_.max_new_tokens;
+    how.stop_ids = stop_tokens(tokenizer_, chat, options_.ends);
+    const std::size_t before = done_;
+    const std::vector<Generated> generated = model_.generate(prompts, how, [&](int prompt, std::int32_t) {
+      done_ = std::max(done_, before + static_cast<std::size_t>(prompt));
+      return go_on();
+    });
+    expect_more();
+    done_ = before + which.size();
+    for (std::size_t i = 0; i < which.size(); ++i) {
+      readings_.replies[which[i]] = reply_of(tokenizer_, chat, generated[i]);
+      readings_.verdicts[which[i]] = judge(items_[which[i]], readings_.replies[which[i]]);
+    }
+  }
+  void predict(const ReadText& text, std::size_t position, std::span<const float> logits, TextReference* record,
+               const TextReference* against) {
+    const auto id = static_cast<std::size_t>(text.ids[position]);
+    readings_.loss[text.item] += log_sum_exp(logits) - static_cast<double>(logits[id]);
+    readings_.tokens[text.item] += 1.0;
+    if (record != nullptr) {
+      std::vector<float>& rows = record->logits[text.item];
+      rows.insert(rows.end(), logits.begin(), logits.end());
+    }
+    if (against == nullptr) return;
+    const std::vector<float>& rows = against->logits[text.item];
+    const std::size_t at = (static_cast<std::size_t>(readings_.tokens[text.item]) - 1) * logits.size();
+    QLORA_EXPECTS(at + logits.size() <= rows.size(), "the reference has ", rows.size(), " logits of item ", text.item);
+    readings_.kl[text.item] += kl_divergence(std::span(rows).subspan(at, logits.size()), logits);
+  }
+
+  Model& model_;
+  const Tokenizer& tokenizer_;
+  std::span<const Item> items_;
+  const MeterOptions& options_;
+  const OnMeasured& on_measured_;
+  Readings readings_;
+  std::size_t done_ = 0;
+  bool stopped_ = false;
+};
+
+}  // namespace detail
+
+/// Asks, weighs and reads all items. `record` receives the model's logits on the texts; with `against`, which another
+/// model recorded on the same items, readings hold KL(other || this).
+template <class Model>
+[[nodiscard]] Readings measure(Model& model, const Tokenizer& tokenizer, std::span<const Item> items,
+                               const MeterOptions& options = {}, TextReference* record = nullptr,
+                               const TextReference* against = nullptr, const OnMeasured& on_measured = {}) {
+  detail::Measurement<Model> measurement(model, tokenizer, items, options, on_measured);
+  measurement.ask();
+  if (options.margins) measurement.weigh();
+  measurement.read(record, against);
+  return measurement.take();
+}
+
+}  // namespace eval
+}  // namespace v0
+}  // namespace qlora
