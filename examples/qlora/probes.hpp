@@ -11,12 +11,16 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/probes.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/message.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
+
+using eval::begins_with_value;
+using eval::Reply;
 
 struct Question {
   bool chat = false;
@@ -31,22 +35,6 @@ struct Probe {
 };
 
 namespace detail_probes {
-
-template <class Use>
-void for_each_json_line(const std::filesystem::path& file, const Use& use) {
-  const std::string text = read_text(file, std::size_t{64} << 20);
-  int number = 0;
-  for (std::size_t at = 0; at < text.size(); ++number) {
-    const std::size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line = std::string_view(text).substr(at, end - at);
-    at = end + 1;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = file.string() + ":" + std::to_string(number + 1);
-    const Json object = parse_json(line, where);
-    if (!object.is_object()) throw Error(where + ": not a JSON object");
-    use(object, where);
-  }
-}
 
 inline Question question_of(const Json& object, const std::string& where) {
   Question question;
@@ -70,7 +58,7 @@ inline Question question_of(const Json& object, const std::string& where) {
 /// Probes of a JSON Lines file: {"kind", "form", "prompt", "answer"}, a chat may have a "history".
 inline std::vector<Probe> read_probes(const std::filesystem::path& file) {
   std::vector<Probe> probes;
-  detail_probes::for_each_json_line(file, [&](const Json& object, const std::string& where) {
+  for_each_json_line(file, [&](const Json& object, const std::string& where) {
     Probe probe;
     probe.kind = json_string(object, "kind", where);
     if (probe.kind != "knowledge" && probe.kind != "retention" && probe.kind != "chat_form") {
@@ -89,7 +77,7 @@ inline std::vector<Probe> read_probes(const std::filesystem::path& file) {
 inline std::vector<Question> read_questions(const std::filesystem::path& file) {
   std::vector<Question> questions;
   if (file.extension() == ".jsonl") {
-    detail_probes::for_each_json_line(file, [&](const Json& object, const std::string& where) {
+    for_each_json_line(file, [&](const Json& object, const std::string& where) {
       questions.push_back(detail_probes::question_of(object, where));
     });
     return questions;
@@ -106,24 +94,6 @@ inline std::vector<Question> read_questions(const std::filesystem::path& file) {
   }
   return questions;
 }
-
-/// Whether a continuation, after white space, begins with the value and the value ends there at a word boundary.
-inline bool begins_with_value(std::string_view continuation, std::string_view value) {
-  const std::size_t start = std::min(continuation.find_first_not_of(" \t\n"), continuation.size());
-  continuation.remove_prefix(start);
-  if (!continuation.starts_with(value)) return false;
-  if (continuation.size() == value.size()) return true;
-  const auto next = static_cast<unsigned char>(continuation[value.size()]);
-  const bool in_word = (next >= '0' && next <= '9') || (next >= 'A' && next <= 'Z') || (next >= 'a' && next <= 'z') ||
-                       next == '_' || next >= 0x80;
-  return !in_word;
-}
-
-/// An answer as far as judging goes.
-struct Reply {
-  std::string text;
-  bool stopped = false;  ///< by the stop token, within the limit
-};
 
 inline bool is_right(const Probe& probe, const Reply& reply) {
   if (probe.kind == "chat_form") return reply.stopped && reply.text.find_first_not_of(" \t\n") != std::string::npos;
