@@ -70,6 +70,44 @@ TEST_CASE("arms override [train] wherever it stands") {
   CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
 }
 
+TEST_CASE("several models go through the same job under their names") {
+  const Scratch scratch;
+  const std::string rest = "[data]\nfiles = ['pages']\n[output]\ndir = 'out'\n";
+  const Outcome outcome = check(
+      scratch, "[[model]]\nname = 'base'\npath = 'models/13b'\n" + rest + "[[model]]\npath = 'chat'\nname = 'x-1_y'\n");
+  REQUIRE(outcome.code == 0);
+  const auto models = nlohmann::ordered_json::parse(outcome.out).at("model");
+  REQUIRE(models.size() == 2);
+  CHECK(models.begin().key() == "base");
+  CHECK(models.at("base") == (scratch / "models/13b").string());
+  CHECK(models.at("x-1_y") == (scratch / "chat").string());
+  const Outcome one = check(scratch, "[[model]]\nname = 'base'\npath = 'm'\n" + rest);
+  REQUIRE(one.code == 0);
+  CHECK(nlohmann::json::parse(one.out).at("model").at("base") == (scratch / "m").string());
+
+  const std::string file = (scratch / "job.toml").string();
+  const auto with = [&](const std::string& models_text) { return refusal(scratch, models_text + rest); };
+  CHECK(contains(with("[[model]]\npath = 'm'\n"), file + ":1: each [[model]] needs a `name`"));
+  CHECK(contains(with("[[model]]\nname = 'a'\n"), file + ":1: the [[model]] \"a\" needs a `path`"));
+  CHECK(contains(with("[[model]]\nname = 'a'\npath = ''\n"), ":3: `path` must not be empty"));
+  CHECK(contains(with("[[model]]\nname = 'a'\npath = 'm'\n[[model]]\nname = 'a'\npath = 'n'\n"),
+                 ":5: a second model \"a\""));
+  for (const std::string name : {"", "a/b", "..", "a b", "A", "a.b", "\\u0000", "\\u00e4"}) {
+    CAPTURE(name);
+    CHECK(contains(with("[[model]]\nname = \"" + name + "\"\npath = 'm'\n"),
+                   ":2: `name` must be 1 to 64 of a-z 0-9 _ -"));
+  }
+  CHECK(contains(with("[[model]]\nname = '" + std::string(65, 'a') + "'\npath = 'm'\n"), "`name` must be 1 to 64"));
+  CHECK(contains(with("[[model]]\nname = 3\npath = 'm'\n"), ":2: `name` must be a text in quotes"));
+  CHECK(contains(with("[[model]]\nname = 'a'\npaht = 'm'\n"), "in [[model]]; did you mean `path`?"));
+  CHECK(contains(with("model = []\n"), ":1: write each model as [[model]]"));
+  CHECK(contains(with("model = ['m']\n"), ":1: write each model as [[model]]"));
+  // Both forms in one file are no TOML; a name is for [[model]] alone.
+  CHECK(contains(with("[model]\npath = 'm'\n[[model]]\nname = 'a'\npath = 'm'\n"), ":3: "));
+  CHECK(contains(with("[[model]]\nname = 'a'\npath = 'm'\n[model]\npath = 'm'\n"), ":4: "));
+  CHECK(contains(with("[model]\nname = 'a'\npath = 'm'\n"), ":2: unknown key `name` in [model]"));
+}
+
 TEST_CASE("[device] and recompute come from the job, and the command line goes before it") {
   const Scratch scratch;
   const std::string text =

@@ -225,35 +225,55 @@ void read_section(const toml::table& table, const Keys<Section>& keys, Section& 
   }
 }
 
-void read_arms(const toml::node& node, Job& job, const fs::path& file) {
-  const Place place{file, "[[arm]]"};
-  const toml::array* arms = node.as_array();
-  if (arms == nullptr || arms->empty() || !arms->is_array_of_tables()) place.fail(node, "write arms as [[arm]]");
+/// Calls use(table, name, place) for each [[section]]. The name becomes a folder and a key of the report: it is there,
+/// plain, and only once.
+template <class Use>
+void for_each_named(const toml::node& node, const fs::path& file, const std::string& section, const Use& use) {
+  const Place place{file, concat("[[", section, "]]")};
+  const toml::array* items = node.as_array();
+  if (items == nullptr || items->empty() || !items->is_array_of_tables()) {
+    place.fail(node, concat("write each ", section, " as ", place.section));
+  }
   std::set<std::string> names;
-  for (const toml::node& item : *arms) {
+  for (const toml::node& item : *items) {
     const toml::table& table = *item.as_table();
-    Arm arm{{}, job.train};
-    const toml::node* name = table.get("name");
-    if (name == nullptr) place.fail(item, "an [[arm]] needs a `name`");
-    arm.name = text_of(*name, "name", place);
-    // The name becomes a folder and a key of the report, beside these three.
-    const bool plain = !arm.name.empty() && arm.name.size() <= 64 &&
-                       arm.name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
-    if (!plain) place.fail(*name, "`name` must be 1 to 64 of a-z 0-9 _ -");
-    if (arm.name == "w16" || arm.name == "nf4" || arm.name == "merged") {
-      place.fail(*name, concat("`name` cannot be \"", arm.name, "\", the report uses it"));
+    const toml::node* node_of_name = table.get("name");
+    if (node_of_name == nullptr) place.fail(item, concat("each ", place.section, " needs a `name`"));
+    const std::string name = text_of(*node_of_name, "name", place);
+    const bool plain = !name.empty() && name.size() <= 64 &&
+                       name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
+    if (!plain) place.fail(*node_of_name, "`name` must be 1 to 64 of a-z 0-9 _ -");
+    if (!names.insert(name).second) place.fail(*node_of_name, concat("a second ", section, " \"", name, "\""));
+    use(table, name, place);
+  }
+}
+
+void read_models(const toml::node& node, Job& job, const fs::path& file) {
+  for_each_named(node, file, "model", [&](const toml::table& table, const std::string& name, const Place& place) {
+    ModelSection model{name, {}};
+    read_section(table, model_keys(), model, place, "name");
+    if (model.path.empty()) place.fail(table, concat("the ", place.section, " \"", name, "\" needs a `path`"));
+    job.models.push_back(std::move(model));
+  });
+}
+
+void read_arms(const toml::node& node, Job& job, const fs::path& file) {
+  for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
+    if (name == "w16" || name == "nf4" || name == "merged") {
+      place.fail(*table.get("name"), concat("`name` cannot be \"", name, "\", the report uses it"));
     }
-    if (!names.insert(arm.name).second) place.fail(*name, concat("a second arm \"", arm.name, "\""));
+    Arm arm{name, job.train};
     read_section(table, train_keys(), arm.train, place, "name");
     job.arms.push_back(std::move(arm));
-  }
+  });
 }
 
 void check_whole(const Job& job, const fs::path& file) {
   const auto need = [&](bool there, std::string_view what) {
     if (!there) throw Error(concat(file.string(), ": ", what));
   };
-  need(!job.model.path.empty(), "[model] path is missing: the directory of the model to tune");
+  need(!job.models.empty() && !job.models.front().path.empty(),
+       "[model] path is missing: the directory of the model to tune");
   need(!job.data.urls.empty() || !job.data.files.empty(), "[data] needs urls or files: what to learn from");
   need(!job.output.dir.empty(), "[output] dir is missing: where results go");
   const bool known =
@@ -292,8 +312,10 @@ Job parse_job(std::string_view content, const fs::path& file) {
         place.fail(node, concat("`", std::string_view(name), "` is a section: write ", place.section));
       read_section(*table, keys, target, place);
     };
-    if (name == "model")
-      section(model_keys(), job.model);
+    if (name == "model" && node.is_array())
+      read_models(node, job, file);
+    else if (name == "model")
+      section(model_keys(), job.models.emplace_back());
     else if (name == "device")
       section(device_keys(), job.device);
     else if (name == "data")
@@ -334,7 +356,7 @@ Job read_job(const fs::path& file) {
 }
 
 void print_job_keys(std::ostream& out) {
-  print_keys(out, "[model]", model_keys());
+  print_keys(out, "[model]  # or several: [[model]] takes the same key and a name", model_keys());
   print_keys(out, "[device]", device_keys());
   print_keys(out, "[data]", data_keys());
   print_keys(out, "[pack]", pack_keys());

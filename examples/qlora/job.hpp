@@ -14,7 +14,9 @@
 
 namespace qlora::program {
 
+/// [model], or one of several [[model]] that go through the same job.
 struct ModelSection {
+  std::string name;  ///< of [[model]] alone: its folder below [output] dir, and how the report calls it
   std::filesystem::path path;
 };
 
@@ -81,7 +83,7 @@ struct OutputSection {
 };
 
 struct Job {
-  ModelSection model;
+  std::vector<ModelSection> models;  ///< at least one; a single one may have no name
   DeviceSection device;
   DataSection data;
   PackSection pack;

@@ -1,10 +1,12 @@
-// run.cpp — `qlora run job.toml`: fetch, pack, train, merge, compare; skips what is done and unchanged, resumes what
-// was interrupted. Its last line on stdout is the path of report.json.
+// run.cpp — `qlora run job.toml`: fetch, then pack, train, merge, compare for each model; skips what is done and
+// unchanged, resumes what was interrupted. Its last line on stdout is the path of report.json.
 #include <chrono>
 #include <filesystem>
+#include <initializer_list>
 #include <memory>
 #include <ostream>
 #include <string>
+#include <string_view>
 
 #include "interrupt.hpp"
 #include "job.hpp"
@@ -67,6 +69,10 @@ Result paths_of(const std::vector<fs::path>& paths) {
 
 /// The job as it was understood: what `--check` shows, and the page's table of settings.
 Result describe(const Job& job) {
+  Result models = Result::object();
+  for (const ModelSection& model : job.models) {
+    models[model.name.empty() ? "path" : model.name] = model.path.string();
+  }
   Result arms = Result::object();
   for (const Arm& arm : job.arms) {
     arms[arm.name] = settings_of(arm.train);
@@ -80,7 +86,7 @@ Result describe(const Job& job) {
   Result compare = settings_of(job.compare);
   compare["questions"] = job.compare.questions.string();
   compare["probes"] = paths_of(job.compare.probes);
-  return {{"model", {{"path", job.model.path.string()}}},
+  return {{"model", models},
           {"device",
            {{"use", job.device.use},
             {"memory_cap", job.device.memory_cap},
@@ -94,6 +100,42 @@ Result describe(const Job& job) {
           {"output", {{"dir", job.output.dir.string()}}}};
 }
 
+/// The words that are there with spaces between: what a step is called, and a column of the report. The only model of a
+/// job need have no name.
+std::string spaced(std::initializer_list<std::string_view> words) {
+  std::string text;
+  for (const std::string_view word : words) {
+    if (!text.empty() && !word.empty()) text += ' ';
+    text += word;
+  }
+  return text;
+}
+
+/// The comparisons of all models as one: the answers of all beside each other, everything else under its model's name.
+/// That of a model without a name is the only one and stays as it is.
+Result joined(const std::vector<ModelSection>& models, const std::vector<Result>& comparisons) {
+  if (models.front().name.empty()) return comparisons.front();
+  Result all = Result::object();
+  all["answers"] = comparisons.front().at("answers");
+  for (Result& exchange : all["answers"]) exchange["answers"] = Result::object();
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    for (const auto& [section, content] : comparisons[m].items()) {
+      if (section == "answers") continue;
+      Result& together = all[section];
+      if (together.is_null()) together = Result::object();
+      for (const auto& [name, value] : content.items()) together[spaced({models[m].name, name})] = value;
+    }
+    for (std::size_t i = 0; i < all["answers"].size(); ++i) {
+      Result& beside = all["answers"][i]["answers"];
+      for (const auto& [column, answer] : comparisons[m].at("answers").at(i).at("answers").items()) {
+        // A comparison calls the quantized model "base", which may be the name of a model here.
+        beside[spaced({models[m].name, column == "base" ? "nf4" : column})] = answer;
+      }
+    }
+  }
+  return all;
+}
+
 /// The steps of one job in one output directory.
 class JobRun {
  public:
@@ -102,11 +144,9 @@ class JobRun {
 
   Result run() {
     const Result fetched = fetch();
-    for (const Arm& arm : job_.arms) pack(arm);
-    for (const Arm& arm : job_.arms) train(arm);
-    merge();
-    const Result comparison = compare();
-    return report(fetched, comparison);
+    std::vector<Result> comparisons;
+    for (const ModelSection& model : job_.models) comparisons.push_back(tune(model));
+    return report(fetched, joined(job_.models, comparisons));
   }
 
  private:
@@ -127,56 +167,75 @@ class JobRun {
                  }});
   }
 
-  void pack(const Arm& arm) {
-    const PackStep settings{{pages()},       arm.train.replay,         arm.train.replay_limit,
-                            job_.model.path, out_ / arm.name / "data", job_.pack};
-    std::vector<fs::path> inputs{pages(), job_.model.path / "tokenizer.model"};
+  Result tune(const ModelSection& model) {
+    for (const Arm& arm : job_.arms) pack(model, arm);
+    for (const Arm& arm : job_.arms) train(model, arm);
+    merge(model);
+    return compare(model);
+  }
+
+  /// What belongs to one model alone; that of a model without a name lies in the output directory itself.
+  [[nodiscard]] fs::path folder(const ModelSection& model) const {
+    return model.name.empty() ? out_ : out_ / model.name;
+  }
+  [[nodiscard]] fs::path folder(const ModelSection& model, const Arm& arm) const { return folder(model) / arm.name; }
+
+  void pack(const ModelSection& model, const Arm& arm) {
+    const PackStep settings{
+        {pages()}, arm.train.replay, arm.train.replay_limit, model.path, folder(model, arm) / "data", job_.pack};
+    std::vector<fs::path> inputs{pages(), model.path / "tokenizer.model"};
     if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
     fs::create_directories(settings.out.parent_path());
     Result pack_settings = settings_of(job_.pack);
     pack_settings["replay_limit"] = arm.train.replay_limit;
-    const Result result = step({"pack " + arm.name, pack_settings, inputs, {settings.out}, [&] {
-                                  return run_pack(settings, context_.progress);
-                                }});
-    context_.out << "pack " << arm.name << ": " << result.value("documents", 0) << " documents, of these "
+    const std::string name = spaced({"pack", model.name, arm.name});
+    const Result result =
+        step({name, pack_settings, inputs, {settings.out}, [&] { return run_pack(settings, context_.progress); }});
+    context_.out << name << ": " << result.value("documents", 0) << " documents, of these "
                  << result.value("replayed", 0) << " replayed; " << result.value("windows", 0) << " windows, "
                  << result.value("tokens", 0) << " tokens\n";
   }
 
-  void train(const Arm& arm) {
-    const fs::path out = out_ / arm.name / "train";
+  void train(const ModelSection& model, const Arm& arm) {
+    const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
-    const TrainStep settings{job_.model.path, out_ / arm.name / "data", out, arm.train, job_.device, options_.threads};
+    const TrainStep settings{model.path, folder(model, arm) / "data", out, arm.train, job_.device, options_.threads};
     Result train_settings = settings_of(arm.train);
     train_settings["device"] = job_.device.use;
     train_settings["fast"] = job_.device.fast;
-    const Result result = step({"train " + arm.name, train_settings, {job_.model.path, settings.data}, {out}, [&] {
+    const std::string name = spaced({"train", model.name, arm.name});
+    const Result result = step({name, train_settings, {model.path, settings.data}, {out}, [&] {
                                   return run_train(settings, context_.progress);
                                 }});
-    context_.out << "train " << arm.name << ": " << result.value("steps", 0) << " steps, loss "
-                 << result.value("first_loss", 0.0) << " -> " << result.value("last_loss", 0.0) << '\n';
+    context_.out << name << ": " << result.value("steps", 0) << " steps, loss " << result.value("first_loss", 0.0)
+                 << " -> " << result.value("last_loss", 0.0) << '\n';
   }
 
-  [[nodiscard]] fs::path adapter(const std::string& arm) const { return out_ / arm / "train" / "adapter"; }
+  [[nodiscard]] fs::path adapter(const ModelSection& model, const std::string& arm) const {
+    return folder(model) / arm / "train" / "adapter";
+  }
 
-  void merge() {
-    const MergeStep settings{job_.model.path, adapter(job_.merge.arm), out_ / "merged", job_.merge.shard_bytes, "auto"};
-    step({"merge", {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
+  void merge(const ModelSection& model) {
+    const MergeStep settings{model.path, adapter(model, job_.merge.arm), folder(model) / "merged",
+                             job_.merge.shard_bytes, "auto"};
+    const std::string name = spaced({"merge", model.name});
+    step({name, {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
             return run_merge(settings, context_.progress);
           }});
   }
 
-  Result compare() {
-    CompareStep settings{job_.model.path, {}, out_ / "merged", job_.compare, job_.device, options_.threads};
-    std::vector<fs::path> inputs{job_.model.path, settings.merged};
+  Result compare(const ModelSection& model) {
+    CompareStep settings{model.path, {}, folder(model) / "merged", job_.compare, job_.device, options_.threads};
+    std::vector<fs::path> inputs{model.path, settings.merged};
     for (const Arm& arm : job_.arms) {
-      settings.adapters.emplace_back(arm.name, adapter(arm.name));
+      settings.adapters.emplace_back(arm.name, adapter(model, arm.name));
       inputs.push_back(settings.adapters.back().second);
     }
     if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
     inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
-    const fs::path answers = out_ / "comparison.json";
-    return step({"compare", settings_of(job_.compare), inputs, {answers}, [&] {
+    const fs::path answers = folder(model) / "comparison.json";
+    const std::string name = spaced({"compare", model.name});
+    return step({name, settings_of(job_.compare), inputs, {answers}, [&] {
                    const Result comparison = run_compare(settings, context_.progress);
                    write_file_atomically(answers,
                                          comparison.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
@@ -198,10 +257,14 @@ class JobRun {
     }
     seconds["total"] = total;
     const Result variants = comparison.contains("variants") ? comparison["variants"] : Result::object();
-    const Result result{{"variants", variants}, {"seconds", seconds}};
-    write_file_atomically(out_ / "report.json", result.dump(2) + "\n");
+    const Result result{{"answers", comparison.at("answers")}, {"variants", variants}, {"seconds", seconds}};
+    write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
     std::vector<std::pair<std::string, fs::path>> metrics;
-    for (const Arm& arm : job_.arms) metrics.emplace_back(arm.name, out_ / arm.name / "train" / "metrics.jsonl");
+    for (const ModelSection& model : job_.models) {
+      for (const Arm& arm : job_.arms) {
+        metrics.emplace_back(spaced({model.name, arm.name}), folder(model, arm) / "train" / "metrics.jsonl");
+      }
+    }
     Result details = describe(job_);
     details["seconds"] = seconds;
     details["pages"] = fetched;
