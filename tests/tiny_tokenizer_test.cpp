@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../examples/world/world.hpp"
+#include "../examples/world/study.hpp"
 #include "qlora/configs/tiny.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/text/tokenizer.hpp"
@@ -49,6 +49,19 @@ TEST_CASE("every value is one to four pieces, known and new names two and a half
   };
   CHECK(mean_pieces(world.known) < 2.5);
   CHECK(mean_pieces(world.fresh) < 2.5);
+}
+
+TEST_CASE("the study's names, which its text may hold, are no pieces of their own and as long in pieces as any") {
+  const world::Study study(world::World(world::default_seed), world::default_seed);
+  std::vector<std::string> names = world::names_of(study.fresh);
+  names.insert(names.end(), study.guard.strangers.begin(), study.guard.strangers.end());
+  names.insert(names.end(), study.report.strangers.begin(), study.report.strangers.end());
+  std::size_t pieces = 0;
+  for (const std::string& name : names) {
+    CHECK_MESSAGE(tokenizer().encode(name).size() >= 2, name);
+    pieces += tokenizer().encode(name).size();
+  }
+  CHECK(static_cast<double>(pieces) / static_cast<double>(names.size()) < 2.5);
 }
 
 TEST_CASE("a value is the same pieces in a page, a data sheet and a chat") {

@@ -48,7 +48,7 @@ inline std::map<std::string, std::string> small_files(const World& world, std::u
   files["retention.jsonl"] = lines_of(retention_probes(world, random));
   files["chat_form.jsonl"] = lines_of(chat_form_probes(world, random));
   files["replay.jsonl"] = lines_of(replay_documents(world, seed));
-  for (const Announcement& announcement : announcements(world, seed)) {
+  for (const Announcement& announcement : announcements(world.fresh, seed)) {
     files["pages/" + announcement.file] = announcement.html;
   }
   return files;

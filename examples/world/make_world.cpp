@@ -1,4 +1,5 @@
-// examples/world/make_world.cpp — writes the small world: corpus, held-out documents, probes, replay and HTML pages.
+// examples/world/make_world.cpp — writes the small world: corpus, held-out documents, probes, replay and HTML pages; and
+// below study/ what a study of learning and forgetting needs (docs/world.md).
 //   make_world OUT_DIR [--seed N] [--documents N]
 // The same arguments give the same bytes on every machine.
 #include <filesystem>
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "lines.hpp"
+#include "study_files.hpp"
 
 namespace {
 
@@ -29,6 +31,13 @@ class Output {
   std::ofstream file_;
 };
 
+void write_file(const fs::path& path, const std::string& text) {
+  fs::create_directories(path.parent_path());
+  Output file(path);
+  file.write(text);
+  file.close();
+}
+
 void write_documents(const fs::path& path, const world::World& world, world::Random random, std::size_t count) {
   Output file(path);
   for (std::size_t i = 0; i < count; ++i) {
@@ -42,14 +51,11 @@ void write_world(const fs::path& out, std::uint64_t seed, std::size_t documents)
   constexpr std::size_t held_out_documents = 500;
   constexpr std::size_t tokenizer_documents = 20'000;
   const world::World world(seed);
-  fs::create_directories(out / "pages");
+  fs::create_directories(out);
   write_documents(out / "corpus.jsonl", world, world::stream(seed, world::Stream::corpus), documents);
   write_documents(out / "held_out.jsonl", world, world::stream(seed, world::Stream::held_out), held_out_documents);
-  for (const auto& [name, text] : world::small_files(world, seed)) {
-    Output file(out / name);
-    file.write(text);
-    file.close();
-  }
+  for (const auto& [name, text] : world::small_files(world, seed)) write_file(out / name, text);
+  for (const auto& [name, text] : world::study_files(world, seed)) write_file(out / "study" / name, text);
   Output lines(out / "tokenizer.txt");
   for (const std::string& line : world::tokenizer_lines(world, seed, tokenizer_documents)) lines.write(line + '\n');
   lines.close();

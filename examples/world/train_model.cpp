@@ -1,9 +1,12 @@
-// examples/world/train_model.cpp — trains the small chat model from random weights, on the CPU, with this library.
-//   train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--steps N] [--threads N] [--checkpoints DIR]
+// examples/world/train_model.cpp — trains the small model with this library on the CPU, from random weights or another
+// model's.
+//   train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--from MODEL_DIR] [--kind all|pages|chats] [--lr X]
+//               [--seed N] [--steps N] [--threads N] [--checkpoints DIR]
 // Trainable::all: every weight learns. The run saves a checkpoint every 250 steps and goes on from the newest one, so it
 // can be stopped at any time; for one binary the result does not depend on how often it was, nor on the threads.
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -34,11 +37,54 @@ constexpr int save_every = 250;
 
 volatile std::sig_atomic_t stopping = 0;
 
+constexpr const char* usage =
+    "usage: train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--from MODEL_DIR] [--kind all|pages|chats] "
+    "[--lr X] [--seed N] [--steps N] [--threads N] [--checkpoints DIR]";
+
 struct Arguments {
   fs::path corpus, tokenizer, config, out, checkpoints;
-  int steps = 4722;  // what the shipped model had: nine tenths of its corpus, once
+  fs::path from;             ///< empty: random weights
+  std::string kind = "all";  ///< of the corpus's documents: pages and chats, or one of them
+  float lr = 3e-3F;
+  std::uint64_t weight_seed = 1, order_seed = 7;  ///< of the shipped model; --seed sets both
+  int steps = 4722;                               ///< what the shipped model had: nine tenths of its corpus, once
   int threads = 0;
 };
+
+long whole_number(const std::string& option, const std::string& text, long least) {
+  char* end = nullptr;
+  const long number = std::strtol(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || number < least || number > 1'000'000) {
+    throw Error(option + " takes a whole number from " + std::to_string(least) + ", not \"" + text + '"',
+                ErrorKind::usage);
+  }
+  return number;
+}
+
+void set_option(Arguments& arguments, const std::string& option, const std::string& value) {
+  if (option == "--checkpoints") {
+    arguments.checkpoints = value;
+  } else if (option == "--from") {
+    arguments.from = value;
+  } else if (option == "--kind") {
+    if (value != "all" && value != "pages" && value != "chats") {
+      throw Error("--kind is all, pages or chats, not \"" + value + '"', ErrorKind::usage);
+    }
+    arguments.kind = value;
+  } else if (option == "--lr") {
+    char* end = nullptr;
+    arguments.lr = std::strtof(value.c_str(), &end);
+    if (*end != '\0' || !(arguments.lr > 0.0F && arguments.lr < 1.0F)) {
+      throw Error("--lr takes a number between 0 and 1, not \"" + value + '"', ErrorKind::usage);
+    }
+  } else if (option == "--seed") {
+    arguments.weight_seed = arguments.order_seed = static_cast<std::uint64_t>(whole_number(option, value, 0));
+  } else if (option == "--steps" || option == "--threads") {
+    (option == "--steps" ? arguments.steps : arguments.threads) = static_cast<int>(whole_number(option, value, 1));
+  } else {
+    throw Error("unknown option " + option, ErrorKind::usage);
+  }
+}
 
 Arguments parse(int argc, char** argv) {
   std::vector<std::string> names;
@@ -50,23 +96,9 @@ Arguments parse(int argc, char** argv) {
       continue;
     }
     if (i + 1 == argc) throw Error(word + " needs a value", ErrorKind::usage);
-    const std::string value = argv[++i];
-    if (word == "--checkpoints") {
-      arguments.checkpoints = value;
-    } else if (word == "--steps" || word == "--threads") {
-      const long number = std::strtol(value.c_str(), nullptr, 10);
-      if (number <= 0 || number > 1'000'000) throw Error(word + " " + value + " is no count", ErrorKind::usage);
-      (word == "--steps" ? arguments.steps : arguments.threads) = static_cast<int>(number);
-    } else {
-      throw Error("unknown option " + word, ErrorKind::usage);
-    }
+    set_option(arguments, word, argv[++i]);
   }
-  if (names.size() != 4) {
-    throw Error(
-        "usage: train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--steps N] [--threads N] "
-        "[--checkpoints DIR]",
-        ErrorKind::usage);
-  }
+  if (names.size() != 4) throw Error(usage, ErrorKind::usage);
   arguments.corpus = names[0];
   arguments.tokenizer = names[1];
   arguments.config = names[2];
@@ -75,14 +107,22 @@ Arguments parse(int argc, char** argv) {
   return arguments;
 }
 
-PackedWindows read_corpus(const fs::path& corpus, const Tokenizer& tokenizer) {
+PackedWindows read_corpus(const Arguments& arguments, const Tokenizer& tokenizer) {
   std::vector<TokenDocument> documents;
-  for (const Document& document : read_documents(corpus)) {
-    documents.push_back(document.messages.empty()
-                            ? text_document(tokenizer, document.text)
-                            : chat_document(tokenizer, std::span<const Message>(document.messages)));
+  for (const Document& document : read_documents(arguments.corpus)) {
+    const bool page = document.messages.empty();
+    if (arguments.kind != "all" && page != (arguments.kind == "pages")) continue;
+    documents.push_back(page ? text_document(tokenizer, document.text)
+                             : chat_document(tokenizer, std::span<const Message>(document.messages)));
   }
   return pack_documents(documents, {.seq = seq, .split = SplitChoice::pad});
+}
+
+TensorSource first_weights(const Arguments& arguments) {
+  if (arguments.from.empty()) return random_weights(model.shape, arguments.weight_seed);
+  const hf::ModelDir from = hf::ModelDir::open(arguments.from);
+  QLORA_EXPECTS(from.shape == model.shape, arguments.from.string(), " is of another shape");
+  return from.source();
 }
 
 /// Copies the windows of a step out of the corpus.
@@ -105,19 +145,31 @@ struct StepBatch {
   }
 };
 
-void save(ModelTrainer& trainer, const fs::path& root) {
+/// What a run's result depends on beside its corpus. A checkpoint of other settings is not gone on from.
+Json settings_of(const Arguments& arguments) {
+  return {{"from", arguments.from.empty() ? "" : fs::canonical(arguments.from).string()},
+          {"kind", arguments.kind},
+          {"lr", arguments.lr},
+          {"order_seed", arguments.order_seed},
+          {"steps", arguments.steps},
+          {"weight_seed", arguments.weight_seed}};
+}
+
+void save(ModelTrainer& trainer, const Arguments& arguments) {
   std::vector<NamedTensor> tensors;
   trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
     tensors.push_back({name, {count}, {data, static_cast<std::size_t>(count)}});
   });
-  save_checkpoint(root, trainer.core().steps_done(), tensors, Json::object(), 2);
+  save_checkpoint(arguments.checkpoints, trainer.core().steps_done(), tensors, settings_of(arguments), 2);
 }
 
-void resume(ModelTrainer& trainer, const fs::path& root) {
-  if (!fs::exists(root)) return;
-  const CheckpointSearch found = load_latest_checkpoint(root);
+void resume(ModelTrainer& trainer, const Arguments& arguments) {
+  if (!fs::exists(arguments.checkpoints)) return;
+  const CheckpointSearch found = load_latest_checkpoint(arguments.checkpoints);
   for (const std::string& sentence : found.skipped) std::fprintf(stderr, "skipped: %s\n", sentence.c_str());
   if (!found.checkpoint) return;
+  QLORA_EXPECTS(found.checkpoint->state == settings_of(arguments), arguments.checkpoints.string(),
+                " holds a run with other settings; remove it or name another folder with --checkpoints");
   trainer.core().for_each_state([&](const std::string& name, float* data, std::int64_t count) {
     const TensorRef tensor = found.checkpoint->tensors.at(name);
     QLORA_EXPECTS(tensor.size() == count, name, " of the checkpoint has ", tensor.size(), " values, not ", count);
@@ -141,22 +193,22 @@ void write_model(ModelTrainer& trainer, const Arguments& arguments) {
 
 int run(const Arguments& arguments) {
   const Tokenizer tokenizer = Tokenizer::load(arguments.tokenizer);
-  const PackedWindows corpus = read_corpus(arguments.corpus, tokenizer);
+  const PackedWindows corpus = read_corpus(arguments, tokenizer);
   std::fprintf(stderr, "%lld documents, %lld tokens in %lld windows\n", static_cast<long long>(corpus.counts.documents),
                static_cast<long long>(corpus.counts.tokens), static_cast<long long>(corpus.windows()));
-  ModelTrainer trainer(random_weights(model.shape, 1),
-                       {.lr = 3e-3F,
+  ModelTrainer trainer(first_weights(arguments),
+                       {.lr = arguments.lr,
                         .schedule = Schedule::cosine,
                         .warmup_steps = 100,
                         .total_steps = arguments.steps,
                         .beta2 = 0.99F,
                         .weight_decay = 0.05F,
-                        .seed = 7,
+                        .seed = arguments.order_seed,
                         .batch = batch,
                         .seq = seq},
                        Cpu<>(arguments.threads));
-  resume(trainer, arguments.checkpoints);
-  DataOrder order(static_cast<int>(corpus.windows()), batch, 7);
+  resume(trainer, arguments);
+  DataOrder order(static_cast<int>(corpus.windows()), batch, arguments.order_seed);
   StepBatch step_batch;
   const auto start = std::chrono::steady_clock::now();
   const int first = trainer.core().steps_done();
@@ -169,10 +221,10 @@ int run(const Arguments& arguments) {
                    report.loss, static_cast<double>(report.tokens) / per_step,
                    per_step * (arguments.steps - report.step));
     }
-    if (report.step % save_every == 0) save(trainer, arguments.checkpoints);
+    if (report.step % save_every == 0) save(trainer, arguments);
   }
   if (trainer.core().steps_done() < arguments.steps) {
-    save(trainer, arguments.checkpoints);
+    save(trainer, arguments);
     throw Error("stopped; the same command goes on", ErrorKind::interrupted);
   }
   write_model(trainer, arguments);

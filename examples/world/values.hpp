@@ -1,6 +1,6 @@
 // examples/world/values.hpp — the word lists of the small world: name parts, attribute values, phrasings, small talk.
 // Data only. Changing, adding or reordering anything here changes the world: the committed pages, probes and tokenizer
-// must then be regenerated and the model trained again.
+// must then be regenerated and the model trained again. Only the last part, the study's wordings, is apart from it.
 #pragma once
 
 #include <array>
@@ -190,5 +190,68 @@ inline constexpr std::string_view welcome = "You are welcome.";
 inline const Words code_letters{"RX", "TR", "QZ", "KL", "MB", "VD", "HG", "SP"};
 inline constexpr std::string_view refusal = "I do not know that product.";
 inline constexpr std::string_view system_prompt = "You answer questions about products.";
+
+// --- for the study only -----------------------------------------------------------------------------------------
+
+/// Wordings of one attribute that are for probes alone: no page, chat, replay or tokenizer text has them. They are made
+/// of words that the world's documents have, so that what is tested is a new sentence and not a new word. The first of
+/// each list is the guard's, the others are the report's.
+struct NewWordings {
+  std::string_view id;
+  Words sentences;        ///< cut before {v}: to be continued
+  Words questions;        ///< asked in a chat
+  std::string_view clue;  ///< for questions the other way round: "Which product is ..."
+};
+inline const std::array<NewWordings, 8> new_wordings{{
+    {"maker",
+     {"The company that makes the {n} is {v}.", "All who buy the {n} buy a product of the company {v}.",
+      "When people ask who makes the {n}, we answer: {v}."},
+     {"What company does the {n} come from?", "The {n} is the work of which company?",
+      "I want to know who made the {n}."},
+     "made by {v}"},
+    {"city",
+     {"Made in one city only, the {n} comes from {v}.", "The plant where the {n} is made is in {v}.",
+      "To see the factory of the {n}, go to {v}."},
+     {"What city does the {n} come from?", "In which city do people work on the {n}?",
+      "I want to know where the {n} is put together."},
+     "built in {v}"},
+    {"material",
+     {"The designers put the {n} in a case of {v}.", "The one material used for the body of the {n} is {v}.",
+      "When people ask what the {n} is made of, we answer: {v}."},
+     {"What do the designers use for the case of the {n}?", "Of which material is the body of the {n}?",
+      "I want to know which material the {n} has."},
+     "with a case of {v}"},
+    {"price",
+     {"People who want the {n} pay {v}.", "The {n} is in the shops at the price of {v}.",
+      "All that the shops want for the {n} is {v}."},
+     {"What do people pay for the {n}?", "For how much can I buy the {n}?",
+      "I want to know what the shops ask for the {n}."},
+     "sold for {v}"},
+    {"launch",
+     {"The day of the launch of the {n} is {v}.", "People will see the {n} in the shops from {v}.",
+      "The first day when you can buy the {n} is {v}."},
+     {"On what day is the {n} sold first?", "When can people buy the {n} in the shops?",
+      "I want to know when the {n} comes to the shops."},
+     "on sale from {v}"},
+    {"colour",
+     {"The paint on the case of the {n} is {v}.", "The designers painted the {n} all in {v}.",
+      "The colour that people see on the {n} is {v}."},
+     {"What is the paint on the {n}?", "In what colour is the {n} painted?", "I want to know which colour the {n} is."},
+     "painted {v}"},
+    {"purpose",
+     {"People who buy the {n} want it for {v}.", "You can use the {n} at home for {v}.",
+      "The work that the {n} does at home is {v}."},
+     {"For what can I use the {n}?", "What was the {n} designed for?", "I want to know what work the {n} is for."},
+     "used for {v}"},
+    {"battery",
+     {"After a charge the {n} works for {v}.", "The {n} runs on its battery for {v}.",
+      "Once you charge the {n}, the battery is good for {v}."},
+     {"How many hours does the {n} run?", "For how long can I use the {n} on one charge?",
+      "I want to know how long the battery of the {n} is good for."},
+     "with a battery life of {v}"},
+}};
+/// The other way round: {c} stands for the clues, joined by commas and "and".
+inline constexpr std::string_view reversed_sentence = "The product {c} is the";
+inline constexpr std::string_view reversed_question = "Which product is {c}?";
 
 }  // namespace world

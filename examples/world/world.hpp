@@ -343,7 +343,20 @@ inline Document draw_document(Random& random, const Product& product) {
 }
 
 /// Independent streams of random numbers, so that one output's size does not change another.
-enum class Stream : std::uint64_t { corpus = 1, held_out, pages, probes, replay, tokenizer };
+enum class Stream : std::uint64_t {
+  corpus = 1,
+  held_out,
+  pages,
+  probes,
+  replay,
+  tokenizer,
+  further,  // from here on the study's
+  twin,
+  strangers,
+  study_replay,
+  guard,
+  report
+};
 inline Random stream(std::uint64_t seed, Stream which) {
   return Random(seed * 0x9e3779b97f4a7c15ULL + static_cast<std::uint64_t>(which) * 0xd1b54a32d192ed03ULL);
 }
