@@ -11,8 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "../examples/qlora/probes.hpp"
-
 using namespace qlora;
 using namespace qlora::eval;
 
@@ -192,6 +190,17 @@ TEST_CASE("the older spellings mean the same") {
   CHECK(std::count_if(chats.begin(), chats.end(), [](const Item& i) { return i.history.size() == 2; }) == 8);
 }
 
+TEST_CASE("the example lines of docs/probes.md are read, and show every kind") {
+  const std::string page = read_text(std::filesystem::path(QLORA_SOURCE_DIR) / "docs/probes.md", 1U << 20);
+  const std::string open = "```json\n";
+  const std::size_t begin = page.find(open) + open.size();
+  const std::vector<Item> items = items_of(page.substr(begin, page.find("```", begin) - begin));
+  for (std::size_t kind = 0; kind < kind_names.size(); ++kind) {
+    CAPTURE(kind_names[kind]);
+    CHECK(std::any_of(items.begin(), items.end(), [&](const Item& i) { return i.kind == static_cast<Kind>(kind); }));
+  }
+}
+
 TEST_CASE("a bad line is refused by file and line") {
   CHECK(refused("{", "JSON"));
   CHECK(refused("[]", "not a JSON object"));
@@ -262,22 +271,4 @@ TEST_CASE("items of one entity share a cluster, an item without is alone") {
   items[3].entity = "Daxnova";
   items[5].entity = "Vimfort";
   CHECK(clusters_of(items) == std::vector<int>{0, 1, 2, 0, 3, 2});
-}
-
-TEST_CASE("scores are fractions by kind and form, with their counts") {
-  using program::Probe;
-  const std::vector<Probe> probes{{"knowledge", {false, "a", {}}, "x"}, {"knowledge", {false, "b", {}}, "y"},
-                                  {"knowledge", {true, "c", {}}, "z"},  {"retention", {true, "d", {}}, "u"},
-                                  {"retention", {true, "e", {}}, "v"},  {"retention", {true, "f", {}}, "w"},
-                                  {"retention", {true, "g", {}}, "w"}};
-  const program::Result result = program::scores(
-      probes, {{"x", false}, {"no", true}, {"z!", false}, {"u", false}, {"v", false}, {"w", false}, {"ww", false}});
-  CHECK(result["knowledge_completion"] == 0.5);
-  CHECK(result["knowledge_completion_n"] == 2);
-  CHECK(result["knowledge_chat"] == 1.0);
-  CHECK(result["knowledge_chat_n"] == 1);
-  CHECK(result["retention_facts"] == 0.75);
-  CHECK(result["retention_facts_n"] == 4);
-  CHECK(result["chat_form_n"] == 0);
-  CHECK(result.size() == 8);
 }

@@ -223,6 +223,35 @@ TEST_CASE("95 % intervals cover the truth about that often, and not if clusters 
   CHECK(covered_naive < 0.75 * sets);
 }
 
+TEST_CASE("few clusters cover the truth as rarely as docs/probes.md says") {
+  // Clusters of eight zeros and ones of mean p; with probability 0.3 all eight are one draw, so their correlation is 0.3.
+  const auto coverage = [](double p, int clusters) {
+    constexpr unsigned sets = 600;
+    std::mt19937_64 random(17);
+    std::uniform_real_distribution<double> unit;
+    int covered = 0;
+    for (unsigned set = 0; set < sets; ++set) {
+      std::vector<double> x;
+      std::vector<int> cluster;
+      for (int c = 0; c < clusters; ++c) {
+        const bool shared = unit(random) < 0.3;
+        const double common = unit(random);
+        for (int i = 0; i < 8; ++i) {
+          x.push_back((shared ? common : unit(random)) < p ? 1.0 : 0.0);
+          cluster.push_back(c);
+        }
+      }
+      const Interval interval = mean(x, cluster, {.resamples = 500, .seed = set});
+      covered += interval.lower <= p && p <= interval.upper ? 1 : 0;
+    }
+    return static_cast<double>(covered) / sets;
+  };
+  // Within three standard errors of a share of 600: 0.045, and less nearer to 1.
+  CHECK(std::abs(coverage(0.5, 5) - 0.84) < 0.045);
+  CHECK(std::abs(coverage(0.5, 25) - 0.94) < 0.03);
+  CHECK(std::abs(coverage(0.9, 10) - 0.84) < 0.045);
+}
+
 TEST_CASE("nothing, one cluster, nothing to divide by") {
   const Interval none = mean({}, {});
   CHECK(none.n == 0);
