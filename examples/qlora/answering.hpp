@@ -4,18 +4,19 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "interrupt.hpp"
-#include "probes.hpp"
 #include "qlora/error.hpp"
-#include "qlora/text/prompt.hpp"
+#include "qlora/eval/meter.hpp"
 #include "qlora/text/tokenizer.hpp"
+#include "questions.hpp"
 #include "variant.hpp"
 
 namespace qlora::program {
+
+using eval::Reply;
 
 class Answerer {
  public:
@@ -32,26 +33,8 @@ class Answerer {
 
   [[nodiscard]] Session& session() { return *session_; }
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
-
-  [[nodiscard]] std::vector<std::int32_t> prompt_of(const Question& question) const {
-    if (question.chat) {
-      std::vector<Message> messages = question.history;
-      messages.push_back({"user", question.prompt});
-      return chat_tokens(tokenizer_, messages);
-    }
-    std::vector<std::int32_t> ids{tokenizer_.bos()};
-    const auto text = tokenizer_.encode(question.prompt);
-    ids.insert(ids.end(), text.begin(), text.end());
-    return ids;
-  }
-
-  /// Where generation ends: the model's own end marks, and in a chat the mark that would begin another turn.
-  [[nodiscard]] std::vector<std::int32_t> stop_ids(bool chat) const {
-    std::vector<std::int32_t> ids(model_.eos_token_ids.begin(), model_.eos_token_ids.end());
-    ids.push_back(tokenizer_.eos());
-    if (chat) ids.push_back(tokenizer_.bos());
-    return ids;
-  }
+  /// The model's own end marks.
+  [[nodiscard]] const std::vector<std::int32_t>& ends() const { return model_.eos_token_ids; }
 
   /// Answers to all questions, chats and completions, in their order. Ends early (Error) when interrupted.
   [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, GenerateOptions options,
@@ -61,20 +44,19 @@ class Answerer {
       std::vector<std::size_t> which;
       std::vector<std::vector<std::int32_t>> prompts;
       for (std::size_t i = 0; i < questions.size(); ++i) {
-        if (questions[i].chat != chat) continue;
+        const Question& question = questions[i];
+        if (question.chat != chat) continue;
         which.push_back(i);
-        prompts.push_back(prompt_of(questions[i]));
+        prompts.push_back(eval::question_tokens(tokenizer_, chat, question.prompt, question.history));
       }
       if (prompts.empty()) continue;
-      options.stop_ids = stop_ids(chat);
+      options.stop_ids = eval::stop_tokens(tokenizer_, chat, ends());
       const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
         return !interrupted() && (!on_token || on_token(prompt, id));
       });
       if (interrupted()) throw Error("interrupted while answering; ask again", ErrorKind::interrupted);
       for (std::size_t i = 0; i < which.size(); ++i) {
-        std::string text = tokenizer_.decode(generated[i].ids, chat ? DecodeFrom::start : DecodeFrom::middle);
-        if (chat) text.erase(std::min(text.find("[INST]"), text.size()));
-        replies[which[i]] = {std::move(text), generated[i].stopped};
+        replies[which[i]] = eval::reply_of(tokenizer_, chat, generated[i]);
       }
     }
     return replies;

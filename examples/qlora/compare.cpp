@@ -1,16 +1,20 @@
-// compare.cpp — `qlora compare`: the same questions to the base, the base with each adapter on, and the merged model.
-// Answers are sampled with the article's settings; probes are judged on greedy answers, so that scores do not depend on
+// compare.cpp — `qlora compare`: the same questions to the base, the base with each adapter on, the merged model and models
+// that were trained whole; and probes, by which each is measured against another:
+//   nf4 against w16, an adapter against nf4, the merged model against its adapter, a model trained whole against w16
+// so that what quantization costs, what training does and what merging costs stand apart.
+// Answers are sampled with the article's settings; probes are judged on greedy replies, so that figures do not depend on
 // a seed.
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <string>
 #include <vector>
 
 #include "answering.hpp"
+#include "measuring.hpp"
 #include "options.hpp"
-#include "probes.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "steps.hpp"
@@ -22,23 +26,30 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Questions of `questions`, or some of the probes when there are none: a comparison always shows answers.
-std::vector<Question> questions_of(const CompareSection& compare, const std::vector<Probe>& probes) {
+std::vector<Question> questions_of(const CompareSection& compare, const std::vector<eval::Item>& items) {
   if (!compare.questions.empty()) return read_questions(compare.questions);
   constexpr std::size_t shown = 12;
   std::vector<Question> questions;
-  const std::size_t stride = std::max<std::size_t>(1, probes.size() / shown);
-  for (std::size_t i = 0; i < probes.size(); i += stride) questions.push_back(probes[i].question);
+  const std::size_t stride = std::max<std::size_t>(1, items.size() / shown);
+  for (std::size_t i = 0; i < items.size(); i += stride) {
+    if (items[i].kind == eval::Kind::text) continue;
+    questions.push_back({items[i].chat, items[i].prompt, items[i].history});
+  }
   return questions;
 }
 
 class Comparison {
  public:
-  Comparison(const CompareStep& step, Progress& progress) : step_(step), progress_(progress) {
-    for (const fs::path& file : step.compare.probes) {
-      for (Probe& one : read_probes(file)) probes_.push_back(std::move(one));
+  Comparison(const CompareStep& step, Progress& progress)
+      : step_(step), progress_(progress), items_(read_items(step.compare.probes)) {
+    for (const std::string& one : step.compare.require) (void)eval::parse_requirement(one);  // before hours of work
+    if (!step.compare.require.empty() && items_.empty()) {
+      throw Error("a requirement is held against probes: give --probes", ErrorKind::usage);
     }
-    questions_ = questions_of(step.compare, probes_);
-    if (questions_.empty()) throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
+    has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
+    questions_ = questions_of(step.compare, items_);
+    if (questions_.empty() && items_.empty())
+      throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
     answers_ = Result::array();
     for (const Question& one : questions_) {
       answers_.push_back(
@@ -53,81 +64,105 @@ class Comparison {
       adapters.push_back(PeftAdapter::open(dir));
       rank = std::max(rank, highest_rank(adapters.back()));
     }
-    const auto answering = static_cast<std::int64_t>(1 + adapters.size() + (step_.merged.empty() ? 0 : 1));
-    const auto asked = static_cast<std::int64_t>(questions_.size());
-    const auto scored = static_cast<std::int64_t>(probes_.size());
-    progress_.begin("compare", answering * asked + (answering + 1) * scored, "answers");  // w16 is scored only
-    if (!probes_.empty()) {
+    const std::size_t answering = 1 + adapters.size() + (step_.merged.empty() ? 0 : 1) + step_.models.size();
+    progress_.begin("compare",
+                    static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
+                    "answers");  // w16 is measured only
+    if (!items_.empty()) {
       Answerer full(step_.model, Base::full, 1, step_.device, step_.threads);
-      score("w16", full);
+      measure("w16", "", full);
     }
     {
       Answerer nf4(step_.model, Base::nf4, rank, step_.device, step_.threads);
-      measure("nf4", nf4, "base");
+      answer(nf4, "base");
+      measure("nf4", "w16", nf4);
       for (std::size_t i = 0; i < adapters.size(); ++i) {
+        const std::string& name = step_.adapters[i].first;
         nf4.session().attach(adapters[i]);
-        measure(step_.adapters[i].first, nf4, step_.adapters[i].first);
+        answer(nf4, name);
+        measure(name, "nf4", nf4);
       }
     }
-    if (!step_.merged.empty()) {
-      Answerer merged(step_.merged, Base::full, 1, step_.device, step_.threads);
-      measure("merged", merged, "merged");
-    }
+    const bool known = readings_.contains(step_.merged_from);
+    if (!step_.merged.empty()) ask_model("merged", step_.merged, known ? step_.merged_from : "w16");
+    for (const auto& [name, dir] : step_.models) ask_model(name, dir, "w16");
     progress_.end();
-    return {{"answers", answers_}, {"variants", variants_}};
+    Result result{{"answers", answers_}, {"variants", variants_}};
+    if (!items_.empty()) finish(result);
+    return result;
   }
 
  private:
-  void measure(const std::string& variant, Answerer& model, const std::string& column) {
+  void ask_model(const std::string& name, const fs::path& dir, const std::string& reference) {
+    Answerer model(dir, Base::full, 1, step_.device, step_.threads);
+    answer(model, name);
+    measure(name, reference, model);
+  }
+
+  void answer(Answerer& model, const std::string& column) {
     GenerateOptions how;
     how.max_new_tokens = step_.compare.max_new_tokens;
     how.sampling = {.temperature = static_cast<float>(step_.compare.temperature),
                     .top_p = static_cast<float>(step_.compare.top_p),
                     .top_k = 0,
                     .seed = static_cast<std::uint64_t>(step_.compare.seed)};
-    const std::vector<Reply> replies = ask(model, questions_, how);
-    for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;
-    score(variant, model);
-  }
-
-  /// Facts need as many tokens as the longest value and one more, to see where the word ends; chats go to their end.
-  void score(const std::string& variant, Answerer& model) {
-    if (probes_.empty()) return;
-    std::vector<Reply> replies(probes_.size());
-    for (const bool facts : {true, false}) {
-      std::vector<Question> questions;
-      std::vector<std::size_t> which;
-      std::size_t longest = 0;
-      for (std::size_t i = 0; i < probes_.size(); ++i) {
-        if ((probes_[i].kind != "chat_form") != facts) continue;
-        which.push_back(i);
-        questions.push_back(probes_[i].question);
-        longest = std::max(longest, model.tokenizer().encode(probes_[i].answer).size());
-      }
-      if (questions.empty()) continue;
-      GenerateOptions how;
-      how.sampling = greedy;
-      how.max_new_tokens = facts ? static_cast<int>(longest) + 4 : step_.compare.max_new_tokens;
-      const std::vector<Reply> some = ask(model, questions, how);
-      for (std::size_t i = 0; i < which.size(); ++i) replies[which[i]] = some[i];
-    }
-    variants_[variant] = scores(probes_, replies);
-  }
-
-  std::vector<Reply> ask(Answerer& model, const std::vector<Question>& questions, const GenerateOptions& how) {
-    std::vector<Reply> replies = model.ask(questions, how, [&](int, std::int32_t) {
+    const std::vector<Reply> replies = model.ask(questions_, how, [&](int, std::int32_t) {
       progress_.update(done_, ++tokens_);
       return true;
     });
-    done_ += static_cast<std::int64_t>(questions.size());
+    for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;
+    done_ += static_cast<std::int64_t>(questions_.size());
     progress_.update(done_, tokens_);
-    return replies;
+  }
+
+  /// Logits on texts are kept of those that others are measured against.
+  [[nodiscard]] bool is_reference(const std::string& variant) const {
+    return variant == "w16" || variant == "nf4" || (variant == step_.merged_from && !step_.merged.empty());
+  }
+  void measure(const std::string& variant, const std::string& reference, Answerer& model) {
+    if (items_.empty()) return;
+    const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
+    readings_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
+                                       {.max_new_tokens = step_.compare.max_new_tokens, .ends = model.ends()},
+                                       is_reference(variant) ? texts(variant) : nullptr,
+                                       reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
+                                         progress_.update(done_ + static_cast<std::int64_t>(items), tokens_);
+                                         return !interrupted();
+                                       });
+    done_ += static_cast<std::int64_t>(items_.size());
+    progress_.update(done_, tokens_);
+    const eval::Readings& ours = readings_[variant];
+    const eval::Readings* theirs = reference.empty() ? nullptr : &readings_[reference];
+    Result one = Result::object();
+    if (!reference.empty()) one["reference"] = reference;
+    one["figures"] = json_of(eval::figures_of(items_, ours, theirs));
+    one["by_relation"] = shares_by(items_, ours, false);
+    one["by_entity"] = shares_by(items_, ours, true);
+    variants_[variant] = one;
+  }
+
+  /// The tuned variant that requirements and examples are about: the one that is merged, else the last one.
+  [[nodiscard]] std::string tuned() const {
+    if (readings_.contains(step_.merged_from)) return step_.merged_from;
+    return variants_.empty() ? std::string() : std::prev(variants_.end()).key();
+  }
+  void finish(Result& result) {
+    const std::string variant = tuned();
+    result["tuned"] = variant;
+    if (variants_[variant].contains("reference")) {
+      const auto reference = variants_[variant]["reference"].get<std::string>();
+      result["examples"] = examples_of(items_, readings_[reference], readings_[variant]);
+    }
+    result["requirements"] = check_requirements(step_.compare.require, variants_, variant);
   }
 
   const CompareStep& step_;
   Progress& progress_;
-  std::vector<Probe> probes_;
+  std::vector<eval::Item> items_;
   std::vector<Question> questions_;
+  std::map<std::string, eval::Readings> readings_;
+  std::map<std::string, eval::TextReference> texts_;
+  bool has_texts_ = false;
   Result answers_;
   Result variants_ = Result::object();
   std::int64_t done_ = 0;
@@ -137,13 +172,18 @@ class Comparison {
 struct CompareOptions {
   CompareStep step;
   fs::path adapter;
+  fs::path full;
   fs::path report;
 };
 
 Result compare(CompareOptions& options, Context& context) {
-  if (!options.adapter.empty()) options.step.adapters = {{"tuned", options.adapter}};
-  if (options.step.adapters.empty() && options.step.merged.empty()) {
-    throw Error("compare with what? give --adapter or --merged", ErrorKind::usage);
+  if (!options.adapter.empty()) {
+    options.step.adapters = {{"tuned", options.adapter}};
+    options.step.merged_from = "tuned";
+  }
+  if (!options.full.empty()) options.step.models = {{"full", options.full}};
+  if (options.step.adapters.empty() && options.step.merged.empty() && options.full.empty()) {
+    throw Error("compare with what? give --adapter, --merged or --full", ErrorKind::usage);
   }
   const Result result = run_compare(options.step, context.progress);
   print_comparison(result, context.out);
@@ -153,13 +193,10 @@ Result compare(CompareOptions& options, Context& context) {
     const fs::path record = fs::path(options.adapter).parent_path() / "metrics.jsonl";
     if (!options.adapter.empty() && fs::exists(record)) metrics.emplace_back("tuned", record);
     const CompareSection& c = options.step.compare;
-    const Result settings{{"model", options.step.model.string()},
-                          {"adapter", options.adapter.string()},
-                          {"merged", options.step.merged.string()},
-                          {"max_new_tokens", c.max_new_tokens},
-                          {"top_p", c.top_p},
-                          {"temperature", c.temperature},
-                          {"seed", c.seed}};
+    const Result settings{{"model", options.step.model.string()},   {"adapter", options.adapter.string()},
+                          {"merged", options.step.merged.string()}, {"full", options.full.string()},
+                          {"max_new_tokens", c.max_new_tokens},     {"top_p", c.top_p},
+                          {"temperature", c.temperature},           {"seed", c.seed}};
     write_report(options.report, result, metrics, {{"settings", settings}});
     context.out << options.report.string() << '\n';
   }
@@ -177,8 +214,11 @@ void add_compare(OptionSet app, Invocation& call) {
   verb.add("-m,--model", options->step.model, "Base model directory").required().type_name("DIR");
   verb.add("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
   verb.add("--merged", options->step.merged, "Merged model directory").type_name("DIR");
+  verb.add("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
   verb.add("--questions", c.questions, "Questions: .jsonl {form, prompt}, or one a line").type_name("FILE");
-  verb.add("--probes", c.probes, "Facts with their answers, scored").type_name("FILE...");
+  verb.add("--probes", c.probes, "Questions with known answers and texts, measured").type_name("FILE...");
+  verb.add("--require", c.require, "What must hold of the tuned model, or the exit code is 1: retention.lower>=0.98")
+      .type_name("TEXT...");
   verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");
   verb.add("--max-new-tokens", c.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
   verb.add("--top-p", c.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);

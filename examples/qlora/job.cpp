@@ -199,7 +199,8 @@ Keys<MergeSection> merge_keys() {
 
 Keys<CompareSection> compare_keys() {
   return {path("questions", &CompareSection::questions, "questions that all models answer (.jsonl or .txt)"),
-          list("probes", &CompareSection::probes, "files of facts with their answers (.jsonl), scored"),
+          list("probes", &CompareSection::probes, "questions with known answers and texts (.jsonl), measured"),
+          list("require", &CompareSection::require, "what must hold of the merged arm, as \"retention.lower>=0.98\""),
           number("max_new_tokens", &CompareSection::max_new_tokens, 1, 1e6, "tokens of an answer at most"),
           number("top_p", &CompareSection::top_p, 0.0001, 1, "nucleus that is sampled from"),
           number("temperature", &CompareSection::temperature, 0, 100, "0 is greedy"),
@@ -210,12 +211,11 @@ Keys<OutputSection> output_keys() { return {path("dir", &OutputSection::dir, "ev
 
 template <class Section>
 void read_section(const toml::table& table, const Keys<Section>& keys, Section& section, const Place& place,
-                  std::string_view also = {}) {
-  std::vector<std::string_view> known;
-  if (!also.empty()) known.push_back(also);
+                  const std::vector<std::string_view>& also = {}) {
+  std::vector<std::string_view> known = also;
   for (const auto& key : keys) known.push_back(key.name);
   for (const auto& [name, node] : table) {
-    if (name == also) continue;
+    if (std::find(also.begin(), also.end(), std::string_view(name)) != also.end()) continue;
     const auto key = std::find_if(keys.begin(), keys.end(), [&, &n = name](const auto& one) { return one.name == n; });
     if (key == keys.end()) {
       place.fail(node,
@@ -251,7 +251,7 @@ void for_each_named(const toml::node& node, const fs::path& file, const std::str
 void read_models(const toml::node& node, Job& job, const fs::path& file) {
   for_each_named(node, file, "model", [&](const toml::table& table, const std::string& name, const Place& place) {
     ModelSection model{name, {}};
-    read_section(table, model_keys(), model, place, "name");
+    read_section(table, model_keys(), model, place, {"name"});
     if (model.path.empty()) place.fail(table, concat("the ", place.section, " \"", name, "\" needs a `path`"));
     job.models.push_back(std::move(model));
   });
@@ -262,8 +262,9 @@ void read_arms(const toml::node& node, Job& job, const fs::path& file) {
     if (name == "w16" || name == "nf4" || name == "merged") {
       place.fail(*table.get("name"), concat("`name` cannot be \"", name, "\", the report uses it"));
     }
-    Arm arm{name, job.train};
-    read_section(table, train_keys(), arm.train, place, "name");
+    Arm arm{.name = name, .train = job.train};
+    if (const toml::node* group = table.get("group"); group != nullptr) arm.group = text_of(*group, "group", place);
+    read_section(table, train_keys(), arm.train, place, {"name", "group"});
     job.arms.push_back(std::move(arm));
   });
 }
@@ -337,8 +338,12 @@ Job parse_job(std::string_view content, const fs::path& file) {
                  suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
   }
   if (arms != nullptr) read_arms(*arms, job, file);
-  if (job.arms.empty()) job.arms.push_back({"qlora", job.train});
-  if (job.merge.arm.empty()) job.merge.arm = job.arms.back().name;
+  if (job.arms.empty()) job.arms.push_back({.name = "qlora", .train = job.train});
+  if (job.merge.arm.empty()) {  // the last one that has an adapter
+    const auto adapted = [](const Arm& arm) { return arm.train.method != "full"; };
+    const auto last = std::find_if(job.arms.rbegin(), job.arms.rend(), adapted);
+    job.merge.arm = (last == job.arms.rend() ? job.arms.back() : *last).name;
+  }
   check_whole(job, file);
   return job;
 }

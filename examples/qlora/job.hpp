@@ -61,6 +61,7 @@ struct TrainSection {
 /// [train] with its own name and overrides. A job without [[arm]] has one, named "qlora".
 struct Arm {
   std::string name = "qlora";
+  std::string group{};  ///< arms of one group are one line of the report's front; empty: those of one method
   TrainSection train;
 };
 
@@ -72,6 +73,7 @@ struct MergeSection {
 struct CompareSection {
   std::filesystem::path questions;
   std::vector<std::filesystem::path> probes;
+  std::vector<std::string> require;
   int max_new_tokens = 200;
   double top_p = 0.9;
   double temperature = 0.01;

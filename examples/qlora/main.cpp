@@ -1,5 +1,5 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
-// stderr and an exit code (0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
+// stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "interrupt.hpp"
+#include "measuring.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 #include "qlora/error.hpp"
@@ -50,7 +51,7 @@ int run(Invocation& call) {
   std::cout.flush();
   if (!std::cout) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
   if (!call.json.empty()) write_result(call.json, result);
-  return 0;
+  return any_unmet(result) ? 1 : 0;
 }
 
 int run_mapped(Invocation& call) {
@@ -75,7 +76,8 @@ int parse_and_run(int argc, char** argv) {
       {.name = "qlora",
        .about = "Fine-tune LLaMA-2 models with QLoRA: from web pages to an adapter, a merged model, and a comparison.",
        .version = "qlora " QLORA_VERSION,
-       .footer = "Exit codes: 0 ok, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable.\n"
+       .footer = "Exit codes: 0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted "
+                 "but resumable.\n"
                  "Ctrl-C once saves and leaves, twice leaves at once. Results go to stdout, progress to stderr."});
   OptionSet app = line.options();
   app.require_subcommand();

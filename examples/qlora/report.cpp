@@ -1,13 +1,17 @@
 // report.cpp — a comparison as a table on stdout and as the HTML page.
+#include <algorithm>
 #include <array>
+#include <cctype>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <iomanip>
+#include <map>
 #include <ostream>
 #include <string>
 
+#include "measuring.hpp"
 #include "metrics.hpp"
-#include "probes.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
 #include "steps.hpp"
@@ -15,29 +19,182 @@
 namespace qlora::program {
 namespace {
 
-std::string percent(const Result& scores, const std::string& name) {
-  if (scores.value(name + "_n", 0) == 0) return "-";
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.1f %%", 100 * scores.value(name, 0.0));
-  return text.data();
+/// "83.8 [75.0, 91.2]": a figure's number in percent (or as it is), with its interval.
+std::string cell_of(const Result& number, bool percent) {
+  if (!number.is_object() || !number.value("value", Result()).is_number()) return "-";
+  const double unit = percent ? 100.0 : 1.0;
+  const auto text = [&](const char* field) {
+    std::array<char, 32> out{};
+    const Result& value = number.at(field);
+    std::snprintf(out.data(), out.size(), percent ? "%.1f" : "%.4f",
+                  value.is_number() ? unit * value.get<double>() : 0);
+    return std::string(out.data());
+  };
+  if (!number.at("lower").is_number()) return text("value");
+  return text("value") + " [" + text("lower") + ", " + text("upper") + "]";
 }
 
-eval::Table headline_of(const Result& variants) {
-  eval::Table table;
-  table.caption = "Share of right answers; w16 is the base in 16 bits, nf4 the base in 4 bits.";
-  table.columns = {"model"};
-  const bool any = !variants.empty();
-  for (const std::string_view name : score_names) {
-    const std::string key(name);
-    const int count = any ? variants.begin()->value(key + "_n", 0) : 0;
-    table.columns.push_back(key + " (of " + std::to_string(count) + ")");
+/// A number of a variant's figures; null where it was not measured.
+Result number_of(const Result& variant, const std::string& figure, const std::string& number) {
+  const Result& figures = variant.at("figures");
+  if (!figures.contains(figure)) return nullptr;
+  const Result& one = figures.at(figure);
+  if (number.empty()) return one;
+  return one.contains(number) ? one.at(number) : Result(nullptr);
+}
+
+/// Names of figures that hold `number`, in the order of the first variant that has them.
+std::vector<std::string> figures_with(const Result& variants, const std::string& number, bool texts) {
+  std::vector<std::string> names;
+  for (const auto& [variant, content] : variants.items()) {
+    for (const auto& [name, figure] : content.at("figures").items()) {
+      if ((name.rfind("text_", 0) == 0) != texts || (!number.empty() && !figure.contains(number))) continue;
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
   }
-  for (const auto& [model, scores] : variants.items()) {
-    std::vector<std::string> row{model};
-    for (const std::string_view name : score_names) row.push_back(percent(scores, std::string(name)));
+  return names;
+}
+
+/// One row a figure, one column a variant.
+eval::Table table_of(const Result& variants, std::string caption, const std::string& number, bool texts) {
+  eval::Table table;
+  table.caption = std::move(caption);
+  table.columns = {"", "n"};
+  for (const auto& [variant, content] : variants.items()) {
+    const std::string reference = content.value("reference", "");
+    table.columns.push_back(number.empty() || reference.empty() ? variant : variant + " against " + reference);
+  }
+  const bool percent = !texts && number != "margin";
+  for (const std::string& name : figures_with(variants, number, texts)) {
+    std::vector<std::string> row{name, ""};
+    for (const auto& [variant, content] : variants.items()) {
+      const Result one = number_of(content, name, number);
+      if (one.is_object() && row[1].empty()) row[1] = std::to_string(one.value("n", 0));
+      row.push_back(cell_of(one, percent));
+    }
     table.rows.push_back(std::move(row));
   }
   return table;
+}
+
+eval::Table headline_of(const Result& variants) {
+  return table_of(
+      variants,
+      "Percent of right replies with 95 % intervals (bootstrap over entities). w16: the base in 16 bits; nf4: the "
+      "base in 4 bits, adapter off.",
+      "", false);
+}
+
+/// What stands beneath the headline, as far as it was measured.
+std::vector<eval::Table> results_of(const Result& comparison) {
+  const Result& variants = comparison.at("variants");
+  std::vector<eval::Table> tables{
+      table_of(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
+      table_of(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice", false),
+      table_of(variants, "Change in percentage points, on the same items.", "change", false),
+      table_of(variants, "Kept: percent of what the reference had right that is right still.", "kept", false),
+      table_of(variants, "Loss on texts, nats per token.", "", true),
+      table_of(variants, "KL(reference || variant) on texts, nats per token.", "kl", true)};
+  std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
+  if (comparison.contains("requirements") && !comparison.at("requirements").empty()) {
+    eval::Table table;
+    table.caption = "Requirements";
+    table.columns = {"", "measured", "met"};
+    for (const Result& one : comparison.at("requirements")) {
+      table.rows.push_back(
+          {one.value("requirement", ""), one.at("measured").dump(), one.value("met", false) ? "yes" : "no"});
+    }
+    tables.push_back(std::move(table));
+  }
+  return tables;
+}
+
+/// Shares by relation or entity, one chart a kind.
+void add_bars(const Result& variants, const std::string& group, const std::string& what,
+              std::vector<eval::BarChart>& charts) {
+  std::vector<std::string> kinds;
+  for (const auto& [variant, content] : variants.items()) {
+    if (!content.contains(group)) continue;
+    for (const auto& [kind, shares] : content.at(group).items()) {
+      if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
+    }
+  }
+  for (const std::string& kind : kinds) {
+    eval::BarChart chart{kind + ", by " + what, {}, {}};
+    for (const auto& [variant, content] : variants.items()) {
+      if (!content.contains(group) || !content.at(group).contains(kind)) continue;
+      eval::BarSeries series{variant, {}};
+      const Result& shares = content.at(group).at(kind);
+      if (chart.labels.empty()) {
+        for (const auto& [label, share] : shares.items()) chart.labels.push_back(label);
+      }
+      for (const std::string& label : chart.labels) {
+        eval::Interval value;
+        value.value = shares.contains(label) ? shares.at(label).value("value", 0.0) : std::nan("");
+        value.n = shares.contains(label) ? shares.at(label).value("n", 0) : 0;
+        series.values.push_back(value);
+      }
+      chart.series.push_back(std::move(series));
+    }
+    if (chart.labels.size() <= 40) charts.push_back(std::move(chart));
+  }
+}
+
+/// What an arm learned (right about new facts asked in new words, over guessing where a twin world tells) against what was
+/// kept of old facts: one line a group of arms. Empty where fewer than two arms were measured.
+std::vector<eval::Plot> fronts_of(const Result& comparison) {
+  if (!comparison.contains("groups")) return {};
+  const Result& variants = comparison.at("variants");
+  const auto value_of = [&](const std::string& arm, std::initializer_list<std::pair<const char*, const char*>> names) {
+    for (const auto& [figure, number] : names) {
+      const Result one = number_of(variants.at(arm), figure, number);
+      if (one.is_object() && one.at("value").is_number()) return one.at("value").get<double>();
+    }
+    return std::nan("");
+  };
+  std::map<std::string, std::vector<std::pair<double, double>>> points;
+  for (const auto& [arm, group] : comparison.at("groups").items()) {
+    if (!variants.contains(arm)) continue;
+    points[group.get<std::string>()].emplace_back(
+        100 * value_of(arm, {{"paraphrase", "net"}, {"paraphrase", ""}, {"knowledge", "net"}, {"knowledge", ""}}),
+        100 * value_of(arm, {{"retention", ""}}));
+  }
+  eval::Plot plot{
+      "What was kept against what was learned", "new facts learned, %", "old facts right, %", eval::Scale::linear, {}};
+  std::size_t count = 0;
+  for (auto& [group, list] : points) {
+    std::sort(list.begin(), list.end());
+    eval::Series series{group, {}, {}};
+    for (const auto& [x, y] : list) {
+      series.x.push_back(x);
+      series.y.push_back(y);
+      count += std::isfinite(x) && std::isfinite(y) ? 1 : 0;
+    }
+    plot.series.push_back(std::move(series));
+  }
+  if (count < 2) return {};
+  return {std::move(plot)};
+}
+
+/// What was learned, lost and invented, as before and after.
+std::vector<eval::Gallery> galleries_of(const Result& comparison) {
+  std::vector<eval::Gallery> galleries;
+  if (!comparison.contains("examples")) return galleries;
+  for (const auto& [name, group] : comparison.at("examples").items()) {
+    if (!group.contains("some")) continue;  // of several models: one gallery each would be too long
+    std::string heading = name;
+    heading[0] = static_cast<char>(std::toupper(heading[0]));
+    eval::Gallery gallery{heading + ": " + std::to_string(group.value("count", 0)) + " items", {}};
+    for (const Result& one : group.at("some")) {
+      gallery.exchanges.push_back({one.value("form", ""),
+                                   one.value("prompt", ""),
+                                   {{"expected", one.value("expected", "")},
+                                    {"before", one.value("before", "")},
+                                    {"after", one.value("after", "")}}});
+    }
+    if (!gallery.exchanges.empty()) galleries.push_back(std::move(gallery));
+  }
+  return galleries;
 }
 
 void print_table(const eval::Table& table, std::ostream& out) {
@@ -71,7 +228,7 @@ eval::Plot plot_of(const std::vector<std::pair<std::string, std::vector<Metric>>
   return plot;
 }
 
-std::string cell_of(const Result& value) {
+std::string text_of(const Result& value) {
   return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, Result::error_handler_t::replace);
 }
 
@@ -81,7 +238,7 @@ void add_rows(const Result& object, const std::string& prefix, eval::Table& tabl
     if (value.is_object()) {
       add_rows(value, prefix + key + ".", table);
     } else {
-      table.rows.push_back({prefix + key, cell_of(value)});
+      table.rows.push_back({prefix + key, text_of(value)});
     }
   }
 }
@@ -112,6 +269,11 @@ void print_comparison(const Result& comparison, std::ostream& out) {
   if (comparison.at("variants").empty()) return;
   out << '\n';
   print_table(headline_of(comparison.at("variants")), out);
+  if (!comparison.contains("requirements")) return;
+  for (const Result& one : comparison.at("requirements")) {
+    out << "requirement " << one.value("requirement", "") << ": " << one.at("measured").dump() << ", "
+        << (one.value("met", false) ? "met" : "NOT MET") << '\n';
+  }
 }
 
 void write_report(const std::filesystem::path& file, const Result& comparison,
@@ -119,7 +281,15 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   eval::Report report;
   report.title = "Base and tuned, side by side";
   report.summary = "What was learned, what was kept, and how training went.";
-  report.headline = headline_of(comparison.at("variants"));
+  const Result& variants = comparison.at("variants");
+  report.headline = headline_of(variants);
+  if (!variants.empty()) {
+    report.results = results_of(comparison);
+    report.fronts = fronts_of(comparison);
+    add_bars(variants, "by_relation", "relation", report.bars);
+    add_bars(variants, "by_entity", "page", report.bars);
+    report.galleries = galleries_of(comparison);
+  }
   std::vector<std::pair<std::string, std::vector<Metric>>> runs;
   for (const auto& [name, path] : metrics) runs.emplace_back(name, read_metrics(path));
   if (!runs.empty()) {

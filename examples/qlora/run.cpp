@@ -33,6 +33,18 @@ struct RunOptions {
 
 /// Everything in [train] that decides the adapter's bits.
 Result settings_of(const TrainSection& t) {
+  if (t.method == "full") {
+    return {{"method", t.method},
+            {"lr", t.lr},
+            {"schedule", t.schedule},
+            {"warmup", t.warmup},
+            {"epochs", t.epochs},
+            {"batch", t.batch},
+            {"accumulate", t.accumulate},
+            {"weight_decay", t.weight_decay},
+            {"max_grad_norm", t.max_grad_norm},
+            {"seed", t.seed}};
+  }
   return {{"rank", t.rank},
           {"alpha", t.alpha},
           {"rslora", t.rslora},
@@ -58,7 +70,11 @@ Result settings_of(const PackSection& p) {
 }
 
 Result settings_of(const CompareSection& c) {
-  return {{"max_new_tokens", c.max_new_tokens}, {"top_p", c.top_p}, {"temperature", c.temperature}, {"seed", c.seed}};
+  return {{"max_new_tokens", c.max_new_tokens},
+          {"top_p", c.top_p},
+          {"temperature", c.temperature},
+          {"seed", c.seed},
+          {"require", c.require}};
 }
 
 Result paths_of(const std::vector<fs::path>& paths) {
@@ -120,7 +136,14 @@ Result joined(const std::vector<ModelSection>& models, const std::vector<Result>
   for (Result& exchange : all["answers"]) exchange["answers"] = Result::object();
   for (std::size_t m = 0; m < models.size(); ++m) {
     for (const auto& [section, content] : comparisons[m].items()) {
-      if (section == "answers") continue;
+      if (section == "answers" || section == "tuned") continue;
+      if (content.is_array()) {  // requirements: each with its model's name
+        for (Result one : content) {
+          one["requirement"] = spaced({models[m].name, one.value("requirement", "")});
+          all[section].push_back(one);
+        }
+        continue;
+      }
       Result& together = all[section];
       if (together.is_null()) together = Result::object();
       for (const auto& [name, value] : content.items()) together[spaced({models[m].name, name})] = value;
@@ -211,12 +234,20 @@ class JobRun {
                  << " -> " << result.value("last_loss", 0.0) << '\n';
   }
 
-  [[nodiscard]] fs::path adapter(const ModelSection& model, const std::string& arm) const {
-    return folder(model) / arm / "train" / "adapter";
+  [[nodiscard]] fs::path trained(const ModelSection& model, const Arm& arm) const {
+    return trained_in(folder(model, arm) / "train", arm.train);
+  }
+  /// The arm that is merged; null when every arm trains all weights.
+  [[nodiscard]] const Arm* merged_arm() const {
+    for (const Arm& arm : job_.arms) {
+      if (arm.name == job_.merge.arm && arm.train.method != "full") return &arm;
+    }
+    return nullptr;
   }
 
   void merge(const ModelSection& model) {
-    const MergeStep settings{model.path, adapter(model, job_.merge.arm), folder(model) / "merged",
+    if (merged_arm() == nullptr) return;
+    const MergeStep settings{model.path, trained(model, *merged_arm()), folder(model) / "merged",
                              job_.merge.shard_bytes, "auto"};
     const std::string name = spaced({"merge", model.name});
     step({name, {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
@@ -225,11 +256,17 @@ class JobRun {
   }
 
   Result compare(const ModelSection& model) {
-    CompareStep settings{model.path, {}, folder(model) / "merged", job_.compare, job_.device, options_.threads};
-    std::vector<fs::path> inputs{model.path, settings.merged};
+    CompareStep settings{
+        .model = model.path, .compare = job_.compare, .device = job_.device, .threads = options_.threads};
+    std::vector<fs::path> inputs{model.path};
+    if (const Arm* arm = merged_arm(); arm != nullptr) {
+      settings.merged = folder(model) / "merged";
+      settings.merged_from = arm->name;
+      inputs.push_back(settings.merged);
+    }
     for (const Arm& arm : job_.arms) {
-      settings.adapters.emplace_back(arm.name, adapter(model, arm.name));
-      inputs.push_back(settings.adapters.back().second);
+      (arm.train.method == "full" ? settings.models : settings.adapters).emplace_back(arm.name, trained(model, arm));
+      inputs.push_back(trained(model, arm));
     }
     if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
     inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
@@ -241,6 +278,17 @@ class JobRun {
                                          comparison.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
                    return comparison;
                  }});
+  }
+
+  /// Which arms make one line of a front: those of one method, or as they say themselves.
+  [[nodiscard]] Result groups() const {
+    Result all = Result::object();
+    for (const ModelSection& model : job_.models) {
+      for (const Arm& arm : job_.arms) {
+        all[spaced({model.name, arm.name})] = spaced({model.name, arm.group.empty() ? arm.train.method : arm.group});
+      }
+    }
+    return all;
   }
 
   Result report(const Result& fetched, const Result& comparison) {
@@ -257,7 +305,11 @@ class JobRun {
     }
     seconds["total"] = total;
     const Result variants = comparison.contains("variants") ? comparison["variants"] : Result::object();
-    const Result result{{"answers", comparison.at("answers")}, {"variants", variants}, {"seconds", seconds}};
+    Result result{{"answers", comparison.at("answers")}, {"variants", variants}, {"seconds", seconds}};
+    for (const char* section : {"examples", "requirements"}) {
+      if (comparison.contains(section)) result[section] = comparison.at(section);
+    }
+    result["groups"] = groups();
     write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
     std::vector<std::pair<std::string, fs::path>> metrics;
     for (const ModelSection& model : job_.models) {
@@ -269,7 +321,9 @@ class JobRun {
     details["seconds"] = seconds;
     details["pages"] = fetched;
     details["SHA-256"] = hashes;
-    write_report(out_ / "report.html", comparison, metrics, details);
+    Result page = comparison;
+    page["groups"] = groups();
+    write_report(out_ / "report.html", page, metrics, details);
     print_comparison(comparison, context_.out);
     context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';
     return result;

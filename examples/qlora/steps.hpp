@@ -56,16 +56,19 @@ struct MergeStep {
 };
 Result run_merge(const MergeStep& step, Progress& progress);
 
-/// The same questions to the base, the base with each adapter, and the merged model.
+/// The same questions to the base, the base with each adapter, the merged model and models trained whole.
 struct CompareStep {
   std::filesystem::path model;
-  std::vector<std::pair<std::string, std::filesystem::path>> adapters;  ///< name, directory
-  std::filesystem::path merged;                                         ///< may be empty
+  std::vector<std::pair<std::string, std::filesystem::path>> adapters{};  ///< name, directory
+  std::filesystem::path merged{};                                         ///< may be empty
+  std::string merged_from{};  ///< the adapter that was merged{}; requirements and examples are about it
+  std::vector<std::pair<std::string, std::filesystem::path>> models{};  ///< trained whole: name, directory
   CompareSection compare;
   DeviceSection device;
   int threads = 0;
 };
-/// {"answers": [...], "variants": {...}}; variants is empty without probes.
+/// {"answers": [...], "variants": {NAME: {"reference", "figures", ...}}}, and with probes "tuned" (the variant that is
+/// judged), "examples" and "requirements"; variants is empty without probes.
 Result run_compare(const CompareStep& step, Progress& progress);
 /// The scores, or the answers when there are none, as text.
 void print_comparison(const Result& comparison, std::ostream& out);

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/eval/bars.hpp"
 #include "qlora/eval/svg.hpp"
 
 namespace qlora {
@@ -30,11 +31,21 @@ struct Exchange {
   std::vector<std::pair<std::string, std::string>> answers;  ///< model, answer
 };
 
+/// Exchanges under a heading of their own: what was learned, what was lost.
+struct Gallery {
+  std::string heading;
+  std::vector<Exchange> exchanges;
+};
+
 struct Report {
   std::string title;
   std::string summary;  ///< one or two sentences under the title
   Table headline;
-  std::vector<Plot> plots;
+  std::vector<Table> results;  ///< beneath it: other figures, requirements
+  std::vector<Plot> fronts;    ///< models against each other
+  std::vector<BarChart> bars;
+  std::vector<Gallery> galleries;
+  std::vector<Plot> plots;  ///< of training
   std::vector<Exchange> answers;
   std::vector<Table> details;  ///< settings, files and hashes, seconds per step
 };
@@ -108,6 +119,16 @@ inline constexpr std::size_t data_rows = 60;
   return out + "</div></article>\n";
 }
 
+/// Plots side by side under a heading, each with its numbers; nothing for none.
+[[nodiscard]] inline std::string plots_of(const std::string& heading, const std::vector<Plot>& plots) {
+  if (plots.empty()) return {};
+  std::string out = "<h2>" + escape(heading) + "</h2>\n<div class=\"plots\">\n";
+  for (const Plot& plot : plots) {
+    out += "<figure>" + to_svg(plot) + "<details><summary>data</summary>" + data_of(plot) + "</details></figure>\n";
+  }
+  return out + "</div>\n";
+}
+
 }  // namespace detail
 
 /// The whole page.
@@ -120,14 +141,18 @@ inline constexpr std::size_t data_rows = 60;
          "</style></head>\n<body><h1>" + escape(report.title) + "</h1>\n";
   if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
   if (!report.headline.rows.empty()) out += "<h2>Results</h2>\n" + detail::html_of(report.headline);
-  if (!report.plots.empty()) {
-    out += "<h2>Training</h2>\n<div class=\"plots\">\n";
-    for (const Plot& plot : report.plots) {
-      out += "<figure>" + to_svg(plot) + "<details><summary>data</summary>" + detail::data_of(plot) +
-             "</details></figure>\n";
-    }
+  for (const Table& table : report.results) out += detail::html_of(table);
+  out += detail::plots_of("Against each other", report.fronts);
+  if (!report.bars.empty()) {
+    out += "<h2>By relation and by page</h2>\n<div class=\"plots\">\n";
+    for (const BarChart& chart : report.bars) out += "<figure>" + to_svg(chart) + "</figure>\n";
     out += "</div>\n";
   }
+  for (const Gallery& gallery : report.galleries) {
+    out += "<h2>" + escape(gallery.heading) + "</h2>\n";
+    for (const Exchange& exchange : gallery.exchanges) out += detail::html_of(exchange);
+  }
+  out += detail::plots_of("Training", report.plots);
   if (!report.answers.empty()) {
     out += "<h2>Answers, side by side</h2>\n";
     for (const Exchange& exchange : report.answers) out += detail::html_of(exchange);
