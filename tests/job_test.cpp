@@ -134,6 +134,24 @@ TEST_CASE("[device] and recompute come from the job, and the command line goes b
   CHECK(contains(refusal(scratch, minimal + "[device]\nmemory_cap = 'much'\n"), ":8: `memory_cap` must be a size"));
 }
 
+TEST_CASE("what is trained, how arms are grouped, what must hold") {
+  const Scratch scratch;
+  const std::string arms =
+      "[train]\nprobes = ['guard.jsonl']\nguard = ['retention.lower>=0.9']\n[[arm]]\nname = 'a'\n[[arm]]\nname = 'b'\n"
+      "method = 'full'\ngroup = 'all weights'\nevery = 7\n[compare]\nrequire = ['knowledge.value>0']\n";
+  const auto job = nlohmann::json::parse(check(scratch, minimal + arms).out);
+  CHECK(job.at("arms").at("b").at("method") == "full");
+  CHECK_FALSE(job.at("arms").at("b").contains("rank"));  // all weights have none
+  CHECK(job.at("arms").at("b").at("every") == 7);
+  CHECK(job.at("arms").at("a").at("every") == 50);
+  CHECK(job.at("arms").at("a").at("guard") == nlohmann::json{"retention.lower>=0.9"});
+  CHECK(job.at("merge").at("arm") == "a");  // the last one that has an adapter
+  CHECK(job.at("compare").at("require") == nlohmann::json{"knowledge.value>0"});
+  CHECK(contains(refusal(scratch, minimal + "[train]\nmethod = 'lora'\n"), "`method` cannot be \"lora\""));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngroup = 3\n"), "`group` must be a text"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngruop = 'x'\n"), "did you mean `group`?"));
+}
+
 TEST_CASE("unknown keys and sections name file, line and what was probably meant") {
   const Scratch scratch;
   const std::string file = (scratch / "job.toml").string();
@@ -143,7 +161,7 @@ TEST_CASE("unknown keys and sections name file, line and what was probably meant
   CHECK(contains(refusal(scratch, minimal + "[tarin]\nrank = 8\n"), "unknown section [tarin]; did you mean `train`?"));
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nalhpa = 2\n"), "did you mean `alpha`?"));
   CHECK(contains(refusal(scratch, "rank = 3\n" + minimal), ":1: unknown section"));
-  CHECK(contains(refusal(scratch, minimal + "[train]\nzzzzzzzz = 1\n"), "known are rank alpha"));
+  CHECK(contains(refusal(scratch, minimal + "[train]\nzzzzzzzz = 1\n"), "known are method rank"));
 }
 
 TEST_CASE("wrong types and values name the line, too") {

@@ -140,6 +140,10 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   report.plots = {plot};
   report.answers = {{evil, evil, {{evil, evil}, {"tuned", "ok"}}}};
   report.details = {{evil, {evil}, {{evil}}}};
+  report.results = {{evil, {evil}, {{evil}}}};
+  report.fronts = {plot};
+  report.bars = {{evil, {evil}, {{evil, {{0.5, 0.4, 0.6, 3, 2}}}}}};
+  report.galleries = {{evil, {{evil, evil, {{evil, evil}}}}}};
   const Page page(to_html(report));
   CHECK(page.count("//*[local-name()='script' or local-name()='img' or local-name()='link']") == 0);
   CHECK(page.count("//@*[starts-with(name(), 'on')]") == 0);
@@ -147,7 +151,27 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   // What the reader sees is the text itself, but for the two bytes that no page can hold.
   CHECK(page.text("//*[local-name()='h1']") ==
         "</title><script>alert(1)</script>\"'><img src=x onerror=y>\xEF\xBF\xBD\xEF\xBF\xBD ]]> <!-- &lt;");
-  CHECK(page.count("//*[@class='answer']") == 2);
+  CHECK(page.count("//*[@class='answer']") == 3);
+}
+
+TEST_CASE("a bar ends at its value, its whisker at the bounds, and what is unknown is not drawn") {
+  const double unknown = std::nan("");
+  BarChart chart{"Shares", {"maker", "city", "price"}, {}};
+  chart.series.push_back({"base", {{0.25, 0.1, 0.5, 8, 4}, {0.0, unknown, unknown, 3, 1}, {1.0, 1.0, 1.0, 2, 2}}});
+  chart.series.push_back({"tuned", {{0.5, unknown, unknown, 8, 4}, {unknown, unknown, unknown, 0, 0}}});
+  const Page page(to_svg(chart));
+  const std::string bar = "//*[local-name()='rect'][*[local-name()='title']]";
+  CHECK(page.count(bar) == 4);  // three of the base, one of tuned
+  const auto width = [&](int which) { return page.number("(" + bar + ")[" + std::to_string(which) + "]/@width"); };
+  CHECK(width(2) == doctest::Approx(2 * width(1)).epsilon(0.002));  // tuned 0.5 beside base 0.25
+  CHECK(width(4) == doctest::Approx(4 * width(1)).epsilon(0.002));
+  CHECK(width(3) <= 1.0);
+  const std::string whisker = "(//*[local-name()='line'])[1]";
+  CHECK(page.count("//*[local-name()='line']") == 2);
+  const double left = page.number("(" + bar + ")[1]/@x");
+  CHECK(page.number(whisker + "/@x1") - left == doctest::Approx(width(4) * 0.1).epsilon(0.002));
+  CHECK(page.number(whisker + "/@x2") - left == doctest::Approx(width(4) * 0.5).epsilon(0.002));
+  CHECK(page.text("(" + bar + ")[1]/*[local-name()='title']") == "base · maker: 25 % (10 % to 50 %), n 8");
 }
 
 TEST_CASE("the page shows headline, plots with their data, answers and settings") {

@@ -189,7 +189,10 @@ Keys<TrainSection> train_keys() {
       text("recompute", &TrainSection::recompute, {"auto", "none", "cheap", "block"},
            "what the backward pass computes again; auto: as the GPU's memory asks for"),
       path("replay", &TrainSection::replay, "documents of the model's own world (.jsonl), mixed in"),
-      number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all")};
+      number("replay_limit", &TrainSection::replay_limit, 0, 1e9, "of these, the first so many; 0 all"),
+      list("probes", &TrainSection::probes, "measured during training (.jsonl); not those of [compare]"),
+      number("every", &TrainSection::every, 1, 1e9, "steps between measurements"),
+      list("guard", &TrainSection::guard, "ends training when it fails, as \"retention.lower>=0.95\"")};
 }
 
 Keys<MergeSection> merge_keys() {

@@ -56,6 +56,9 @@ struct TrainSection {
   std::string recompute = "auto";
   std::filesystem::path replay;
   int replay_limit = 0;
+  std::vector<std::filesystem::path> probes;
+  int every = 50;
+  std::vector<std::string> guard;
 };
 
 /// [train] with its own name and overrides. A job without [[arm]] has one, named "qlora".

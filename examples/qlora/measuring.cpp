@@ -140,8 +140,8 @@ Result check_requirements(const std::vector<std::string>& requirements, const Re
   Result all = Result::array();
   if (requirements.empty()) return all;
   const auto figures_of = [&](const std::string& name) -> const Result& { return variants.at(name).at("figures"); };
-  std::vector<std::string> paths;
-  if (variants.contains(variant)) add_paths(figures_of(variant), "", paths);
+  const std::vector<std::string> paths =
+      variants.contains(variant) ? paths_of(figures_of(variant)) : std::vector<std::string>();
   const auto lookup = [&](std::string_view path) -> std::optional<double> {
     const std::string front(path.substr(0, path.find('.')));
     if (variants.contains(front)) return find_number(figures_of(front), path.substr(front.size() + 1));
@@ -152,6 +152,12 @@ Result check_requirements(const std::vector<std::string>& requirements, const Re
     all.push_back({{"requirement", gate.expression}, {"measured", number_of(gate.measured)}, {"met", gate.met}});
   }
   return all;
+}
+
+std::vector<std::string> paths_of(const Result& figures) {
+  std::vector<std::string> paths;
+  add_paths(figures, "", paths);
+  return paths;
 }
 
 bool any_unmet(const Result& result) {

@@ -32,6 +32,8 @@ namespace qlora::program {
 /// not there. A path may begin with a variant's name; else it is `variant` that is meant.
 [[nodiscard]] Result check_requirements(const std::vector<std::string>& requirements, const Result& variants,
                                         const std::string& variant);
+/// The paths of all numbers of figures in the form of json_of.
+[[nodiscard]] std::vector<std::string> paths_of(const Result& figures);
 /// Whether a result holds a requirement that is not met.
 [[nodiscard]] bool any_unmet(const Result& result);
 

@@ -26,17 +26,20 @@ struct Metric {
   std::int64_t tokens = 0;           ///< positions of this step, padding included
   std::int64_t labelled_tokens = 0;  ///< of these, the ones that were to be predicted
   double tok_per_s = 0;
+  nlohmann::ordered_json probes{};  ///< figures measured after this step; null: none were
 };
 
 inline nlohmann::ordered_json json_of(const Metric& m) {
-  return {{"step", m.step},
-          {"epoch", m.epoch},
-          {"loss", m.loss},
-          {"grad_norm", m.grad_norm},
-          {"lr", m.lr},
-          {"tokens", m.tokens},
-          {"labelled_tokens", m.labelled_tokens},
-          {"tok_per_s", m.tok_per_s}};
+  nlohmann::ordered_json line{{"step", m.step},
+                              {"epoch", m.epoch},
+                              {"loss", m.loss},
+                              {"grad_norm", m.grad_norm},
+                              {"lr", m.lr},
+                              {"tokens", m.tokens},
+                              {"labelled_tokens", m.labelled_tokens},
+                              {"tok_per_s", m.tok_per_s}};
+  if (!m.probes.is_null()) line["probes"] = m.probes;
+  return line;
 }
 
 /// Lines of a metrics.jsonl; reading ends at the first that is not whole, which a killed run may leave.
@@ -47,8 +50,8 @@ inline std::vector<Metric> read_metrics(const std::filesystem::path& file) {
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = text.find('\n', at);
     if (end == std::string::npos) break;
-    const auto line = nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const auto line = nlohmann::ordered_json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
+                                                    text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
     at = end + 1;
     if (!line.is_object()) break;
     const auto real = [&](const char* key) {
@@ -58,7 +61,8 @@ inline std::vector<Metric> read_metrics(const std::filesystem::path& file) {
       return line.contains(key) && line[key].is_number_integer() ? line[key].get<std::int64_t>() : 0;
     };
     metrics.push_back({static_cast<int>(whole("step")), real("epoch"), real("loss"), real("grad_norm"), real("lr"),
-                       whole("tokens"), whole("labelled_tokens"), real("tok_per_s")});
+                       whole("tokens"), whole("labelled_tokens"), real("tok_per_s"),
+                       line.contains("probes") ? line["probes"] : nlohmann::ordered_json()});
   }
   return metrics;
 }

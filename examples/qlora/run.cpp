@@ -31,6 +31,15 @@ struct RunOptions {
   bool keys = false;
 };
 
+/// A guard ends a run, and so decides what comes out of it; probes that only watch do not.
+Result with_guard(Result settings, const TrainSection& t) {
+  if (!t.guard.empty()) {
+    settings["guard"] = t.guard;
+    settings["every"] = t.every;
+  }
+  return settings;
+}
+
 /// Everything in [train] that decides the adapter's bits.
 Result settings_of(const TrainSection& t) {
   if (t.method == "full") {
@@ -96,6 +105,9 @@ Result describe(const Job& job) {
     arms[arm.name]["recompute"] = arm.train.recompute;
     arms[arm.name]["replay"] = arm.train.replay.string();
     arms[arm.name]["replay_limit"] = arm.train.replay_limit;
+    arms[arm.name]["probes"] = paths_of(arm.train.probes);
+    arms[arm.name]["every"] = arm.train.every;
+    arms[arm.name]["guard"] = arm.train.guard;
   }
   Result data = settings_of(job.data);
   data["files"] = paths_of(job.data.files);
@@ -223,13 +235,14 @@ class JobRun {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
     const TrainStep settings{model.path, folder(model, arm) / "data", out, arm.train, job_.device, options_.threads};
-    Result train_settings = settings_of(arm.train);
+    Result train_settings = with_guard(settings_of(arm.train), arm.train);
     train_settings["device"] = job_.device.use;
     train_settings["fast"] = job_.device.fast;
     const std::string name = spaced({"train", model.name, arm.name});
-    const Result result = step({name, train_settings, {model.path, settings.data}, {out}, [&] {
-                                  return run_train(settings, context_.progress);
-                                }});
+    std::vector<fs::path> inputs{model.path, settings.data};
+    if (!arm.train.guard.empty()) inputs.insert(inputs.end(), arm.train.probes.begin(), arm.train.probes.end());
+    const Result result =
+        step({name, train_settings, inputs, {out}, [&] { return run_train(settings, context_.progress); }});
     context_.out << name << ": " << result.value("steps", 0) << " steps, loss " << result.value("first_loss", 0.0)
                  << " -> " << result.value("last_loss", 0.0) << '\n';
   }

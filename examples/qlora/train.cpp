@@ -9,6 +9,7 @@
 #include <ostream>
 #include <string>
 
+#include "guard.hpp"
 #include "interrupt.hpp"
 #include "metrics.hpp"
 #include "options.hpp"
@@ -47,7 +48,8 @@ class TrainRun {
         data_(TokenDataset::open(step.data)),
         order_(static_cast<int>(data_.size()), step.train.batch * step.train.accumulate,
                static_cast<std::uint64_t>(step.train.seed)),
-        total_(order_.steps_per_epoch() * step.train.epochs) {
+        total_(order_.steps_per_epoch() * step.train.epochs),
+        guard_(step.train, model_) {
     check();
     const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads, method());
     device_ = chosen.machine.device;
@@ -62,15 +64,23 @@ class TrainRun {
     progress_.begin("train", total_, "steps", first);
     std::int64_t tokens = 0;
     while (training_->steps_done() < total_) {
-      const Metric metric = one_step();
+      Metric metric = one_step();
+      const bool measured = guard_.due(metric.step, total_);
+      std::string unmet;
+      if (measured) unmet = measure(metric);
       log.add(metric);
       tokens += metric.tokens;
       std::array<char, 96> note{};
       std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", metric.loss, metric.grad_norm,
                     gigabytes(training_->memory()).c_str());
-      progress_.update(metric.step, tokens, note.data());
+      progress_.update(metric.step, tokens, note.data() + measured_);
+      if (!unmet.empty()) {
+        stopped_ = go_back(metric.step, unmet);
+        break;
+      }
       const bool stop = interrupted() && metric.step < total_;
-      if (stop || metric.step % step_.train.checkpoint_every == 0 || metric.step == total_) checkpoint(log);
+      const bool saved = guard_.decides() ? measured : metric.step % step_.train.checkpoint_every == 0;
+      if (stop || saved || metric.step == total_) checkpoint(log);
       if (stop) {
         throw Error(qlora::detail::concat("interrupted; step ", metric.step, " of ", total_, " is saved in ",
                                           step_.out.string(), ", the same command goes on from there"),
@@ -85,6 +95,30 @@ class TrainRun {
   }
 
  private:
+  /// Figures into the step's record; what of the guard is not met.
+  std::string measure(Metric& metric) {
+    if (method() == Method::full && base_ == nullptr) {  // not in this model any more
+      const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.threads);
+      base_ = chosen.variant->open(model_, Base::full, chosen.machine);
+    }
+    Guard::Measured now = guard_.measure(training_->session(), base_.get());
+    metric.probes = std::move(now.figures);
+    measured_ = now.note;
+    return now.unmet;
+  }
+  /// The newest checkpoint is the last measurement at which all was as asked.
+  int go_back(int step, const std::string& unmet) {
+    const CheckpointSearch found = load_latest_checkpoint(step_.out / "checkpoints");
+    if (!found.checkpoint) {
+      throw Error(qlora::detail::concat("the guard ", unmet, " is not met at step ", step,
+                                        ", where it was first measured; measure more often (--every), or lower --lr"));
+    }
+    training_->restore(*found.checkpoint);
+    progress_.say(qlora::detail::concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
+                                        found.checkpoint->step, ", the last that met it"));
+    return step;
+  }
+
   [[nodiscard]] Method method() const { return step_.train.method == "full" ? Method::full : Method::qlora; }
   [[nodiscard]] fs::path written() const { return trained_in(step_.out, step_.train); }
 
@@ -125,6 +159,11 @@ class TrainRun {
 
   /// What a checkpoint must have been made with for this run to go on from it.
   [[nodiscard]] Json fingerprint() const {
+    Json all = settings();
+    if (guard_.decides()) all["guard"] = guard_.fingerprint();
+    return all;
+  }
+  [[nodiscard]] Json settings() const {
     const TrainSection& t = step_.train;
     if (method() == Method::full) {
       return {{"data", data_.fingerprint()},
@@ -206,7 +245,8 @@ class TrainRun {
 
   [[nodiscard]] Result result(const std::vector<Metric>& metrics, int first) const {
     return {
-        {"steps", total_},
+        {"steps", training_->steps_done()},
+        {"stopped_at", stopped_},
         {"resumed_after", first},
         {"windows", data_.size()},
         {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
@@ -228,7 +268,11 @@ class TrainRun {
   DataOrder order_;
   int total_;
   Device device_ = Device::cpu;
+  Guard guard_;
   std::unique_ptr<Training> training_;
+  std::unique_ptr<Session> base_;  ///< of a training of all weights, where the guard needs it
+  std::string measured_;           ///< by the last measurement, for the progress line
+  int stopped_ = 0;                ///< step at which the guard ended the run
   StepWindows windows_;
 };
 
@@ -269,6 +313,10 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("--moments8", t.moments8, "AdamW's moments in 8 bits: a quarter of their memory");
   verb.add("--seed", t.seed, "Of data order, initial adapters and dropout").non_negative();
   verb.add("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints").range(1, 1000000000);
+  verb.add("--probes", t.probes, "Measured during training, beside the base: .jsonl").type_name("FILE...");
+  verb.add("--every", t.every, "Steps between measurements").range(1, 1000000000);
+  verb.add("--guard", t.guard, "Ends training when it fails, and goes back to when it held: retention.lower>=0.95")
+      .type_name("TEXT...");
   verb.add("--recompute", t.recompute,
            "What the backward pass computes again to save memory; auto: what the GPU's memory asks for, on the CPU "
            "nothing")

@@ -94,7 +94,40 @@ printf '%s\n' 'The price of the Daxnova' '<script>alert(1)</script> & "quotes"' 
 head -2 "$source/examples/quickstart/knowledge.jsonl" >"$work/probes.jsonl"
 expect 0 compare -m "$work/model" -a "$work/through/adapter" --merged "$work/merged" --questions "$work/questions.txt" \
   --probes "$work/probes.jsonl" --max-new-tokens 5 --report "$work/report.html" --json "$work/compare.json"
-grep -q '"knowledge_completion_n": 2' "$work/compare.json" || fail "probes were not scored"
+[ "$(json "$work/compare.json" n)" = 2 ] || fail "probes were not scored"
+for what in reference figures lower upper change kept by_relation; do
+  grep -q "\"$what\": " "$work/compare.json" || fail "no $what in the comparison"
+done
+# A requirement decides the exit code, and one that names nothing is refused.
+expect 0 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --max-new-tokens 5 \
+  --require "knowledge.value<=1" --require "nf4.knowledge.n>=2"
+expect 1 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --max-new-tokens 5 \
+  --require "knowledge.lower>1"
+grep -q "requirement knowledge.lower>1: .*NOT MET" "$work/out" || fail "the requirement that is not met is not named"
+expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --require "knowledge.middle>1"
+expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --require "knowledge"
+
+# all weights instead of adapters; the model that comes out is one
+expect 0 train -m "$work/model" -d "$work/data" -o "$work/full" --method full --lr 1e-3 --epochs 2 --batch 1 --threads 2
+expect 0 compare -m "$work/model" --full "$work/full/model" --probes "$work/probes.jsonl" --max-new-tokens 5
+
+# probes during training: watching changes nothing, a guard ends the run where it still held
+short="-m $work/model -d $work/data --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 4 --threads 2"
+expect 0 train $short -o "$work/alone"
+expect 0 train $short -o "$work/watched" --probes "$work/probes.jsonl" --every 3
+cmp "$work/alone/adapter/adapter_model.safetensors" "$work/watched/adapter/adapter_model.safetensors" ||
+  fail "measuring changed the training"
+[ "$(grep -c '"probes":{"knowledge"' "$work/watched/metrics.jsonl")" -ge 2 ] || fail "nothing was measured in the loop"
+printf '{"kind":"text","domain":"d","text":"%s"}\n' "The price of the Daxnova is low." >"$work/text.jsonl"
+expect 0 train $short -o "$work/watched_text" --probes "$work/text.jsonl" --every 1
+limit=$(sed -n '3s/.*"kl":{"n":1,"clusters":1,"value":\([^,]*\),.*/\1/p' "$work/watched_text/metrics.jsonl")
+[ -n "$limit" ] || fail "no divergence in the record"
+expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<$limit" \
+  --json "$work/guarded.json"
+[ "$(json "$work/guarded.json" stopped_at)" -le 3 ] || fail "the guard did not end the run"
+grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
+expect 3 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
+expect 2 train $short -o "$work/none" --guard "retention.lower>=0.5"
 ! grep -q "<script" "$work/report.html" || fail "the page holds a script"
 grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
 

@@ -1,0 +1,92 @@
+// guard.hpp — probes in the loop: what a model in training has learned and kept so far, beside its base, which is the same
+// process with the adapters off, and whether it still is as a guard asks.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "answering.hpp"
+#include "interrupt.hpp"
+#include "job.hpp"
+#include "measuring.hpp"
+#include "qlora/io/sha256.hpp"
+#include "variant.hpp"
+
+namespace qlora::program {
+
+class Guard {
+ public:
+  /// Inactive when the section names no probes. Throws Error for options that belong to probes without any.
+  Guard(const TrainSection& train, const hf::ModelDir& model) : every_(train.every), model_(model) {
+    for (const std::string& one : train.guard) requirements_.push_back(eval::parse_requirement(one));
+    if (train.probes.empty()) {
+      if (!requirements_.empty()) throw Error("a guard is held against probes: give --probes", ErrorKind::usage);
+      return;
+    }
+    items_ = read_items(train.probes);
+    tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(model.path / "tokenizer.model"));
+    for (const std::filesystem::path& file : train.probes) hashes_.push_back(sha256_file(file));
+  }
+
+  [[nodiscard]] bool active() const { return !items_.empty(); }
+  /// Whether it may end a run: then checkpoints hold what was measured and found good.
+  [[nodiscard]] bool decides() const { return !requirements_.empty(); }
+  [[nodiscard]] bool due(int step, int total) const { return active() && (step % every_ == 0 || step == total); }
+  /// What of it decides a run's bits.
+  [[nodiscard]] Json fingerprint() const {
+    Json expressions = Json::array();
+    for (const eval::Requirement& one : requirements_) expressions.push_back(one.expression);
+    return {{"requirements", expressions}, {"every", every_}, {"probes", hashes_}};
+  }
+
+  struct Measured {
+    Result figures;
+    std::string unmet;  ///< "retention.lower>=0.95 (0.93)"; empty: all is as asked
+    std::string note;   ///< main numbers in a few words
+  };
+  /// `base` is the model before training; null: `now` with its adapters off. Leaves them on.
+  [[nodiscard]] Measured measure(Session& now, Session* base) {
+    if (!base_) {
+      Session& before = base != nullptr ? *base : now;
+      before.use_adapters(false);
+      base_ = read(before, &texts_, nullptr);
+    }
+    now.use_adapters(true);
+    const eval::Readings readings = read(now, nullptr, &texts_);
+    const eval::Figures figures = eval::figures_of(items_, readings, &*base_);
+    Measured result{json_of(figures), {}, {}};
+    for (const eval::Figure& one : figures) {
+      if (one.name.find('_') != std::string::npos) continue;  // a part, or a text
+      const double value = one.numbers.front().second.value;
+      result.note += qlora::detail::concat(", ", one.name, ' ', std::round(1000.0 * value) / 10.0, " %");
+    }
+    const auto lookup = [&](std::string_view path) { return eval::find_number(figures, path); };
+    for (const eval::Requirement& one : requirements_) {
+      const eval::GateResult gate = eval::check(one, lookup, paths_of(result.figures));
+      if (!gate.met)
+        result.unmet +=
+            qlora::detail::concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
+    }
+    return result;
+  }
+
+ private:
+  [[nodiscard]] eval::Readings read(Session& session, eval::TextReference* record, const eval::TextReference* against) {
+    return eval::measure(session, *tokenizer_, items_, {.ends = model_.eos_token_ids}, record, against,
+                         [](std::size_t) { return !interrupted(); });
+  }
+
+  int every_;
+  const hf::ModelDir& model_;
+  std::vector<eval::Requirement> requirements_;
+  std::vector<eval::Item> items_;
+  std::vector<std::string> hashes_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<eval::Readings> base_;
+  eval::TextReference texts_;
+};
+
+}  // namespace qlora::program
