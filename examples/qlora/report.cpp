@@ -6,12 +6,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <iomanip>
-#include <map>
 #include <ostream>
 #include <string>
 
 #include "measuring.hpp"
 #include "metrics.hpp"
+#include "qlora/eval/front.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
 #include "steps.hpp"
@@ -140,10 +140,11 @@ void add_bars(const Result& variants, const std::string& group, const std::strin
   }
 }
 
-/// What an arm learned (right about new facts asked in new words, over guessing where a twin world tells) against what was
-/// kept of old facts: one line a group of arms. Empty where fewer than two arms were measured.
-std::vector<eval::Plot> fronts_of(const Result& comparison) {
-  if (!comparison.contains("groups")) return {};
+/// The arms as trials. Learned: right about new facts asked in new words, less what fits a twin world where probes tell of
+/// one. Kept: old facts that are right.
+std::vector<eval::Trial> trials_of(const Result& comparison) {
+  std::vector<eval::Trial> trials;
+  if (!comparison.contains("arms")) return trials;
   const Result& variants = comparison.at("variants");
   const auto value_of = [&](const std::string& arm, std::initializer_list<std::pair<const char*, const char*>> names) {
     for (const auto& [figure, number] : names) {
@@ -152,28 +153,55 @@ std::vector<eval::Plot> fronts_of(const Result& comparison) {
     }
     return std::nan("");
   };
-  std::map<std::string, std::vector<std::pair<double, double>>> points;
-  for (const auto& [arm, group] : comparison.at("groups").items()) {
+  for (const auto& [arm, about] : comparison.at("arms").items()) {
     if (!variants.contains(arm)) continue;
-    points[group.get<std::string>()].emplace_back(
-        100 * value_of(arm, {{"paraphrase", "net"}, {"paraphrase", ""}, {"knowledge", "net"}, {"knowledge", ""}}),
-        100 * value_of(arm, {{"retention", ""}}));
+    trials.push_back(
+        {about.value("group", ""), about.value("setting", ""), about.value("seed", std::int64_t{0}),
+         value_of(arm, {{"paraphrase", "net"}, {"paraphrase", ""}, {"knowledge", "net"}, {"knowledge", ""}}),
+         value_of(arm, {{"retention", ""}})});
   }
+  return trials;
+}
+
+/// One line a group of arms, one point a setting. Empty where fewer than two settings were measured.
+std::vector<eval::Plot> fronts_of(const std::vector<eval::Trial>& trials) {
   eval::Plot plot{
       "What was kept against what was learned", "new facts learned, %", "old facts right, %", eval::Scale::linear, {}};
-  std::size_t count = 0;
-  for (auto& [group, list] : points) {
-    std::sort(list.begin(), list.end());
+  std::size_t points = 0;
+  for (const auto& [group, settings] : eval::settings_of(trials)) {
     eval::Series series{group, {}, {}};
-    for (const auto& [x, y] : list) {
-      series.x.push_back(x);
-      series.y.push_back(y);
-      count += std::isfinite(x) && std::isfinite(y) ? 1 : 0;
+    for (const eval::SettingPoint& point : settings) {
+      series.x.push_back(100 * point.gain.mean);
+      series.y.push_back(100 * point.kept.mean);
+      ++points;
     }
     plot.series.push_back(std::move(series));
   }
-  if (count < 2) return {};
+  if (points < 2) return {};
   return {std::move(plot)};
+}
+
+/// What each group kept at least at gains that groups share; empty for a single group.
+std::vector<eval::Table> at_matched_gain(const std::vector<eval::Trial>& trials) {
+  eval::Table table;
+  table.caption =
+      "Old facts right, percent, at a gain of at least so many percent of the new facts: the best setting of each "
+      "seed, mean over seeds [least, most] (seeds that reached it)";
+  table.columns = {"gain"};
+  const auto groups = eval::settings_of(trials);
+  if (groups.size() < 2) return {};
+  for (const auto& [group, settings] : groups) table.columns.push_back(group);
+  for (int gain = 10; gain <= 90; gain += 10) {
+    std::vector<std::string> row{std::to_string(gain)};
+    for (const auto& [group, settings] : groups) {
+      const eval::OverSeeds kept = eval::kept_at(trials, group, gain / 100.0);
+      row.push_back(kept.seeds == 0 ? "-"
+                                    : eval::number(100 * kept.mean) + " [" + eval::number(100 * kept.least) + ", " +
+                                          eval::number(100 * kept.most) + "] (" + std::to_string(kept.seeds) + ")");
+    }
+    table.rows.push_back(std::move(row));
+  }
+  return {std::move(table)};
 }
 
 /// What was learned, lost and invented, as before and after.
@@ -285,7 +313,9 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   report.headline = headline_of(variants);
   if (!variants.empty()) {
     report.results = results_of(comparison);
-    report.fronts = fronts_of(comparison);
+    const std::vector<eval::Trial> trials = trials_of(comparison);
+    report.fronts = fronts_of(trials);
+    for (eval::Table& table : at_matched_gain(trials)) report.results.push_back(std::move(table));
     add_bars(variants, "by_relation", "relation", report.bars);
     add_bars(variants, "by_entity", "page", report.bars);
     report.galleries = galleries_of(comparison);

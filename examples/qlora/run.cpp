@@ -293,12 +293,20 @@ class JobRun {
                  }});
   }
 
-  /// Which arms make one line of a front: those of one method, or as they say themselves.
-  [[nodiscard]] Result groups() const {
+  /// What the report's front needs of each arm: its line (those of one method, or as it says itself), and its point there,
+  /// which arms that differ in nothing but the seed share.
+  [[nodiscard]] Result arms() const {
     Result all = Result::object();
     for (const ModelSection& model : job_.models) {
       for (const Arm& arm : job_.arms) {
-        all[spaced({model.name, arm.name})] = spaced({model.name, arm.group.empty() ? arm.train.method : arm.group});
+        Result setting = with_guard(settings_of(arm.train), arm.train);
+        setting.erase("seed");
+        setting["replay"] = arm.train.replay.string();
+        setting["replay_limit"] = arm.train.replay_limit;
+        all[spaced({model.name, arm.name})] = {
+            {"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
+            {"setting", setting.dump()},
+            {"seed", arm.train.seed}};
       }
     }
     return all;
@@ -322,7 +330,7 @@ class JobRun {
     for (const char* section : {"examples", "requirements"}) {
       if (comparison.contains(section)) result[section] = comparison.at(section);
     }
-    result["groups"] = groups();
+    result["arms"] = arms();
     write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
     std::vector<std::pair<std::string, fs::path>> metrics;
     for (const ModelSection& model : job_.models) {
@@ -335,7 +343,7 @@ class JobRun {
     details["pages"] = fetched;
     details["SHA-256"] = hashes;
     Result page = comparison;
-    page["groups"] = groups();
+    page["arms"] = arms();
     write_report(out_ / "report.html", page, metrics, details);
     print_comparison(comparison, context_.out);
     context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';

@@ -1,0 +1,86 @@
+// qlora/eval/front.hpp — trials of several methods against each other: what a method kept, at what it learned.
+// Methods are tuned apart (learning rates, epochs), so neither number alone ranks them. A trial at a gain of 60 that kept 98
+// says that 98 can be kept at any gain up to 60: kept_at(gain) is the most that one of a method's settings kept among
+// those that gained at least so much, for each seed apart, since settings are chosen by the same numbers for all methods.
+// What may not change: seeds are never mixed before the choice, so that luck in one is not added to luck in another.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace qlora {
+inline namespace v0 {
+namespace eval {
+
+/// One training run, measured.
+struct Trial {
+  std::string group;    ///< the method: one line of the plot
+  std::string setting;  ///< what trials of different seeds share
+  std::int64_t seed = 0;
+  double gain = 0.0;  ///< new facts learned, a share
+  double kept = 0.0;  ///< old facts that are right, a share
+};
+
+/// A number over seeds: mean, least and most. Without any, NaN.
+struct OverSeeds {
+  double mean = std::numeric_limits<double>::quiet_NaN();
+  double least = mean;
+  double most = mean;
+  int seeds = 0;
+
+  void add(double value) {
+    least = seeds == 0 ? value : std::min(least, value);
+    most = seeds == 0 ? value : std::max(most, value);
+    mean = (seeds == 0 ? 0.0 : mean * seeds) + value;
+    mean /= ++seeds;
+  }
+};
+
+/// One setting of a group, over its seeds.
+struct SettingPoint {
+  std::string setting;
+  OverSeeds gain;
+  OverSeeds kept;
+};
+
+/// The settings of each group, by rising gain. Trials without a number for either are left out.
+[[nodiscard]] inline std::map<std::string, std::vector<SettingPoint>> settings_of(std::span<const Trial> trials) {
+  std::map<std::string, std::vector<SettingPoint>> groups;
+  for (const Trial& trial : trials) {
+    if (!std::isfinite(trial.gain) || !std::isfinite(trial.kept)) continue;
+    std::vector<SettingPoint>& points = groups[trial.group];
+    const auto same = [&](const SettingPoint& point) { return point.setting == trial.setting; };
+    auto point = std::find_if(points.begin(), points.end(), same);
+    if (point == points.end()) point = points.insert(points.end(), {trial.setting, {}, {}});
+    point->gain.add(trial.gain);
+    point->kept.add(trial.kept);
+  }
+  for (auto& [group, points] : groups) {
+    std::stable_sort(points.begin(), points.end(),
+                     [](const SettingPoint& a, const SettingPoint& b) { return a.gain.mean < b.gain.mean; });
+  }
+  return groups;
+}
+
+/// The most that a group kept with a gain of at least `gain`, for each seed that reached it; `seeds` says how many did.
+[[nodiscard]] inline OverSeeds kept_at(std::span<const Trial> trials, const std::string& group, double gain) {
+  std::map<std::int64_t, double> best;
+  for (const Trial& trial : trials) {
+    if (trial.group != group || !(trial.gain >= gain) || !std::isfinite(trial.kept)) continue;
+    const auto [at, first] = best.try_emplace(trial.seed, trial.kept);
+    if (!first) at->second = std::max(at->second, trial.kept);
+  }
+  OverSeeds result;
+  for (const auto& [seed, kept] : best) result.add(kept);
+  return result;
+}
+
+}  // namespace eval
+}  // namespace v0
+}  // namespace qlora
