@@ -62,7 +62,8 @@ eval::Table table_of(const Result& variants, std::string caption, const std::str
   table.columns = {"", "n"};
   for (const auto& [variant, content] : variants.items()) {
     const std::string reference = content.value("reference", "");
-    table.columns.push_back(number.empty() || reference.empty() ? variant : variant + " against " + reference);
+    const bool compared = number == "change" || number == "kept" || number == "kl";
+    table.columns.push_back(!compared || reference.empty() ? variant : variant + " against " + reference);
   }
   const bool percent = !texts && number != "margin";
   for (const std::string& name : figures_with(variants, number, texts)) {

@@ -61,8 +61,9 @@ h1{font-size:1.6rem;margin:.4rem 0}h2{font-size:1.2rem;margin:2rem 0 .6rem;borde
 p.summary{color:var(--soft);margin-top:0}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;margin:.5rem 0;font-size:.9rem}caption{text-align:left;color:var(--soft)}
-th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;vertical-align:top;overflow-wrap:anywhere}
-th:first-child,td:first-child{text-align:left}.text td,.text th{text-align:left}
+th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;vertical-align:top;white-space:nowrap}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+caption{white-space:normal}.text td,.text th{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}
 figure{margin:0}summary{cursor:pointer;color:var(--soft);font-size:.9rem}
 article{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.8rem 0}
