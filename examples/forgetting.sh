@@ -9,19 +9,8 @@
 #   QLORA_OUT      default out/forgetting
 set -eu
 cd "$(dirname "$0")/.."
-. cmake/packages.sh
-need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libsentencepiece-dev libcli11-dev \
-  libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev
-
-build=build-release
-if [ ! -f $build/CMakeCache.txt ]; then
-  new=-GNinja
-  nvidia-smi >/dev/null 2>&1 || new="$new -DQLORA_CUDA=OFF"
-fi
-# shellcheck disable=SC2086
-cmake --preset release ${new:-} -DQLORA_BUILD_BENCH=OFF -DQLORA_BUILD_EXAMPLES=ON
-cmake --build --preset release --target qlora_program make_world --parallel "$(nproc)"
-program=$(find $build -name qlora -type f -perm -u+x | head -n 1)
+. examples/program.sh
+build_program make_world
 make_world=$(find $build -name make_world -type f -perm -u+x | head -n 1)
 
 out=${QLORA_OUT:-out/forgetting}

@@ -31,45 +31,6 @@ struct RunOptions {
   bool keys = false;
 };
 
-/// A guard ends a run, and so decides what comes out of it; probes that only watch do not.
-Result with_guard(Result settings, const TrainSection& t) {
-  if (!t.guard.empty()) {
-    settings["guard"] = t.guard;
-    settings["every"] = t.every;
-  }
-  return settings;
-}
-
-/// Everything in [train] that decides the adapter's bits.
-Result settings_of(const TrainSection& t) {
-  if (t.method == "full") {
-    return {{"method", t.method},
-            {"lr", t.lr},
-            {"schedule", t.schedule},
-            {"warmup", t.warmup},
-            {"epochs", t.epochs},
-            {"batch", t.batch},
-            {"accumulate", t.accumulate},
-            {"weight_decay", t.weight_decay},
-            {"max_grad_norm", t.max_grad_norm},
-            {"seed", t.seed}};
-  }
-  return {{"rank", t.rank},
-          {"alpha", t.alpha},
-          {"rslora", t.rslora},
-          {"dropout", t.dropout},
-          {"lr", t.lr},
-          {"schedule", t.schedule},
-          {"warmup", t.warmup},
-          {"epochs", t.epochs},
-          {"batch", t.batch},
-          {"accumulate", t.accumulate},
-          {"weight_decay", t.weight_decay},
-          {"max_grad_norm", t.max_grad_norm},
-          {"moments8", t.moments8},
-          {"seed", t.seed}};
-}
-
 Result settings_of(const DataSection& d) {
   return {{"urls", d.urls}, {"compat", d.compat}, {"allow_private", d.allow_private}, {"max_bytes", d.max_bytes}};
 }
@@ -235,7 +196,7 @@ class JobRun {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
     const TrainStep settings{model.path, folder(model, arm) / "data", out, arm.train, job_.device, options_.threads};
-    Result train_settings = with_guard(settings_of(arm.train), arm.train);
+    Result train_settings = settings_of(arm.train);
     train_settings["device"] = job_.device.use;
     train_settings["fast"] = job_.device.fast;
     const std::string name = spaced({"train", model.name, arm.name});
@@ -299,7 +260,7 @@ class JobRun {
     Result all = Result::object();
     for (const ModelSection& model : job_.models) {
       for (const Arm& arm : job_.arms) {
-        Result setting = with_guard(settings_of(arm.train), arm.train);
+        Result setting = settings_of(arm.train);
         setting.erase("seed");
         setting["replay"] = arm.train.replay.string();
         setting["replay_limit"] = arm.train.replay_limit;

@@ -44,6 +44,9 @@ struct TrainStep {
   int threads = 0;
 };
 Result run_train(const TrainStep& step, Progress& progress);
+/// Everything in [train] that decides the bits of what is trained, the data apart. A guard ends a run, and so decides;
+/// probes that only watch do not.
+[[nodiscard]] Result settings_of(const TrainSection& train);
 /// Where a training in `out` leaves its adapter, or its model.
 [[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, const TrainSection& train);
 

@@ -159,42 +159,12 @@ class TrainRun {
 
   /// What a checkpoint must have been made with for this run to go on from it.
   [[nodiscard]] Json fingerprint() const {
-    Json all = settings();
+    Json all = Json::parse(settings_of(step_.train).dump());
+    all["data"] = data_.fingerprint();
+    all["device"] = std::string(name_of(device_));
+    all["fast"] = step_.device.fast;
     if (guard_.decides()) all["guard"] = guard_.fingerprint();
     return all;
-  }
-  [[nodiscard]] Json settings() const {
-    const TrainSection& t = step_.train;
-    if (method() == Method::full) {
-      return {{"data", data_.fingerprint()},
-              {"method", t.method},
-              {"lr", t.lr},
-              {"schedule", t.schedule},
-              {"warmup", t.warmup},
-              {"epochs", t.epochs},
-              {"batch", t.batch},
-              {"accumulate", t.accumulate},
-              {"weight_decay", t.weight_decay},
-              {"max_grad_norm", t.max_grad_norm},
-              {"seed", t.seed}};
-    }
-    return {{"data", data_.fingerprint()},
-            {"rank", t.rank},
-            {"alpha", t.alpha},
-            {"rslora", t.rslora},
-            {"dropout", t.dropout},
-            {"lr", t.lr},
-            {"schedule", t.schedule},
-            {"warmup", t.warmup},
-            {"epochs", t.epochs},
-            {"batch", t.batch},
-            {"accumulate", t.accumulate},
-            {"weight_decay", t.weight_decay},
-            {"max_grad_norm", t.max_grad_norm},
-            {"moments8", t.moments8},
-            {"seed", t.seed},
-            {"device", std::string(name_of(device_))},
-            {"fast", step_.device.fast}};
   }
 
   void resume() {
@@ -277,6 +247,25 @@ class TrainRun {
 };
 
 }  // namespace
+
+Result settings_of(const TrainSection& t) {
+  Result all{{"method", t.method},
+             {"lr", t.lr},
+             {"schedule", t.schedule},
+             {"warmup", t.warmup},
+             {"epochs", t.epochs},
+             {"batch", t.batch},
+             {"accumulate", t.accumulate},
+             {"weight_decay", t.weight_decay},
+             {"max_grad_norm", t.max_grad_norm},
+             {"seed", t.seed}};
+  if (t.method != "full") {
+    all.update(Result{
+        {"rank", t.rank}, {"alpha", t.alpha}, {"rslora", t.rslora}, {"dropout", t.dropout}, {"moments8", t.moments8}});
+  }
+  if (!t.guard.empty()) all.update(Result{{"guard", t.guard}, {"every", t.every}});
+  return all;
+}
 
 fs::path trained_in(const fs::path& out, const TrainSection& train) {
   return out / (train.method == "full" ? "model" : "adapter");
