@@ -147,6 +147,7 @@ TEST_CASE("what is trained, how arms are grouped, what must hold") {
   CHECK(job.at("arms").at("a").at("guard") == nlohmann::json{"retention.lower>=0.9"});
   CHECK(job.at("merge").at("arm") == "a");  // the last one that has an adapter
   CHECK(job.at("compare").at("require") == nlohmann::json{"knowledge.value>0"});
+  CHECK(contains(refusal(scratch, minimal + arms + "[merge]\narm = 'b'\n"), "which trains all weights"));
   CHECK(contains(refusal(scratch, minimal + "[train]\nmethod = 'lora'\n"), "`method` cannot be \"lora\""));
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngroup = 3\n"), "`group` must be a text"));
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngruop = 'x'\n"), "did you mean `group`?"));

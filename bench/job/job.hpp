@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../train/measure.hpp"
+#include "qlora/io/adapter.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "qlora/io/merge.hpp"
@@ -85,31 +86,6 @@ inline void write_base(const std::filesystem::path& target, const Config& config
   writer.finish();
 }
 
-/// The adapter of a trainer as a PEFT directory.
-template <Config C>
-void write_adapter(Trainer<C, Cuda>& trainer, const std::filesystem::path& target) {
-  struct Matrix {
-    std::string name;
-    std::vector<std::int64_t> shape;
-    std::vector<float> data;
-  };
-  std::vector<Matrix> matrices;
-  auto& model = trainer.model();
-  model.weights().for_each_target([&](int layer, Proj one) {
-    Matrix a{lora_name(layer, one, 'A'), {}, {}};
-    Matrix b{lora_name(layer, one, 'B'), {}, {}};
-    model.weights().save_adapter(model.backend(), layer, one, a.data, b.data);
-    const std::int64_t rank = model.weights().adapter(layer, one).rank;
-    a.shape = {rank, cols_of(C.shape, one)};
-    b.shape = {rows_of(C.shape, one), rank};
-    matrices.push_back(std::move(a));
-    matrices.push_back(std::move(b));
-  });
-  std::vector<PeftTensor> tensors;
-  for (const Matrix& one : matrices) tensors.push_back({one.name, one.shape, one.data});
-  write_peft(target, {.r = C.lora.rank, .alpha = 16.0F, .dropout = 0.1F}, tensors);
-}
-
 /// 16 windows of 2048 random tokens, two a step, in the order of a data set's epochs.
 template <Config C>
 void train(Trainer<C, Cuda>& trainer, const JobSettings& settings, JobFigures& figures) {
@@ -172,7 +148,7 @@ JobFigures run_job(const JobSettings& settings) {
     figures.arena = trainer->core().arena_bytes_used();
     figures.workspace = info.workspace;
     figures.driver = info.driver_used;
-    write_adapter<C>(*trainer, adapter);
+    write_adapter(adapter, trainer->model(), {.r = C.lora.rank, .alpha = 16.0F, .dropout = 0.1F});
   }
   figures.adapter_s = lap();
   const hf::ModelDir model = hf::ModelDir::open(base);

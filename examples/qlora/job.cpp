@@ -342,6 +342,12 @@ Job parse_job(std::string_view content, const fs::path& file) {
   }
   if (arms != nullptr) read_arms(*arms, job, file);
   if (job.arms.empty()) job.arms.push_back({.name = "qlora", .train = job.train});
+  for (const Arm& arm : job.arms) {
+    if (arm.name == job.merge.arm && arm.train.method == "full") {
+      throw Error(
+          concat(file.string(), ": [merge] arm is \"", arm.name, "\", which trains all weights: there is no adapter"));
+    }
+  }
   if (job.merge.arm.empty()) {  // the last one that has an adapter
     const auto adapted = [](const Arm& arm) { return arm.train.method != "full"; };
     const auto last = std::find_if(job.arms.rbegin(), job.arms.rend(), adapted);

@@ -59,7 +59,7 @@ class TrainRun {
 
   Result run() {
     resume();
-    const int first = training_->steps_done();
+    const int first = saved_step_ = training_->steps_done();
     MetricsLog log(step_.out / "metrics.jsonl", first);
     progress_.begin("train", total_, "steps", first);
     std::int64_t tokens = 0;
@@ -79,10 +79,14 @@ class TrainRun {
         break;
       }
       const bool stop = interrupted() && metric.step < total_;
-      const bool saved = guard_.decides() ? measured : metric.step % step_.train.checkpoint_every == 0;
-      if (stop || saved || metric.step == total_) checkpoint(log);
+      // Where a guard decides, a checkpoint is a measurement that met it and nothing else: it is what the run goes back to.
+      const bool saved = guard_.decides() ? measured : stop || metric.step % step_.train.checkpoint_every == 0;
+      if (saved || metric.step == total_) {
+        checkpoint(log);
+        saved_step_ = metric.step;
+      }
       if (stop) {
-        throw Error(qlora::detail::concat("interrupted; step ", metric.step, " of ", total_, " is saved in ",
+        throw Error(qlora::detail::concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ",
                                           step_.out.string(), ", the same command goes on from there"),
                     ErrorKind::interrupted);
       }
@@ -242,6 +246,7 @@ class TrainRun {
   std::unique_ptr<Training> training_;
   std::unique_ptr<Session> base_;  ///< of a training of all weights, where the guard needs it
   std::string measured_;           ///< by the last measurement, for the progress line
+  int saved_step_ = 0;             ///< of the newest checkpoint
   int stopped_ = 0;                ///< step at which the guard ended the run
   StepWindows windows_;
 };

@@ -56,7 +56,11 @@ const Variant* find(const Shape& shape, int rank, Device device, Method method) 
 
 Chosen choose_variant(const Shape& shape, int rank, const DeviceSection& asked, int threads, Method method) {
   if (method == Method::full) {
-    if (asked.use == "cuda") throw Error("every weight is trained on the CPU only: --device cpu", ErrorKind::usage);
+    if (asked.use == "cuda" || asked.fast || asked.resident || !asked.memory_cap.empty()) {
+      throw Error(
+          "every weight is trained on the CPU only: leave --device cuda, --fast, --resident and --memory-cap out",
+          ErrorKind::usage);
+    }
     const Variant* all = find(shape, rank, Device::cpu, method);
     if (all == nullptr) refuse(shape, rank, Device::cpu, method);
     return {all, {.threads = threads}};

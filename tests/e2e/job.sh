@@ -128,6 +128,18 @@ expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 -
 grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
 expect 3 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
 expect 2 train $short -o "$work/none" --guard "retention.lower>=0.5"
+expect 2 train $short -o "$work/none" --method full --fast
+# Interrupted between two measurements, a guarded run keeps the measured step alone: only that is known to have held.
+"$qlora" train -m "$work/model" -d "$work/data" --rank 4 --lr 1e-3 --batch 1 --epochs 60 --threads 2 -o "$work/cut" --probes "$work/text.jsonl" --every 5 --guard "text_d.kl.value<1000" \
+  >"$work/out" 2>"$work/err" &
+job=$!
+await 6 "$work/cut/metrics.jsonl"
+kill -INT $job
+got=0; wait $job || got=$?
+[ "$got" = 6 ] || fail "exit $got of an interrupted guarded run, not 6"
+for kept in "$work"/cut/checkpoints/checkpoint-*; do
+  [ $((${kept##*-} % 5)) = 0 ] || fail "$kept was not measured, and was saved"
+done
 ! grep -q "<script" "$work/report.html" || fail "the page holds a script"
 grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
 

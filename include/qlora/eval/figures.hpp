@@ -1,7 +1,7 @@
 // qlora/eval/figures.hpp — from readings to figures: each kind of probe as shares and means with intervals, a model beside
 // the one that it is measured against.
 //   name                    main number            and
-//   knowledge retention ..  right: share           twin, net (right - twin), choice, margin, change, kept, lost
+//   knowledge retention ..  right: share           twin, net (right - twin), choice, margin, change, kept
 //   knowledge_chat ..       the same of one form, where a kind is asked in both
 //   text_DOMAIN             loss: nats per token   kl, change
 // change is this model - reference on the same items; kept the share of what the reference had right that is right still;
@@ -61,6 +61,9 @@ class Selection {
   }
   using Score = std::function<double(std::size_t)>;
   [[nodiscard]] Interval mean_of(const Score& score) const { return mean(column(score), rows(), bootstrap_); }
+  [[nodiscard]] Interval difference_of(const Score& ours, const Score& theirs) const {
+    return difference(column(ours), column(theirs), rows(), bootstrap_);
+  }
   [[nodiscard]] Interval ratio_of(const Score& over, const Score& under) const {
     return ratio(column(over), column(under), rows(), bootstrap_);
   }
@@ -91,7 +94,7 @@ class Selection {
   if (const Selection twins = asked.only([&](std::size_t i) { return !items[i].twin.empty(); }); !twins.empty()) {
     const auto twin = [&](std::size_t i) { return one_if(ours.verdicts[i].twin); };
     figure.numbers.emplace_back("twin", twins.mean_of(twin));
-    figure.numbers.emplace_back("net", twins.mean_of([&](std::size_t i) { return right(ours)(i) - twin(i); }));
+    figure.numbers.emplace_back("net", twins.difference_of(right(ours), twin));
   }
   if (const Selection weighed = asked.only([&](std::size_t i) { return std::isfinite(ours.margin[i]); });
       !weighed.empty()) {
@@ -99,8 +102,7 @@ class Selection {
     figure.numbers.emplace_back("margin", weighed.mean_of([&](std::size_t i) { return ours.margin[i]; }));
   }
   if (reference == nullptr) return figure;
-  figure.numbers.emplace_back("change",
-                              asked.mean_of([&](std::size_t i) { return right(ours)(i) - right(*reference)(i); }));
+  figure.numbers.emplace_back("change", asked.difference_of(right(ours), right(*reference)));
   figure.numbers.emplace_back(
       "kept", asked.ratio_of([&](std::size_t i) { return right(ours)(i) * right(*reference)(i); }, right(*reference)));
   return figure;
