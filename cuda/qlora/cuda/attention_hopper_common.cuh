@@ -42,7 +42,7 @@ __device__ __forceinline__ int item_of(int round) {
   return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
 }
 
-/// A ring of stages, each with two barriers: full, which copies complete, and empty, where each multiplying warp arrives.
+/// A ring of stages, each with two barriers: full, which copies complete, and empty, where those that multiply arrive.
 template <int Stages>
 struct HopperRing {
   static_assert((Stages & (Stages - 1)) == 0, "the steps of a ring wrap around");
@@ -68,14 +68,15 @@ __device__ __forceinline__ void release(std::uint32_t barrier) {
   if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
 }
 
-/// Barriers of a ring, then full and empty of each warpgroup's own rows. `arrivals` at a full stage.
+/// Barriers of a ring, then full and empty of each warpgroup's own rows. `fills` arrivals at a full stage, and `releases`
+/// of each warpgroup at an empty one.
 template <int Stages>
-__device__ __forceinline__ void init_barriers(std::uint32_t barriers, int arrivals) {
+__device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills, int releases) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < Stages + HopperSplit::groups; ++i) {
       const std::uint32_t at = barriers + static_cast<std::uint32_t>(i * 16);
-      device::barrier_init(at, i < Stages ? arrivals : 1);
-      device::barrier_init(at + 8, i < Stages ? HopperSplit::groups * 4 : 4);
+      device::barrier_init(at, i < Stages ? fills : 1);
+      device::barrier_init(at + 8, i < Stages ? HopperSplit::groups * releases : 4);
     }
     device::barriers_ready();
   }

@@ -165,7 +165,7 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
       int query = item.range.first;
       for (; query < item.range.last && query < first_key; query += Tiles::queries) {
         ring.wait_full();
-        release(ring.empty());
+        device::barrier_arrive(ring.empty());
         ring.advance();
       }
       for (; query < last_end; query += Tiles::queries) {
@@ -177,7 +177,7 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
                               Tiles::panel);
         device::products_commit();
         device::products_wait<1>();  // the gradients of the tile before
-        if (query != first_key) release(ring.empty_before());
+        if (query != first_key) device::barrier_arrive(ring.empty_before());
         device::products_begin();
         device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
                               device::operand_along(stage + Tiles::tile), Tiles::panel);
@@ -205,10 +205,10 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
       device::products_wait<0>();
       device::settled(gk);
       device::settled(gv);
-      if (some) release(ring.empty_before());
+      if (some) device::barrier_arrive(ring.empty_before());
       for (; query < item.range.last; query += Tiles::queries) {
         ring.wait_full();
-        release(ring.empty());
+        device::barrier_arrive(ring.empty());
         ring.advance();
       }
     }
@@ -233,7 +233,9 @@ __global__ static void __launch_bounds__(HopperKeyTiles::threads, 1)
   const std::uint32_t tiles = (start + 1023U) & ~1023U;
   auto* const statistics = reinterpret_cast<float*>(hopper_shared + (tiles - start) + Tiles::statistics_at);
   const std::uint32_t barriers = device::shared_address(barrier_words);
-  init_barriers<Tiles::stages>(barriers, 33);  // a lane twice: what it copies, and its part of lse and delta
+  // Full: a copying lane, twice the one that also starts the copies of tiles. Empty: every thread that reads lse and delta,
+  // as these are written by threads, each of which must see that all have read.
+  init_barriers<Tiles::stages>(barriers, 33, 128);
   if (threadIdx.x < 128) {
     device::registers_give<Tiles::copy_registers>();
     if (threadIdx.x < 32) copy_for_keys(args, order, qkv, go, items, tiles, statistics, barriers);

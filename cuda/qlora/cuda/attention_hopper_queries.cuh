@@ -211,7 +211,7 @@ __global__ static void __launch_bounds__(HopperQueryTiles::threads, 1)
   __shared__ __align__(16) std::uint64_t barrier_words[2 * (Tiles::stages + Tiles::groups)];
   const std::uint32_t tiles = (device::shared_address(hopper_shared) + 1023U) & ~1023U;
   const std::uint32_t barriers = device::shared_address(barrier_words);
-  init_barriers<Tiles::stages>(barriers, 1);
+  init_barriers<Tiles::stages>(barriers, 1, 4);
   if (threadIdx.x < 128) {
     device::registers_give<Tiles::copy_registers>();
     if (threadIdx.x == 0) copy_for_queries(args.forward, order, qkv, go, items, tiles, barriers);
