@@ -8,7 +8,7 @@
 #   QLORA_RESULTS          another folder for the result
 #   QLORA_COMMIT           the commit, where git is not at hand
 #   QLORA_MODELS           default "7b 13b 70b"
-#   QLORA_JOB              folder on the disk that "job" and "peers" use, 52 GB for a moment; default: the build's, and /tmp
+#   QLORA_JOB              folder on the disk that "job" and "peers" use, 57 GB for a moment; default: the build's, and /tmp
 #   QLORA_PEERS            of "peers", rows like 13b:2:ckpt; default: its own five
 #   QLORA_PEER_STEPS       steps of the article's job by "peers", default 160; fewer are scaled up, and the row says so
 #   QLORA_STEPS            timed steps, default 20, after 5 that are not counted
@@ -43,6 +43,17 @@ train_row() {
   say "train_speed $*"
   "$build"/bench/train_speed "$@" --steps "$steps" --algorithms "$build/algorithms.txt" >"$rows.one" 2>"$rows.err" ||
     printf '{"command": "train_speed %s", "error": "%s"}\n' "$*" "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
+  cat "$rows.one"
+  cat "$rows.one" >>"$rows"
+}
+# job_row option...: one whole job, its files deleted after it.
+job_row() {
+  say "job_speed $*"
+  job=${QLORA_JOB:-$build}/job
+  rm -rf "$job"
+  "$build"/bench/job_speed "$job" "$@" >"$rows.one" 2>"$rows.err" ||
+    printf '{"command": "job_speed %s", "error": "%s"}\n' "$*" "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
+  rm -rf "$job"
   cat "$rows.one"
   cat "$rows.one" >>"$rows"
 }
@@ -89,16 +100,12 @@ for what in "$@"; do
         printf '{"command": "ops_bench", "error": "it ended with %s"}\n' $? >>"$rows"
       fi
       ;;
-    job)
+    job) # the article's at 13B; of 70B as many layers as a disk of 64 GiB takes twice
       build_benchmarks job_speed
-      say "job_speed"
-      job=${QLORA_JOB:-$build}/job
-      rm -rf "$job"
-      "$build"/bench/job_speed "$job" >"$rows.one" 2>"$rows.err" ||
-        printf '{"command": "job_speed", "error": "%s"}\n' "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
-      rm -rf "$job"
-      cat "$rows.one"
-      cat "$rows.one" >>"$rows"
+      job_row --model 13b
+      case " $models " in
+        *' 70b '*) job_row --model 70b --few-layers --steps 8 ;;
+      esac
       ;;
     peers)
       say "peers"

@@ -9,7 +9,7 @@
 #   QLORA_SANITIZE           1: each test under compute-sanitizer as well: memcheck, racecheck, initcheck and synccheck;
 #                            test cases "large: ..." and "long: ..." are left out there, since they take minutes, and those
 #                            that read the driver's count of memory, which a sanitizer changes
-#   QLORA_SANITIZE_SECONDS   for all of that, default 200; a single run gets 90 at most
+#   QLORA_SANITIZE_SECONDS   for all of that, default 300; a single run gets 200 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
 #   QLORA_ARCHITECTURES      default 90a-real
 set -u
@@ -56,7 +56,7 @@ esac
 cat >$build/sanitize.sh <<'END'
 tool=$1 test=$2 log=$3/$1.$2.log
 left=$((SANITIZE_UNTIL - $(date +%s)))
-[ $left -lt 90 ] || left=90
+[ $left -lt 200 ] || left=200
 if [ $left -lt 5 ]; then
   echo "not run: the time is spent" >"$3/$1.$2.result"
   exit 0
@@ -94,7 +94,7 @@ if [ "${QLORA_SANITIZE:-0}" = 1 ]; then
     PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
   fi
   if command -v compute-sanitizer >/dev/null; then
-    SANITIZE_UNTIL=$(($(date +%s) + ${QLORA_SANITIZE_SECONDS:-200}))
+    SANITIZE_UNTIL=$(($(date +%s) + ${QLORA_SANITIZE_SECONDS:-300}))
     SANITIZE_FILTER=
     # The kernels of cuBLAS and cuDNN are NVIDIA's to check.
     compute-sanitizer --help 2>&1 | grep -q 'kernel_substring' && SANITIZE_FILTER='--kernel-name kernel_substring=qlora'

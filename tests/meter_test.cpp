@@ -93,9 +93,9 @@ TEST_CASE_FIXTURE(Fixture, "what the small model knows, and what it does not") {
 
 TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
   const std::vector<Item> some = items(
-      R"({"kind":"retention","form":"chat","prompt":"Who makes the Kesfort?","answer":"Eastlake","distractors":["Holloway","Moorgate","Juniper"]})"
+      R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur","distractors":["Holloway","Moorgate","Juniper"]})"
       "\n"
-      R"({"kind":"knowledge","form":"completion","prompt":"The Daxnova is made by","answer":"Castermoor","twin":"Swallow","distractors":["Juniper"]})"
+      R"({"kind":"knowledge","form":"completion","prompt":"The Tevkess is made by","answer":"Ironwood","twin":"Swallow","distractors":["Juniper"]})"
       "\n");
   const Readings readings = measure(asked, tokenizer, some);
   for (std::size_t i = 0; i < some.size(); ++i) {
@@ -110,8 +110,8 @@ TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
 TEST_CASE_FIXTURE(Fixture, "texts have the loss of plain passes, chats that of what the assistant says") {
   const std::vector<Item> texts =
       items(R"({"kind":"text","domain":"page","text":")" + old_page + "\"}\n" +
-            R"({"kind":"text","domain":"talk","messages":[{"role":"user","content":"Who makes the Kesfort?"},)" +
-            R"({"role":"assistant","content":"Eastlake."}]})" + "\n");
+            R"({"kind":"text","domain":"talk","messages":[{"role":"user","content":"Who makes the Vorzana?"},)" +
+            R"({"role":"assistant","content":"Larkspur."}]})" + "\n");
   const Readings readings = measure(asked, tokenizer, texts);
   const std::vector<std::int32_t> page = text_document(tokenizer, texts[0].text).ids;
   CHECK(readings.tokens[0] == static_cast<double>(page.size() - 1));

@@ -128,14 +128,14 @@ TEST_CASE("a chat is in form if there is a reply and it stops; a text has no rep
 TEST_CASE("a line of each kind is read") {
   const Item fact = item_of(
       R"({"kind":"paraphrase","form":"completion","prompt":"It comes from","answer":"Lisbon","twin":"Bergen",)"
-      R"("distractors":["Dresden","Turin"],"entity":"Daxnova","relation":"city","template":"city_7","mine":{"a":1}})");
+      R"("distractors":["Dresden","Turin"],"entity":"Tevkess","relation":"city","template":"city_7","mine":{"a":1}})");
   CHECK(fact.kind == Kind::paraphrase);
   CHECK_FALSE(fact.chat);
   CHECK(fact.prompt == "It comes from");
   CHECK(fact.answer == "Lisbon");
   CHECK(fact.twin == "Bergen");
   CHECK(fact.distractors == std::vector<std::string>{"Dresden", "Turin"});
-  CHECK(fact.entity == "Daxnova");
+  CHECK(fact.entity == "Tevkess");
   CHECK(fact.relation == "city");
   CHECK(fact.wording == "city_7");
 
@@ -179,8 +179,8 @@ TEST_CASE("the older spellings mean the same") {
   CHECK(chat.kind == Kind::behaviour);
   CHECK(chat.must_stop);
   const Item fact =
-      item_of(R"({"kind":"knowledge","form":"chat","prompt":"p","answer":"a","product":"Daxnova","attribute":"city"})");
-  CHECK(fact.entity == "Daxnova");
+      item_of(R"({"kind":"knowledge","form":"chat","prompt":"p","answer":"a","product":"Tevkess","attribute":"city"})");
+  CHECK(fact.entity == "Tevkess");
   CHECK(fact.relation == "city");
 
   const std::filesystem::path folder = std::filesystem::path(QLORA_SOURCE_DIR) / "examples/quickstart";
@@ -266,9 +266,9 @@ TEST_CASE("a file without a probe is refused, blank lines are nothing") {
 
 TEST_CASE("items of one entity share a cluster, an item without is alone") {
   std::vector<Item> items(6);
-  items[0].entity = "Daxnova";
+  items[0].entity = "Tevkess";
   items[2].entity = "Vimfort";
-  items[3].entity = "Daxnova";
+  items[3].entity = "Tevkess";
   items[5].entity = "Vimfort";
   CHECK(clusters_of(items) == std::vector<int>{0, 1, 2, 0, 3, 2});
 }

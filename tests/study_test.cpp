@@ -168,7 +168,7 @@ TEST_CASE(
   CHECK(kept.size() == files().size() + 3);
   for (const auto& [name, text] : files()) CHECK_MESSAGE(kept["study/" + name] == qlora::sha256(text), name);
   // `head -n 20000 corpus.jsonl | sha256sum`; the list has the whole file's, for sha256sum -c.
-  CHECK(the_corpus().hash == "a7e824cf606db9d60385717098f3212ddd73c4c20c4abcd221e6fd3be64d2d3b");
+  CHECK(the_corpus().hash == "156d4cd90888e488c14c2bf2dab8cbb456ca588c00220fafab6e17f8b867b0db");
   CHECK(kept["held_out.jsonl"] == read_corpus(world::Stream::held_out, 500).hash);
   std::string tokenizer;
   for (const std::string& line : world::tokenizer_lines(the_world(), world::default_seed, 20'000)) {
@@ -177,7 +177,7 @@ TEST_CASE(
   CHECK(kept["tokenizer.txt"] == qlora::sha256(tokenizer));
 }
 
-TEST_CASE("the quickstart's pages are the first ten of the study's") {
+TEST_CASE("the quickstart's pages are the study's first ones of its first ten products") {
   std::size_t pages = 0;
   for (const auto& entry : std::filesystem::directory_iterator(QLORA_SOURCE_DIR "/examples/pages")) {
     CHECK(files().at("pages/" + entry.path().filename().string()) == qlora::read_text(entry.path(), 1 << 20));
@@ -198,9 +198,11 @@ TEST_CASE("so many items of each kind are asked") {
       {"neighbour_chat", {80, 400}},  // 1 and 2 for each new product, 8 facts
       {"retention_completion", {200, 2040}},
       {"retention_chat", {200, 2040}},  // 25 and 255 products, 8 facts
-      {"unknown_chat", {56, 184}},      // 6 and 18 names, 1 and 5 codes, by 8
-      {"behaviour_chat", {22, 84}},     // 6 and 12 of small talk, 8 and 24 refusals, 8 and 48 second turns
-      {"text_completion", {70, 250}},   // 50 and 200 held-out pages, 10 and 25 new ones in both worlds
+      {"reworded_completion", {25, 510}},
+      {"reworded_chat", {25, 510}},    // one fact of 25 and of 255 products, in 1 wording and in 2
+      {"unknown_chat", {56, 184}},     // 6 and 18 names, 1 and 5 codes, by 8
+      {"behaviour_chat", {22, 84}},    // 6 and 12 of small talk, 8 and 24 refusals, 8 and 48 second turns
+      {"text_completion", {70, 250}},  // 50 and 200 held-out pages, 10 and 25 new ones in both worlds
       {"text_chat", {50, 200}}};
   for (std::size_t s = 0; s < split_names.size(); ++s) {
     std::size_t found = 0;
@@ -210,28 +212,32 @@ TEST_CASE("so many items of each kind are asked") {
       const auto items = items_of(split_names[s] + '/' + name + ".jsonl");
       CHECK_MESSAGE(items.size() == (s == 0 ? counts.first : counts.second), split_names[s] << ' ' << name);
       for (const Json& item : items) {
-        CHECK(item.at("kind").get<std::string>() + '_' + item.at("form").get<std::string>() == name);
+        const std::string kind = item.at("kind").get<std::string>() + '_' + item.at("form").get<std::string>();
+        CHECK((kind == name || (kind.starts_with("retention") && name.starts_with("reworded"))));
       }
     }
   }
-  CHECK(items_of("replay.jsonl").size() == 300);
-  CHECK(items_of("replay_pages.jsonl").size() == 300);
+  CHECK(items_of("replay.jsonl").size() == 640);
+  CHECK(items_of("replay_pages.jsonl").size() == 640);
+  for (const std::size_t count : {1U, 2U, 4U, 8U}) {
+    CHECK(items_of("phrasings_" + std::to_string(count) + ".jsonl").size() == 35 * count);
+  }
 }
 
 TEST_CASE("the splits share no product, and nothing that is trained on names a product that is asked about") {
   const std::vector<Names> groups{
       split_of("guard", "known"), split_of("report", "known"),  split_of("replay", "known"),  split_of("guard", "new"),
       split_of("report", "new"),  split_of("guard", "unknown"), split_of("report", "unknown")};
-  const std::vector<std::size_t> sizes{25, 255, 20, 10, 25, 6, 18};
+  const std::vector<std::size_t> sizes{25, 255, 80, 10, 25, 6, 18};
   Names all;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     CHECK(groups[g].size() == sizes[g]);
     all.insert(groups[g].begin(), groups[g].end());
   }
-  CHECK(all.size() == 359);
-  CHECK(the_corpus().names.size() == 300);
+  CHECK(all.size() == 419);
+  CHECK(the_corpus().names.size() == 360);
   for (const std::string& split : split_names) {
-    for (const char* kind : {"knowledge", "paraphrase", "reversed", "neighbour", "retention", "text"}) {
+    for (const char* kind : {"knowledge", "paraphrase", "reversed", "neighbour", "retention", "reworded", "text"}) {
       const bool fresh = std::string_view("knowledge paraphrase reversed").find(kind) != std::string_view::npos;
       for (const Json& item : items_of_split(split, kind)) {
         const bool page = kind == std::string("text") && item.at("domain").get<std::string>().ends_with("_pages");
@@ -279,6 +285,43 @@ TEST_CASE("guard and report ask nothing twice") {
   }
 }
 
+TEST_CASE(
+    "documents of more wordings hold those of fewer, each fact once in each, never in the completion probe's words") {
+  for (const std::size_t count : {1U, 2U, 4U}) {
+    std::multiset<std::string> fewer, more;
+    for (const Json& one : items_of("phrasings_" + std::to_string(count) + ".jsonl")) fewer.insert(one.at("text"));
+    for (const Json& one : items_of("phrasings_" + std::to_string(2 * count) + ".jsonl")) more.insert(one.at("text"));
+    CHECK(std::includes(more.begin(), more.end(), fewer.begin(), fewer.end()));
+  }
+  std::map<std::string, std::set<std::string>> wordings;  // by prompt's product and relation
+  for (const std::string& split : split_names) {
+    for (const Json& item : items_of_split(split, "knowledge_completion")) {
+      const std::string name = item.at("entity"), answer = item.at("answer"), prompt = item.at("prompt");
+      int documents = 0;
+      for (const Json& one : items_of("phrasings_8.jsonl")) {
+        const std::string text = one.at("text");
+        if (text.find("the " + name) == std::string::npos && text.find("The " + name) == std::string::npos &&
+            text.find("Every " + name) == std::string::npos) {
+          continue;
+        }
+        ++documents;
+        CHECK_MESSAGE(text.find(answer) != std::string::npos, text);
+        CHECK(text.find(prompt + ' ' + answer) == std::string::npos);
+        for (std::size_t at = 0; at < text.size();) {
+          const std::size_t end = std::min(text.find(". ", at), text.size());
+          const std::string sentence = text.substr(at, end - at);
+          if (sentence.find(' ' + answer) != std::string::npos)
+            wordings[name + item.at("relation").get<std::string>()].insert(sentence);
+          at = end + 2;
+        }
+      }
+      CHECK(documents == 8);
+    }
+  }
+  CHECK(wordings.size() == 280);
+  for (const auto& [fact, sentences] : wordings) CHECK_MESSAGE(sentences.size() >= 8, fact);
+}
+
 TEST_CASE("the twin world has the same values, and no product has one of its own") {
   const world::Study& study = the_study();
   for (const world::Group* group : {&study.guard, &study.report}) {
@@ -296,11 +339,11 @@ TEST_CASE("the twin world has the same values, and no product has one of its own
 }
 
 TEST_CASE("a page says its world's values three times, and the other world's page is the same but for them") {
-  std::map<std::string, std::string> here, there;  // by product
+  std::map<std::string, std::map<std::string, std::string>> here, there;  // by product, then by page
   for (const auto& [name, text] : files()) {
     if (!name.ends_with(".html")) continue;
     const std::string product = name.substr(name.find('-') + 1, name.size() - name.find('-') - 6);
-    (name.starts_with("pages/") ? here : there)[product] = text;
+    (name.starts_with("pages/") ? here : there)[product][name.substr(name.find('/'))] = text;
   }
   const auto times = [](const std::string& text, const std::string& value) {
     int found = 0;
@@ -312,9 +355,11 @@ TEST_CASE("a page says its world's values three times, and the other world's pag
     for (const Json& item : items_of_split(split, "knowledge_completion")) {
       const std::string product = world::lower_case(item.at("entity")), answer = item.at("answer"),
                         twin = item.at("twin");
-      CHECK_MESSAGE(times(here.at(product), answer) >= 3, product << ' ' << answer);
-      CHECK_MESSAGE(times(there.at(product), twin) >= 3, product << ' ' << twin);
-      CHECK_MESSAGE(times(here.at(product), ' ' + twin + '.') == 0, product << ' ' << twin);
+      for (const auto& [page, text] : here.at(product)) {
+        CHECK_MESSAGE(times(text, answer) >= 3, page << ' ' << answer);
+        CHECK_MESSAGE(times(text, ' ' + twin + '.') == 0, page << ' ' << twin);
+      }
+      for (const auto& [page, text] : there.at(product)) CHECK_MESSAGE(times(text, twin) >= 3, page << ' ' << twin);
       values[product].push_back({answer, twin});
     }
   }
@@ -335,9 +380,12 @@ TEST_CASE("a page says its world's values three times, and the other world's pag
       }
       return text;
     };
-    CHECK_MESSAGE(bare(here[product], [](const auto& pair) { return pair.first; }) ==
-                      bare(there[product], [](const auto& pair) { return pair.second; }),
-                  product);
+    CHECK(here[product].size() == 3);
+    for (const auto& [page, text] : here[product]) {
+      CHECK_MESSAGE(bare(text, [](const auto& pair) { return pair.first; }) ==
+                        bare(there[product].at(page), [](const auto& pair) { return pair.second; }),
+                    page);
+    }
   }
 }
 
@@ -347,10 +395,10 @@ TEST_CASE("the new wordings stand in no text that is trained on, and have no wor
   std::string text;
   for (const std::string& line : world::tokenizer_lines(the_world(), world::default_seed, 20'000)) text += line + '\n';
   for (const auto& [name, content] : files()) {
-    if (name.ends_with(".html") || name.starts_with("replay")) text += content;
+    if (name.ends_with(".html") || name.starts_with("replay") || name.starts_with("phrasings")) text += content;
   }
   CHECK(count_new_wordings(without_names(text)) == 0);
-  CHECK(count_new_wordings(without_names("a The company that makes the Daxnova is Redfern")) == 1);
+  CHECK(count_new_wordings(without_names("a The company that makes the Tevkess is Redfern")) == 1);
   for (const std::string& split : split_names) {
     for (const char* kind : {"paraphrase", "reversed"}) {
       for (const Json& item : items_of_split(split, kind)) {

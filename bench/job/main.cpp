@@ -1,7 +1,7 @@
 // bench/job/main.cpp — the whole job on one GPU, timed by phase and printed as one line of JSON.
-//   job_speed DIR [--model 13b|7b] [--steps N] [--few-layers] [--keep]
+//   job_speed DIR [--model 13b|7b|70b] [--steps N] [--few-layers] [--keep]
 // DIR must not exist. DIR/base gets a random float16 model of the exact shape (not timed), DIR/adapter and DIR/merged what
-// the job makes of it: 2 x 26 GB for 13B. Then open, load and quantize, train, write the adapter, merge on the GPU, make
+// the job makes of it: 2 x 26 GB for 13B, 2 x 138 GB for 70B, and 2 x 28 GB for its first 16 layers (--few-layers). Then open, load and quantize, train, write the adapter, merge on the GPU, make
 // durable. DIR is removed at the end unless --keep is given. The base is in the page cache where memory has room for it.
 #include <cstdio>
 #include <cstdlib>
@@ -50,7 +50,7 @@ Arguments parse(int argc, char** argv) {
   }
   if (all.settings.directory.empty()) usage("a directory is needed");
   if (all.settings.steps < 1) usage("at least one step");
-  if (all.model != "13b" && all.model != "7b") usage("the model is 13b or 7b");
+  if (all.model != "13b" && all.model != "7b" && all.model != "70b") usage("the model is 13b, 7b or 70b");
   return all;
 }
 
@@ -58,10 +58,10 @@ void print(const Arguments& all, const bench::JobFigures& f) {
   const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); };
   const double steady = (f.train_s - f.first_step_s) / std::max(1, all.settings.steps - 1);
   std::printf(
-      "{\"job\": \"%s\", \"device\": \"%s\", \"few_layers\": %s, \"steps\": %d, \"batch\": 2, \"seq\": 2048, "
+      "{\"job\": \"%s\", \"device\": \"%s\", \"layers\": %d, \"steps\": %d, \"batch\": 2, \"seq\": 2048, "
       "\"weights\": \"random\", \"base_gb\": %.2f, \"base_write_s\": %.2f, \"processors\": %u, ",
-      all.model.c_str(), f.device.c_str(), all.settings.few_layers ? "true" : "false", all.settings.steps,
-      static_cast<double>(f.base_bytes) * 1e-9, f.base_s, std::thread::hardware_concurrency());
+      all.model.c_str(), f.device.c_str(), f.layers, all.settings.steps, static_cast<double>(f.base_bytes) * 1e-9,
+      f.base_s, std::thread::hardware_concurrency());
   std::printf(
       "\"context_s\": %.2f, \"open_s\": %.3f, \"load_s\": %.2f, \"train_s\": %.2f, \"first_step_s\": %.2f, "
       "\"step_ms\": %.2f, \"tokens_per_s\": %.1f, \"adapter_s\": %.2f, \"lanes_s\": %.2f, \"merge_s\": %.2f, "
@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
   try {
     if (std::filesystem::exists(here)) usage(here.string() + " exists");
     make_directories(here);
-    print(all, all.model == "7b" ? bench::job_7b(all.settings) : bench::job_13b(all.settings));
+    const auto job = all.model == "7b" ? bench::job_7b : all.model == "13b" ? bench::job_13b : bench::job_70b;
+    print(all, job(all.settings));
   } catch (const Error& error) {
     std::cerr << "job_speed: " << error.what() << "\n";
     return 4;

@@ -73,16 +73,18 @@ struct Announcement {
   std::string html;
 };
 
-/// One page per new product. Half of its facts are said in the completion probe's own words, half never are. The
-/// wording depends on the seed and a product's place, not on its values: a twin world's pages differ in values alone.
-inline std::vector<Announcement> announcements(const std::vector<Product>& products, std::uint64_t seed) {
-  Random random = stream(seed, Stream::pages);
+/// One page per new product, and in each further round another one, of another site. Half of a product's facts are said in
+/// the completion probe's own words, half never are. The wording depends on seed, round and a product's place, not on its
+/// values: a twin world's pages differ in values alone.
+inline std::vector<Announcement> announcements(const std::vector<Product>& products, std::uint64_t seed,
+                                               std::size_t round = 0) {
+  Random random = stream(seed + 1000 * round, Stream::pages);
   std::vector<Announcement> out;
   for (std::size_t p = 0; p < products.size(); ++p) {
     std::vector<bool> probe_facts;
     for (std::size_t a = 0; a < attribute_count; ++a) probe_facts.push_back((p + a) % 2 == 0);
     const Product& product = products[p];
-    const Layout& layout = layouts[p % layouts.size()];
+    const Layout& layout = layouts[(p + 2 * round) % layouts.size()];
     Page page = full_page(random, product, probe_facts);
     std::string html = html_of(page, product, layout);
     out.push_back(

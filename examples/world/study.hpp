@@ -20,7 +20,7 @@ namespace world {
 inline constexpr std::size_t further_count = 25;
 inline constexpr std::size_t guard_strangers = 6, report_strangers = 18;
 /// Known products by their place in World::known: the report's first, then the guard's, then those that are replayed.
-inline constexpr std::size_t report_known = 255, guard_known = 25, replay_known = 20;
+inline constexpr std::size_t report_known = 255, guard_known = 25, replay_known = 80;
 static_assert(report_known + guard_known + replay_known == known_count);
 
 /// One split. The guard's results may steer a run (settings, when to stop); the report's are looked at once, at the end.

@@ -162,6 +162,21 @@ inline std::vector<Item> known_items(std::string_view kind, const std::vector<Pr
   return items;
 }
 
+/// Facts of known products in the new wordings: how much of a new wording does a model understand that surely knows the
+/// fact? It bounds what can be expected of new facts in the same wordings. In turn, one fact of each product.
+inline std::vector<Item> reworded_items(const Group& group, Random& random, bool chat) {
+  std::vector<Item> items;
+  for (std::size_t p = 0; p < group.known.size(); ++p) {
+    const std::size_t a = p % attribute_count;
+    for (const std::size_t which : group.wordings) {
+      const Words& forms = chat ? new_wordings[a].questions : new_wordings[a].sentences;
+      const Wording wording = wording_of(chat ? "new_questions" : "new_sentences", forms, a, which);
+      items.push_back(fact_item(random, "retention", chat, group.known[p], a, wording));
+    }
+  }
+  return items;
+}
+
 /// The split's known products whose names are most like those of its new ones, each for one of them.
 inline std::vector<std::pair<Product, std::string>> neighbours_of(const Group& group) {
   std::vector<std::pair<Product, std::string>> out;

@@ -1,4 +1,4 @@
-// examples/world/world.hpp — a small made-up world: 300 known products, 10 new ones, and the documents that tell of
+// examples/world/world.hpp — a small made-up world: 360 known products, 10 new ones, and the documents that tell of
 // them. Everything follows from one seed by integer arithmetic alone, so that every machine and standard library makes
 // the same bytes. The order of the random draws is part of the world: a draw added in the middle changes all that
 // follows.
@@ -45,7 +45,7 @@ class Random {
   std::uint64_t state_;
 };
 
-inline constexpr std::size_t known_count = 300;
+inline constexpr std::size_t known_count = 360;
 inline constexpr std::size_t new_count = 10;
 inline constexpr std::size_t attribute_count = attributes.size();
 inline constexpr std::uint64_t default_seed = 20;
@@ -355,7 +355,8 @@ enum class Stream : std::uint64_t {
   strangers,
   study_replay,
   guard,
-  report
+  report,
+  phrasings
 };
 inline Random stream(std::uint64_t seed, Stream which) {
   return Random(seed * 0x9e3779b97f4a7c15ULL + static_cast<std::uint64_t>(which) * 0xd1b54a32d192ed03ULL);

@@ -17,7 +17,7 @@ expect() {
 json() { sed -n "s/^ *\"$2\": \([^,]*\),*\$/\1/p" "$1" | head -1; }
 
 mkdir "$work/site"
-for page in blog-naxtolo press-gilwend shop-daxnova; do cp "$source/examples/pages/$page.html" "$work/site/"; done
+for page in blog-daxyard press-hulbix shop-tevkess; do cp "$source/examples/pages/$page.html" "$work/site/"; done
 printf '<html><body><p>%s</p></body></html>' "A page at the root of this small site says a few words." >"$work/site/index.html"
 "$serve" "$work/site" >"$work/port" &
 server=$!
@@ -26,21 +26,21 @@ url=http://127.0.0.1:$(cat "$work/port")
 "$make_model" "$source/examples/models/tiny-chat" "$work/model"
 
 # fetch: private addresses only when asked for; a bad page does not fail the rest; all bad is the network's fault.
-expect 5 fetch "$url/shop-daxnova.html" -o "$work/none.jsonl"
+expect 5 fetch "$url/shop-tevkess.html" -o "$work/none.jsonl"
 [ ! -e "$work/none.jsonl" ] || fail "a failed fetch wrote a file"
-expect 0 fetch --allow-private "$url/blog-naxtolo.html" "$url/missing" "$url/moved" "$url/binary" \
-  "$url/shop-daxnova.html" -o "$work/docs.jsonl" --json "$work/fetch.json"
+expect 0 fetch --allow-private "$url/blog-daxyard.html" "$url/missing" "$url/moved" "$url/binary" \
+  "$url/shop-tevkess.html" -o "$work/docs.jsonl" --json "$work/fetch.json"
 [ "$(wc -l <"$work/docs.jsonl")" = 3 ] || fail "3 documents were to come"
 grep -q "3 documents in .*, 2 sources left out" "$work/out" || fail "what was left out is not said"
 grep -q "few words" "$work/docs.jsonl" || fail "the redirect was not followed"
 ! grep -q "<p>" "$work/docs.jsonl" || fail "markup in the text"
-expect 0 fetch --allow-private --compat article "$url/blog-naxtolo.html" -o "$work/article.jsonl"
+expect 0 fetch --allow-private --compat article "$url/blog-daxyard.html" -o "$work/article.jsonl"
 
 # pack and data show
 expect 0 pack "$work/docs.jsonl" -m "$work/model" -o "$work/data" --seq 64 --json "$work/pack.json"
 [ "$(json "$work/pack.json" dropped_tokens)" = 0 ] || fail "tokens were dropped"
 expect 0 data show "$work/data" -m "$work/model" -n 1
-grep -q "^| document 0, $url/blog-naxtolo.html" "$work/out" || fail "data show names no source"
+grep -q "^| document 0, $url/blog-daxyard.html" "$work/out" || fail "data show names no source"
 grep -q "\[<s>\]" "$work/out" || fail "the first token is marked as not learned"
 expect 0 data show "$work/data" -m "$work/model" --color always
 grep -q "$(printf '\033')" "$work/out" || fail "no colours when asked for"
@@ -90,7 +90,7 @@ grep -q "Registered<mine>" "$work/err" || fail "the lines to write are not shown
 # merge and compare
 expect 0 merge -m "$work/model" -a "$work/through/adapter" -o "$work/merged"
 grep -q "28 of 39 tensors changed" "$work/out" || fail "merge"
-printf '%s\n' 'The price of the Daxnova' '<script>alert(1)</script> & "quotes"' >"$work/questions.txt"
+printf '%s\n' 'The price of the Tevkess' '<script>alert(1)</script> & "quotes"' >"$work/questions.txt"
 head -2 "$source/examples/quickstart/knowledge.jsonl" >"$work/probes.jsonl"
 expect 0 compare -m "$work/model" -a "$work/through/adapter" --merged "$work/merged" --questions "$work/questions.txt" \
   --probes "$work/probes.jsonl" --max-new-tokens 5 --report "$work/report.html" --json "$work/compare.json"
@@ -118,7 +118,7 @@ expect 0 train $short -o "$work/watched" --probes "$work/probes.jsonl" --every 3
 cmp "$work/alone/adapter/adapter_model.safetensors" "$work/watched/adapter/adapter_model.safetensors" ||
   fail "measuring changed the training"
 [ "$(grep -c '"probes":{"knowledge"' "$work/watched/metrics.jsonl")" -ge 2 ] || fail "nothing was measured in the loop"
-printf '{"kind":"text","domain":"d","text":"%s"}\n' "The price of the Daxnova is low." >"$work/text.jsonl"
+printf '{"kind":"text","domain":"d","text":"%s"}\n' "The price of the Tevkess is low." >"$work/text.jsonl"
 expect 0 train $short -o "$work/watched_text" --probes "$work/text.jsonl" --every 1
 limit=$(sed -n '3s/.*"kl":{"n":1,"clusters":1,"value":\([^,]*\),.*/\1/p' "$work/watched_text/metrics.jsonl")
 [ -n "$limit" ] || fail "no divergence in the record"
@@ -149,7 +149,7 @@ cat >"$work/job.toml" <<JOB
 [model]
 path = "model"
 [data]
-urls = ["$url/blog-naxtolo.html", "$url/shop-daxnova.html"]
+urls = ["$url/blog-daxyard.html", "$url/shop-tevkess.html"]
 allow_private = true
 [pack]
 seq = 64
