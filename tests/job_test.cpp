@@ -70,6 +70,38 @@ TEST_CASE("arms override [train] wherever it stands") {
   CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
 }
 
+TEST_CASE("an arm may learn from pages of its own, with settings of its own") {
+  const Scratch scratch;
+  const Outcome outcome = check(scratch, minimal +
+                                             "[[arm]]\nname = 'a'\n"
+                                             "[[arm]]\nname = 'b'\nfiles = ['b/pages', 'more.txt']\n"
+                                             "rank = 8\nalpha = 32\nepochs = 3\ndropout = 0\n"
+                                             "[[arm]]\nname = 'c'\nurls = ['http://x/']\n"
+                                             "[[arm]]\nname = 'd'\nfiles = ['pages']\n");
+  REQUIRE(outcome.code == 0);
+  const auto arms = nlohmann::json::parse(outcome.out).at("arms");
+  CHECK_FALSE(arms.at("a").contains("files"));
+  CHECK(arms.at("b").at("files") == nlohmann::json{(scratch / "b/pages").string(), (scratch / "more.txt").string()});
+  CHECK(arms.at("b").at("urls").empty());
+  CHECK(arms.at("c").at("urls") == nlohmann::json{"http://x/"});
+  CHECK(arms.at("c").at("files").empty());      // both are replaced, not one of them
+  CHECK_FALSE(arms.at("d").contains("files"));  // those of [data], said once more
+  CHECK(arms.at("b").at("rank") == 8);
+  CHECK(arms.at("b").at("alpha") == 32);
+  CHECK(arms.at("b").at("epochs") == 3);
+  CHECK(arms.at("b").at("dropout") == 0);
+  CHECK(arms.at("a").at("rank") == 64);
+
+  const std::string empty = minimal + "[[arm]]\nname = 'a'\nfiles = []\n";
+  CHECK(contains(refusal(scratch, empty), ":9: the [[arm]] \"a\" needs urls or files"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nfiles = 'x'\n"), "`files` must be a list of texts"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nfile = ['x']\n"), "did you mean `files`?"));
+  // [data] may be empty where nobody needs it.
+  const std::string without = "[model]\npath = 'm'\n[output]\ndir = 'out'\n[[arm]]\nname = 'a'\nfiles = ['x']\n";
+  CHECK(check(scratch, without).code == 0);
+  CHECK(contains(refusal(scratch, without + "[[arm]]\nname = 'b'\n"), "[data] needs urls or files"));
+}
+
 TEST_CASE("several models go through the same job under their names") {
   const Scratch scratch;
   const std::string rest = "[data]\nfiles = ['pages']\n[output]\ndir = 'out'\n";

@@ -61,12 +61,16 @@ struct TrainSection {
   std::vector<std::string> guard;
 };
 
-/// [train] with its own name and overrides. A job without [[arm]] has one, named "qlora".
+/// [train] with its own name and overrides, and [data] with its own pages. A job without [[arm]] has one, named "qlora".
 struct Arm {
   std::string name = "qlora";
   std::string group{};  ///< arms of one group are one line of the report's front; empty: those of one method
+  DataSection data{};   ///< that of the job; an arm that names urls or files has these alone
   TrainSection train;
 };
+
+/// Whether both are the same addresses and files. Everything else in [data] is the job's.
+[[nodiscard]] bool same_pages(const DataSection& a, const DataSection& b);
 
 struct MergeSection {
   std::string arm;  ///< empty: the last one
