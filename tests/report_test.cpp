@@ -209,6 +209,9 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   report.details = {{evil, {evil}, {{evil}}}};
   report.results = {{evil, {evil}, {{evil}}}};
   report.fronts = {plot};
+  plot.x_ticks = {1, 2};
+  report.sweeps = {{plot, {evil, {evil}, {{evil}}}}};
+  report.controls = {evil, {evil}, {{evil}}};
   report.bars = {{evil, {evil}, {{evil, {{0.5, 0.4, 0.6, 3, 2}}}}}};
   report.galleries = {{evil, {{evil, evil, {{evil, evil}}}}}};
   const Page page(to_html(report));
@@ -248,9 +251,17 @@ TEST_CASE("the page shows headline, plots with their data, answers and settings"
   report.plots = {plot_of({3, 2, 1})};
   report.answers = {{"chat", "Who?", {{"base", "?"}, {"tuned", "I"}, {"merged", "I"}}}};
   report.details = {{"files", {"file", "SHA-256"}, {{"a", "b"}}}};
+  CHECK(Page(to_html(report)).count("//*[local-name()='h2'][.='Controls' or .='By what was varied']") == 0);
   const Page page(to_html(report));
   CHECK(page.count("//*[local-name()='tbody']/*[local-name()='tr']") == 2 + 3 + 1);
   CHECK(page.count("//*[local-name()='h4']") == 3);
   CHECK(page.count("//" + svg) == 1);
   CHECK(page.text("//*[local-name()='details']//*[local-name()='tr'][2]/*[local-name()='td']") == "2");
+  report.sweeps = {{plot_of({1, 2}), {"by rank", {"rank", "share"}, {{"4", "1"}, {"8", "2"}}}}};
+  report.controls = {"nothing", {"", "net"}, {{"permuted", "-40"}}};
+  const Page studied(to_html(report));
+  CHECK(studied.count("//*[@class='sweep']//" + svg) == 1);
+  CHECK(studied.count("//*[@class='sweep']//*[local-name()='tbody']/*[local-name()='tr']") == 2);
+  CHECK(studied.count("//*[local-name()='h2'][.='Controls']/following-sibling::*[1]//*[local-name()='td'][.='-40']") ==
+        1);
 }

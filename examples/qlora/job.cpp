@@ -5,6 +5,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -195,6 +196,20 @@ Keys<TrainSection> train_keys() {
       list("guard", &TrainSection::guard, "ends training when it fails, as \"retention.lower>=0.95\"")};
 }
 
+/// Names and numbers: what is varied, and where the arm stands.
+void read_sweep(Arm& arm, const toml::node& node, const Place& place) {
+  const toml::table* table = node.as_table();
+  if (table == nullptr) place.fail(node, "`sweep` must be names with numbers: { \"rank\" = 64 }");
+  for (const auto& [name, value] : *table) {
+    const auto at = value.is_number() ? value.value<double>() : std::nullopt;
+    if (!at || !std::isfinite(*at)) {
+      place.fail(value, concat("`sweep` must give a number for \"", std::string_view(name), "\""));
+    }
+    if (name.empty()) place.fail(value, "`sweep` must name what is varied");
+    arm.sweep[std::string(name)] = *at;
+  }
+}
+
 /// What [[arm]] has beside the keys of [train], and beside its name, which is read first.
 Keys<Arm> arm_keys() {
   const auto pages = [](std::string_view name, auto member, std::string_view help) {
@@ -203,12 +218,15 @@ Keys<Arm> arm_keys() {
                     [=](const Arm& arm) { return key.show(arm.data); }};
   };
   return {text("group", &Arm::group, {}, "its line in the report's front; that of its method if empty"),
+          {"sweep", "its values of what is varied, as { \"rank\" = 64 }: the report draws each name as a chart",
+           read_sweep, [](const Arm&) { return std::string("{}"); }},
+          text("control", &Arm::control, {}, "what it controls for: kept apart in the report; none if empty"),
           pages("urls", &DataSection::urls, "with files: what this arm learns from, instead of [data]"),
           pages("files", &DataSection::files, "with urls: what this arm learns from, instead of [data]")};
 }
 
 Keys<MergeSection> merge_keys() {
-  return {text("arm", &MergeSection::arm, {}, "which arm is merged; the last one if empty"),
+  return {text("arm", &MergeSection::arm, {}, "which arm is merged; the last one that is no control if empty"),
           number("shard_bytes", &MergeSection::shard_bytes, 1 << 20, 1e12, "size of one weight file at most")};
 }
 
@@ -272,6 +290,16 @@ void read_models(const toml::node& node, Job& job, const fs::path& file) {
   });
 }
 
+/// The sweep in which two arms are one point with one seed: there the one would be counted as another draw of the other.
+std::string same_point(const Arm& a, const Arm& b) {
+  const auto group = [](const Arm& arm) { return arm.group.empty() ? arm.train.method : arm.group; };
+  if (a.train.seed != b.train.seed || group(a) != group(b)) return {};
+  for (const auto& [name, at] : a.sweep) {
+    if (const auto other = b.sweep.find(name); other != b.sweep.end() && other->second == at) return name;
+  }
+  return {};
+}
+
 void read_arms(const toml::node& node, Job& job, const fs::path& file) {
   const Keys<Arm> keys = arm_keys();
   for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
@@ -295,6 +323,16 @@ void read_arms(const toml::node& node, Job& job, const fs::path& file) {
                         "\" needs urls or files: what to learn from; without either it learns from [data]"));
     }
     read_section(table, train_keys(), arm.train, place, read);
+    if (!arm.control.empty() && !arm.sweep.empty()) {
+      place.fail(*table.get("control"), concat("the arm \"", name, "\" is a control or stands in a sweep, not both"));
+    }
+    for (const Arm& other : job.arms) {
+      if (const std::string sweep = same_point(arm, other); !sweep.empty()) {
+        place.fail(*table.get("sweep"),
+                   concat("\"", other.name, "\" and \"", name, "\" have the same value of the sweep \"", sweep,
+                          "\" and the same seed; arms that differ in more than the seed need a `group` each"));
+      }
+    }
     job.arms.push_back(std::move(arm));
   });
 }
@@ -381,10 +419,11 @@ Job parse_job(std::string_view content, const fs::path& file) {
           concat(file.string(), ": [merge] arm is \"", arm.name, "\", which trains all weights: there is no adapter"));
     }
   }
-  if (job.merge.arm.empty()) {  // the last one that has an adapter
-    const auto adapted = [](const Arm& arm) { return arm.train.method != "full"; };
-    const auto last = std::find_if(job.arms.rbegin(), job.arms.rend(), adapted);
-    job.merge.arm = (last == job.arms.rend() ? job.arms.back() : *last).name;
+  if (job.merge.arm.empty()) {  // the last one that has an adapter; requirements are held against it: no control
+    const auto last = [&](const auto& wanted) { return std::find_if(job.arms.rbegin(), job.arms.rend(), wanted); };
+    auto found = last([](const Arm& arm) { return arm.train.method != "full" && arm.control.empty(); });
+    if (found == job.arms.rend()) found = last([](const Arm& arm) { return arm.control.empty(); });
+    job.merge.arm = (found == job.arms.rend() ? job.arms.back() : *found).name;
   }
   check_whole(job, file);
   return job;

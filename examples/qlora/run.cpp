@@ -15,6 +15,7 @@
 #include "qlora/io/lock.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
+#include "sweeps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -69,6 +70,8 @@ Result describe(const Job& job) {
     arms[arm.name]["probes"] = paths_of(arm.train.probes);
     arms[arm.name]["every"] = arm.train.every;
     arms[arm.name]["guard"] = arm.train.guard;
+    if (!arm.sweep.empty()) arms[arm.name]["sweep"] = arm.sweep;
+    if (!arm.control.empty()) arms[arm.name]["control"] = arm.control;
     if (!same_pages(arm.data, job.data)) {
       arms[arm.name]["urls"] = arm.data.urls;
       arms[arm.name]["files"] = paths_of(arm.data.files);
@@ -276,7 +279,9 @@ class JobRun {
     inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
     const fs::path answers = folder(model) / "comparison.json";
     const std::string name = spaced({"compare", model.name});
+    settings.judged = job_.merge.arm;
     Result compare_settings = settings_of(job_.compare);
+    compare_settings["judged"] = settings.judged;
     for (const Arm& arm : job_.arms)
       compare_settings["arms"].push_back(arm.name);  // its figures stand under their names
     return step({name, compare_settings, inputs, {answers}, [&] {
@@ -287,8 +292,8 @@ class JobRun {
                  }});
   }
 
-  /// What the report's front needs of each arm: its line (those of one method, or as it says itself), and its point there,
-  /// which arms that differ in nothing but the seed share.
+  /// What the report needs of each arm: its line in the front (those of one method, or as it says itself), its point there,
+  /// which arms that differ in nothing but the seed share, and what it says of sweeps and controls.
   [[nodiscard]] Result arms() const {
     Result all = Result::object();
     for (const ModelSection& model : job_.models) {
@@ -298,10 +303,12 @@ class JobRun {
         setting["replay"] = arm.train.replay.string();
         setting["replay_limit"] = arm.train.replay_limit;
         if (!same_pages(arm.data, job_.data)) setting["pages"] = {arm.data.urls, paths_of(arm.data.files)};
-        all[spaced({model.name, arm.name})] = {
-            {"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
-            {"setting", setting.dump()},
-            {"seed", arm.train.seed}};
+        const std::string name = spaced({model.name, arm.name});
+        all[name] = {{"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
+                     {"setting", setting.dump()},
+                     {"seed", arm.train.seed}};
+        if (!arm.sweep.empty()) all[name]["sweep"] = arm.sweep;
+        if (!arm.control.empty()) all[name]["control"] = arm.control;
       }
     }
     return all;
@@ -325,7 +332,12 @@ class JobRun {
     for (const char* section : {"examples", "requirements"}) {
       if (comparison.contains(section)) result[section] = comparison.at(section);
     }
-    result["arms"] = arms();
+    Result page = comparison;
+    page["arms"] = result["arms"] = arms();
+    if (const Result sweeps = sweeps_of(arms(), variants); !sweeps.empty()) page["sweeps"] = result["sweeps"] = sweeps;
+    if (const Result controls = controls_of(arms(), variants); !controls.empty()) {
+      page["controls"] = result["controls"] = controls;
+    }
     write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
     std::vector<std::pair<std::string, fs::path>> metrics;
     for (const ModelSection& model : job_.models) {
@@ -337,8 +349,6 @@ class JobRun {
     details["seconds"] = seconds;
     for (const auto& [of, pages] : fetched.items()) details[spaced({"pages", of})] = pages;
     details["SHA-256"] = hashes;
-    Result page = comparison;
-    page["arms"] = arms();
     write_report(out_ / "report.html", page, metrics, details);
     print_comparison(comparison, context_.out);
     context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';

@@ -165,10 +165,12 @@ name = "qlora_pages"
 [[arm]]
 name = "seed_7"
 seed = 7
+sweep = { rank = 4 }
 [[arm]]
 name = "own_page"
 files = ["own.html"]
 rank = 2
+control = "another page"
 [[arm]]
 name = "qlora"
 replay = "replay.jsonl"
@@ -197,6 +199,10 @@ for variant in w16 nf4 qlora_pages seed_7 own_page qlora merged; do
 done
 grep -q "2 replayed" "$work/out" || fail "the replayed documents are not counted"
 [ -s "$work/job/report.html" ] || fail "no page"
+grep -q '"sweep": "rank"' "$work/job/report.json" || fail "no sweep in report.json"
+grep -q '"control": "another page"' "$work/job/report.json" || fail "no control in report.json"
+grep -q "<h2>By what was varied</h2>" "$work/job/report.html" || fail "no sweep on the page"
+grep -q "another page (qlora)" "$work/job/report.html" || fail "no control on the page"
 ls "$work/job/seed_7/data" >/dev/null 2>&1 && fail "the same pages were packed twice"
 grep -q own.html "$work/job/own_page/data/manifest.json" || fail "the arm's own page was not packed"
 ! grep -q blog-naxtolo "$work/job/own_page/data/manifest.json" || fail "[data] was packed for an arm that replaces it"
