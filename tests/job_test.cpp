@@ -70,6 +70,74 @@ TEST_CASE("arms override [train] wherever it stands") {
   CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
 }
 
+TEST_CASE("an arm may learn from pages of its own, with settings of its own") {
+  const Scratch scratch;
+  const Outcome outcome = check(scratch, minimal +
+                                             "[[arm]]\nname = 'a'\n"
+                                             "[[arm]]\nname = 'b'\nfiles = ['b/pages', 'more.txt']\n"
+                                             "rank = 8\nalpha = 32\nepochs = 3\ndropout = 0\n"
+                                             "[[arm]]\nname = 'c'\nurls = ['http://x/']\n"
+                                             "[[arm]]\nname = 'd'\nfiles = ['pages']\n");
+  REQUIRE(outcome.code == 0);
+  const auto arms = nlohmann::json::parse(outcome.out).at("arms");
+  CHECK_FALSE(arms.at("a").contains("files"));
+  CHECK(arms.at("b").at("files") == nlohmann::json{(scratch / "b/pages").string(), (scratch / "more.txt").string()});
+  CHECK(arms.at("b").at("urls").empty());
+  CHECK(arms.at("c").at("urls") == nlohmann::json{"http://x/"});
+  CHECK(arms.at("c").at("files").empty());      // both are replaced, not one of them
+  CHECK_FALSE(arms.at("d").contains("files"));  // those of [data], said once more
+  CHECK(arms.at("b").at("rank") == 8);
+  CHECK(arms.at("b").at("alpha") == 32);
+  CHECK(arms.at("b").at("epochs") == 3);
+  CHECK(arms.at("b").at("dropout") == 0);
+  CHECK(arms.at("a").at("rank") == 64);
+
+  const std::string empty = minimal + "[[arm]]\nname = 'a'\nfiles = []\n";
+  CHECK(contains(refusal(scratch, empty), ":9: the [[arm]] \"a\" needs urls or files"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nfiles = 'x'\n"), "`files` must be a list of texts"));
+  CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\nfile = ['x']\n"), "did you mean `files`?"));
+  // [data] may be empty where nobody needs it.
+  const std::string without = "[model]\npath = 'm'\n[output]\ndir = 'out'\n[[arm]]\nname = 'a'\nfiles = ['x']\n";
+  CHECK(check(scratch, without).code == 0);
+  CHECK(contains(refusal(scratch, without + "[[arm]]\nname = 'b'\n"), "[data] needs urls or files"));
+}
+
+TEST_CASE("an arm says where it stands in sweeps, or what it controls for") {
+  const Scratch scratch;
+  const auto arms = [&](const std::string& text) { return minimal + "[[arm]]\nname = 'a'\n" + text; };
+  const std::string second = "[[arm]]\nname = 'b'\n";
+  const auto job = nlohmann::json::parse(
+      check(scratch, arms("sweep = { 'phrasings per fact' = 4, rank = 6.5 }\n" + second + "control = 'permuted'\n"))
+          .out);
+  CHECK(job.at("arms").at("a").at("sweep") == nlohmann::json{{"phrasings per fact", 4.0}, {"rank", 6.5}});
+  CHECK_FALSE(job.at("arms").at("a").contains("control"));
+  CHECK(job.at("arms").at("b").at("control") == "permuted");
+  CHECK_FALSE(job.at("arms").at("b").contains("sweep"));
+  CHECK(job.at("merge").at("arm") == "a");  // requirements are held against what is merged: no control
+  const auto full = nlohmann::json::parse(
+      check(scratch, arms("method = 'full'\n" + second + "method = 'full'\ncontrol = 'permuted'\n")).out);
+  CHECK(full.at("merge").at("arm") == "a");
+  const auto alone = nlohmann::json::parse(check(scratch, arms("control = 'permuted'\n")).out);
+  CHECK(alone.at("merge").at("arm") == "a");
+
+  CHECK(contains(refusal(scratch, arms("sweep = 'rank'\n")),
+                 ":9: `sweep` must be names with numbers: { \"rank\" = 64 }"));
+  CHECK(contains(refusal(scratch, arms("sweep = { rank = '64' }\n")), ":9: `sweep` must give a number for \"rank\""));
+  CHECK(contains(refusal(scratch, arms("sweep = { rank = inf }\n")), "must give a number"));
+  CHECK(contains(refusal(scratch, arms("sweep = { '' = 1 }\n")), "must name what is varied"));
+  CHECK(contains(refusal(scratch, arms("control = true\n")), "`control` must be a text"));
+  CHECK(contains(refusal(scratch, arms("sweep = { rank = 1 }\ncontrol = 'x'\n")),
+                 ":10: the arm \"a\" is a control or stands in a sweep, not both"));
+  CHECK(contains(refusal(scratch, arms("swep = { rank = 1 }\n")), "did you mean `sweep`?"));
+  // One seed counts once at a value; other seeds and other groups do not meet it.
+  const std::string at_one = arms("sweep = { epochs = 2, rank = 1 }\n" + second + "sweep = { rank = 1 }\n");
+  CHECK(contains(refusal(scratch, at_one),
+                 ":12: \"a\" and \"b\" have the same value of the sweep \"rank\" and the same seed"));
+  CHECK(check(scratch, at_one + "seed = 7\n").code == 0);
+  CHECK(check(scratch, at_one + "group = 'other'\n").code == 0);
+  CHECK(check(scratch, at_one + "method = 'full'\n").code == 0);
+}
+
 TEST_CASE("several models go through the same job under their names") {
   const Scratch scratch;
   const std::string rest = "[data]\nfiles = ['pages']\n[output]\ndir = 'out'\n";

@@ -85,6 +85,73 @@ TEST_CASE("on a logarithmic axis equal ratios have equal distances") {
   CHECK(cy(2) > cy(1));
 }
 
+TEST_CASE("on a logarithmic x axis doubled values have equal distances, and the ticks are those that were asked for") {
+  Plot plot{"Rank", "rank", "%", Scale::linear, {{"share", {4, 8, 16}, {10, 40, 30}}}};
+  plot.x_scale = Scale::logarithmic;
+  plot.x_ticks = {4, 8, 16};
+  plot.y_holds = {0, 100};
+  const Page page(to_svg(plot));
+  const auto cx = [&](int i) { return page.number("(" + circle + ")[" + std::to_string(i) + "]/@cx"); };
+  CHECK(cx(2) - cx(1) == doctest::Approx(cx(3) - cx(2)).epsilon(0.002));
+  const auto tick = [&](const std::string& x) {
+    return "//*[local-name()='text'][@text-anchor='middle'][.='" + x + "']";
+  };
+  for (const std::string x : {"4", "8", "16"}) CHECK(page.count(tick(x)) == 1);
+  CHECK(page.count(tick("10")) == 0);
+  CHECK(page.number(tick("8") + "/@x") == doctest::Approx(cx(2)));
+  CHECK(page.count("//*[local-name()='text'][@text-anchor='end'][.='100']") == 1);  // though no value comes near
+  plot.series[0].x = {0, -8, 16};                                                   // have no logarithm
+  CHECK(Page(to_svg(plot)).count(circle) == 1);
+  plot.x_ticks = {16, 16.001, 32};  // the second label would stand in the first
+  const Page crowded(to_svg(plot));
+  CHECK(crowded.count(tick("16")) == 1);
+  CHECK(crowded.count(tick("16.001")) == 0);
+  CHECK(crowded.count(tick("32")) == 1);
+}
+
+TEST_CASE("a mean has a whisker between its bounds and its seeds behind it") {
+  const double unknown = std::nan("");
+  Plot plot{
+      "Rank", "rank", "%", Scale::linear, {{"share", {1, 2}, {50, 60}, {40, unknown}, {70, unknown}, {{}, {55, 65}}}}};
+  plot.y_holds = {0, 100};
+  const Page page(to_svg(plot));
+  const std::string whisker = "//*[local-name()='line'][@class='s0']";
+  REQUIRE(page.count(whisker) == 1);
+  const std::string mean = circle + "[@class='s0']";
+  CHECK(page.count(mean) == 2);
+  CHECK(page.count(circle + "[@class='s0 behind']") == 2);
+  const double middle = page.number("(" + mean + ")[1]/@cy");
+  // 20 above the mean, 10 below it.
+  CHECK(middle - page.number(whisker + "/@y2") ==
+        doctest::Approx(2 * (page.number(whisker + "/@y1") - middle)).epsilon(0.01));
+  CHECK(page.text("(" + mean + ")[1]/*[local-name()='title']") == "share · rank 1: 50 (40 to 70)");
+  CHECK(page.text("(" + mean + ")[2]/*[local-name()='title']") == "share · rank 2: 60");
+  // Whiskers count for the axis, too.
+  plot.series[0].upper[0] = 300;
+  CHECK(Page(to_svg(plot)).count("//*[local-name()='text'][@text-anchor='end'][.='300']") == 1);
+  // A second line stands beside the first, not on it.
+  plot.series.push_back(plot.series[0]);
+  const Page two(to_svg(plot));
+  CHECK(two.number("(" + circle + "[@class='s1'])[1]/@cx") - two.number("(" + mean + ")[1]/@cx") == doctest::Approx(5));
+}
+
+TEST_CASE("a legend that does not fit beside the title has lines of its own, inside the sheet") {
+  Plot plot = plot_of({1, 2});
+  plot.series.push_back(plot.series[0]);
+  const std::string box = "//*[local-name()='rect']";
+  CHECK(Page(to_svg(plot)).text("//" + svg + "/@viewBox") == "0 0 720 320");
+  plot.title = std::string(60, 'T');
+  CHECK(Page(to_svg(plot)).text("//" + svg + "/@viewBox") == "0 0 720 320");  // 66 + 60 * 8 + 2 * (28 + 21) < 704
+  for (int i = 0; i < 4; ++i) plot.series.push_back({std::string(30, 'a'), {1}, {1}});
+  const Page page(to_svg(plot));
+  CHECK(page.text("//" + svg + "/@viewBox") == "0 -36 720 356");  // two lines: 2 * 49 + 2 * 238, then 2 * 238
+  CHECK(page.count(box) == 6);
+  CHECK(page.count(box + "[@y='-6.0']") == 4);
+  CHECK(page.count(box + "[@y='12.0']") == 2);
+  CHECK(page.count(box + "[@x < 66]") == 0);
+  CHECK(page.number("//*[@class='title']/@y") == -15);
+}
+
 TEST_CASE("what cannot be drawn breaks the line and nothing else") {
   const double inf = std::numeric_limits<double>::infinity();
   const Page broken(to_svg(plot_of({1, 2, std::nan(""), 3, inf, 4})));
@@ -142,6 +209,9 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   report.details = {{evil, {evil}, {{evil}}}};
   report.results = {{evil, {evil}, {{evil}}}};
   report.fronts = {plot};
+  plot.x_ticks = {1, 2};
+  report.sweeps = {{plot, {evil, {evil}, {{evil}}}}};
+  report.controls = {evil, {evil}, {{evil}}};
   report.bars = {{evil, {evil}, {{evil, {{0.5, 0.4, 0.6, 3, 2}}}}}};
   report.galleries = {{evil, {{evil, evil, {{evil, evil}}}}}};
   const Page page(to_html(report));
@@ -181,9 +251,17 @@ TEST_CASE("the page shows headline, plots with their data, answers and settings"
   report.plots = {plot_of({3, 2, 1})};
   report.answers = {{"chat", "Who?", {{"base", "?"}, {"tuned", "I"}, {"merged", "I"}}}};
   report.details = {{"files", {"file", "SHA-256"}, {{"a", "b"}}}};
+  CHECK(Page(to_html(report)).count("//*[local-name()='h2'][.='Controls' or .='By what was varied']") == 0);
   const Page page(to_html(report));
   CHECK(page.count("//*[local-name()='tbody']/*[local-name()='tr']") == 2 + 3 + 1);
   CHECK(page.count("//*[local-name()='h4']") == 3);
   CHECK(page.count("//" + svg) == 1);
   CHECK(page.text("//*[local-name()='details']//*[local-name()='tr'][2]/*[local-name()='td']") == "2");
+  report.sweeps = {{plot_of({1, 2}), {"by rank", {"rank", "share"}, {{"4", "1"}, {"8", "2"}}}}};
+  report.controls = {"nothing", {"", "net"}, {{"permuted", "-40"}}};
+  const Page studied(to_html(report));
+  CHECK(studied.count("//*[@class='sweep']//" + svg) == 1);
+  CHECK(studied.count("//*[@class='sweep']//*[local-name()='tbody']/*[local-name()='tr']") == 2);
+  CHECK(studied.count("//*[local-name()='h2'][.='Controls']/following-sibling::*[1]//*[local-name()='td'][.='-40']") ==
+        1);
 }

@@ -141,8 +141,9 @@ class Comparison {
     variants_[variant] = one;
   }
 
-  /// The tuned variant that requirements and examples are about: the one that is merged, else the last one.
+  /// The tuned variant that requirements and examples are about: the one that is merged, else the last one, if none is named.
   [[nodiscard]] std::string tuned() const {
+    if (readings_.contains(step_.judged)) return step_.judged;
     if (readings_.contains(step_.merged_from)) return step_.merged_from;
     return variants_.empty() ? std::string() : std::prev(variants_.end()).key();
   }

@@ -5,6 +5,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -195,8 +196,37 @@ Keys<TrainSection> train_keys() {
       list("guard", &TrainSection::guard, "ends training when it fails, as \"retention.lower>=0.95\"")};
 }
 
+/// Names and numbers: what is varied, and where the arm stands.
+void read_sweep(Arm& arm, const toml::node& node, const Place& place) {
+  const toml::table* table = node.as_table();
+  if (table == nullptr) place.fail(node, "`sweep` must be names with numbers: { \"rank\" = 64 }");
+  for (const auto& [name, value] : *table) {
+    const auto at = value.is_number() ? value.value<double>() : std::nullopt;
+    if (!at || !std::isfinite(*at)) {
+      place.fail(value, concat("`sweep` must give a number for \"", std::string_view(name), "\""));
+    }
+    if (name.empty()) place.fail(value, "`sweep` must name what is varied");
+    arm.sweep[std::string(name)] = *at;
+  }
+}
+
+/// What [[arm]] has beside the keys of [train], and beside its name, which is read first.
+Keys<Arm> arm_keys() {
+  const auto pages = [](std::string_view name, auto member, std::string_view help) {
+    const Key<DataSection> key = list(name, member, help);
+    return Key<Arm>{name, help, [=](Arm& arm, const toml::node& node, const Place& p) { key.read(arm.data, node, p); },
+                    [=](const Arm& arm) { return key.show(arm.data); }};
+  };
+  return {text("group", &Arm::group, {}, "its line in the report's front; that of its method if empty"),
+          {"sweep", "its values of what is varied, as { \"rank\" = 64 }: the report draws each name as a chart",
+           read_sweep, [](const Arm&) { return std::string("{}"); }},
+          text("control", &Arm::control, {}, "what it controls for: kept apart in the report; none if empty"),
+          pages("urls", &DataSection::urls, "with files: what this arm learns from, instead of [data]"),
+          pages("files", &DataSection::files, "with urls: what this arm learns from, instead of [data]")};
+}
+
 Keys<MergeSection> merge_keys() {
-  return {text("arm", &MergeSection::arm, {}, "which arm is merged; the last one if empty"),
+  return {text("arm", &MergeSection::arm, {}, "which arm is merged; the last one that is no control if empty"),
           number("shard_bytes", &MergeSection::shard_bytes, 1 << 20, 1e12, "size of one weight file at most")};
 }
 
@@ -260,14 +290,49 @@ void read_models(const toml::node& node, Job& job, const fs::path& file) {
   });
 }
 
+/// The sweep in which two arms are one point with one seed: there the one would be counted as another draw of the other.
+std::string same_point(const Arm& a, const Arm& b) {
+  const auto group = [](const Arm& arm) { return arm.group.empty() ? arm.train.method : arm.group; };
+  if (a.train.seed != b.train.seed || group(a) != group(b)) return {};
+  for (const auto& [name, at] : a.sweep) {
+    if (const auto other = b.sweep.find(name); other != b.sweep.end() && other->second == at) return name;
+  }
+  return {};
+}
+
 void read_arms(const toml::node& node, Job& job, const fs::path& file) {
+  const Keys<Arm> keys = arm_keys();
   for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
     if (name == "w16" || name == "nf4" || name == "merged") {
       place.fail(*table.get("name"), concat("`name` cannot be \"", name, "\", the report uses it"));
     }
-    Arm arm{.name = name, .train = job.train};
-    if (const toml::node* group = table.get("group"); group != nullptr) arm.group = text_of(*group, "group", place);
-    read_section(table, train_keys(), arm.train, place, {"name", "group"});
+    Arm arm{.name = name, .data = job.data, .train = job.train};
+    const toml::node* own_pages = table.contains("files") ? table.get("files") : table.get("urls");
+    if (own_pages != nullptr) {
+      arm.data.urls.clear();
+      arm.data.files.clear();
+    }
+    std::vector<std::string_view> read{"name"};
+    for (const Key<Arm>& key : keys) {
+      read.push_back(key.name);
+      if (const toml::node* value = table.get(key.name); value != nullptr) key.read(arm, *value, place);
+    }
+    if (own_pages != nullptr && arm.data.urls.empty() && arm.data.files.empty()) {
+      place.fail(*own_pages,
+                 concat("the ", place.section, " \"", name,
+                        "\" needs urls or files: what to learn from; without either it learns from [data]"));
+    }
+    read_section(table, train_keys(), arm.train, place, read);
+    if (!arm.control.empty() && !arm.sweep.empty()) {
+      place.fail(*table.get("control"), concat("the arm \"", name, "\" is a control or stands in a sweep, not both"));
+    }
+    for (const Arm& other : job.arms) {
+      if (const std::string sweep = same_point(arm, other); !sweep.empty()) {
+        place.fail(*table.get("sweep"),
+                   concat("\"", other.name, "\" and \"", name, "\" have the same value of the sweep \"", sweep,
+                          "\" and the same seed; arms that differ in more than the seed need a `group` each"));
+      }
+    }
     job.arms.push_back(std::move(arm));
   });
 }
@@ -278,7 +343,9 @@ void check_whole(const Job& job, const fs::path& file) {
   };
   need(!job.models.empty() && !job.models.front().path.empty(),
        "[model] path is missing: the directory of the model to tune");
-  need(!job.data.urls.empty() || !job.data.files.empty(), "[data] needs urls or files: what to learn from");
+  const bool learning = std::all_of(job.arms.begin(), job.arms.end(),
+                                    [](const Arm& a) { return !a.data.urls.empty() || !a.data.files.empty(); });
+  need(learning, "[data] needs urls or files: what to learn from");
   need(!job.output.dir.empty(), "[output] dir is missing: where results go");
   const bool known =
       std::any_of(job.arms.begin(), job.arms.end(), [&](const Arm& a) { return a.name == job.merge.arm; });
@@ -286,14 +353,18 @@ void check_whole(const Job& job, const fs::path& file) {
 }
 
 template <class Section>
-void print_keys(std::ostream& out, std::string_view title, const Keys<Section>& keys) {
+void print_keys(std::ostream& out, std::string_view title, const Keys<Section>& keys, std::string_view before = "") {
   const Section defaults{};
-  out << title << '\n';
-  for (const auto& key : keys) out << key.name << " = " << key.show(defaults) << "  # " << key.help << '\n';
+  out << before << title << '\n';
+  for (const auto& key : keys) {
+    out << before << key.name << " = " << key.show(defaults) << "  # " << key.help << '\n';
+  }
   out << '\n';
 }
 
 }  // namespace
+
+bool same_pages(const DataSection& a, const DataSection& b) { return a.urls == b.urls && a.files == b.files; }
 
 Job parse_job(std::string_view content, const fs::path& file) {
   toml::table root;
@@ -307,7 +378,7 @@ Job parse_job(std::string_view content, const fs::path& file) {
   for (const auto& [name, node] : root) {
     const Place place{file, concat("[", std::string_view(name), "]")};
     if (name == "arm") {
-      arms = &node;  // after [train], which it overrides, wherever either stands in the file
+      arms = &node;  // after [train] and [data], which it overrides, wherever either stands in the file
       continue;
     }
     const toml::table* table = node.as_table();
@@ -341,17 +412,18 @@ Job parse_job(std::string_view content, const fs::path& file) {
                  suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
   }
   if (arms != nullptr) read_arms(*arms, job, file);
-  if (job.arms.empty()) job.arms.push_back({.name = "qlora", .train = job.train});
+  if (job.arms.empty()) job.arms.push_back({.name = "qlora", .data = job.data, .train = job.train});
   for (const Arm& arm : job.arms) {
     if (arm.name == job.merge.arm && arm.train.method == "full") {
       throw Error(
           concat(file.string(), ": [merge] arm is \"", arm.name, "\", which trains all weights: there is no adapter"));
     }
   }
-  if (job.merge.arm.empty()) {  // the last one that has an adapter
-    const auto adapted = [](const Arm& arm) { return arm.train.method != "full"; };
-    const auto last = std::find_if(job.arms.rbegin(), job.arms.rend(), adapted);
-    job.merge.arm = (last == job.arms.rend() ? job.arms.back() : *last).name;
+  if (job.merge.arm.empty()) {  // the last one that has an adapter; requirements are held against it: no control
+    const auto last = [&](const auto& wanted) { return std::find_if(job.arms.rbegin(), job.arms.rend(), wanted); };
+    auto found = last([](const Arm& arm) { return arm.train.method != "full" && arm.control.empty(); });
+    if (found == job.arms.rend()) found = last([](const Arm& arm) { return arm.control.empty(); });
+    job.merge.arm = (found == job.arms.rend() ? job.arms.back() : *found).name;
   }
   check_whole(job, file);
   return job;
@@ -374,7 +446,9 @@ void print_job_keys(std::ostream& out) {
   print_keys(out, "[device]", device_keys());
   print_keys(out, "[data]", data_keys());
   print_keys(out, "[pack]", pack_keys());
-  print_keys(out, "[train]  # [[arm]] takes the same keys and a name", train_keys());
+  print_keys(out, "[train]", train_keys());
+  // As comments: an arm that names empty pages is refused, and a job without arms is one, too.
+  print_keys(out, "[[arm]]  # none or several; each takes a name, the keys of [train] and these", arm_keys(), "# ");
   print_keys(out, "[merge]", merge_keys());
   print_keys(out, "[compare]", compare_keys());
   print_keys(out, "[output]", output_keys());

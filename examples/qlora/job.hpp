@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <iosfwd>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -61,15 +62,21 @@ struct TrainSection {
   std::vector<std::string> guard;
 };
 
-/// [train] with its own name and overrides. A job without [[arm]] has one, named "qlora".
+/// [train] with its own name and overrides, and [data] with its own pages. A job without [[arm]] has one, named "qlora".
 struct Arm {
   std::string name = "qlora";
   std::string group{};  ///< arms of one group are one line of the report's front; empty: those of one method
+  std::map<std::string, double> sweep{};  ///< where it stands in which sweeps: name of what is varied, value
+  std::string control{};                  ///< what it is a control of, in words; the report keeps it apart. Empty: none
+  DataSection data{};                     ///< that of the job; an arm that names urls or files has these alone
   TrainSection train;
 };
 
+/// Whether both are the same addresses and files. Everything else in [data] is the job's.
+[[nodiscard]] bool same_pages(const DataSection& a, const DataSection& b);
+
 struct MergeSection {
-  std::string arm;  ///< empty: the last one
+  std::string arm;  ///< empty: the last one that has an adapter and is no control
   std::int64_t shard_bytes = 2'000'000'000;
 };
 

@@ -15,6 +15,7 @@
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
 #include "steps.hpp"
+#include "sweeps.hpp"
 
 namespace qlora::program {
 namespace {
@@ -139,29 +140,6 @@ void add_bars(const Result& variants, const std::string& group, const std::strin
     }
     if (chart.labels.size() <= 40) charts.push_back(std::move(chart));
   }
-}
-
-/// The arms as trials. Learned: right about new facts asked in new words, less what fits a twin world where probes tell of
-/// one. Kept: old facts that are right.
-std::vector<eval::Trial> trials_of(const Result& comparison) {
-  std::vector<eval::Trial> trials;
-  if (!comparison.contains("arms")) return trials;
-  const Result& variants = comparison.at("variants");
-  const auto value_of = [&](const std::string& arm, std::initializer_list<std::pair<const char*, const char*>> names) {
-    for (const auto& [figure, number] : names) {
-      const Result one = number_of(variants.at(arm), figure, number);
-      if (one.is_object() && one.at("value").is_number()) return one.at("value").get<double>();
-    }
-    return std::nan("");
-  };
-  for (const auto& [arm, about] : comparison.at("arms").items()) {
-    if (!variants.contains(arm)) continue;
-    trials.push_back(
-        {about.value("group", ""), about.value("setting", ""), about.value("seed", std::int64_t{0}),
-         value_of(arm, {{"paraphrase", "net"}, {"paraphrase", ""}, {"knowledge", "net"}, {"knowledge", ""}}),
-         value_of(arm, {{"retention", ""}})});
-  }
-  return trials;
 }
 
 /// One line a group of arms, one point a setting. Empty where fewer than two settings were measured.
@@ -314,8 +292,11 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   report.headline = headline_of(variants);
   if (!variants.empty()) {
     report.results = results_of(comparison);
-    const std::vector<eval::Trial> trials = trials_of(comparison);
+    const std::vector<eval::Trial> trials =
+        comparison.contains("arms") ? trials_of(comparison.at("arms"), variants) : std::vector<eval::Trial>();
     report.fronts = fronts_of(trials);
+    if (comparison.contains("sweeps")) report.sweeps = charts_of(comparison.at("sweeps"));
+    if (comparison.contains("controls")) report.controls = table_of_controls(comparison.at("controls"));
     for (eval::Table& table : at_matched_gain(trials)) report.results.push_back(std::move(table));
     add_bars(variants, "by_relation", "relation", report.bars);
     add_bars(variants, "by_entity", "page", report.bars);

@@ -15,6 +15,7 @@
 #include "qlora/io/lock.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
+#include "sweeps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -69,6 +70,12 @@ Result describe(const Job& job) {
     arms[arm.name]["probes"] = paths_of(arm.train.probes);
     arms[arm.name]["every"] = arm.train.every;
     arms[arm.name]["guard"] = arm.train.guard;
+    if (!arm.sweep.empty()) arms[arm.name]["sweep"] = arm.sweep;
+    if (!arm.control.empty()) arms[arm.name]["control"] = arm.control;
+    if (!same_pages(arm.data, job.data)) {
+      arms[arm.name]["urls"] = arm.data.urls;
+      arms[arm.name]["files"] = paths_of(arm.data.files);
+    }
   }
   Result data = settings_of(job.data);
   data["files"] = paths_of(job.data.files);
@@ -155,16 +162,41 @@ class JobRun {
     return book_.run(step, context_.progress, again);
   }
 
-  [[nodiscard]] fs::path pages() const { return out_ / "pages.jsonl"; }
+  /// Whose pages an arm learns from: the first arm's that has the same. Empty: those of [data].
+  [[nodiscard]] std::string pages_of(const Arm& arm) const {
+    if (same_pages(arm.data, job_.data)) return {};
+    const auto same = [&](const Arm& other) { return same_pages(arm.data, other.data); };
+    return std::find_if(job_.arms.begin(), job_.arms.end(), same)->name;
+  }
+  [[nodiscard]] fs::path pages(const Arm& arm) const {
+    const std::string of = pages_of(arm);
+    return out_ / (of.empty() ? "pages.jsonl" : "pages_" + of + ".jsonl");
+  }
+  /// The first arm with the same pages and the same replay: the data set in its folder serves all of these.
+  [[nodiscard]] const Arm& packed_for(const Arm& arm) const {
+    return *std::find_if(job_.arms.begin(), job_.arms.end(), [&](const Arm& other) {
+      return same_pages(arm.data, other.data) && arm.train.replay == other.train.replay &&
+             arm.train.replay_limit == other.train.replay_limit;
+    });
+  }
 
+  /// By whose pages they are.
   Result fetch() {
-    return step({"fetch", settings_of(job_.data), job_.data.files, {pages()}, [&] {
-                   return run_fetch({job_.data, pages()}, context_.progress);
-                 }});
+    Result all = Result::object();
+    for (const Arm& arm : job_.arms) {
+      const std::string of = pages_of(arm);
+      if (all.contains(of)) continue;
+      all[of] = step({spaced({"fetch", of}), settings_of(arm.data), arm.data.files, {pages(arm)}, [&] {
+                        return run_fetch({arm.data, pages(arm)}, context_.progress);
+                      }});
+    }
+    return all;
   }
 
   Result tune(const ModelSection& model) {
-    for (const Arm& arm : job_.arms) pack(model, arm);
+    for (const Arm& arm : job_.arms) {
+      if (&packed_for(arm) == &arm) pack(model, arm);
+    }
     for (const Arm& arm : job_.arms) train(model, arm);
     merge(model);
     return compare(model);
@@ -178,8 +210,8 @@ class JobRun {
 
   void pack(const ModelSection& model, const Arm& arm) {
     const PackStep settings{
-        {pages()}, arm.train.replay, arm.train.replay_limit, model.path, folder(model, arm) / "data", job_.pack};
-    std::vector<fs::path> inputs{pages(), model.path / "tokenizer.model"};
+        {pages(arm)}, arm.train.replay, arm.train.replay_limit, model.path, folder(model, arm) / "data", job_.pack};
+    std::vector<fs::path> inputs{pages(arm), model.path / "tokenizer.model"};
     if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
     fs::create_directories(settings.out.parent_path());
     Result pack_settings = settings_of(job_.pack);
@@ -195,7 +227,8 @@ class JobRun {
   void train(const ModelSection& model, const Arm& arm) {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
-    const TrainStep settings{model.path, folder(model, arm) / "data", out, arm.train, job_.device, options_.threads};
+    const TrainStep settings{model.path,      folder(model, packed_for(arm)) / "data", out, arm.train, job_.device,
+                             options_.threads};
     Result train_settings = settings_of(arm.train);
     train_settings["device"] = job_.device.use;
     train_settings["fast"] = job_.device.fast;
@@ -246,7 +279,12 @@ class JobRun {
     inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
     const fs::path answers = folder(model) / "comparison.json";
     const std::string name = spaced({"compare", model.name});
-    return step({name, settings_of(job_.compare), inputs, {answers}, [&] {
+    settings.judged = job_.merge.arm;
+    Result compare_settings = settings_of(job_.compare);
+    compare_settings["judged"] = settings.judged;
+    for (const Arm& arm : job_.arms)
+      compare_settings["arms"].push_back(arm.name);  // its figures stand under their names
+    return step({name, compare_settings, inputs, {answers}, [&] {
                    const Result comparison = run_compare(settings, context_.progress);
                    write_file_atomically(answers,
                                          comparison.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
@@ -254,8 +292,8 @@ class JobRun {
                  }});
   }
 
-  /// What the report's front needs of each arm: its line (those of one method, or as it says itself), and its point there,
-  /// which arms that differ in nothing but the seed share.
+  /// What the report needs of each arm: its line in the front (those of one method, or as it says itself), its point there,
+  /// which arms that differ in nothing but the seed share, and what it says of sweeps and controls.
   [[nodiscard]] Result arms() const {
     Result all = Result::object();
     for (const ModelSection& model : job_.models) {
@@ -264,10 +302,13 @@ class JobRun {
         setting.erase("seed");
         setting["replay"] = arm.train.replay.string();
         setting["replay_limit"] = arm.train.replay_limit;
-        all[spaced({model.name, arm.name})] = {
-            {"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
-            {"setting", setting.dump()},
-            {"seed", arm.train.seed}};
+        if (!same_pages(arm.data, job_.data)) setting["pages"] = {arm.data.urls, paths_of(arm.data.files)};
+        const std::string name = spaced({model.name, arm.name});
+        all[name] = {{"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
+                     {"setting", setting.dump()},
+                     {"seed", arm.train.seed}};
+        if (!arm.sweep.empty()) all[name]["sweep"] = arm.sweep;
+        if (!arm.control.empty()) all[name]["control"] = arm.control;
       }
     }
     return all;
@@ -291,7 +332,12 @@ class JobRun {
     for (const char* section : {"examples", "requirements"}) {
       if (comparison.contains(section)) result[section] = comparison.at(section);
     }
-    result["arms"] = arms();
+    Result page = comparison;
+    page["arms"] = result["arms"] = arms();
+    if (const Result sweeps = sweeps_of(arms(), variants); !sweeps.empty()) page["sweeps"] = result["sweeps"] = sweeps;
+    if (const Result controls = controls_of(arms(), variants); !controls.empty()) {
+      page["controls"] = result["controls"] = controls;
+    }
     write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
     std::vector<std::pair<std::string, fs::path>> metrics;
     for (const ModelSection& model : job_.models) {
@@ -301,10 +347,8 @@ class JobRun {
     }
     Result details = describe(job_);
     details["seconds"] = seconds;
-    details["pages"] = fetched;
+    for (const auto& [of, pages] : fetched.items()) details[spaced({"pages", of})] = pages;
     details["SHA-256"] = hashes;
-    Result page = comparison;
-    page["arms"] = arms();
     write_report(out_ / "report.html", page, metrics, details);
     print_comparison(comparison, context_.out);
     context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';

@@ -64,7 +64,8 @@ struct CompareStep {
   std::filesystem::path model;
   std::vector<std::pair<std::string, std::filesystem::path>> adapters{};  ///< name, directory
   std::filesystem::path merged{};                                         ///< may be empty
-  std::string merged_from{};  ///< the adapter that was merged{}; requirements and examples are about it
+  std::string merged_from{};                                              ///< the adapter that was merged
+  std::string judged{};  ///< what requirements and examples are about; empty: merged_from, else the last one
   std::vector<std::pair<std::string, std::filesystem::path>> models{};  ///< trained whole: name, directory
   CompareSection compare;
   DeviceSection device;

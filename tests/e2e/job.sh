@@ -143,7 +143,9 @@ done
 ! grep -q "<script" "$work/report.html" || fail "the page holds a script"
 grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
 
-# run: two arms, then again with nothing to do, then with one setting changed, then with an output damaged
+# run: four arms, one with a page of its own; then again with nothing to do, then with one setting changed, with that page
+# changed, and with an output damaged
+cp "$work/site/press-gilwend.html" "$work/own.html"
 head -2 "$source/examples/quickstart/replay.jsonl" >"$work/replay.jsonl"
 cat >"$work/job.toml" <<JOB
 [model]
@@ -161,6 +163,15 @@ epochs = 2
 [[arm]]
 name = "qlora_pages"
 [[arm]]
+name = "seed_7"
+seed = 7
+sweep = { rank = 4 }
+[[arm]]
+name = "own_page"
+files = ["own.html"]
+rank = 2
+control = "another page"
+[[arm]]
 name = "qlora"
 replay = "replay.jsonl"
 [compare]
@@ -170,8 +181,8 @@ max_new_tokens = 5
 [output]
 dir = "job"
 JOB
-# Ctrl-C in the middle of an arm, then the same command again.
-sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/' "$work/job.toml" >"$work/stopped.toml"
+# Ctrl-C in the middle of an arm, then the same command again; two arms are enough.
+sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/; /seed_7/,/^..arm/d; /own_page/,/^..arm/d' "$work/job.toml" >"$work/stopped.toml"
 "$qlora" run "$work/stopped.toml" >"$work/out" 2>"$work/err" &
 job=$!
 await 2 "$work/stopped/qlora_pages/train/metrics.jsonl"
@@ -183,18 +194,31 @@ expect 0 run "$work/stopped.toml"
 grep -q "resuming after step" "$work/err" || fail "the job's training did not resume"
 expect 0 run "$work/job.toml"
 [ "$(tail -1 "$work/out")" = "$work/job/report.json" ] || fail "the last line is not the report"
-for variant in w16 nf4 qlora_pages qlora merged; do
+for variant in w16 nf4 qlora_pages seed_7 own_page qlora merged; do
   grep -q "\"$variant\": {" "$work/job/report.json" || fail "no $variant in the report"
 done
 grep -q "2 replayed" "$work/out" || fail "the replayed documents are not counted"
 [ -s "$work/job/report.html" ] || fail "no page"
+grep -q '"sweep": "rank"' "$work/job/report.json" || fail "no sweep in report.json"
+grep -q '"control": "another page"' "$work/job/report.json" || fail "no control in report.json"
+grep -q "<h2>By what was varied</h2>" "$work/job/report.html" || fail "no sweep on the page"
+grep -q "another page (qlora)" "$work/job/report.html" || fail "no control on the page"
+ls "$work/job/seed_7/data" >/dev/null 2>&1 && fail "the same pages were packed twice"
+grep -q own.html "$work/job/own_page/data/manifest.json" || fail "the arm's own page was not packed"
+! grep -q blog-naxtolo "$work/job/own_page/data/manifest.json" || fail "[data] was packed for an arm that replaces it"
 cp "$work/job/report.json" "$work/first.json"
 expect 0 run "$work/job.toml"
-[ "$(grep -c "unchanged, skipped" "$work/err")" = 7 ] || fail "not all of 7 steps were skipped"
+[ "$(grep -c "unchanged, skipped" "$work/err")" = 11 ] || fail "not all of 11 steps were skipped"
 cmp "$work/first.json" "$work/job/report.json" || fail "a run that did nothing changed the report"
 sed -i 's/max_new_tokens = 5/max_new_tokens = 6/' "$work/job.toml"
 expect 0 run "$work/job.toml"
-[ "$(grep -c "unchanged, skipped" "$work/err")" = 6 ] || fail "one changed setting of compare must redo compare alone"
+[ "$(grep -c "unchanged, skipped" "$work/err")" = 10 ] || fail "one changed setting of compare must redo compare alone"
+sed -i 's/<p>/<p>New words of the page. /' "$work/own.html"
+expect 0 run "$work/job.toml"
+for step in "fetch own_page" "pack own_page" "train own_page" compare; do
+  ! grep -q "^$step: unchanged" "$work/err" || fail "the arm's page changed, and $step was skipped"
+done
+[ "$(grep -c "unchanged, skipped" "$work/err")" = 7 ] || fail "an arm's page changed, and more than that arm was redone"
 printf x >>"$work/job/merged/config.json"
 expect 0 run "$work/job.toml"
 grep -q "^merge: " "$work/err" || fail "damaged output was not made again"

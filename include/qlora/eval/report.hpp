@@ -37,12 +37,20 @@ struct Gallery {
   std::vector<Exchange> exchanges;
 };
 
+/// How scores depend on one setting: a chart, and its numbers beneath it.
+struct Sweep {
+  Plot plot;
+  Table table;
+};
+
 struct Report {
   std::string title;
   std::string summary;  ///< one or two sentences under the title
   Table headline;
   std::vector<Table> results;  ///< beneath it: other figures, requirements
   std::vector<Plot> fronts;    ///< models against each other
+  std::vector<Sweep> sweeps;   ///< models that differ in one setting
+  Table controls;              ///< models that must show nothing
   std::vector<BarChart> bars;
   std::vector<Gallery> galleries;
   std::vector<Plot> plots;  ///< of training
@@ -63,19 +71,20 @@ p.summary{color:var(--soft);margin-top:0}
 table{border-collapse:collapse;margin:.5rem 0;font-size:.9rem}caption{text-align:left;color:var(--soft)}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;vertical-align:top;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-caption{white-space:normal}.text td,.text th{text-align:left;white-space:normal;overflow-wrap:anywhere}
+caption,.narrow td,.narrow th{white-space:normal}.text td,.text th{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}
+.sweep{margin:1rem 0 2rem}@media (max-width:40rem){.narrow{font-size:.8rem}.narrow td,.narrow th{padding:.3rem .35rem}}
 figure{margin:0}summary{cursor:pointer;color:var(--soft);font-size:.9rem}
 article{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.8rem 0}
 article h3{margin:.1rem 0 .5rem;font-size:1rem;white-space:pre-wrap}article h3 small{color:var(--soft);font-weight:400}
 .answers{display:grid;gap:.6rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))}
 .answers h4{margin:0 0 .2rem;font-size:.85rem;color:var(--soft)}
 .answer{background:var(--box);border-radius:.4rem;padding:.5rem .7rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:11px}article,figure{break-inside:avoid}details{display:none}}
+@media print{body{max-width:none;font-size:11px}article,figure,.sweep{break-inside:avoid}.narrow td,.narrow th{padding:.2rem .4rem}details{display:none}}
 )";
 
-[[nodiscard]] inline std::string html_of(const Table& table, bool text = false) {
-  std::string out = std::string("<div class=\"wide\"><table") + (text ? " class=\"text\"" : "") + ">";
+[[nodiscard]] inline std::string html_of(const Table& table, const std::string& kind = {}) {
+  std::string out = "<div class=\"wide\"><table" + (kind.empty() ? "" : " class=\"" + kind + "\"") + ">";
   if (!table.caption.empty()) out += "<caption>" + escape(table.caption) + "</caption>";
   out += "<thead><tr>";
   for (const std::string& column : table.columns) out += "<th scope=\"col\">" + escape(column) + "</th>";
@@ -144,6 +153,12 @@ inline constexpr std::size_t data_rows = 60;
   if (!report.headline.rows.empty()) out += "<h2>Results</h2>\n" + detail::html_of(report.headline);
   for (const Table& table : report.results) out += detail::html_of(table);
   out += detail::plots_of("Against each other", report.fronts);
+  if (!report.sweeps.empty()) out += "<h2>By what was varied</h2>\n";
+  for (const Sweep& sweep : report.sweeps) {
+    out += "<div class=\"sweep\"><figure>" + to_svg(sweep.plot) + "</figure>" + detail::html_of(sweep.table, "narrow") +
+           "</div>\n";
+  }
+  if (!report.controls.rows.empty()) out += "<h2>Controls</h2>\n" + detail::html_of(report.controls, "narrow");
   if (!report.bars.empty()) {
     out += "<h2>By relation and by page</h2>\n<div class=\"plots\">\n";
     for (const BarChart& chart : report.bars) out += "<figure>" + to_svg(chart) + "</figure>\n";
@@ -160,7 +175,7 @@ inline constexpr std::size_t data_rows = 60;
   }
   if (!report.details.empty()) {
     out += "<h2>Settings and files</h2>\n";
-    for (const Table& table : report.details) out += detail::html_of(table, true);
+    for (const Table& table : report.details) out += detail::html_of(table, "text");
   }
   return out + "</body></html>\n";
 }

@@ -91,6 +91,9 @@ struct Series {
   std::string name;
   std::vector<double> x;
   std::vector<double> y;
+  std::vector<double> lower{};                ///< ends of the points' whiskers; empty, or NaN: none
+  std::vector<double> upper{};                ///< as many as lower
+  std::vector<std::vector<double>> behind{};  ///< what a point is the mean of: pale dots at its x
 };
 
 struct Plot {
@@ -99,13 +102,16 @@ struct Plot {
   std::string y_label;
   Scale y_scale = Scale::linear;
   std::vector<Series> series;
+  Scale x_scale = Scale::linear;
+  std::vector<double> x_ticks{};  ///< where the axis is labelled; round numbers if empty
+  std::vector<double> y_holds{};  ///< values that the axis reaches in any case, so that plots can be compared
 };
 
 /// The sheet that plots are drawn with; goes once into the page (or into a lone SVG file).
 inline constexpr std::string_view plot_style = R"(
 .plot{width:100%;max-width:720px;height:auto;font:12px system-ui,sans-serif}
 .plot text{fill:#333}.plot .title{font-weight:600;font-size:14px}.plot .grid{stroke:#ddd}.plot .axis{stroke:#666}
-.plot polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}
+.plot polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}.plot .behind{stroke:none;fill-opacity:.4}
 .s0{stroke:#1f6fb4;fill:#1f6fb4}.s1{stroke:#c8501e;fill:#c8501e}.s2{stroke:#2b8a3e;fill:#2b8a3e}
 .s3{stroke:#8a3ea8;fill:#8a3ea8}.s4{stroke:#a8761a;fill:#a8761a}.s5{stroke:#5b6470;fill:#5b6470}
 @media (prefers-color-scheme:dark){.plot text{fill:#ddd}.plot .grid{stroke:#3a3f46}.plot .axis{stroke:#9aa}
@@ -161,8 +167,11 @@ struct Range {
   return ticks.size() >= 2 ? ticks : round_ticks(low, high);
 }
 
-[[nodiscard]] inline bool drawable(double x, double y, Scale scale) {
-  return std::isfinite(x) && std::isfinite(y) && (scale == Scale::linear || y > 0);
+[[nodiscard]] inline bool drawable(double x, double y, const Plot& plot) {
+  const auto on = [](double value, Scale scale) {
+    return std::isfinite(value) && (scale == Scale::linear || value > 0);
+  };
+  return on(x, plot.x_scale) && on(y, plot.y_scale);
 }
 
 /// Indices to draw, in order; all of them up to plot_points.
@@ -197,13 +206,15 @@ struct Range {
 
 /// Where data land on the sheet.
 struct Frame {
-  Range x;
-  Range y;  // of log10 y on a logarithmic axis
+  Range x;  // of log10 on a logarithmic axis, both
+  Range y;
+  Scale x_scale = Scale::linear;
   Scale scale = Scale::linear;
 
+  [[nodiscard]] double along(double value) const { return x_scale == Scale::logarithmic ? std::log10(value) : value; }
   [[nodiscard]] double up(double value) const { return scale == Scale::logarithmic ? std::log10(value) : value; }
   [[nodiscard]] double to_x(double value) const {
-    return plot_left + (value - x.low) / (x.high - x.low) * (plot_width - plot_left - plot_right);
+    return plot_left + (along(value) - x.low) / (x.high - x.low) * (plot_width - plot_left - plot_right);
   }
   [[nodiscard]] double to_y(double risen) const {
     return plot_height - plot_bottom - (risen - y.low) / (y.high - y.low) * (plot_height - plot_top - plot_bottom);
@@ -212,12 +223,20 @@ struct Frame {
 
 [[nodiscard]] inline Frame frame_of(const Plot& plot) {
   Frame frame;
+  frame.x_scale = plot.x_scale;
   frame.scale = plot.y_scale;
+  const auto widen = [&](double x, double y) {
+    if (!drawable(x, y, plot)) return;
+    frame.x.widen(frame.along(x));
+    frame.y.widen(frame.up(y));
+  };
   for (const Series& one : plot.series) {
     for (std::size_t i = 0; i < std::min(one.x.size(), one.y.size()); ++i) {
-      if (!drawable(one.x[i], one.y[i], plot.y_scale)) continue;
-      frame.x.widen(one.x[i]);
-      frame.y.widen(frame.up(one.y[i]));
+      widen(one.x[i], one.y[i]);
+      if (i < one.lower.size()) widen(one.x[i], one.lower[i]);
+      if (i < one.upper.size()) widen(one.x[i], one.upper[i]);
+      if (i < one.behind.size())
+        std::for_each(one.behind[i].begin(), one.behind[i].end(), [&](double y) { widen(one.x[i], y); });
     }
   }
   if (frame.x.empty()) {
@@ -229,11 +248,41 @@ struct Frame {
     const double half = range.low == 0 ? 0.5 : std::abs(range.low) * 0.1;
     range = {range.low - half, range.high + half};
   };
+  for (const double held : plot.y_holds) frame.y.widen(frame.up(held));
+  const auto loosen = [](Range& range) {
+    const double margin = (range.high - range.low) * 0.04;
+    range = {range.low - margin, range.high + margin};
+  };
   open_up(frame.x);
   open_up(frame.y);
-  const double margin = (frame.y.high - frame.y.low) * 0.04;
-  frame.y = {frame.y.low - margin, frame.y.high + margin};
+  loosen(frame.y);
+  if (!plot.x_ticks.empty()) loosen(frame.x);  // whiskers do not stand on the axis
   return frame;
+}
+
+[[nodiscard]] inline double width_of(const std::string& text) { return 7.0 * static_cast<double>(text.size()); }
+
+/// Ticks below the axis; of labels that would stand in each other, the first.
+[[nodiscard]] inline std::string x_ticks_of(const Plot& plot, const Frame& frame) {
+  const std::string bottom = coordinate(plot_height - plot_bottom);
+  std::string out;
+  double taken = 0;
+  std::vector<double> ticks = plot.x_ticks;
+  if (ticks.empty() && plot.x_scale == Scale::linear) ticks = round_ticks(frame.x.low, frame.x.high);
+  if (ticks.empty()) {
+    for (const double decade : decade_ticks(frame.x.low, frame.x.high)) ticks.push_back(std::pow(10.0, decade));
+  }
+  for (const double tick : ticks) {
+    const std::string x = coordinate(frame.to_x(tick));
+    out += "<line class=\"axis\" x1=\"" + x + "\" y1=\"" + bottom + "\" x2=\"" + x + "\" y2=\"" +
+           coordinate(plot_height - plot_bottom + 4) + "\"/>";
+    const std::string label = number(tick, 6);
+    if (!plot.x_ticks.empty() && frame.to_x(tick) - width_of(label) / 2 < taken) continue;
+    taken = frame.to_x(tick) + width_of(label) / 2 + 4;
+    out += "<text x=\"" + x + "\" y=\"" + coordinate(plot_height - plot_bottom + 18) + "\" text-anchor=\"middle\">" +
+           label + "</text>\n";
+  }
+  return out;
 }
 
 [[nodiscard]] inline std::string axes_of(const Plot& plot, const Frame& frame) {
@@ -249,13 +298,7 @@ struct Frame {
     out += "<text x=\"" + coordinate(plot_left - 6) + "\" y=\"" + y + "\" text-anchor=\"end\" dy=\"4\">" +
            number(log ? std::pow(10.0, tick) : tick) + "</text>\n";
   }
-  for (const double tick : round_ticks(frame.x.low, frame.x.high)) {
-    const std::string x = coordinate(frame.to_x(tick));
-    out += "<line class=\"axis\" x1=\"" + x + "\" y1=\"" + bottom + "\" x2=\"" + x + "\" y2=\"" +
-           coordinate(plot_height - plot_bottom + 4) + "\"/>";
-    out += "<text x=\"" + x + "\" y=\"" + coordinate(plot_height - plot_bottom + 18) + "\" text-anchor=\"middle\">" +
-           number(tick, 6) + "</text>\n";
-  }
+  out += x_ticks_of(plot, frame);
   out += "<polyline class=\"axis\" points=\"" + left + "," + top + " " + left + "," + bottom + " " + right + "," +
          bottom + "\"/>\n";
   out += "<text x=\"" + coordinate((plot_left + plot_width - plot_right) / 2) + "\" y=\"" +
@@ -269,6 +312,9 @@ struct Frame {
 [[nodiscard]] inline std::string line_of(const Plot& plot, const Frame& frame, std::size_t which) {
   const Series& series = plot.series[which];
   const std::string color = "s" + std::to_string(which % plot_colors);
+  // Whiskers of several lines at one x stand beside each other, and their points with them.
+  const double aside =
+      series.lower.empty() ? 0 : 5 * (static_cast<double>(which) - static_cast<double>(plot.series.size() - 1) / 2);
   std::string lines;
   std::string points;
   std::string dots;
@@ -277,29 +323,66 @@ struct Frame {
     points.clear();
   };
   for (const std::size_t i : thinned(series)) {
-    if (!drawable(series.x[i], series.y[i], plot.y_scale)) {
+    if (!drawable(series.x[i], series.y[i], plot)) {
       end_line();
       continue;
     }
-    const std::string x = coordinate(frame.to_x(series.x[i]));
-    const std::string y = coordinate(frame.to_y(frame.up(series.y[i])));
-    points += (points.empty() ? "" : " ") + x + "," + y;
-    dots += "<circle class=\"" + color + "\" cx=\"" + x + "\" cy=\"" + y + "\" r=\"1.8\"><title>" +
-            escape(series.name) + " · " + escape(plot.x_label) + " " + number(series.x[i], 8) + ": " +
-            number(series.y[i], 6) + "</title></circle>\n";
+    const std::string x = coordinate(frame.to_x(series.x[i]) + aside);
+    const auto at = [&](double value) { return coordinate(frame.to_y(frame.up(value))); };
+    points += (points.empty() ? "" : " ") + x + "," + at(series.y[i]);
+    std::string ends;
+    if (i < series.lower.size() && i < series.upper.size() && drawable(series.x[i], series.lower[i], plot) &&
+        drawable(series.x[i], series.upper[i], plot)) {
+      lines += "<line class=\"" + color + "\" x1=\"" + x + "\" y1=\"" + at(series.lower[i]) + "\" x2=\"" + x +
+               "\" y2=\"" + at(series.upper[i]) + "\"/>\n";
+      ends = " (" + number(series.lower[i]) + " to " + number(series.upper[i]) + ")";
+    }
+    for (const double one : i < series.behind.size() ? series.behind[i] : std::vector<double>()) {
+      if (!drawable(series.x[i], one, plot)) continue;
+      lines += "<circle class=\"" + color + " behind\" cx=\"" + x + "\" cy=\"" + at(one) + "\" r=\"3\"/>\n";
+    }
+    dots += "<circle class=\"" + color + "\" cx=\"" + x + "\" cy=\"" + at(series.y[i]) + "\" r=\"" +
+            (series.lower.empty() ? "1.8" : "2.6") + "\"><title>" + escape(series.name) + " · " + escape(plot.x_label) +
+            " " + number(series.x[i], 8) + ": " + number(series.y[i], 6) + ends + "</title></circle>\n";
   }
   end_line();
   return lines + dots;
 }
 
-[[nodiscard]] inline std::string legend_of(const Plot& plot) {
-  std::string out;
-  double x = plot_width - plot_right;
-  for (std::size_t i = plot.series.size(); i-- > 0;) {
-    x -= 28 + 7.0 * static_cast<double>(std::min<std::size_t>(plot.series[i].name.size(), 40));
-    out += "<rect class=\"s" + std::to_string(i % plot_colors) + "\" x=\"" + coordinate(x) +
-           "\" y=\"12\" width=\"10\" height=\"10\"/><text x=\"" + coordinate(x + 14) + "\" y=\"21\">" +
-           escape(plot.series[i].name) + "</text>\n";
+inline constexpr double legend_row = 18;
+
+[[nodiscard]] inline double legend_width(const Series& series) { return 28 + std::min(width_of(series.name), 280.0); }
+
+/// Title and legend, which ends at the right; where both do not fit into one line, the legend takes lines of its own below
+/// the title. `above` becomes the height that they need beyond the line that every plot has.
+[[nodiscard]] inline std::string head_of(const Plot& plot, double& above) {
+  struct Row {
+    std::size_t first;
+    double width;
+  };
+  std::vector<Row> rows;
+  if (plot.series.size() > 1) {
+    for (std::size_t i = 0; i < plot.series.size(); ++i) {
+      const double width = legend_width(plot.series[i]);
+      if (rows.empty() || rows.back().width + width > plot_width - plot_left - plot_right) rows.push_back({i, 0});
+      rows.back().width += width;
+    }
+  }
+  const double title_end = plot_left + 8.0 * static_cast<double>(plot.title.size());  // bold and larger
+  const bool beside = rows.empty() || (rows.size() == 1 && title_end + rows[0].width <= plot_width - plot_right);
+  above = beside ? 0 : legend_row * static_cast<double>(rows.size());
+  std::string out = "<text class=\"title\" x=\"" + coordinate(plot_left) + "\" y=\"" + coordinate(21 - above) + "\">" +
+                    escape(plot.title) + "</text>\n";
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const double y = 12 - legend_row * static_cast<double>(rows.size() - 1 - r);
+    double x = plot_width - plot_right - rows[r].width;
+    const std::size_t end = r + 1 < rows.size() ? rows[r + 1].first : plot.series.size();
+    for (std::size_t i = rows[r].first; i < end; ++i) {
+      out += "<rect class=\"s" + std::to_string(i % plot_colors) + "\" x=\"" + coordinate(x) + "\" y=\"" +
+             coordinate(y) + "\" width=\"10\" height=\"10\"/><text x=\"" + coordinate(x + 14) + "\" y=\"" +
+             coordinate(y + 9) + "\">" + escape(plot.series[i].name) + "</text>\n";
+      x += legend_width(plot.series[i]);
+    }
   }
   return out;
 }
@@ -309,13 +392,14 @@ struct Frame {
 /// The plot as one <svg> element. Empty series give empty axes. A lone file needs plot_style inside: see `standalone`.
 [[nodiscard]] inline std::string to_svg(const Plot& plot, bool standalone = false) {
   const detail::Frame frame = detail::frame_of(plot);
-  std::string out = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plot\" viewBox=\"0 0 720 320\" role=\"img\">\n";
+  double above = 0;
+  const std::string head = detail::head_of(plot, above);
+  std::string out = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plot\" viewBox=\"0 " +
+                    number(above == 0 ? 0 : -above) + " 720 " + number(detail::plot_height + above) +
+                    "\" role=\"img\">\n";
   if (standalone) out += "<style>" + std::string(plot_style) + "</style>\n";
-  out += "<title>" + escape(plot.title) + "</title>\n<text class=\"title\" x=\"" +
-         detail::coordinate(detail::plot_left) + "\" y=\"21\">" + escape(plot.title) + "</text>\n";
-  out += detail::axes_of(plot, frame);
+  out += "<title>" + escape(plot.title) + "</title>\n" + head + detail::axes_of(plot, frame);
   for (std::size_t i = 0; i < plot.series.size(); ++i) out += detail::line_of(plot, frame, i);
-  if (plot.series.size() > 1) out += detail::legend_of(plot);
   return out + "</svg>\n";
 }
 
