@@ -103,6 +103,25 @@ TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be
   }
 }
 
+TEST_CASE("a comparison's requirements and a training's guard are refused before a model is opened") {
+  const Scratch scratch;
+  scratch.write("old.jsonl", R"({"kind":"retention","form":"chat","prompt":"Who makes it?","answer":"Eastlake"})");
+  const auto compare = [&](const std::string& requirement) {
+    const std::string none = (scratch / "none").string();
+    return qlora(scratch, "compare -m " + none + " -a " + none + " --merged " + none + " --probes " +
+                              (scratch / "old.jsonl").string() + " --require '" + requirement + "'");
+  };
+  check_refused(compare("merged.retention.change.lower>=0"), 3);  // can be answered: it is the model that is missing
+  const Outcome kind = compare("knowledge.lower>=0");
+  check_refused(kind, 2);
+  CHECK(contains(kind.err, "no number is named `knowledge.lower`; there are merged, nf4, retention, tuned, w16"));
+  for (const char* wrong : {"retention.middle>=0", "retention.twin.value>=0", "full.retention.lower>=0",
+                            "w16.retention.change.lower>=0", "retention.lower>=x", "retention.lower==0"}) {
+    CAPTURE(wrong);
+    check_refused(compare(wrong), 2);
+  }
+}
+
 TEST_CASE("plan says what fits a GPU, for published models by name") {
   const Scratch scratch;
   const auto plan = [&](const std::string& arguments) {

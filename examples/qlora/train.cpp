@@ -276,6 +276,10 @@ fs::path trained_in(const fs::path& out, const TrainSection& train) {
   return out / (train.method == "full" ? "model" : "adapter");
 }
 
+void check_guard(const TrainSection& train) {
+  if (!train.guard.empty()) (void)Guard::read_probes(train);
+}
+
 Result run_train(const TrainStep& step, Progress& progress) {
   make_directories(step.out);
   const RunLock lock(step.out / "run.lock");

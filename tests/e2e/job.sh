@@ -128,6 +128,9 @@ expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 -
 grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
 expect 3 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
 expect 2 train $short -o "$work/none" --guard "retention.lower>=0.5"
+expect 2 train $short -o "$work/none" --probes "$work/text.jsonl" --guard "retention.lower>=0.5"
+grep -q "there are text_d" "$work/err" || fail "what a guard can ask is not named"
+[ ! -e "$work/none/metrics.jsonl" ] || fail "a guard that cannot be held was noticed after the first step"
 expect 2 train $short -o "$work/none" --method full --fast
 # Interrupted between two measurements, a guarded run keeps the measured step alone: only that is known to have held.
 "$qlora" train -m "$work/model" -d "$work/data" --rank 4 --lr 1e-3 --batch 1 --epochs 60 --threads 2 -o "$work/cut" --probes "$work/text.jsonl" --every 5 --guard "text_d.kl.value<1000" \

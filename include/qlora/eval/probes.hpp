@@ -54,6 +54,11 @@ struct Item {
   std::vector<Message> messages;  ///< a chat that is read, in place of text
 };
 
+/// Whether its answer can be weighed against others.
+[[nodiscard]] inline bool has_alternatives(const Item& item) {
+  return asks_value(item.kind) && (!item.twin.empty() || !item.distractors.empty());
+}
+
 /// A reply as far as judging goes.
 struct Reply {
   std::string text;
