@@ -103,6 +103,21 @@ TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be
   }
 }
 
+TEST_CASE("options of adapters beside --method full are refused by name, and only those that were given") {
+  const Scratch scratch;
+  const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();
+  check_refused(qlora(scratch, train + " --method full --lr 1e-4"), 3);  // the model is missing, nothing else is wrong
+  check_refused(qlora(scratch, train + " --rank 8 --alpha 4 --rslora --dropout 0 --moments8"), 3);
+  for (const std::string option : {"--rank 64", "--alpha 16", "--rslora", "--dropout 0.1", "--moments8"}) {
+    CAPTURE(option);
+    const Outcome outcome = qlora(scratch, train + " --method full " + option);
+    check_refused(outcome, 2);
+    CHECK(contains(outcome.err, "leave out " + option.substr(0, option.find(' ')) + "\n"));
+  }
+  CHECK(contains(qlora(scratch, train + " --dropout 0 --rank 4 --method full").err, "leave out --rank, --dropout\n"));
+  CHECK(contains(qlora(scratch, "train --help").out, "are not for --method full"));
+}
+
 TEST_CASE("a comparison's requirements and a training's guard are refused before a model is opened") {
   const Scratch scratch;
   scratch.write("old.jsonl", R"({"kind":"retention","form":"chat","prompt":"Who makes it?","answer":"Eastlake"})");

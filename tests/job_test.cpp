@@ -161,6 +161,25 @@ TEST_CASE("what is trained, how arms are grouped, what must hold") {
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngruop = 'x'\n"), "did you mean `group`?"));
 }
 
+TEST_CASE("what says how adapters are is refused where all weights are trained") {
+  const Scratch scratch;
+  const std::string both = "[[arm]]\nname = 'a'\n[[arm]]\nname = 'b'\nmethod = 'full'\n";
+  for (const std::string setting : {"rank = 8", "alpha = 4", "rslora = true", "dropout = 0", "moments8 = true"}) {
+    CAPTURE(setting);
+    const std::string name = "`" + setting.substr(0, setting.find(' ')) + "` is of adapters, and ";
+    CHECK(check(scratch, minimal + both + "[train]\n" + setting + "\n").code == 0);  // for the other arm
+    CHECK(contains(refusal(scratch, minimal + both + setting + "\n"), ":12: " + name + "the arm \"b\" trains all"));
+    const std::string shared = "[train]\nmethod = 'full'\n" + setting + "\n";
+    CHECK(contains(refusal(scratch, minimal + shared), ":9: " + name + "this job trains all weights"));
+    CHECK(contains(refusal(scratch, minimal + shared + "[[arm]]\nname = 'a'\n"), ":9: " + name + "every arm"));
+    CHECK(check(scratch, minimal + shared + "[[arm]]\nname = 'a'\nmethod = 'qlora'\n").code == 0);
+    CHECK(contains(refusal(scratch, minimal + shared + "[[arm]]\nname = 'x'\nmethod = 'qlora'\n[[arm]]\nname = 'a'\n" +
+                                        setting + "\n"),
+                   name + "the arm \"a\""));
+  }
+  CHECK(check(scratch, minimal + both + "moments8 = false\n").code == 0);
+}
+
 TEST_CASE("a requirement or a guard that nothing could answer is refused before the job begins") {
   const Scratch scratch;
   scratch.write("old.jsonl", old_fact);

@@ -296,7 +296,9 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("-o,--out", step->out, "Adapter, metrics and checkpoints go here").required().type_name("DIR");
   verb.add("--method", t.method, "qlora: adapters on the 4-bit model; full: every weight of the 16-bit one, on the CPU")
       .one_of({"qlora", "full"});
-  verb.add("--rank", t.rank, "Rank of the adapters").range(1, 1024);
+  verb.add("--rank", t.rank,
+           "Rank of the adapters; this, --alpha, --rslora, --dropout and --moments8 are not for --method full")
+      .range(1, 1024);
   verb.add("--alpha", t.alpha, "Adapter scale is alpha / rank").positive();
   verb.add("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
   verb.add("--dropout", t.dropout, "On the adapters' input").range(0.0, 0.99);
@@ -320,8 +322,17 @@ void add_train(OptionSet app, Invocation& call) {
            "nothing")
       .one_of({"auto", "none", "cheap", "block"});
   add_device_options(verb, step->device, step->threads);
-  verb.on_call([&call, step] {
-    call.action = [step](Context& context) {
+  verb.on_call([&call, step, verb] {
+    std::vector<std::string> of_adapters;
+    for (const std::string_view name : adapter_settings) {
+      if (verb.given(qlora::detail::concat("--", name))) of_adapters.push_back(qlora::detail::concat("--", name));
+    }
+    call.action = [step, of_adapters](Context& context) {
+      if (step->train.method == "full" && !of_adapters.empty()) {
+        std::string all;
+        for (const std::string& one : of_adapters) all += (all.empty() ? "" : ", ") + one;
+        throw Error("--method full trains all weights, there are no adapters: leave out " + all, ErrorKind::usage);
+      }
       const Result result = run_train(*step, context.progress);
       context.out << result["steps"] << " steps, loss " << result["first_loss"].get<double>() << " -> "
                   << result["last_loss"].get<double>() << ", "
