@@ -118,6 +118,28 @@ TEST_CASE("options of adapters beside --method full are refused by name, and onl
   CHECK(contains(qlora(scratch, "train --help").out, "are not for --method full"));
 }
 
+TEST_CASE("questions are read as probes are: a chat's history by the rules of the chat form, with its line") {
+  const Scratch scratch;
+  const auto asked = [&](const std::string& history, const std::string& form = "chat") {
+    const std::string file =
+        scratch
+            .write("questions.jsonl",
+                   "\n{\"form\": \"" + form + R"(", "prompt": "And now?", "history": )" + history + "}\n")
+            .string();
+    const std::string none = (scratch / "none").string();
+    const Outcome outcome = qlora(scratch, "compare -m " + none + " -a " + none + " --questions " + file);
+    check_refused(outcome, 3);
+    return contains(outcome.err, file + ":2: ") ? outcome.err.substr(outcome.err.find(":2: ") + 4) : "the model";
+  };
+  const std::string user = R"({"role": "user", "content": "Hello"})";
+  const std::string assistant = R"({"role": "assistant", "content": "Hello."})";
+  CHECK(asked("[" + user + ", " + assistant + "]") == "the model");  // is what is missing then
+  CHECK(asked("[" + user + "]") != "the model");                     // two turns of the user
+  CHECK(contains(asked("[" + user + ", " + assistant + "]", "completion"), "only a chat has a \"history\""));
+  CHECK(contains(asked("\"Hello\""), "is a list of {role, content}"));
+  CHECK(contains(asked("[3]"), "a turn in \"history\" is {role, content}"));
+}
+
 TEST_CASE("a comparison's requirements and a training's guard are refused before a model is opened") {
   const Scratch scratch;
   scratch.write("old.jsonl", R"({"kind":"retention","form":"chat","prompt":"Who makes it?","answer":"Eastlake"})");

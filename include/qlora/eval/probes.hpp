@@ -234,6 +234,18 @@ inline void read_text_item(const Json& object, const std::string& where, Item& i
   }
 }
 
+}  // namespace detail
+
+/// What is asked and in which form, with nothing about the answer: "form", "prompt" and the "history" of a chat.
+[[nodiscard]] inline Item question_of(const Json& object, const std::string& where) {
+  Item item;
+  detail::read_form(object, where, item);
+  detail::read_question(object, where, item);
+  return item;
+}
+
+namespace detail {
+
 [[nodiscard]] inline Item item_of(const Json& object, const std::string& where) {
   Item item;
   item.kind = kind_of(object, where);
