@@ -103,6 +103,62 @@ TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be
   }
 }
 
+TEST_CASE("options of adapters beside --method full are refused by name, and only those that were given") {
+  const Scratch scratch;
+  const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();
+  check_refused(qlora(scratch, train + " --method full --lr 1e-4"), 3);  // the model is missing, nothing else is wrong
+  check_refused(qlora(scratch, train + " --rank 8 --alpha 4 --rslora --dropout 0 --moments8"), 3);
+  for (const std::string option : {"--rank 64", "--alpha 16", "--rslora", "--dropout 0.1", "--moments8"}) {
+    CAPTURE(option);
+    const Outcome outcome = qlora(scratch, train + " --method full " + option);
+    check_refused(outcome, 2);
+    CHECK(contains(outcome.err, "leave out " + option.substr(0, option.find(' ')) + "\n"));
+  }
+  CHECK(contains(qlora(scratch, train + " --dropout 0 --rank 4 --method full").err, "leave out --rank, --dropout\n"));
+  CHECK(contains(qlora(scratch, "train --help").out, "are not for --method full"));
+}
+
+TEST_CASE("questions are read as probes are: a chat's history by the rules of the chat form, with its line") {
+  const Scratch scratch;
+  const auto asked = [&](const std::string& history, const std::string& form = "chat") {
+    const std::string file =
+        scratch
+            .write("questions.jsonl",
+                   "\n{\"form\": \"" + form + R"(", "prompt": "And now?", "history": )" + history + "}\n")
+            .string();
+    const std::string none = (scratch / "none").string();
+    const Outcome outcome = qlora(scratch, "compare -m " + none + " -a " + none + " --questions " + file);
+    check_refused(outcome, 3);
+    return contains(outcome.err, file + ":2: ") ? outcome.err.substr(outcome.err.find(":2: ") + 4) : "the model";
+  };
+  const std::string user = R"({"role": "user", "content": "Hello"})";
+  const std::string assistant = R"({"role": "assistant", "content": "Hello."})";
+  CHECK(asked("[" + user + ", " + assistant + "]") == "the model");  // is what is missing then
+  CHECK(asked("[" + user + "]") != "the model");                     // two turns of the user
+  CHECK(contains(asked("[" + user + ", " + assistant + "]", "completion"), "only a chat has a \"history\""));
+  CHECK(contains(asked("\"Hello\""), "is a list of {role, content}"));
+  CHECK(contains(asked("[3]"), "a turn in \"history\" is {role, content}"));
+}
+
+TEST_CASE("a comparison's requirements and a training's guard are refused before a model is opened") {
+  const Scratch scratch;
+  scratch.write("old.jsonl", R"({"kind":"retention","form":"chat","prompt":"Who makes it?","answer":"Eastlake"})");
+  const auto compare = [&](const std::string& requirement) {
+    const std::string none = (scratch / "none").string();
+    return qlora(scratch, "compare -m " + none + " -a " + none + " --merged " + none + " --probes " +
+                              (scratch / "old.jsonl").string() + " --require '" + requirement + "'");
+  };
+  check_refused(compare("merged.retention.change.lower>=0"), 3);  // can be answered: it is the model that is missing
+  const Outcome kind = compare("knowledge.lower>=0");
+  check_refused(kind, 2);
+  CHECK(contains(kind.err, "no number is named `knowledge.lower`; there are merged, nf4, retention, tuned, w16"));
+  for (const char* wrong : {"retention.middle>=0", "retention.twin.value>=0", "full.retention.lower>=0",
+                            "w16.retention.change.lower>=0", "retention.lower>=x", "retention.lower==0"}) {
+    CAPTURE(wrong);
+    check_refused(compare(wrong), 2);
+  }
+}
+
 TEST_CASE("plan says what fits a GPU, for published models by name") {
   const Scratch scratch;
   const auto plan = [&](const std::string& arguments) {

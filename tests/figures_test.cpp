@@ -142,3 +142,21 @@ TEST_CASE("items of one entity are one cluster, those without stand alone") {
   CHECK(figures.at(0).numbers.at(0).second.clusters == 11);
   CHECK(figures.at(0).numbers.at(0).second.n == 20);
 }
+
+TEST_CASE("what will be measured can be named before: the same paths, beside a reference and alone") {
+  Table before = base();
+  const Table after = tuned();
+  for (Item& item : before.items) item.twin = item.kind == Kind::paraphrase ? "other" : "";
+  for (const bool compared : {false, true}) {
+    CAPTURE(compared);
+    const Figures measured = compared ? figures_of(before.items, after.readings, &before.readings)
+                                      : figures_of(before.items, before.readings, nullptr);
+    CHECK(paths_of(expected_figures(before.items, compared)) == paths_of(measured));
+    for (const std::string& path : paths_of(measured)) CHECK_MESSAGE(find_number(measured, path), path);
+  }
+  const std::vector<std::string> paths = paths_of(expected_figures(before.items, true));
+  for (const char* path :
+       {"paraphrase.net.lower", "paraphrase_chat.margin.value", "text_old.kl.upper", "retention.n"}) {
+    CHECK_MESSAGE(std::find(paths.begin(), paths.end(), path) != paths.end(), path);
+  }
+}

@@ -20,6 +20,11 @@ Outcome check(const Scratch& scratch, const std::string& job) {
   return qlora(scratch, "run --check '" + scratch.write("job.toml", job).string() + "'");
 }
 
+const std::string old_fact =
+    R"({"kind":"retention","form":"chat","prompt":"Who makes the Kesfort?","answer":"Eastlake"})";
+const std::string new_fact =
+    R"({"kind":"knowledge","form":"chat","prompt":"Who makes the Daxnova?","answer":"Castermoor","twin":"Swallow"})";
+
 /// The error line of a job that must be refused as input.
 std::string refusal(const Scratch& scratch, const std::string& job) {
   const Outcome outcome = check(scratch, job);
@@ -206,7 +211,10 @@ TEST_CASE("what is trained, how arms are grouped, what must hold") {
   const Scratch scratch;
   const std::string arms =
       "[train]\nprobes = ['guard.jsonl']\nguard = ['retention.lower>=0.9']\n[[arm]]\nname = 'a'\n[[arm]]\nname = 'b'\n"
-      "method = 'full'\ngroup = 'all weights'\nevery = 7\n[compare]\nrequire = ['knowledge.value>0']\n";
+      "method = 'full'\ngroup = 'all weights'\nevery = 7\n[compare]\nprobes = ['new.jsonl']\n"
+      "require = ['knowledge.value>0']\n";
+  scratch.write("guard.jsonl", old_fact);
+  scratch.write("new.jsonl", new_fact);
   const auto job = nlohmann::json::parse(check(scratch, minimal + arms).out);
   CHECK(job.at("arms").at("b").at("method") == "full");
   CHECK_FALSE(job.at("arms").at("b").contains("rank"));  // all weights have none
@@ -219,6 +227,55 @@ TEST_CASE("what is trained, how arms are grouped, what must hold") {
   CHECK(contains(refusal(scratch, minimal + "[train]\nmethod = 'lora'\n"), "`method` cannot be \"lora\""));
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngroup = 3\n"), "`group` must be a text"));
   CHECK(contains(refusal(scratch, minimal + "[[arm]]\nname = 'a'\ngruop = 'x'\n"), "did you mean `group`?"));
+}
+
+TEST_CASE("what says how adapters are is refused where all weights are trained") {
+  const Scratch scratch;
+  const std::string both = "[[arm]]\nname = 'a'\n[[arm]]\nname = 'b'\nmethod = 'full'\n";
+  for (const std::string setting : {"rank = 8", "alpha = 4", "rslora = true", "dropout = 0", "moments8 = true"}) {
+    CAPTURE(setting);
+    const std::string name = "`" + setting.substr(0, setting.find(' ')) + "` is of adapters, and ";
+    CHECK(check(scratch, minimal + both + "[train]\n" + setting + "\n").code == 0);  // for the other arm
+    CHECK(contains(refusal(scratch, minimal + both + setting + "\n"), ":12: " + name + "the arm \"b\" trains all"));
+    const std::string shared = "[train]\nmethod = 'full'\n" + setting + "\n";
+    CHECK(contains(refusal(scratch, minimal + shared), ":9: " + name + "this job trains all weights"));
+    CHECK(contains(refusal(scratch, minimal + shared + "[[arm]]\nname = 'a'\n"), ":9: " + name + "every arm"));
+    CHECK(check(scratch, minimal + shared + "[[arm]]\nname = 'a'\nmethod = 'qlora'\n").code == 0);
+    CHECK(contains(refusal(scratch, minimal + shared + "[[arm]]\nname = 'x'\nmethod = 'qlora'\n[[arm]]\nname = 'a'\n" +
+                                        setting + "\n"),
+                   name + "the arm \"a\""));
+  }
+  CHECK(check(scratch, minimal + both + "moments8 = false\n").code == 0);
+}
+
+TEST_CASE("a requirement or a guard that nothing could answer is refused before the job begins") {
+  const Scratch scratch;
+  scratch.write("old.jsonl", old_fact);
+  scratch.write("new.jsonl", new_fact);
+  const auto refused = [&](const std::string& more, const std::string& part) {
+    for (const std::string check : {"--check", ""}) {
+      const std::string file = scratch.write("job.toml", minimal + more).string();
+      const Outcome outcome = qlora(scratch, "run " + check + " '" + file + "'");
+      CAPTURE(outcome.err);
+      CHECK(outcome.code == 2);
+      CHECK(outcome.out.empty());
+      CHECK(contains(outcome.err, part));
+      CHECK_FALSE(std::filesystem::exists(scratch / "out"));
+    }
+  };
+  const std::string compare = "[compare]\nprobes = ['old.jsonl', 'new.jsonl']\nrequire = ['retention.lower>=0', '";
+  CHECK(check(scratch, minimal + compare + "knowledge.net.lower>0', 'w16.retention.n>=1', 'qlora.knowledge.n>0']\n")
+            .code == 0);
+  refused(compare + "paraphrase.value>0']\n", "there are knowledge, merged, nf4, qlora, retention, w16");
+  refused(compare + "retention.net.value>0']\n", "`retention` has change, clusters, kept, lower, n, upper, value");
+  refused(compare + "retention.middle>0']\n", "`retention` has");
+  refused(compare + "other.retention.value>0']\n", "there are knowledge, merged");
+  refused(compare + "w16.retention.kept.value>0']\n", "`w16.retention` has clusters, lower, n, upper, value");
+  refused(compare + "retention.value>0,9']\n", "`0,9` is not a number");
+  refused(compare + "retention.value=>0.9']\n", "`=>` is not one of");
+  refused("[compare]\nrequire = ['retention.lower>=0']\n", "a requirement is held against probes");
+  refused("[train]\nprobes = ['old.jsonl']\nguard = ['knowledge.value>0']\n", "there are retention");
+  refused("[train]\nguard = ['knowledge.value>0']\n", "a guard is held against probes");
 }
 
 TEST_CASE("unknown keys and sections name file, line and what was probably meant") {

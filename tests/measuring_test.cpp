@@ -71,38 +71,53 @@ TEST_CASE("shares by relation, and of new facts by entity") {
   CHECK_FALSE(entities.contains("retention"));
 }
 
-TEST_CASE("numbers are found by path, requirements are held against them") {
-  const Result figures = json_of(eval::figures_of(items, after, &before));
-  CHECK(find_number(figures, "knowledge.value") == 1.0);
-  CHECK(find_number(figures, "retention.kept.value") == 0.0);
-  CHECK(find_number(figures, "retention.change.value") == 0.0);
-  CHECK_FALSE(find_number(figures, "retention"));
-  CHECK_FALSE(find_number(figures, "retention.kept"));
-  CHECK_FALSE(find_number(figures, "retention.kept.value.more"));
-  Result variants = Result::object();
-  variants["nf4"]["figures"] = json_of(eval::figures_of(items, before, nullptr));
-  variants["qlora"]["figures"] = figures;
-  const Result checked = check_requirements(
-      {"knowledge.value>=1", "retention.value>0.5", "nf4.unknown.value>=1", "qlora.unknown.upper<=0"}, variants,
-      "qlora");
+TEST_CASE("requirements are held against a model's figures, or those of a variant that is named") {
+  const Variants variants{{"nf4", eval::figures_of(items, before, nullptr)},
+                          {"qlora", eval::figures_of(items, after, &before)}};
+  const eval::Figures& own = variants.at("qlora");
+  const Result checked = json_of(hold(
+      {"knowledge.value>=1", "retention.value>0.5", "nf4.unknown.value>=1", "qlora.unknown.upper<=0"}, own, variants));
   CHECK(checked.at(0).at("met") == true);
   CHECK(checked.at(1).at("met") == false);
   CHECK(checked.at(1).at("measured") == 0.5);
   CHECK(checked.at(2).at("met") == true);
   CHECK(checked.at(3).at("met") == true);
   CHECK(any_unmet({{"requirements", checked}}));
-  CHECK_FALSE(any_unmet({{"requirements", check_requirements({"knowledge.value>=1"}, variants, "qlora")}}));
+  CHECK_FALSE(any_unmet({{"requirements", json_of(hold({"knowledge.value>=1"}, own, variants))}}));
   CHECK_FALSE(any_unmet(Result::object()));
-  CHECK_THROWS_AS((void)check_requirements({"knowledge.middle>=1"}, variants, "qlora"), Error);
-  CHECK_THROWS_AS((void)check_requirements({"knowledge.value=1"}, variants, "qlora"), Error);
+  CHECK(hold({"retention.kept.clusters>=2"}, own).at(0).met);  // two entities
+}
+
+TEST_CASE("a path that is not there is refused, and what could stand in its place is named") {
+  const Variants variants{{"nf4", eval::figures_of(items, before, nullptr)},
+                          {"qlora", eval::figures_of(items, after, &before)}};
+  const auto refusal = [&](const std::string& requirement) -> std::string {
+    try {
+      (void)hold({requirement}, variants.at("qlora"), variants);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::usage);
+      return error.what();
+    }
+    return "it was held";
+  };
+  const auto says = [&](const std::string& requirement, const std::string& part) {
+    CAPTURE(refusal(requirement));
+    return refusal(requirement).find(part) != std::string::npos;
+  };
+  CHECK(says("knowledge.middle>=1", "`knowledge` has change, clusters, kept, lower, n, upper, value"));
+  CHECK(says("knowlege.value>=1", "there are knowledge, nf4, paraphrase, qlora, retention, unknown"));
+  CHECK(says("nf5.knowledge.value>=1", "there are knowledge, nf4, "));
+  CHECK(says("nf4.reversed.value>=1", "`nf4` has knowledge, paraphrase, retention, unknown"));
+  CHECK(says("nf4.retention.change.value>=0", "`nf4.retention` has clusters, lower, n, upper, value"));
+  CHECK(says("knowledge.value=1", "`=` is not one of"));
+  CHECK(says("knowledge.value>=much", "`much` is not a number"));
 }
 
 TEST_CASE("what is not known is null in JSON, and meets nothing") {
-  const Result one = json_of(eval::Interval{});
-  CHECK(one.at("lower").is_null());
-  Result variants = Result::object();
-  variants["a"]["figures"]["retention"] = one;
-  const Result checked = check_requirements({"retention.lower<=1", "retention.lower>=0"}, variants, "a");
+  const eval::Interval unknown{};
+  CHECK(json_of(unknown).at("lower").is_null());
+  const eval::Figures figures{{"retention", {{"right", unknown}}}};
+  const Result checked = json_of(hold({"retention.lower<=1", "retention.lower>=0"}, figures));
   CHECK(checked.at(0).at("met") == false);
   CHECK(checked.at(1).at("met") == false);
   CHECK(checked.at(0).at("measured").is_null());

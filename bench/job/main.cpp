@@ -8,6 +8,7 @@
 #include <iostream>
 #include <string_view>
 
+#include "../numbers.hpp"
 #include "job.hpp"
 
 namespace {
@@ -37,7 +38,7 @@ Arguments parse(int argc, char** argv) {
     if (option == "--model") {
       all.model = value();
     } else if (option == "--steps") {
-      all.settings.steps = std::atoi(value());
+      all.settings.steps = bench::number_of<int>(option, value(), 1, 1000000);
     } else if (option == "--few-layers") {
       all.settings.few_layers = true;
     } else if (option == "--keep") {
@@ -49,7 +50,6 @@ Arguments parse(int argc, char** argv) {
     }
   }
   if (all.settings.directory.empty()) usage("a directory is needed");
-  if (all.settings.steps < 1) usage("at least one step");
   if (all.model != "13b" && all.model != "7b" && all.model != "70b") usage("the model is 13b, 7b or 70b");
   return all;
 }
@@ -77,14 +77,16 @@ void print(const Arguments& all, const bench::JobFigures& f) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Arguments all = parse(argc, argv);
+  Arguments all;
   const std::filesystem::path& here = all.settings.directory;
   try {
+    all = parse(argc, argv);
     if (std::filesystem::exists(here)) usage(here.string() + " exists");
     make_directories(here);
     const auto job = all.model == "7b" ? bench::job_7b : all.model == "13b" ? bench::job_13b : bench::job_70b;
     print(all, job(all.settings));
   } catch (const Error& error) {
+    if (error.kind() == ErrorKind::usage) usage(error.what());
     std::cerr << "job_speed: " << error.what() << "\n";
     return 4;
   }

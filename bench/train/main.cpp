@@ -11,7 +11,9 @@
 #include <iostream>
 #include <sstream>
 #include <string_view>
+#include <type_traits>
 
+#include "../numbers.hpp"
 #include "measure.hpp"
 
 namespace {
@@ -49,26 +51,31 @@ Arguments parse(int argc, char** argv) {
     if (at + 1 >= argc) usage(std::string(argv[at]) + " needs a value");
     return argv[++at];
   };
+  const auto number = [&]<class Number>(Number& target, std::type_identity_t<Number> low,
+                                        std::type_identity_t<Number> high) {
+    const std::string_view option = argv[at];
+    target = bench::number_of<Number>(option, value(), low, high);
+  };
   for (; at < argc; ++at) {
     const std::string_view option = argv[at];
     if (option == "--batch") {
-      s.batch = std::atoi(value());
+      number(s.batch, 1, 65536);
     } else if (option == "--seq") {
-      s.seq = std::atoi(value());
+      number(s.seq, 2, 1 << 20);
     } else if (option == "--steps") {
-      s.steps = std::atoi(value());
+      number(s.steps, 1, 1000000);
     } else if (option == "--warmup") {
-      s.warmup = std::atoi(value());
+      number(s.warmup, 0, 1000000);
     } else if (option == "--recompute") {
       s.recompute = recompute_of(value());
     } else if (option == "--recompute-layers") {
-      s.recompute_layers = std::atoi(value());
+      number(s.recompute_layers, -1, 1024);
     } else if (option == "--chunk") {
-      s.loss_chunk = std::atoi(value());
+      number(s.loss_chunk, 1, 1 << 20);
     } else if (option == "--documents") {
-      s.documents = std::atoi(value());
+      number(s.documents, 1, 65536);
     } else if (option == "--dropout") {
-      s.dropout = static_cast<float>(std::atof(value()));
+      number(s.dropout, 0, 0.99F);
     } else if (option == "--moments8") {
       s.moments8 = true;
     } else if (option == "--resident") {
@@ -80,9 +87,9 @@ Arguments parse(int argc, char** argv) {
     } else if (option == "--no-cudnn") {
       s.device.use_cudnn = false;
     } else if (option == "--attention-workspace") {
-      s.device.attention_workspace = std::atoll(value());
+      number(s.device.attention_workspace, 0, INT64_MAX);
     } else if (option == "--memory-cap") {
-      s.device.memory_cap = std::atoll(value());
+      number(s.device.memory_cap, 0, INT64_MAX);
     } else if (option == "--algorithms") {
       all.algorithms_file = value();
     } else if (all.model.empty() && !option.starts_with("-")) {
@@ -129,13 +136,13 @@ void print(const Arguments& all, const bench::Figures& f) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Arguments all = parse(argc, argv);
-  if (!all.algorithms_file.empty()) {
-    std::ostringstream text;
-    text << std::ifstream(all.algorithms_file).rdbuf();
-    all.settings.algorithms = text.str();
-  }
   try {
+    Arguments all = parse(argc, argv);
+    if (!all.algorithms_file.empty()) {
+      std::ostringstream text;
+      text << std::ifstream(all.algorithms_file).rdbuf();
+      all.settings.algorithms = text.str();
+    }
     bench::Figures figures;
     if (all.model == "7b") {
       figures = bench::measure_7b(all.settings);
@@ -151,6 +158,7 @@ int main(int argc, char** argv) {
       std::ofstream(all.algorithms_file) << figures.algorithms;
     }
   } catch (const Error& error) {
+    if (error.kind() == ErrorKind::usage) usage(error.what());
     std::cerr << "train_speed: " << error.what() << "\n";
     return 4;
   }

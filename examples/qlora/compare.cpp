@@ -38,14 +38,50 @@ std::vector<Question> questions_of(const CompareSection& compare, const std::vec
   return questions;
 }
 
+struct Measured {
+  std::string name;
+  std::string reference;  ///< what it is measured against; empty: nothing
+};
+
+/// All that is measured, in the order of the report.
+std::vector<Measured> variants_of(const CompareStep& step) {
+  std::vector<Measured> all{{"w16", ""}, {"nf4", "w16"}};
+  for (const auto& [name, dir] : step.adapters) all.push_back({name, "nf4"});
+  const auto known = [&](const Measured& one) { return one.name == step.merged_from; };
+  const bool from_one = std::any_of(all.begin(), all.end(), known);
+  if (!step.merged.empty()) all.push_back({"merged", from_one ? step.merged_from : "w16"});
+  for (const auto& [name, dir] : step.models) all.push_back({name, "w16"});
+  return all;
+}
+
+/// The variant that requirements and examples are about: the one that is to be judged, else that which is merged, else the
+/// last one.
+std::string tuned_of(const CompareStep& step) {
+  const std::vector<Measured> all = variants_of(step);
+  for (const std::string& wanted : {step.judged, step.merged_from}) {
+    for (const Measured& one : all) {
+      if (one.name == wanted) return wanted;
+    }
+  }
+  return all.empty() ? std::string() : all.back().name;
+}
+
+/// Throws Error (usage) for a requirement that the measurement of these items will not answer.
+void check_requirements(const CompareStep& step, const std::vector<eval::Item>& items) {
+  if (step.compare.require.empty()) return;
+  if (items.empty()) throw Error("a requirement is held against probes: give --probes", ErrorKind::usage);
+  Variants expected;
+  for (const Measured& one : variants_of(step)) {
+    expected[one.name] = eval::expected_figures(items, !one.reference.empty());
+  }
+  (void)hold(step.compare.require, expected.at(tuned_of(step)), expected);
+}
+
 class Comparison {
  public:
   Comparison(const CompareStep& step, Progress& progress)
       : step_(step), progress_(progress), items_(read_items(step.compare.probes)) {
-    for (const std::string& one : step.compare.require) (void)eval::parse_requirement(one);  // before hours of work
-    if (!step.compare.require.empty() && items_.empty()) {
-      throw Error("a requirement is held against probes: give --probes", ErrorKind::usage);
-    }
+    check_requirements(step, items_);
     has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
     questions_ = questions_of(step.compare, items_);
     if (questions_.empty() && items_.empty())
@@ -70,22 +106,21 @@ class Comparison {
                     "answers");  // w16 is measured only
     if (!items_.empty()) {
       Answerer full(step_.model, Base::full, 1, step_.device, step_.threads);
-      measure("w16", "", full);
+      measure("w16", full);
     }
     {
       Answerer nf4(step_.model, Base::nf4, rank, step_.device, step_.threads);
       answer(nf4, "base");
-      measure("nf4", "w16", nf4);
+      measure("nf4", nf4);
       for (std::size_t i = 0; i < adapters.size(); ++i) {
         const std::string& name = step_.adapters[i].first;
         nf4.session().attach(adapters[i]);
         answer(nf4, name);
-        measure(name, "nf4", nf4);
+        measure(name, nf4);
       }
     }
-    const bool known = readings_.contains(step_.merged_from);
-    if (!step_.merged.empty()) ask_model("merged", step_.merged, known ? step_.merged_from : "w16");
-    for (const auto& [name, dir] : step_.models) ask_model(name, dir, "w16");
+    if (!step_.merged.empty()) ask_model("merged", step_.merged);
+    for (const auto& [name, dir] : step_.models) ask_model(name, dir);
     progress_.end();
     Result result{{"answers", answers_}, {"variants", variants_}};
     if (!items_.empty()) finish(result);
@@ -93,10 +128,10 @@ class Comparison {
   }
 
  private:
-  void ask_model(const std::string& name, const fs::path& dir, const std::string& reference) {
+  void ask_model(const std::string& name, const fs::path& dir) {
     Answerer model(dir, Base::full, 1, step_.device, step_.threads);
     answer(model, name);
-    measure(name, reference, model);
+    measure(name, model);
   }
 
   void answer(Answerer& model, const std::string& column) {
@@ -115,12 +150,21 @@ class Comparison {
     progress_.update(done_, tokens_);
   }
 
+  /// What a variant is measured against.
+  [[nodiscard]] std::string reference_of(const std::string& variant) const {
+    for (const Measured& one : variants_of(step_)) {
+      if (one.name == variant) return one.reference;
+    }
+    return {};
+  }
   /// Logits on texts are kept of those that others are measured against.
   [[nodiscard]] bool is_reference(const std::string& variant) const {
-    return variant == "w16" || variant == "nf4" || (variant == step_.merged_from && !step_.merged.empty());
+    const std::vector<Measured> all = variants_of(step_);
+    return std::any_of(all.begin(), all.end(), [&](const Measured& one) { return one.reference == variant; });
   }
-  void measure(const std::string& variant, const std::string& reference, Answerer& model) {
+  void measure(const std::string& variant, Answerer& model) {
     if (items_.empty()) return;
+    const std::string reference = reference_of(variant);
     const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
     readings_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
                                        {.max_new_tokens = step_.compare.max_new_tokens, .ends = model.ends()},
@@ -135,26 +179,19 @@ class Comparison {
     const eval::Readings* theirs = reference.empty() ? nullptr : &readings_[reference];
     Result one = Result::object();
     if (!reference.empty()) one["reference"] = reference;
-    one["figures"] = json_of(eval::figures_of(items_, ours, theirs));
+    figures_[variant] = eval::figures_of(items_, ours, theirs);
+    one["figures"] = json_of(figures_[variant]);
     one["by_relation"] = shares_by(items_, ours, false);
     one["by_entity"] = shares_by(items_, ours, true);
     variants_[variant] = one;
   }
 
-  /// The tuned variant that requirements and examples are about: the one that is merged, else the last one, if none is named.
-  [[nodiscard]] std::string tuned() const {
-    if (readings_.contains(step_.judged)) return step_.judged;
-    if (readings_.contains(step_.merged_from)) return step_.merged_from;
-    return variants_.empty() ? std::string() : std::prev(variants_.end()).key();
-  }
   void finish(Result& result) {
-    const std::string variant = tuned();
+    const std::string variant = tuned_of(step_);
     result["tuned"] = variant;
-    if (variants_[variant].contains("reference")) {
-      const auto reference = variants_[variant]["reference"].get<std::string>();
-      result["examples"] = examples_of(items_, readings_[reference], readings_[variant]);
-    }
-    result["requirements"] = check_requirements(step_.compare.require, variants_, variant);
+    const std::string reference = reference_of(variant);
+    if (!reference.empty()) result["examples"] = examples_of(items_, readings_[reference], readings_[variant]);
+    result["requirements"] = json_of(hold(step_.compare.require, figures_[variant], figures_));
   }
 
   const CompareStep& step_;
@@ -162,6 +199,7 @@ class Comparison {
   std::vector<eval::Item> items_;
   std::vector<Question> questions_;
   std::map<std::string, eval::Readings> readings_;
+  Variants figures_;
   std::map<std::string, eval::TextReference> texts_;
   bool has_texts_ = false;
   Result answers_;
@@ -205,6 +243,8 @@ Result compare(CompareOptions& options, Context& context) {
 }
 
 }  // namespace
+
+void check_compare(const CompareStep& step) { check_requirements(step, read_items(step.compare.probes)); }
 
 Result run_compare(const CompareStep& step, Progress& progress) { return Comparison(step, progress).run(); }
 

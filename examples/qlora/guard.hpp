@@ -19,16 +19,23 @@ namespace qlora::program {
 
 class Guard {
  public:
-  /// Inactive when the section names no probes. Throws Error for options that belong to probes without any.
-  Guard(const TrainSection& train, const hf::ModelDir& model) : every_(train.every), model_(model) {
-    for (const std::string& one : train.guard) requirements_.push_back(eval::parse_requirement(one));
-    if (train.probes.empty()) {
-      if (!requirements_.empty()) throw Error("a guard is held against probes: give --probes", ErrorKind::usage);
-      return;
-    }
-    items_ = read_items(train.probes);
+  /// Inactive when the section names no probes. Throws Error as read_probes does.
+  Guard(const TrainSection& train, const hf::ModelDir& model)
+      : every_(train.every), model_(model), requirements_(train.guard), items_(read_probes(train)) {
+    if (items_.empty()) return;
     tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(model.path / "tokenizer.model"));
     for (const std::filesystem::path& file : train.probes) hashes_.push_back(sha256_file(file));
+  }
+
+  /// The section's probes. Throws Error (usage) for a guard that could not be held against them, since that would show
+  /// only after the first steps.
+  [[nodiscard]] static std::vector<eval::Item> read_probes(const TrainSection& train) {
+    if (train.probes.empty() && !train.guard.empty()) {
+      throw Error("a guard is held against probes: give --probes", ErrorKind::usage);
+    }
+    std::vector<eval::Item> items = read_items(train.probes);
+    (void)hold(train.guard, eval::expected_figures(items, true));
+    return items;
   }
 
   [[nodiscard]] bool active() const { return !items_.empty(); }
@@ -37,9 +44,7 @@ class Guard {
   [[nodiscard]] bool due(int step, int total) const { return active() && (step % every_ == 0 || step == total); }
   /// What of it decides a run's bits.
   [[nodiscard]] Json fingerprint() const {
-    Json expressions = Json::array();
-    for (const eval::Requirement& one : requirements_) expressions.push_back(one.expression);
-    return {{"requirements", expressions}, {"every", every_}, {"probes", hashes_}};
+    return {{"requirements", requirements_}, {"every", every_}, {"probes", hashes_}};
   }
 
   struct Measured {
@@ -63,12 +68,10 @@ class Guard {
       const double value = one.numbers.front().second.value;
       result.note += qlora::detail::concat(", ", one.name, ' ', std::round(1000.0 * value) / 10.0, " %");
     }
-    const auto lookup = [&](std::string_view path) { return eval::find_number(figures, path); };
-    for (const eval::Requirement& one : requirements_) {
-      const eval::GateResult gate = eval::check(one, lookup, paths_of(result.figures));
-      if (!gate.met)
-        result.unmet +=
-            qlora::detail::concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
+    for (const eval::GateResult& gate : hold(requirements_, figures)) {
+      if (gate.met) continue;
+      result.unmet +=
+          qlora::detail::concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
     }
     return result;
   }
@@ -81,7 +84,7 @@ class Guard {
 
   int every_;
   const hf::ModelDir& model_;
-  std::vector<eval::Requirement> requirements_;
+  std::vector<std::string> requirements_;
   std::vector<eval::Item> items_;
   std::vector<std::string> hashes_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -172,7 +172,8 @@ Keys<PackSection> pack_keys() {
 Keys<TrainSection> train_keys() {
   return {
       text("method", &TrainSection::method, {"qlora", "full"}, "adapters on the 4-bit model, or every weight (CPU)"),
-      number("rank", &TrainSection::rank, 1, 1024, "rank of the adapters"),
+      number("rank", &TrainSection::rank, 1, 1024,
+             "rank of the adapters; this and the next three have no meaning for method = \"full\""),
       number("alpha", &TrainSection::alpha, 1e-6, 1e6, "adapter scale is alpha / rank"),
       flag("rslora", &TrainSection::rslora, "adapter scale is alpha / sqrt(rank)"),
       number("dropout", &TrainSection::dropout, 0, 0.99, "on the adapters' input"),
@@ -300,6 +301,16 @@ std::string same_point(const Arm& a, const Arm& b) {
   return {};
 }
 
+/// Refuses what a table says of adapters where there are none. [train] is shared, so it may say it as long as one arm has
+/// adapters; an arm speaks for itself. moments8 = false says what is so.
+void refuse_adapter_settings(const toml::table& table, const Place& place, std::string_view whose) {
+  for (const std::string_view name : adapter_settings) {
+    const toml::node* node = table.get(name);
+    if (node == nullptr || (node->is_boolean() && !node->as_boolean()->get())) continue;
+    place.fail(*node, concat("`", name, "` is of adapters, and ", whose, " trains all weights (method = \"full\")"));
+  }
+}
+
 void read_arms(const toml::node& node, Job& job, const fs::path& file) {
   const Keys<Arm> keys = arm_keys();
   for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
@@ -325,6 +336,10 @@ void read_arms(const toml::node& node, Job& job, const fs::path& file) {
     read_section(table, train_keys(), arm.train, place, read);
     if (!arm.control.empty() && !arm.sweep.empty()) {
       place.fail(*table.get("control"), concat("the arm \"", name, "\" is a control or stands in a sweep, not both"));
+    }
+    if (arm.train.method == "full") {
+      refuse_adapter_settings(table, place, concat("the arm \"", name, "\""));
+      arm.train.moments8 = false;  // shared by [train], meant for its neighbours
     }
     for (const Arm& other : job.arms) {
       if (const std::string sweep = same_point(arm, other); !sweep.empty()) {
@@ -413,6 +428,11 @@ Job parse_job(std::string_view content, const fs::path& file) {
   }
   if (arms != nullptr) read_arms(*arms, job, file);
   if (job.arms.empty()) job.arms.push_back({.name = "qlora", .data = job.data, .train = job.train});
+  const auto all_weights = [](const Arm& arm) { return arm.train.method == "full"; };
+  if (const toml::table* shared = root["train"].as_table();
+      shared != nullptr && std::all_of(job.arms.begin(), job.arms.end(), all_weights)) {
+    refuse_adapter_settings(*shared, {file, "[train]"}, arms == nullptr ? "this job" : "every arm");
+  }
   for (const Arm& arm : job.arms) {
     if (arm.name == job.merge.arm && arm.train.method == "full") {
       throw Error(

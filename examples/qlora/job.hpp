@@ -3,6 +3,7 @@
 // Relative paths are meant from the folder of the job file, so that a job does the same from wherever it is started.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <iosfwd>
@@ -61,6 +62,10 @@ struct TrainSection {
   int every = 50;
   std::vector<std::string> guard;
 };
+
+/// What of [train], and of the options of `qlora train` under the same names, says how adapters are: nothing where every
+/// weight is trained.
+inline constexpr std::array<std::string_view, 5> adapter_settings{"rank", "alpha", "rslora", "dropout", "moments8"};
 
 /// [train] with its own name and overrides, and [data] with its own pages. A job without [[arm]] has one, named "qlora".
 struct Arm {

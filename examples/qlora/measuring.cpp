@@ -29,14 +29,6 @@ bool about_new_facts(eval::Kind kind) {
   return kind == eval::Kind::knowledge || kind == eval::Kind::paraphrase || kind == eval::Kind::reversed;
 }
 
-/// The paths of all numbers below `object`: "retention.kept.lower".
-void add_paths(const Result& object, const std::string& prefix, std::vector<std::string>& paths) {
-  for (const auto& [name, value] : object.items()) {
-    if (value.is_object()) add_paths(value, prefix + name + ".", paths);
-    if (value.is_number() || value.is_null()) paths.push_back(prefix + name);
-  }
-}
-
 }  // namespace
 
 std::vector<eval::Item> read_items(const std::vector<std::filesystem::path>& files) {
@@ -121,43 +113,31 @@ Result examples_of(std::span<const eval::Item> items, const eval::Readings& befo
   return all;
 }
 
-std::optional<double> find_number(const Result& figures, std::string_view path) {
-  const Result* at = &figures;
-  while (true) {
-    const std::size_t dot = std::min(path.find('.'), path.size());
-    const std::string part(path.substr(0, dot));
-    if (!at->is_object() || !at->contains(part)) return std::nullopt;
-    at = &at->at(part);
-    if (dot == path.size()) break;
-    path.remove_prefix(dot + 1);
+std::vector<eval::GateResult> hold(const std::vector<std::string>& requirements, const eval::Figures& own,
+                                   const Variants& variants) {
+  std::vector<std::string> paths = eval::paths_of(own);
+  for (const auto& [name, figures] : variants) {
+    for (const std::string& path : eval::paths_of(figures)) paths.push_back(qlora::detail::concat(name, ".", path));
   }
-  if (at->is_null()) return std::nan("");
-  return at->is_number() ? std::optional(at->get<double>()) : std::nullopt;
+  const auto lookup = [&](std::string_view path) {
+    const std::size_t dot = path.find('.');
+    const auto variant = variants.find(std::string(path.substr(0, dot)));
+    if (variant == variants.end() || dot == std::string_view::npos) return eval::find_number(own, path);
+    return eval::find_number(variant->second, path.substr(dot + 1));
+  };
+  std::vector<eval::GateResult> gates;
+  for (const std::string& one : requirements) {
+    gates.push_back(eval::check(eval::parse_requirement(one), lookup, paths));
+  }
+  return gates;
 }
 
-Result check_requirements(const std::vector<std::string>& requirements, const Result& variants,
-                          const std::string& variant) {
+Result json_of(const std::vector<eval::GateResult>& gates) {
   Result all = Result::array();
-  if (requirements.empty()) return all;
-  const auto figures_of = [&](const std::string& name) -> const Result& { return variants.at(name).at("figures"); };
-  const std::vector<std::string> paths =
-      variants.contains(variant) ? paths_of(figures_of(variant)) : std::vector<std::string>();
-  const auto lookup = [&](std::string_view path) -> std::optional<double> {
-    const std::string front(path.substr(0, path.find('.')));
-    if (variants.contains(front)) return find_number(figures_of(front), path.substr(front.size() + 1));
-    return variants.contains(variant) ? find_number(figures_of(variant), path) : std::nullopt;
-  };
-  for (const std::string& expression : requirements) {
-    const eval::GateResult gate = eval::check(eval::parse_requirement(expression), lookup, paths);
+  for (const eval::GateResult& gate : gates) {
     all.push_back({{"requirement", gate.expression}, {"measured", number_of(gate.measured)}, {"met", gate.met}});
   }
   return all;
-}
-
-std::vector<std::string> paths_of(const Result& figures) {
-  std::vector<std::string> paths;
-  add_paths(figures, "", paths);
-  return paths;
 }
 
 bool any_unmet(const Result& result) {

@@ -1,6 +1,8 @@
 // measuring.hpp — figures and what stands behind them as JSON: one form for comparisons, training records and reports.
 #pragma once
 
+#include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,14 +28,16 @@ namespace qlora::program {
 [[nodiscard]] Result examples_of(std::span<const eval::Item> items, const eval::Readings& before,
                                  const eval::Readings& after);
 
-/// A number of figures in the form of json_of, by its path.
-[[nodiscard]] std::optional<double> find_number(const Result& figures, std::string_view path);
-/// What was asked for, and whether it holds: [{"requirement", "measured", "met"}]. Throws Error (usage) for a path that is
-/// not there. A path may begin with a variant's name; else it is `variant` that is meant.
-[[nodiscard]] Result check_requirements(const std::vector<std::string>& requirements, const Result& variants,
-                                        const std::string& variant);
-/// The paths of all numbers of figures in the form of json_of.
-[[nodiscard]] std::vector<std::string> paths_of(const Result& figures);
+/// The figures of several models, by the names that the report gives them.
+using Variants = std::map<std::string, eval::Figures>;
+
+/// Whether what was asked for holds. A path names a number of `own`, or begins with a variant's name and names one of its.
+/// Throws Error (usage) for a requirement that cannot be read and for a path that is not there; so the same call on
+/// eval::expected_figures refuses before anything is measured what could not be answered afterwards.
+[[nodiscard]] std::vector<eval::GateResult> hold(const std::vector<std::string>& requirements, const eval::Figures& own,
+                                                 const Variants& variants = {});
+/// [{"requirement", "measured", "met"}].
+[[nodiscard]] Result json_of(const std::vector<eval::GateResult>& gates);
 /// Whether a result holds a requirement that is not met.
 [[nodiscard]] bool any_unmet(const Result& result);
 

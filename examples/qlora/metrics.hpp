@@ -72,11 +72,7 @@ class MetricsLog {
   /// Opens the record of a run that has done `steps` steps.
   MetricsLog(std::filesystem::path file, int steps) : path_(std::move(file)), metrics_(read_metrics(path_)) {
     std::erase_if(metrics_, [&](const Metric& m) { return m.step > steps; });
-    std::string text;
-    for (const Metric& m : metrics_) text += json_of(m).dump() + "\n";
-    write_file_atomically(path_, text);
-    size_ = text.size();
-    file_ = FileDescriptor::open("cannot write", path_, O_WRONLY);
+    write_whole();
   }
 
   void add(const Metric& metric) {
@@ -85,11 +81,30 @@ class MetricsLog {
     size_ += line.size();
     metrics_.push_back(metric);
   }
+  /// What is known of the newest step: its line, or its number alone where somebody took the record away.
+  [[nodiscard]] Metric newest(int step) const {
+    return metrics_.empty() || metrics_.back().step != step ? Metric{.step = step} : metrics_.back();
+  }
+  /// The newest line again, with what was found out about its step since.
+  void amend(const Metric& metric) {
+    if (metrics_.empty() || metrics_.back().step < metric.step) metrics_.emplace_back();
+    QLORA_EXPECTS(metrics_.back().step <= metric.step, "step ", metric.step, " is not the newest");
+    metrics_.back() = metric;
+    write_whole();
+  }
   /// Before a checkpoint counts as written, so that the record is never behind it.
   void sync() { sync_file(file_, path_); }
   [[nodiscard]] const std::vector<Metric>& metrics() const { return metrics_; }
 
  private:
+  void write_whole() {
+    std::string text;
+    for (const Metric& m : metrics_) text += json_of(m).dump() + "\n";
+    write_file_atomically(path_, text);
+    size_ = text.size();
+    file_ = FileDescriptor::open("cannot write", path_, O_WRONLY);
+  }
+
   std::filesystem::path path_;
   std::vector<Metric> metrics_;
   FileDescriptor file_;

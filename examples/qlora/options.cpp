@@ -90,6 +90,8 @@ OptionSet OptionSet::subcommand(const std::string& name, const std::string& help
 
 void OptionSet::require_subcommand() { app_->require_subcommand(1); }
 
+bool OptionSet::given(const std::string& name) const { return app_->count(name) > 0; }
+
 void OptionSet::show_defaults() { app_->option_defaults()->always_capture_default(); }
 
 void OptionSet::on_call(std::function<void()> action) { app_->callback(std::move(action)); }

@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "qlora/error.hpp"
+#include "qlora/eval/probes.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/message.hpp"
@@ -19,33 +20,13 @@ struct Question {
   std::vector<Message> history;  ///< earlier turns of a chat
 };
 
-namespace detail_questions {
-
-inline Question question_of(const Json& object, const std::string& where) {
-  Question question;
-  const std::string form = json_string(object, "form", where);
-  if (form != "chat" && form != "completion") throw Error(where + ": \"form\" must be \"chat\" or \"completion\"");
-  question.chat = form == "chat";
-  question.prompt = json_string(object, "prompt", where);
-  if (question.prompt.empty()) throw Error(where + ": \"prompt\" is empty");
-  if (const Json* history = json_find(object, "history"); history != nullptr) {
-    if (!history->is_array() || !question.chat) throw Error(where + ": \"history\" is a list of messages of a chat");
-    for (const Json& turn : *history) {
-      if (!turn.is_object()) throw Error(where + ": a turn in \"history\" is {role, content}");
-      question.history.push_back({json_string(turn, "role", where), json_string(turn, "content", where)});
-    }
-  }
-  return question;
-}
-
-}  // namespace detail_questions
-
-/// Questions: .jsonl with {"form", "prompt"}, or a text file whose every line is asked in both forms.
+/// Questions: .jsonl with {"form", "prompt", "history"} as in probe files, or a text file whose every line is asked in both forms.
 inline std::vector<Question> read_questions(const std::filesystem::path& file) {
   std::vector<Question> questions;
   if (file.extension() == ".jsonl") {
     for_each_json_line(file, [&](const Json& object, const std::string& where) {
-      questions.push_back(detail_questions::question_of(object, where));
+      eval::Item item = eval::question_of(object, where);
+      questions.push_back({item.chat, std::move(item.prompt), std::move(item.history)});
     });
     return questions;
   }

@@ -139,6 +139,45 @@ Result joined(const std::vector<ModelSection>& models, const std::vector<Result>
   return all;
 }
 
+/// What belongs to one model alone; that of a model without a name lies in the output directory itself.
+fs::path folder_of(const Job& job, const ModelSection& model) {
+  return model.name.empty() ? job.output.dir : job.output.dir / model.name;
+}
+fs::path folder_of(const Job& job, const ModelSection& model, const Arm& arm) {
+  return folder_of(job, model) / arm.name;
+}
+fs::path trained_of(const Job& job, const ModelSection& model, const Arm& arm) {
+  return trained_in(folder_of(job, model, arm) / "train", arm.train);
+}
+
+/// The arm that is merged; null when every arm trains all weights.
+const Arm* merged_arm(const Job& job) {
+  for (const Arm& arm : job.arms) {
+    if (arm.name == job.merge.arm && arm.train.method != "full") return &arm;
+  }
+  return nullptr;
+}
+
+/// The comparison of what a model's arms became.
+CompareStep compare_step(const Job& job, const ModelSection& model, int threads) {
+  CompareStep step{.model = model.path, .compare = job.compare, .device = job.device, .threads = threads};
+  step.judged = job.merge.arm;
+  if (const Arm* arm = merged_arm(job); arm != nullptr) {
+    step.merged = folder_of(job, model) / "merged";
+    step.merged_from = arm->name;
+  }
+  for (const Arm& arm : job.arms) {
+    (arm.train.method == "full" ? step.models : step.adapters).emplace_back(arm.name, trained_of(job, model, arm));
+  }
+  return step;
+}
+
+/// What a comparison at the end, or a guard on the way, could not answer is refused before the job begins.
+void check_requirements(const Job& job) {
+  for (const Arm& arm : job.arms) check_guard(arm.train);
+  if (!job.compare.require.empty()) check_compare(compare_step(job, job.models.front(), 0));
+}
+
 /// The steps of one job in one output directory.
 class JobRun {
  public:
@@ -202,11 +241,8 @@ class JobRun {
     return compare(model);
   }
 
-  /// What belongs to one model alone; that of a model without a name lies in the output directory itself.
-  [[nodiscard]] fs::path folder(const ModelSection& model) const {
-    return model.name.empty() ? out_ : out_ / model.name;
-  }
-  [[nodiscard]] fs::path folder(const ModelSection& model, const Arm& arm) const { return folder(model) / arm.name; }
+  [[nodiscard]] fs::path folder(const ModelSection& model) const { return folder_of(job_, model); }
+  [[nodiscard]] fs::path folder(const ModelSection& model, const Arm& arm) const { return folder_of(job_, model, arm); }
 
   void pack(const ModelSection& model, const Arm& arm) {
     const PackStep settings{
@@ -241,20 +277,10 @@ class JobRun {
                  << " -> " << result.value("last_loss", 0.0) << '\n';
   }
 
-  [[nodiscard]] fs::path trained(const ModelSection& model, const Arm& arm) const {
-    return trained_in(folder(model, arm) / "train", arm.train);
-  }
-  /// The arm that is merged; null when every arm trains all weights.
-  [[nodiscard]] const Arm* merged_arm() const {
-    for (const Arm& arm : job_.arms) {
-      if (arm.name == job_.merge.arm && arm.train.method != "full") return &arm;
-    }
-    return nullptr;
-  }
-
   void merge(const ModelSection& model) {
-    if (merged_arm() == nullptr) return;
-    const MergeStep settings{model.path, trained(model, *merged_arm()), folder(model) / "merged",
+    const Arm* arm = merged_arm(job_);
+    if (arm == nullptr) return;
+    const MergeStep settings{model.path, trained_of(job_, model, *arm), folder(model) / "merged",
                              job_.merge.shard_bytes, "auto"};
     const std::string name = spaced({"merge", model.name});
     step({name, {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
@@ -263,23 +289,14 @@ class JobRun {
   }
 
   Result compare(const ModelSection& model) {
-    CompareStep settings{
-        .model = model.path, .compare = job_.compare, .device = job_.device, .threads = options_.threads};
+    const CompareStep settings = compare_step(job_, model, options_.threads);
     std::vector<fs::path> inputs{model.path};
-    if (const Arm* arm = merged_arm(); arm != nullptr) {
-      settings.merged = folder(model) / "merged";
-      settings.merged_from = arm->name;
-      inputs.push_back(settings.merged);
-    }
-    for (const Arm& arm : job_.arms) {
-      (arm.train.method == "full" ? settings.models : settings.adapters).emplace_back(arm.name, trained(model, arm));
-      inputs.push_back(trained(model, arm));
-    }
+    if (!settings.merged.empty()) inputs.push_back(settings.merged);
+    for (const Arm& arm : job_.arms) inputs.push_back(trained_of(job_, model, arm));
     if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
     inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
     const fs::path answers = folder(model) / "comparison.json";
     const std::string name = spaced({"compare", model.name});
-    settings.judged = job_.merge.arm;
     Result compare_settings = settings_of(job_.compare);
     compare_settings["judged"] = settings.judged;
     for (const Arm& arm : job_.arms)
@@ -378,6 +395,7 @@ Result run_job(const RunOptions& options, Context& context) {
   for (Arm& arm : job.arms) {
     if (!options.recompute.empty()) arm.train.recompute = options.recompute;
   }
+  check_requirements(job);
   if (options.check) {
     const Result plan = describe(job);
     context.out << plan.dump(2) << '\n';

@@ -44,6 +44,8 @@ struct TrainStep {
   int threads = 0;
 };
 Result run_train(const TrainStep& step, Progress& progress);
+/// Throws Error (usage) for a guard that the section's probes could not answer.
+void check_guard(const TrainSection& train);
 /// Everything in [train] that decides the bits of what is trained, the data apart. A guard ends a run, and so decides;
 /// probes that only watch do not.
 [[nodiscard]] Result settings_of(const TrainSection& train);
@@ -71,6 +73,8 @@ struct CompareStep {
   DeviceSection device;
   int threads = 0;
 };
+/// Throws Error (usage) for a requirement that the comparison could not answer. Needs the probes, but none of the models.
+void check_compare(const CompareStep& step);
 /// {"answers": [...], "variants": {NAME: {"reference", "figures", ...}}}, and with probes "tuned" (the variant that is
 /// judged), "examples" and "requirements"; variants is empty without probes.
 Result run_compare(const CompareStep& step, Progress& progress);

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <string>
 
@@ -62,35 +63,9 @@ class TrainRun {
     const int first = saved_step_ = training_->steps_done();
     MetricsLog log(step_.out / "metrics.jsonl", first);
     progress_.begin("train", total_, "steps", first);
-    std::int64_t tokens = 0;
-    while (training_->steps_done() < total_) {
-      Metric metric = one_step();
-      const bool measured = guard_.due(metric.step, total_);
-      std::string unmet;
-      if (measured) unmet = measure(metric);
-      log.add(metric);
-      tokens += metric.tokens;
-      std::array<char, 96> note{};
-      std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", metric.loss, metric.grad_norm,
-                    gigabytes(training_->memory()).c_str());
-      progress_.update(metric.step, tokens, note.data() + measured_);
-      if (!unmet.empty()) {
-        stopped_ = go_back(metric.step, unmet);
-        break;
-      }
-      const bool stop = interrupted() && metric.step < total_;
-      // Where a guard decides, a checkpoint is a measurement that met it and nothing else: it is what the run goes back to.
-      const bool saved = guard_.decides() ? measured : stop || metric.step % step_.train.checkpoint_every == 0;
-      if (saved || metric.step == total_) {
-        checkpoint(log);
-        saved_step_ = metric.step;
-      }
-      if (stop) {
-        throw Error(qlora::detail::concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ",
-                                          step_.out.string(), ", the same command goes on from there"),
-                    ErrorKind::interrupted);
-      }
-    }
+    bool going = true;
+    if (to_measure_) going = settle(log.newest(first), log, true);
+    while (going && training_->steps_done() < total_) going = settle(one_step(), log, false);
     if (method() == Method::full) fs::remove_all(written());  // of a run that ended between writing and saying so
     training_->write(written(), adapter_config(), model_);
     write_state(log);
@@ -99,20 +74,67 @@ class TrainRun {
   }
 
  private:
-  /// Figures into the step's record; what of the guard is not met.
-  std::string measure(Metric& metric) {
+  /// What belongs to a step that is done: its measurement, its record, its checkpoint. `again`: it was left when its
+  /// measurement was interrupted, and is in the record. False: the guard has ended the run.
+  bool settle(Metric metric, MetricsLog& log, bool again) {
+    const bool due = again || guard_.due(metric.step, total_);
+    std::optional<std::string> unmet;
+    if (due) unmet = measure(metric);
+    to_measure_ = due && !unmet;
+    if (again) {
+      log.amend(metric);
+    } else {
+      log.add(metric);
+      tokens_ += metric.tokens;
+    }
+    std::array<char, 96> note{};
+    std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", metric.loss, metric.grad_norm,
+                  gigabytes(training_->memory()).c_str());
+    progress_.update(metric.step, tokens_, note.data() + measured_);
+    if (unmet && !unmet->empty()) {
+      stopped_ = go_back(metric.step, *unmet);
+      return false;
+    }
+    const bool stop = to_measure_ || (interrupted() && metric.step < total_);
+    // Where a guard decides, a checkpoint is a measurement that met it, which the run goes back to, or one that is owed,
+    // which is made before anything else and which the run never goes back to.
+    const bool saved = guard_.decides() ? due : stop || again || metric.step % step_.train.checkpoint_every == 0;
+    if (saved || metric.step == total_) {
+      checkpoint(log);
+      saved_step_ = metric.step;
+    }
+    if (stop) {
+      throw Error(qlora::detail::concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ",
+                                        step_.out.string(), ", the same command goes on from there"),
+                  ErrorKind::interrupted);
+    }
+    return true;
+  }
+  /// Figures into the step's record; what of the guard is not met. Nothing: it was interrupted.
+  std::optional<std::string> measure(Metric& metric) {
     if (method() == Method::full && base_ == nullptr) {  // not in this model any more
       const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.threads);
       base_ = chosen.variant->open(model_, Base::full, chosen.machine);
     }
-    Guard::Measured now = guard_.measure(training_->session(), base_.get());
-    metric.probes = std::move(now.figures);
-    measured_ = now.note;
-    return now.unmet;
+    try {
+      Guard::Measured now = guard_.measure(training_->session(), base_.get());
+      metric.probes = std::move(now.figures);
+      measured_ = now.note;
+      return now.unmet;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::interrupted) throw;
+      return std::nullopt;
+    }
   }
-  /// The newest checkpoint is the last measurement at which all was as asked.
+  /// The newest checkpoint, but for one whose measurement was owed and has just been made, is the last measurement at
+  /// which all was as asked.
   int go_back(int step, const std::string& unmet) {
-    const CheckpointSearch found = load_latest_checkpoint(step_.out / "checkpoints");
+    const fs::path root = step_.out / "checkpoints";
+    CheckpointSearch found = load_latest_checkpoint(root);
+    while (found.checkpoint && owes_measurement(*found.checkpoint)) {
+      qlora::detail::remove_checkpoint(root, found.checkpoint->step);
+      found = load_latest_checkpoint(root);
+    }
     if (!found.checkpoint) {
       throw Error(qlora::detail::concat("the guard ", unmet, " is not met at step ", step,
                                         ", where it was first measured; measure more often (--every), or lower --lr"));
@@ -121,6 +143,11 @@ class TrainRun {
     progress_.say(qlora::detail::concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
                                         found.checkpoint->step, ", the last that met it"));
     return step;
+  }
+
+  [[nodiscard]] static bool owes_measurement(const Checkpoint& checkpoint) {
+    const Json* owes = json_find(checkpoint.state, "to_measure");
+    return owes != nullptr && *owes == true;
   }
 
   [[nodiscard]] Method method() const { return step_.train.method == "full" ? Method::full : Method::qlora; }
@@ -182,7 +209,9 @@ class TrainRun {
                   ErrorKind::usage);
     }
     training_->restore(checkpoint);
-    progress_.say(qlora::detail::concat("resuming after step ", checkpoint.step));
+    to_measure_ = guard_.active() && owes_measurement(checkpoint);
+    progress_.say(qlora::detail::concat("resuming after step ", checkpoint.step,
+                                        to_measure_ ? ", whose measurement was interrupted" : ""));
   }
 
   Metric one_step() {
@@ -198,7 +227,7 @@ class TrainRun {
 
   void checkpoint(MetricsLog& log) {
     log.sync();
-    training_->save(step_.out / "checkpoints", {{"run", fingerprint()}}, kept_checkpoints);
+    training_->save(step_.out / "checkpoints", {{"run", fingerprint()}, {"to_measure", to_measure_}}, kept_checkpoints);
     write_state(log);
   }
 
@@ -248,6 +277,8 @@ class TrainRun {
   std::string measured_;           ///< by the last measurement, for the progress line
   int saved_step_ = 0;             ///< of the newest checkpoint
   int stopped_ = 0;                ///< step at which the guard ended the run
+  bool to_measure_ = false;        ///< the newest step's measurement was interrupted
+  std::int64_t tokens_ = 0;        ///< of this start's steps
   StepWindows windows_;
 };
 
@@ -276,6 +307,10 @@ fs::path trained_in(const fs::path& out, const TrainSection& train) {
   return out / (train.method == "full" ? "model" : "adapter");
 }
 
+void check_guard(const TrainSection& train) {
+  if (!train.guard.empty()) (void)Guard::read_probes(train);
+}
+
 Result run_train(const TrainStep& step, Progress& progress) {
   make_directories(step.out);
   const RunLock lock(step.out / "run.lock");
@@ -292,7 +327,9 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("-o,--out", step->out, "Adapter, metrics and checkpoints go here").required().type_name("DIR");
   verb.add("--method", t.method, "qlora: adapters on the 4-bit model; full: every weight of the 16-bit one, on the CPU")
       .one_of({"qlora", "full"});
-  verb.add("--rank", t.rank, "Rank of the adapters").range(1, 1024);
+  verb.add("--rank", t.rank,
+           "Rank of the adapters; this, --alpha, --rslora, --dropout and --moments8 are not for --method full")
+      .range(1, 1024);
   verb.add("--alpha", t.alpha, "Adapter scale is alpha / rank").positive();
   verb.add("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
   verb.add("--dropout", t.dropout, "On the adapters' input").range(0.0, 0.99);
@@ -316,8 +353,17 @@ void add_train(OptionSet app, Invocation& call) {
            "nothing")
       .one_of({"auto", "none", "cheap", "block"});
   add_device_options(verb, step->device, step->threads);
-  verb.on_call([&call, step] {
-    call.action = [step](Context& context) {
+  verb.on_call([&call, step, verb] {
+    std::vector<std::string> of_adapters;
+    for (const std::string_view name : adapter_settings) {
+      if (verb.given(qlora::detail::concat("--", name))) of_adapters.push_back(qlora::detail::concat("--", name));
+    }
+    call.action = [step, of_adapters](Context& context) {
+      if (step->train.method == "full" && !of_adapters.empty()) {
+        std::string all;
+        for (const std::string& one : of_adapters) all += (all.empty() ? "" : ", ") + one;
+        throw Error("--method full trains all weights, there are no adapters: leave out " + all, ErrorKind::usage);
+      }
       const Result result = run_train(*step, context.progress);
       context.out << result["steps"] << " steps, loss " << result["first_loss"].get<double>() << " -> "
                   << result["last_loss"].get<double>() << ", "

@@ -128,6 +128,9 @@ expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 -
 grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
 expect 3 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
 expect 2 train $short -o "$work/none" --guard "retention.lower>=0.5"
+expect 2 train $short -o "$work/none" --probes "$work/text.jsonl" --guard "retention.lower>=0.5"
+grep -q "there are text_d" "$work/err" || fail "what a guard can ask is not named"
+[ ! -e "$work/none/metrics.jsonl" ] || fail "a guard that cannot be held was noticed after the first step"
 expect 2 train $short -o "$work/none" --method full --fast
 # Interrupted between two measurements, a guarded run keeps the measured step alone: only that is known to have held.
 "$qlora" train -m "$work/model" -d "$work/data" --rank 4 --lr 1e-3 --batch 1 --epochs 60 --threads 2 -o "$work/cut" --probes "$work/text.jsonl" --every 5 --guard "text_d.kl.value<1000" \
@@ -140,6 +143,49 @@ got=0; wait $job || got=$?
 for kept in "$work"/cut/checkpoints/checkpoint-*; do
   [ $((${kept##*-} % 5)) = 0 ] || fail "$kept was not measured, and was saved"
 done
+
+# Ctrl-C while a measurement runs: the step is kept, the measurement is made again first thing, and nothing of the outcome
+# tells that there was an interruption. 240 questions take long enough to be met in the middle.
+loop="-m $work/model -d $work/data --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 2 --threads 2 --every 5"
+loop="$loop --probes $source/examples/quickstart/retention.jsonl $work/text.jsonl"
+# interrupt STEP OUT arguments...: interrupts a training in the measurement after STEP
+interrupt() {
+  step=$1; to=$2; shift 2
+  "$qlora" train $loop -o "$to" "$@" >"$work/out" 2>"$work/err" &
+  job=$!
+  await 1 "$work/err"  # it has begun, and a signal is caught
+  await $((step - 1)) "$to/metrics.jsonl"
+  sleep 0.3
+  kill -INT $job
+  got=0; wait $job || got=$?
+  [ "$got" = 6 ] || fail "exit $got of a training that was interrupted while measuring, not 6"
+  grep -q "interrupted; step $step of" "$work/err" || fail "step $step was lost"
+  [ "$(wc -l <"$to/metrics.jsonl")" = "$step" ] || fail "the record does not end with step $step"
+  ! tail -1 "$to/metrics.jsonl" | grep -q probes || fail "the measurement after step $step was not interrupted"
+}
+# The record without times.
+record() { sed 's/"tok_per_s":[^,}]*//' "$1/metrics.jsonl"; }
+expect 0 train $loop -o "$work/whole"
+interrupt 5 "$work/halves"
+interrupt 5 "$work/halves"
+expect 0 train $loop -o "$work/halves"
+grep -q "resuming after step 5, whose measurement was interrupted" "$work/err" || fail "did not go on from step 5"
+record "$work/whole" >"$work/a"
+record "$work/halves" >"$work/b"
+cmp "$work/a" "$work/b" || fail "the record tells of the interruption"
+cmp "$work/whole/adapter/adapter_model.safetensors" "$work/halves/adapter/adapter_model.safetensors" ||
+  fail "an interrupted measurement changed the training"
+# A guard that holds after step 5 and not after step 10 goes back to 5, though step 10 was saved to be measured.
+limit=$(sed -n '10s/.*"kl":{"n":1,"clusters":1,"value":\([^,]*\),.*/\1/p' "$work/whole/metrics.jsonl")
+expect 0 train $loop -o "$work/back" --guard "text_d.kl.value<$limit" --json "$work/back.json"
+[ "$(json "$work/back.json" steps)" = 5 ] && [ "$(json "$work/back.json" stopped_at)" = 10 ] ||
+  fail "the guard was to fail after step 10 and to hold after step 5"
+interrupt 10 "$work/back_again" --guard "text_d.kl.value<$limit"
+[ -d "$work/back_again/checkpoints/checkpoint-10" ] || fail "the step to be measured was not saved"
+expect 0 train $loop -o "$work/back_again" --guard "text_d.kl.value<$limit" --json "$work/back.json"
+[ "$(json "$work/back.json" steps)" = 5 ] || fail "went back to a step that did not meet the guard"
+cmp "$work/back/adapter/adapter_model.safetensors" "$work/back_again/adapter/adapter_model.safetensors" ||
+  fail "the guarded run's adapter tells of the interruption"
 ! grep -q "<script" "$work/report.html" || fail "the page holds a script"
 grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
 

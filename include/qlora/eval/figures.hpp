@@ -8,8 +8,11 @@
 // choice the share of items whose answer is likelier than every alternative. Intervals: statistics.hpp, by entity.
 #pragma once
 
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -161,7 +164,38 @@ class Selection {
   return figures;
 }
 
-/// A number by its path: NAME.FIELD of the main number, NAME.NUMBER.FIELD of another; FIELD is value, lower, upper or n.
+/// The figures that a measurement of these items has, with nothing in their numbers: what can be asked of it before it is
+/// made. `compared`: it is made beside a reference. figures_of itself makes them, so that the names are its own.
+[[nodiscard]] inline Figures expected_figures(std::span<const Item> items, bool compared) {
+  constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
+  Readings readings;
+  readings.replies.resize(items.size());
+  readings.verdicts.resize(items.size());
+  readings.loss.assign(items.size(), 0.0);
+  readings.tokens.assign(items.size(), 1.0);
+  readings.kl.assign(items.size(), compared ? 0.0 : nothing);
+  for (const Item& item : items) readings.margin.push_back(has_alternatives(item) ? 0.0 : nothing);
+  return figures_of(items, readings, compared ? &readings : nullptr, {.resamples = 1});
+}
+
+/// What a path ends with.
+inline constexpr std::array<std::string_view, 5> field_names{"value", "lower", "upper", "n", "clusters"};
+
+/// The paths of all numbers, for find_number; main numbers go without their name.
+[[nodiscard]] inline std::vector<std::string> paths_of(const Figures& figures) {
+  std::vector<std::string> paths;
+  for (const Figure& figure : figures) {
+    for (std::size_t i = 0; i < figure.numbers.size(); ++i) {
+      for (const std::string_view field : field_names) {
+        const std::string number = i == 0 ? std::string() : figure.numbers[i].first + ".";
+        paths.push_back(qlora::detail::concat(figure.name, ".", number, field));
+      }
+    }
+  }
+  return paths;
+}
+
+/// A number by its path: NAME.FIELD of the main number, NAME.NUMBER.FIELD of another; FIELD is one of field_names.
 [[nodiscard]] inline std::optional<double> find_number(const Figures& figures, std::string_view path) {
   const std::size_t first = path.find('.');
   const std::size_t last = path.rfind('.');
@@ -176,6 +210,7 @@ class Selection {
     if (field == "lower") return number->lower;
     if (field == "upper") return number->upper;
     if (field == "n") return static_cast<double>(number->n);
+    if (field == "clusters") return static_cast<double>(number->clusters);
   }
   return std::nullopt;
 }

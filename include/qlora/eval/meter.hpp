@@ -124,7 +124,7 @@ class Measurement {
     std::vector<Continuations> questions;
     for (std::size_t i = 0; i < items_.size(); ++i) {
       const Item& item = items_[i];
-      if (!asks_value(item.kind) || (item.twin.empty() && item.distractors.empty())) continue;
+      if (!has_alternatives(item)) continue;
       which.push_back(i);
       Continuations& one = questions.emplace_back();
       one.prompt = prompt_of(item);

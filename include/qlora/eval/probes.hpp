@@ -54,6 +54,11 @@ struct Item {
   std::vector<Message> messages;  ///< a chat that is read, in place of text
 };
 
+/// Whether its answer can be weighed against others.
+[[nodiscard]] inline bool has_alternatives(const Item& item) {
+  return asks_value(item.kind) && (!item.twin.empty() || !item.distractors.empty());
+}
+
 /// A reply as far as judging goes.
 struct Reply {
   std::string text;
@@ -228,6 +233,18 @@ inline void read_text_item(const Json& object, const std::string& where, Item& i
     throw Error(where + ": no message of the assistant, so there is no token to score");
   }
 }
+
+}  // namespace detail
+
+/// What is asked and in which form, with nothing about the answer: "form", "prompt" and the "history" of a chat.
+[[nodiscard]] inline Item question_of(const Json& object, const std::string& where) {
+  Item item;
+  detail::read_form(object, where, item);
+  detail::read_question(object, where, item);
+  return item;
+}
+
+namespace detail {
 
 [[nodiscard]] inline Item item_of(const Json& object, const std::string& where) {
   Item item;
