@@ -1,11 +1,11 @@
 #!/bin/sh
 # The study: sh examples/forgetting.sh [option of qlora run]...
-# What the small chat model learns from 35 new pages and what it forgets, by QLoRA and by full fine-tuning, each over its own
-# learning rates, with and without a little replay, over several seeds: out/forgetting/report.html. Installs and builds like
-# the quickstart. An hour on two cores; it can be stopped and goes on from there.
+# What the small chat model learns from pages about 35 new products and what it forgets, by QLoRA and by full fine-tuning, each
+# over its own learning rates and several seeds; what rank, passes, replay and the number of wordings change; and a control:
+# out/forgetting/run/report.html. Installs and builds like the quickstart. Three quarters of an hour on two cores; it can be
+# stopped and goes on from there.
 #
-#   QLORA_SEEDS    default "1 2 3 4 5"
-#   QLORA_EPOCHS   default 20
+#   QLORA_SEEDS    default "1 2 3 4 5"; what is varied beside the learning rate has the first of them alone
 #   QLORA_OUT      default out/forgetting
 set -eu
 cd "$(dirname "$0")/.."
@@ -17,17 +17,32 @@ out=${QLORA_OUT:-out/forgetting}
 mkdir -p "$out"
 "$make_world" "$out/world" --documents 1000 # the study's files do not depend on how long the corpus is
 study=world/study
+# What the model knows, in its own words: replayed while it learns. And retention without alternatives to each answer: their
+# likelihoods, of 2,040 facts and 45 models, would take longer than all the rest.
+recall=recall.jsonl
+[ -f "$out/$recall" ] || "$program" recall examples/models/tiny-chat -o "$out/$recall" --documents 1600 --seed 1
+sed 's/"distractors":\[[^]]*\],//' "$out/$study/report/retention_chat.jsonl" >"$out/retention_chat.jsonl"
+seeds=${QLORA_SEEDS:-1 2 3 4 5}
 
-# The job. Settings were picked on the guard's probes, which ask about other products than the report's.
-arm() { # NAME METHOD GROUP LR SEED [more lines]
-  printf '[[arm]]\nname = "%s"\nmethod = "%s"\ngroup = "%s"\nlr = %s\nseed = %s\n%s\n' "$1" "$2" "$3" "$4" "$5" "${6:-}"
+# The job. Settings were picked on the guard's probes, which ask about other products and in other words than the report's.
+rate=2e-3 first=${seeds%% *}
+arm() { # NAME METHOD LR SEED [more lines]
+  group=QLoRA
+  [ "$2" = qlora ] || group="full fine-tuning"
+  printf '[[arm]]\nname = "%s"\nmethod = "%s"\nlr = %s\nseed = %s\ngroup = "%s"\n%s\n' "$1" "$2" "$3" "$4" "$group" "${5:-}"
+}
+own="replay = \"$recall\""
+varied() { # NAME SWEEP VALUE lines: QLoRA as in the middle of the front, with one thing changed
+  arm "$1_s$first" qlora $rate "$first" "front = false
+sweep = { \"$2\" = $3 }
+$4"
 }
 {
   cat <<END
 [model]
 path = "$(pwd)/examples/models/tiny-chat"
 [data]
-files = ["$study/pages"]
+files = ["$study/pages", "$study/phrasings_8.jsonl"]
 [pack]
 seq = 384
 split = "pad"
@@ -35,7 +50,7 @@ split = "pad"
 rank = 64
 alpha = 64
 dropout = 0.1
-epochs = ${QLORA_EPOCHS:-20}
+epochs = 2
 batch = 2
 checkpoint_every = 1000000
 [compare]
@@ -43,20 +58,49 @@ probes = [
   "$study/report/knowledge_completion.jsonl", "$study/report/knowledge_chat.jsonl",
   "$study/report/paraphrase_completion.jsonl", "$study/report/paraphrase_chat.jsonl",
   "$study/report/reversed_chat.jsonl", "$study/report/neighbour_chat.jsonl",
-  "$study/report/retention_chat.jsonl", "$study/report/unknown_chat.jsonl",
+  "retention_chat.jsonl", "$study/report/unknown_chat.jsonl",
   "$study/report/behaviour_chat.jsonl", "$study/report/text_completion.jsonl", "$study/report/text_chat.jsonl",
 ]
-max_new_tokens = 48
+max_new_tokens = 24
+require = ["twin_s$first.knowledge.net.lower<=0"]
+[merge]
+arm = "qlora_s$first"
 [output]
 dir = "run"
 END
-  for seed in ${QLORA_SEEDS:-1 2 3 4 5}; do
-    for lr in 1e-3 2e-3 3e-3; do arm "qlora_${lr}_s$seed" qlora "QLoRA" $lr "$seed"; done
-    for lr in 2e-4 5e-4 1e-3; do arm "full_${lr}_s$seed" full "full fine-tuning" $lr "$seed"; done
-    arm "qlora_replay_s$seed" qlora "QLoRA, replay" 2e-3 "$seed" "replay = \"$study/replay.jsonl\"
-replay_limit = 100"
-    arm "full_replay_s$seed" full "full fine-tuning, replay" 5e-4 "$seed" "replay = \"$study/replay.jsonl\"
-replay_limit = 100"
+  for seed in $seeds; do
+    middle=$own
+    [ "$seed" != "$first" ] || middle="$own
+sweep = { rank = 64, passes = 2, \"replayed documents\" = 1600 }"
+    arm "qlora_low_s$seed" qlora 1e-3 "$seed" "$own"
+    arm "qlora_s$seed" qlora $rate "$seed" "$middle"
+    arm "qlora_high_s$seed" qlora 3e-3 "$seed" "$own"
+    arm "full_low_s$seed" full 3e-4 "$seed" "$own"
+    arm "full_s$seed" full 5e-4 "$seed" "$own"
+    arm "full_high_s$seed" full 8e-4 "$seed" "$own"
   done
+  for rank in 8 16; do
+    varied rank_$rank rank $rank "$own
+rank = $rank
+alpha = $rank"
+  done
+  for passes in 1 4; do
+    varied passes_$passes passes $passes "$own
+epochs = $passes"
+  done
+  varied replay_0 "replayed documents" 0 ""
+  varied replay_400 "replayed documents" 400 "$own
+replay_limit = 400"
+  # Not the model's own: true pages and chats about 80 products, none of which is asked about.
+  varied told_640 "documents about 80 products" 640 "replay = \"$study/replay.jsonl\""
+  # As much reading in one, two, four and eight wordings, with nothing else beside them.
+  for wordings in 1 2 4 8; do
+    varied wordings_$wordings "wordings of a fact" $wordings "files = [\"$study/phrasings_$wordings.jsonl\"]
+epochs = $((32 / wordings))"
+  done
+  # Shown the twin world, asked about this one: what the meter shows where nothing can be known.
+  arm "twin_s$first" qlora $rate "$first" "control = \"values permuted among the products\"
+$own
+files = [\"$study/pages_b\"]"
 } >"$out/forgetting.toml"
 exec "$program" run "$out/forgetting.toml" "$@"

@@ -24,7 +24,7 @@ void check_refused(const Outcome& outcome, int code) {
   CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
 }
 
-const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",
+const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",
                              "compare", "plan", "run",   "info",  "data",     "data show"};
 
 }  // namespace

@@ -221,6 +221,8 @@ Keys<Arm> arm_keys() {
   return {text("group", &Arm::group, {}, "its line in the report's front; that of its method if empty"),
           {"sweep", "its values of what is varied, as { \"rank\" = 64 }: the report draws each name as a chart",
            read_sweep, [](const Arm&) { return std::string("{}"); }},
+          flag("front", &Arm::front,
+               "whether it is a point in the report's front and in what is compared at the same gain"),
           text("control", &Arm::control, {}, "what it controls for: kept apart in the report; none if empty"),
           pages("urls", &DataSection::urls, "with files: what this arm learns from, instead of [data]"),
           pages("files", &DataSection::files, "with urls: what this arm learns from, instead of [data]")};

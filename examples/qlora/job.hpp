@@ -73,6 +73,7 @@ struct Arm {
   std::string group{};  ///< arms of one group are one line of the report's front; empty: those of one method
   std::map<std::string, double> sweep{};  ///< where it stands in which sweeps: name of what is varied, value
   std::string control{};                  ///< what it is a control of, in words; the report keeps it apart. Empty: none
+  bool front = true;                      ///< whether it is a point of its group's line in the front
   DataSection data{};                     ///< that of the job; an arm that names urls or files has these alone
   TrainSection train;
 };

@@ -87,6 +87,7 @@ int parse_and_run(int argc, char** argv) {
   add_merge(app, call);
   add_generate(app, call);
   add_chat(app, call);
+  add_recall(app, call);
   add_compare(app, call);
   add_plan(app, call);
   add_run(app, call);

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iomanip>
 #include <ostream>
+#include <set>
 #include <string>
 
 #include "measuring.hpp"
@@ -79,13 +80,31 @@ eval::Table table_of(const Result& variants, std::string caption, const std::str
   return table;
 }
 
+/// More models than a page has room for side by side.
+bool many(const Result& variants) { return variants.size() > 8; }
+
+/// Rows and columns changed places: a row for each model. `n` stands in the heads.
+eval::Table turned(const eval::Table& table) {
+  eval::Table out{table.caption, {""}, {}};
+  for (const auto& row : table.rows) out.columns.push_back(row[0] + ", n " + row[1]);
+  for (std::size_t column = 2; column < table.columns.size(); ++column) {
+    std::vector<std::string> row{table.columns[column]};
+    for (const auto& from : table.rows) row.push_back(from[column]);
+    out.rows.push_back(std::move(row));
+  }
+  return out;
+}
+
 eval::Table headline_of(const Result& variants) {
-  return table_of(
+  eval::Table table = table_of(
       variants,
       "Percent of right replies with 95 % intervals (bootstrap over entities). w16: the base in 16 bits; nf4: the "
       "base in 4 bits, adapter off.",
       "", false);
+  return many(variants) ? turned(table) : table;
 }
+
+constexpr const char* requirements_caption = "Requirements";
 
 /// What stands beneath the headline, as far as it was measured.
 std::vector<eval::Table> results_of(const Result& comparison) {
@@ -100,7 +119,7 @@ std::vector<eval::Table> results_of(const Result& comparison) {
   std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
   if (comparison.contains("requirements") && !comparison.at("requirements").empty()) {
     eval::Table table;
-    table.caption = "Requirements";
+    table.caption = requirements_caption;
     table.columns = {"", "measured", "met"};
     for (const Result& one : comparison.at("requirements")) {
       table.rows.push_back(
@@ -111,9 +130,22 @@ std::vector<eval::Table> results_of(const Result& comparison) {
   return tables;
 }
 
+/// The arms that charts and galleries of answers leave out where there are many models: all but the one that is judged and
+/// the first of every group.
+std::set<std::string> hidden_of(const Result& comparison) {
+  std::set<std::string> hidden, groups;
+  if (!many(comparison.at("variants")) || !comparison.contains("arms")) return hidden;
+  for (const auto& [name, about] : comparison.at("arms").items()) {
+    const bool first =
+        !about.contains("control") && about.value("front", true) && groups.insert(about.value("group", "")).second;
+    if (!first && comparison.value("tuned", "") != name) hidden.insert(name);
+  }
+  return hidden;
+}
+
 /// Shares by relation or entity, one chart a kind.
-void add_bars(const Result& variants, const std::string& group, const std::string& what,
-              std::vector<eval::BarChart>& charts) {
+void add_bars(const Result& variants, const std::set<std::string>& hidden, const std::string& group,
+              const std::string& what, std::vector<eval::BarChart>& charts) {
   std::vector<std::string> kinds;
   for (const auto& [variant, content] : variants.items()) {
     if (!content.contains(group)) continue;
@@ -124,7 +156,7 @@ void add_bars(const Result& variants, const std::string& group, const std::strin
   for (const std::string& kind : kinds) {
     eval::BarChart chart{kind + ", by " + what, {}, {}};
     for (const auto& [variant, content] : variants.items()) {
-      if (!content.contains(group) || !content.at(group).contains(kind)) continue;
+      if (hidden.contains(variant) || !content.contains(group) || !content.at(group).contains(kind)) continue;
       eval::BarSeries series{variant, {}};
       const Result& shares = content.at(group).at(kind);
       if (chart.labels.empty()) {
@@ -290,20 +322,29 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   report.summary = "What was learned, what was kept, and how training went.";
   const Result& variants = comparison.at("variants");
   report.headline = headline_of(variants);
+  const std::set<std::string> hidden = hidden_of(comparison);
   if (!variants.empty()) {
     report.results = results_of(comparison);
+    if (many(variants)) {
+      for (eval::Table& table : report.results) {
+        if (table.caption != requirements_caption) table = turned(table);
+      }
+    }
     const std::vector<eval::Trial> trials =
         comparison.contains("arms") ? trials_of(comparison.at("arms"), variants) : std::vector<eval::Trial>();
     report.fronts = fronts_of(trials);
     if (comparison.contains("sweeps")) report.sweeps = charts_of(comparison.at("sweeps"));
     if (comparison.contains("controls")) report.controls = table_of_controls(comparison.at("controls"));
     for (eval::Table& table : at_matched_gain(trials)) report.results.push_back(std::move(table));
-    add_bars(variants, "by_relation", "relation", report.bars);
-    add_bars(variants, "by_entity", "page", report.bars);
+    add_bars(variants, hidden, "by_relation", "relation", report.bars);
+    add_bars(variants, hidden, "by_entity", "page", report.bars);
     report.galleries = galleries_of(comparison);
   }
   std::vector<std::pair<std::string, std::vector<Metric>>> runs;
-  for (const auto& [name, path] : metrics) runs.emplace_back(name, read_metrics(path));
+  for (const auto& [name, path] : metrics) {
+    if (hidden.contains(name)) continue;
+    runs.emplace_back(name, read_metrics(path));
+  }
   if (!runs.empty()) {
     report.plots = {plot_of(runs, "Loss", eval::Scale::linear, &Metric::loss),
                     plot_of(runs, "Learning rate", eval::Scale::linear, &Metric::lr),
@@ -311,7 +352,10 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   }
   for (const Result& one : comparison.at("answers")) {
     eval::Exchange exchange{one.value("form", ""), one.value("prompt", ""), {}};
-    for (const auto& [model, answer] : one.at("answers").items()) exchange.answers.emplace_back(model, answer);
+    for (const auto& [model, answer] : one.at("answers").items()) {
+      if (hidden.contains(model)) continue;
+      exchange.answers.emplace_back(model, answer);
+    }
     report.answers.push_back(std::move(exchange));
   }
   for (const auto& [name, object] : details.items()) {

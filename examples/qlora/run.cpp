@@ -72,6 +72,7 @@ Result describe(const Job& job) {
     arms[arm.name]["guard"] = arm.train.guard;
     if (!arm.sweep.empty()) arms[arm.name]["sweep"] = arm.sweep;
     if (!arm.control.empty()) arms[arm.name]["control"] = arm.control;
+    if (!arm.front) arms[arm.name]["front"] = false;
     if (!same_pages(arm.data, job.data)) {
       arms[arm.name]["urls"] = arm.data.urls;
       arms[arm.name]["files"] = paths_of(arm.data.files);
@@ -326,6 +327,7 @@ class JobRun {
                      {"seed", arm.train.seed}};
         if (!arm.sweep.empty()) all[name]["sweep"] = arm.sweep;
         if (!arm.control.empty()) all[name]["control"] = arm.control;
+        if (!arm.front) all[name]["front"] = false;
       }
     }
     return all;

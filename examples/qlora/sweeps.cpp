@@ -155,7 +155,7 @@ std::vector<eval::Trial> trials_of(const Result& arms, const Result& variants) {
   };
   std::vector<eval::Trial> trials;
   for (const auto& [arm, about] : arms.items()) {
-    if (!variants.contains(arm) || about.contains("control")) continue;
+    if (!variants.contains(arm) || about.contains("control") || !about.value("front", true)) continue;
     trials.push_back({about.value("group", ""), about.value("setting", ""), about.value("seed", std::int64_t{0}),
                       value_of(arm, learned), value_of(arm, {"retention"})});
   }

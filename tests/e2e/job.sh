@@ -54,6 +54,20 @@ expect 0 generate "$work/model" --prompt "The price" --max-new-tokens 4 --temper
 expect 0 chat "$work/model" --prompt "Hello" --max-new-tokens 4
 expect 0 generate "$work/model" --base full --prompt "The price" --max-new-tokens 4
 
+# What a model writes of itself: the same seed the same documents, which can be replayed; none that has no end.
+tiny=$source/examples/models/tiny-chat
+expect 0 recall "$tiny" -o "$work/recall.jsonl" -n 12 --seed 3 --json "$work/recall.json"
+expect 0 recall "$tiny" -o "$work/again.jsonl" -n 12 --seed 3
+expect 0 recall "$tiny" -o "$work/other.jsonl" -n 12 --seed 4
+cmp "$work/recall.jsonl" "$work/again.jsonl" || fail "one seed, two recollections"
+! cmp -s "$work/recall.jsonl" "$work/other.jsonl" || fail "two seeds, one recollection"
+lines=$(wc -l <"$work/recall.jsonl")
+grep -q "\"documents\": $lines,\$" "$work/recall.json" || fail "$lines documents were counted otherwise"
+[ "$lines" -ge 6 ] || fail "the small model ends its documents, mostly"
+expect 3 recall "$tiny" -o "$work/none.jsonl" -n 3 --max-new-tokens 1
+[ ! -e "$work/none.jsonl" ] || fail "a file without documents"
+expect 2 recall "$tiny" -o "$work/none.txt"
+
 # train: ten steps through, against ten steps that are interrupted once and killed once; the adapters are equal
 steps="--rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 40 --checkpoint-every 5 --threads 2"
 expect 0 train -m "$work/model" -d "$work/data" -o "$work/through" $steps --json "$work/train.json"
