@@ -3,7 +3,7 @@
 #   article.sh PROGRAM MAKE_MODEL SERVE SOURCE_DIR
 set -eu
 qlora=$1 serve=$3 source=$4
-base=$source/examples/models/tiny-chat
+base=$source/examples/models/tiny-base
 chat=$source/examples/models/tiny-chat
 work=$(mktemp -d)
 server=
