@@ -205,7 +205,7 @@ grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not o
 
 # run: four arms, one with a page of its own; then again with nothing to do, then with one setting changed, with that page
 # changed, and with an output damaged
-cp "$work/site/press-gilwend.html" "$work/own.html"
+cp "$work/site/press-hulbix.html" "$work/own.html"
 head -2 "$source/examples/quickstart/replay.jsonl" >"$work/replay.jsonl"
 cat >"$work/job.toml" <<JOB
 [model]
@@ -265,7 +265,7 @@ grep -q "<h2>By what was varied</h2>" "$work/job/report.html" || fail "no sweep 
 grep -q "another page (qlora)" "$work/job/report.html" || fail "no control on the page"
 ls "$work/job/seed_7/data" >/dev/null 2>&1 && fail "the same pages were packed twice"
 grep -q own.html "$work/job/own_page/data/manifest.json" || fail "the arm's own page was not packed"
-! grep -q blog-naxtolo "$work/job/own_page/data/manifest.json" || fail "[data] was packed for an arm that replaces it"
+! grep -q blog-daxyard "$work/job/own_page/data/manifest.json" || fail "[data] was packed for an arm that replaces it"
 cp "$work/job/report.json" "$work/first.json"
 expect 0 run "$work/job.toml"
 [ "$(grep -c "unchanged, skipped" "$work/err")" = 11 ] || fail "not all of 11 steps were skipped"
