@@ -2,7 +2,7 @@
 # The study: sh examples/forgetting.sh [option of qlora run]...
 # What the small chat model learns from pages about 35 new products and what it forgets, by QLoRA and by full fine-tuning, each
 # over its own learning rates and several seeds; what rank, passes, replay and the number of wordings change; and a control:
-# out/forgetting/run/report.html. Installs and builds like the quickstart. Three quarters of an hour on two cores; it can be
+# out/forgetting/run/report.html. Installs and builds like the quickstart. 50 minutes on two cores; it can be
 # stopped and goes on from there.
 #
 #   QLORA_SEEDS    default "1 2 3 4 5"; what is varied beside the learning rate has the first of them alone
