@@ -1,164 +1,19 @@
-// study_test.cpp — the study's files: what the card of the world (docs/world.md) says of them, read from the files
-// themselves and held against the corpus, the tokenizer's text and the pages.
+// study_test.cpp — the study's world: hashes, splits, twins, pages and wordings, as the card of the world (docs/world.md)
+// says, read from the files themselves and held against the corpus, the tokenizer's text and the pages.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cctype>
-#include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include "../examples/world/study_files.hpp"
-#include "qlora/io/file.hpp"
-#include "qlora/io/sha256.hpp"
+#include "study_reading.hpp"
 
-namespace {
-
-using Json = nlohmann::json;
-using Names = std::set<std::string>;
-
-const std::vector<std::string> split_names{"guard", "report"};
-
-const world::World& the_world() {
-  static const world::World world(world::default_seed);
-  return world;
-}
-
-const world::Study& the_study() {
-  static const world::Study study(the_world(), world::default_seed);
-  return study;
-}
-
-const std::map<std::string, std::string>& files() {
-  static const auto files = world::study_files(the_world(), world::default_seed);
-  return files;
-}
-
-std::vector<Json> items_of(const std::string& file) {
-  std::istringstream text(files().at(file));
-  std::vector<Json> items;
-  for (std::string line; std::getline(text, line);) items.push_back(Json::parse(line));
-  return items;
-}
-
-/// The items of the split's files whose names begin so; all of its files if nothing is said.
-std::vector<Json> items_of_split(const std::string& split, const std::string& kind = {}) {
-  std::vector<Json> items;
-  for (const auto& [name, text] : files()) {
-    if (!name.starts_with(split + '/' + kind)) continue;
-    for (Json& item : items_of(name)) items.push_back(std::move(item));
-  }
-  return items;
-}
-
-Names split_of(const std::string& split, const std::string& kind) {
-  return Json::parse(files().at("splits.json")).at(split).at(kind).get<Names>();
-}
-
-/// Every name that the parts can give.
-const std::unordered_set<std::string>& possible_names() {
-  static const std::unordered_set<std::string> names = [] {
-    std::unordered_set<std::string> out;
-    for (const std::string_view first : world::first_parts) {
-      for (const std::string_view second : world::second_parts) out.insert(std::string(first) + std::string(second));
-    }
-    return out;
-  }();
-  return names;
-}
-
-/// Calls `use` with each word: letters alone. What it returns stands in the word's place in the text that comes back.
-template <class Use>
-std::string map_words(const std::string& text, const Use& use) {
-  std::string out;
-  for (std::size_t at = 0; at < text.size();) {
-    std::size_t end = at;
-    while (end < text.size() && std::isalpha(static_cast<unsigned char>(text[end])) != 0) ++end;
-    if (end == at) {
-      out += text[at++];
-    } else {
-      out += use(text.substr(at, end - at));
-      at = end;
-    }
-  }
-  return out;
-}
-
-std::string without_names(const std::string& text) {
-  return map_words(text, [](const std::string& word) { return possible_names().contains(word) ? "{n}" : word; });
-}
-
-std::string text_of(const world::Document& document) {
-  std::string text = document.text;
-  for (const world::Message& message : document.chat) text += message.content + '\n';
-  return text;
-}
-
-/// What the corpus has: its words, its names, and the new wordings among its sentences (there should be none).
-struct Corpus {
-  std::string hash;
-  std::unordered_set<std::string> words;
-  Names names;
-  int new_wordings = 0;
-};
-
-/// Prompts in new wording with {n} for the name.
-const Names& new_wordings() {
-  static const Names wordings = [] {
-    Names out;
-    for (const std::string& split : split_names) {
-      for (const Json& item : items_of_split(split, "paraphrase")) out.insert(without_names(item.at("prompt")));
-    }
-    return out;
-  }();
-  return wordings;
-}
-
-int count_new_wordings(const std::string& text_without_names) {
-  return static_cast<int>(std::count_if(new_wordings().begin(), new_wordings().end(), [&](const std::string& one) {
-    return text_without_names.find(one) != std::string::npos;
-  }));
-}
-
-constexpr std::size_t hashed_documents = 20'000;  // the others follow by the same rules, and hashing takes the time
-
-Corpus read_corpus(world::Stream which, std::size_t documents) {
-  Corpus corpus;
-  qlora::Sha256 hash;
-  world::Random random = world::stream(world::default_seed, which);
-  for (std::size_t i = 0; i < documents; ++i) {
-    const world::Product& product = random.pick(the_world().known);
-    const world::Document document = world::draw_document(random, product);
-    if (i < hashed_documents) hash.update(world::json_of(document).dump() + '\n');
-    const std::string text = map_words(text_of(document), [&](const std::string& word) {
-      const bool name = possible_names().contains(word);
-      if (name) {
-        corpus.names.insert(word);
-        return std::string("{n}");
-      }
-      corpus.words.insert(world::lower_case(word));
-      return word;
-    });
-    corpus.new_wordings += count_new_wordings(text);
-  }
-  corpus.hash = hash.hex();
-  return corpus;
-}
-
-/// The shipped model's corpus.
-const Corpus& the_corpus() {
-  static const Corpus corpus = read_corpus(world::Stream::corpus, 136'000);
-  return corpus;
-}
-
-}  // namespace
+using namespace study;
 
 TEST_CASE(
     "the hashes are those that are kept, of every file, and the model's corpus and tokenizer text are as they were") {
@@ -184,44 +39,6 @@ TEST_CASE("the quickstart's pages are the study's first ones of its first ten pr
     ++pages;
   }
   CHECK(pages == 10);
-}
-
-TEST_CASE("so many items of each kind are asked") {
-  const std::map<std::string, std::pair<std::size_t, std::size_t>> expected{
-      {"knowledge_completion", {80, 200}},
-      {"knowledge_chat", {80, 200}},  // 10 and 25 products, 8 facts
-      {"paraphrase_completion", {80, 400}},
-      {"paraphrase_chat", {80, 400}},  // in 1 wording and in 2
-      {"reversed_completion", {80, 200}},
-      {"reversed_chat", {80, 200}},  // 10 and 25 products, 8 first clues
-      {"neighbour_completion", {80, 400}},
-      {"neighbour_chat", {80, 400}},  // 1 and 2 for each new product, 8 facts
-      {"retention_completion", {200, 2040}},
-      {"retention_chat", {200, 2040}},  // 25 and 255 products, 8 facts
-      {"reworded_completion", {25, 510}},
-      {"reworded_chat", {25, 510}},    // one fact of 25 and of 255 products, in 1 wording and in 2
-      {"unknown_chat", {56, 184}},     // 6 and 18 names, 1 and 5 codes, by 8
-      {"behaviour_chat", {22, 84}},    // 6 and 12 of small talk, 8 and 24 refusals, 8 and 48 second turns
-      {"text_completion", {70, 250}},  // 50 and 200 held-out pages, 10 and 25 new ones in both worlds
-      {"text_chat", {50, 200}}};
-  for (std::size_t s = 0; s < split_names.size(); ++s) {
-    std::size_t found = 0;
-    for (const auto& [name, text] : files()) found += name.starts_with(split_names[s] + '/') ? 1 : 0;
-    CHECK(found == expected.size());
-    for (const auto& [name, counts] : expected) {
-      const auto items = items_of(split_names[s] + '/' + name + ".jsonl");
-      CHECK_MESSAGE(items.size() == (s == 0 ? counts.first : counts.second), split_names[s] << ' ' << name);
-      for (const Json& item : items) {
-        const std::string kind = item.at("kind").get<std::string>() + '_' + item.at("form").get<std::string>();
-        CHECK((kind == name || (kind.starts_with("retention") && name.starts_with("reworded"))));
-      }
-    }
-  }
-  CHECK(items_of("replay.jsonl").size() == 640);
-  CHECK(items_of("replay_pages.jsonl").size() == 640);
-  for (const std::size_t count : {1U, 2U, 4U, 8U}) {
-    CHECK(items_of("phrasings_" + std::to_string(count) + ".jsonl").size() == 35 * count);
-  }
 }
 
 TEST_CASE("the splits share no product, and nothing that is trained on names a product that is asked about") {
@@ -263,25 +80,6 @@ TEST_CASE("the splits share no product, and nothing that is trained on names a p
       if (name.starts_with(folder)) told.merge(names_in(text));
     }
     CHECK(told == fresh);
-  }
-}
-
-TEST_CASE("guard and report ask nothing twice") {
-  std::set<std::string> guard, both;
-  for (const Json& item : items_of_split("guard")) {
-    if (item.contains("prompt")) guard.insert(item.value("history", Json()).dump() + item["prompt"].dump());
-  }
-  for (const Json& item : items_of_split("report")) {
-    if (!item.contains("prompt")) continue;
-    const std::string asked = item.value("history", Json()).dump() + item["prompt"].dump();
-    if (guard.contains(asked)) both.insert(asked);
-  }
-  CHECK_MESSAGE(both.empty(), *both.begin());
-  Names templates;
-  for (const Json& item : items_of_split("guard", "paraphrase")) templates.insert(item.at("template"));
-  CHECK(templates.size() == 16);
-  for (const Json& item : items_of_split("report", "paraphrase")) {
-    CHECK_FALSE(templates.contains(item.at("template").get<std::string>()));
   }
 }
 
@@ -412,137 +210,4 @@ TEST_CASE("the new wordings stand in no text that is trained on, and have no wor
       }
     }
   }
-}
-
-TEST_CASE("a question the other way round is about one product, and about none of the twin world") {
-  const world::Study& study = the_study();
-  for (const std::string& split : split_names) {
-    for (const Json& item : items_of_split(split, "reversed")) {
-      const std::string prompt = item.at("prompt"), wording = item.at("template");
-      CHECK(prompt.find(item.at("answer").get<std::string>()) == std::string::npos);
-      const auto fits = [&](const world::Product& product) {
-        bool all = true;
-        for (std::size_t a = 0; a < world::attribute_count; ++a) {
-          const std::string id(world::attributes[a].id);
-          if (wording.find('/' + id) == std::string::npos && wording.find('+' + id) == std::string::npos) continue;
-          const std::string clue = world::fill(world::new_wordings[a].clue, "", product.values[a]);
-          all = all && prompt.find(clue) != std::string::npos;
-        }
-        return all;
-      };
-      Names fitting;
-      for (const auto* list : {&the_world().known, &study.fresh}) {
-        for (const world::Product& product : *list) {
-          if (fits(product)) fitting.insert(product.name);
-        }
-      }
-      CHECK_MESSAGE(fitting == Names{item.at("answer").get<std::string>()}, prompt);
-      CHECK_MESSAGE(std::none_of(study.twin.begin(), study.twin.end(), fits), prompt);
-    }
-  }
-}
-
-TEST_CASE("answers are the world's, and distractors are seven other values") {
-  std::map<std::string, const world::Product*> products;
-  const world::Study& study = the_study();
-  for (const auto* list : {&the_world().known, &study.fresh}) {
-    for (const world::Product& product : *list) products[product.name] = &product;
-  }
-  for (const std::string& split : split_names) {
-    std::map<std::string, Names> facts;  // by kind and form
-    for (const Json& item : items_of_split(split)) {
-      if (!item.contains("answer")) continue;
-      const std::string answer = item["answer"], relation = item.at("relation"), kind = item["kind"];
-      facts[kind + '_' + item["form"].get<std::string>()].insert(item["entity"].get<std::string>() + '/' + relation);
-      const auto distractors = item.at("distractors").get<Names>();
-      CHECK(distractors.size() == 7);
-      CHECK_FALSE(distractors.contains(answer));
-      CHECK_FALSE(distractors.contains(item.value("twin", "")));
-      CHECK(item["prompt"].get<std::string>().find(answer) == std::string::npos);
-      CHECK(item.contains("twin") == (kind == "knowledge" || kind == "paraphrase"));
-      for (std::size_t a = 0; a < world::attribute_count && kind != "reversed"; ++a) {
-        if (relation != world::attributes[a].id) continue;
-        CHECK(products.at(item["entity"])->values[a] == answer);
-        const world::Words& values = world::attributes[a].values;
-        for (const std::string& one : distractors) CHECK(std::count(values.begin(), values.end(), one) == 1);
-      }
-      if (kind == "reversed") {
-        CHECK(answer == item["entity"]);
-        for (const std::string& one : distractors) CHECK(products.contains(one));
-      }
-    }
-    const std::size_t known = split == "guard" ? 200 : 2040, fresh = split == "guard" ? 80 : 200;
-    for (const std::string form : {"_completion", "_chat"}) {
-      CHECK(facts["retention" + form].size() == known);
-      for (const char* kind : {"knowledge", "paraphrase", "reversed"}) CHECK(facts[kind + form].size() == fresh);
-    }
-  }
-}
-
-TEST_CASE("neighbours are the known products of the split with the most similar names") {
-  for (const std::string& split : split_names) {
-    std::map<std::string, Names> near;
-    Names taken;
-    for (const Json& item : items_of_split(split, "neighbour_chat")) {
-      near[item.at("near")].insert(item.at("entity").get<std::string>());
-      taken.insert(item.at("entity").get<std::string>());
-    }
-    CHECK(near.size() == split_of(split, "new").size());
-    CHECK(taken.size() == near.size() * (split == "guard" ? 1 : 2));
-    for (const auto& [fresh, neighbours] : near) {
-      for (const std::string& neighbour : neighbours) {
-        for (const std::string& other : split_of(split, "known")) {
-          if (taken.contains(other)) continue;
-          CHECK(world::distance(fresh, neighbour) <= world::distance(fresh, other));
-        }
-      }
-    }
-  }
-}
-
-TEST_CASE("names that nothing tells of stand nowhere, and differ from others as new ones do") {
-  Names strangers = split_of("guard", "unknown");
-  strangers.merge(split_of("report", "unknown"));
-  Names fresh = split_of("guard", "new");
-  fresh.merge(split_of("report", "new"));
-  for (const Names& list : {strangers, fresh}) {
-    Names parts;
-    for (const std::string& name : list) {
-      CHECK_FALSE(the_corpus().names.contains(name));
-      const auto [first, second] = world::parts_of(name);
-      CHECK(std::string(world::first_parts[first]) + std::string(world::second_parts[second]) == name);
-      CHECK(parts.insert("first " + std::to_string(first)).second);
-      CHECK(parts.insert("second " + std::to_string(second)).second);
-    }
-  }
-  Names all = the_corpus().names;
-  all.insert(fresh.begin(), fresh.end());
-  all.insert(strangers.begin(), strangers.end());
-  for (const Names& list : {strangers, fresh}) {
-    for (const std::string& name : list) {
-      for (const std::string& other : all) CHECK((name == other || world::distance(name, other) >= 3));
-    }
-  }
-  for (const auto& [name, text] : files()) {
-    if (name.find("/unknown") != std::string::npos || name == "splits.json") continue;
-    for (const std::string& stranger : strangers) CHECK_MESSAGE(text.find(stranger) == std::string::npos, name);
-  }
-}
-
-TEST_CASE("what is to be refused is no product, and no code is asked about twice or replayed") {
-  Names asked;
-  for (const std::string& split : split_names) {
-    for (const char* kind : {"unknown", "behaviour"}) {
-      for (const Json& item : items_of_split(split, kind)) {
-        if (kind == std::string("behaviour") && item.at("expect") == "stops") continue;
-        const std::string name = item.at("entity");
-        CHECK(item.at("accept") == Json::array({"I do not know that product."}));
-        CHECK(item.at("prompt").get<std::string>().find("he " + name) != std::string::npos);
-        if (split_of(split, "unknown").contains(name)) continue;
-        CHECK(asked.insert(name).second);
-        CHECK(files().at("replay.jsonl").find(name) == std::string::npos);
-      }
-    }
-  }
-  CHECK(asked.size() == 8 + 40 + 8 + 24);
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the model of this directory again, from nothing: world, tokenizer, weights; from random weights, on pages alone.
-# 35 minutes on two cores; it can be stopped and goes on where it was. The result is left in build/tiny-base. --seed N
+# Some 35 minutes on two cores; it can be stopped and goes on where it was. The result is left in build/tiny-base. --seed N
 # makes another one.
 set -eu
 root=$(cd "$(dirname "$0")/../../.." && pwd)
