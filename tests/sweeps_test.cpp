@@ -200,3 +200,14 @@ TEST_CASE("a chart has a line a figure, whiskers and the seeds behind the means;
   CHECK(table.rows[1][1] == "2");
   CHECK(table.rows[1][2] == "70.0 [60.0,\u00A080.0] (60.0\u00A0to\u00A080.0)");
 }
+
+TEST_CASE("an arm that says so is no point of the front, and stays in its sweep") {
+  Study study;
+  const std::size_t before = trials_of(study.arms, study.variants).size();
+  study.arms["r4_s1"]["front"] = false;
+  const std::vector<eval::Trial> trials = trials_of(study.arms, study.variants);
+  CHECK(trials.size() == before - 1);
+  for (const eval::Trial& trial : trials) CHECK(trial.setting != "r4");
+  const Result sweeps = sweeps_of(study.arms, study.variants);
+  CHECK(sweeps.dump().find("r4_s1") != std::string::npos);
+}

@@ -17,6 +17,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "report.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
 

@@ -1,4 +1,6 @@
 // report.cpp — a comparison as a table on stdout and as the HTML page.
+#include "report.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -15,7 +17,6 @@
 #include "qlora/eval/front.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
-#include "steps.hpp"
 #include "sweeps.hpp"
 
 namespace qlora::program {

@@ -13,6 +13,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
+#include "report.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
 #include "sweeps.hpp"

@@ -78,11 +78,5 @@ void check_compare(const CompareStep& step);
 /// {"answers": [...], "variants": {NAME: {"reference", "figures", ...}}}, and with probes "tuned" (the variant that is
 /// judged), "examples" and "requirements"; variants is empty without probes.
 Result run_compare(const CompareStep& step, Progress& progress);
-/// The scores, or the answers when there are none, as text.
-void print_comparison(const Result& comparison, std::ostream& out);
-
-/// The HTML page: headline, plots from each arm's metrics.jsonl (name, file), answers, and the details given.
-void write_report(const std::filesystem::path& file, const Result& comparison,
-                  const std::vector<std::pair<std::string, std::filesystem::path>>& metrics, const Result& details);
 
 }  // namespace qlora::program
