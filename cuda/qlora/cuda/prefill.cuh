@@ -10,6 +10,7 @@
 // Reference  attention_cached in cpu/attention.hpp
 #pragma once
 
+#include "qlora/cuda/attention_tiles.cuh"
 #include "qlora/cuda/rows.cuh"
 
 namespace qlora {
@@ -41,36 +42,6 @@ struct PrefillPolicy {
   static constexpr int pitch = Columns + 8;  ///< eight rows of 16 bytes then lie in different banks
   static constexpr int shared_bytes = (queries + 2 * keys) * pitch * 2;
 };
-
-/// Four 8x8 matrices from shared memory; lanes 8i ... 8i+7 hold the addresses of matrix i's rows.
-template <bool Transposed>
-__device__ __forceinline__ void prefill_load(std::uint32_t (&out)[4], const bf16* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
-  if constexpr (Transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-/// c (16,8) += a (16,16) b (16,8). Of c, a lane holds columns 2 (lane%4) + 0, 1 of rows lane/4 (values 0, 1) and
-/// lane/4 + 8 (values 2, 3).
-__device__ __forceinline__ void prefill_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                            std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ std::uint32_t prefill_pair(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const std::uint32_t&>(both);
-}
 
 /// 64 rows into shared memory; zeros beyond `valid` rows and `e` columns.
 template <class Policy>
@@ -173,13 +144,13 @@ static __global__ void __launch_bounds__(Policy::threads)
 #pragma unroll
     for (int k = 0; k < Policy::columns; k += 16) {
       std::uint32_t a[4];
-      prefill_load<false>(a, q_row + k);
+      device::load_matrices(a, device::shared_address(q_row + k));
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         std::uint32_t b[4];
-        prefill_load<false>(b, k_row + n * 16 * Policy::pitch + k);
-        prefill_mma(s[2 * n], a, b[0], b[1]);
-        prefill_mma(s[2 * n + 1], a, b[2], b[3]);
+        device::load_matrices(b, device::shared_address(k_row + n * 16 * Policy::pitch + k));
+        device::mma(s[2 * n], a, b[0], b[1]);
+        device::mma(s[2 * n + 1], a, b[2], b[3]);
       }
     }
     float factor[2];
@@ -191,15 +162,15 @@ static __global__ void __launch_bounds__(Policy::threads)
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 keys: the scores' layout is the layout of A
-      const std::uint32_t a[4] = {prefill_pair(s[2 * k][0], s[2 * k][1]), prefill_pair(s[2 * k][2], s[2 * k][3]),
-                                  prefill_pair(s[2 * k + 1][0], s[2 * k + 1][1]),
-                                  prefill_pair(s[2 * k + 1][2], s[2 * k + 1][3])};
+      const std::uint32_t a[4] = {device::pack2(s[2 * k][0], s[2 * k][1]), device::pack2(s[2 * k][2], s[2 * k][3]),
+                                  device::pack2(s[2 * k + 1][0], s[2 * k + 1][1]),
+                                  device::pack2(s[2 * k + 1][2], s[2 * k + 1][3])};
 #pragma unroll
       for (int n = 0; n < Policy::columns / 16; ++n) {
         std::uint32_t b[4];
-        prefill_load<true>(b, v_row + k * 16 * Policy::pitch + n * 16);
-        prefill_mma(out[2 * n], a, b[0], b[1]);
-        prefill_mma(out[2 * n + 1], a, b[2], b[3]);
+        device::load_transposed(b, device::shared_address(v_row + k * 16 * Policy::pitch + n * 16));
+        device::mma(out[2 * n], a, b[0], b[1]);
+        device::mma(out[2 * n + 1], a, b[2], b[3]);
       }
     }
   }
@@ -214,7 +185,7 @@ static __global__ void __launch_bounds__(Policy::threads)
 #pragma unroll
     for (int n = 0; n < Policy::columns / 8; ++n) {
       if (n * 8 < e) {
-        const std::uint32_t pair = prefill_pair(out[n][half * 2] / sum, out[n][half * 2 + 1] / sum);
+        const std::uint32_t pair = device::pack2(out[n][half * 2] / sum, out[n][half * 2 + 1] / sum);
         *reinterpret_cast<std::uint32_t*>(to + n * 8 + lane % 4 * 2) = pair;
       }
     }

@@ -76,6 +76,13 @@ __device__ __forceinline__ float block_max(float value) {
   return most;
 }
 
+/// One round of Philox4x32 (philox in rng.hpp).
+__device__ __forceinline__ uint4 philox_round(const uint4& c, std::uint32_t key0, std::uint32_t key1) {
+  const std::uint64_t product0 = std::uint64_t{0xD2511F53U} * c.x;
+  const std::uint64_t product1 = std::uint64_t{0xCD9E8D57U} * c.z;
+  return {static_cast<std::uint32_t>(product1 >> 32) ^ c.y ^ key0, static_cast<std::uint32_t>(product1),
+          static_cast<std::uint32_t>(product0 >> 32) ^ c.w ^ key1, static_cast<std::uint32_t>(product0)};
+}
 /// The four words that dropout_words in rng.hpp gives.
 __device__ __forceinline__ uint4 mask_words(const DropoutSite& site, std::uint32_t token, std::uint32_t octet) {
   uint4 c{octet, site.first_token + token, site.step,
@@ -84,9 +91,7 @@ __device__ __forceinline__ uint4 mask_words(const DropoutSite& site, std::uint32
   auto key1 = static_cast<std::uint32_t>(site.seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
-    const std::uint32_t high0 = __umulhi(0xD2511F53U, c.x);
-    const std::uint32_t high1 = __umulhi(0xCD9E8D57U, c.z);
-    c = uint4{high1 ^ c.y ^ key0, 0xCD9E8D57U * c.z, high0 ^ c.w ^ key1, 0xD2511F53U * c.x};
+    c = philox_round(c, key0, key1);
     key0 += 0x9E3779B9U;
     key1 += 0xBB67AE85U;
   }

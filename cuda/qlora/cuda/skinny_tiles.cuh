@@ -42,13 +42,7 @@ struct MaskSite {
 __device__ __forceinline__ uint4 mask_words(const MaskSite& site, int token, int octet) {
   uint4 c{static_cast<std::uint32_t>(octet), site.first_token + static_cast<std::uint32_t>(token), site.step, site.use};
 #pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product0 = std::uint64_t{0xD2511F53U} * c.x;
-    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57U} * c.z;
-    c = uint4{
-        static_cast<std::uint32_t>(product1 >> 32) ^ c.y ^ site.key[round][0], static_cast<std::uint32_t>(product1),
-        static_cast<std::uint32_t>(product0 >> 32) ^ c.w ^ site.key[round][1], static_cast<std::uint32_t>(product0)};
-  }
+  for (int round = 0; round < 10; ++round) c = philox_round(c, site.key[round][0], site.key[round][1]);
   return c;
 }
 /// Two bf16, of which those stay whose half of a Philox word is at least the threshold; the others become 0.
