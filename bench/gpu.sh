@@ -83,7 +83,7 @@ for what in "$@"; do
         *' 13b '*)
           train_row 13b --batch 1 --recompute block --moments8 --memory-cap 12000000000
           train_row 13b --batch 1 --recompute block --memory-cap 16000000000
-          train_row 13b --batch 2 --recompute block --memory-cap 24000000000
+          train_row 13b --batch 2 --recompute block --memory-cap 24000000000 --probe-tokens 512
           ;;
       esac
       case " $models " in

@@ -60,6 +60,19 @@ TEST_CASE("long: arenas hold exactly what the plan says") {
   check_arenas<tied>();
 }
 
+TEST_CASE("a decoder beside a trainer takes exactly what the plan says") {
+  Cuda gpu;
+  TrainOptions how{.batch = 1, .seq = 64};
+  Trainer<chat, Cuda> trainer(small_model::weights(chat.shape, 1), how, gpu);
+  for (const DecodeRoom& room : {DecodeRoom{.sequences = 1, .length = 17, .step_tokens = 5},
+                                 DecodeRoom{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
+    const std::int64_t before = cuda::device_info(gpu.context()).allocated;
+    const Decoder<code_of(chat), Cuda> decoder(trainer.model().backend(), trainer.model().weights(), room);
+    CHECK(decoder.arena().used() == decoder.arena().size());
+    CHECK(cuda::device_info(gpu.context()).allocated - before == decode_bytes(chat, room, gpu_storage));
+  }
+}
+
 TEST_CASE("what a trainer took comes back") {
   Cuda gpu;
   const std::int64_t before = cuda::device_info(gpu.context()).allocated;

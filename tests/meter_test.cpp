@@ -72,6 +72,28 @@ struct Fixture {
   }
 };
 
+/// Notes the longest sequence that it is asked for, and answers nothing.
+struct Noted {
+  std::size_t longest = 0;
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& how,
+                                  const OnToken&) {
+    for (const auto& one : prompts)
+      longest = std::max(longest, one.size() + static_cast<std::size_t>(how.max_new_tokens));
+    return std::vector<Generated>(prompts.size());
+  }
+  std::vector<std::vector<double>> score(std::span<const Continuations> questions) {
+    std::vector<std::vector<double>> results;
+    for (const Continuations& one : questions) {
+      for (const auto& other : one.candidates) longest = std::max(longest, one.prompt.size() + other.size());
+      results.emplace_back(one.candidates.size(), 0.0);
+    }
+    return results;
+  }
+  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction&) {
+    for (const auto& one : texts) longest = std::max(longest, one.size());
+  }
+};
+
 const std::string old_page =
     "A first look at the Vimfort\\nThe body of the Vimfort is maple. On the price tag of the Vimfort stands 77 "
     "dollars.";
@@ -153,4 +175,25 @@ TEST_CASE_FIXTURE(Fixture, "a measurement that is told to end says so") {
   } catch (const Error& error) {
     CHECK(error.kind() == ErrorKind::interrupted);
   }
+}
+
+TEST_CASE_FIXTURE(Fixture, "the longest sequence is announced before anything is measured") {
+  const std::string value =
+      R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur","distractors":["Holloway","Moorgate and its sons, in the town by the long grey river"]})"
+      "\n";
+  const std::string free_reply = R"({"kind":"behaviour","form":"chat","prompt":"Thank you.","expect":"stops"})"
+                                 "\n";
+  const std::string text = R"({"kind":"text","form":"completion","domain":"old","text":")" + old_page + old_page + "\"}\n";
+  const MeterOptions how{.max_new_tokens = 40};
+  std::vector<std::size_t> each;
+  for (const std::string& lines : {value, free_reply, text, value + free_reply + text}) {
+    const std::vector<Item> some = items(lines);
+    Noted noted;
+    (void)measure(noted, tokenizer, some, how);
+    CHECK(longest_sequence(tokenizer, some, how) == noted.longest);
+    each.push_back(noted.longest);
+  }
+  CHECK(each[3] == *std::max_element(each.begin(), each.begin() + 3));
+  CHECK(each[0] != each[1]);
+  CHECK(longest_sequence(tokenizer, {}, how) == 0);
 }

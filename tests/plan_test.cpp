@@ -5,6 +5,7 @@
 
 #include "qlora/configs/llama2.hpp"
 #include "qlora/cpu.hpp"
+#include "qlora/generate/decoder.hpp"
 #include "qlora/train/trainer.hpp"
 #include "small_model.hpp"
 
@@ -65,6 +66,19 @@ void check_arenas() {
   }
 }
 
+template <Config C, class B>
+void check_decoder() {
+  for (const int threads : {1, 3}) {
+    Model<C, B> model(small_model::weights(C.shape, 1), {}, B(threads));
+    for (const DecodeRoom& room : {DecodeRoom{.sequences = 1, .length = 17, .step_tokens = 5},
+                                   DecodeRoom{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
+      const Decoder<code_of(C), B> decoder(model.backend(), model.weights(), room);
+      CHECK(decoder.arena().used() == decode_bytes(C, room, storage_of<B>(threads)));
+      CHECK(decoder.arena().size() == decoder.arena().used());
+    }
+  }
+}
+
 /// Marks [first, first + count) and says whether it was free.
 bool claim(std::vector<bool>& taken, std::int64_t first, std::int64_t count) {
   bool free = first >= 0 && first + count <= static_cast<std::int64_t>(taken.size());
@@ -85,6 +99,38 @@ TEST_CASE("arenas hold exactly what the plan says") {
   check_arenas<tied_full, Cpu<float>>();
   check_arenas<net, Cpu<double>>();
   check_arenas<net, Cpu<float, Rounding::bf16>>();
+}
+
+TEST_CASE("a decoder's arena holds exactly what the plan says") {
+  check_decoder<net, Cpu<float>>();
+  check_decoder<some, Cpu<float>>();
+  check_decoder<plain, Cpu<float>>();
+  check_decoder<full, Cpu<float>>();
+  check_decoder<net, Cpu<double>>();
+  check_decoder<net, Cpu<float, Rounding::bf16>>();
+}
+
+TEST_CASE("probes in the loop of LLaMA-2 7B, 8 of 500 tokens, by hand") {
+  const DecodeRoom probes{.sequences = 8, .length = 500, .step_tokens = 512, .all_logits = true};
+  // keys and values, 16 bits each; logits of a whole call in 32 bits; rotary tables for 500 positions
+  constexpr std::int64_t cache = 32LL * 8 * 500 * 2 * 4096 * 2;
+  constexpr std::int64_t logits = 512LL * 32000 * 4;
+  constexpr std::int64_t tables = 2LL * 500 * 64 * 4;
+  // stream twice, norm with the adapters' room behind it, qkv, attention's output, gate|up, act: elements of a token
+  constexpr std::int64_t token = 2LL * 4096 + (4096 + 192) + 12288 + (4096 + 64) + 22016 + (11008 + 64);
+  // [W | s B] and A as in training; last rows of 8 sequences; a statistic for each token
+  constexpr std::int64_t work = (22016LL * (4096 + 128) + 192 * 4096) * 2 + 8 * 4096 * 2 + 512 * 4;
+  CHECK(decode_bytes(llama2_7b, probes, gpu_storage) == cache + logits + tables + 512 * token * 2 + work);
+
+  const Run run{.batch = 2};
+  Run probed = run;
+  probed.probing = probes;
+  CHECK(memory_plan<llama2_7b>(probed).total() - memory_plan<llama2_7b>(run).total() ==
+        decode_bytes(llama2_7b, probes, gpu_storage));
+  // They take the place of activations: more is computed again than without them.
+  const std::int64_t budget = gpu::a10g_24gb.bytes;
+  CHECK(choose_recompute(llama2_7b, probed, budget).recompute_layers >
+        choose_recompute(llama2_7b, run, budget).recompute_layers);
 }
 
 TEST_CASE("LLaMA-2 7B on a GPU, batch 2 of 2048, by hand") {

@@ -1,7 +1,7 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
 //               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--moments8] [--resident] [--profile] [--fast]
-//               [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
+//               [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE] [--probe-tokens N]
 // The median of a step's wall time counts; p10 and p90 stand beside it. An algorithms file that is there is used; else it
 // is written, so that a second run makes the same choice.
 #include <algorithm>
@@ -90,6 +90,8 @@ Arguments parse(int argc, char** argv) {
       number(s.device.attention_workspace, 0, INT64_MAX);
     } else if (option == "--memory-cap") {
       number(s.device.memory_cap, 0, INT64_MAX);
+    } else if (option == "--probe-tokens") {
+      number(s.probe_tokens, 32, 1 << 20);
     } else if (option == "--algorithms") {
       all.algorithms_file = value();
     } else if (all.model.empty() && !option.starts_with("-")) {
@@ -123,6 +125,7 @@ void print(const Arguments& all, const bench::Figures& f) {
       tokens / median * 1e3, median, percentile(f.step_ms, 0.1), percentile(f.step_ms, 0.9), f.load_s, f.first_step_s,
       f.loss, f.grad_norm, gib(f.arena), gib(f.workspace), gib(f.arena + f.workspace), gib(f.driver), gib(f.empty),
       gib(f.planned));
+  if (s.probe_tokens > 0) std::printf(", \"probe_tokens\": %d, \"probes_ms\": %.1f", s.probe_tokens, f.probes_ms);
   if (!f.phases.empty()) {
     std::printf(", \"phases_ms\": {");
     for (std::size_t i = 0; i < f.phases.size(); ++i) {

@@ -30,6 +30,7 @@ struct Settings {
   bool moments8 = false;
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
+  int probe_tokens = 0;      ///< of 8 sequences that the model continues behind the steps, as probes in the loop are
   std::string algorithms{};  ///< text of an earlier run's choice
   cuda::ContextOptions device{};
 };
@@ -40,6 +41,7 @@ struct Figures {
   double first_step_s = 0.0;  ///< with the choice of algorithms
   double loss = 0.0;
   double grad_norm = 0.0;
+  double probes_ms = 0.0;      ///< 16 new tokens for each of the 8, room for them taken and given back
   std::int64_t arena = 0;      ///< all arenas
   std::int64_t workspace = 0;  ///< libraries' workspaces, staging ring
   std::int64_t driver = 0;     ///< what the driver counts at the end, its empty context included
@@ -143,7 +145,19 @@ Figures measure(const Settings& settings) {
   }
   figures.loss = report.loss;
   figures.grad_norm = report.grad_norm;
-  const cuda::DeviceInfo info = cuda::device_info(context);
+  cuda::DeviceInfo info = cuda::device_info(context);
+  const DecodeRoom probes{.sequences = settings.probe_tokens > 0 ? 8 : 0, .length = settings.probe_tokens};
+  if (settings.probe_tokens > 0) {
+    constexpr int new_tokens = 16;
+    const std::vector<std::vector<std::int32_t>> prompts(
+        8, std::vector<std::int32_t>(static_cast<std::size_t>(settings.probe_tokens - new_tokens), 5));
+    started = Clock::now();
+    Generator<C, Cuda> generator(trainer->model(), probes);
+    (void)generator.generate(prompts, {.max_new_tokens = new_tokens, .sampling = {.temperature = 0.0F}, .stop_ids = {}},
+                             {});
+    figures.probes_ms = seconds(started) * 1e3;
+    info.driver_used = cuda::device_info(context).driver_used;  // with the decoder's room
+  }
   figures.device = info.name;
   figures.arena = trainer->core().arena_bytes_used();
   figures.workspace = info.workspace;
@@ -156,7 +170,8 @@ Figures measure(const Settings& settings) {
                                     .loss_chunk = settings.loss_chunk,
                                     .dropout = settings.dropout > 0.0F,
                                     .keep_dequantized = settings.resident,
-                                    .moments8 = settings.moments8})
+                                    .moments8 = settings.moments8,
+                                    .probing = probes})
                         .total();
   if (settings.profile) {
     cuda::set_profile(context, true);

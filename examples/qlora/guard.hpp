@@ -42,6 +42,16 @@ class Guard {
   /// Whether it may end a run: then checkpoints hold what was measured and found good.
   [[nodiscard]] bool decides() const { return !requirements_.empty(); }
   [[nodiscard]] bool due(int step, int total) const { return active() && (step % every_ == 0 || step == total); }
+  /// What measuring takes beside a training: the longest probe, as many at a time as pay for their memory.
+  [[nodiscard]] DecodeRoom room() const {
+    if (!active()) return {.sequences = 0};
+    const std::size_t longest = std::min(eval::longest_sequence(*tokenizer_, items_, {.ends = model_.eos_token_ids}),
+                                         static_cast<std::size_t>(model_.max_positions));
+    return {.sequences = static_cast<int>(std::min(items_.size(), planned_side_by_side)),
+            .length = static_cast<int>(longest),
+            .step_tokens = decode_step_tokens,
+            .all_logits = true};
+  }
   /// What of it decides a run's bits.
   [[nodiscard]] Json fingerprint() const {
     return {{"requirements", requirements_}, {"every", every_}, {"probes", hashes_}};

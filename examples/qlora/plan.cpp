@@ -34,6 +34,7 @@ struct PlanOptions {
   int rank = 64;
   int batch = 2;
   int seq = 2048;
+  int probe_tokens = 0;
   std::string recompute = "auto";
   bool moments8 = false;
   std::string on = "cpu";
@@ -180,6 +181,12 @@ Result plan(const PlanOptions& options, Context& context) {
           .dropout = !options.no_dropout,
           .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.resident,
           .moments8 = options.moments8};
+  if (options.probe_tokens > 0) {
+    run.probing = {.sequences = static_cast<int>(planned_side_by_side),
+                   .length = options.probe_tokens,
+                   .step_tokens = decode_step_tokens,
+                   .all_logits = true};
+  }
   const MemoryPlan bytes = memory_plan(config, run, place.store);
   const int largest = largest_batch(config, run, place);
   print(bytes, place, run, largest, context.out);
@@ -214,6 +221,9 @@ void add_plan(OptionSet app, Invocation& call) {
       .type_name("SIZE");
   verb.add("--resident", options->resident, "GPU: the frozen weights in bf16 too");
   verb.add("--moments8", options->moments8, "AdamW's moments in 8 bits");
+  verb.add("--probe-tokens", options->probe_tokens,
+           "Tokens of the longest probe that is measured in the loop, its reply included; 0: none are")
+      .range(0, 1 << 20);
   verb.add("--no-dropout", options->no_dropout, "Train without dropout");
   verb.add("--unquantized", options->unquantized, "Keep the frozen weights in full");
   verb.on_call([&call, options] { call.action = [options](Context& context) { return plan(*options, context); }; });

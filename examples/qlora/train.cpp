@@ -54,7 +54,8 @@ class TrainRun {
     check();
     const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads, method());
     device_ = chosen.machine.device;
-    training_ = chosen.variant->train(model_, options(), recompute_of(step.train.recompute), chosen.machine);
+    training_ =
+        chosen.variant->train(model_, options(), recompute_of(step.train.recompute), guard_.room(), chosen.machine);
     progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
   }
 

@@ -26,6 +26,12 @@ namespace qlora::program {
 /// product without dequantization.
 inline constexpr std::int64_t dense_limit = 500'000'000;
 
+/// Sequences that a session grows side by side where memory is no concern, and new tokens of them in one call.
+inline constexpr std::size_t most_side_by_side = 32;
+inline constexpr int decode_step_tokens = 512;
+/// Probes side by side that a training keeps room for.
+inline constexpr std::size_t planned_side_by_side = 8;
+
 /// How the frozen weights are held.
 enum class Base : std::uint8_t {
   nf4,   ///< quantized, adapters can be attached
@@ -97,8 +103,11 @@ class Variant {
   [[nodiscard]] virtual Device device() const = 0;
   [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base,
                                                       const Machine& machine) const = 0;
+  /// `probes`: what of its session will be asked between steps, at its longest; no sequences: nothing. On a GPU room is
+  /// kept for that; throws Error (resource) when there is none.
   [[nodiscard]] virtual std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
-                                                        RecomputeChoice recompute, const Machine& machine) const = 0;
+                                                        RecomputeChoice recompute, const DecodeRoom& probes,
+                                                        const Machine& machine) const = 0;
 };
 
 /// All that was compiled in.

@@ -95,8 +95,7 @@ class ModelSession final : public Session {
     check_length("a prompt", longest + 1);
     const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
     const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
-    Generator<C, B> generator(model_,
-                              {.sequences = sequences(prompts.size(), length), .length = length, .step_tokens = 512});
+    Generator<C, B> generator(model_, room(prompts.size(), length, false));
     return generator.generate(prompts, options, on_token);
   }
 
@@ -125,25 +124,26 @@ class ModelSession final : public Session {
     }
   }
   [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
-    const auto length = static_cast<int>(longest);
-    return Scorer<C, B>(model_, {.sequences = sequences(count, length), .length = length, .step_tokens = 512});
+    return Scorer<C, B>(model_, room(count, static_cast<int>(longest), true));
   }
 
-  /// Prompts that grow side by side: 32, or as many as have room on the GPU for their keys and values.
-  [[nodiscard]] int sequences(std::size_t prompts, [[maybe_unused]] int length) {
-    int count = static_cast<int>(std::clamp<std::size_t>(prompts, 1, 32));
+  /// Room for 32 sequences side by side, or for as many as the GPU has free.
+  [[nodiscard]] DecodeRoom room(std::size_t asked, int length, bool all_logits) {
+    DecodeRoom room{.sequences = static_cast<int>(std::clamp<std::size_t>(asked, 1, most_side_by_side)),
+                    .length = length,
+                    .step_tokens = decode_step_tokens,
+                    .all_logits = all_logits};
 #ifdef QLORA_CUDA
     if constexpr (on_gpu<B>) {
       const cuda::DeviceInfo info = cuda::device_info(model_.backend().context());
       const std::int64_t own = info.allocated + info.workspace + gpu_storage.context;
       std::int64_t free = info.total - info.driver_used;
       if (machine_.memory_cap > 0) free = std::min(free, machine_.memory_cap - own);
-      const std::int64_t each = std::int64_t{2} * C.shape.kv_heads * C.shape.head_dim * C.shape.layers * length *
-                                static_cast<std::int64_t>(sizeof(typename B::Act));
-      while (count > 1 && count * each > free / 2) --count;  // the other half: activations of the step
+      free -= gpu_reserve;
+      while (room.sequences > 1 && decode_bytes(C, room, gpu_storage) > free) --room.sequences;
     }
 #endif
-    return count;
+    return room;
   }
 
   int limit_;
@@ -179,26 +179,36 @@ class CompiledSession final : public Session {
   ModelSession<C, B> session_;
 };
 
-/// Options with the recomputation that is asked for, or that fits what the backend's card has free.
+/// Options with the recomputation that is asked for, or that fits what the backend's card has free beside the probes.
+/// Probes that do not fit side by side are planned for in smaller groups, down to one by one.
 template <Config C, class B>
-TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[maybe_unused]] const Machine& machine,
-                            [[maybe_unused]] const B& backend) {
-  if (choice != RecomputeChoice::automatic) {
+TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[maybe_unused]] DecodeRoom probes,
+                            [[maybe_unused]] const Machine& machine, [[maybe_unused]] const B& backend) {
+  const bool automatic = choice == RecomputeChoice::automatic;
+  if (!automatic) {
     options.recompute = choice == RecomputeChoice::none    ? Recompute::none
                         : choice == RecomputeChoice::cheap ? Recompute::cheap
                                                            : Recompute::block;
-    return options;
   }
 #ifdef QLORA_CUDA
   if constexpr (on_gpu<B>) {
-    const Run run = choose_recompute(C,
-                                     {.batch = options.batch,
-                                      .seq = options.seq,
-                                      .loss_chunk = options.loss_chunk,
-                                      .dropout = options.dropout > 0.0F,
-                                      .keep_dequantized = options.model.keep_dequantized,
-                                      .moments8 = options.moments8},
-                                     gpu_budget(backend, machine));
+    if (!automatic && probes.sequences == 0) return options;  // the arenas will say whether it fits
+    Run run{.batch = options.batch,
+            .seq = options.seq,
+            .recompute = automatic ? Recompute::block : options.recompute,
+            .loss_chunk = options.loss_chunk,
+            .dropout = options.dropout > 0.0F,
+            .keep_dequantized = options.model.keep_dequantized,
+            .moments8 = options.moments8,
+            .probing = probes};
+    const std::int64_t budget = gpu_budget(backend, machine);
+    const auto needed = [&] { return memory_plan(C, run, gpu_storage).total(); };
+    while (run.probing.sequences > 1 && needed() > budget) run.probing.sequences /= 2;
+    if (automatic) {
+      run = choose_recompute(C, run, budget);
+    } else if (needed() > budget) {
+      qlora::detail::refuse_run(run, needed(), budget);
+    }
     options.recompute = run.recompute;
     options.recompute_layers = run.recompute_layers;
   }
@@ -327,10 +337,11 @@ class CompiledVariant final : public Variant {
   }
 
   [[nodiscard]] std::unique_ptr<Training> train(const hf::ModelDir& model, TrainOptions options,
-                                                RecomputeChoice recompute, const Machine& machine) const override {
+                                                RecomputeChoice recompute, const DecodeRoom& probes,
+                                                const Machine& machine) const override {
     B backend = make_backend<B>(machine);
     options.model = model_options<B>(model, machine);
-    options = with_recompute<C, B>(options, recompute, machine, backend);
+    options = with_recompute<C, B>(options, recompute, probes, machine, backend);
     return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend), machine);
   }
 

@@ -86,6 +86,9 @@ using OnMeasured = std::function<bool(std::size_t items)>;
 
 namespace detail {
 
+/// A reply that should begin with a value goes on so far behind it, to show where its last word ends.
+inline constexpr std::size_t tokens_behind_value = 4;
+
 /// A text's ids, and which of them count as predicted.
 struct ReadText {
   std::size_t item = 0;
@@ -179,7 +182,7 @@ class Measurement {
     if (stopped_) throw Error("interrupted while measuring; ask again", ErrorKind::interrupted);
   }
 
-  /// Values are looked for at the beginning of a reply: as many tokens as the longest, and a few to see the word end.
+  /// Values are looked for at the beginning of a reply.
   void ask_some(bool values, bool chat) {
     std::vector<std::size_t> which;
     std::vector<std::vector<std::int32_t>> prompts;
@@ -196,7 +199,7 @@ class Measurement {
     if (which.empty()) return;
     GenerateOptions how;
     how.sampling.temperature = 0.0F;
-    how.max_new_tokens = values ? static_cast<int>(longest) + 4 : options_.max_new_tokens;
+    how.max_new_tokens = values ? static_cast<int>(longest + tokens_behind_value) : options_.max_new_tokens;
     how.stop_ids = stop_tokens(tokenizer_, chat, options_.ends);
     const std::size_t before = done_;
     const std::vector<Generated> generated = model_.generate(prompts, how, [&](int prompt, std::int32_t) {
@@ -237,6 +240,34 @@ class Measurement {
 };
 
 }  // namespace detail
+
+/// Tokens of the longest sequence that measuring the items takes: a prompt with its reply or an alternative, or a text.
+[[nodiscard]] inline std::size_t longest_sequence(const Tokenizer& tokenizer, std::span<const Item> items,
+                                                  const MeterOptions& options = {}) {
+  std::size_t longest = 0;
+  std::size_t prompt = 0;  // of those that ask for values, whose replies are as long as the longest value needs
+  std::size_t value = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const Item& item = items[i];
+    if (item.kind == Kind::text) {
+      longest = std::max(longest, detail::text_of(tokenizer, item, i).ids.size());
+      continue;
+    }
+    const std::size_t asked = question_tokens(tokenizer, item.chat, item.prompt, item.history).size();
+    if (!asks_value(item.kind)) {
+      longest = std::max(longest, asked + static_cast<std::size_t>(options.max_new_tokens));
+      continue;
+    }
+    prompt = std::max(prompt, asked);
+    for (const std::string* one : {&item.answer, &item.twin}) {
+      value = std::max(value, one->empty() ? 0 : tokenizer.encode(*one).size());
+    }
+    for (const std::string& other : item.distractors) {
+      longest = std::max(longest, asked + tokenizer.encode(other).size());
+    }
+  }
+  return prompt == 0 ? longest : std::max(longest, prompt + value + detail::tokens_behind_value);
+}
 
 /// Asks, weighs and reads all items. `record` receives the model's logits on the texts; with `against`, which another
 /// model recorded on the same items, readings hold KL(other || this).

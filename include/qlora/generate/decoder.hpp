@@ -9,14 +9,6 @@
 namespace qlora {
 inline namespace v0 {
 
-/// How much can be decoded at once.
-struct DecodeRoom {
-  int sequences = 1;        ///< that grow side by side
-  int length = 2048;        ///< tokens in one sequence, prompt included
-  int step_tokens = 512;    ///< new tokens of all sequences in one call; longer prompts go in pieces
-  bool all_logits = false;  ///< room for logits of every token of a call: extend_all
-};
-
 template <Code K, class B>
 class Decoder {
  public:
@@ -52,20 +44,21 @@ class Decoder {
     gate_up_ = take(t * 2 * D::ffn);
     act_ = take(elements(K.shape, K.lora, t, Buffer::act));
     last_ = take(std::int64_t{room.sequences} * D::dim);
-    const WorkSizes sizes = work();
+    const WorkSizes sizes = work_sizes(K.shape, K.lora, B::widens, B::rounds, Weights<K, B>::quantized);
     scratch_.weight = take(sizes.weight);
     scratch_.adapter = take(sizes.adapter);
-    attention_ = arena_.template take<std::byte>(attention_bytes(backend, room));
+    attention_ = arena_.template take<std::byte>(attention_bytes());
     inv_ = arena_.template take<Param>(t);
-    logits_ = arena_.template take<Param>(logit_rows(room) * D::vocab);
+    logits_ = arena_.template take<Param>(room.logit_rows() * D::vocab);
     cosine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
     sine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
     b_.rope_table(room.length, K.shape.head_dim, static_cast<double>(w_.values().rope_theta), cosine_, sine_);
     lengths_.resize(static_cast<std::size_t>(room.sequences), 0);
-    host_logits_.resize(static_cast<std::size_t>(logit_rows(room) * D::vocab));
+    host_logits_.resize(static_cast<std::size_t>(room.logit_rows() * D::vocab));
   }
 
   [[nodiscard]] const DecodeRoom& room() const { return room_; }
+  [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
   [[nodiscard]] int length(int slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
   /// Forgets what a slot holds, or what it holds behind its first `length` tokens.
   void clear(int slot) { truncate(slot, 0); }
@@ -115,7 +108,7 @@ class Decoder {
       b_.rope(heads, cosine_, sine_, positions, 1, qkv);
       b_.store_kv(heads, sequences, ConstView<D::qkv_width>(qkv));
       b_.attention_cached(heads, sequences, ConstView<D::qkv_width>(qkv), o.template left<D::heads_width>(), attention_,
-                          attention_bytes(b_, room_));
+                          attention_bytes());
       run<Group::o>(layer, o, x, mid);
       b_.rmsnorm(eps, mid, w_.norm(layer, 1), norm2.template left<D::dim>(), inv_);
       run<Group::gate_up>(layer, norm2, {}, gate_up);
@@ -132,28 +125,14 @@ class Decoder {
     b_.download(logits_, std::span(host_logits_).first(count));
     return std::span<const float>(host_logits_).first(count);
   }
-  [[nodiscard]] static std::int64_t logit_rows(const DecodeRoom& room) {
-    return room.all_logits ? room.step_tokens : room.sequences;
-  }
-  [[nodiscard]] static std::int64_t attention_bytes(const B& backend, const DecodeRoom& room) {
-    return backend.workers() *
-           arena_bytes(std::int64_t{attention_tile} * room.length * static_cast<std::int64_t>(sizeof(Act)));
-  }
-  [[nodiscard]] static WorkSizes work() {
-    return work_sizes(K.shape, K.lora, B::widens, B::rounds, Weights<K, B>::quantized);
-  }
-
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights,
                                                  const DecodeRoom& room) {
-    const auto bytes = [](std::int64_t count) { return arena_bytes(count * static_cast<std::int64_t>(sizeof(Act))); };
-    const auto wide = [](std::int64_t count) { return arena_bytes(count * static_cast<std::int64_t>(sizeof(Param))); };
-    const std::int64_t t = room.step_tokens;
-    return weights.layers() * bytes(std::int64_t{room.sequences} * room.length * D::kv_width) + 2 * bytes(t * D::dim) +
-           bytes(t * norm_width) + bytes(t * D::qkv_width) + bytes(elements(K.shape, K.lora, t, Buffer::o)) +
-           bytes(t * 2 * D::ffn) + bytes(elements(K.shape, K.lora, t, Buffer::act)) +
-           bytes(std::int64_t{room.sequences} * D::dim) + bytes(work().weight) + bytes(work().adapter) +
-           attention_bytes(backend, room) + wide(t) + wide(logit_rows(room) * D::vocab) +
-           2 * wide(std::int64_t{room.length} * (K.shape.head_dim / 2));
+    Config config{.shape = K.shape, .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
+    config.shape.layers = weights.layers();
+    return decode_bytes(config, room, storage_of<B>(backend.workers()));
+  }
+  [[nodiscard]] std::int64_t attention_bytes() const {
+    return decode_attention_bytes(room_, storage_of<B>(b_.workers()));
   }
 
   void place(std::span<const Addition> additions) {

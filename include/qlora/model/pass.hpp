@@ -88,22 +88,11 @@ class Pass {
   /// Logits (T,V) of the last forward pass, into memory of the caller's.
   void logits(Param* out) { b_.project(ConstStream(hidden()), w_.head(), K.shape.vocab, out); }
 
-  [[nodiscard]] static Storage storage(int workers) {
-    return {.activation = sizeof(Act),
-            .statistic = sizeof(Param),
-            .frozen = sizeof(Act),
-            .trained = sizeof(Param),
-            .moment = sizeof(Param),
-            .widens = B::widens,
-            .rounding_copy = B::rounds,
-            .workers = workers,
-            .logit_gradient = sizeof(Act) == sizeof(Param) ? 0 : sizeof(Act)};
-  }
   /// The memory plan of this backend for a run; the arenas are allocated from it.
   [[nodiscard]] static MemoryPlan plan(int layers, const Run& run, int workers) {
     Config config{.shape = K.shape, .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
     config.shape.layers = layers;
-    return memory_plan(config, run, storage(workers));
+    return memory_plan(config, run, storage_of<B>(workers));
   }
 
  private:
@@ -156,7 +145,7 @@ class Pass {
     gradients_.input = take(t * input_gradient_row(s, lora));
     hidden_ = gradients_.input + t * s.dim;  // used up before anything but the loss's gradient is written there
     carve_scratch();
-    context_.attention_bytes = attention_scratch_bytes(s, t, run_.seq, storage(b_.workers()));
+    context_.attention_bytes = attention_scratch_bytes(s, t, run_.seq, storage_of<B>(b_.workers()));
     context_.attention = arena_.template take<std::byte>(context_.attention_bytes);
     row_loss_ = take_statistic(t);
     Param* cosine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
@@ -172,7 +161,7 @@ class Pass {
     const Lora lora = w_.layout().lora;
     const MemoryPlan p = plan(s.layers, run_, b_.workers());
     const std::int64_t bytes = std::max(p[Purpose::weight_scratch] + p[Purpose::input_scratch],
-                                        loss_bytes(s, run_.loss_chunk, storage(b_.workers())));
+                                        loss_bytes(s, run_.loss_chunk, storage_of<B>(b_.workers())));
     std::byte* const first = arena_.template take<std::byte>(bytes);
     std::byte* at = first;
     const auto next = [&]<class T>(T*& pointer, std::int64_t count) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <numeric>
+#include <string>
 #include <string_view>
 
 #include "qlora/error.hpp"
@@ -32,15 +33,16 @@ enum class Purpose : std::uint8_t {
   attention_scratch,
   loss_scratch,  ///< a chunk of logits, as far as it does not fit the scratch of products; losses
   tables,        ///< rotary tables, indices, partial sums
+  probing,       ///< a decoder beside the trainer: probes that are measured between two steps
   context,       ///< what the driver takes for an empty process
   library,       ///< workspaces of cuBLASLt and cuDNN
 };
-inline constexpr std::size_t purpose_count = 17;
+inline constexpr std::size_t purpose_count = 18;
 inline constexpr std::array<std::string_view, purpose_count> purpose_names{
-    "NF4 codes",      "NF4 scales",    "dense linears",     "embedding, head, norms", "trained parameters",
-    "gradients",      "moments",       "activations",       "layer scratch",          "backward scratch",
-    "weight scratch", "input scratch", "attention scratch", "loss scratch",           "tables",
-    "context",        "libraries"};
+    "NF4 codes",          "NF4 scales",    "dense linears",     "embedding, head, norms", "trained parameters",
+    "gradients",          "moments",       "activations",       "layer scratch",          "backward scratch",
+    "weight scratch",     "input scratch", "attention scratch", "loss scratch",           "tables",
+    "probes in the loop", "context",       "libraries"};
 
 struct MemoryPlan {
   std::array<std::int64_t, purpose_count> bytes{};
@@ -51,6 +53,17 @@ struct MemoryPlan {
   }
 };
 
+/// How much can be decoded at once.
+struct DecodeRoom {
+  int sequences = 1;        ///< that grow side by side
+  int length = 2048;        ///< tokens in one sequence, prompt included
+  int step_tokens = 512;    ///< new tokens of all sequences in one call; longer prompts go in pieces
+  bool all_logits = false;  ///< room for logits of every token of a call
+
+  /// Rows of logits that exist at once.
+  [[nodiscard]] constexpr std::int64_t logit_rows() const { return all_logits ? step_tokens : sequences; }
+};
+
 /// A training run, as far as memory is concerned.
 struct Run {
   int batch = 1;                           ///< windows in one micro-batch
@@ -59,8 +72,9 @@ struct Run {
   int recompute_layers = -1;               ///< -1: all
   int loss_chunk = 512;                    ///< labelled rows whose logits exist at once
   bool dropout = true;
-  bool keep_dequantized = false;  ///< frozen weights also dense: faster where memory is no concern
-  bool moments8 = false;          ///< AdamW's moments in 8 bits
+  bool keep_dequantized = false;       ///< frozen weights also dense: faster where memory is no concern
+  bool moments8 = false;               ///< AdamW's moments in 8 bits
+  DecodeRoom probing{.sequences = 0};  ///< of probes that are measured in the loop; no sequences: none are
 };
 
 /// Bytes per element by kind, and what the machine takes besides.
@@ -81,6 +95,22 @@ struct Storage {
 /// the 32 MiB that NVIDIA's guide gives cuBLASLt on Hopper, the ring that small host data passes through, and what fused
 /// attention asks for.
 inline constexpr Storage gpu_storage{.context = 550'000'000, .library = 128 * 1024 * 1024};
+
+/// How a backend stores things; its own arenas are planned with it. `workers` as the backend says.
+template <class B>
+[[nodiscard]] constexpr Storage storage_of(int workers) {
+  constexpr int act = sizeof(typename B::Act);
+  constexpr int param = sizeof(typename B::Param);
+  return {.activation = act,
+          .statistic = param,
+          .frozen = act,
+          .trained = param,
+          .moment = param,
+          .widens = B::widens,
+          .rounding_copy = B::rounds,
+          .workers = workers,
+          .logit_gradient = act == param ? 0 : act};
+}
 
 /// Elements of the weight and adapter workspaces that all products share.
 struct WorkSizes {
@@ -107,6 +137,29 @@ struct WorkSizes {
                                                              const Storage& store) {
   if (store.workers == 0) return arena_bytes(tokens * s.heads * store.statistic);
   return store.workers * arena_bytes(std::int64_t{2} * attention_tile * seq * store.activation);
+}
+
+/// Scratch of attention over cached keys: a tile of scores for each worker.
+[[nodiscard]] constexpr std::int64_t decode_attention_bytes(const DecodeRoom& room, const Storage& store) {
+  return store.workers * arena_bytes(std::int64_t{attention_tile} * room.length * store.activation);
+}
+/// A decoder's arena: keys and values of all its sequences, and one call's activations.
+[[nodiscard]] constexpr std::int64_t decode_bytes(const Config& config, const DecodeRoom& room, const Storage& store) {
+  const Shape& s = config.shape;
+  const bool full = config.trainable == Trainable::all;
+  const Lora lora = full ? Lora{.rank = 0, .targets = Proj::none} : config.lora;
+  const bool dequantizes = !full && config.quant.kind == QuantKind::nf4;
+  const WorkSizes work = work_sizes(s, lora, store.widens, store.rounding_copy, dequantizes);
+  const auto acts = [&](std::int64_t count) { return arena_bytes(count * store.activation); };
+  const auto stats = [&](std::int64_t count) { return arena_bytes(count * store.statistic); };
+  const std::int64_t t = room.step_tokens;
+  const std::int64_t cache = std::int64_t{2} * s.kv_heads * s.head_dim * room.sequences * room.length;
+  const std::int64_t normed = std::max(elements(s, lora, t, Buffer::norm1), elements(s, lora, t, Buffer::norm2));
+  return s.layers * acts(cache) + 2 * acts(t * s.dim) + acts(normed) + acts(t * group_out(s, Group::qkv)) +
+         acts(elements(s, lora, t, Buffer::o)) + acts(t * 2 * s.ffn) + acts(elements(s, lora, t, Buffer::act)) +
+         acts(std::int64_t{room.sequences} * s.dim) + acts(work.weight) + acts(work.adapter) +
+         decode_attention_bytes(room, store) + stats(t) + stats(room.logit_rows() * s.vocab) +
+         2 * stats(std::int64_t{room.length} * (s.head_dim / 2));
 }
 
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
@@ -174,6 +227,7 @@ struct WorkSizes {
   plan[Purpose::tables] = 2 * arena_bytes(std::int64_t{run.seq} * (s.head_dim / 2) * store.statistic) +
                           arena_bytes(norm_partials(trained.total()) * 8) +
                           arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
+  if (run.probing.sequences > 0) plan[Purpose::probing] = decode_bytes(config, run.probing, store);
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;
   return plan;
@@ -187,10 +241,14 @@ requires ValidConfig<C>
 namespace detail {
 [[noreturn]] inline void refuse_run(const Run& run, std::int64_t needed, std::int64_t budget) {
   const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes / 1'000'000) / 1000.0; };
-  throw Error(concat("training on ", run.batch, " x ", run.seq, " tokens takes ", gb(needed),
-                     " GB even when every block is computed again in the backward pass, and there are ", gb(budget),
-                     " GB; a smaller batch or shorter windows need less"),
-              ErrorKind::resource);
+  std::string what;
+  if (run.recompute == Recompute::block) what = " even when every block is computed again in the backward pass";
+  if (run.probing.sequences > 0) what += concat(", with room for probes of up to ", run.probing.length, " tokens,");
+  throw Error(
+      concat("training on ", run.batch, " x ", run.seq, " tokens takes ", gb(needed), " GB", what, " and there are ",
+             gb(budget), " GB; a smaller batch",
+             run.recompute == Recompute::block ? "" : ", more that is computed again", " or shorter windows need less"),
+      ErrorKind::resource);
 }
 }  // namespace detail
 
