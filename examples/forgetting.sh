@@ -20,8 +20,9 @@ study=world/study
 # What the model knows, in its own words: replayed while it learns. And retention without alternatives to each answer: their
 # likelihoods, of 2,040 facts and 30 models, would take longer than all the rest.
 recall=recall.jsonl
-[ -f "$out/$recall" ] || "$program" recall examples/models/tiny-chat -o "$out/$recall" --documents 1600 --seed 1
+[ -f "$out/$recall" ] || "$program" recall examples/models/tiny-chat -o "$out/$recall" --documents 3200 --seed 1
 sed 's/"distractors":\[[^]]*\],//' "$out/$study/report/retention_chat.jsonl" >"$out/retention_chat.jsonl"
+recalled=$(wc -l <"$out/$recall")
 seeds=${QLORA_SEEDS:-1 2 3 4 5}
 
 # The job. Settings were picked on the guard's probes, which ask about other products and in other words than the report's.
@@ -71,11 +72,13 @@ END
   for seed in $seeds; do
     middle=$own
     [ "$seed" != "$first" ] || middle="$own
-sweep = { rank = 64, passes = 2, \"replayed documents\" = 1600 }"
+sweep = { rank = 64, passes = 2, \"replayed documents\" = $recalled }"
     arm "qlora_low_s$seed" qlora 1e-3 "$seed" "$own"
     arm "qlora_s$seed" qlora $rate "$seed" "$middle"
+    arm "qlora_high_s$seed" qlora 3e-3 "$seed" "$own"
     arm "full_low_s$seed" full 3e-4 "$seed" "$own"
     arm "full_s$seed" full 5e-4 "$seed" "$own"
+    arm "full_high_s$seed" full 8e-4 "$seed" "$own"
   done
   for rank in 8 16; do
     varied rank_$rank rank $rank "$own
@@ -85,8 +88,10 @@ alpha = $rank"
   varied passes_1 passes 1 "$own
 epochs = 1"
   varied replay_0 "replayed documents" 0 ""
-  varied replay_400 "replayed documents" 400 "$own
-replay_limit = 400"
+  for few in 400 1600; do
+    varied replay_$few "replayed documents" $few "$own
+replay_limit = $few"
+  done
   # Not the model's own: true pages and chats about 80 products, none of which is asked about.
   varied told_640 "documents about 80 products" 640 "replay = \"$study/replay.jsonl\""
   # As much reading in one, two, four and eight wordings, with nothing else beside them.

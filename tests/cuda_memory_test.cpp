@@ -80,7 +80,7 @@ TEST_CASE("what a trainer took comes back") {
   CHECK(cuda::device_info(gpu.context()).allocated == before);
 }
 
-TEST_CASE("a cap refuses what is too large, with sizes") {
+TEST_CASE("a cap refuses what is too large, with sizes, by the driver's count") {
   const auto used = [] {
     const Cuda gpu;
     return cuda::device_info(gpu.context()).driver_used;

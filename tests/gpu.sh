@@ -64,10 +64,15 @@ fi
 # Allocations that fail are tested, and the library reports every failed call itself.
 calls=
 [ "$tool" = memcheck ] && calls='--report-api-errors no'
-# shellcheck disable=SC2086
-QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $calls $SANITIZE_FILTER \
-  "$4" --test-case-exclude='large:*,long:*,*driver*' >"$log" 2>&1
-rc=$?
+run() {
+  # shellcheck disable=SC2086
+  QLORA_REQUIRE_GPU=1 timeout $left compute-sanitizer --tool "$tool" --error-exitcode 66 $calls $SANITIZE_FILTER \
+    "$1" --test-case-exclude='large:*,long:*,*driver*' >"$log" 2>&1
+  rc=$?
+}
+run "$4"
+# It loses track of a launch now and then where several threads launch at once; that says nothing about the kernel.
+grep -q 'Internal Sanitizer Error: Detected a failure to track' "$log" && run "$4"
 if grep -qi 'device not supported' "$log"; then
   result="refused: the sanitizer does not support this device here"
 elif grep -q 'Internal Sanitizer Error' "$log"; then
