@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../examples/qlora/report.hpp"
+#include "../examples/qlora/sweeps.hpp"
 #include "program.hpp"
 #include "qlora/io/file.hpp"
 
@@ -63,4 +64,31 @@ TEST_CASE("of many models the first of each group and the judged one answer, and
   std::ostringstream few;
   print_comparison(comparison_of(7), few);
   CHECK(few.str().find("\nretention ") != std::string::npos);
+}
+
+TEST_CASE("a page of many models begins with pooled settings and the front, and ends with each model") {
+  const auto where = [](const std::string& page, const char* text) {
+    const std::size_t at = page.find(text);
+    CHECK_MESSAGE(at != std::string::npos, text);
+    return at;
+  };
+  Result comparison = comparison_of(8);
+  for (const auto& [name, about] : comparison["arms"].items()) {
+    comparison["variants"][name]["figures"]["knowledge"] = comparison["variants"][name]["figures"]["retention"];
+    comparison["arms"][name]["setting"] = "same";
+    comparison["arms"][name]["seed"] = std::stoi(name.substr(1));
+  }
+  comparison["arms"]["a8"]["setting"] = "other";
+  comparison["settings"] = pooled_of(comparison["arms"], comparison["variants"]);
+  const std::string page = page_of(comparison);
+  CHECK(where(page, "<th scope=\"row\">odd</th><td>4</td>") < where(page, "Against each other"));
+  CHECK(where(page, "Against each other") < where(page, "Old facts right, percent, at a gain"));
+  CHECK(where(page, "Old facts right, percent, at a gain") < where(page, "Each model"));
+  CHECK(where(page, "Each model") < where(page, "<th scope=\"row\">a5</th>"));
+
+  comparison = comparison_of(6);  // seven models: a column each, at once
+  comparison["settings"] = pooled_of(comparison["arms"], comparison["variants"]);
+  const std::string few = page_of(comparison);
+  CHECK(few.find("Each model") == std::string::npos);
+  CHECK(few.find("<th scope=\"col\">a5</th>") != std::string::npos);
 }

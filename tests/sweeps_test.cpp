@@ -93,6 +93,40 @@ TEST_CASE("an axis is laid out by ratios where values span a factor of eight") {
   CHECK(scale({}) == linear);
 }
 
+TEST_CASE("settings: seeds pooled, models that are no arms beside them, named by what differs") {
+  Study study;
+  // Two rates of a method of its own, the first with two seeds; and what a sweep or a control has alone.
+  const char* low = R"({"lr":0.001,"rank":8})";
+  const char* high = R"({"lr":0.002,"rank":8})";
+  study.arms = Result::object();
+  study.add("r64_s1", variant(0.8, 0.5, 0.9), arm("lora", low, 1, Result::object()));
+  study.add("r64_s2", variant(0.6, 0.3, 0.8), arm("lora", low, 2, Result::object()));
+  study.add("r4_s1", variant(0.3, 0.1, 1.0), arm("lora", high, 1, Result::object()));
+  study.add("plain", variant(0.5, 0.2, 1.0), arm("full", low, 1, Result::object()));
+  study.add("replay", variant(0.7, 0.4, 1.0), arm("lora", high, 3, {{"front", false}}));
+  study.add("permuted_s1", variant(0.1, -0.6, 0.9), arm("lora", low, 3, {{"control", "permuted values"}}));
+  study.variants.erase("permuted_s2");
+  const Result rows = pooled_of(study.arms, study.variants);
+  std::vector<std::string> names;
+  for (const Result& row : rows) names.push_back(row.at("name"));
+  CHECK(names == std::vector<std::string>{"nf4", "lora, lr 0.001", "lora, lr 0.002", "full"});
+  CHECK(rows.at(1).at("arms") == Result{"r64_s1", "r64_s2"});
+  const Result& figures = rows.at(1).at("figures");
+  CHECK(figures.size() == 3);  // of each kind the net number where there is one; no parts
+  CHECK(figures.at("paraphrase.net").at("value").get<double>() == doctest::Approx(0.4));
+  CHECK(figures.at("paraphrase.net").at("lower").get<double>() == doctest::Approx(0.2));
+  CHECK(figures.at("knowledge.net").at("value").get<double>() == doctest::Approx(0.5));
+  CHECK(figures.at("retention").at("least").get<double>() == 0.8);
+  CHECK(rows.at(0).at("figures").at("retention").at("value").get<double>() == 1.0);
+  CHECK(rows.at(0).at("figures").at("retention").at("seeds") == 1);
+
+  const eval::Table table = table_of_settings(rows);
+  REQUIRE(table.rows.size() == 4);
+  CHECK(table.rows[1][0] == "lora, lr 0.001");
+  CHECK(table.rows[1][1] == "2");  // seeds
+  CHECK(pooled_of(Result::object(), Result::object()).empty());
+}
+
 TEST_CASE("arms of one sweep, group and value are one point, by rising value") {
   const Study study;
   const Result sweeps = sweeps_of(study.arms, study.variants);

@@ -8,9 +8,11 @@
 #include <cstdio>
 #include <filesystem>
 #include <iomanip>
+#include <iterator>
 #include <ostream>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "measuring.hpp"
 #include "metrics.hpp"
@@ -105,11 +107,8 @@ eval::Table headline_of(const Result& variants) {
   return many(variants) ? turned(table) : table;
 }
 
-constexpr const char* requirements_caption = "Requirements";
-
 /// What stands beneath the headline, as far as it was measured.
-std::vector<eval::Table> results_of(const Result& comparison) {
-  const Result& variants = comparison.at("variants");
+std::vector<eval::Table> figures_of(const Result& variants) {
   std::vector<eval::Table> tables{
       table_of(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
       table_of(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice", false),
@@ -118,17 +117,34 @@ std::vector<eval::Table> results_of(const Result& comparison) {
       table_of(variants, "Loss on texts, nats per token.", "", true),
       table_of(variants, "KL(reference || variant) on texts, nats per token.", "kl", true)};
   std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
-  if (comparison.contains("requirements") && !comparison.at("requirements").empty()) {
-    eval::Table table;
-    table.caption = requirements_caption;
-    table.columns = {"", "measured", "met"};
-    for (const Result& one : comparison.at("requirements")) {
-      table.rows.push_back(
-          {one.value("requirement", ""), one.at("measured").dump(), one.value("met", false) ? "yes" : "no"});
-    }
-    tables.push_back(std::move(table));
-  }
+  if (many(variants)) std::transform(tables.begin(), tables.end(), tables.begin(), turned);
   return tables;
+}
+
+/// What was asked for, and whether it was met; no rows if nothing was.
+eval::Table requirements_of(const Result& comparison) {
+  eval::Table table{"Requirements", {"", "measured", "met"}, {}};
+  if (!comparison.contains("requirements")) return table;
+  for (const Result& one : comparison.at("requirements")) {
+    table.rows.push_back(
+        {one.value("requirement", ""), one.at("measured").dump(), one.value("met", false) ? "yes" : "no"});
+  }
+  return table;
+}
+
+/// Headline and tables of figures. A page of many models begins with its settings, seeds pooled, and has a row for each
+/// model further down.
+void add_figures(const Result& comparison, eval::Report& report) {
+  const Result& variants = comparison.at("variants");
+  report.headline = headline_of(variants);
+  std::vector<eval::Table> figures = figures_of(variants);
+  if (many(variants) && comparison.contains("settings")) {
+    report.apart.push_back(std::exchange(report.headline, table_of_settings(comparison.at("settings"))));
+    std::move(figures.begin(), figures.end(), std::back_inserter(report.apart));
+  } else {
+    report.results = std::move(figures);
+  }
+  if (eval::Table table = requirements_of(comparison); !table.rows.empty()) report.results.push_back(std::move(table));
 }
 
 /// The arms that charts and galleries of answers leave out where there are many models: all but the one that is judged and
@@ -322,21 +338,15 @@ void write_report(const std::filesystem::path& file, const Result& comparison,
   report.title = "Base and tuned, side by side";
   report.summary = "What was learned, what was kept, and how training went.";
   const Result& variants = comparison.at("variants");
-  report.headline = headline_of(variants);
   const std::set<std::string> hidden = hidden_of(comparison);
   if (!variants.empty()) {
-    report.results = results_of(comparison);
-    if (many(variants)) {
-      for (eval::Table& table : report.results) {
-        if (table.caption != requirements_caption) table = turned(table);
-      }
-    }
+    add_figures(comparison, report);
     const std::vector<eval::Trial> trials =
         comparison.contains("arms") ? trials_of(comparison.at("arms"), variants) : std::vector<eval::Trial>();
     report.fronts = fronts_of(trials);
     if (comparison.contains("sweeps")) report.sweeps = charts_of(comparison.at("sweeps"));
     if (comparison.contains("controls")) report.controls = table_of_controls(comparison.at("controls"));
-    for (eval::Table& table : at_matched_gain(trials)) report.results.push_back(std::move(table));
+    report.matched = at_matched_gain(trials);
     add_bars(variants, hidden, "by_relation", "relation", report.bars);
     add_bars(variants, hidden, "by_entity", "page", report.bars);
     report.galleries = galleries_of(comparison);

@@ -354,6 +354,7 @@ class JobRun {
     }
     Result page = comparison;
     page["arms"] = result["arms"] = arms();
+    if (!variants.empty()) page["settings"] = result["settings"] = pooled_of(arms(), variants);
     if (const Result sweeps = sweeps_of(arms(), variants); !sweeps.empty()) page["sweeps"] = result["sweeps"] = sweeps;
     if (const Result controls = controls_of(arms(), variants); !controls.empty()) {
       page["controls"] = result["controls"] = controls;

@@ -132,6 +132,24 @@ eval::Table table_of(const Result& rows, std::string caption, std::string corner
   return table;
 }
 
+/// ", lr 0.002": what a setting says of the keys in which settings of its group differ. Settings are JSON objects as text;
+/// anything else stands for itself.
+std::string what_differs(const std::string& setting, const std::vector<std::string>& others) {
+  if (others.size() < 2) return {};
+  const Result own = Result::parse(setting, nullptr, false);
+  if (!own.is_object()) return ", " + setting;
+  std::string text;
+  for (const auto& [key, value] : own.items()) {
+    const auto differs = [&, &k = key, &v = value](const std::string& other) {
+      const Result one = Result::parse(other, nullptr, false);
+      return one.is_object() && one.value(k, Result()) != v;
+    };
+    if (std::none_of(others.begin(), others.end(), differs)) continue;
+    text += ", " + key + " " + (value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return text;
+}
+
 constexpr const char* reading = "Percent: mean over seeds [95 % interval over entities] (least to most of the seeds).";
 
 }  // namespace
@@ -160,6 +178,49 @@ std::vector<eval::Trial> trials_of(const Result& arms, const Result& variants) {
                       value_of(arm, learned), value_of(arm, {"retention"})});
   }
   return trials;
+}
+
+Result pooled_of(const Result& arms, const Result& variants) {
+  std::vector<Paths> wanted;  // kinds of probes; their parts ("retention_chat") and texts have an underscore
+  for (const auto& [name, content] : variants.items()) {
+    for (const auto& [figure, numbers] : content.at("figures").items()) {
+      const Paths kind{figure + ".net", figure};
+      if (figure.find('_') == std::string::npos && std::find(wanted.begin(), wanted.end(), kind) == wanted.end()) {
+        wanted.push_back(kind);
+      }
+    }
+  }
+  const Paths paths = measured(wanted, variants, variants);
+  struct Row {
+    std::string group, setting, name;
+    Point point;
+  };
+  std::vector<Row> rows;
+  std::map<std::string, std::vector<std::string>> of_group;  // its settings
+  for (const auto& [name, content] : variants.items()) {
+    Row row{{}, {}, name, {}};
+    if (arms.contains(name)) {
+      const Result& about = arms.at(name);
+      if (about.contains("control") || !about.value("front", true)) continue;
+      row = {about.value("group", ""), about.value("setting", ""), {}, {}};
+    }
+    const auto same = [&](const Row& one) {
+      return one.group == row.group && one.setting == row.setting && one.name == row.name;
+    };
+    auto found = std::find_if(rows.begin(), rows.end(), same);
+    if (found == rows.end()) {
+      found = rows.insert(rows.end(), row);
+      if (row.name.empty()) of_group[row.group].push_back(row.setting);
+    }
+    found->point.add(name, content.at("figures"), paths);
+  }
+  Result all = Result::array();
+  for (const Row& row : rows) {
+    const std::string name =
+        row.name.empty() ? row.group + what_differs(row.setting, of_group.at(row.group)) : row.name;
+    all.push_back({{"name", name}, {"arms", row.point.arms}, {"figures", row.point.figures(paths)}});
+  }
+  return all;
 }
 
 Result sweeps_of(const Result& arms, const Result& variants) {
@@ -254,6 +315,11 @@ eval::Table table_of_controls(const Result& controls) {
                       " A control is trained so that nothing can be known: where it was shown permuted values "
                       "and is asked for the true ones, a net figure above 0 would be the meter's error.",
                   "", head);
+}
+
+eval::Table table_of_settings(const Result& settings) {
+  return table_of(settings, std::string(reading) + " Net: less what fits a twin world that nobody was shown.", "",
+                  [](const Result& row) { return row.value("name", ""); });
 }
 
 }  // namespace qlora::program

@@ -19,6 +19,10 @@ namespace qlora::program {
 /// where probes tell of one. Kept: old facts that are right.
 [[nodiscard]] std::vector<eval::Trial> trials_of(const Result& arms, const Result& variants);
 
+/// [{"name", "arms": [...], "figures": {...}}]: the models that are no arms, and the arms of the front, those that differ in
+/// the seed alone as one row. Its name is the group with what sets it apart there: "QLoRA, lr 0.002". In the order of the
+/// variants. Of each kind of probe the net number where there is one.
+[[nodiscard]] Result pooled_of(const Result& arms, const Result& variants);
 /// [{"sweep", "group", "points": [{"at", "arms": [...], "figures": {PATH: {"n", "seeds", "value", "lower", "upper", "least",
 /// "most", "values"}}}]}], by rising `at`. Arms of one sweep, group and value are one point: they differ in the seed.
 [[nodiscard]] Result sweeps_of(const Result& arms, const Result& variants);
@@ -27,5 +31,6 @@ namespace qlora::program {
 
 [[nodiscard]] std::vector<eval::Sweep> charts_of(const Result& sweeps);
 [[nodiscard]] eval::Table table_of_controls(const Result& controls);
+[[nodiscard]] eval::Table table_of_settings(const Result& settings);
 
 }  // namespace qlora::program

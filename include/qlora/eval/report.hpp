@@ -49,11 +49,13 @@ struct Report {
   Table headline;
   std::vector<Table> results;  ///< beneath it: other figures, requirements
   std::vector<Plot> fronts;    ///< models against each other
+  std::vector<Table> matched;  ///< beneath the fronts: the same in numbers
   std::vector<Sweep> sweeps;   ///< models that differ in one setting
   Table controls;              ///< models that must show nothing
   std::vector<BarChart> bars;
   std::vector<Gallery> galleries;
-  std::vector<Plot> plots;  ///< of training
+  std::vector<Table> apart;  ///< tables of each model, where there are too many for the beginning
+  std::vector<Plot> plots;   ///< of training
   std::vector<Exchange> answers;
   std::vector<Table> details;  ///< settings, files and hashes, seconds per step
 };
@@ -153,6 +155,7 @@ inline constexpr std::size_t data_rows = 60;
   if (!report.headline.rows.empty()) out += "<h2>Results</h2>\n" + detail::html_of(report.headline);
   for (const Table& table : report.results) out += detail::html_of(table);
   out += detail::plots_of("Against each other", report.fronts);
+  for (const Table& table : report.matched) out += detail::html_of(table);
   if (!report.sweeps.empty()) out += "<h2>By what was varied</h2>\n";
   for (const Sweep& sweep : report.sweeps) {
     out += "<div class=\"sweep\"><figure>" + to_svg(sweep.plot) + "</figure>" + detail::html_of(sweep.table, "narrow") +
@@ -168,6 +171,8 @@ inline constexpr std::size_t data_rows = 60;
     out += "<h2>" + escape(gallery.heading) + "</h2>\n";
     for (const Exchange& exchange : gallery.exchanges) out += detail::html_of(exchange);
   }
+  if (!report.apart.empty()) out += "<h2>Each model</h2>\n";
+  for (const Table& table : report.apart) out += detail::html_of(table);
   out += detail::plots_of("Training", report.plots);
   if (!report.answers.empty()) {
     out += "<h2>Answers, side by side</h2>\n";
