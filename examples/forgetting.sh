@@ -18,7 +18,7 @@ mkdir -p "$out"
 "$make_world" "$out/world" --documents 1000 # the study's files do not depend on how long the corpus is
 study=world/study
 # What the model knows, in its own words: replayed while it learns. And retention without alternatives to each answer: their
-# likelihoods, of 2,040 facts and 30 models, would take longer than all the rest.
+# likelihoods, of 2,040 facts and 45 models, would take longer than all the rest.
 recall=recall.jsonl
 [ -f "$out/$recall" ] || "$program" recall examples/models/tiny-chat -o "$out/$recall" --documents 3200 --seed 1
 sed 's/"distractors":\[[^]]*\],//' "$out/$study/report/retention_chat.jsonl" >"$out/retention_chat.jsonl"
@@ -87,7 +87,8 @@ alpha = $rank"
   done
   varied passes_1 passes 1 "$own
 epochs = 1"
-  varied replay_0 "replayed documents" 0 ""
+  arm "replay_0_s$first" qlora $rate "$first" 'front = false
+sweep = { "replayed documents" = 0, "documents about 80 products" = 0 }'
   for few in 400 1600; do
     varied replay_$few "replayed documents" $few "$own
 replay_limit = $few"

@@ -177,6 +177,11 @@ TEST_CASE("plan says what fits a GPU, for published models by name") {
   CHECK(recommended.at("batch") == 2);
   CHECK(recommended.at("total") <= 24'000'000'000);
   CHECK(plan("7b --gpu-memory 141GB --batch 2").at("advice").at("recommended").at("recompute") == "none");
+  // keys and values 2,097,152,000, logits 65,536,000, tables 256,000, activations of 512 tokens 63,504,384, weights 187,631,616
+  const auto probed = plan("7b --gpu-memory 24GB --batch 2 --probe-tokens 500");
+  CHECK(probed.at("bytes").at("probes in the loop") == 2'414'080'000);
+  CHECK(probed.at("total").get<std::int64_t>() - seven.at("total").get<std::int64_t>() == 2'414'080'000);
+  CHECK(seven.at("bytes").at("probes in the loop") == 0);
   CHECK(plan("70b --gpu-memory 24GiB").at("advice").at("recommended").is_null());
   const std::string tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
   CHECK(plan("'" + tiny + "' --gpu-memory 2GB --seq 128").at("fits") == true);

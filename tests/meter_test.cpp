@@ -183,7 +183,8 @@ TEST_CASE_FIXTURE(Fixture, "the longest sequence is announced before anything is
       "\n";
   const std::string free_reply = R"({"kind":"behaviour","form":"chat","prompt":"Thank you.","expect":"stops"})"
                                  "\n";
-  const std::string text = R"({"kind":"text","form":"completion","domain":"old","text":")" + old_page + old_page + "\"}\n";
+  const std::string text =
+      R"({"kind":"text","form":"completion","domain":"old","text":")" + old_page + old_page + "\"}\n";
   const MeterOptions how{.max_new_tokens = 40};
   std::vector<std::size_t> each;
   for (const std::string& lines : {value, free_reply, text, value + free_reply + text}) {

@@ -221,12 +221,15 @@ std::vector<eval::Table> at_matched_gain(const std::vector<eval::Trial>& trials)
   for (const auto& [group, settings] : groups) table.columns.push_back(group);
   for (int gain = 10; gain <= 90; gain += 10) {
     std::vector<std::string> row{std::to_string(gain)};
+    bool reached = false;
     for (const auto& [group, settings] : groups) {
       const eval::OverSeeds kept = eval::kept_at(trials, group, gain / 100.0);
+      reached = reached || kept.seeds > 0;
       row.push_back(kept.seeds == 0 ? "-"
                                     : eval::number(100 * kept.mean) + " [" + eval::number(100 * kept.least) + ", " +
                                           eval::number(100 * kept.most) + "] (" + std::to_string(kept.seeds) + ")");
     }
+    if (!reached) break;
     table.rows.push_back(std::move(row));
   }
   return {std::move(table)};

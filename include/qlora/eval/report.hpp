@@ -152,7 +152,10 @@ inline constexpr std::size_t data_rows = 60;
   out += escape(report.title) + "</title>\n<style>" + std::string(detail::page_style) + std::string(plot_style) +
          "</style></head>\n<body><h1>" + escape(report.title) + "</h1>\n";
   if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
-  if (!report.headline.rows.empty()) out += "<h2>Results</h2>\n" + detail::html_of(report.headline);
+  if (!report.headline.rows.empty()) {
+    // Pooled figures are long: their lines break, so that all columns are seen.
+    out += "<h2>Results</h2>\n" + detail::html_of(report.headline, report.apart.empty() ? "" : "narrow");
+  }
   for (const Table& table : report.results) out += detail::html_of(table);
   out += detail::plots_of("Against each other", report.fronts);
   for (const Table& table : report.matched) out += detail::html_of(table);
