@@ -178,15 +178,51 @@ TEST_CASE("plan says what fits a GPU, for published models by name") {
   CHECK(recommended.at("total") <= 24'000'000'000);
   CHECK(plan("7b --gpu-memory 141GB --batch 2").at("advice").at("recommended").at("recompute") == "none");
   // keys and values 2,097,152,000, logits 65,536,000, tables 256,000, activations of 512 tokens 63,504,384, weights 187,631,616
-  const auto probed = plan("7b --gpu-memory 24GB --batch 2 --probe-tokens 500");
+  const auto block = plan("7b --gpu-memory 24GB --batch 2 --recompute block");
+  const auto probed = plan("7b --gpu-memory 24GB --batch 2 --recompute block --probe-tokens 500");
   CHECK(probed.at("bytes").at("probes in the loop") == 2'414'080'000);
-  CHECK(probed.at("total").get<std::int64_t>() - seven.at("total").get<std::int64_t>() == 2'414'080'000);
-  CHECK(seven.at("bytes").at("probes in the loop") == 0);
+  CHECK(probed.at("total").get<std::int64_t>() - block.at("total").get<std::int64_t>() == 2'414'080'000);
+  CHECK(block.at("bytes").at("probes in the loop") == 0);
+  // The card's reserve counts everywhere: what is said to fit is recommended, one window more is not.
+  CHECK(block.at("largest_batch") == largest.at("block"));
+  CHECK(seven.at("total") == recommended.at("total"));  // auto shows what train would choose
+  const std::string most = std::to_string(largest.at("block").get<int>());
+  CHECK(plan("7b --gpu-memory 24GB --recompute block --batch " + most).at("fits") == true);
+  const auto beyond = plan("7b --gpu-memory 24GB --recompute block --batch " + std::to_string(std::stoi(most) + 1));
+  CHECK(beyond.at("fits") == false);
   CHECK(plan("70b --gpu-memory 24GiB").at("advice").at("recommended").is_null());
   const std::string tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
   CHECK(plan("'" + tiny + "' --gpu-memory 2GB --seq 128").at("fits") == true);
   CHECK(plan("'" + tiny + "'").at("fits") == true);
   check_refused(qlora(scratch, "plan 7b --gpu-memory plenty"), 2);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24"), 2);  // bytes are not meant
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --on cpu"), 2);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --unquantized --resident"), 2);
+}
+
+TEST_CASE("a misspelt option is named, with what it may have meant") {
+  const Scratch scratch;
+  const Outcome memory = qlora(scratch, "plan 7b --gpu-memroy 24GB");
+  check_refused(memory, 2);
+  CHECK(contains(memory.err, "there is no option `--gpu-memroy`; did you mean `--gpu-memory`?"));
+  CHECK(contains(qlora(scratch, "train -m m -d d -o o --epoch=3").err, "`--epoch`; did you mean `--epochs`?"));
+  CHECK(contains(qlora(scratch, "data show --window 3 d").err, "did you mean `--windows`?"));
+}
+
+TEST_CASE("what could only fail at the end, or do nothing, is refused at the beginning") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string none = (scratch / "none").string();
+  check_refused(qlora(scratch, "info " + model + " --json " + none + "/result.json"), 4);
+  check_refused(qlora(scratch, "info " + model + " --json " + (scratch / "").string()), 4);
+  const Outcome report = qlora(scratch, "compare -m " + none + " -a " + none + " --report " + none + "/page.html");
+  check_refused(report, 4);
+  CHECK(contains(report.err, "--report"));
+  check_refused(qlora(scratch, "train -m " + model + " -d d -o " + none + " --every 5"), 2);
+  const Outcome inside = qlora(scratch, "train -m " + model + " -d d -o " + model);
+  check_refused(inside, 2);
+  CHECK(contains(inside.err, "where a model lies"));
+  check_refused(qlora(scratch, "chat " + model + " -p ''"), 2);
 }
 
 TEST_CASE("--json writes the result, and a file that cannot be written is exit 4") {

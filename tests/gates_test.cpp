@@ -105,6 +105,18 @@ TEST_CASE("a requirement that cannot be read says why") {
   CHECK(says(refusal("retention.lower>=1 2"), "`1 2` is not a number"));
 }
 
+TEST_CASE("a share that is asked to be beyond 1 was meant in percent, and is refused; nats and counts may be") {
+  CHECK(says(refusal("retention.lower>=98"), "shares run from 0 to 1"));
+  CHECK(says(refusal("retention.value>-1.5"), "shares run from 0 to 1"));
+  CHECK_FALSE(result_of("retention.lower>=1").met);
+  CHECK(result_of("retention.lower>=-1").met);
+  CHECK(is_share("tuned.paraphrase.net.lower"));
+  CHECK_FALSE(is_share("retention.n"));
+  CHECK_FALSE(is_share("tuned.knowledge.margin.lower"));
+  CHECK_FALSE(is_share("text_held_out.value"));
+  CHECK_FALSE(is_share("tuned.text_held_out.kl.upper"));
+}
+
 TEST_CASE("a path that is not there is an error that names what is") {
   CHECK(says(refusal("retension.lower>=0.98"), "no number is named `retension.lower`; there are retention, tuned"));
   CHECK(says(refusal("retention.loewr>=0.98"), "; `retention` has lower, value"));

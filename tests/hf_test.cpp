@@ -223,6 +223,8 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   CHECK(whole.tokenizer_model == scratch.path / "whole/tokenizer.model");
   CHECK(same_weights(model, whole));
   CHECK(same_weights(model, sharded));
+  CHECK(whole.fingerprint() == sharded.fingerprint());
+  CHECK(whole.fingerprint() == model.fingerprint());
   // The reference wrote the same tensors in the same order: the same bytes.
   CHECK(read_text(scratch.path / "whole/model.safetensors", 1 << 30) ==
         read_text(golden / "gqa/model/model.safetensors", 1 << 30));
@@ -234,6 +236,30 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   CHECK(index.at("metadata").at("total_size") == 2 * parameters(model.shape));
   CHECK(index.at("weight_map").at("model.embed_tokens.weight").get<std::string>().starts_with("model-00001-of-000"));
   CHECK_THROWS_WITH_AS(hf::ModelWriter(scratch.path / "whole", model), doctest::Contains("exists"), Error);
+}
+
+TEST_CASE("a fingerprint tells models of one shape apart, by any tensor") {
+  const hf::ModelDir model = hf::ModelDir::open(golden / "gqa/model");
+  // Of each tensor the first value, one unit further.
+  for (const hf::NamedShape& changed : {hf::tensor_names(model.shape).front(), hf::tensor_names(model.shape).back()}) {
+    CAPTURE(changed.name);
+    const fs::path target = scratch.path / "changed";
+    fs::remove_all(target);
+    hf::ModelWriter writer(target, model);
+    std::vector<float> values;
+    for (const auto& tensor : writer.tensors()) {
+      const TensorRef ref = model.source()(tensor.name).value();
+      values.resize(static_cast<std::size_t>(ref.size()));
+      read_floats(ref, 0, values);
+      if (tensor.name == changed.name) values[0] += 1.0F;
+      writer.write(tensor.name, values);
+    }
+    writer.finish();
+    CHECK(hf::ModelDir::open(target).fingerprint() != model.fingerprint());
+  }
+  const hf::ModelDir base = hf::ModelDir::open(fs::path(QLORA_SOURCE_DIR) / "examples/models/tiny-base");
+  const hf::ModelDir chat = hf::ModelDir::open(fs::path(QLORA_SOURCE_DIR) / "examples/models/tiny-chat");
+  CHECK(base.fingerprint() != chat.fingerprint());
 }
 
 TEST_CASE("a value that half precision cannot hold is named, and nothing is left behind") {

@@ -198,3 +198,18 @@ TEST_CASE_FIXTURE(Fixture, "the longest sequence is announced before anything is
   CHECK(each[0] != each[1]);
   CHECK(longest_sequence(tokenizer, {}, how) == 0);
 }
+
+TEST_CASE_FIXTURE(Fixture, "the examples of docs/probes.md are probes, and what they call old the model knows") {
+  std::ifstream page(source / "docs/probes.md");
+  std::string lines;
+  bool inside = false;
+  for (std::string line; std::getline(page, line);) {
+    if (line.starts_with("```")) inside = line == "```json";
+    if (inside && line.starts_with("{\"kind\"")) lines += line + '\n';
+  }
+  std::vector<Item> examples = items(lines);
+  CHECK(examples.size() >= 10);
+  std::erase_if(examples, [](const Item& one) { return one.kind != Kind::retention && one.kind != Kind::neighbour; });
+  REQUIRE(examples.size() == 2);
+  for (const Verdict& verdict : measure(asked, tokenizer, examples).verdicts) CHECK(verdict.right);
+}

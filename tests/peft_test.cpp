@@ -96,6 +96,7 @@ TEST_CASE("ranks and alphas per module") {
   config.alpha_pattern = {{"layers.0.mlp.up_proj", 5.5F}};
   config.dropout = 0.1F;
   config.base_model = "some/base";
+  config.base_fingerprint = "0123abcd";
   CHECK(rank_of(config, 0, Proj::q) == 2);
   CHECK(rank_of(config, 1, Proj::q) == 4);
   CHECK(rank_of(config, 11, Proj::q) == 2);

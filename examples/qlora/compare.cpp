@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters.hpp"
 #include "answering.hpp"
 #include "measuring.hpp"
 #include "options.hpp"
@@ -95,10 +96,11 @@ class Comparison {
   }
 
   Result run() {
+    const hf::ModelDir model = hf::ModelDir::open(step_.model);
     std::vector<PeftAdapter> adapters;
     int rank = 1;
     for (const auto& [name, dir] : step_.adapters) {
-      adapters.push_back(PeftAdapter::open(dir));
+      adapters.push_back(open_adapter(dir, model, step_.any_base));
       rank = std::max(rank, highest_rank(adapters.back()));
     }
     const std::size_t answering = 1 + adapters.size() + (step_.merged.empty() ? 0 : 1) + step_.models.size();
@@ -142,13 +144,13 @@ class Comparison {
                     .top_p = static_cast<float>(step_.compare.top_p),
                     .top_k = 0,
                     .seed = static_cast<std::uint64_t>(step_.compare.seed)};
-    const std::vector<Reply> replies = model.ask(questions_, how, [&](int, std::int32_t) {
-      progress_.update(done_, ++tokens_);
+    const std::vector<Reply> replies = model.ask(questions_, how, [&](int question, std::int32_t) {
+      progress_.update(done_ + question);
       return true;
     });
     for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;
     done_ += static_cast<std::int64_t>(questions_.size());
-    progress_.update(done_, tokens_);
+    progress_.update(done_);
   }
 
   /// What a variant is measured against.
@@ -171,11 +173,11 @@ class Comparison {
                                        {.max_new_tokens = step_.compare.max_new_tokens, .ends = model.ends()},
                                        is_reference(variant) ? texts(variant) : nullptr,
                                        reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
-                                         progress_.update(done_ + static_cast<std::int64_t>(items), tokens_);
+                                         progress_.update(done_ + static_cast<std::int64_t>(items));
                                          return !interrupted();
                                        });
     done_ += static_cast<std::int64_t>(items_.size());
-    progress_.update(done_, tokens_);
+    progress_.update(done_);
     const eval::Readings& ours = readings_[variant];
     const eval::Readings* theirs = reference.empty() ? nullptr : &readings_[reference];
     Result one = Result::object();
@@ -206,7 +208,6 @@ class Comparison {
   Result answers_;
   Result variants_ = Result::object();
   std::int64_t done_ = 0;
-  std::int64_t tokens_ = 0;
 };
 
 struct CompareOptions {
@@ -221,6 +222,7 @@ Result compare(CompareOptions& options, Context& context) {
     options.step.adapters = {{"tuned", options.adapter}};
     options.step.merged_from = "tuned";
   }
+  if (!options.report.empty()) check_folder_of("--report", options.report);
   if (!options.full.empty()) options.step.models = {{"full", options.full}};
   if (options.step.adapters.empty() && options.step.merged.empty() && options.full.empty()) {
     throw Error("compare with what? give --adapter, --merged or --full", ErrorKind::usage);
@@ -255,6 +257,7 @@ void add_compare(OptionSet app, Invocation& call) {
   CompareSection& c = options->step.compare;
   verb.add("-m,--model", options->step.model, "Base model directory").required().type_name("DIR");
   verb.add("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
+  add_any_base(verb, options->step.any_base);
   verb.add("--merged", options->step.merged, "Merged model directory").type_name("DIR");
   verb.add("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
   verb.add("--questions", c.questions, "Questions: .jsonl {form, prompt}, or one a line").type_name("FILE");

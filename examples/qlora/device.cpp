@@ -34,7 +34,8 @@ std::optional<std::int64_t> bytes_of(std::string_view text) {
 std::int64_t bytes_of_option(std::string_view option, std::string_view text) {
   if (text.empty()) return 0;
   const auto bytes = bytes_of(text);
-  if (!bytes) {
+  constexpr std::int64_t least = 1 << 20;  // "24" was not meant as bytes
+  if (!bytes || *bytes < least) {
     throw Error(qlora::detail::concat(option, " is '", text, "'; a size looks like 24GB, 24GiB or 24000000000"),
                 ErrorKind::usage);
   }

@@ -35,7 +35,7 @@ inline constexpr std::int64_t gpu_reserve = 256 * 1024 * 1024;
 
 /// "24GB" or "24 GB" (10^9), "24GiB" (2^30), MB and MiB likewise, or a number of bytes. Nothing for what is no size.
 [[nodiscard]] std::optional<std::int64_t> bytes_of(std::string_view text);
-/// The same for an option: throws Error (usage) that names it. Empty text is 0.
+/// The same for an option: throws Error (usage) that names it, also below 1 MiB. Empty text is 0.
 [[nodiscard]] std::int64_t bytes_of_option(std::string_view option, std::string_view text);
 /// "22.4 GB".
 [[nodiscard]] std::string gigabytes(std::int64_t bytes);

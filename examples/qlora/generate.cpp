@@ -5,6 +5,7 @@
 #include <ostream>
 #include <string>
 
+#include "adapters.hpp"
 #include "answering.hpp"
 #include "interrupt.hpp"
 #include "options.hpp"
@@ -27,6 +28,7 @@ struct TalkOptions {
   double top_p = 0.9;
   int top_k = 0;
   std::int64_t seed = 42;
+  bool any_base = false;
   DeviceSection device;
   int threads = 0;
 };
@@ -38,7 +40,7 @@ Answerer open(const TalkOptions& options) {
   if (options.base == "full") {
     throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
   }
-  const PeftAdapter adapter = PeftAdapter::open(options.adapter);
+  const PeftAdapter adapter = open_adapter(options.adapter, hf::ModelDir::open(options.model), options.any_base);
   Answerer answerer(options.model, Base::nf4, highest_rank(adapter), options.device, options.threads);
   answerer.session().attach(adapter);
   return answerer;
@@ -73,7 +75,8 @@ Result generate(const TalkOptions& options, Context& context) {
 }
 
 /// Turns until the input ends; one with --prompt.
-Result chat(const TalkOptions& options, Context& context) {
+Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
+  if (prompt_given && options.prompt.empty()) throw Error("--prompt is empty", ErrorKind::usage);
   Answerer answerer = open(options);
   Question question{true, {}, {}};
   if (!options.system.empty()) question.history.push_back({"system", options.system});
@@ -99,6 +102,7 @@ Result chat(const TalkOptions& options, Context& context) {
 void add_talk_options(OptionSet verb, TalkOptions& options) {
   verb.add("model", options.model, "Model directory").required().type_name("DIR");
   verb.add("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
+  add_any_base(verb, options.any_base);
   verb.add("--base", options.base, "nf4: quantize the model; full: use its weights as they are")
       .one_of({"nf4", "full"});
   verb.add("--max-new-tokens", options.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
@@ -125,7 +129,9 @@ void add_chat(OptionSet app, Invocation& call) {
   add_talk_options(verb, *options);
   verb.add("-p,--prompt", options->prompt, "One question; without it turns are read from stdin");
   verb.add("--system", options->system, "System prompt");
-  verb.on_call([&call, options] { call.action = [options](Context& c) { return chat(*options, c); }; });
+  verb.on_call([&call, options, verb] {
+    call.action = [options, given = verb.given("--prompt")](Context& c) { return chat(*options, given, c); };
+  });
 }
 
 }  // namespace qlora::program

@@ -39,6 +39,7 @@ class Guard {
   }
 
   [[nodiscard]] bool active() const { return !items_.empty(); }
+  [[nodiscard]] std::size_t size() const { return items_.size(); }
   /// Whether it may end a run: then checkpoints hold what was measured and found good.
   [[nodiscard]] bool decides() const { return !requirements_.empty(); }
   [[nodiscard]] bool due(int step, int total) const { return active() && (step % every_ == 0 || step == total); }

@@ -47,6 +47,7 @@ int run(Invocation& call) {
   Progress progress(std::cerr, face, color_for(STDERR_FILENO));
   Context context{std::cout, progress};
   catch_interrupts();
+  if (!call.json.empty()) check_folder_of("--json", call.json);
   const Result result = call.action(context);
   std::cout.flush();
   if (!std::cout) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
@@ -98,6 +99,19 @@ int parse_and_run(int argc, char** argv) {
 }
 
 }  // namespace
+
+void check_folder_of(const std::string& option, const std::filesystem::path& file) {
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (std::filesystem::is_directory(folder) && !std::filesystem::is_directory(file)) return;
+  throw Error(option + " cannot be written to " + file.string() + "; " +
+                  (std::filesystem::is_directory(file) ? "that is a folder" : "make the folder first"),
+              ErrorKind::resource);
+}
+
+void check_no_model(const std::filesystem::path& out) {
+  if (!std::filesystem::exists(out / "config.json")) return;
+  throw Error("--out is " + out.string() + ", where a model lies; choose a folder of its own", ErrorKind::usage);
+}
 
 OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, const std::string& help) {
   OptionSet verb = parent.subcommand(name, help);

@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "adapters.hpp"
 #include "interrupt.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
@@ -58,7 +59,7 @@ struct Mergers {
 
 Result run_merge(const MergeStep& step, Progress& progress) {
   const hf::ModelDir model = hf::ModelDir::open(step.model);
-  const PeftAdapter adapter = PeftAdapter::open(step.adapter);
+  const PeftAdapter adapter = open_adapter(step.adapter, model, step.any_base);
   Mergers mergers(step.device);
   const auto tensors = static_cast<std::int64_t>(hf::tensor_names(model.shape).size());
   const MergeReport report = merge_model(model, adapter, step.out, mergers.lanes,
@@ -83,6 +84,7 @@ void add_merge(OptionSet app, Invocation& call) {
   auto step = std::make_shared<MergeStep>();
   verb.add("-m,--model", step->model, "Model directory that the adapter was trained on").required().type_name("DIR");
   verb.add("-a,--adapter", step->adapter, "Adapter directory").required().type_name("DIR");
+  add_any_base(verb, step->any_base);
   verb.add("-o,--out", step->out, "Directory of the merged model").required().type_name("DIR");
   verb.add("--shard-bytes", step->shard_bytes, "Size of one weight file at most")
       .range(std::int64_t{1} << 20, std::int64_t{1000000000000});

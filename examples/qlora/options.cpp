@@ -12,6 +12,34 @@ namespace qlora::program {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+/// What is wrong with the first option on the line that the verb does not have, and what it may have meant; empty: nothing.
+std::string misspelt(int argc, const char* const* argv, const CLI::App& app) {
+  const CLI::App* verb = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--") break;
+    if (!word.starts_with("-")) {
+      for (const CLI::App* deeper : verb->get_subcommands({})) {
+        if (deeper->get_name() == word) verb = deeper;
+      }
+      continue;
+    }
+    const std::string name = word.substr(0, word.find('='));
+    if (!name.starts_with("--") || verb->get_option_no_throw(name) != nullptr) continue;
+    std::vector<std::string> names;
+    for (const CLI::Option* option : verb->get_options({})) {
+      for (const std::string& one : option->get_lnames()) names.push_back("--" + one);
+    }
+    return "there is no option `" + name + "`" +
+           suggestion(name, std::vector<std::string_view>(names.begin(), names.end()));
+  }
+  return {};
+}
+
+}  // namespace
+
 Option Option::required() {
   option_->required();
   return *this;
@@ -123,6 +151,7 @@ bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
                     ErrorKind::usage);
       }
     }
+    if (const std::string wrong = misspelt(argc, argv, *app_); !wrong.empty()) throw Error(wrong, ErrorKind::usage);
     throw Error(std::string(error.what()) + "; `" + name + " --help` and `" + name + " VERB --help` list what there is",
                 ErrorKind::usage);
   }

@@ -44,7 +44,7 @@ struct PlanOptions {
   bool unquantized = false;
 };
 
-/// `train` keeps everything on the CPU; memory is short on GPUs.
+/// `train` keeps everything on the CPU. On a GPU auto begins with the most, for what fits is to be found.
 Recompute recompute_of(const std::string& name, bool cpu) {
   if (name == "auto") return cpu ? Recompute::none : Recompute::block;
   return name == "none" ? Recompute::none : name == "cheap" ? Recompute::cheap : Recompute::block;
@@ -70,24 +70,27 @@ Shape shape_of(const fs::path& model) {
   return hf::parse_config(read_json_object(file, 1U << 20), file.string()).shape;
 }
 
-/// The place that is planned for: its name, its bytes, and how tensors are stored there.
+/// The place that is planned for: its name, its bytes, those of them that no plan gives away, and how tensors are stored.
 struct Place {
   std::string name;
   std::int64_t bytes;
+  std::int64_t reserve;
   Storage store;
+
+  [[nodiscard]] std::int64_t budget() const { return bytes - reserve; }
 };
 
 Place place_of(const PlanOptions& options) {
   const std::string& name = options.on;
   if (!options.gpu_memory.empty()) {
-    return {"GPU memory", bytes_of_option("--gpu-memory", options.gpu_memory), gpu_storage};
+    return {"GPU memory", bytes_of_option("--gpu-memory", options.gpu_memory), gpu_reserve, gpu_storage};
   }
   if (name == "cpu") {
     const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-    return {"this machine's memory", bytes, cpu_storage()};
+    return {"this machine's memory", bytes, 0, cpu_storage()};
   }
   for (const Gpu& card : gpu::all) {
-    if (card.name == name) return {name, card.bytes, gpu_storage};
+    if (card.name == name) return {name, card.bytes, gpu_reserve, gpu_storage};
   }
   std::string known = "cpu";
   for (const Gpu& card : gpu::all) known += concat(", '", card.name, "'");
@@ -98,7 +101,7 @@ Place place_of(const PlanOptions& options) {
 int largest_batch(const Config& config, Run run, const Place& place) {
   const auto fits = [&](int batch) {
     run.batch = batch;
-    return memory_plan(config, run, place.store).total() <= place.bytes;
+    return memory_plan(config, run, place.store).total() <= place.budget();
   };
   int good = 0;
   int bad = 1;
@@ -113,28 +116,33 @@ int largest_batch(const Config& config, Run run, const Place& place) {
   return good;
 }
 
-void print(const MemoryPlan& plan, const Place& place, const Run& run, int largest, std::ostream& out) {
-  const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
+constexpr std::array<std::pair<std::string_view, Recompute>, 3> policies{
+    {{"none", Recompute::none}, {"cheap", Recompute::cheap}, {"block", Recompute::block}}};
+
+/// "block in 5 of 32 layers", or "none".
+std::string recomputed(const Run& run, int layers) {
+  const std::string name(policies[static_cast<std::size_t>(run.recompute)].first);
+  if (run.recompute == Recompute::none) return name;
+  return concat(name, " in ", run.recompute_layers < 0 ? layers : run.recompute_layers, " of ", layers, " layers");
+}
+
+void print(const MemoryPlan& plan, const Place& place, const Run& run, int layers, int largest, std::ostream& out) {
   const auto line = [&](std::string_view name, std::int64_t bytes) {
     out << std::left << std::setw(24) << name << std::right << std::fixed << std::setprecision(1) << std::setw(12)
-        << mib(bytes) << " MiB\n";
+        << static_cast<double>(bytes) / 1e6 << " MB\n";
   };
   for (std::size_t i = 0; i < purpose_count; ++i) {
     if (plan.bytes[i] != 0) line(purpose_names[i], plan.bytes[i]);
   }
   line("total", plan.total());
   line(place.name, place.bytes);
-  out << (plan.total() <= place.bytes ? "fits" : "does not fit") << " with batch " << run.batch << " of " << run.seq
-      << " tokens; the largest batch that fits is " << largest << '\n';
+  if (place.reserve > 0) line("of which kept free", place.reserve);
+  out << (plan.total() <= place.budget() ? "fits" : "does not fit") << " with batch " << run.batch << " of " << run.seq
+      << " tokens, recomputing " << recomputed(run, layers) << "; the largest batch that does is " << largest << '\n';
 }
 
-constexpr std::array<std::pair<std::string_view, Recompute>, 3> policies{
-    {{"none", Recompute::none}, {"cheap", Recompute::cheap}, {"block", Recompute::block}}};
-
 /// What fits a GPU: for each policy the largest batch, and what `train` chooses for the batch that was asked for.
-Result advise(const Config& config, const Run& run, Place place, std::ostream& out) {
-  const std::int64_t card = place.bytes;
-  place.bytes -= gpu_reserve;
+Result advise(const Config& config, const Run& run, const Place& place, std::ostream& out) {
   Result advice{{"largest_batches", Result::object()}};
   out << "\nrecompute   largest batch of " << run.seq << " tokens\n";
   int most = 0;
@@ -154,18 +162,14 @@ Result advise(const Config& config, const Run& run, Place place, std::ostream& o
   }
   Run chosen = run;
   chosen.batch = std::min(run.batch, most);
-  chosen = choose_recompute(config, chosen, place.bytes, place.store);
-  const auto name = policies[static_cast<std::size_t>(chosen.recompute)].first;
+  chosen = choose_recompute(config, chosen, place.budget(), place.store);
+  const std::string name(policies[static_cast<std::size_t>(chosen.recompute)].first);
   const std::int64_t total = memory_plan(config, chosen, place.store).total();
-  advice["recommended"] = {{"batch", chosen.batch},
-                           {"recompute", std::string(name)},
-                           {"recompute_layers", chosen.recompute_layers},
-                           {"total", total}};
-  out << "recommended: --batch " << chosen.batch << " --recompute auto, which is " << name;
-  if (chosen.recompute != Recompute::none) {
-    out << " in " << chosen.recompute_layers << " of " << config.shape.layers << " layers";
-  }
-  out << ": " << gigabytes(total) << " of " << gigabytes(card) << '\n';
+  advice["recommended"] = {
+      {"batch", chosen.batch}, {"recompute", name}, {"recompute_layers", chosen.recompute_layers}, {"total", total}};
+  out << "recommended: --batch " << chosen.batch << " --recompute auto, which is "
+      << recomputed(chosen, config.shape.layers) << ": " << gigabytes(total) << " of " << gigabytes(place.bytes)
+      << '\n';
   return advice;
 }
 
@@ -187,16 +191,19 @@ Result plan(const PlanOptions& options, Context& context) {
                    .step_tokens = decode_step_tokens,
                    .all_logits = true};
   }
+  if (!cpu && options.recompute == "auto" && memory_plan(config, run, place.store).total() <= place.budget()) {
+    run = choose_recompute(config, run, place.budget(), place.store);  // as `train` does
+  }
   const MemoryPlan bytes = memory_plan(config, run, place.store);
   const int largest = largest_batch(config, run, place);
-  print(bytes, place, run, largest, context.out);
+  print(bytes, place, run, config.shape.layers, largest, context.out);
   Result parts = Result::object();
   for (std::size_t i = 0; i < purpose_count; ++i) parts[std::string(purpose_names[i])] = bytes.bytes[i];
   Result result{{"bytes", parts},
                 {"total", bytes.total()},
                 {"device", place.name},
                 {"device_bytes", place.bytes},
-                {"fits", bytes.total() <= place.bytes},
+                {"fits", bytes.total() <= place.budget()},
                 {"largest_batch", largest}};
   if (!cpu) result["advice"] = advise(config, run, place, context.out);
   return result;
@@ -214,7 +221,7 @@ void add_plan(OptionSet app, Invocation& call) {
   verb.add("--batch", options->batch, "Windows in a micro-batch").range(1, 65536);
   verb.add("--seq", options->seq, "Tokens in a window").range(2, 1 << 20);
   verb.add("--recompute", options->recompute,
-           "What the backward pass makes again; auto: nothing on the CPU, blocks on a GPU")
+           "What the backward pass makes again; auto: nothing on the CPU, on a GPU the least that fits")
       .one_of({"auto", "none", "cheap", "block"});
   verb.add("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
   verb.add("--gpu-memory", options->gpu_memory, "A GPU with so much memory instead of --on, as in 24GB or 80GiB")
@@ -226,7 +233,16 @@ void add_plan(OptionSet app, Invocation& call) {
       .range(0, 1 << 20);
   verb.add("--no-dropout", options->no_dropout, "Train without dropout");
   verb.add("--unquantized", options->unquantized, "Keep the frozen weights in full");
-  verb.on_call([&call, options] { call.action = [options](Context& context) { return plan(*options, context); }; });
+  verb.on_call([&call, options, verb] {
+    const bool both = verb.given("--on") && verb.given("--gpu-memory");
+    call.action = [options, both](Context& context) {
+      if (both) throw Error("--gpu-memory stands for --on; give one of them", ErrorKind::usage);
+      if (options->unquantized && options->resident) {
+        throw Error("--unquantized weights are resident anyway; leave out --resident", ErrorKind::usage);
+      }
+      return plan(*options, context);
+    };
+  });
 }
 
 }  // namespace qlora::program

@@ -258,8 +258,8 @@ class JobRun {
     const Result result =
         step({name, pack_settings, inputs, {settings.out}, [&] { return run_pack(settings, context_.progress); }});
     context_.out << name << ": " << result.value("documents", 0) << " documents, of these "
-                 << result.value("replayed", 0) << " replayed; " << result.value("windows", 0) << " windows, "
-                 << result.value("tokens", 0) << " tokens\n";
+                 << result.value("replayed", 0) << " replayed, " << result.value("cut_documents", 0) << " cut; "
+                 << result.value("windows", 0) << " windows, " << result.value("tokens", 0) << " tokens\n";
   }
 
   void train(const ModelSection& model, const Arm& arm) {

@@ -58,6 +58,7 @@ struct MergeStep {
   std::filesystem::path out;
   std::int64_t shard_bytes = MergeSection{}.shard_bytes;
   std::string device = "auto";
+  bool any_base = false;  ///< take an adapter that was trained on other weights
 };
 Result run_merge(const MergeStep& step, Progress& progress);
 
@@ -72,6 +73,7 @@ struct CompareStep {
   CompareSection compare;
   DeviceSection device;
   int threads = 0;
+  bool any_base = false;  ///< take adapters that were trained on other weights
 };
 /// Throws Error (usage) for a requirement that the comparison could not answer. Needs the probes, but none of the models.
 void check_compare(const CompareStep& step);

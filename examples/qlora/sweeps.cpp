@@ -145,7 +145,8 @@ std::string what_differs(const std::string& setting, const std::vector<std::stri
       return one.is_object() && one.value(k, Result()) != v;
     };
     if (std::none_of(others.begin(), others.end(), differs)) continue;
-    text += ", " + key + " " + (value.is_string() ? value.get<std::string>() : value.dump());
+    const std::string said = value.is_string() ? value.get<std::string>() : value.dump();
+    text += ", " + key + " " + (said.empty() ? "none" : said.substr(said.rfind('/') + 1));  // of a path the name
   }
   return text;
 }

@@ -117,6 +117,7 @@ class TrainRun {
       const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.threads);
       base_ = chosen.variant->open(model_, Base::full, chosen.machine);
     }
+    progress_.say(qlora::detail::concat("step ", metric.step, ": measuring ", guard_.size(), " probes"));
     try {
       Guard::Measured now = guard_.measure(training_->session(), base_.get());
       metric.probes = std::move(now.figures);
@@ -138,7 +139,8 @@ class TrainRun {
     }
     if (!found.checkpoint) {
       throw Error(qlora::detail::concat("the guard ", unmet, " is not met at step ", step,
-                                        ", where it was first measured; measure more often (--every), or lower --lr"));
+                                        ", where it was first measured; measure more often (--every), or lower --lr"),
+                  ErrorKind::unmet);
     }
     training_->restore(*found.checkpoint);
     progress_.say(qlora::detail::concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
@@ -244,7 +246,16 @@ class TrainRun {
     config.dropout = static_cast<float>(step_.train.dropout);
     config.rslora = step_.train.rslora;
     config.base_model = step_.model.string();
+    config.base_fingerprint = model_.fingerprint();
     return config;
+  }
+
+  /// Of the step that the run ended at, which need not be the last that was made.
+  [[nodiscard]] double last_loss(const std::vector<Metric>& metrics) const {
+    for (auto metric = metrics.rbegin(); metric != metrics.rend(); ++metric) {
+      if (metric->step == training_->steps_done()) return metric->loss;
+    }
+    return 0.0;
   }
 
   [[nodiscard]] Result result(const std::vector<Metric>& metrics, int first) const {
@@ -254,7 +265,7 @@ class TrainRun {
         {"resumed_after", first},
         {"windows", data_.size()},
         {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
-        {"last_loss", metrics.empty() ? 0.0 : metrics.back().loss},
+        {"last_loss", last_loss(metrics)},
         {"tok_per_s", progress_.tokens_per_second()},
         {"method", step_.train.method},
         {"trained_parameters", method() == Method::full ? parameters(model_.shape)
@@ -359,7 +370,11 @@ void add_train(OptionSet app, Invocation& call) {
     for (const std::string_view name : adapter_settings) {
       if (verb.given(qlora::detail::concat("--", name))) of_adapters.push_back(qlora::detail::concat("--", name));
     }
-    call.action = [step, of_adapters](Context& context) {
+    call.action = [step, of_adapters, every = verb.given("--every")](Context& context) {
+      if (every && step->train.probes.empty()) {
+        throw Error("--every says how often probes are measured: give --probes", ErrorKind::usage);
+      }
+      check_no_model(step->out);
       if (step->train.method == "full" && !of_adapters.empty()) {
         std::string all;
         for (const std::string& one : of_adapters) all += (all.empty() ? "" : ", ") + one;

@@ -11,14 +11,14 @@
 //   linear(_backward)     group: [X | XA] (T,K + parts R), residual -> Y (T,N)           cpu/linear.hpp       linear.cuh
 //   adapter_input         X -> XA                                                        cpu/linear.hpp       linear.cuh
 //   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp    rope.cuh
-//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention.cuh
+//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention_dispatch.cuh
 //   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp    decode.cuh
 //   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp    decode.cuh
 //   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh
 //   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp         loss.cuh
 //   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp        adamw.cuh
 //   adamw8                the same with moments in 8 bits                                cpu/adamw8.hpp       adamw8.cuh
-//   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          nf4.cuh
+//   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          quantize.cuh nf4.cuh
 #pragma once
 
 #include <concepts>

@@ -14,6 +14,7 @@ inline namespace v0 {
 
 /// What went wrong, by who can mend it. The values are the exit codes of the `qlora` program.
 enum class ErrorKind : int {
+  unmet = 1,        ///< a requirement on what was measured does not hold
   usage = 2,        ///< a call or a command line that cannot be meant
   input = 3,        ///< a file, page or number that does not hold what it should
   resource = 4,     ///< memory, disk or a lock that is not to be had

@@ -1,11 +1,12 @@
 // qlora/llama2.hpp — the door: include this one header.
 //   configs     llama2_7b, _13b, _70b and their _chat forms      configs/qlora/configs/llama2.hpp
-//   Model       weights and a backend                            model/model.hpp -> block.hpp -> qlinear.hpp
-//   Trainer     QLoRA steps                                      train/trainer.hpp
+//   Model       weights and a backend                            model/model.hpp -> weights.hpp -> qlinear.hpp
+//   Trainer     QLoRA steps                                      train/trainer.hpp -> model/pass.hpp -> model/block.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
 //   backend     the op table                                     backend.hpp
 //     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours
-//     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/linear.cuh and its neighbours
+//     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/swiglu.cuh and its neighbours
+// To a kernel: block.hpp calls b_.swiglu(...); backend.hpp names the file of every op, here cpu/swiglu.hpp and cuda/swiglu.cuh.
 // Pulls in the standard library and Eigen only (CUDA's headers are the kernels' business). Files, tokenizer, web pages and reports are headers of their own:
 // qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
 #pragma once

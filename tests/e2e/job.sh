@@ -75,6 +75,7 @@ total=$(json "$work/train.json" steps)
 [ "$(wc -l <"$work/through/metrics.jsonl")" = "$total" ] || fail "metrics.jsonl has not one line a step"
 grep -q '"global_step": '"$total" "$work/through/trainer_state.json" || fail "trainer_state.json"
 # at WORD FILE: waits until FILE has so many lines
+await_line() { for i in $(seq 6000); do grep -q "$1" "$2" && return; sleep 0.01; done; fail "no line: $1"; }
 await() { for i in $(seq 300); do [ -f "$2" ] && [ "$(wc -l <"$2")" -ge "$1" ] && return; sleep 0.02; done; fail "no step $1"; }
 "$qlora" train -m "$work/model" -d "$work/data" -o "$work/parts" $steps >"$work/out" 2>"$work/err" &
 job=$!
@@ -112,6 +113,16 @@ expect 0 compare -m "$work/model" -a "$work/through/adapter" --merged "$work/mer
 for what in reference figures lower upper change kept by_relation; do
   grep -q "\"$what\": " "$work/compare.json" || fail "no $what in the comparison"
 done
+# An adapter goes on the model that it was trained on.
+for verb in "chat $work/merged -p Hello --max-new-tokens 2" "merge -m $work/merged -o $work/wrong" \
+  "compare -m $work/merged --probes $work/probes.jsonl --max-new-tokens 2"; do
+  expect 3 $verb -a "$work/through/adapter"
+  grep -q "was trained on other weights than those of $work/merged" "$work/err" || fail "the wrong model is not named"
+done
+[ ! -e "$work/wrong" ] || fail "an adapter was merged into another model"
+expect 0 chat "$work/merged" -p Hello --max-new-tokens 2 -a "$work/through/adapter" --any-base
+expect 3 chat "$work/model" -p Hello -a "$work/through"
+grep -q "the one of that training is $work/through/adapter" "$work/err" || fail "the adapter inside is not pointed to"
 # A requirement decides the exit code, and one that names nothing is refused.
 expect 0 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --max-new-tokens 5 \
   --require "knowledge.value<=1" --require "nf4.knowledge.n>=2"
@@ -139,8 +150,11 @@ limit=$(sed -n '3s/.*"kl":{"n":1,"clusters":1,"value":\([^,]*\),.*/\1/p' "$work/
 expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<$limit" \
   --json "$work/guarded.json"
 [ "$(json "$work/guarded.json" stopped_at)" -le 3 ] || fail "the guard did not end the run"
+kept=$(json "$work/guarded.json" steps)
+[ "$(json "$work/guarded.json" last_loss)" = "$(sed -n "${kept}s/.*\"loss\":\([^,]*\),.*/\1/p" "$work/guarded/metrics.jsonl")" ] ||
+  fail "the loss is not that of the step that was gone back to"
 grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
-expect 3 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
+expect 1 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
 expect 2 train $short -o "$work/none" --guard "retention.lower>=0.5"
 expect 2 train $short -o "$work/none" --probes "$work/text.jsonl" --guard "retention.lower>=0.5"
 grep -q "there are text_d" "$work/err" || fail "what a guard can ask is not named"
@@ -159,7 +173,7 @@ for kept in "$work"/cut/checkpoints/checkpoint-*; do
 done
 
 # Ctrl-C while a measurement runs: the step is kept, the measurement is made again first thing, and nothing of the outcome
-# tells that there was an interruption. 240 questions take long enough to be met in the middle.
+# tells that there was an interruption. The program says when it begins to measure, and 240 questions take a while.
 loop="-m $work/model -d $work/data --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 2 --threads 2 --every 5"
 loop="$loop --probes $source/examples/quickstart/retention.jsonl $work/text.jsonl"
 # interrupt STEP OUT arguments...: interrupts a training in the measurement after STEP
@@ -167,9 +181,7 @@ interrupt() {
   step=$1; to=$2; shift 2
   "$qlora" train $loop -o "$to" "$@" >"$work/out" 2>"$work/err" &
   job=$!
-  await 1 "$work/err"  # it has begun, and a signal is caught
-  await $((step - 1)) "$to/metrics.jsonl"
-  sleep 0.3
+  await_line "step $step: measuring 241 probes" "$work/err"
   kill -INT $job
   got=0; wait $job || got=$?
   [ "$got" = 6 ] || fail "exit $got of a training that was interrupted while measuring, not 6"

@@ -124,14 +124,15 @@ void dropped_gradient_a(Context& context, int tokens, int width, int adapters, c
 void add_dropped_product(Context& context, int tokens, int width, int adapters, const DropoutSite& site,
                          Rows<const bf16> gxa, const bf16* a, Rows<bf16> gx);
 
-// --- nf4.cuh ----------------------------------------------------------------------------------------------------------
+// --- quantize.cuh -----------------------------------------------------------------------------------------------------
 
 /// Quantizes `elements` values of dtype f32, f16 or bf16, to the bits of cpu/nf4.hpp. to.absmax is workspace when
 /// absmax8 is set. Sets *to.offset (host memory) and returns false when a value is not finite. Waits.
 bool quantize(Context& context, const void* w, DType dtype, std::int64_t elements, const Quant& quant,
               const Nf4Target& to);
-/// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of the block.
-void dequantize(Context& context, const Nf4View& w, int rows, int cols, const Quant& quant, Rows<bf16> out);
+
+// --- load.cuh ---------------------------------------------------------------------------------------------------------
+
 /// Host memory -> device, through pinned buffers and conversion on the device: a tensor into bf16 or float, or into NF4
 /// (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for the tensor as
 /// it is stored is taken at first use and kept until finish_loading. Waits.
@@ -141,6 +142,11 @@ bool load_nf4(Context& context, const std::byte* from, DType dtype, std::int64_t
               const Nf4Target& to);
 /// Gives back what loading took, pinned buffers of large copies too; the next large copy makes them again.
 void finish_loading(Context& context);
+
+// --- nf4.cuh ----------------------------------------------------------------------------------------------------------
+
+/// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of the block.
+void dequantize(Context& context, const Nf4View& w, int rows, int cols, const Quant& quant, Rows<bf16> out);
 /// A whole matrix to float, rounded as w.state says: the values of bitsandbytes.
 void dequantize_float(Context& context, const Nf4View& w, std::int64_t elements, const Quant& quant, float* out);
 

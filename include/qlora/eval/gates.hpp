@@ -48,7 +48,7 @@ namespace detail {
 }
 
 [[noreturn]] inline void refuse(std::string_view expression, std::string_view why) {
-  throw Error(qlora::detail::concat("requirement `", expression, "`: ", why, "; write it as retention.lower>=0.98"),
+  throw Error(qlora::detail::concat("requirement `", expression, "`: ", why, "; one looks like retention.lower>=0.98"),
               ErrorKind::usage);
 }
 
@@ -131,7 +131,16 @@ inline void check_path(std::string_view path, std::string_view expression) {
   return result;
 }
 
-/// Holds a requirement against what was measured. `lookup(path)` is an std::optional<double>, empty for a path that is
+/// Whether the number of a path is a share, or a difference of two: all are but counts, nats and what texts have.
+[[nodiscard]] inline bool is_share(std::string_view path) {
+  for (const char* nats : {"text_", ".margin.", ".kl."}) {
+    if (path.find(nats) != std::string_view::npos) return false;
+  }
+  const std::string_view field = path.substr(path.rfind('.') + 1);
+  return field == "value" || field == "lower" || field == "upper";
+}
+
+/// Holds a requirement against what was measured. Throws Error (usage) for a share that is asked to be above 1. `lookup(path)` is an std::optional<double>, empty for a path that is
 /// not there; `names` are the paths that are, for the error (usage) that says so.
 template <class Lookup>
 [[nodiscard]] GateResult check(const Requirement& requirement, const Lookup& lookup,
@@ -141,6 +150,9 @@ template <class Lookup>
     throw Error(qlora::detail::concat("requirement `", requirement.expression, "`: no number is named `",
                                       requirement.path, "`; ", detail::known_beside(requirement.path, names)),
                 ErrorKind::usage);
+  }
+  if (std::abs(requirement.bound) > 1 && is_share(requirement.path)) {
+    detail::refuse(requirement.expression, "shares run from 0 to 1");
   }
   return {requirement.expression, *measured, detail::holds(*measured, requirement.comparison, requirement.bound)};
 }

@@ -110,7 +110,7 @@ inline constexpr std::size_t data_rows = 60;
     const std::size_t count = std::min(series.x.size(), series.y.size());
     const std::size_t stride = std::max<std::size_t>(1, (count + data_rows - 1) / data_rows);
     Table table;
-    table.caption = series.name + (stride > 1 ? " (every " + std::to_string(stride) + "th of " + std::to_string(count) +
+    table.caption = series.name + (stride > 1 ? " (one in " + std::to_string(stride) + " of " + std::to_string(count) +
                                                     " points; all are in metrics.jsonl)"
                                               : "");
     table.columns = {plot.x_label, plot.y_label};

@@ -17,6 +17,7 @@
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
+#include "qlora/io/sha256.hpp"
 #include "qlora/tensor.hpp"
 
 namespace qlora {
@@ -172,6 +173,18 @@ struct ModelDir : ModelConfig {
     return [weights = weights_, tied = shape.tied_embeddings](std::string_view name) {
       return weights->find(tied && name == "lm_head.weight" ? "model.embed_tokens.weight" : name);
     };
+  }
+
+  /// Tells models of one shape apart without reading all of them: SHA-256 of the first 4 KiB of every tensor, in the order of
+  /// tensor_names. The same weights stored in another type have another one.
+  [[nodiscard]] std::string fingerprint() const {
+    constexpr std::size_t seen = 4096;
+    Sha256 sum;
+    for (const NamedShape& tensor : tensor_names(shape)) {
+      const std::span<const std::byte> bytes = source()(tensor.name).value().bytes;
+      sum.update(tensor.name).update(bytes.first(std::min(bytes.size(), seen)));
+    }
+    return sum.hex();
   }
 
  private:

@@ -39,6 +39,8 @@ struct PeftConfig {
   std::map<std::string, float> alpha_pattern{};  ///< modules whose alpha is not alpha
   std::string base_model{};                      ///< name or path of the base; may be empty
   std::string revision{};                        ///< of the base; may be empty
+  std::string base_fingerprint{};                ///< of the base's weights (hf::ModelDir); empty: not known. In the
+                                                 ///< metadata of the matrices' file, where peft looks past it
 
   friend bool operator==(const PeftConfig&, const PeftConfig&) = default;
 };
@@ -85,6 +87,7 @@ template <class Value>
 
 namespace detail {
 
+inline constexpr const char* base_key = "base_sha256";
 inline constexpr int max_lora_rank = 4096;
 inline constexpr double max_lora_alpha = 1e6;
 
@@ -283,6 +286,9 @@ struct PeftAdapter : PeftConfig {
                                  "not read here; save the adapter again with peft's safe_serialization=True"));
     }
     adapter.file_ = std::make_shared<const SafetensorsFile>(weights);
+    if (const auto found = adapter.file_->metadata().find(detail::base_key); found != adapter.file_->metadata().end()) {
+      adapter.base_fingerprint = found->second;
+    }
     adapter.check_tensors();
     return adapter;
   }
@@ -356,7 +362,9 @@ inline void write_peft(const std::filesystem::path& target, const PeftConfig& co
   QLORA_EXPECTS(layers > 0 && tensors.size() == detail::matrices_of(config.targets, layers), tensors.size(),
                 " matrices for ", layers, " layers");
   AtomicDirectory directory(target, {"adapter_config.json", "adapter_model.safetensors"});
-  SafetensorsWriter writer(directory.temporary() / "adapter_model.safetensors", std::move(plan));
+  std::map<std::string, std::string> metadata{{"format", "pt"}};
+  if (!config.base_fingerprint.empty()) metadata[detail::base_key] = config.base_fingerprint;
+  SafetensorsWriter writer(directory.temporary() / "adapter_model.safetensors", std::move(plan), metadata);
   for (const PeftTensor& tensor : tensors) writer.write_floats(tensor.name, 0, tensor.data);
   writer.finish();
   write_file_atomically(directory.temporary() / "adapter_config.json", json_text(detail::peft_config_json(config)));
