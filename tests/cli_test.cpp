@@ -223,6 +223,23 @@ TEST_CASE("what could only fail at the end, or do nothing, is refused at the beg
   check_refused(inside, 2);
   CHECK(contains(inside.err, "where a model lies"));
   check_refused(qlora(scratch, "chat " + model + " -p ''"), 2);
+  const std::string pages = scratch.write("pages.jsonl", R"({"text":"A page."})").string();
+  check_refused(qlora(scratch, "fetch " + pages + " -o " + pages), 2);
+  CHECK(program_test::contents(pages).starts_with(R"({"text":"A page.")"));
+}
+
+TEST_CASE("a folder of another kind is named as what it is not") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string empty = (scratch / "").string();
+  const auto said = [&](const std::string& arguments, const char* what) {
+    const Outcome outcome = qlora(scratch, arguments);
+    check_refused(outcome, 3);
+    return contains(outcome.err, what);
+  };
+  CHECK(said("chat " + empty + " -p x", "is no model directory"));
+  CHECK(said("chat " + model + " -p x -a " + empty, "is no adapter"));
+  CHECK(said("train -m " + model + " -d " + empty + " -o " + (scratch / "out").string(), "is no packed data set"));
 }
 
 TEST_CASE("--json writes the result, and a file that cannot be written is exit 4") {

@@ -104,6 +104,12 @@ void add_fetch(OptionSet app, Invocation& call) {
         if (folder(source)) data.files.emplace_back(source);
       }
       std::erase_if(data.urls, folder);
+      std::error_code none;
+      for (const std::string& source : data.urls) {
+        if (fs::equivalent(source, step->out, none)) {
+          throw Error("--out is " + source + ", which is read; choose another file", ErrorKind::usage);
+        }
+      }
       const Result result = run_fetch(*step, context.progress);
       for (const Result& one : result["documents"]) {
         context.out << one["bytes"] << " bytes  " << one["source"].get<std::string>() << '\n';

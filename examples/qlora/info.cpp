@@ -40,7 +40,7 @@ Result describe_model(const fs::path& path) {
           {"tied_embeddings", s.tied_embeddings},
           {"dtype", name_of(model.dtype)},
           {"rope_theta", model.rope_theta},
-          {"norm_eps", model.norm_eps},
+          {"norm_eps", shortest_decimal(model.norm_eps)},
           {"max_positions", model.max_positions},
           {"tokenizer", model.tokenizer_model ? model.tokenizer_model->filename().string() : "none"},
           {"chat_template", model.has_chat_template},

@@ -158,6 +158,9 @@ struct ModelDir : ModelConfig {
       throw Error(detail::concat(directory.string(), ": no such model directory"));
     }
     const std::filesystem::path config = directory / "config.json";
+    if (!std::filesystem::exists(config)) {
+      throw Error(detail::concat(directory.string(), " is no model directory: it has no config.json"));
+    }
     ModelDir model;
     static_cast<ModelConfig&>(model) = parse_config(read_json_object(config, 1U << 20), config.string());
     model.path = directory;

@@ -277,6 +277,9 @@ struct PeftAdapter : PeftConfig {
   [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory) {
     PeftAdapter adapter;
     const std::filesystem::path config = directory / "adapter_config.json";
+    if (!std::filesystem::exists(config)) {
+      throw Error(detail::concat(directory.string(), " is no adapter: it has no adapter_config.json"));
+    }
     static_cast<PeftConfig&>(adapter) = detail::parse_peft_config(read_json_object(config, 1U << 20), config.string());
     adapter.path = directory;
     const std::filesystem::path weights = directory / "adapter_model.safetensors";

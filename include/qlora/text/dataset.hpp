@@ -191,6 +191,9 @@ class TokenDataset {
   [[nodiscard]] static TokenDataset open(const std::filesystem::path& directory) {
     TokenDataset result;
     const std::filesystem::path path = directory / "manifest.json";
+    if (!std::filesystem::exists(path)) {
+      throw Error(detail::concat(directory.string(), " is no packed data set: it has no manifest.json"));
+    }
     const std::string text = read_text(path, detail::max_manifest_bytes), where = path.string();
     const Json manifest = parse_json(text, where);
     if (!manifest.is_object()) throw Error(where + ": not a JSON object");
