@@ -9,8 +9,12 @@ using namespace qlora::eval;
 namespace {
 
 const std::vector<Trial> trials{
-    {"qlora", "slow", 1, 0.30, 0.99},  {"qlora", "slow", 2, 0.50, 0.97}, {"qlora", "quick", 1, 0.80, 0.90},
-    {"qlora", "quick", 2, 0.70, 0.80}, {"full", "slow", 1, 0.60, 0.95},  {"full", "slow", 2, NAN, 0.95},
+    {"qlora", "slow", 1, 0.30, 0.99, 0.95, 1.0},
+    {"qlora", "slow", 2, 0.50, 0.97, 0.93, 0.98},
+    {"qlora", "quick", 1, 0.80, 0.90, 0.8, 0.95},
+    {"qlora", "quick", 2, 0.70, 0.80},
+    {"full", "slow", 1, 0.60, 0.95},
+    {"full", "slow", 2, NAN, 0.95},
 };
 
 }  // namespace
@@ -27,6 +31,9 @@ TEST_CASE("settings are means over seeds, by rising gain") {
   CHECK(points[0].kept.most == 0.99);
   CHECK(points[1].gain.mean == doctest::Approx(0.75));
   CHECK(points[1].gain.seeds == 2);
+  CHECK(points[0].kept_lower == doctest::Approx(0.94));
+  CHECK(points[0].kept_upper == doctest::Approx(0.99));
+  CHECK(std::isnan(points[1].kept_lower));         // one of its seeds has no interval
   CHECK(groups.at("full").at(0).gain.seeds == 1);  // what was not measured does not count
 }
 

@@ -196,6 +196,8 @@ TEST_CASE("controls are pooled among themselves, and stand neither in the front 
   REQUIRE(trials.size() == 5);  // seven arms, two of them controls
   CHECK(trials[0].gain == 0.5);
   CHECK(trials[0].kept == 0.9);
+  CHECK(trials[0].kept_lower == doctest::Approx(0.85));
+  CHECK(trials[0].kept_upper == doctest::Approx(0.95));
   CHECK(trials[3].group == "replay");
   for (const eval::Trial& trial : trials) CHECK(trial.setting != "p");
 

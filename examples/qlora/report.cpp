@@ -193,14 +193,19 @@ void add_bars(const Result& variants, const std::set<std::string>& hidden, const
 
 /// One line a group of arms, one point a setting. Empty where fewer than two settings were measured.
 std::vector<eval::Plot> fronts_of(const std::vector<eval::Trial>& trials) {
-  eval::Plot plot{
-      "What was kept against what was learned", "new facts learned, %", "old facts right, %", eval::Scale::linear, {}};
+  eval::Plot plot{"What was kept (95 % interval) against what was learned",
+                  "new facts learned, %",
+                  "old facts right, %",
+                  eval::Scale::linear,
+                  {}};
   std::size_t points = 0;
   for (const auto& [group, settings] : eval::settings_of(trials)) {
     eval::Series series{group, {}, {}};
     for (const eval::SettingPoint& point : settings) {
       series.x.push_back(100 * point.gain.mean);
       series.y.push_back(100 * point.kept.mean);
+      series.lower.push_back(100 * point.kept_lower);
+      series.upper.push_back(100 * point.kept_upper);
       ++points;
     }
     plot.series.push_back(std::move(series));

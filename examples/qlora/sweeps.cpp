@@ -165,18 +165,21 @@ const Result* number_at(const Result& figures, std::string_view path) {
 }
 
 std::vector<eval::Trial> trials_of(const Result& arms, const Result& variants) {
-  const auto value_of = [&](const std::string& arm, const Paths& paths) {
+  constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
+  const auto value_of = [&](const std::string& arm, const Paths& paths, const char* field = "value") {
     for (const std::string& path : paths) {
       const Result* one = number_at(variants.at(arm).at("figures"), path);
-      if (one != nullptr && one->at("value").is_number()) return one->at("value").get<double>();
+      if (one == nullptr || !one->at("value").is_number()) continue;
+      return one->at(field).is_number() ? one->at(field).get<double>() : nothing;
     }
-    return std::numeric_limits<double>::quiet_NaN();
+    return nothing;
   };
   std::vector<eval::Trial> trials;
   for (const auto& [arm, about] : arms.items()) {
     if (!variants.contains(arm) || about.contains("control") || !about.value("front", true)) continue;
     trials.push_back({about.value("group", ""), about.value("setting", ""), about.value("seed", std::int64_t{0}),
-                      value_of(arm, learned), value_of(arm, {"retention"})});
+                      value_of(arm, learned), value_of(arm, {"retention"}), value_of(arm, {"retention"}, "lower"),
+                      value_of(arm, {"retention"}, "upper")});
   }
   return trials;
 }

@@ -23,8 +23,10 @@ struct Trial {
   std::string group;    ///< the method: one line of the plot
   std::string setting;  ///< what trials of different seeds share
   std::int64_t seed = 0;
-  double gain = 0.0;  ///< new facts learned, a share
-  double kept = 0.0;  ///< old facts that are right, a share
+  double gain = 0.0;                                             ///< new facts learned, a share
+  double kept = 0.0;                                             ///< old facts that are right, a share
+  double kept_lower = std::numeric_limits<double>::quiet_NaN();  ///< its interval over items; NaN: none
+  double kept_upper = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// A number over seeds: mean, least and most. Without any, NaN.
@@ -44,9 +46,11 @@ struct OverSeeds {
 
 /// One setting of a group, over its seeds.
 struct SettingPoint {
-  std::string setting;
-  OverSeeds gain;
-  OverSeeds kept;
+  std::string setting{};
+  OverSeeds gain{};
+  OverSeeds kept{};
+  double kept_lower = std::numeric_limits<double>::quiet_NaN();  ///< means of the ends; NaN unless every seed has them
+  double kept_upper = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// The settings of each group, by rising gain. Trials without a number for either are left out.
@@ -57,7 +61,10 @@ struct SettingPoint {
     std::vector<SettingPoint>& points = groups[trial.group];
     const auto same = [&](const SettingPoint& point) { return point.setting == trial.setting; };
     auto point = std::find_if(points.begin(), points.end(), same);
-    if (point == points.end()) point = points.insert(points.end(), {trial.setting, {}, {}});
+    if (point == points.end()) point = points.insert(points.end(), SettingPoint{.setting = trial.setting});
+    const double before = point->kept.seeds;
+    point->kept_lower = before == 0 ? trial.kept_lower : (point->kept_lower * before + trial.kept_lower) / (before + 1);
+    point->kept_upper = before == 0 ? trial.kept_upper : (point->kept_upper * before + trial.kept_upper) / (before + 1);
     point->gain.add(trial.gain);
     point->kept.add(trial.kept);
   }
