@@ -193,9 +193,9 @@ void add_bars(const Result& variants, const std::set<std::string>& hidden, const
 
 /// One line a group of arms, one point a setting. Empty where fewer than two settings were measured.
 std::vector<eval::Plot> fronts_of(const std::vector<eval::Trial>& trials) {
-  eval::Plot plot{"What was kept (95 % interval) against what was learned",
+  eval::Plot plot{"What was kept against what was learned",
                   "new facts learned, %",
-                  "old facts right, %",
+                  "old facts right, % (95 % interval)",
                   eval::Scale::linear,
                   {}};
   std::size_t points = 0;
