@@ -2,7 +2,7 @@
 # Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|job|job70b|peers]...
 # Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): every figure
 # with its median and spread, the card, the driver, the commit and the settings. Without arguments: train memory ops job,
-# nine minutes on one H200 with the build.
+# 8 min 39 s on one H100 with the build.
 # "peers" runs the usual Python stack on the same shapes; see bench/peers/README.md for what it needs.
 #
 #   QLORA_CUDNN_FRONTEND   folder of cudnn_frontend.h, as in tests/gpu.sh

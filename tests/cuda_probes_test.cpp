@@ -28,9 +28,7 @@ namespace {
 constexpr Config wide{.shape = /*   */ {512, 1024, 8, 16, 16, 64, 1024}, .lora = {.rank = 8}};
 constexpr int longest = 12000;
 
-DecodeRoom probes_of(int sequences) {
-  return {.sequences = sequences, .length = longest, .step_tokens = decode_step_tokens, .all_logits = true};
-}
+DecodeRoom probes_of(int sequences) { return room_for_probes(static_cast<std::size_t>(sequences), longest); }
 TrainOptions options() { return {.rank = 8, .total_steps = 4, .batch = 2, .seq = 256}; }
 /// A cap for a training with so many probes side by side.
 std::int64_t cap_for(Recompute policy, int sequences) {
@@ -148,9 +146,9 @@ TEST_CASE("a training's session knows on the GPU what the model's card says, ada
   std::vector<eval::Item> items = eval::read_items(source / "examples/quickstart/retention.jsonl");
   items.resize(64);
   const auto length = static_cast<int>(eval::longest_sequence(tokenizer, items));
-  const DecodeRoom probes{.sequences = 8, .length = length, .step_tokens = decode_step_tokens, .all_logits = true};
-  const auto training = CompiledVariant<chat, Cuda>().train(model, {.rank = 16, .batch = 2, .seq = 128},
-                                                            RecomputeChoice::automatic, probes, under(0));
+  const auto training =
+      CompiledVariant<chat, Cuda>().train(model, {.rank = 16, .batch = 2, .seq = 128}, RecomputeChoice::automatic,
+                                          room_for_probes(items.size(), length), under(0));
   for (const bool adapters : {false, true}) {  // B = 0: they change nothing yet
     training->session().use_adapters(adapters);
     const eval::Readings readings = eval::measure(training->session(), tokenizer, items);

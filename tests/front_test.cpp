@@ -26,14 +26,14 @@ TEST_CASE("settings are means over seeds, by rising gain") {
   REQUIRE(points.size() == 2);
   CHECK(points[0].setting == "slow");
   CHECK(points[0].gain.mean == doctest::Approx(0.4));
-  CHECK(points[0].kept.mean == doctest::Approx(0.98));
-  CHECK(points[0].kept.least == 0.97);
-  CHECK(points[0].kept.most == 0.99);
+  CHECK(points[0].kept.over.mean == doctest::Approx(0.98));
+  CHECK(points[0].kept.over.least == 0.97);
+  CHECK(points[0].kept.over.most == 0.99);
   CHECK(points[1].gain.mean == doctest::Approx(0.75));
   CHECK(points[1].gain.seeds == 2);
-  CHECK(points[0].kept_lower == doctest::Approx(0.94));
-  CHECK(points[0].kept_upper == doctest::Approx(0.99));
-  CHECK(std::isnan(points[1].kept_lower));         // one of its seeds has no interval
+  CHECK(points[0].kept.lower == doctest::Approx(0.94));
+  CHECK(points[0].kept.upper == doctest::Approx(0.99));
+  CHECK(std::isnan(points[1].kept.lower));         // one of its seeds has no interval
   CHECK(groups.at("full").at(0).gain.seeds == 1);  // what was not measured does not count
 }
 

@@ -79,6 +79,12 @@ void check_decoder() {
   }
 }
 
+template <Config C, class B>
+struct Of {
+  static constexpr Config config = C;
+  using Backend = B;
+};
+
 /// Marks [first, first + count) and says whether it was free.
 bool claim(std::vector<bool>& taken, std::int64_t first, std::int64_t count) {
   bool free = first >= 0 && first + count <= static_cast<std::int64_t>(taken.size());
@@ -91,23 +97,11 @@ bool claim(std::vector<bool>& taken, std::int64_t first, std::int64_t count) {
 
 }  // namespace
 
-TEST_CASE("arenas hold exactly what the plan says") {
-  check_arenas<net, Cpu<float>>();
-  check_arenas<some, Cpu<float>>();
-  check_arenas<plain, Cpu<float>>();
-  check_arenas<full, Cpu<float>>();
-  check_arenas<tied_full, Cpu<float>>();
-  check_arenas<net, Cpu<double>>();
-  check_arenas<net, Cpu<float, Rounding::bf16>>();
-}
-
-TEST_CASE("a decoder's arena holds exactly what the plan says") {
-  check_decoder<net, Cpu<float>>();
-  check_decoder<some, Cpu<float>>();
-  check_decoder<plain, Cpu<float>>();
-  check_decoder<full, Cpu<float>>();
-  check_decoder<net, Cpu<double>>();
-  check_decoder<net, Cpu<float, Rounding::bf16>>();
+TEST_CASE_TEMPLATE("arenas of trainers and decoders hold exactly what the plan says", Planned, Of<net, Cpu<float>>,
+                   Of<some, Cpu<float>>, Of<plain, Cpu<float>>, Of<full, Cpu<float>>, Of<tied_full, Cpu<float>>,
+                   Of<net, Cpu<double>>, Of<net, Cpu<float, Rounding::bf16>>) {
+  check_arenas<Planned::config, typename Planned::Backend>();
+  check_decoder<Planned::config, typename Planned::Backend>();
 }
 
 TEST_CASE("probes in the loop of LLaMA-2 7B, 8 of 500 tokens, by hand") {

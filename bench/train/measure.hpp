@@ -30,7 +30,7 @@ struct Settings {
   bool moments8 = false;
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
-  int probe_tokens = 0;      ///< of 8 sequences that the model continues behind the steps, as probes in the loop are
+  int probe_tokens = 0;      ///< of 8 sequences that are read and continued behind the steps, as probes in the loop are
   std::string algorithms{};  ///< text of an earlier run's choice
   cuda::ContextOptions device{};
 };
@@ -41,7 +41,7 @@ struct Figures {
   double first_step_s = 0.0;  ///< with the choice of algorithms
   double loss = 0.0;
   double grad_norm = 0.0;
-  double probes_ms = 0.0;      ///< 16 new tokens for each of the 8, room for them taken and given back
+  double probes_ms = 0.0;      ///< reading the 8 and 16 new tokens for each, room for them taken
   std::int64_t arena = 0;      ///< all arenas
   std::int64_t workspace = 0;  ///< libraries' workspaces, staging ring
   std::int64_t driver = 0;     ///< what the driver counts at the end, its empty context included
@@ -163,16 +163,9 @@ Figures measure(const Settings& settings) {
   figures.workspace = info.workspace;
   figures.driver = info.driver_used;
   figures.algorithms = cuda::algorithms(context);
-  figures.planned = memory_plan<C>({.batch = settings.batch,
-                                    .seq = settings.seq,
-                                    .recompute = settings.recompute,
-                                    .recompute_layers = settings.recompute_layers,
-                                    .loss_chunk = settings.loss_chunk,
-                                    .dropout = settings.dropout > 0.0F,
-                                    .keep_dequantized = settings.resident,
-                                    .moments8 = settings.moments8,
-                                    .probing = probes})
-                        .total();
+  Run run = run_of(options, settings.resident);
+  run.probing = probes;
+  figures.planned = memory_plan<C>(run).total();
   if (settings.profile) {
     cuda::set_profile(context, true);
     trainer->step(RandomData(settings, C.shape.vocab, 1000).windows(settings.seq));

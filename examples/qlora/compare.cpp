@@ -144,8 +144,10 @@ class Comparison {
                     .top_p = static_cast<float>(step_.compare.top_p),
                     .top_k = 0,
                     .seed = static_cast<std::uint64_t>(step_.compare.seed)};
+    int begun = 0;  // questions grow side by side, and those of either form are counted from 0
     const std::vector<Reply> replies = model.ask(questions_, how, [&](int question, std::int32_t) {
-      progress_.update(done_ + question);
+      begun = std::max(begun, question);
+      progress_.update(done_ + begun);
       return true;
     });
     for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;

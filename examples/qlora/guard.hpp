@@ -48,10 +48,7 @@ class Guard {
     if (!active()) return {.sequences = 0};
     const std::size_t longest = std::min(eval::longest_sequence(*tokenizer_, items_, {.ends = model_.eos_token_ids}),
                                          static_cast<std::size_t>(model_.max_positions));
-    return {.sequences = static_cast<int>(std::min(items_.size(), planned_side_by_side)),
-            .length = static_cast<int>(longest),
-            .step_tokens = decode_step_tokens,
-            .all_logits = true};
+    return room_for_probes(items_.size(), static_cast<int>(longest));
   }
   /// What of it decides a run's bits.
   [[nodiscard]] Json fingerprint() const {

@@ -185,12 +185,7 @@ Result plan(const PlanOptions& options, Context& context) {
           .dropout = !options.no_dropout,
           .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.resident,
           .moments8 = options.moments8};
-  if (options.probe_tokens > 0) {
-    run.probing = {.sequences = static_cast<int>(planned_side_by_side),
-                   .length = options.probe_tokens,
-                   .step_tokens = decode_step_tokens,
-                   .all_logits = true};
-  }
+  if (options.probe_tokens > 0) run.probing = room_for_probes(SIZE_MAX, options.probe_tokens);
   if (!cpu && options.recompute == "auto" && memory_plan(config, run, place.store).total() <= place.budget()) {
     run = choose_recompute(config, run, place.budget(), place.store);  // as `train` does
   }

@@ -203,9 +203,9 @@ std::vector<eval::Plot> fronts_of(const std::vector<eval::Trial>& trials) {
     eval::Series series{group, {}, {}};
     for (const eval::SettingPoint& point : settings) {
       series.x.push_back(100 * point.gain.mean);
-      series.y.push_back(100 * point.kept.mean);
-      series.lower.push_back(100 * point.kept_lower);
-      series.upper.push_back(100 * point.kept_upper);
+      series.y.push_back(100 * point.kept.over.mean);
+      series.lower.push_back(100 * point.kept.lower);
+      series.upper.push_back(100 * point.kept.upper);
       ++points;
     }
     plot.series.push_back(std::move(series));

@@ -29,8 +29,14 @@ inline constexpr std::int64_t dense_limit = 500'000'000;
 /// Sequences that a session grows side by side where memory is no concern, and new tokens of them in one call.
 inline constexpr std::size_t most_side_by_side = 32;
 inline constexpr int decode_step_tokens = 512;
-/// Probes side by side that a training keeps room for.
-inline constexpr std::size_t planned_side_by_side = 8;
+/// What a training keeps room for: probes of at most `length` tokens, eight side by side if there are so many.
+[[nodiscard]] constexpr DecodeRoom room_for_probes(std::size_t count, int length) {
+  constexpr std::size_t planned = 8;
+  return {.sequences = static_cast<int>(count < planned ? count : planned),
+          .length = length,
+          .step_tokens = decode_step_tokens,
+          .all_logits = true};
+}
 
 /// How the frozen weights are held.
 enum class Base : std::uint8_t {

@@ -193,14 +193,9 @@ TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[mayb
 #ifdef QLORA_CUDA
   if constexpr (on_gpu<B>) {
     if (!automatic && probes.sequences == 0) return options;  // the arenas will say whether it fits
-    Run run{.batch = options.batch,
-            .seq = options.seq,
-            .recompute = automatic ? Recompute::block : options.recompute,
-            .loss_chunk = options.loss_chunk,
-            .dropout = options.dropout > 0.0F,
-            .keep_dequantized = options.model.keep_dequantized,
-            .moments8 = options.moments8,
-            .probing = probes};
+    if (automatic) options.recompute = Recompute::block;      // the most, as long as it is asked whether anything fits
+    Run run = run_of(options, options.model.keep_dequantized);
+    run.probing = probes;
     const std::int64_t budget = gpu_budget(backend, machine);
     const auto needed = [&] { return memory_plan(C, run, gpu_storage).total(); };
     while (run.probing.sequences > 1 && needed() > budget) run.probing.sequences /= 2;

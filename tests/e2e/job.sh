@@ -74,9 +74,9 @@ expect 0 train -m "$work/model" -d "$work/data" -o "$work/through" $steps --json
 total=$(json "$work/train.json" steps)
 [ "$(wc -l <"$work/through/metrics.jsonl")" = "$total" ] || fail "metrics.jsonl has not one line a step"
 grep -q '"global_step": '"$total" "$work/through/trainer_state.json" || fail "trainer_state.json"
-# at WORD FILE: waits until FILE has so many lines
-await_line() { for i in $(seq 6000); do grep -q "$1" "$2" && return; sleep 0.01; done; fail "no line: $1"; }
+# await N FILE: waits until FILE has N lines. await_line TEXT FILE: until it has this one.
 await() { for i in $(seq 300); do [ -f "$2" ] && [ "$(wc -l <"$2")" -ge "$1" ] && return; sleep 0.02; done; fail "no step $1"; }
+await_line() { for i in $(seq 6000); do grep -q "$1" "$2" && return; sleep 0.01; done; fail "no line: $1"; }
 "$qlora" train -m "$work/model" -d "$work/data" -o "$work/parts" $steps >"$work/out" 2>"$work/err" &
 job=$!
 await 3 "$work/parts/metrics.jsonl"

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "qlora/eval/statistics.hpp"
+
 namespace qlora {
 inline namespace v0 {
 namespace eval {
@@ -44,13 +46,32 @@ struct OverSeeds {
   }
 };
 
+/// What was measured with one seed after the other. Each run is measured on the same items and brings an interval over
+/// these. The mean over the seeds gets the means of the intervals' ends: the interval that it has when all seeds err on the
+/// same items, so rather too wide than too narrow. What another seed would give is not in it: that is what least and most are
+/// for. Bounds are NaN unless every seed has them. Proven by tests/sweeps_test.cpp.
+struct PooledSeeds {
+  OverSeeds over;
+  double lower = std::numeric_limits<double>::quiet_NaN();
+  double upper = lower;
+  int n = 0;  ///< items of a seed: the fewest
+  std::vector<double> values;
+
+  void add(const Interval& one) {
+    const auto count = static_cast<double>(values.size());
+    lower = values.empty() ? one.lower : (lower * count + one.lower) / (count + 1);
+    upper = values.empty() ? one.upper : (upper * count + one.upper) / (count + 1);
+    n = values.empty() ? one.n : std::min(n, one.n);
+    over.add(one.value);
+    values.push_back(one.value);
+  }
+};
+
 /// One setting of a group, over its seeds.
 struct SettingPoint {
   std::string setting{};
   OverSeeds gain{};
-  OverSeeds kept{};
-  double kept_lower = std::numeric_limits<double>::quiet_NaN();  ///< means of the ends; NaN unless every seed has them
-  double kept_upper = std::numeric_limits<double>::quiet_NaN();
+  PooledSeeds kept{};
 };
 
 /// The settings of each group, by rising gain. Trials without a number for either are left out.
@@ -62,11 +83,8 @@ struct SettingPoint {
     const auto same = [&](const SettingPoint& point) { return point.setting == trial.setting; };
     auto point = std::find_if(points.begin(), points.end(), same);
     if (point == points.end()) point = points.insert(points.end(), SettingPoint{.setting = trial.setting});
-    const double before = point->kept.seeds;
-    point->kept_lower = before == 0 ? trial.kept_lower : (point->kept_lower * before + trial.kept_lower) / (before + 1);
-    point->kept_upper = before == 0 ? trial.kept_upper : (point->kept_upper * before + trial.kept_upper) / (before + 1);
     point->gain.add(trial.gain);
-    point->kept.add(trial.kept);
+    point->kept.add({trial.kept, trial.kept_lower, trial.kept_upper, 0, 0});
   }
   for (auto& [group, points] : groups) {
     std::stable_sort(points.begin(), points.end(),

@@ -182,9 +182,10 @@ struct ModelDir : ModelConfig {
   /// tensor_names. The same weights stored in another type have another one.
   [[nodiscard]] std::string fingerprint() const {
     constexpr std::size_t seen = 4096;
+    const TensorSource find = source();
     Sha256 sum;
     for (const NamedShape& tensor : tensor_names(shape)) {
-      const std::span<const std::byte> bytes = source()(tensor.name).value().bytes;
+      const std::span<const std::byte> bytes = find(tensor.name).value().bytes;
       sum.update(tensor.name).update(bytes.first(std::min(bytes.size(), seen)));
     }
     return sum.hex();

@@ -147,7 +147,7 @@ struct WorkSizes {
 [[nodiscard]] constexpr std::int64_t decode_bytes(const Config& config, const DecodeRoom& room, const Storage& store) {
   const Shape& s = config.shape;
   const bool full = config.trainable == Trainable::all;
-  const Lora lora = full ? Lora{.rank = 0, .targets = Proj::none} : config.lora;
+  const Lora lora = code_of(config).lora;
   const bool dequantizes = !full && config.quant.kind == QuantKind::nf4;
   const WorkSizes work = work_sizes(s, lora, store.widens, store.rounding_copy, dequantizes);
   const auto acts = [&](std::int64_t count) { return arena_bytes(count * store.activation); };
@@ -165,7 +165,7 @@ struct WorkSizes {
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
   const Shape& s = config.shape;
   const bool full = config.trainable == Trainable::all;
-  const Lora lora = full ? Lora{.rank = 0, .targets = Proj::none} : config.lora;
+  const Lora lora = code_of(config).lora;
   const std::int64_t tokens = std::int64_t{run.batch} * run.seq;
   const std::int64_t table = std::int64_t{s.vocab} * s.dim;
   const TrainedLayout trained{s, lora, config.trainable};
@@ -241,14 +241,14 @@ requires ValidConfig<C>
 namespace detail {
 [[noreturn]] inline void refuse_run(const Run& run, std::int64_t needed, std::int64_t budget) {
   const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes / 1'000'000) / 1000.0; };
-  std::string what;
-  if (run.recompute == Recompute::block) what = " even when every block is computed again in the backward pass";
-  if (run.probing.sequences > 0) what += concat(", with room for probes of up to ", run.probing.length, " tokens,");
-  throw Error(
-      concat("training on ", run.batch, " x ", run.seq, " tokens takes ", gb(needed), " GB", what, " and there are ",
-             gb(budget), " GB; a smaller batch",
-             run.recompute == Recompute::block ? "" : ", more that is computed again", " or shorter windows need less"),
-      ErrorKind::resource);
+  const bool blocks = run.recompute == Recompute::block;
+  std::string how;
+  if (run.probing.sequences > 0) how = concat(", with room for probes of up to ", run.probing.length, " tokens");
+  if (blocks) how += ", even when every block is computed again in the backward pass";
+  throw Error(concat("training on ", run.batch, " x ", run.seq, " tokens takes ", gb(needed), " GB", how,
+                     "; there are ", gb(budget), " GB. A smaller batch", blocks ? "" : ", more that is computed again",
+                     " or shorter windows need less"),
+              ErrorKind::resource);
 }
 }  // namespace detail
 

@@ -242,9 +242,7 @@ class Weights {
   }
   [[nodiscard]] static std::int64_t bytes_needed(int layers, bool keep_dequantized) {
     Config config{.shape = with_layers(layers), .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
-    const MemoryPlan plan = memory_plan(
-        config, Run{.seq = 1, .keep_dequantized = keep_dequantized},
-        Storage{.activation = sizeof(Act), .frozen = sizeof(Act), .trained = sizeof(Param), .widens = B::widens});
+    const MemoryPlan plan = memory_plan(config, Run{.seq = 1, .keep_dequantized = keep_dequantized}, storage_of<B>(0));
     return plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] + plan[Purpose::dense_linears] +
            plan[Purpose::embedding_head] + plan[Purpose::trained];
   }

@@ -40,6 +40,18 @@ struct TrainOptions {
   ModelOptions model{};
 };
 
+/// What of the options a memory plan asks for; `keep_dequantized` as the weights are held.
+[[nodiscard]] constexpr Run run_of(const TrainOptions& options, bool keep_dequantized) {
+  return {.batch = options.batch,
+          .seq = options.seq,
+          .recompute = options.recompute,
+          .recompute_layers = options.recompute_layers,
+          .loss_chunk = options.loss_chunk,
+          .dropout = options.dropout > 0.0F,
+          .keep_dequantized = keep_dequantized,
+          .moments8 = options.moments8};
+}
+
 /// What a step did. grad_norm is before clipping.
 struct StepReport {
   int step = 0;  ///< counts from 1
@@ -66,14 +78,7 @@ class TrainerCore {
       : b_(backend),
         w_(weights),
         options_(checked(options)),
-        run_{.batch = options.batch,
-             .seq = options.seq,
-             .recompute = options.recompute,
-             .recompute_layers = options.recompute_layers,
-             .loss_chunk = options.loss_chunk,
-             .dropout = options.dropout > 0.0F,
-             .keep_dequantized = keep_dequantized,
-             .moments8 = options.moments8},
+        run_(run_of(options, keep_dequantized)),
         pass_(backend, weights, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
         arena_(backend.arena(bytes_needed())) {
