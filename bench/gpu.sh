@@ -1,17 +1,18 @@
 #!/bin/sh
 # Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|job|job70b|peers]...
-# Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): every figure
-# with its median and spread, the card, the driver, the commit and the settings. Without arguments: train memory ops job,
-# 8 min 39 s on one H100 with the build.
-# "peers" runs the usual Python stack on the same shapes; see bench/peers/README.md for what it needs.
+# Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): each
+# measurement with median and spread, and the card, driver, commit and settings. Without arguments: train memory ops
+# job, which took 8 min 39 s on one H100 with the build.
+# "peers" runs transformers + peft + bitsandbytes on the same shapes; bench/peers/README.md says what it needs.
 #
 #   QLORA_CUDNN_FRONTEND   folder of cudnn_frontend.h, as in tests/gpu.sh
 #   QLORA_RESULTS          another folder for the result
-#   QLORA_COMMIT           the commit, where git is not at hand
+#   QLORA_COMMIT           the commit, where git is not available
 #   QLORA_MODELS           default "7b 13b 70b"
-#   QLORA_JOB              folder on the disk that "job", "job70b" and "peers" use, 57 GB for a moment; default: the build's, and /tmp
-#   QLORA_PEERS            of "peers", rows like 13b:2:ckpt; default: its own five
-#   QLORA_PEER_STEPS       steps of the article's job by "peers", default 160; fewer are scaled up, and the row says so
+#   QLORA_JOB              folder for the files of "job", "job70b" and "peers", up to 57 GB; default: the build's,
+#                          and /tmp
+#   QLORA_PEERS            rows for "peers", such as 13b:2:ckpt; default: its own five
+#   QLORA_PEER_STEPS       steps of the article's job in "peers", default 160; with fewer the row has a scaled total too
 #   QLORA_STEPS            timed steps, default 20, after 5 that are not counted
 #   QLORA_OPS              filter of ops_bench, default "." for all
 set -u
@@ -112,7 +113,8 @@ for what in "$@"; do
     peers)
       say "peers"
       # shellcheck disable=SC2086
-      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py ${QLORA_PEERS:+--rows $QLORA_PEERS} --out "$rows.peers"
+      PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py ${QLORA_PEERS:+--rows $QLORA_PEERS} \
+        --out "$rows.peers"
       PYTHONPATH=.peers python3 bench/peers/transformers_qlora.py --article --article-steps "${QLORA_PEER_STEPS:-160}" \
         ${QLORA_JOB:+--dir "$QLORA_JOB"} --out "$rows.peers"
       [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
@@ -125,7 +127,9 @@ for what in "$@"; do
 done
 
 say "result"
-QLORA_COMMIT=${QLORA_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)} python3 - "$rows" "$results" "$*" <<'END'
+QLORA_COMMIT=${QLORA_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
+export QLORA_COMMIT
+python3 - "$rows" "$results" "$*" <<'END'
 import json, os, re, subprocess, sys, time
 rows, folder, asked = sys.argv[1:]
 query = "name,driver_version,memory.total,power.limit"

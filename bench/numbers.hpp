@@ -1,5 +1,5 @@
-// bench/numbers.hpp — numbers on the command line of a benchmark. One that is cut short or out of its range would measure
-// something else than was asked for and print it as if it were that.
+// bench/numbers.hpp — numbers on a benchmark's command line. A truncated or out-of-range number is an error, so that
+// a benchmark never measures another setting than the one given.
 #pragma once
 
 #include <charconv>

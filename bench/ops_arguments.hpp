@@ -1,4 +1,4 @@
-// bench/ops_arguments.hpp — what the ops of LLaMA-2 7B, 13B and 70B are called with: groups, batches, random NF4 matrices.
+// bench/ops_arguments.hpp — arguments of the ops at LLaMA-2 7B, 13B and 70B: groups, batches, random NF4 matrices.
 #pragma once
 
 #include <algorithm>

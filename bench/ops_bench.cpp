@@ -1,13 +1,17 @@
-// bench/ops_bench.cpp — every op of the CUDA backend at the shapes of LLaMA-2 7B, 13B and 70B, and the share of its bound.
-//   names      op/model/what, for --benchmark_filter: dequantize/13b, matmul_nt, attention.*own; ceiling/... are the bounds
+// bench/ops_bench.cpp — every op of the CUDA backend at the shapes of LLaMA-2 7B, 13B and 70B, as a share of its
+// bound.
+//   names      op/model/what, for --benchmark_filter: dequantize/13b, matmul_nt, attention.*own; bounds are
+//              ceiling/...
 //   time       median of 20 batches of launches, each batch long enough for the clock and waited for once
 //   counters   TB_per_s, TFLOP_per_s of what the op has to move and to compute (below); percent_of_bound: the time that
-//              this takes at the ceilings / the median; spread_percent: (9th decile - 1st) / median. The label is the bound
+//              this takes at the ceilings / the median; spread_percent: (9th decile - 1st) / median. The label is the
+//              bound
 //   ceilings   measured in the same process before the first row: device copy of 1 GiB (read + write; the better of the
 //              driver's and embed's), and one second of a bf16 product 4096 x 13824 x 5120 (the power limit sets it)
 //   data       random everywhere; copies of a small op's buffers take turns, so that no L2 cache holds them
-// Tokens 4096 (70B: 2048; attention always 2 x 2048), rank 64, dropout 0.1. Bytes are inputs read once and outputs written
-// once; FLOP of linear groups are those of X W^T, X A^T and XA B^T without the zeros beside B; attention is counted causal.
+// Tokens 4096 (70B: 2048; attention always 2 x 2048), rank 64, dropout 0.1. Bytes are inputs read once and outputs
+// written once; FLOP of linear groups are those of X W^T, X A^T and XA B^T without the zeros beside B; attention is
+// counted causal.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// bench/ops_measure.hpp — memory full of random numbers, the time of a launcher, and the ceilings that its rate is compared with.
-// Plain C++ over qlora/cuda/launch.hpp: time is the host's clock around batches of launches that are waited for once.
+// bench/ops_measure.hpp — buffers of random numbers, the time of a launcher, and the ceilings of its rate.
+// Plain C++ over qlora/cuda/launch.hpp: time is the host's clock around a batch of launches with one wait at its end.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 #include "qlora/cuda/launch.hpp"
 #include "qlora/error.hpp"
 
-// The one thing that no launcher does: the driver's copy inside the card. Declared here, since CUDA's headers are for
-// kernels alone; the runtime comes with qlora::cuda.
+// The driver's device-to-device copy, which no launcher makes. Declared here, since only kernels include CUDA's
+// headers; qlora::cuda links the runtime.
 extern "C" int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int kind, void* stream);
 extern "C" int cudaDeviceSynchronize();
 
@@ -30,7 +30,7 @@ inline constexpr std::int64_t rotation = std::int64_t{256} << 20;
 /// Bytes of the copy that is a ceiling.
 inline constexpr std::int64_t copied = std::int64_t{1} << 30;
 
-// --- the device, and memory full of random numbers ----------------------------------------------------------------------
+// --- the device, and memory full of random numbers -------------------------------------------------------------------
 
 inline void wait_for_device() {
   const int status = cudaDeviceSynchronize();
@@ -41,7 +41,7 @@ inline void copy_on_device(void* to, const void* from, std::int64_t bytes) {
   QLORA_EXPECTS(status == 0, "copying on the device: error ", status);
 }
 
-/// A context, and buffers that are handed out in order and all given back at once.
+/// A context, and buffers that are allocated in order and freed all at once.
 class Gpu {
  public:
   Gpu() {
@@ -120,7 +120,7 @@ class Gpu {
 
  public:
   cuda::Context* const context = own_.get();
-  cuda::Context* const fast = own_fast_.get();  ///< may choose kernels whose sums depend on timing
+  cuda::Context* const fast = own_fast_.get();  ///< allows kernels whose sums depend on timing
 
  private:
   std::byte* const arena_ = cuda::allocate(*context, arena_size);
@@ -137,7 +137,7 @@ inline Gpu& gpu() {
   return *device;
 }
 
-// --- measuring ----------------------------------------------------------------------------------------------------------
+// --- measuring -------------------------------------------------------------------------------------------------------
 
 using Launch = std::function<void(cuda::Context&)>;
 struct Op {
@@ -145,17 +145,17 @@ struct Op {
   double bytes = 0.0;
   double flop = 0.0;
   std::function<Launch(Gpu&)> make;  ///< buffers and arguments of one copy
-  bool fast = false;                 ///< runs in the context that may be faster than deterministic
+  bool fast = false;                 ///< runs in the context that allows nondeterministic kernels
 };
 struct Timing {
   double median = 0.0;  ///< seconds of one launch
   double spread = 0.0;  ///< (9th decile - 1st) / median
 };
 
-/// A batch takes at least `batch_s`; `heat_s` of the same work comes before, since the clock falls under load.
+/// A batch takes at least `batch_s`, after `heat_s` of the same work, since the GPU clock falls under load.
 inline Timing measure(const Op& op, double batch_s, double heat_s) {
   Gpu& g = gpu();
-  wait_for_device();  // an op that threw may have left work behind
+  wait_for_device();  // an op that threw may have left work running
   g.give_back();
   cuda::Context& context = op.fast ? *g.fast : *g.context;
   std::vector<Launch> copies;

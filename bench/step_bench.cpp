@@ -1,9 +1,9 @@
-// bench/step_bench.cpp — how much of a training step is Eigen's own products, at the rate that Eigen reaches alone.
-//   products_alone   every product of a step, as plain Eigen expressions on one thread, without tiles or adapters' logic
+// bench/step_bench.cpp — the share of a training step that Eigen's products take, at the rate of Eigen alone.
+//   products_alone   every product of a step as a plain Eigen expression on one thread, without tiles or adapter code
 //   step             the step itself, one thread
 //   share            both in turn; the counter percent_products = time of the products alone / time of the step
-// The model is the small one that comes with the library, adapters of rank 64 on every linear, NF4 held dense, dropout on.
-// Attention's products are left out of the list, so the share is on the low side.
+// The model is tiny-chat with adapters of rank 64 on every linear layer, dense NF4 weights and dropout. Attention's
+// products are not in the list, so the share is a lower bound.
 #include <benchmark/benchmark.h>
 
 #include <chrono>

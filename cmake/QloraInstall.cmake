@@ -1,4 +1,4 @@
-# Install rules. One export file per component, so that find_package(qlora COMPONENTS cpu) looks for Eigen and nothing more.
+# Install rules. One export file per component, so that find_package(qlora COMPONENTS cpu) looks for Eigen only.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -21,12 +21,14 @@ foreach(target IN LISTS qlora_components)
   install(EXPORT ${target}-targets NAMESPACE qlora:: DESTINATION "${qlora_package_dir}" COMPONENT library)
 endforeach()
 
-configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in" "${PROJECT_BINARY_DIR}/qloraConfig.cmake"
+configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in"
+                              "${PROJECT_BINARY_DIR}/qloraConfig.cmake"
                               INSTALL_DESTINATION "${qlora_package_dir}")
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake" COMPATIBILITY SameMinorVersion
                                  ${architecture})
 install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
               "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}" COMPONENT library)
-configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY) # for builds without CMake
+# for builds without CMake
+configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/qlora.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig" COMPONENT library)
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT library)

@@ -1,11 +1,11 @@
-# qlora_add_model(NAME CONFIG HEADER file BACKENDS cpu cuda ALSO config...): compiles the Model, Trainer and Generator of
-# one config once.
+# qlora_add_model(NAME CONFIG HEADER file BACKENDS cpu cuda ALSO config...): compiles the Model, Trainer and Generator
+# of one config once.
 #
 #   CONFIG    a constant expression of type qlora::Config, for example my::config
 #   HEADER    the header that defines it, relative to the current source folder or on the include path; it is included
 #             after the library's door, so it may use everything that the door offers
-#   ALSO      more configs for the same translation units, such as a chat form: what they share with CONFIG (all but thin
-#             shells, where only numbers that are known at run time and the prompt form differ) is compiled once for both
+#   ALSO      more configs for the same translation units, such as a chat form. Code that they share with CONFIG is
+#             compiled once; that is all but thin wrappers if only run-time numbers and the prompt form differ
 #   BACKENDS  cpu (the default) or cuda or both; one translation unit each, compiled by the C++ compiler. cuda needs the
 #             component qlora::cuda
 #
@@ -28,7 +28,8 @@ function(qlora_add_model name config)
   set(backend_cuda "qlora::Cuda")
   if("cuda" IN_LIST arg_BACKENDS)
     if(NOT TARGET qlora::cuda)
-      message(FATAL_ERROR "qlora_add_model(${name}): BACKENDS cuda needs qlora::cuda; configure qlora with QLORA_CUDA=ON, "
+      message(FATAL_ERROR "qlora_add_model(${name}): BACKENDS cuda needs qlora::cuda; "
+                          "configure qlora with QLORA_CUDA=ON, "
                           "or ask find_package for the component cuda")
     endif()
     string(PREPEND include_header "#include <qlora/cuda.hpp>\n")
@@ -57,5 +58,6 @@ function(qlora_add_model name config)
   if("cuda" IN_LIST arg_BACKENDS)
     target_link_libraries(${name} PUBLIC qlora::cuda)
   endif()
-  target_include_directories(${name} PUBLIC "$<BUILD_INTERFACE:${folder}>" "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>")
+  target_include_directories(${name} PUBLIC "$<BUILD_INTERFACE:${folder}>"
+                                            "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>")
 endfunction()

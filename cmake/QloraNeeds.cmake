@@ -3,10 +3,10 @@
 
 # qlora_needs(OUT FILE [SOURCES OUT2]): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS CUDA
 # CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
-# built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or #endif is
-# no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is there. OUT2
-# gets FILE and the .cpp files that stand beside a header that it includes (the program's parts have them), so that a test
-# of such a part links it.
+# built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or
+# #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is
+# there. OUT2 gets FILE and the .cpp files that stand beside a header that it includes (the program's parts have them),
+# so that a test of such a part links it.
 function(qlora_needs out file)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "SOURCES" "")
   set(companions "${file}")

@@ -1,4 +1,4 @@
-# The library's targets. Those made here for its users are INTERFACE: they carry include folders, definitions and what to link.
+# The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece   qlora::web  + libcurl, libxml2
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
@@ -7,7 +7,8 @@ add_library(qlora INTERFACE)
 add_library(qlora::qlora ALIAS qlora)
 target_compile_features(qlora INTERFACE cxx_std_20)
 target_include_directories(qlora INTERFACE "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>"
-                                           "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/configs>" "$<INSTALL_INTERFACE:include>")
+                                           "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/configs>"
+                                           "$<INSTALL_INTERFACE:include>")
 set(qlora_components qlora)
 
 # qlora_component(NAME dependency...): qlora::NAME = qlora::qlora + the dependencies.

@@ -1,5 +1,5 @@
-# Sourced by the scripts of this project: need_packages NAME... installs what is missing on Debian, as root or with sudo.
-# Elsewhere it does nothing, and the configure step says what it does not find.
+# Sourced by this project's scripts: need_packages NAME... installs missing packages on Debian, as root or with sudo.
+# On other systems it does nothing, and the configure step reports what is missing.
 need_packages() {
   command -v dpkg-query >/dev/null || return 0
   missing=

@@ -1,9 +1,9 @@
 #!/bin/sh
 # The study: sh examples/forgetting.sh [option of qlora run]...
-# What the small chat model learns from pages about 35 new products and what it forgets, by QLoRA and by full fine-tuning, each
-# over its own learning rates and several seeds; what rank, passes, replay and the number of wordings change; and a control:
-# out/forgetting/run/report.html. Installs and builds like the quickstart. 50 minutes on two cores; it can be
-# stopped and goes on from there.
+# What the small chat model learns from pages about 35 new products and what it forgets, by QLoRA and by full
+# fine-tuning, each over its own learning rates and several seeds; what rank, passes, replay and the number of wordings
+# change; and a control: out/forgetting/run/report.html. Installs and builds like the quickstart. 50 minutes on two
+# cores; it can be stopped and goes on from there.
 #
 #   QLORA_SEEDS    default "1 2 3 4 5"; what is varied beside the learning rate has the first of them alone
 #   QLORA_OUT      default out/forgetting
@@ -17,20 +17,22 @@ out=${QLORA_OUT:-out/forgetting}
 mkdir -p "$out"
 "$make_world" "$out/world" --documents 1000 # the study's files do not depend on how long the corpus is
 study=world/study
-# What the model knows, in its own words: replayed while it learns. And retention without alternatives to each answer: their
-# likelihoods, of 2,040 facts and 45 models, would take longer than all the rest.
+# What the model knows, in its own words: replayed while it learns. And retention without alternatives to each answer:
+# their likelihoods, of 2,040 facts and 45 models, would take longer than all the rest.
 recall=recall.jsonl
 [ -f "$out/$recall" ] || "$program" recall examples/models/tiny-chat -o "$out/$recall" --documents 3200 --seed 1
 sed 's/"distractors":\[[^]]*\],//' "$out/$study/report/retention_chat.jsonl" >"$out/retention_chat.jsonl"
 recalled=$(wc -l <"$out/$recall")
 seeds=${QLORA_SEEDS:-1 2 3 4 5}
 
-# The job. Settings were picked on the guard's probes, which ask about other products and in other words than the report's.
+# The job. Settings were picked on the guard's probes, which ask about other products and in other words than the
+# report's.
 rate=2e-3 first=${seeds%% *}
 arm() { # NAME METHOD LR SEED [more lines]
   group=QLoRA
   [ "$2" = qlora ] || group="full fine-tuning"
-  printf '[[arm]]\nname = "%s"\nmethod = "%s"\nlr = %s\nseed = %s\ngroup = "%s"\n%s\n' "$1" "$2" "$3" "$4" "$group" "${5:-}"
+  printf '[[arm]]\nname = "%s"\nmethod = "%s"\nlr = %s\nseed = %s\ngroup = "%s"\n%s\n' \
+    "$1" "$2" "$3" "$4" "$group" "${5:-}"
 }
 own="replay = \"$recall\""
 varied() { # NAME SWEEP VALUE lines: QLoRA as in the middle of the front, with one thing changed

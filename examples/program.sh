@@ -6,8 +6,8 @@ build=build-release
 build_program() {
   need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libsentencepiece-dev libcli11-dev \
     libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev
-  # A build folder remembers its generator and its CUDA; a new one gets Ninja, and kernels only where a GPU can run them:
-  # they take minutes to compile.
+  # An existing build folder keeps its generator and CUDA setting. A new one uses Ninja, and compiles kernels, which
+  # takes minutes, only if there is a GPU.
   new=
   if [ ! -f $build/CMakeCache.txt ]; then
     new=-GNinja

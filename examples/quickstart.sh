@@ -1,7 +1,7 @@
 #!/bin/sh
 # The quickstart: sh examples/quickstart.sh
-# On a fresh Debian 12 machine: installs what is missing, builds the program, and teaches the small chat model that comes
-# with it ten web pages with QLoRA: pages -> text -> windows -> NF4 -> adapter -> merged model -> base and tuned compared.
+# On Debian 12: installs missing packages, builds the program, and fine-tunes tiny-chat on ten web pages with QLoRA:
+# pages -> text -> windows -> NF4 -> adapter -> merged model -> comparison of base and tuned model.
 set -eu
 cd "$(dirname "$0")/.."
 . examples/program.sh

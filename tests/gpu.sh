@@ -1,14 +1,16 @@
 #!/bin/sh
 # The tests that need a GPU: sh tests/gpu.sh
-# Configures the preset "gpu" into build-gpu, builds those tests and what they link, and runs them. Needs nvcc 12 or newer,
-# g++ 12, CMake, Ninja, Eigen and doctest, and no network; whatever else is missing is left out of the build. Exits
-# non-zero when a test fails, when none was run, and when a sanitizer found something; the summary is what it prints last.
+# Configures the preset "gpu" into build-gpu, builds those tests and what they link, and runs them. Needs nvcc 12 or
+# newer, g++ 12, CMake, Ninja, Eigen and doctest, and no network; whatever else is missing is left out of the build.
+# Exits non-zero when a test fails, when none was run, and when a sanitizer found something; the summary is what it
+# prints last.
 #
-#   QLORA_CUDNN_FRONTEND     folder of cudnn_frontend.h; without it (and cuDNN) attention runs on the library's own kernels
+#   QLORA_CUDNN_FRONTEND     folder of cudnn_frontend.h; without it (and cuDNN) attention runs on the library's own
+#                            kernels
 #   QLORA_TESTS              only the tests whose name matches this regular expression; default: all, ^cuda_
 #   QLORA_SANITIZE           1: each test under compute-sanitizer as well: memcheck, racecheck, initcheck and synccheck;
-#                            test cases "large: ..." and "long: ..." are left out there, since they take minutes, and those
-#                            that read the driver's count of memory, which a sanitizer changes
+#                            test cases "large: ..." and "long: ..." are left out there, since they take minutes, and
+#                            those that read the driver's count of memory, which a sanitizer changes
 #   QLORA_SANITIZE_SECONDS   for all of that, default 300; a single run gets 200 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
 #   QLORA_ARCHITECTURES      default 90a-real

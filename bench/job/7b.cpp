@@ -1,4 +1,4 @@
-// bench/job/7b.cpp — LLaMA-2 7B, adapters of rank 64 on every linear.
+// bench/job/7b.cpp — LLaMA-2 7B, adapters of rank 64 on every linear layer.
 #include "job.hpp"
 
 qlora::bench::JobFigures qlora::bench::job_7b(const JobSettings& settings) { return run_job_of<llama2_7b>(settings); }

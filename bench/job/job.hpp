@@ -1,5 +1,5 @@
-// bench/job/job.hpp — the whole job on one GPU, on random weights of a preset's exact shape: files to merged files, with the
-// library's parts as a program uses them. Each preset is compiled in a file of its own.
+// bench/job/job.hpp — the whole job on one GPU, from model files to merged model files, with random weights of a
+// preset's exact shape. It uses the library as a program does. Each preset is compiled in its own file.
 #pragma once
 
 #include <atomic>
@@ -21,21 +21,21 @@ namespace qlora::bench {
 struct JobSettings {
   std::filesystem::path directory;
   int steps = 160;
-  bool few_layers = false;  ///< the first ones only: see few_layers_of
+  bool few_layers = false;  ///< only the first few: see few_layers_of
 };
 
 /// Seconds by phase; the job is everything from `open` on.
 struct JobFigures {
-  double base_s = 0.0;  ///< writing the random model, which is not part of the job
+  double base_s = 0.0;  ///< writing the random model; not part of the job
   double context_s = 0.0;
   double open_s = 0.0;
   double load_s = 0.0;
-  double first_step_s = 0.0;  ///< with the choice of algorithms
+  double first_step_s = 0.0;  ///< including the choice of algorithms
   double train_s = 0.0;       ///< all steps
   double adapter_s = 0.0;
   double lanes_s = 0.0;
-  double merge_s = 0.0;  ///< until the system had taken the last weight
-  double sync_s = 0.0;   ///< from there until all of it was durable
+  double merge_s = 0.0;  ///< until the last write returned
+  double sync_s = 0.0;   ///< from there until all files were durable
   double total_s = 0.0;
   double tokens = 0.0;
   double loss = 0.0;
@@ -43,7 +43,7 @@ struct JobFigures {
   std::int64_t arena = 0;
   std::int64_t workspace = 0;
   std::int64_t driver = 0;   ///< at the end of training
-  std::int64_t merging = 0;  ///< driver's count while merging, the trainer gone
+  std::int64_t merging = 0;  ///< driver's count during the merge, without the trainer
   int layers = 0;
   std::string device;
 };
@@ -168,8 +168,8 @@ JobFigures run_job(const JobSettings& settings) {
   return figures;
 }
 
-/// Four for a quick look. Of 70B sixteen: its 138 GB and the merged model's do not fit a disk of 64 GiB, and of sixteen layers
-/// both do, 28 GB each. A layer is loaded, trained and merged as it is among eighty.
+/// Four for a quick look. Sixteen for 70B: base and merged model of all 80 layers take 138 GB each, those of sixteen
+/// 28 GB each, which fit a disk of 64 GiB. A layer is loaded, trained and merged as in the whole model.
 [[nodiscard]] constexpr int few_layers_of(const Shape& shape) { return shape.layers > 40 ? 16 : 4; }
 
 /// The config with few layers; it shares all code with the whole one.

@@ -1,8 +1,9 @@
 // bench/job/main.cpp — the whole job on one GPU, timed by phase and printed as one line of JSON.
 //   job_speed DIR [--model 13b|7b|70b] [--steps N] [--few-layers] [--keep]
-// DIR must not exist. DIR/base gets a random float16 model of the exact shape (not timed), DIR/adapter and DIR/merged what
-// the job makes of it: 2 x 26 GB for 13B, 2 x 138 GB for 70B, and 2 x 28 GB for its first 16 layers (--few-layers). Then open, load and quantize, train, write the adapter, merge on the GPU, make
-// durable. DIR is removed at the end unless --keep is given. The base is in the page cache where memory has room for it.
+// DIR must not exist. The program writes a random float16 model of the exact shape to DIR/base (not timed) and the
+// job's results to DIR/adapter and DIR/merged: 2 x 26 GB for 13B, 2 x 138 GB for 70B, 2 x 28 GB for its first 16 layers
+// (--few-layers). Timed phases: open, load and quantize, train, write the adapter, merge on the GPU, sync to disk. DIR
+// is removed at the end unless --keep is given. The base is in the page cache if memory has room for it.
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .peers/ in the repository's root (git ignores it) from a bitsandbytes wheel: its Python files and metadata, the library
-# for CUDA 13.0 and the one for CPUs (5 MB instead of 125), for a machine that has PyTorch but not bitsandbytes.
+# Makes .peers/ in the repository's root (git ignores it) from a bitsandbytes wheel: its Python files and metadata, the
+# library for CUDA 13.0 and the one for CPUs (5 MB instead of 125), for a machine that has PyTorch but not bitsandbytes.
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_24_x86_64 bitsandbytes
 #   sh bench/peers/trim_bitsandbytes.sh bitsandbytes-*.whl
@@ -13,7 +13,7 @@ fi
 root=$(cd "$(dirname "$0")/../.." && pwd)
 rm -rf "$root/.peers"
 mkdir "$root/.peers"
-# Python's own unzip: not every machine has the program.
+# Python's unzip: not every machine has the program.
 python3 -m zipfile -e "$1" "$root/.peers"
 for library in "$root"/.peers/bitsandbytes/libbitsandbytes_*; do
   case $library in

@@ -1,4 +1,4 @@
-// bench/train/13b.cpp — LLaMA-2 13B, adapters of rank 64 on every linear.
+// bench/train/13b.cpp — LLaMA-2 13B, adapters of rank 64 on every linear layer.
 #include "measure.hpp"
 
 qlora::bench::Figures qlora::bench::measure_13b(const Settings& settings) {

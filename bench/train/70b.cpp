@@ -1,4 +1,4 @@
-// bench/train/70b.cpp — LLaMA-2 70B, adapters of rank 64 on every linear.
+// bench/train/70b.cpp — LLaMA-2 70B, adapters of rank 64 on every linear layer.
 #include "measure.hpp"
 
 qlora::bench::Figures qlora::bench::measure_70b(const Settings& settings) {

@@ -1,4 +1,4 @@
-// bench/train/7b.cpp — LLaMA-2 7B, adapters of rank 64 on every linear.
+// bench/train/7b.cpp — LLaMA-2 7B, adapters of rank 64 on every linear layer.
 #include "measure.hpp"
 
 qlora::bench::Figures qlora::bench::measure_7b(const Settings& settings) { return measure<qlora::llama2_7b>(settings); }

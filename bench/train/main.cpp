@@ -1,9 +1,10 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
-//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--moments8] [--resident] [--profile] [--fast]
-//               [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE] [--probe-tokens N]
-// The median of a step's wall time counts; p10 and p90 stand beside it. An algorithms file that is there is used; else it
-// is written, so that a second run makes the same choice.
+//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--moments8] [--resident] [--profile]
+//               [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
+//               [--probe-tokens N]
+// Prints the median wall time of a step, with p10 and p90. If the algorithms file exists it is used, else it is
+// written, so that a second run makes the same choice.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// bench/train/measure.hpp — one training run on the GPU, on random weights of a preset's exact shape and random tokens.
-// Each preset is compiled in a file of its own (7b.cpp and so on), so that they build side by side.
+// bench/train/measure.hpp — one training run on the GPU, on random weights of a preset's exact shape and random
+// tokens. Each preset is compiled in a file of its own (7b.cpp and so on), so that they build side by side.
 #pragma once
 
 #include <algorithm>
@@ -30,30 +30,30 @@ struct Settings {
   bool moments8 = false;
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
-  int probe_tokens = 0;      ///< of 8 sequences that are read and continued behind the steps, as probes in the loop are
-  std::string algorithms{};  ///< text of an earlier run's choice
+  int probe_tokens = 0;      ///< length of 8 sequences that are read and continued after the steps
+  std::string algorithms{};  ///< the choice of an earlier run, as text
   cuda::ContextOptions device{};
 };
 
 struct Figures {
   std::vector<double> step_ms;
   double load_s = 0.0;
-  double first_step_s = 0.0;  ///< with the choice of algorithms
+  double first_step_s = 0.0;  ///< including the choice of algorithms
   double loss = 0.0;
   double grad_norm = 0.0;
-  double probes_ms = 0.0;      ///< reading the 8 and 16 new tokens for each, room for them taken
+  double probes_ms = 0.0;      ///< reading the 8 sequences and 16 new tokens for each, allocation included
   std::int64_t arena = 0;      ///< all arenas
-  std::int64_t workspace = 0;  ///< libraries' workspaces, staging ring
-  std::int64_t driver = 0;     ///< what the driver counts at the end, its empty context included
-  std::int64_t empty = 0;      ///< what it counted before anything was made
+  std::int64_t workspace = 0;  ///< library workspaces, staging ring
+  std::int64_t driver = 0;     ///< the driver's count at the end, empty context included
+  std::int64_t empty = 0;      ///< the driver's count before the first allocation
   std::int64_t planned = 0;
   std::string device;
   std::string algorithms;
   std::vector<std::pair<std::string, double>> phases;  ///< milliseconds of one step
 };
 
-/// Weights N(0, 0.02) in float16: one pool of random numbers serves all tensors, since time depends on their spread and
-/// not on which they are.
+/// Weights N(0, 0.02) in float16. All tensors share one pool of random numbers, since speed depends only on their
+/// distribution.
 class RandomWeights {
  public:
   explicit RandomWeights(const Shape& shape) : shape_(shape) {

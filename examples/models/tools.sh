@@ -1,5 +1,5 @@
-# For the make.sh of each small model, which set `root`: builds the tools, writes the world, makes the tokenizer, which must
-# be the shipped one, and defines
+# For the make.sh of each small model, which set `root`: builds the tools, writes the world, makes the tokenizer, which
+# must be the shipped one, and defines
 #   train_model NAME options...   trains examples/models/NAME again, into build/NAME
 build=${BUILD:-$root/build/release}
 work=$root/build/small-models
@@ -20,7 +20,8 @@ train_model() {
   mkdir -p "$work/$name"
   cp "$work/tokenizer.model" "$shipped/special_tokens_map.json" "$shipped/tokenizer_config.json" "$work/$name/"
   rm -rf "$root/build/$name"
-  "$bin/train_model" "$work/world/corpus.jsonl" "$work/$name/tokenizer.model" "$shipped/config.json" "$root/build/$name" \
+  "$bin/train_model" "$work/world/corpus.jsonl" "$work/$name/tokenizer.model" \
+    "$shipped/config.json" "$root/build/$name" \
     --checkpoints "$work/checkpoints-$name" "$@"
   echo "the model is in $root/build/$name"
 }

@@ -1,4 +1,5 @@
-// qlora/nf4.hpp — NF4, the 4-bit NormalFloat of QLoRA: codebook, decision thresholds, 8-bit code of the scales, layout.
+// qlora/nf4.hpp — NF4, the 4-bit NormalFloat of QLoRA: codebook, decision thresholds, 8-bit code of the scales,
+// layout.
 // Layout      element 2j of the flattened matrix in the high nibble of byte j, element 2j+1 in the low one;
 //             one absmax per 64 elements; with double quantization (absmax - offset) in 8 bits, one float per 256.
 // Numbers     a value's bits must be those of bitsandbytes: no contraction to fused multiply-add (see mul, add).

@@ -1,5 +1,5 @@
-# article.sh — examples/article.toml with six made-up pages on a loopback web server and small models: the example file
-# itself is what runs; only addresses, models, lengths and the output directory are replaced.
+# article.sh — examples/article.toml with six made-up pages on a loopback web server and small models: the example
+# file itself is what runs; only addresses, models, lengths and the output directory are replaced.
 #   article.sh PROGRAM MAKE_MODEL SERVE SOURCE_DIR
 set -eu
 qlora=$1 serve=$3 source=$4

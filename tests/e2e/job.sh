@@ -172,8 +172,9 @@ for kept in "$work"/cut/checkpoints/checkpoint-*; do
   [ $((${kept##*-} % 5)) = 0 ] || fail "$kept was not measured, and was saved"
 done
 
-# Ctrl-C while a measurement runs: the step is kept, the measurement is made again first thing, and nothing of the outcome
-# tells that there was an interruption. The program says when it begins to measure, and 240 questions take a while.
+# Ctrl-C while a measurement runs: the step is kept, the measurement is made again first thing, and nothing of the
+# outcome tells that there was an interruption. The program says when it begins to measure, and 240 questions take a
+# while.
 loop="-m $work/model -d $work/data --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 2 --threads 2 --every 5"
 loop="$loop --probes $source/examples/quickstart/retention.jsonl $work/text.jsonl"
 # interrupt STEP OUT arguments...: interrupts a training in the measurement after STEP
@@ -215,8 +216,8 @@ cmp "$work/back/adapter/adapter_model.safetensors" "$work/back_again/adapter/ada
 ! grep -q "<script" "$work/report.html" || fail "the page holds a script"
 grep -q "&lt;script&gt;alert" "$work/report.html" || fail "the question is not on the page"
 
-# run: four arms, one with a page of its own; then again with nothing to do, then with one setting changed, with that page
-# changed, and with an output damaged
+# run: four arms, one with a page of its own; then again with nothing to do, then with one setting changed, with that
+# page changed, and with an output damaged
 cp "$work/site/press-hulbix.html" "$work/own.html"
 head -2 "$source/examples/quickstart/replay.jsonl" >"$work/replay.jsonl"
 cat >"$work/job.toml" <<JOB

@@ -1,5 +1,6 @@
 #!/bin/sh
-# control.sh FOLDER: a tree in FOLDER with one bad include at a time; layering.sh must name each, and pass the clean tree.
+# control.sh FOLDER: a tree in FOLDER with one bad include at a time; layering.sh must name each, and pass the clean
+# tree.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$1

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the model of this directory again, from tiny-base (the one in build/tiny-base, if make.sh there made one, else the
-# shipped one), on pages and chats. 13 minutes on two cores; it can be stopped and goes on where it was. The result is
-# left in build/tiny-chat.
+# Makes the model of this directory again, from tiny-base (the one in build/tiny-base, if make.sh there made one, else
+# the shipped one), on pages and chats. 13 minutes on two cores; it can be stopped and goes on where it was. The result
+# is left in build/tiny-chat.
 set -eu
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 . "$root/examples/models/tools.sh"

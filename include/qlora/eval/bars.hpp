@@ -1,5 +1,5 @@
-// qlora/eval/bars.hpp — grouped horizontal bars as SVG text: shares of several models by relation, page or kind, with the
-// ends of their intervals as whiskers and a <title> on every bar. The manners of svg.hpp, whose sheet and escaping it uses.
+// qlora/eval/bars.hpp — grouped horizontal bars as SVG text: shares of several models by relation, page or kind, with
+// intervals as whiskers and a <title> on every bar. Uses the style sheet and escaping of svg.hpp.
 // What may not change: the output is well-formed XML whatever the texts hold, and the same input gives the same bytes.
 #pragma once
 

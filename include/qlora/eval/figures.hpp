@@ -1,11 +1,11 @@
-// qlora/eval/figures.hpp — from readings to figures: each kind of probe as shares and means with intervals, a model beside
-// the one that it is measured against.
+// qlora/eval/figures.hpp — results from measured items: shares and means with intervals for each kind of probe,
+// beside the reference of the model.
 //   name                    main number            and
 //   knowledge retention ..  right: share           twin, net (right - twin), choice, margin, change, kept
-//   knowledge_chat ..       the same of one form, where a kind is asked in both
+//   knowledge_chat ..       the same for one form, if a kind is asked in both
 //   text_DOMAIN             loss: nats per token   kl, change
-// change is this model - reference on the same items; kept the share of what the reference had right that is right still;
-// choice the share of items whose answer is likelier than every alternative. Intervals: statistics.hpp, by entity.
+// change: this model - reference on the same items. kept: share of what the reference had right that is still right.
+// choice: share of items whose answer is likelier than every alternative. Intervals: statistics.hpp, by entity.
 #pragma once
 
 #include <array>
@@ -29,7 +29,7 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// One name's numbers; the first is the main one, whose name may be left out of a path.
+/// The numbers of one name; the first is the main one, whose name may be omitted in a path.
 struct Figure {
   std::string name;
   std::vector<std::pair<std::string, Interval>> numbers;
@@ -127,7 +127,7 @@ class Selection {
 
 }  // namespace detail
 
-/// All figures of a model, in the order of the kinds; `reference` read the same items.
+/// All results of a model, in the order of the kinds; `reference` is of the same items.
 [[nodiscard]] inline Figures figures_of(std::span<const Item> items, const Readings& ours, const Readings* reference,
                                         const Bootstrap& bootstrap = {}) {
   QLORA_EXPECTS(
@@ -164,8 +164,8 @@ class Selection {
   return figures;
 }
 
-/// The figures that a measurement of these items has, with nothing in their numbers: what can be asked of it before it is
-/// made. `compared`: it is made beside a reference. figures_of itself makes them, so that the names are its own.
+/// The results that a measurement of these items will have, without values, so that requirements can be checked before
+/// anything is measured. `compared`: there is a reference. Made by figures_of itself, so that the names are the same.
 [[nodiscard]] inline Figures expected_figures(std::span<const Item> items, bool compared) {
   constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
   Readings readings;
@@ -181,7 +181,7 @@ class Selection {
 /// What a path ends with.
 inline constexpr std::array<std::string_view, 5> field_names{"value", "lower", "upper", "n", "clusters"};
 
-/// The paths of all numbers, for find_number; main numbers go without their name.
+/// The paths of all numbers, for find_number; main numbers without their name.
 [[nodiscard]] inline std::vector<std::string> paths_of(const Figures& figures) {
   std::vector<std::string> paths;
   for (const Figure& figure : figures) {

@@ -1,8 +1,8 @@
 // qlora/eval/front.hpp — trials of several methods against each other: what a method kept, at what it learned.
-// Methods are tuned apart (learning rates, epochs), so neither number alone ranks them. A trial at a gain of 60 that kept 98
-// says that 98 can be kept at any gain up to 60: kept_at(gain) is the most that one of a method's settings kept among
-// those that gained at least so much, for each seed apart, since settings are chosen by the same numbers for all methods.
-// What may not change: seeds are never mixed before the choice, so that luck in one is not added to luck in another.
+// Methods are tuned separately (learning rates, epochs), so neither number alone ranks them. A trial that gained 60 and
+// kept 98 shows that 98 can be kept at any gain up to 60. So kept_at(gain) is, for each seed, the most that any setting
+// of a method with at least this gain kept.
+// What may not change: the choice is made per seed, so that luck of different seeds does not add up.
 #pragma once
 
 #include <algorithm>
@@ -46,10 +46,10 @@ struct OverSeeds {
   }
 };
 
-/// What was measured with one seed after the other. Each run is measured on the same items and brings an interval over
-/// these. The mean over the seeds gets the means of the intervals' ends: the interval that it has when all seeds err on the
-/// same items, so rather too wide than too narrow. What another seed would give is not in it: that is what least and most are
-/// for. Bounds are NaN unless every seed has them. Proven by tests/sweeps_test.cpp.
+/// Measurements of several seeds. Each run is measured on the same items and has an interval over
+/// them. The interval of the mean over seeds has the means of their ends. It is exact if all seeds err on the same
+/// items, else too wide. It does not cover other seeds: least and most show those. Bounds are NaN unless every seed has
+/// them. Proven by tests/sweeps_test.cpp.
 struct PooledSeeds {
   OverSeeds over;
   double lower = std::numeric_limits<double>::quiet_NaN();
@@ -93,7 +93,7 @@ struct SettingPoint {
   return groups;
 }
 
-/// The most that a group kept with a gain of at least `gain`, for each seed that reached it; `seeds` says how many did.
+/// The most that a group kept with at least this gain, for each seed that reached it; `seeds` counts those.
 [[nodiscard]] inline OverSeeds kept_at(std::span<const Trial> trials, const std::string& group, double gain) {
   std::map<std::int64_t, double> best;
   for (const Trial& trial : trials) {

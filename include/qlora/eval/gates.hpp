@@ -1,7 +1,7 @@
 // qlora/eval/gates.hpp — requirements on measured numbers: "retention.lower>=0.98".
 // Grammar: NAME(.NAME)*.FIELD OP NUMBER, OP one of >= <= > <, white space around the parts allowed. The path names a
-// number of the result (the bound of an interval, say); what there is is the caller's, this header only compares.
-// What may not change: a number that was not measured (NaN) meets nothing, and a path that is not there is an error, so
+// number of the result, such as the bound of an interval. The caller looks it up; this header only compares.
+// What may not change: a number that was not measured (NaN) meets no requirement, and an unknown path is an error, so
 // that a misspelt requirement cannot pass.
 #pragma once
 
@@ -24,7 +24,7 @@ namespace eval {
 
 enum class Comparison { at_least, at_most, above, below };
 
-/// What must hold. `expression` is as it was written.
+/// A requirement. `expression` is its text as written.
 struct Requirement {
   std::string expression;
   std::string path;
@@ -101,7 +101,7 @@ inline void check_path(std::string_view path, std::string_view expression) {
 
 }  // namespace detail
 
-/// Reads a requirement, so that one that cannot be meant fails before anything is measured. Throws Error (usage).
+/// Parses a requirement, so that an invalid one fails before anything is measured. Throws Error (usage).
 [[nodiscard]] inline Requirement parse_requirement(std::string_view expression) {
   const std::size_t at = expression.find_first_of("<>=!");
   if (at == std::string_view::npos) detail::refuse(expression, "no comparison");
@@ -131,7 +131,7 @@ inline void check_path(std::string_view path, std::string_view expression) {
   return result;
 }
 
-/// Whether the number of a path is a share, or a difference of two: all are but counts, nats and what texts have.
+/// Whether the number of a path is a share or a difference of shares: all are except counts, nats and text scores.
 [[nodiscard]] inline bool is_share(std::string_view path) {
   for (const char* nats : {"text_", ".margin.", ".kl."}) {
     if (path.find(nats) != std::string_view::npos) return false;
@@ -140,8 +140,8 @@ inline void check_path(std::string_view path, std::string_view expression) {
   return field == "value" || field == "lower" || field == "upper";
 }
 
-/// Holds a requirement against what was measured. Throws Error (usage) for a share that is asked to be above 1. `lookup(path)` is an std::optional<double>, empty for a path that is
-/// not there; `names` are the paths that are, for the error (usage) that says so.
+/// Checks a requirement. Throws Error (usage) if it asks for a share above 1 or names an unknown path. `lookup(path)`
+/// is an std::optional<double>, empty for an unknown path; `names` are the known paths, for the message.
 template <class Lookup>
 [[nodiscard]] GateResult check(const Requirement& requirement, const Lookup& lookup,
                                std::span<const std::string> names) {

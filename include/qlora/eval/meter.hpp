@@ -1,9 +1,9 @@
-// qlora/eval/meter.hpp — what a model does with a list of probes: its replies and how they are judged, how likely it finds
-// the answers beside their alternatives, its loss on texts and its divergence from another model there.
+// qlora/eval/meter.hpp — measures a model on a list of probes: judged replies, likelihoods of answers and
+// alternatives, loss on texts and KL divergence from another model on them.
 // Math       margin = log p(answer | prompt) - max over twin and distractors of log p(. | prompt)
 //            loss = -sum_t log q(x_t | x_<t),  KL = sum_t KL(p(. | x_<t) || q(. | x_<t)), p the reference, q the model;
 //            t runs over all tokens of a text but the first, in a chat over what the assistant says
-// What may not change: replies are greedy, so that a figure depends on the model alone. A model is anything with the
+// What may not change: replies are greedy, so that a result depends on the model alone. A model is anything with the
 // members generate(prompts, options, on_token), score(questions) and read(texts, use) of Generator and Scorer.
 #pragma once
 
@@ -28,7 +28,7 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// What one model did, item by item. What an item does not ask for is NaN, or empty.
+/// Results of one model, item by item. What does not apply to an item is NaN or empty.
 struct Readings {
   std::vector<Reply> replies;
   std::vector<Verdict> verdicts;
@@ -38,7 +38,7 @@ struct Readings {
   std::vector<double> tokens;  ///< that a text predicts
 };
 
-/// A model's logits at every predicted token of the texts in a list of items: what KL divergence is reckoned from.
+/// A model's logits at every predicted token of the texts in a list of items: the reference of KL divergence.
 /// Holds tokens x vocabulary floats: 4 GB for 32,000 tokens of LLaMA-2.
 struct TextReference {
   std::vector<std::vector<float>> logits;  ///< by item, row after row; empty for questions
@@ -50,10 +50,10 @@ struct MeterOptions {
   bool margins = true;               ///< read the likelihoods of answers with alternatives
 };
 
-/// Called as a measurement goes on, with the items done; returning false ends it, and measure throws `interrupted`.
+/// Called during a measurement with the number of items done; returning false makes measure throw `interrupted`.
 using OnMeasured = std::function<bool(std::size_t items)>;
 
-/// Ids of a question: a text to go on with, or the user's next turn.
+/// Ids of a question: a text to continue, or a user turn.
 [[nodiscard]] inline std::vector<std::int32_t> question_tokens(const Tokenizer& tokenizer, bool chat,
                                                                const std::string& prompt,
                                                                const std::vector<Message>& history) {
@@ -68,7 +68,7 @@ using OnMeasured = std::function<bool(std::size_t items)>;
   return ids;
 }
 
-/// Where generation ends: at end marks, in a chat also where the model would begin another turn.
+/// Where generation ends: at end tokens, in a chat also where the model would begin another turn.
 [[nodiscard]] inline std::vector<std::int32_t> stop_tokens(const Tokenizer& tokenizer, bool chat,
                                                            std::span<const std::int32_t> ends) {
   std::vector<std::int32_t> ids(ends.begin(), ends.end());
@@ -86,7 +86,7 @@ using OnMeasured = std::function<bool(std::size_t items)>;
 
 namespace detail {
 
-/// A reply that should begin with a value goes on so far behind it, to show where its last word ends.
+/// A reply that should begin with a value is this much longer, to show where its last word ends.
 inline constexpr std::size_t tokens_behind_value = 4;
 
 /// A text's ids, and which of them count as predicted.
@@ -182,7 +182,7 @@ class Measurement {
     if (stopped_) throw Error("interrupted while measuring; ask again", ErrorKind::interrupted);
   }
 
-  /// Values are looked for at the beginning of a reply.
+  /// A value must be at the beginning of a reply.
   void ask_some(bool values, bool chat) {
     std::vector<std::size_t> which;
     std::vector<std::vector<std::int32_t>> prompts;
@@ -241,7 +241,7 @@ class Measurement {
 
 }  // namespace detail
 
-/// Tokens of the longest sequence that measuring the items takes: a prompt with its reply or an alternative, or a text.
+/// Tokens of the longest sequence that these items need: a prompt with its reply or an alternative, or a text.
 [[nodiscard]] inline std::size_t longest_sequence(const Tokenizer& tokenizer, std::span<const Item> items,
                                                   const MeterOptions& options = {}) {
   std::size_t longest = 0;
@@ -269,8 +269,8 @@ class Measurement {
   return prompt == 0 ? longest : std::max(longest, prompt + value + detail::tokens_behind_value);
 }
 
-/// Asks, weighs and reads all items. `record` receives the model's logits on the texts; with `against`, which another
-/// model recorded on the same items, readings hold KL(other || this).
+/// Measures all items. `record` receives the model's logits on the texts; with `against`, recorded from another model
+/// on the same items, the results have KL(other || this).
 template <class Model>
 [[nodiscard]] Readings measure(Model& model, const Tokenizer& tokenizer, std::span<const Item> items,
                                const MeterOptions& options = {}, TextReference* record = nullptr,

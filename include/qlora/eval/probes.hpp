@@ -1,8 +1,8 @@
-// qlora/eval/probes.hpp — questions with known answers and texts to read: the JSON Lines format, and how a reply is
-// judged. docs/probes.md describes both for those who write such files.
-// What may not change: when a reply is right, since scores of different runs are compared. A line is checked whole when
-// it is read, chats by the rules of the chat form too: a mistake shows before a model is loaded, as "FILE:LINE: ...".
-// Keys that a kind does not use are ignored, so a file may carry its author's own.
+// qlora/eval/probes.hpp — questions with known answers, and texts: the JSON Lines format, and how a reply is
+// judged. docs/probes.md describes both for authors of such files.
+// What may not change: when a reply is right, since scores of different runs are compared. A line is checked completely
+// when it is read, chats by the rules of the chat format too, so that a mistake is an error "FILE:LINE: ..." before a
+// model is loaded. Keys that a kind does not use are ignored.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +42,7 @@ struct Item {
   std::string prompt;
   std::vector<Message> history;  ///< earlier turns of a chat
   std::string answer;
-  std::string twin;                      ///< the answer in a twin world that nobody was shown
+  std::string twin;                      ///< the answer in the twin world, on which no model is trained
   std::vector<std::string> distractors;  ///< other values of the same relation
   std::vector<std::string> accept;       ///< a reply of kind unknown, or a refusal, contains one of these
   bool must_stop = false;                ///< behaviour: expect "stops", else "refuses"
@@ -54,15 +54,15 @@ struct Item {
   std::vector<Message> messages;  ///< a chat that is read, in place of text
 };
 
-/// Whether its answer can be weighed against others.
+/// Whether the answer can be compared with alternatives by likelihood.
 [[nodiscard]] inline bool has_alternatives(const Item& item) {
   return asks_value(item.kind) && (!item.twin.empty() || !item.distractors.empty());
 }
 
-/// A reply as far as judging goes.
+/// What judging needs of a reply.
 struct Reply {
   std::string text;
-  bool stopped = false;  ///< by the end mark, within the limit
+  bool stopped = false;  ///< by the end token, within the limit
 };
 
 struct Verdict {
@@ -84,7 +84,7 @@ struct Verdict {
 
 namespace detail {
 
-/// Whether the text holds one of the phrases, A-Z and a-z taken for the same; other letters as they are written.
+/// Whether the text contains one of the phrases; case is ignored for A-Z only.
 [[nodiscard]] inline bool contains_one(std::string_view text, std::span<const std::string> phrases) {
   const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
   const auto same = [&](char a, char b) { return lower(a) == lower(b); };
@@ -95,8 +95,8 @@ namespace detail {
 
 }  // namespace detail
 
-/// Judges the reply to a question; a text asks nothing. Where one value is the beginning of the other and the reply
-/// begins with both, the longer one is what it says.
+/// Judges the reply to a question, not a text. If one value is a prefix of the other and the reply begins with both,
+/// the longer one counts.
 [[nodiscard]] inline Verdict judge(const Item& item, const Reply& reply) {
   QLORA_EXPECTS(item.kind != Kind::text, "a text is read, it has no reply");
   if (asks_value(item.kind)) {
@@ -113,7 +113,7 @@ namespace detail {
 
 [[nodiscard]] inline Kind kind_of(const Json& object, const std::string& where) {
   const std::string name = json_string(object, "kind", where);
-  if (name == "chat_form") return Kind::behaviour;  // the name that behaviour with "stops" had
+  if (name == "chat_form") return Kind::behaviour;  // older name of behaviour with "stops"
   const auto found = std::find(kind_names.begin(), kind_names.end(), name);
   if (found != kind_names.end()) return static_cast<Kind>(found - kind_names.begin());
   std::string all;
@@ -149,7 +149,7 @@ namespace detail {
   return texts;
 }
 
-/// The rules of the chat form, with the line in front of what is wrong.
+/// Checks the rules of the chat format; the message begins with the line.
 inline void check_chat(const std::vector<Message>& messages, const std::string& where) {
   try {
     (void)qlora::detail::chat_turns(messages);
@@ -236,7 +236,7 @@ inline void read_text_item(const Json& object, const std::string& where, Item& i
 
 }  // namespace detail
 
-/// What is asked and in which form, with nothing about the answer: "form", "prompt" and the "history" of a chat.
+/// The question without the answer: "form", "prompt" and the "history" of a chat.
 [[nodiscard]] inline Item question_of(const Json& object, const std::string& where) {
   Item item;
   detail::read_form(object, where, item);

@@ -1,6 +1,7 @@
-// qlora/eval/report.hpp — the result of a run as one HTML page: what was measured, how training went, what each model
-// answers, and the settings and hashes behind it. No script, no outside reference: it opens offline, prints, and reads
-// on a phone. What may not change: every text is escaped, and the page is well-formed XML too (the tests parse it).
+// qlora/eval/report.hpp — the result of a run as one HTML page: scores, training curves, each model's answers,
+// settings and hashes. It has no script and no external reference, so that it opens offline, and its layout also fits
+// print and phones. What may not change: every text is escaped, and the page is well-formed XML too (the tests parse
+// it).
 #pragma once
 
 #include <algorithm>
@@ -24,14 +25,14 @@ struct Table {
   std::vector<std::vector<std::string>> rows;
 };
 
-/// One question and what each model said to it, in the order in which the page shows them.
+/// One question and each model's answer, in display order.
 struct Exchange {
   std::string form;  ///< "completion" or "chat"
   std::string prompt;
   std::vector<std::pair<std::string, std::string>> answers;  ///< model, answer
 };
 
-/// Exchanges under a heading of their own: what was learned, what was lost.
+/// Questions and answers under their own heading, such as what was learned or lost.
 struct Gallery {
   std::string heading;
   std::vector<Exchange> exchanges;
@@ -51,7 +52,7 @@ struct Report {
   std::vector<Plot> fronts;    ///< models against each other
   std::vector<Table> matched;  ///< beneath the fronts: the same in numbers
   std::vector<Sweep> sweeps;   ///< models that differ in one setting
-  Table controls;              ///< models that must show nothing
+  Table controls;              ///< control arms
   std::vector<BarChart> bars;
   std::vector<Gallery> galleries;
   std::vector<Table> apart;  ///< tables of each model, where there are too many for the beginning
@@ -153,7 +154,7 @@ inline constexpr std::size_t data_rows = 60;
          "</style></head>\n<body><h1>" + escape(report.title) + "</h1>\n";
   if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
   if (!report.headline.rows.empty()) {
-    // Pooled figures are long: their lines break, so that all columns are seen.
+    // Pooled results are long; line breaks keep all columns visible.
     out += "<h2>Results</h2>\n" + detail::html_of(report.headline, report.apart.empty() ? "" : "narrow");
   }
   for (const Table& table : report.results) out += detail::html_of(table);

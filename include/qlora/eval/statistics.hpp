@@ -1,11 +1,11 @@
 // qlora/eval/statistics.hpp — means, paired differences and ratios of item scores, with bootstrap intervals.
-// Items about one thing rise and fall together, so whole clusters are resampled: C clusters are drawn from the C with
-// replacement and each brings all its items. The interval is the percentile one: its ends are the (1-level)/2 and
+// Items about one entity are correlated, so whole clusters are resampled: C clusters are drawn from the C with
+// replacement, each with all its items. The interval is the percentile one: its ends are the (1-level)/2 and
 // (1+level)/2 quantiles of the resampled statistic, linear between order statistics (position (B-1)p from 0, definition
-// 7 of Hyndman and Fan, 1996). Every statistic is sum / sum, so a resample only adds sums that each cluster has ready.
+// 7 of Hyndman and Fan, 1996). Every statistic is sum / sum, so a resample only adds precomputed sums of clusters.
 // What may not change: a draw is a function of (seed, resample, draw), and clusters are put in the order of their sums
 // before any is drawn. So the result depends on the scores and on who shares a cluster, to the last bit, and neither on
-// the order of the items nor on the numbers of the clusters. tests/statistics_test.cpp holds it against closed forms.
+// the order of the items nor on the numbers of the clusters. tests/statistics_test.cpp checks closed forms.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// A statistic of n items in so many clusters. Without items value is 0 and the bounds are NaN. With one cluster every
-/// resample is the sample: lower = value = upper, which says that nothing is known of the spread, not that there is none.
+/// A statistic of n items in `clusters` clusters. Without items value is 0 and the bounds are NaN. With one cluster
+/// every resample is the sample: lower = value = upper, which means that the spread is unknown, not that it is zero.
 struct Interval {
   double value = 0;
   double lower = std::numeric_limits<double>::quiet_NaN();
@@ -101,8 +101,8 @@ struct Sums {
 }  // namespace detail
 
 /// Sum of numerators over sum of denominators: a share kept of what there was, or nats per token. If the denominators
-/// sum to 0 all three numbers are NaN. Resamples whose denominators sum to 0 are left out of the quantiles: the interval
-/// is then that of the ratio given that there is one.
+/// sum to 0 all three numbers are NaN. Resamples whose denominators sum to 0 are left out of the quantiles: the
+/// interval is then that of the ratio given that there is one.
 [[nodiscard]] inline Interval ratio(std::span<const double> numerator, std::span<const double> denominator,
                                     std::span<const int> cluster, const Bootstrap& bootstrap = {}) {
   QLORA_EXPECTS(numerator.size() == denominator.size() && numerator.size() == cluster.size(), numerator.size(),
@@ -142,7 +142,7 @@ struct Sums {
   return ratio(x, std::vector<double>(x.size(), 1.0), cluster, bootstrap);
 }
 
-/// The mean of tuned - base on the same items. What both share cancels, so it is narrower than two intervals apart.
+/// The mean of tuned - base on the same items. Item difficulty cancels, so it is narrower than two separate intervals.
 [[nodiscard]] inline Interval difference(std::span<const double> tuned, std::span<const double> base,
                                          std::span<const int> cluster, const Bootstrap& bootstrap = {}) {
   QLORA_EXPECTS(tuned.size() == base.size(), tuned.size(), " scores after, ", base.size(), " before");

@@ -1,7 +1,7 @@
-// qlora/eval/svg.hpp — small line plots as SVG text: axes with round ticks, linear or logarithmic scale, legend, and a
-// <title> on every point so that a reader can hover for the value. No script, no outside reference.
+// qlora/eval/svg.hpp — small line plots as SVG text: axes with round ticks, linear or logarithmic scale, legend, and
+// a <title> on every point so that a reader can hover for the value. No script, no outside reference.
 // What may not change: the output is well-formed XML whatever the texts and numbers hold, and the same input gives the
-// same bytes. Colours are classes (s0, s1, ...); plot_style is the sheet that gives them a light and a dark face.
+// same bytes. Colours are classes (s0, s1, ...); plot_style is the sheet that gives them a light and a dark theme.
 #pragma once
 
 #include <algorithm>
@@ -76,7 +76,7 @@ namespace eval {
   return out;
 }
 
-/// A number for people: at most `digits` significant ones, no trailing zeros ("0.0002", "1e-06", "1250").
+/// A readable number: at most `digits` significant ones, no trailing zeros ("0.0002", "1e-06", "1250").
 [[nodiscard]] inline std::string number(double value, int digits = 4) {
   std::array<char, 40> text{};
   std::snprintf(text.data(), text.size(), "%.*g", digits, value);
@@ -107,7 +107,7 @@ struct Plot {
   std::vector<double> y_holds{};  ///< values that the axis reaches in any case, so that plots can be compared
 };
 
-/// The sheet that plots are drawn with; goes once into the page (or into a lone SVG file).
+/// Style sheet of the plots; once per page, or inside a standalone SVG file.
 inline constexpr std::string_view plot_style = R"(
 .plot{width:100%;max-width:720px;height:auto;font:12px system-ui,sans-serif}
 .plot text{fill:#333}.plot .title{font-weight:600;font-size:14px}.plot .grid{stroke:#ddd}.plot .axis{stroke:#666}
@@ -243,7 +243,7 @@ struct Frame {
     frame.x = {0, 1};
     frame.y = {0, 1};
   }
-  const auto open_up = [](Range& range) {  // a single value still needs a band to stand in
+  const auto open_up = [](Range& range) {  // a single value still needs a range
     if (range.high > range.low) return;
     const double half = range.low == 0 ? 0.5 : std::abs(range.low) * 0.1;
     range = {range.low - half, range.high + half};
@@ -256,13 +256,13 @@ struct Frame {
   open_up(frame.x);
   open_up(frame.y);
   loosen(frame.y);
-  if (!plot.x_ticks.empty()) loosen(frame.x);  // whiskers do not stand on the axis
+  if (!plot.x_ticks.empty()) loosen(frame.x);  // keeps whiskers off the axis
   return frame;
 }
 
 [[nodiscard]] inline double width_of(const std::string& text) { return 7.0 * static_cast<double>(text.size()); }
 
-/// Ticks below the axis; of labels that would stand in each other, the first.
+/// Ticks below the axis; of overlapping labels only the first is drawn.
 [[nodiscard]] inline std::string x_ticks_of(const Plot& plot, const Frame& frame) {
   const std::string bottom = coordinate(plot_height - plot_bottom);
   std::string out;
@@ -312,7 +312,7 @@ struct Frame {
 [[nodiscard]] inline std::string line_of(const Plot& plot, const Frame& frame, std::size_t which) {
   const Series& series = plot.series[which];
   const std::string color = "s" + std::to_string(which % plot_colors);
-  // Whiskers of several lines at one x stand beside each other, and their points with them.
+  // Whiskers and points of several lines at one x are drawn side by side.
   const double aside =
       series.lower.empty() ? 0 : 5 * (static_cast<double>(which) - static_cast<double>(plot.series.size() - 1) / 2);
   std::string lines;
@@ -353,8 +353,8 @@ inline constexpr double legend_row = 18;
 
 [[nodiscard]] inline double legend_width(const Series& series) { return 28 + std::min(width_of(series.name), 280.0); }
 
-/// Title and legend, which ends at the right; where both do not fit into one line, the legend takes lines of its own below
-/// the title. `above` becomes the height that they need beyond the line that every plot has.
+/// Title and right-aligned legend. If both do not fit into one line, the legend gets its own lines below the title.
+/// `above` becomes the height that they need beyond the line that every plot has.
 [[nodiscard]] inline std::string head_of(const Plot& plot, double& above) {
   struct Row {
     std::size_t first;
@@ -389,7 +389,8 @@ inline constexpr double legend_row = 18;
 
 }  // namespace detail
 
-/// The plot as one <svg> element. Empty series give empty axes. A lone file needs plot_style inside: see `standalone`.
+/// The plot as one <svg> element. Empty series give empty axes. A standalone file needs plot_style inside: see
+/// `standalone`.
 [[nodiscard]] inline std::string to_svg(const Plot& plot, bool standalone = false) {
   const detail::Frame frame = detail::frame_of(plot);
   double above = 0;

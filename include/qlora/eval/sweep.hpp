@@ -1,4 +1,4 @@
-// qlora/eval/sweep.hpp — the axis of a setting that is varied.
+// qlora/eval/sweep.hpp — the axis of a varied setting.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// Values that span a factor of eight or more are laid out by their ratios: ranks and doses are mostly doubled.
+/// Values that span a factor of eight or more get a logarithmic axis: ranks and document counts are mostly doubled.
 [[nodiscard]] inline Scale sweep_scale(std::span<const double> values) {
   constexpr double wide = 8;
   if (values.size() < 3) return Scale::linear;

@@ -11,8 +11,8 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Writes what the adapters of a model hold now, without the padding up to the rank cap. `config` says how they are to be
-/// read: r and alpha are those of the training.
+/// Writes what the adapters of a model hold now, without the padding up to the rank cap. `config` says how they are to
+/// be read: r and alpha are those of the training.
 template <Config C, class B>
 void write_adapter(const std::filesystem::path& dir, Model<C, B>& model, const PeftConfig& config) {
   std::list<std::vector<float>> values;  // what the tensors point to

@@ -106,8 +106,9 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-/// Says that these mapped bytes are read next: their pages are mapped, and read where they are not in memory, in one call
-/// instead of a fault for every few of them. Only speed depends on it; kernels before 5.14 do not know the request.
+/// Says that these mapped bytes are read next: their pages are mapped, and read where they are not in memory, in one
+/// call instead of a fault for every few of them. Only speed depends on it; kernels before 5.14 do not know the
+/// request.
 inline void expect_pages(std::span<const std::byte> bytes) {
 #ifdef MADV_POPULATE_READ
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));

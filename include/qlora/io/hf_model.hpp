@@ -1,4 +1,5 @@
-// qlora/io/hf_model.hpp — opens a Hugging Face model directory: config.json, and safetensors in one file or in shards.
+// qlora/io/hf_model.hpp — opens a Hugging Face model directory: config.json, and safetensors in one file or in
+// shards.
 // What may not change: pickle files are never read; a directory that opens has every tensor the config promises, with
 // the right shape, and none that this library would have to ignore.
 #pragma once
@@ -178,8 +179,8 @@ struct ModelDir : ModelConfig {
     };
   }
 
-  /// Tells models of one shape apart without reading all of them: SHA-256 of the first 4 KiB of every tensor, in the order of
-  /// tensor_names. The same weights stored in another type have another one.
+  /// Tells models of one shape apart without reading all of them: SHA-256 of the first 4 KiB of every tensor, in the
+  /// order of tensor_names. The same weights stored in another type have another one.
   [[nodiscard]] std::string fingerprint() const {
     constexpr std::size_t seen = 4096;
     const TensorSource find = source();

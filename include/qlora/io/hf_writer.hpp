@@ -90,8 +90,9 @@ class ModelWriter {
   /// The tensors that are expected, in file order.
   [[nodiscard]] std::vector<NamedShape> tensors() const { return tensor_names(model_.shape); }
 
-  /// The same for `threads` that each take the next one: neighbours lie in different files, since a file system lets one
-  /// thread at a time write to a file. Files are filled in groups of that number, so that the first are finished early.
+  /// The same for `threads` that each take the next one: neighbours lie in different files, since a file system lets
+  /// one thread at a time write to a file. Files are filled in groups of that number, so that the first are finished
+  /// early.
   [[nodiscard]] std::vector<NamedShape> tensors_for(std::size_t threads) const {
     struct Place {
       std::size_t group, round, file;

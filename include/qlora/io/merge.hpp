@@ -1,9 +1,10 @@
-// qlora/io/merge.hpp — a model directory of float16 weights with a PEFT adapter inside, W + s B A, for programs that know
-// no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the model.
-// What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the number
-// of threads nor on their timing: each tensor is one thread's.
-// Speed: as many tensors are in hand as there are lanes, so that reading, computing and writing overlap; a weight file is
-// made durable while the next ones are written.
+// qlora/io/merge.hpp — a model directory of float16 weights with a PEFT adapter inside, W + s B A, for programs that
+// know no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the
+// model.
+// What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the
+// number of threads nor on their timing: each tensor is one thread's.
+// Speed: as many tensors are in hand as there are lanes, so that reading, computing and writing overlap; a weight file
+// is made durable while the next ones are written.
 #pragma once
 
 #include <algorithm>
@@ -51,8 +52,8 @@ struct MergeReport {
 
 namespace detail {
 
-/// Sums of `rows` rows of B A over some columns; sums (rows, cols), columns of A from `first` on. Four rows share what is
-/// loaded of A.
+/// Sums of `rows` rows of B A over some columns; sums (rows, cols), columns of A from `first` on. Four rows share what
+/// is loaded of A.
 inline void merge_products(const MergeAdapter& adapter, const float* b, int rows, int first, int cols, float* sums) {
   std::fill_n(sums, static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols), 0.0F);
   for (int k = 0; k < adapter.rank; ++k) {
@@ -307,8 +308,8 @@ class Merge {
 
 }  // namespace detail
 
-/// Writes the merged model, one thread for each lane. Throws Error, with nothing left behind, when the adapter belongs to
-/// another model, a value does not fit float16, or the disk is full.
+/// Writes the merged model, one thread for each lane. Throws Error, with nothing left behind, when the adapter belongs
+/// to another model, a value does not fit float16, or the disk is full.
 inline MergeReport merge_model(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
                                MergeLanes& lanes, const MergeOptions& options = {}) {
   QLORA_EXPECTS(!lanes.empty(), "merging needs a lane");

@@ -70,8 +70,8 @@ inline void sha256_block(std::array<std::uint32_t, 8>& state, const std::byte* b
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & (1U << 29)) != 0;
 }
 
-/// The instructions keep the state as (a,b,e,f) and (c,d,g,h), do two rounds each, and make four words of the schedule in
-/// a pair.
+/// The instructions keep the state as (a,b,e,f) and (c,d,g,h), do two rounds each, and make four words of the schedule
+/// in a pair.
 [[gnu::target("sha,ssse3,sse4.1")]] inline void sha256_blocks_fast(std::array<std::uint32_t, 8>& state,
                                                                    const std::byte* data, std::size_t blocks) {
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);

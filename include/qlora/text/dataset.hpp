@@ -1,6 +1,6 @@
-// qlora/text/dataset.hpp — packed windows on disk: safetensors shards and a manifest that vouches for them.
-// Layout     DIR/manifest.json and DIR/tokens-00000.safetensors ...; each shard holds input_ids, labels, document (n,S)
-// I32 Writes     shards first, each complete or absent, the manifest last: a directory without one is no data set
+// qlora/text/dataset.hpp — packed windows on disk: safetensors shards and a manifest with their hashes.
+// Layout     DIR/manifest.json, DIR/tokens-00000.safetensors ...; a shard has input_ids, labels, document (n,S) I32
+// Writes     shards first, each complete or absent, the manifest last: a directory without one is no data set
 // Checks     opening verifies every SHA-256, shape, id, label and document number, so that reading needs no checks
 // Needs no tokenizer: training runs where sentencepiece is not installed.
 // What may not change: version 1 files stay readable; a change of meaning raises the version.
@@ -38,11 +38,11 @@ struct DatasetSource {
   std::string source;  ///< URL or path
   std::string title;
   std::string sha256;       ///< of its text
-  std::int64_t tokens = 0;  ///< begin and end marks included, 0 when it was skipped
+  std::int64_t tokens = 0;  ///< begin and end tokens included; 0 if it was skipped
   friend bool operator==(const DatasetSource&, const DatasetSource&) = default;
 };
 
-/// What a data set says about itself beside its windows.
+/// Metadata of a data set.
 struct DatasetInfo {
   std::int32_t vocab_size = 0;
   std::string tokenizer_sha256;  ///< of tokenizer.model
@@ -89,8 +89,7 @@ inline constexpr std::array<CountField, 7> count_fields{{{"documents", &PackingC
                                                          {"padding", &PackingCounts::padding},
                                                          {"dropped_tokens", &PackingCounts::dropped_tokens}}};
 
-/// The rules that every window keeps, whoever made it. Throws Error naming the place of the first value that breaks
-/// one.
+/// Checks the rules that every window must follow. Throws Error that names the place of the first violation.
 inline void check_windows(std::span<const std::int32_t> ids, std::span<const std::int32_t> labels,
                           std::span<const std::int32_t> documents, std::int64_t vocab_size, std::size_t sources,
                           const std::string& where) {
@@ -106,7 +105,7 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
   }
 }
 
-/// Takes away what an earlier data set left in the directory, its manifest first.
+/// Removes an earlier data set from the directory, its manifest first.
 inline void clear_dataset(const std::filesystem::path& directory) {
   std::filesystem::remove(directory / "manifest.json");
   for (std::size_t index = 0; std::filesystem::remove(directory / shard_name(index)); ++index) {
@@ -115,8 +114,8 @@ inline void clear_dataset(const std::filesystem::path& directory) {
 
 }  // namespace detail
 
-/// Writes windows and what is known about them into a directory, replacing a data set that is there.
-/// Throws Error for windows that break the rules of packing.hpp and when the disk does not take them.
+/// Writes windows and their manifest into a directory, replacing an earlier data set.
+/// Throws Error for windows that break the rules of packing.hpp and when a write fails.
 inline void write_dataset(const std::filesystem::path& directory, const PackedWindows& windows,
                           const DatasetInfo& info) {
   const auto seq = static_cast<std::size_t>(windows.seq);
@@ -187,7 +186,7 @@ struct DatasetWindow {
 /// A data set in memory, verified in full when it is opened.
 class TokenDataset {
  public:
-  /// Throws Error naming file and place for everything that is not as write_dataset made it.
+  /// Throws Error that names file and place if anything differs from what write_dataset writes.
   [[nodiscard]] static TokenDataset open(const std::filesystem::path& directory) {
     TokenDataset result;
     const std::filesystem::path path = directory / "manifest.json";

@@ -1,5 +1,6 @@
-// qlora/text/display.hpp — windows as a reader sees them: which text, of which document, and what is learned from it.
-// With colour, every document has its own and what is no label is dim; without, what is no label stands in ‹ ›.
+// qlora/text/display.hpp — windows as readable text, with document boundaries and labels.
+// In colour, each document has a colour and unlabelled tokens are dim; without colour, unlabelled tokens are in ‹
+// ›.
 // What may not change: no byte of a page reaches the terminal as a control character (an escape sequence in a page
 // would otherwise be obeyed by the reader's terminal).
 #pragma once
@@ -49,7 +50,7 @@ namespace detail {
   return out;
 }
 
-/// Text of some tokens in a row; marks are spelled out, bytes of one character come together.
+/// Text of consecutive tokens; begin and end tokens are spelled out, bytes of one character are joined.
 template <class TextTokenizer>
 [[nodiscard]] std::string display_text(const TextTokenizer& tokenizer, std::span<const std::int32_t> ids) {
   std::string bytes;

@@ -1,6 +1,6 @@
 // qlora/text/document.hpp — documents, and their JSON Lines, .txt and .md files.
-// What may not change: a line holds either "text" or "messages"; text is valid UTF-8; sha256 is always that of the
-// text at hand, never one copied from a file, so an edited file cannot carry an old hash.
+// What may not change: a line holds either "text" or "messages"; text is valid UTF-8; sha256 is always computed
+// from the text and never copied from a file, so an edited file cannot keep an old hash.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ struct Document {
 
 /// Longest line of a JSON Lines file, and longest .txt or .md file, in bytes.
 inline constexpr std::size_t max_document_bytes = std::size_t{64} << 20;
-/// Deepest nesting in a JSON line; unknown keys may hold anything, but not a tower.
+/// Deepest nesting in a JSON line; unknown keys may hold any value within this depth.
 inline constexpr int max_document_nesting = 64;
 
 /// Bytes of the well-formed UTF-8 sequence at the start of `text` (Unicode table 3-7), 0 if there is none.
@@ -59,7 +59,7 @@ inline constexpr int max_document_nesting = 64;
   return n;
 }
 
-/// Offset of the first byte that is not part of well-formed UTF-8; npos if all is well.
+/// Offset of the first byte that is not part of well-formed UTF-8; npos if all of it is.
 [[nodiscard]] inline std::size_t find_invalid_utf8(std::string_view text) noexcept {
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t n = utf8_sequence_length(text.substr(i));
@@ -213,7 +213,7 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   return documents;
 }
 
-/// Writes documents as JSON Lines, whole or not at all. Throws on text that is not UTF-8, and if the disk refuses.
+/// Writes documents as JSON Lines, whole or not at all. Throws on text that is not UTF-8, and if a write fails.
 inline void write_documents(const std::filesystem::path& path, std::span<const Document> documents) {
   std::string lines;
   for (const Document& d : documents) {

@@ -1,9 +1,9 @@
 // qlora/text/packing.hpp — documents as token ids to windows of one length, with labels and document boundaries.
 // Shapes     ids, labels, documents (N,S) row-major i32, N windows of S tokens
-// labels     aligned with ids: labels[t] is what position t - 1 must predict, no_label where nothing is asked
+// labels     aligned with ids: labels[t] is what position t - 1 must predict, no_label where there is no target
 // documents  index of the document in the input, no_document on padding; attention stays inside equal numbers and
 //            positions start at 0 where the number changes or the window begins
-// What may not change: every token of every document stands in exactly one place, in order, or is counted as dropped.
+// What may not change: every token of every document is in exactly one place, in order, or is counted as dropped.
 #pragma once
 
 #include <algorithm>
@@ -22,22 +22,21 @@ inline namespace v0 {
 inline constexpr std::int32_t no_label = -100;  // the value that torch's cross-entropy ignores
 inline constexpr std::int32_t no_document = -1;
 
-/// A document as the model reads it, begin and end marks included. No ids: nothing to learn from, skipped and counted.
+/// A document as token ids, begin and end tokens included. A document without ids is skipped and counted.
 struct TokenDocument {
   std::vector<std::int32_t> ids;
-  std::vector<std::uint8_t>
-      answer;  ///< per id, 1 where an assistant speaks; empty when the document is no conversation
+  std::vector<std::uint8_t> answer;  ///< per id, 1 in the assistant's turns; empty if the document is no conversation
 };
 
 /// Which tokens are labels.
 enum class LabelChoice {
   all,      ///< every token that has one before it
-  answers,  ///< in conversations only what the assistant says; in other documents every token
+  answers,  ///< in conversations only the assistant's turns; in other documents every token
 };
 
 /// What happens to a document that the current window cannot hold.
 enum class SplitChoice {
-  carry,  ///< it is cut and goes on in the next window; no padding but at the very end
+  carry,  ///< it is cut and continues in the next window; only the last window is padded
   pad,    ///< a document that fits into one window starts a new one; only longer documents are cut
 };
 
@@ -45,17 +44,17 @@ struct PackingOptions {
   int seq = 0;  ///< tokens per window, at least 2
   LabelChoice labels = LabelChoice::all;
   SplitChoice split = SplitChoice::carry;
-  std::int32_t pad_id = 2;  ///< fills windows; LLaMA-2 has no padding id and uses the end mark
+  std::int32_t pad_id = 2;  ///< fills windows; LLaMA-2 has no padding id and uses the end token
 };
 
-/// What became of the documents and their tokens; documents + skipped documents is the number given.
+/// Counts of documents and tokens; documents + skipped_documents is the number of inputs.
 struct PackingCounts {
-  std::int64_t documents = 0;          ///< that stand in the windows, or would if nothing were dropped
+  std::int64_t documents = 0;          ///< in the windows, or dropped
   std::int64_t skipped_documents = 0;  ///< without any text
-  std::int64_t cut_documents = 0;      ///< that stand in more than one window
+  std::int64_t cut_documents = 0;      ///< in more than one window
   std::int64_t tokens = 0;             ///< in the windows, padding not counted
   std::int64_t labelled = 0;           ///< tokens that are labels
-  std::int64_t padding = 0;            ///< filled places
+  std::int64_t padding = 0;            ///< padding tokens
   std::int64_t dropped_tokens = 0;     ///< in no window (the article's form only)
   friend bool operator==(const PackingCounts&, const PackingCounts&) = default;
 };
@@ -121,8 +120,8 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
 
 }  // namespace detail
 
-/// Packs documents densely, each isolated from the others. A document's first token in a window is never a label:
-/// nothing that it could be predicted from stands before it. Throws Error when flags and ids differ in number.
+/// Packs documents densely, each isolated from the others. A document's first token in a window is never a label,
+/// since it has no context. Throws Error when flags and ids differ in number.
 [[nodiscard]] inline PackedWindows pack_documents(std::span<const TokenDocument> documents,
                                                   const PackingOptions& options) {
   detail::check_documents(documents, options.seq);
@@ -152,7 +151,7 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
   return out;
 }
 
-/// The form of the AWS article that this library answers: all documents (BOS and text, no EOS, framed by the caller) as
+/// The packing of the AWS article (docs/article.md): all documents (BOS and text, no EOS, framed by the caller) as
 /// one stream in which attention crosses documents, labels equal to the ids, the incomplete last window dropped.
 /// The loss never asks for a window's first label, so `labelled` does not count it.
 [[nodiscard]] inline PackedWindows pack_as_article(std::span<const TokenDocument> documents, int seq) {

@@ -98,8 +98,8 @@ void append_pair(const TextTokenizer& tokenizer, std::string_view user, std::str
 
 }  // namespace detail
 
-/// Ids of a conversation that waits for an answer: it must end with a user's message. Throws Error when roles do not
-/// take turns or a content holds one of chat_tags.
+/// Ids of a conversation up to the next answer: it must end with a user's message. Throws Error when roles do not
+/// alternate or a message contains one of chat_tags.
 template <class TextTokenizer>
 [[nodiscard]] std::vector<std::int32_t> chat_tokens(const TextTokenizer& tokenizer, std::span<const Message> messages) {
   const auto turns = detail::chat_turns(messages);
@@ -113,7 +113,7 @@ template <class TextTokenizer>
   return document.ids;
 }
 
-/// A finished conversation to learn from, with flags on what the assistant says (end marks included): it must end with
+/// A finished conversation for training, with flags on the assistant's tokens (end tokens included): it must end with
 /// an assistant's message. Throws Error as chat_tokens does.
 template <class TextTokenizer>
 [[nodiscard]] TokenDocument chat_document(const TextTokenizer& tokenizer, std::span<const Message> messages) {
@@ -124,13 +124,13 @@ template <class TextTokenizer>
   return document;
 }
 
-/// A text to learn from: BOS, its ids, EOS; without ids when the text is empty.
+/// A text for training: BOS, its ids, EOS; without ids when the text is empty.
 template <class TextTokenizer>
 [[nodiscard]] TokenDocument text_document(const TextTokenizer& tokenizer, std::string_view text) {
   return framed_document(tokenizer.encode(text), tokenizer.bos(), tokenizer.eos());
 }
 
-/// The same as the article makes it: BOS and the ids, no end mark.
+/// The same as in the article: BOS and the ids, no end token.
 template <class TextTokenizer>
 [[nodiscard]] TokenDocument article_document(const TextTokenizer& tokenizer, std::string_view text) {
   TokenDocument document = text_document(tokenizer, text);

@@ -1,6 +1,6 @@
-// qlora/text/sentencepiece_scan.hpp — reads a sentencepiece ModelProto far enough to know that it is LLaMA-2's kind.
-// The stock library crashes on some hostile models (a damaged normaliser trie most of all), so nothing reaches it that
-// this scan has not accepted. Every length is checked against the bytes that are left before it is used.
+// qlora/text/sentencepiece_scan.hpp — checks that a sentencepiece ModelProto is of LLaMA-2's kind.
+// Sentencepiece crashes on some malformed models (mostly damaged normaliser tries), so it only reads models that this
+// scan has accepted. Every length is checked against the remaining bytes before it is used.
 // What may not change: all pieces distinct, reserved ones (unknown, control, byte) longer than one character. The
 // library looks merged symbols up among the reserved names first, so a control piece "a" would turn text into control
 // ids.
@@ -200,7 +200,7 @@ inline void check_trainer(std::string_view message, std::size_t pieces) {
   if (unk != 0 || bos != 1 || eos != 2) refuse("its unknown, begin and end ids are not 0, 1 and 2");
   if (names != std::array<std::string_view, 3>{"<unk>", "<s>", "</s>"})
     refuse("its special pieces are not named <unk>, <s> and </s>");
-  // Vocabularies that others have added pieces to keep the old number: more pieces than it says are fine.
+  // Extended vocabularies often keep the old number: more pieces than it says are allowed.
   if (vocab > pieces) refuse("it announces " + std::to_string(vocab) + " pieces and holds " + std::to_string(pieces));
 }
 

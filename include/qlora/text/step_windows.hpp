@@ -11,10 +11,10 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Keeps its memory from step to step; what gather returns is good until the next call.
+/// Reuses its memory; the result of gather is valid until the next call.
 class StepWindows {
  public:
-  /// The windows with these numbers behind one another, in that order.
+  /// The windows with these numbers, concatenated in this order.
   [[nodiscard]] Windows gather(const TokenDataset& data, std::span<const std::uint32_t> numbers) {
     ids_.clear();
     labels_.clear();

@@ -1,6 +1,6 @@
-// qlora/text/tokenizer.hpp — LLaMA-2's tokenizer: text to piece ids by sentencepiece, ids to text by an own decoder.
+// qlora/text/tokenizer.hpp — LLaMA-2's tokenizer: text to piece ids by sentencepiece, ids to text by our own decoder.
 // What may not change: text never becomes an id below 3 (unknown, begin, end); "<s>" in a page is three plain pieces.
-// The scan in sentencepiece_scan.hpp, which every model passes before the library sees it, is what guarantees that.
+// The scan in sentencepiece_scan.hpp guarantees that; every model passes it before sentencepiece reads it.
 // Reference: tests/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
 #pragma once
 
@@ -61,8 +61,8 @@ class Tokenizer {
     return {ids.begin(), ids.end()};
   }
 
-  /// Text of the ids. Begin and end marks vanish, the unknown piece reads " \u2047 ", bytes that make no UTF-8 become
-  /// U+FFFD.
+  /// Text of the ids. Begin and end tokens give no text, the unknown piece reads " \u2047 ", bytes that make no UTF-8
+  /// become U+FFFD.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids, DecodeFrom from = DecodeFrom::start) const;
 
   [[nodiscard]] std::int32_t vocab_size() const { return static_cast<std::int32_t>(pieces_.size()); }
@@ -109,7 +109,7 @@ class Tokenizer {
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
 };
 
-/// Turns ids into text as they come. What it has returned is final: bytes of an incomplete UTF-8 character are held
+/// Streaming decoder. Text that it has returned is final: bytes of an incomplete UTF-8 character are held
 /// back until the character is whole or cannot become so. All parts together equal decode() of all ids.
 class StreamDecoder {
  public:

@@ -1,6 +1,6 @@
-# train_model.sh — two steps of the small model's training: from random weights, from another model's weights, on pages
-# or chats alone. At a learning rate too small to change a weight, what is written is the model that it began from: the
-# weights that a first such run writes are those that a second one, from the first one's, writes again.
+# train_model.sh — two steps of the small model's training: from random weights, from another model's weights, on
+# pages or chats alone. At a learning rate too small to change a weight, what is written is the model that it began
+# from: the weights that a first such run writes are those that a second one, from the first one's, writes again.
 #   train_model.sh MAKE_WORLD TRAIN_MODEL SOURCE_DIR
 set -eu
 make_world=$1 train_model=$2 source=$3
