@@ -9,7 +9,7 @@ failed=0
 plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies in include/qlora, or names its root
   rm -rf "$tree"
   mkdir -p "$tree/include/qlora/cpu" "$tree/include/qlora/model" "$tree/include/qlora/train" "$tree/include/qlora/io" \
-    "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
+    "$tree/include/qlora/run" "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
   echo '#include <vector>' >"$tree/include/qlora/error.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/include/qlora/backend.hpp"
   printf '#include <Eigen/Core>\n#include "qlora/backend.hpp"\n' >"$tree/include/qlora/cpu/gemm.hpp"
@@ -18,6 +18,7 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies i
   printf '#include <nlohmann/json.hpp>\n#include <fcntl.h>\n' >"$tree/include/qlora/io/hf.hpp"
   echo '#include <curl/curl.h>' >"$tree/include/qlora/web/fetch.hpp"
   echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/tokenizer.hpp"
+  echo '#include "qlora/text/tokenizer.hpp"' >"$tree/include/qlora/run/options.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/configs/qlora/configs/tiny.hpp"
   printf '#include "qlora/cpu/gemm.hpp"\n#include "qlora/train/trainer.hpp"\n' >"$tree/include/qlora/llama2.hpp"
   printf '#include <vector>\n#include "qlora/error.hpp"\n' >"$tree/cuda/qlora/cuda/launch.hpp"
@@ -61,6 +62,10 @@ expect_offence io/hf.hpp '<curl/curl.h>'
 expect_offence io/hf.hpp '<Eigen/Core>'
 expect_offence io/hf.hpp '"qlora/llama2.hpp"'
 expect_offence io/hf.hpp '<immintrin.h>'
+expect_offence io/hf.hpp '"qlora/run/options.hpp"'
+expect_offence run/options.hpp '<nlohmann/json.hpp>'
+expect_offence run/options.hpp '<toml++/toml.h>'
+expect_offence run/options.hpp '<CLI/CLI.hpp>'
 expect_offence text/tokenizer.hpp '<libxml/HTMLparser.h>'
 expect_offence web/fetch.hpp '<sentencepiece_processor.h>'
 expect_offence web/fetch.hpp '"../io/hf.hpp"'
