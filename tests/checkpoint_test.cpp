@@ -12,6 +12,8 @@
 #include <random>
 #include <string>
 
+#include "support/kill_point.hpp"
+
 using namespace qlora;
 namespace fs = std::filesystem;
 
@@ -135,42 +137,63 @@ TEST_CASE("a disk without room is said before anything is written") {
   }
 }
 
-TEST_CASE("killed at random moments: the next start always finds a whole checkpoint, never older than the last saved") {
+TEST_CASE("a start prunes what killed runs left, counted from the checkpoint that it goes on from") {
+  const fs::path root = scratch.path / "prune";
+  for (const std::int64_t step : {1, 2, 3, 4, 5, 6, 7}) save(root, step, 99);
+  REQUIRE(entries(root) == 7);
+  fs::resize_file(root / "checkpoint-7/state.safetensors", 100);
+  fs::resize_file(root / "checkpoint-6/state.safetensors", 100);
+  CHECK(load_latest_checkpoint(root).checkpoint->step == 5);
+  CHECK(entries(root) == 7);  // who only looks removes nothing
+  CHECK(load_latest_checkpoint(root, 2).checkpoint->step == 5);
+  for (const char* name : {"checkpoint-4", "checkpoint-5", "checkpoint-6", "checkpoint-7"})
+    CHECK(fs::exists(root / name));
+  CHECK(entries(root) == 4);
+  CHECK(holds(load_checkpoint(root / "checkpoint-4")));
+  save(root, 6, 1);  // replaces a damaged one; the other does not count as the one to keep
+  CHECK(load_latest_checkpoint(root, 1).checkpoint->step == 6);
+  CHECK(entries(root) == 2);
+  fs::resize_file(root / "checkpoint-6/state.safetensors", 100);
+  CHECK_FALSE(load_latest_checkpoint(root, 1).checkpoint.has_value());  // none verifies: none is removed
+  CHECK(entries(root) == 2);
+}
+
+TEST_CASE("killed at any moment: the next start finds a whole checkpoint, never older than the last saved") {
   const fs::path root = scratch.path / "killed";
   save(root, 0, 2);
-  std::mt19937 random(17);
-  std::int64_t last = 0;
-  for (int round = 0; round < 40; ++round) {
-    int pipe_ends[2];
-    REQUIRE(::pipe(pipe_ends) == 0);
+  save(root, 1, 2);
+  std::int64_t last = 1;
+  int killed = 0;
+  int not_committed = 0;
+  int not_pruned = 0;
+  for (bool going = true; going;) {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
-    if (child == 0) {  // saves until it is killed, and tells each step that save_checkpoint has returned from
-      try {
-        for (std::int64_t step = last + 1;; ++step) {
-          save(root, step, 2, 20'000);
-          if (::write(pipe_ends[1], &step, sizeof step) != sizeof step) ::_exit(3);
-        }
-      } catch (const std::exception&) {
-        ::_exit(2);
-      }
+    if (child == 0) {
+      kill_point::calls_left = killed;
+      save(root, last + 1, 2, 20'000);
+      ::_exit(0);
     }
-    ::close(pipe_ends[1]);
-    ::usleep(static_cast<useconds_t>(500 + random() % 30'000));
-    ::kill(child, SIGKILL);
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
-    REQUIRE(WIFSIGNALED(status));  // it had not failed by itself
-    std::int64_t step = 0;
-    while (::read(pipe_ends[0], &step, sizeof step) == sizeof step) last = step;
-    ::close(pipe_ends[0]);
-    const CheckpointSearch found = load_latest_checkpoint(root);
+    going = WIFSIGNALED(status);
+    if (going) {
+      ++killed;
+    } else {
+      REQUIRE(WEXITSTATUS(status) == 0);
+    }
+    const bool committed = fs::exists(root / ("checkpoint-" + std::to_string(last + 1)));
+    not_committed += committed ? 0 : 1;
+    not_pruned += committed && fs::exists(root / ("checkpoint-" + std::to_string(last - 1))) ? 1 : 0;
+    const CheckpointSearch found = load_latest_checkpoint(root, 2);
     REQUIRE(found.checkpoint.has_value());
     CHECK(found.skipped.empty());
     CHECK(holds(*found.checkpoint));
-    CHECK(found.checkpoint->step >= last);
-    CHECK(found.checkpoint->step <= last + 1);
+    CHECK(found.checkpoint->step == (committed ? last + 1 : last));
+    CHECK((going || committed));  // who was not killed has saved
     last = found.checkpoint->step;
-    CHECK(entries(root) <= 3);
+    CHECK(entries(root) == 2);
   }
+  CHECK(not_committed >= 10);  // the kills were where they matter: before the name is given, and before pruning
+  CHECK(not_pruned >= 2);
 }

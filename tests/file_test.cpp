@@ -8,11 +8,11 @@
 #include <sys/wait.h>
 
 #include <filesystem>
-#include <random>
 #include <string>
 
 #include "qlora/io/directory.hpp"
 #include "qlora/io/lock.hpp"
+#include "support/kill_point.hpp"
 
 using namespace qlora;
 namespace fs = std::filesystem;
@@ -100,21 +100,27 @@ TEST_CASE("a write that fails leaves the old file and no other") {
 TEST_CASE("killed while writing: the file is one of those that were written, never a part") {
   const fs::path path = scratch.path / "killed";
   write_file_atomically(path, std::string(200'000, 'a'));
-  std::mt19937 random(3);
-  for (int round = 0; round < 30; ++round) {
+  int olds = 0;
+  int news = 0;
+  for (bool going = true; going;) {
+    const char next = static_cast<char>('b' + olds + news);
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
-      for (int i = 0;; ++i) write_file_atomically(path, std::string(200'000, static_cast<char>('a' + i % 26)));
+      kill_point::calls_left = olds + news;
+      write_file_atomically(path, std::string(200'000, next));
+      ::_exit(0);
     }
-    ::usleep(static_cast<useconds_t>(random() % 10'000));
-    ::kill(child, SIGKILL);
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
+    going = WIFSIGNALED(status);
     const std::string text = read_text(path, 1 << 20);
     REQUIRE(text.size() == 200'000);
     CHECK(text.find_first_not_of(text[0]) == std::string::npos);
+    if (going) ++(text[0] == next ? news : olds);
   }
+  CHECK(olds == 3);  // in the middle of the bytes, before they are durable, before the name
+  CHECK(news == 1);  // before the name is durable
 }
 
 TEST_CASE("a temporary name left by a dead process of the same number is not in the way") {

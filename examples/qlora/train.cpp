@@ -202,7 +202,7 @@ class TrainRun {
   }
 
   void resume() {
-    const CheckpointSearch found = load_latest_checkpoint(step_.out / "checkpoints");
+    const CheckpointSearch found = load_latest_checkpoint(step_.out / "checkpoints", kept_checkpoints);
     for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
     if (!found.checkpoint) return;
     const Checkpoint& checkpoint = *found.checkpoint;

@@ -34,6 +34,7 @@ using ModelTrainer = Trainer<model, Cpu<>>;
 constexpr int seq = 384;
 constexpr int batch = 6;
 constexpr int save_every = 250;
+constexpr int kept_checkpoints = 2;
 
 volatile std::sig_atomic_t stopping = 0;
 
@@ -160,12 +161,13 @@ void save(ModelTrainer& trainer, const Arguments& arguments) {
   trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
     tensors.push_back({name, {count}, {data, static_cast<std::size_t>(count)}});
   });
-  save_checkpoint(arguments.checkpoints, trainer.core().steps_done(), tensors, settings_of(arguments), 2);
+  save_checkpoint(arguments.checkpoints, trainer.core().steps_done(), tensors, settings_of(arguments),
+                  kept_checkpoints);
 }
 
 void resume(ModelTrainer& trainer, const Arguments& arguments) {
   if (!fs::exists(arguments.checkpoints)) return;
-  const CheckpointSearch found = load_latest_checkpoint(arguments.checkpoints);
+  const CheckpointSearch found = load_latest_checkpoint(arguments.checkpoints, kept_checkpoints);
   for (const std::string& sentence : found.skipped) std::fprintf(stderr, "skipped: %s\n", sentence.c_str());
   if (!found.checkpoint) return;
   QLORA_EXPECTS(found.checkpoint->state == settings_of(arguments), arguments.checkpoints.string(),

@@ -9,6 +9,7 @@
 #include <charconv>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -135,9 +136,19 @@ inline void verify_manifest(const std::filesystem::path& directory, std::int64_t
 
 }  // namespace detail
 
-/// Saves a step and then removes all but the newest `keep` checkpoints. A directory that exists for this step is
-/// replaced. Throws Error (ErrorKind::resource, with the bytes needed) when the disk has no room; older checkpoints are
-/// then untouched. The caller holds the run's lock.
+/// Keeps the checkpoint of `step` and the keep - 1 before it, and removes all that are older. Newer ones stay and do
+/// not count: a run goes on from the newest that verifies, so those are damaged. The caller holds the run's lock.
+inline void prune_checkpoints(const std::filesystem::path& root, std::int64_t step, int keep) {
+  QLORA_EXPECTS(keep >= 1, "keep ", keep);
+  int kept = 1;
+  for (const std::int64_t other : detail::checkpoint_steps(root)) {
+    if (other < step && ++kept > keep) detail::remove_checkpoint(root, other);
+  }
+}
+
+/// Saves a step and then prunes. A directory that exists for this step is replaced. Throws Error (ErrorKind::resource,
+/// with the bytes needed) when the disk has no room; older checkpoints are then untouched. The caller holds the run's
+/// lock.
 inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step, std::span<const NamedTensor> tensors,
                             const Json& state, int keep) {
   QLORA_EXPECTS(step >= 0 && keep >= 1, "step ", step, ", keep ", keep);
@@ -163,10 +174,7 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
   write_file_atomically(temporary / "state.json", text);
   write_file_atomically(temporary / "MANIFEST.json", json_text(detail::manifest_of(temporary, step)));
   directory.commit();
-  const std::vector<std::int64_t> steps = detail::checkpoint_steps(root);
-  for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
-    if (steps[i] != step) detail::remove_checkpoint(root, steps[i]);
-  }
+  prune_checkpoints(root, step, keep);
 }
 
 /// Opens one checkpoint after comparing every byte with its manifest. Throws Error naming the damaged file.
@@ -178,17 +186,21 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
 }
 
 /// Opens the newest checkpoint that verifies and says which newer ones do not. Damaged ones are left where they are.
-[[nodiscard]] inline CheckpointSearch load_latest_checkpoint(const std::filesystem::path& root) {
+/// With `keep`, as a run that starts calls it, also prunes: a process killed between saving and pruning leaves one
+/// checkpoint too many, and without this they would add up.
+[[nodiscard]] inline CheckpointSearch load_latest_checkpoint(const std::filesystem::path& root,
+                                                             int keep = std::numeric_limits<int>::max()) {
   CheckpointSearch result;
   detail::remove_unfinished(root);
   for (const std::int64_t step : detail::checkpoint_steps(root)) {
     try {
       result.checkpoint = load_checkpoint(detail::checkpoint_path(root, step));
-      return result;
+      break;
     } catch (const Error& error) {
       result.skipped.emplace_back(error.what());
     }
   }
+  if (result.checkpoint) prune_checkpoints(root, result.checkpoint->step, keep);
   return result;
 }
 
