@@ -46,7 +46,7 @@ function(qlora_needs out file)
       endif()
       string(REGEX REPLACE "^[^<\"]*[<\"]([^>\"]*).*$" "\\1" name "${line}")
       foreach(root IN ITEMS "${folder}" "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}/configs"
-                      "${PROJECT_SOURCE_DIR}/cuda")
+                      "${PROJECT_SOURCE_DIR}/cuda" "${PROJECT_SOURCE_DIR}/tests")
         if(EXISTS "${root}/${name}")
           cmake_path(SET found NORMALIZE "${root}/${name}")
           list(APPEND todo "${found}")

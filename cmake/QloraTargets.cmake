@@ -1,6 +1,7 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
-#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece   qlora::web  + libcurl, libxml2
+#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece
+#   qlora::net    + libcurl                                qlora::web   io, net + libxml2
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
 add_library(qlora INTERFACE)
@@ -37,8 +38,11 @@ qlora_component(io nlohmann_json::nlohmann_json)
 if(QLORA_HAS_SENTENCEPIECE)
   qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
 endif()
-if(QLORA_HAS_CURL AND QLORA_HAS_XML2)
-  qlora_component(web qlora_io CURL::libcurl LibXml2::LibXml2 Threads::Threads)
+if(QLORA_HAS_CURL)
+  qlora_component(net CURL::libcurl Threads::Threads)
+  if(QLORA_HAS_XML2)
+    qlora_component(web qlora_io qlora_net LibXml2::LibXml2)
+  endif()
 endif()
 
 # Warnings for the project's own sources; never part of what a user links. For nvcc: its own, and the C++ compiler's.

@@ -9,14 +9,15 @@ failed=0
 plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies in include/qlora, or names its root
   rm -rf "$tree"
   mkdir -p "$tree/include/qlora/cpu" "$tree/include/qlora/model" "$tree/include/qlora/train" "$tree/include/qlora/io" \
-    "$tree/include/qlora/run" "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
+    "$tree/include/qlora/run" "$tree/include/qlora/net" "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
   echo '#include <vector>' >"$tree/include/qlora/error.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/include/qlora/backend.hpp"
   printf '#include <Eigen/Core>\n#include "qlora/backend.hpp"\n' >"$tree/include/qlora/cpu/gemm.hpp"
   echo '#include "qlora/backend.hpp"' >"$tree/include/qlora/model/block.hpp"
   echo '#include "qlora/model/block.hpp"' >"$tree/include/qlora/train/trainer.hpp"
   printf '#include <nlohmann/json.hpp>\n#include <fcntl.h>\n' >"$tree/include/qlora/io/hf.hpp"
-  echo '#include <curl/curl.h>' >"$tree/include/qlora/web/fetch.hpp"
+  echo '#include <curl/curl.h>' >"$tree/include/qlora/net/http.hpp"
+  printf '#include <libxml/HTMLparser.h>\n#include "qlora/net/http.hpp"\n' >"$tree/include/qlora/web/fetch.hpp"
   echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/tokenizer.hpp"
   echo '#include "qlora/text/tokenizer.hpp"' >"$tree/include/qlora/run/options.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/configs/qlora/configs/tiny.hpp"
@@ -67,6 +68,9 @@ expect_offence run/options.hpp '<nlohmann/json.hpp>'
 expect_offence run/options.hpp '<toml++/toml.h>'
 expect_offence run/options.hpp '<CLI/CLI.hpp>'
 expect_offence text/tokenizer.hpp '<libxml/HTMLparser.h>'
+expect_offence net/http.hpp '<libxml/HTMLparser.h>'
+expect_offence web/fetch.hpp '<curl/curl.h>'
+expect_offence model/block.hpp '"qlora/net/http.hpp"'
 expect_offence web/fetch.hpp '<sentencepiece_processor.h>'
 expect_offence web/fetch.hpp '"../io/hf.hpp"'
 expect_offence web/fetch.hpp '<CLI/CLI.hpp>'

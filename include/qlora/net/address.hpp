@@ -1,5 +1,5 @@
-// qlora/web/address.hpp — which network addresses a fetched page may come from.
-// A guard against pages and redirects that point into the machine or its network (server-side request forgery).
+// qlora/net/address.hpp — which network addresses are on the public internet.
+// A guard against addresses and redirects that point into the machine or its network (server-side request forgery).
 // It judges the address a socket is about to connect to, so spellings, redirects and DNS answers cannot go round it.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace qlora {
 inline namespace v0 {
-namespace web {
+namespace net {
 
 /// True for globally reachable IPv4 unicast: nothing of the IANA special-purpose registry (RFC 6890), no multicast
 /// (224/4), no 240/4, and not 168.63.129.16, the one cloud metadata host with a public number.
@@ -73,6 +73,6 @@ namespace web {
   return false;
 }
 
-}  // namespace web
+}  // namespace net
 }  // namespace v0
 }  // namespace qlora

@@ -1,0 +1,115 @@
+// The HTTP client against a real server on the loopback interface (tests/net/server.py).
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/net/http.hpp"
+
+#include <arpa/inet.h>
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+
+#include "support/web_server.hpp"
+
+namespace net = qlora::net;
+
+namespace {
+
+std::string refusal(const std::string& address, const net::HttpOptions& options) {
+  try {
+    (void)net::http_get(address, options);
+  } catch (const qlora::Error& e) {
+    return e.what();
+  }
+  return "accepted";
+}
+
+long peak_kib() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss;
+}
+
+}  // namespace
+
+TEST_CASE("an answer has its address, its type and its body") {
+  const net::HttpResponse response = net::http_get(url("/plain"), own());
+  CHECK(response.body == plain_body);
+  CHECK(response.content_type == "text/html; charset=utf-8");
+  CHECK(response.url == url("/plain"));
+  CHECK(has(net::http_get(url("/agent"), own()).body, "qlora/"));
+}
+
+TEST_CASE("compressed bodies are decoded; broken ones are refused") {
+  CHECK(net::http_get(url("/gzip"), own()).body == plain_body);
+  CHECK(net::http_get(url("/deflate"), own()).body == plain_body);
+  CHECK(refusal(url("/notgzip"), own()) != "accepted");
+}
+
+TEST_CASE("redirects are followed up to ten") {
+  CHECK(net::http_get(url("/hop?10"), own()).url == url("/hop?0"));
+  CHECK(has(refusal(url("/hop?11"), own()), "redirect"));
+  CHECK(has(refusal(url("/loop"), own()), "redirect"));
+}
+
+TEST_CASE("a redirect never leads to a file or another protocol") {
+  for (const char* to : {"file:///etc/passwd", "gopher://127.0.0.1/", "ftp://127.0.0.1/x", "dict://127.0.0.1/"})
+    CHECK(has(refusal(url(std::string("/to?") + to), own()), "rotocol"));
+}
+
+TEST_CASE("caps hold for decoded bytes, headers and time, and memory stays small") {
+  const long before = peak_kib();
+  CHECK(has(refusal(url("/bomb"), own()), "larger than the limit"));
+  CHECK(has(refusal(url("/endless"), own()), "larger than the limit"));
+  CHECK(peak_kib() - before < 64 * 1024);
+  CHECK(has(refusal(url("/hugeheader"), own()), "header is larger"));
+  net::HttpOptions hasty = own();
+  hasty.total_timeout = std::chrono::milliseconds(700);
+  CHECK(has(refusal(url("/slow"), hasty), "imed out"));
+  net::HttpOptions impatient = own();
+  impatient.low_speed_seconds = 2;
+  CHECK(has(refusal(url("/slow"), impatient), "too slow"));
+}
+
+TEST_CASE("what is worth trying again is tried again, and no more often than said") {
+  CHECK(net::http_get(url("/flaky"), own()).body == plain_body);
+  CHECK(net::http_get(url("/count?/flaky"), own()).body == "3");
+  CHECK(has(refusal(url("/down"), own()), "status 500"));
+  CHECK(net::http_get(url("/count?/down"), own()).body == "4");
+  CHECK(net::http_get(url("/limited"), own()).body == plain_body);
+  CHECK(has(refusal(url("/limitedlong"), own()), "status 429 (1 try)"));
+  CHECK(has(refusal(url("/missing"), own()), "status 404"));
+  CHECK(refusal(url("/hangup"), own()) != "accepted");
+  CHECK(has(refusal("http://127.0.0.1:1/", own()), "onnect"));
+}
+
+TEST_CASE("a body that ends too early is refused, not taken for the page") {
+  CHECK(refusal(url("/truncated"), own()) != "accepted");
+}
+
+TEST_CASE("private addresses: 24 spellings, asked for or redirected to, are all refused") {
+  const std::string port = url("").substr(url("").rfind(':'));
+  const char* hosts[] = {
+      "127.0.0.1",         "127.1",           "127.0.1",         "2130706433",  "0x7f000001",         "0x7f.1",
+      "0177.0.0.1",        "017700000001",    "localhost",       "LOCALHOST",   "0x7f.0.0.1",         "0",
+      "0.0.0.0",           "127.255.255.254", "[::1]",           "[::]",        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]",
+      "[0:0:0:0:0:0:0:1]", "10.0.0.1",        "169.254.169.254", "192.168.0.1", "100.64.0.1",         "[fe80::1]"};
+  net::HttpOptions guarded = patient();
+  guarded.max_retries = 0;
+  for (const char* host : hosts) {
+    const std::string target = std::string("http://") + host + port + "/plain";
+    INFO(target);
+    const std::string message = refusal(target, guarded);
+    CHECK(has(message, "not on the public internet"));
+  }
+  // By redirect: only this server's own socket is let through; the hop to port 9 meets the guard.
+  guarded.also_allow = [&](const sockaddr* address, std::size_t) {
+    return address->sa_family == AF_INET &&
+           ntohs(reinterpret_cast<const sockaddr_in*>(address)->sin_port) == std::stoi(port.substr(1));
+  };
+  CHECK(net::http_get(url("/hop?2"), guarded).body == plain_body);
+  for (const char* host : hosts) {
+    const std::string message = refusal(url(std::string("/to?http://") + host + ":9/plain"), guarded);
+    INFO(host);
+    INFO(message);
+    CHECK(has(message, "not on the public internet"));
+  }
+  CHECK(net::http_get(url("/plain"), own()).body == plain_body);
+}
