@@ -1,7 +1,7 @@
 # The CUDA side. QLORA_CUDA is AUTO (used where a CUDA 12 toolkit with cuBLASLt is found), ON (an error without) or OFF;
 # it leaves QLORA_HAS_CUDA, QLORA_HAS_CUDNN and the target
 #   qlora::cuda  the kernels and their launchers, a static library, with the definition QLORA_CUDA for who links it
-# Only the generated .cu files and the launchers of qlora/cuda/*.hpp see CUDA's headers: everything that reaches kernels
+# Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches kernels
 # through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
 
 set(qlora_cuda_default OFF) # in somebody else's build a second compiler is asked for, not found
@@ -90,8 +90,8 @@ endfunction()
 
 # One translation unit for each header that defines launchers, so that they compile side by side; nvcc compiles the .cuh,
 # the C++ compiler the .hpp.
-file(GLOB headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/cuda" "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.cuh"
-     "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.hpp")
+file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/cuda"
+     "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.hpp")
 set(sources)
 set(QLORA_CUDA_LAUNCHER_HEADERS) # read by the check that headers compile alone
 foreach(header IN LISTS headers)
@@ -101,7 +101,8 @@ foreach(header IN LISTS headers)
   if(NOT launchers)
     continue()
   endif()
-  cmake_path(GET header STEM name)
+  cmake_path(RELATIVE_PATH header BASE_DIRECTORY qlora/cuda OUTPUT_VARIABLE name)
+  cmake_path(REMOVE_EXTENSION name)
   set(extension cu)
   if(header MATCHES "[.]hpp$")
     set(extension cpp)

@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "qlora/cuda/attention_ranges.hpp"
+#include "qlora/cuda/attention/ranges.hpp"
 
 using namespace qlora;
 using namespace qlora::cuda;

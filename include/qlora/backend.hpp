@@ -11,7 +11,7 @@
 //   linear(_backward)     group: [X | XA] (T,K + parts R), residual -> Y (T,N)           cpu/linear.hpp       linear.cuh
 //   adapter_input         X -> XA                                                        cpu/linear.hpp       linear.cuh
 //   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp    rope.cuh
-//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention_dispatch.cuh
+//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention.cuh
 //   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp    decode.cuh
 //   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp    decode.cuh
 //   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh

@@ -5,10 +5,11 @@
 //   Generator   continuations and chat                           generate/generator.hpp
 //   backend     the op table                                     backend.hpp
 //     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours
-//     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/swiglu.cuh and its neighbours
-// To a kernel: block.hpp calls b_.swiglu(...); backend.hpp names the file of every op, here cpu/swiglu.hpp and cuda/swiglu.cuh.
-// Pulls in the standard library and Eigen only (CUDA's headers are the kernels' business). Files, tokenizer, web pages and reports are headers of their own:
-// qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
+//     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/rowwise/swiglu.cuh and others
+// To a kernel: block.hpp calls b_.swiglu(...); backend.hpp names the file of every op, here cpu/swiglu.hpp and
+// cuda/rowwise/swiglu.cuh.
+// Includes the standard library and Eigen only, no CUDA headers. Files, tokenizer, web pages and reports are headers of
+// their own: qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
 #pragma once
 
 #include "qlora/configs/llama2.hpp"

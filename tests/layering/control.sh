@@ -9,7 +9,8 @@ failed=0
 plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies in include/qlora, or names its root
   rm -rf "$tree"
   mkdir -p "$tree/include/qlora/cpu" "$tree/include/qlora/model" "$tree/include/qlora/train" "$tree/include/qlora/io" \
-    "$tree/include/qlora/run" "$tree/include/qlora/net" "$tree/include/qlora/web" "$tree/include/qlora/text" "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda"
+    "$tree/include/qlora/run" "$tree/include/qlora/net" "$tree/include/qlora/web" "$tree/include/qlora/text" \
+    "$tree/configs/qlora/configs" "$tree/cuda/qlora/cuda/rowwise" "$tree/cuda/qlora/cuda/attention"
   echo '#include <vector>' >"$tree/include/qlora/error.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/include/qlora/backend.hpp"
   printf '#include <Eigen/Core>\n#include "qlora/backend.hpp"\n' >"$tree/include/qlora/cpu/gemm.hpp"
@@ -24,11 +25,11 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies i
   printf '#include "qlora/cpu/gemm.hpp"\n#include "qlora/train/trainer.hpp"\n' >"$tree/include/qlora/llama2.hpp"
   printf '#include <vector>\n#include "qlora/error.hpp"\n' >"$tree/cuda/qlora/cuda/launch.hpp"
   printf '#include <cuda_bf16.h>\n#include "qlora/cuda/launch.hpp"\nQLORA_CUDA_LAUNCHER void f() {}\n' \
-    >"$tree/cuda/qlora/cuda/norm.cuh"
-  printf '#include <cudnn.h>\n#include "qlora/cuda/norm.cuh"\n' >"$tree/cuda/qlora/cuda/cudnn.hpp"
+    >"$tree/cuda/qlora/cuda/rowwise/norm.cuh"
+  printf '#include <cudnn.h>\n#include "qlora/cuda/rowwise/norm.cuh"\n' >"$tree/cuda/qlora/cuda/attention/cudnn.hpp"
   printf '#include "qlora/backend.hpp"\n#include "qlora/cuda/launch.hpp"\n' >"$tree/cuda/qlora/cuda.hpp"
-  printf '#include "qlora/cuda/norm.cuh"\n#include "qlora/cuda/swiglu.cuh"\n' >"$tree/cuda/qlora/cuda.cuh"
-  echo 'QLORA_CUDA_LAUNCHER void h() {}' >"$tree/cuda/qlora/cuda/swiglu.cuh"
+  printf '#include "qlora/cuda/rowwise/norm.cuh"\n#include "qlora/cuda/rowwise/swiglu.cuh"\n' >"$tree/cuda/qlora/cuda.cuh"
+  echo 'QLORA_CUDA_LAUNCHER void h() {}' >"$tree/cuda/qlora/cuda/rowwise/swiglu.cuh"
   [ -z "$1" ] || echo "#include $2" >>"$tree/$(place "$1")"
 }
 place() {
@@ -80,18 +81,18 @@ expect_offence error.hpp '<cuda_runtime.h>'
 expect_offence cpu/gemm.hpp '"qlora/cuda/launch.hpp"'
 expect_offence cpu/gemm.hpp '<cuda_bf16.h>'
 expect_offence cuda/qlora/cuda.hpp '<cuda_runtime.h>'
-expect_offence cuda/qlora/cuda.hpp '"qlora/cuda/norm.cuh"'
+expect_offence cuda/qlora/cuda.hpp '"qlora/cuda/rowwise/norm.cuh"'
 expect_offence cuda/qlora/cuda.hpp '"qlora/cpu/gemm.hpp"'
 expect_offence cuda/qlora/cuda/launch.hpp '<cublasLt.h>'
-expect_offence cuda/qlora/cuda/launch.hpp '"qlora/cuda/cudnn.hpp"'
-expect_offence cuda/qlora/cuda/norm.cuh '<Eigen/Core>'
-expect_offence cuda/qlora/cuda/norm.cuh '<nlohmann/json.hpp>'
-expect_offence cuda/qlora/cuda/norm.cuh '"qlora/cpu/gemm.hpp"'
-expect_offence cuda/qlora/cuda/norm.cuh '"qlora/model/block.hpp"'
-expect_offence cuda/qlora/cuda/norm.cuh '<sys/mman.h>'
-expect_offence cuda/qlora/cuda/norm.cuh '"qlora/cuda/swiglu.cuh"'
+expect_offence cuda/qlora/cuda/launch.hpp '"qlora/cuda/attention/cudnn.hpp"'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '<Eigen/Core>'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '<nlohmann/json.hpp>'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '"qlora/cpu/gemm.hpp"'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '"qlora/model/block.hpp"'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '<sys/mman.h>'
+expect_offence cuda/qlora/cuda/rowwise/norm.cuh '"qlora/cuda/rowwise/swiglu.cuh"'
 plant '' ''
-echo 'QLORA_CUDA_LAUNCHER void g() {}' >"$tree/cuda/qlora/cuda/rope.cuh"
+echo 'QLORA_CUDA_LAUNCHER void g() {}' >"$tree/cuda/qlora/cuda/rowwise/rope.cuh"
 if sh "$here/layering.sh" "$tree" >/dev/null; then
   echo "not caught: launchers that cuda.cuh does not include"
   failed=1

@@ -7,8 +7,8 @@
 #   3 network      model/
 #
 # A file includes its own layer and those below it. Network and training code never name a backend, and no backend names
-# the other. A foreign library stays in the folders that wrap it. CUDA's headers stay in *.cuh and in cuda/cudnn*, since
-# whoever calls launchers is compiled without them, and so do the .cuh files.
+# the other. A foreign library stays in the folders that wrap it. CUDA's headers stay in *.cuh and in
+# cuda/attention/cudnn*, since whoever calls launchers is compiled without them, and so do the .cuh files.
 set -eu
 cd "$1"
 
@@ -29,7 +29,7 @@ offences=$(
       return -1
     }
     function backend(path) { return path ~ /^qlora\/cpu[\/.]/ ? "cpu" : path ~ /^qlora\/cuda[\/.]/ ? "cuda" : "" }
-    function sees_cuda(path) { return path ~ /^qlora\/cuda.*\.cuh$|^qlora\/cuda\/cudnn[a-z_0-9]*\.hpp$/ }
+    function sees_cuda(path) { return path ~ /^qlora\/cuda.*\.cuh$|^qlora\/cuda\/attention\/cudnn[a-z_0-9]*\.hpp$/ }
     function offence(why) { print $1 " includes " $2 ": " why }
     {
       from = $1; sub(/^(include|configs|cuda)\//, "", from)
@@ -55,14 +55,14 @@ offences=$(
       }
       if ($2 ~ /^(immintrin|cpuid)\.h$/) { if (from != "qlora/io/sha256.hpp") offence("processor instructions stay in io/sha256.hpp"); next }
       if ($2 ~ /^(cuda[A-Za-z_0-9]*|cublas[A-Za-z]*|cudnn[a-z_0-9]*|mma|math_constants)\.h$|^(cub|cuda)\//) {
-        if (!sees_cuda(from)) offence("CUDA\047s headers stay in cuda/*.cuh and cuda/cudnn*.hpp")
+        if (!sees_cuda(from)) offence("CUDA\047s headers stay in cuda/*/*.cuh and cuda/attention/cudnn*.hpp")
         next
       }
       if ($2 !~ /^[a-z_0-9]+$/) offence("only the standard library, and no headers by relative path, here")
     }'
 )
 # Each file of launchers is a translation unit of qlora::cuda, and all of them are one in cuda.cuh.
-all_launchers=$(cd cuda && grep -lE '^[^#/]*QLORA_CUDA_LAUNCHER( |$)' qlora/cuda/*.cuh qlora/cuda/*.hpp)
+all_launchers=$(cd cuda && grep -rlE --include='*.cuh' --include='*.hpp' '^[^#/]*QLORA_CUDA_LAUNCHER( |$)' qlora/cuda | sort)
 for launchers in $all_launchers; do
   grep -qF "#include \"$launchers\"" cuda/qlora/cuda.cuh || offences="$offences
 cuda/qlora/cuda.cuh does not include $launchers"

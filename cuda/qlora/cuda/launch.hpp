@@ -1,6 +1,6 @@
 // qlora/cuda/launch.hpp — what the CUDA backend can do, as plain functions: the seam between g++ and nvcc.
-// Network code is compiled by g++ and reaches kernels through these declarations; nvcc compiles each neighbouring .cuh
-// once, with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of ops.hpp.
+// Network code is compiled by g++ and reaches kernels through these declarations; nvcc compiles each .cuh of the folders
+// below once, with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of ops.hpp.
 // A launcher checks shapes (Error), enqueues on the context's stream and returns; none waits, none allocates, except
 // where it says so. Pointers are device memory, strides count elements. Letters as in ops.hpp.
 #pragma once
@@ -34,7 +34,7 @@ struct Rows {
 
 class Context;
 
-// --- context.cuh: one GPU, its stream, library handles and workspaces -------------------------------------------------
+// --- context/: one GPU, its stream, library handles and workspaces ---------------------------------------------------
 
 /// How a context is made.
 struct ContextOptions {
@@ -81,7 +81,7 @@ void set_place(Context& context, std::uint32_t place);
 void set_profile(Context& context, bool on);
 std::vector<std::pair<std::string, double>> take_profile(Context& context);
 
-// --- norm.cuh ---------------------------------------------------------------------------------------------------------
+// --- rowwise/norm.cuh ------------------------------------------------------------------------------------------------
 
 /// Float values (device) -> bf16.
 void narrow(Context& context, std::int64_t count, const float* from, bf16* to);
@@ -96,21 +96,21 @@ void rmsnorm(Context& context, int tokens, int dim, float eps, Rows<const bf16> 
 void rmsnorm_backward(Context& context, int tokens, int dim, Rows<const bf16> gy, Rows<const bf16> x,
                       const float* inv_rms, const float* w, bool accumulate, Rows<bf16> gx);
 
-// --- swiglu.cuh -------------------------------------------------------------------------------------------------------
+// --- rowwise/swiglu.cuh ----------------------------------------------------------------------------------------------
 
 /// gate_up (T,2F) -> y (T,F) = silu(gate) up.
 void swiglu(Context& context, int tokens, int ffn, const bf16* gate_up, Rows<bf16> y);
 /// gate_up and gy -> ggate_up (T,2F), in one pass; ggate_up may be gate_up.
 void swiglu_backward(Context& context, int tokens, int ffn, Rows<const bf16> gy, const bf16* gate_up, bf16* ggate_up);
 
-// --- dropout.cuh ------------------------------------------------------------------------------------------------------
+// --- linear/dropout.cuh ----------------------------------------------------------------------------------------------
 
 /// out (T,cols) = mask o x / keep.
 void dropout(Context& context, int tokens, int cols, const DropoutSite& site, Rows<const bf16> x, bf16* out);
 /// gx += mask o p / keep, p (T,cols).
 void add_dropped(Context& context, int tokens, int cols, const DropoutSite& site, const bf16* p, Rows<bf16> gx);
 
-// --- skinny.cuh, skinny_backward.cuh, skinny_input.cuh: products with A, dropout on the way ---------------------------
+// --- linear/skinny.cuh, skinny_backward.cuh, skinny_input.cuh: products with A, fused with dropout -------------------
 // width (K) is a multiple of 64, adapters (XA) of 8; rows begin at multiples of 16 bytes. a (XA,K) is the stacked A.
 
 /// xa (T,XA) = (mask o x / keep) a^T, x (T,K). xa may be columns behind x in the same rows. Partial sums take the
@@ -124,14 +124,14 @@ void dropped_gradient_a(Context& context, int tokens, int width, int adapters, c
 void add_dropped_product(Context& context, int tokens, int width, int adapters, const DropoutSite& site,
                          Rows<const bf16> gxa, const bf16* a, Rows<bf16> gx);
 
-// --- quantize.cuh -----------------------------------------------------------------------------------------------------
+// --- nf4/quantize.cuh ------------------------------------------------------------------------------------------------
 
 /// Quantizes `elements` values of dtype f32, f16 or bf16, to the bits of cpu/nf4.hpp. to.absmax is workspace when
 /// absmax8 is set. Sets *to.offset (host memory) and returns false when a value is not finite. Waits.
 bool quantize(Context& context, const void* w, DType dtype, std::int64_t elements, const Quant& quant,
               const Nf4Target& to);
 
-// --- load.cuh ---------------------------------------------------------------------------------------------------------
+// --- weights/load.cuh ------------------------------------------------------------------------------------------------
 
 /// Host memory -> device, through pinned buffers and conversion on the device: a tensor into bf16 or float, or into NF4
 /// (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for the tensor as
@@ -143,7 +143,7 @@ bool load_nf4(Context& context, const std::byte* from, DType dtype, std::int64_t
 /// Gives back what loading took, pinned buffers of large copies too; the next large copy makes them again.
 void finish_loading(Context& context);
 
-// --- nf4.cuh ----------------------------------------------------------------------------------------------------------
+// --- nf4/nf4.cuh -----------------------------------------------------------------------------------------------------
 
 /// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of the block.
 void dequantize(Context& context, const Nf4View& w, int rows, int cols, const Quant& quant, Rows<bf16> out);
@@ -159,7 +159,7 @@ using GroupArgs = LinearGroup<bf16>;
 /// inside a wide matrix, of which only the XA columns are written. `weights` false: no frozen weights, the rest as above.
 void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts, bool weights, bool stacked_a);
 
-// --- gemm.cuh ---------------------------------------------------------------------------------------------------------
+// --- linear/gemm.cuh -------------------------------------------------------------------------------------------------
 
 /// C (m,n) = alpha op(A) op(B) + [source], row-major, bf16 operands, fp32 accumulation.
 ///   nt: A (m,k) B (n,k)^T      nn: A (m,k) B (k,n)      tn: A (k,m)^T B (k,n)
@@ -184,7 +184,7 @@ void matmul(Context& context, const Matmul& product);
 std::string algorithms(const Context& context);
 void load_algorithms(Context& context, const std::string& text);
 
-// --- linear.cuh: a group of linear layers, see cpu/linear.hpp for the mathematics -------------------------------------
+// --- linear/linear.cuh: a group of linear layers, see cpu/linear.hpp for the mathematics -----------------------------
 
 /// x (T, K | XA) -> its XA columns, and y (T, sum N) = [residual +] X W^T + s XA B^T. `residual` may be null.
 void linear_forward(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x,
@@ -196,14 +196,14 @@ void linear_backward(Context& context, const GroupArgs& group, std::span<const P
                      std::span<const PartGradient> gradients, int tokens, const bf16* gy, Rows<const bf16> x,
                      bool needs_input, Rows<bf16> gx);
 
-// --- rope.cuh ---------------------------------------------------------------------------------------------------------
+// --- rowwise/rope.cuh ------------------------------------------------------------------------------------------------
 
 /// Fills cos and sin (positions, E/2) exactly as cpu/attention.hpp does. Waits.
 void rope_table(Context& context, int positions, int head_dim, double theta, float* cosine, float* sine);
 void rope(Context& context, int tokens, const AttentionShape& shape, const float* cosine, const float* sine,
           const std::int32_t* position, int direction, bf16* qkv);
 
-// --- attention.cuh, attention_backward.cuh: own kernels ---------------------------------------------------------------
+// --- attention/forward.cuh, attention/backward.cuh: own kernels ------------------------------------------------------
 
 /// Bytes of scratch that own_attention_backward needs; own_attention needs none.
 std::int64_t own_attention_scratch(const AttentionShape& shape, int tokens);
@@ -218,7 +218,7 @@ void own_attention_backward(Context& context, const AttentionShape& shape, const
 /// where there are own ones for Hopper, and sums must not depend on timing.
 bool prefers_own_backward(const Context& context, const AttentionShape& shape);
 
-// --- attention_dispatch.cuh: the fused kernels where they serve a shape, else the own ones ----------------------------
+// --- attention/attention.cuh: cuDNN's kernels where they serve a shape, else the own ones ----------------------------
 
 /// Bytes of scratch that attention and its backward pass need for batches of up to `tokens` in windows of `seq`.
 std::int64_t attention_scratch(const Context& context, const AttentionShape& shape, int tokens, int seq);
@@ -231,7 +231,7 @@ void attention_backward(Context& context, const AttentionShape& shape, const Tok
                         const bf16* qkv, Rows<const bf16> o, const float* lse, bf16* gqkv, void* scratch,
                         std::int64_t scratch_bytes);
 
-// --- cudnn.hpp: fused attention of cuDNN, where it was built in -------------------------------------------------------
+// --- attention/cudnn.hpp: fused attention of cuDNN, where it was built in --------------------------------------------
 
 /// The same by cuDNN; false: declined, and nothing was written. A new shape builds its plan: that waits
 /// and may allocate.
@@ -245,7 +245,7 @@ std::int64_t fused_workspace(const Context& context);
 /// The plans as text, one line per shape, those that were declined with the reason.
 std::string fused_plans(const Context& context);
 
-// --- decode.cuh -------------------------------------------------------------------------------------------------------
+// --- decode/decode.cuh -----------------------------------------------------------------------------------------------
 
 void store_kv(Context& context, const AttentionShape& shape, std::span<const CachedSequence<bf16>> sequences,
               const bf16* qkv);
@@ -253,7 +253,7 @@ void store_kv(Context& context, const AttentionShape& shape, std::span<const Cac
 void attention_cached(Context& context, const AttentionShape& shape, std::span<const CachedSequence<bf16>> sequences,
                       const bf16* qkv, Rows<bf16> o);
 
-// --- loss.cuh ---------------------------------------------------------------------------------------------------------
+// --- loss/loss.cuh ---------------------------------------------------------------------------------------------------
 
 /// x (T,D), head (V,D) -> losses (T), 0 where nothing is predicted; gx (T,D) = scale d(sum of losses)/dx unless null.
 void cross_entropy(Context& context, int dim, int vocab, const TokenBatch& batch, const bf16* x, const bf16* head,
@@ -263,7 +263,7 @@ void project(Context& context, int tokens, int dim, int vocab, Rows<const bf16> 
 /// scalars->loss += sum of losses, in a fixed order.
 void add_losses(Context& context, int tokens, const float* losses, StepScalars* scalars);
 
-// --- adamw.cuh --------------------------------------------------------------------------------------------------------
+// --- optimizer/adamw.cuh ---------------------------------------------------------------------------------------------
 
 /// scalars->grad_norm = sqrt(sum g^2), scalars->clip = min(1, max_norm / (norm + 1e-6)) (1 when max_norm is 0), both
 /// reckoned in double from partial sums of norm_tile squares in a fixed order. partial (norm_partials(count)).
@@ -275,13 +275,13 @@ void adamw(Context& context, std::int64_t count, const AdamW& rule, const StepSc
 /// The fault word of the context into scalars->fault, and clears it.
 void take_fault(Context& context, StepScalars* scalars);
 
-// --- adamw8.cuh -------------------------------------------------------------------------------------------------------
+// --- optimizer/adamw8.cuh --------------------------------------------------------------------------------------------
 
 /// adamw with moments in 8 bits: bitsandbytes' block-wise state.
 void adamw8(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
             float* p, const Moments8& m, const Moments8& v);
 
-// --- merge.cuh --------------------------------------------------------------------------------------------------------
+// --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 
 /// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned memory and of the card's, the adapter of one
 /// matrix, and a stream of its own. The context must outlive it.

@@ -1,0 +1,209 @@
+// qlora/cuda/arch/hopper.cuh — Hopper's own instructions: barriers in shared memory, the tensor copy engine, products of a
+// warpgroup.
+// Shapes     a panel is R rows of 64 bf16, 128 bytes apart; 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its row:
+//            the 128-byte swizzle of copy engine and tensor cores. Panels start on 1024 bytes
+//            D of m64nNk16 (64,N): with w = warp of the warpgroup, g = lane / 4, t = lane % 4, d[n][0..1] is row 16 w + g,
+//            columns 8 n + 2 t ...; d[n][2..3] eight rows below. A from registers (64,16): {row g, columns 2t 2t+1}
+//            {row g+8, same} {row g, columns 2t+8 2t+9} {row g+8, same}, so that two neighbours of d, packed, are one A
+// Needs      sm_90a
+// Numbers    bf16 operands, fp32 accumulators
+// Reference  PTX ISA: asynchronous warpgroup level matrix instructions, their shared memory layouts and descriptors
+#pragma once
+
+#include <cuda.h>
+
+#include "qlora/cuda/arch/primitives.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace device {
+
+// --- barriers ---------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+/// What barrier_init wrote is there for the copy engine; the block's own barrier must follow.
+__device__ __forceinline__ void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Arrives, and keeps the phase open until `bytes` have been copied.
+__device__ __forceinline__ void barrier_expect(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// Until the phase of this parity is over. The phase before the first counts as over, with parity 1.
+__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t over = 0;
+  do {
+    asm volatile(
+        "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2; selp.u32 %0, 1, 0, over; }"
+        : "=r"(over)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (over == 0);
+}
+
+/// A box of the tensor behind `map`, from column `x` and row `y` on, to shared memory; what lies outside is zeros.
+__device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap* map, int x, int y,
+                                         std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+}
+
+/// Registers of each thread of the executing warpgroup from here on.
+template <int Count>
+__device__ __forceinline__ void registers_give() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+}
+template <int Count>
+__device__ __forceinline__ void registers_take() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+}
+
+// --- products ---------------------------------------------------------------------------------------------------------
+
+/// Registers that were written before are there for products.
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/// All but the latest `Pending` groups are done. Their accumulators must pass through `settled` before they are read.
+template <int Pending>
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+/// The compiler moves no access to these registers across this place.
+template <int Columns>
+__device__ __forceinline__ void settled(float (&d)[Columns][4]) {
+#pragma unroll
+  for (int n = 0; n < Columns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(d[n][e])::"memory");
+  }
+}
+template <int Steps>
+__device__ __forceinline__ void settled(std::uint32_t (&a)[Steps][4]) {
+#pragma unroll
+  for (int k = 0; k < Steps; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");
+  }
+}
+/// Registers of their own for values that products still read: what a product reads must not be touched until it is done.
+template <int Steps>
+__device__ __forceinline__ void copy_registers(const std::uint32_t (&from)[Steps][4], std::uint32_t (&to)[Steps][4]) {
+#pragma unroll
+  for (int k = 0; k < Steps; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("mov.b32 %0, %1;" : "=r"(to[k][e]) : "r"(from[k][e]));
+  }
+}
+
+/// Descriptor of an operand in panels: start address, leading and stride offsets, 128-byte swizzle.
+__device__ __forceinline__ std::uint64_t operand(std::uint32_t address, std::uint32_t leading, std::uint32_t stride) {
+  return std::uint64_t{(address & 0x3FFFFU) >> 4} | std::uint64_t{leading >> 4} << 16 |
+         std::uint64_t{stride >> 4} << 32 | std::uint64_t{1} << 62;
+}
+/// Rows of a panel from `address` on, summed over along the rows: eight rows are 1024 bytes; nothing leads.
+__device__ __forceinline__ std::uint64_t operand_along(std::uint32_t address) { return operand(address, 16, 1024); }
+/// Rows of neighbouring panels, summed over down the rows: the next 64 columns are a panel further.
+__device__ __forceinline__ std::uint64_t operand_down(std::uint32_t address, std::uint32_t panel_bytes) {
+  return operand(address, panel_bytes, 1024);
+}
+/// A descriptor `bytes` further.
+__device__ __forceinline__ std::uint64_t operand_at(std::uint64_t from, int bytes) {
+  return from + static_cast<std::uint64_t>(bytes >> 4);
+}
+
+// clang-format off
+/// D (64,64) = A B^T, or += where `add`: A and B with k along their rows in shared memory.
+__device__ __forceinline__ void multiply64(float (&d)[8][4], std::uint64_t a, std::uint64_t b, int add) {
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0; "
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "%32, %33, add, 1, 1, 0, 0; }"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
+        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
+        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : "l"(a), "l"(b), "r"(add));
+}
+/// The same for D (64,128).
+__device__ __forceinline__ void multiply128(float (&d)[16][4], std::uint64_t a, std::uint64_t b, int add) {
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %66, 0; "
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+               "%64, %65, add, 1, 1, 0, 0; }"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
+        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
+        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
+        "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
+        "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
+        "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]),
+        "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+        "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+      : "l"(a), "l"(b), "r"(add));
+}
+/// D (64,128) += A B: A from registers, B with k down its rows.
+__device__ __forceinline__ void add128(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+               "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
+        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
+        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
+        "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
+        "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
+        "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]),
+        "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+        "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+// clang-format on
+
+/// D (64,64) = A B^T over 128 columns: A 64 rows and B 64 rows in panels, the second ones a_panel and b_panel bytes
+/// further.
+__device__ __forceinline__ void product_along(float (&d)[8][4], std::uint64_t a, int a_panel, std::uint64_t b,
+                                              int b_panel) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    multiply64(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
+  }
+}
+/// The same for 128 rows of B.
+__device__ __forceinline__ void product_along(float (&d)[16][4], std::uint64_t a, int a_panel, std::uint64_t b,
+                                              int b_panel) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    multiply128(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
+  }
+}
+/// D (64,128) += A B over B's 16 Steps rows.
+template <int Steps>
+__device__ __forceinline__ void product_down(float (&d)[16][4], const std::uint32_t (&a)[Steps][4], std::uint64_t b) {
+#pragma unroll
+  for (int k = 0; k < Steps; ++k) add128(d, a[k], operand_at(b, k * 16 * 128));
+}
+
+}  // namespace device
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

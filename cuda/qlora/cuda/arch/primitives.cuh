@@ -1,0 +1,120 @@
+// qlora/cuda/arch/primitives.cuh — what all kernels are made of: 16-byte accesses, reductions of fixed order, Philox, faults.
+#pragma once
+
+#include "qlora/cuda/context/context.cuh"
+#include "qlora/rng.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace device {
+
+/// Eight bf16 values that travel as one 16-byte access.
+struct alignas(16) Pack8 {
+  __nv_bfloat162 pair[4];
+};
+__device__ __forceinline__ void to_floats(const Pack8& pack, float (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 both = __bfloat1622float2(pack.pair[i]);
+    out[2 * i] = both.x;
+    out[2 * i + 1] = both.y;
+  }
+}
+__device__ __forceinline__ Pack8 to_pack(const float (&values)[8]) {
+  Pack8 pack;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pack.pair[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+  return pack;
+}
+/// Storage type of the network -> the compiler's type; same bits.
+__device__ __forceinline__ const __nv_bfloat16* native(const bf16* p) {
+  return reinterpret_cast<const __nv_bfloat16*>(p);
+}
+__device__ __forceinline__ __nv_bfloat16* native(bf16* p) { return reinterpret_cast<__nv_bfloat16*>(p); }
+__device__ __forceinline__ Pack8 load8(const bf16* p) { return *reinterpret_cast<const Pack8*>(p); }
+__device__ __forceinline__ void store8(bf16* p, const Pack8& pack) { *reinterpret_cast<Pack8*>(p) = pack; }
+
+/// Sum over the 32 lanes, in every lane; always the same tree.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffU, value, distance);
+  return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffU, value, distance));
+  }
+  return value;
+}
+/// Sum over a block of Threads threads, in every thread. The block may call it again at once.
+template <int Threads, class T>
+__device__ __forceinline__ T block_sum(T value) {
+  static_assert(Threads % 32 == 0 && Threads <= 1024, "whole warps");
+  __shared__ T part[Threads / 32];
+  value = warp_sum(value);
+  __syncthreads();  // an earlier call's reads are over
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum = part[0];
+#pragma unroll
+  for (int i = 1; i < Threads / 32; ++i) sum += part[i];
+  return sum;
+}
+template <int Threads>
+__device__ __forceinline__ float block_max(float value) {
+  __shared__ float part[Threads / 32];
+  value = warp_max(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = value;
+  __syncthreads();
+  float most = part[0];
+#pragma unroll
+  for (int i = 1; i < Threads / 32; ++i) most = fmaxf(most, part[i]);
+  return most;
+}
+
+/// One round of Philox4x32 (philox in rng.hpp).
+__device__ __forceinline__ uint4 philox_round(const uint4& c, std::uint32_t key0, std::uint32_t key1) {
+  const std::uint64_t product0 = std::uint64_t{0xD2511F53U} * c.x;
+  const std::uint64_t product1 = std::uint64_t{0xCD9E8D57U} * c.z;
+  return {static_cast<std::uint32_t>(product1 >> 32) ^ c.y ^ key0, static_cast<std::uint32_t>(product1),
+          static_cast<std::uint32_t>(product0 >> 32) ^ c.w ^ key1, static_cast<std::uint32_t>(product0)};
+}
+/// The four words that dropout_words in rng.hpp gives.
+__device__ __forceinline__ uint4 mask_words(const DropoutSite& site, std::uint32_t token, std::uint32_t octet) {
+  uint4 c{octet, site.first_token + token, site.step,
+          (static_cast<std::uint32_t>(RandomUse::dropout) << 24) | (((site.layer << 2) | site.group) & 0x00FFFFFFU)};
+  auto key0 = static_cast<std::uint32_t>(site.seed);
+  auto key1 = static_cast<std::uint32_t>(site.seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    c = philox_round(c, key0, key1);
+    key0 += 0x9E3779B9U;
+    key1 += 0xBB67AE85U;
+  }
+  return c;
+}
+/// Multipliers of eight neighbouring columns: 0 or keep_scale.
+__device__ __forceinline__ void dropout_factors(const DropoutSite& site, std::uint32_t token, std::uint32_t octet,
+                                                float (&factor)[8]) {
+  const uint4 words = mask_words(site, token, octet);
+  const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    factor[2 * i] = (word[i] & 0xFFFFU) >= site.threshold ? site.keep_scale : 0.0F;
+    factor[2 * i + 1] = (word[i] >> 16) >= site.threshold ? site.keep_scale : 0.0F;
+  }
+}
+
+/// Called by one thread that met a value which is not finite. Kernels run in order, so the first place stays.
+__device__ __forceinline__ void report(const Fault& fault) {
+  if (fault.place != 0) atomicCAS(fault.word, 0U, fault.place);
+}
+
+}  // namespace device
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,56 @@
+// qlora/cuda/attention/hopper_backward.cuh — causal attention inside document pieces, backward, with the tensor cores of Hopper as
+// they are meant to be used: wgmma, tiles from the copy engine.
+// Math Shapes Writes Reference   as backward.cuh
+// Split      two kernels, hopper_queries.cuh and hopper_keys.cuh
+// Needs      a GPU of compute capability 9.0 and kernels compiled for sm_90a (wgmma exists nowhere else); E 128; a driver
+//            that can encode tensor maps
+// Numbers    as backward.cuh; for gQ dS is made of P before it is rounded, for gK after it. Every sum has one
+//            owner and a fixed order
+// Cost       14 E FLOP per visible pair and head; nothing in memory but delta
+#pragma once
+
+#include "qlora/cuda/attention/hopper_keys.cuh"
+#include "qlora/cuda/attention/hopper_queries.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// Whether the card runs code of these kernels that has a body: then, and only then, they have shared memory.
+[[nodiscard]] inline bool hopper_compiled() {
+  static const bool compiled = [] {
+    cudaFuncAttributes keys{};
+    cudaFuncAttributes queries{};
+    check(cudaFuncGetAttributes(&keys, attention_hopper_keys_kernel), "attention_hopper_keys");
+    check(cudaFuncGetAttributes(&queries, attention_hopper_queries_kernel), "attention_hopper_queries");
+    return keys.sharedSizeBytes > 0 && queries.sharedSizeBytes > 0;
+  }();
+  return compiled;
+}
+
+[[nodiscard]] inline bool hopper_backward_serves(const Context& context, const AttentionShape& shape) {
+  return context.capability == 90 && shape.head_dim == HopperSplit::head_dim && hopper_compiled();
+}
+
+/// All gradients; args.delta is there.
+inline void launch_hopper_backward(Context& context, const TokenBatch& batch, const BackwardArgs& args) {
+  const AttentionArgs& forward = args.forward;
+  const CUtensorMap qkv = panel_map(forward.qkv, forward.width, forward.tokens, forward.width);
+  const CUtensorMap go = panel_map(args.go.data, forward.heads * HopperSplit::head_dim, forward.tokens, args.go.stride);
+  const auto tiles = static_cast<int>(tiles_of(batch.tokens, HopperSplit::rows));
+  const auto blocks = [&](int items) { return dim3(static_cast<unsigned int>(std::min(items, context.sm_count))); };
+  const int key_items = forward.kv_heads * tiles;
+  launch_tiles(context, "attention_hopper_keys", attention_hopper_keys_kernel, blocks(key_items),
+               HopperKeyTiles::threads, HopperKeyTiles::shared_bytes, qkv, go, args,
+               heavy_first(batch.tokens, HopperKeyTiles::rows, true, batch.segments), key_items);
+  const int query_items = forward.heads * tiles;
+  launch_tiles(context, "attention_hopper_queries", attention_hopper_queries_kernel, blocks(query_items),
+               HopperQueryTiles::threads, HopperQueryTiles::shared_bytes, qkv, go, args,
+               heavy_first(batch.tokens, HopperQueryTiles::rows, false, batch.segments), query_items);
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

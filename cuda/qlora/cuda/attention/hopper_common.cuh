@@ -1,0 +1,201 @@
+// qlora/cuda/attention/hopper_common.cuh — what the two backward kernels of attention for Hopper share: how blocks take
+// work, the ring of tiles between the warps that copy and those that multiply, how results leave registers.
+// Shapes     a tile is rows of 128 bf16 as two panels of 64 columns (arch/hopper.cuh)
+// Split      one block per multiprocessor, as many as there are multiprocessors; a block works through a list of items
+//            (a head and a tile of 128 own rows). A warpgroup copies, two have 64 own rows each. Tiles of the other side
+//            come through a ring of stages; own rows have a place per warpgroup, which is filled for the next item as
+//            soon as this warpgroup is done, so that neither copies nor stores stop the tensor cores
+// Needs      sm_90a; E 128
+// Reference  backward.cuh; Shah et al., FlashAttention-3 (2024)
+#pragma once
+
+#include <cudaTypedefs.h>
+
+#include "qlora/cuda/arch/hopper.cuh"
+#include "qlora/cuda/attention/common.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// Rows and threads of a block, bytes of what it copies.
+struct HopperSplit {
+  static constexpr int head_dim = 128;
+  static constexpr int groups = 2;                  // warpgroups that multiply
+  static constexpr int group_rows = 64;             // own rows of each, and rows of a box
+  static constexpr int rows = groups * group_rows;  // own rows of a block
+  static constexpr int threads = 128 * (1 + groups);
+  static constexpr int panel_columns = 64;
+  static constexpr int own_panel = group_rows * 128;
+  static constexpr int own_tile = 2 * own_panel;           // Q, gO, K or V of a warpgroup
+  static constexpr int own_bytes = groups * 2 * own_tile;  // both tiles of all
+  static constexpr int copy_registers = 24;       // a thread: 128 of them and 256 with 240 are the 168 a thread
+  static constexpr int multiply_registers = 240;  // that a block of 384 begins with
+};
+
+/// The block's item of a round, longest first and back, so that who has a long one gets a short one next; may be
+/// beyond the last.
+__device__ __forceinline__ int item_of(int round) {
+  const auto blocks = static_cast<int>(gridDim.x);
+  const auto block = static_cast<int>(blockIdx.x);
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
+
+/// A ring of stages, each with two barriers: full, which copies complete, and empty, where those that multiply arrive.
+template <int Stages>
+struct HopperRing {
+  static_assert((Stages & (Stages - 1)) == 0, "the steps of a ring wrap around");
+  std::uint32_t barriers;
+  std::uint32_t step = 0;
+  __device__ __forceinline__ explicit HopperRing(std::uint32_t at) : barriers(at) {}
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t stage() const { return step % Stages; }
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t parity() const { return step / Stages % 2; }
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t full() const { return barriers + stage() * 16; }
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t empty() const { return full() + 8; }
+  /// Of the step before.
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t empty_before() const {
+    return barriers + (step - 1) % Stages * 16 + 8;
+  }
+  __device__ __forceinline__ void wait_full() const { device::barrier_wait(full(), parity()); }
+  __device__ __forceinline__ void wait_empty() const { device::barrier_wait(empty(), parity() ^ 1U); }
+  __device__ __forceinline__ void advance() { ++step; }
+};
+
+/// A warp is done with what the barrier guards.
+__device__ __forceinline__ void release(std::uint32_t barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
+}
+
+/// Barriers of a ring, then full and empty of each warpgroup's own rows. `fills` arrivals at a full stage, and `releases`
+/// of each warpgroup at an empty one.
+template <int Stages>
+__device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills, int releases) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Stages + HopperSplit::groups; ++i) {
+      const std::uint32_t at = barriers + static_cast<std::uint32_t>(i * 16);
+      device::barrier_init(at, i < Stages ? fills : 1);
+      device::barrier_init(at + 8, i < Stages ? HopperSplit::groups * releases : 4);
+    }
+    device::barriers_ready();
+  }
+  __syncthreads();
+}
+
+/// Rows [row, row + Rows) of the 128 columns from `column` on, as two panels. By one thread.
+template <int Rows>
+__device__ __forceinline__ void copy_tile(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                          std::uint32_t barrier) {
+#pragma unroll
+  for (int panel = 0; panel < 2; ++panel) {
+#pragma unroll
+    for (int i = 0; i < Rows; i += HopperSplit::group_rows) {
+      device::copy_box(to + static_cast<std::uint32_t>((panel * Rows + i) * 128), &map,
+                       column + panel * HopperSplit::panel_columns, row + i, barrier);
+    }
+  }
+}
+
+/// Own rows of both warpgroups, each when it is done with those of the item before. By one thread.
+__device__ __forceinline__ void copy_own(std::uint32_t own, std::uint32_t barriers, std::uint32_t parity,
+                                         const CUtensorMap& first, int first_column, const CUtensorMap& second,
+                                         int second_column, int row) {
+  using Split = HopperSplit;
+  for (int group = 0; group < Split::groups; ++group) {
+    const std::uint32_t full = barriers + static_cast<std::uint32_t>(group * 16);
+    const std::uint32_t to = own + static_cast<std::uint32_t>(group * 2 * Split::own_tile);
+    device::barrier_wait(full + 8, parity ^ 1U);
+    device::barrier_expect(full, 2 * Split::own_tile);
+    copy_tile<Split::group_rows>(to, first, first_column, row + group * Split::group_rows, full);
+    copy_tile<Split::group_rows>(to + Split::own_tile, second, second_column, row + group * Split::group_rows, full);
+  }
+}
+
+/// d (64, 8 Columns) as operands of 16 columns each.
+template <int Columns>
+__device__ __forceinline__ void pack_operands(const float (&d)[Columns][4], std::uint32_t (&a)[Columns / 2][4]) {
+#pragma unroll
+  for (int k = 0; k < Columns / 2; ++k) {
+    a[k][0] = device::pack2(d[2 * k][0], d[2 * k][1]);
+    a[k][1] = device::pack2(d[2 * k][2], d[2 * k][3]);
+    a[k][2] = device::pack2(d[2 * k + 1][0], d[2 * k + 1][1]);
+    a[k][3] = device::pack2(d[2 * k + 1][2], d[2 * k + 1][3]);
+  }
+}
+
+/// Word i of the four lanes of a quad -> the words of lane i: four lanes with 4 bytes of each of four chunks have one
+/// chunk each afterwards.
+__device__ __forceinline__ void transpose_quad(std::uint32_t (&r)[4]) {
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const bool upper = (threadIdx.x & static_cast<unsigned>(distance)) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & distance) != 0) continue;
+      const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? r[i] : r[i + distance], distance);
+      if (upper) {
+        r[i] = got;
+      } else {
+        r[i + distance] = got;
+      }
+    }
+  }
+}
+
+/// A warpgroup's accumulators times `factor`, rounded, to rows [row, limit) of a head, in 16-byte stores.
+__device__ __forceinline__ void store_rows(const float (&d)[16][4], float factor, bf16* to, int stride, int row,
+                                           int limit) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = first + half * 8;
+#pragma unroll
+    for (int n = 0; n < 16; n += 4) {
+      std::uint32_t r[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        r[i] = device::pack2(d[n + i][half * 2] * factor, d[n + i][half * 2 + 1] * factor);
+      }
+      transpose_quad(r);
+      if (t < limit) {
+        *reinterpret_cast<uint4*>(to + static_cast<std::int64_t>(t) * stride + (n + lane % 4) * 8) =
+            uint4{r[0], r[1], r[2], r[3]};
+      }
+    }
+  }
+}
+
+/// Boxes of 64 rows and one panel of a (rows, columns) matrix whose rows are `stride` apart.
+[[nodiscard]] inline CUtensorMap panel_map(const bf16* data, int columns, int rows, int stride) {
+  static const auto encode = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+          "looking for cuTensorMapEncodeTiled");
+#else
+    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found),
+          "looking for cuTensorMapEncodeTiled");
+#endif
+    QLORA_EXPECTS(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
+  }();
+  CUtensorMap map{};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * sizeof(bf16)};
+  const cuuint32_t box[2] = {HopperSplit::panel_columns, HopperSplit::group_rows};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult made = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16*>(data), sizes, strides, box,
+                               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  QLORA_EXPECTS(made == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", static_cast<int>(made), " for ", rows,
+                " rows of ", columns, ", ", stride, " apart");
+  return map;
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,181 @@
+// qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, the fault word, phases.
+// A context is used by one host thread at a time, whose current device is the context's.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "qlora/cuda/launch.hpp"
+#include "qlora/error.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+
+/// Throws Error (resource) with the runtime's words; `what` says what was being done.
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw Error(qlora::detail::concat("CUDA: ", what, ": ", cudaGetErrorString(status)), ErrorKind::resource);
+  }
+}
+/// After a launch: a bad configuration is reported at once, a failing kernel by the next call that waits.
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+inline void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    throw Error(qlora::detail::concat("cuBLASLt: ", what, ": ", cublasLtGetStatusString(status)), ErrorKind::resource);
+  }
+}
+
+struct GemmState;   // linear/gemm.cuh: the library handle and the table of chosen algorithms
+struct FusedState;  // attention/cudnn.hpp: the library handle and the plans that were built
+
+/// Where a kernel reports the first NaN or infinity it meets.
+struct Fault {
+  std::uint32_t* word = nullptr;
+  std::uint32_t place = 0;
+};
+
+/// Small host data on its way to the device: written to `host`, copied to the same offset of `device`.
+struct StagingRing {
+  std::byte* host = nullptr;  ///< pinned
+  std::byte* device = nullptr;
+  std::int64_t at = 0;  ///< where the next piece goes
+};
+/// Pinned memory that one host thread fills or empties while the copy engine works on the other half.
+struct TransferLane {
+  std::byte* half[2] = {nullptr, nullptr};
+  cudaEvent_t copied[2] = {nullptr, nullptr};
+};
+
+/// Marks of a profile: pairs of events on the stream. Events are made when first needed and used again.
+struct Profile {
+  struct Span {
+    const char* name = nullptr;
+    cudaEvent_t first = nullptr;
+    cudaEvent_t last = nullptr;
+  };
+  bool on = false;
+  bool open = false;  ///< inside a phase
+  std::vector<Span> spans;
+  std::size_t used = 0;  ///< spans of the present round
+};
+
+/// What create_context makes and destroy_context takes away; launchers read the members.
+class Context {
+ public:
+  ContextOptions options{};
+  std::string name;  ///< of the card
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t blas = nullptr;
+  int sm_count = 0;
+  int capability = 0;          ///< 90 for sm_90
+  int max_shared_bytes = 0;    ///< per block, opt-in
+  std::int64_t others = 0;     ///< bytes of the card that other processes held when this context was made
+  std::int64_t allocated = 0;  ///< by allocate()
+  std::int64_t overhead = 0;   ///< device memory of workspace, staging ring and fault word
+  std::uint32_t place = 0;
+  std::uint32_t* fault_word = nullptr;  ///< device memory
+  std::byte* workspace = nullptr;       ///< shared by libraries on this stream
+  std::int64_t workspace_bytes = 0;
+  StagingRing ring{};
+  std::byte* lane_memory = nullptr;  ///< pinned, there while something large is loaded
+  std::vector<TransferLane> lanes;
+  std::byte* load_memory = nullptr;  ///< device: a tensor as it is stored, while loading; see weights/load.cuh
+  std::int64_t load_bytes = 0;
+  Profile profile{};
+  std::shared_ptr<GemmState> gemm;
+  std::shared_ptr<FusedState> fused;
+
+  Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ~Context() {
+    if (stream != nullptr) (void)cudaStreamSynchronize(stream);
+    fused.reset();
+    gemm.reset();
+    close_lanes();
+    for (const Profile::Span& span : profile.spans) {
+      (void)cudaEventDestroy(span.first);
+      (void)cudaEventDestroy(span.last);
+    }
+    if (blas != nullptr) (void)cublasLtDestroy(blas);
+    (void)cudaFreeHost(ring.host);
+    (void)cudaFree(ring.device);
+    (void)cudaFree(workspace);
+    (void)cudaFree(fault_word);
+    (void)cudaFree(load_memory);
+    if (stream != nullptr) (void)cudaStreamDestroy(stream);
+  }
+
+  void close_lanes() {
+    for (const TransferLane& lane : lanes) {
+      for (const cudaEvent_t event : lane.copied) {
+        if (event != nullptr) (void)cudaEventDestroy(event);
+      }
+    }
+    lanes.clear();
+    (void)cudaFreeHost(lane_memory);
+    lane_memory = nullptr;
+  }
+
+  [[nodiscard]] Fault fault() const { return {fault_word, place}; }
+
+  /// Bytes of the card that this process has, the driver's context and loaded kernels included.
+  [[nodiscard]] std::int64_t taken() const {
+    std::size_t free = 0;
+    std::size_t total = 0;
+    check(cudaMemGetInfo(&free, &total), "asking for free memory");
+    return static_cast<std::int64_t>(total - free) - others;
+  }
+  /// Device memory that is not counted, or null where card or cap have no room for it.
+  [[nodiscard]] std::byte* try_allocate(std::int64_t bytes) const {
+    if (options.memory_cap > 0 && taken() + bytes > options.memory_cap) return nullptr;
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, static_cast<std::size_t>(bytes > 0 ? bytes : 1)) != cudaSuccess) {
+      (void)cudaGetLastError();  // a refusal is an answer here; the next check_launch must not meet it
+      return nullptr;
+    }
+    return static_cast<std::byte*>(memory);
+  }
+};
+
+/// The launches inside its scope belong to phase `name`. Costs two tests of a flag while nothing is profiled. A phase
+/// inside a phase counts as part of the outer one, so that times add up.
+class Phase {
+ public:
+  Phase(Context& context, const char* name) {
+    Profile& profile = context.profile;
+    if (!profile.on || profile.open) return;
+    if (profile.used == profile.spans.size()) {
+      profile.spans.emplace_back();
+      check(cudaEventCreate(&profile.spans.back().first), "making an event");
+      check(cudaEventCreate(&profile.spans.back().last), "making an event");
+    }
+    profile.spans[profile.used].name = name;
+    check(cudaEventRecord(profile.spans[profile.used].first, context.stream), "recording an event");
+    profile.open = true;
+    context_ = &context;
+  }
+  Phase(const Phase&) = delete;
+  Phase& operator=(const Phase&) = delete;
+  ~Phase() {
+    if (context_ == nullptr) return;
+    Profile& profile = context_->profile;
+    (void)cudaEventRecord(profile.spans[profile.used].last, context_->stream);
+    ++profile.used;
+    profile.open = false;
+  }
+
+ private:
+  Context* context_ = nullptr;
+};
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

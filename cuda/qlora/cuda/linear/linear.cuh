@@ -1,0 +1,300 @@
+// qlora/cuda/linear/linear.cuh — a group of linear layers that read the same input, adapters riding in the base products.
+// Math       [Y] = [X | XA] [W | s B]^T [+ residual],  XA = X' A^T,  X' = mask o X / keep
+//            [gX | gXA] = gY [W | s B];  gB_p += s_p gY_p^T XA_p;  gA += gXA^T X';  gX += mask o (gXA A) / keep
+//            B is block-diagonal: part p's rows have s_p B_p in the R columns of its slot, zeros elsewhere
+// Shapes     x gx (T, K | XA) bf16, rows x.stride apart · y gy residual (T, sum N) bf16 · W|sB (sum N, K | XA) bf16 ·
+//            A (XA, K) stacked, B_p (N_p, R), gA, gB float · XA = adapted parts x R; with all adapters off no column of it
+// Writes     y, XA columns of x, gx with = ; gA gB with +=
+// Split      one product for the base and the B side of all parts, one for the stacked A, one batched product for each
+//            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products of A are
+//            those of skinny.cuh and its neighbours, which apply the mask on the way
+// Needs      weight_scratch (sum N, K | XA) unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
+//            dropout of widths that skinny.cuh does not serve. Dense weights lie in one matrix (sum N, K | XA), the parts
+//            one below the other
+// Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and again
+//            after. Where X' and gXA A are stored, they are rounded too. Masks are made again, never stored
+// Cost       forward 2 T (K + XA) sum N + 2 T K XA FLOP, backward twice that: bound by tensor cores for T of 1000s
+// Reference  cpu/linear.hpp; the parity tests of linear groups
+#pragma once
+
+#include <array>
+
+#include "qlora/cuda/context/context.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// Sizes of a group as a call finds it, and the matrix [W | s B] that its products read.
+struct GroupShape {
+  int outputs = 0;   ///< sum N
+  int adapters = 0;  ///< columns of XA; 0 with the adapters off
+  bool dense = false;
+  Rows<const bf16> wide{};  ///< (outputs, K | XA)
+};
+
+[[nodiscard]] inline GroupShape group_shape(const GroupArgs& group, std::span<const Part> parts) {
+  QLORA_EXPECTS(!parts.empty() && group.in > 0 && group.in % 8 == 0, "a group of ", parts.size(), " parts of width ",
+                group.in, "; widths are multiples of 8");
+  GroupShape shape;
+  int adapted = 0;
+  shape.dense = parts[0].weight.dense != nullptr;
+  for (const Part& part : parts) {
+    QLORA_EXPECTS(part.weight.rows > 0 && part.weight.rows % 8 == 0, "a weight has ", part.weight.rows,
+                  " rows; heights are multiples of 8");
+    if (shape.dense) {
+      const std::int64_t above = std::int64_t{shape.outputs} * parts[0].weight.stride;
+      QLORA_EXPECTS(part.weight.dense == parts[0].weight.dense + above && part.weight.stride == parts[0].weight.stride,
+                    "dense weights of a group lie one below the other in one matrix");
+    } else {
+      QLORA_EXPECTS(part.weight.dense == nullptr, "a group has dense and quantized weights");
+    }
+    shape.outputs += part.weight.rows;
+    adapted += part.a != nullptr ? 1 : 0;
+  }
+  QLORA_EXPECTS(adapted == 0 || adapted == group.adapted, adapted, " parts have an adapter, ", group.adapted,
+                " are planned");
+  shape.adapters = adapted * group.rank;
+  shape.wide = shape.dense ? Rows<const bf16>{parts[0].weight.dense, parts[0].weight.stride}
+                           : Rows<const bf16>{group.weight_scratch, group.in + shape.adapters};
+  QLORA_EXPECTS(shape.wide.data != nullptr && shape.wide.stride >= group.in + shape.adapters,
+                "the wide weight matrix has rows of ", shape.wide.stride, " for ", group.in, " + ", shape.adapters);
+  return shape;
+}
+
+/// Fills the scratch matrices that the products of this call read.
+inline void prepare(Context& context, const GroupArgs& group, std::span<const Part> parts, const GroupShape& shape,
+                    bool weights, bool stacked_a) {
+  if (shape.adapters == 0 && (shape.dense || !weights)) return;
+  const Phase phase(context, "dequantization");
+  prepare_group(context, group, parts, weights, stacked_a);
+}
+
+/// Whether the products with A apply dropout on their way (skinny.cuh); else X' and gXA A pass through input_scratch.
+[[nodiscard]] inline bool drops_on_the_way(const GroupArgs& group, const GroupShape& shape, int stride) {
+  return group.dropout.threshold != 0 && qlora::drops_on_the_way(group.in, shape.adapters) && stride % 8 == 0;
+}
+
+/// X' (T,K): made again in input_scratch, or X itself without dropout.
+[[nodiscard]] inline Rows<const bf16> dropped_input(Context& context, const GroupArgs& group, int tokens,
+                                                    Rows<const bf16> x) {
+  if (group.dropout.threshold == 0) return x;
+  QLORA_EXPECTS(group.input_scratch != nullptr, "dropout needs input_scratch");
+  const Phase phase(context, "elementwise");
+  dropout(context, tokens, group.in, group.dropout, x, group.input_scratch);
+  return {group.input_scratch, group.in};
+}
+
+/// XA = X' A^T into the columns behind X; adapter_scratch is filled.
+inline void product_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens, Rows<bf16> x) {
+  if (drops_on_the_way(group, shape, x.stride)) {
+    const Phase phase(context, "LoRA products");
+    dropped_adapter_input(context, tokens, group.in, shape.adapters, group.dropout, {x.data, x.stride},
+                          group.adapter_scratch, {x.data + group.in, x.stride});
+    return;
+  }
+  const Rows<const bf16> dropped = dropped_input(context, group, tokens, {x.data, x.stride});
+  const Phase phase(context, "LoRA products");
+  matmul(context, {.product = Product::nt,
+                   .m = tokens,
+                   .n = shape.adapters,
+                   .k = group.in,
+                   .a = dropped,
+                   .b = {group.adapter_scratch, group.in},
+                   .c = x.data + group.in,
+                   .c_stride = x.stride});
+}
+
+/// What gB of one adapted part is made from.
+struct AdapterSlot {
+  int rows = 0;                ///< N
+  std::int64_t gy_column = 0;  ///< where the part begins in gY
+  std::int64_t xa_column = 0;  ///< where its slot begins in a row of x
+  float scale = 0.0F;
+  float* gb = nullptr;  ///< (N,R)
+};
+inline constexpr std::size_t most_parts = 8;
+struct AdapterSlots {
+  std::array<AdapterSlot, most_parts> list{};
+  std::size_t count = 0;
+  float* ga = nullptr;  ///< (XA,K), all slots
+};
+[[nodiscard]] inline AdapterSlots adapter_slots(const GroupArgs& group, std::span<const Part> parts,
+                                                std::span<const PartGradient> gradients) {
+  QLORA_EXPECTS(parts.size() <= most_parts, "a group has ", parts.size(), " parts, at most ", most_parts, " fit");
+  AdapterSlots slots;
+  std::int64_t column = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    if (parts[p].a != nullptr) {
+      const auto at = static_cast<std::int64_t>(slots.count) * group.rank;
+      if (slots.count == 0) slots.ga = gradients[p].a;
+      QLORA_EXPECTS(gradients[p].b != nullptr && slots.ga != nullptr && gradients[p].a == slots.ga + at * group.in,
+                    "gradients of a group's A matrices lie one behind the other");
+      slots.list[slots.count] = {parts[p].weight.rows, column, group.in + at, parts[p].scale, gradients[p].b};
+      ++slots.count;
+    }
+    column += parts[p].weight.rows;
+  }
+  return slots;
+}
+
+/// Slots first ... last-1 have one height and scale and lie at equal distances everywhere: one batched product.
+[[nodiscard]] inline std::size_t run_end(const AdapterSlots& slots, std::size_t first) {
+  const auto distance = [&](std::size_t i) { return slots.list[i + 1].gb - slots.list[i].gb; };
+  const auto columns = [&](std::size_t i) { return slots.list[i + 1].gy_column - slots.list[i].gy_column; };
+  std::size_t last = first + 1;
+  while (last < slots.count && slots.list[last].rows == slots.list[first].rows &&
+         slots.list[last].scale == slots.list[first].scale && distance(last - 1) == distance(first) &&
+         distance(first) > 0 && columns(last - 1) == columns(first)) {
+    ++last;
+  }
+  return last;
+}
+
+/// gB_p += s_p gY_p^T XA_p.
+inline void gradient_b(Context& context, const GroupArgs& group, const GroupShape& shape, const AdapterSlots& slots,
+                       int tokens, const bf16* gy, Rows<const bf16> x) {
+  const Phase phase(context, "LoRA products");
+  for (std::size_t first = 0; first < slots.count;) {
+    const std::size_t last = run_end(slots, first);
+    const AdapterSlot& slot = slots.list[first];
+    Matmul product{.product = Product::tn,
+                   .m = slot.rows,
+                   .n = group.rank,
+                   .k = tokens,
+                   .a = {gy + slot.gy_column, shape.outputs},
+                   .b = {x.data + slot.xa_column, x.stride},
+                   .alpha = slot.scale,
+                   .source = slot.gb,
+                   .c = slot.gb,
+                   .c_stride = group.rank,
+                   .c_float = true};
+    if (last - first > 1) {
+      product.batch = static_cast<int>(last - first);
+      product.a_step = slots.list[first + 1].gy_column - slot.gy_column;
+      product.b_step = group.rank;
+      product.c_step = slots.list[first + 1].gb - slot.gb;
+    }
+    matmul(context, product);
+    first = last;
+  }
+}
+
+/// gA += gXA^T X', all parts at once.
+inline void gradient_a(Context& context, const GroupArgs& group, const GroupShape& shape, float* ga, int tokens,
+                       Rows<const bf16> gx, Rows<const bf16> x) {
+  if (drops_on_the_way(group, shape, x.stride) && gx.stride % 8 == 0) {
+    const Phase phase(context, "LoRA products");
+    dropped_gradient_a(context, tokens, group.in, shape.adapters, group.dropout, {gx.data + group.in, gx.stride}, x,
+                       ga);
+    return;
+  }
+  const Rows<const bf16> dropped = dropped_input(context, group, tokens, x);
+  const Phase phase(context, "LoRA products");
+  matmul(context, {.product = Product::tn,
+                   .m = shape.adapters,
+                   .n = group.in,
+                   .k = tokens,
+                   .a = {gx.data + group.in, gx.stride},
+                   .b = dropped,
+                   .source = ga,
+                   .c = ga,
+                   .c_stride = group.in,
+                   .c_float = true});
+}
+
+/// gX += mask o (gXA A) / keep; adapter_scratch is filled, input_scratch, if needed, is free.
+inline void input_gradient_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens,
+                             Rows<bf16> gx) {
+  if (drops_on_the_way(group, shape, gx.stride)) {
+    const Phase phase(context, "LoRA products");
+    add_dropped_product(context, tokens, group.in, shape.adapters, group.dropout, {gx.data + group.in, gx.stride},
+                        group.adapter_scratch, gx);
+    return;
+  }
+  const bool masked = group.dropout.threshold != 0;
+  {
+    const Phase phase(context, "LoRA products");
+    matmul(context, {.product = Product::nn,
+                     .m = tokens,
+                     .n = group.in,
+                     .k = shape.adapters,
+                     .a = {gx.data + group.in, gx.stride},
+                     .b = {group.adapter_scratch, group.in},
+                     .source = masked ? nullptr : gx.data,
+                     .c = masked ? group.input_scratch : gx.data,
+                     .c_stride = masked ? group.in : gx.stride});
+  }
+  if (!masked) return;
+  const Phase phase(context, "elementwise");
+  add_dropped(context, tokens, group.in, group.dropout, group.input_scratch, gx);
+}
+
+}  // namespace detail
+
+QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                        int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
+  if (tokens == 0) return;
+  const detail::GroupShape shape = detail::group_shape(group, parts);
+  const int width = group.in + shape.adapters;
+  QLORA_EXPECTS(x.stride >= width, "rows of x have ", x.stride, " elements, the group reads ", width);
+  detail::prepare(context, group, parts, shape, true, shape.adapters > 0);
+  if (shape.adapters > 0) detail::product_a(context, group, shape, tokens, x);
+  const Phase phase(context, "base products");
+  matmul(context, {.product = Product::nt,
+                   .m = tokens,
+                   .n = shape.outputs,
+                   .k = width,
+                   .a = {x.data, x.stride},
+                   .b = shape.wide,
+                   .source = residual,
+                   .c = y,
+                   .c_stride = shape.outputs});
+}
+
+QLORA_CUDA_LAUNCHER void adapter_input(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                       int tokens, Rows<bf16> x) {
+  const detail::GroupShape shape = detail::group_shape(group, parts);
+  if (tokens == 0 || shape.adapters == 0) return;
+  QLORA_EXPECTS(x.stride >= group.in + shape.adapters, "rows of x have ", x.stride, " elements, the group writes ",
+                group.in + shape.adapters);
+  detail::prepare(context, group, parts, shape, false, true);
+  detail::product_a(context, group, shape, tokens, x);
+}
+
+QLORA_CUDA_LAUNCHER void linear_backward(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                         std::span<const PartGradient> gradients, int tokens, const bf16* gy,
+                                         Rows<const bf16> x, bool needs_input, Rows<bf16> gx) {
+  const detail::GroupShape shape = detail::group_shape(group, parts);
+  if (tokens == 0 || (shape.adapters == 0 && !needs_input)) return;
+  const int width = group.in + shape.adapters;
+  QLORA_EXPECTS(gradients.size() == parts.size(), parts.size(), " parts, ", gradients.size(), " gradients");
+  QLORA_EXPECTS(x.stride >= width && gx.stride >= width, "rows of x and gx have ", x.stride, " and ", gx.stride,
+                " elements, the group needs ", width);
+  for (const PartGradient& gradient : gradients) {
+    QLORA_EXPECTS(gradient.weight == nullptr, "gradients of base weights are not made on the GPU");
+  }
+  detail::prepare(context, group, parts, shape, needs_input, needs_input && shape.adapters > 0);
+  {
+    const Phase phase(context, needs_input ? "base products" : "LoRA products");
+    const int skipped = needs_input ? 0 : group.in;  // then only gXA = gY (s B)
+    matmul(context, {.product = Product::nn,
+                     .m = tokens,
+                     .n = width - skipped,
+                     .k = shape.outputs,
+                     .a = {gy, shape.outputs},
+                     .b = {shape.wide.data + skipped, shape.wide.stride},
+                     .c = gx.data + skipped,
+                     .c_stride = gx.stride});
+  }
+  if (shape.adapters == 0) return;
+  const detail::AdapterSlots slots = detail::adapter_slots(group, parts, gradients);
+  detail::gradient_b(context, group, shape, slots, tokens, gy, x);
+  detail::gradient_a(context, group, shape, slots.ga, tokens, {gx.data, gx.stride}, x);
+  if (needs_input) detail::input_gradient_a(context, group, shape, tokens, gx);
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,51 @@
+// qlora/cuda/linear/skinny_plan.hpp — how products with a narrow side (adapter columns) are cut so that they fill the GPU.
+// Math       tiles blocks cannot fill hundreds of places, so the sum is split too: `count` blocks a tile, `steps` each
+// Numbers    a split and its order depend on shapes, GPU and workspace alone, so the bits do too
+// Reference  tests/skinny_plan_test.cpp
+#pragma once
+
+#include <cstdint>
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+
+/// Widest product that the kernels of skinny.cuh make at once; wider ones are two.
+inline constexpr int most_narrow = 192;
+
+/// Adapter columns cut into `count` tiles of `width` 64, 128 or 192.
+struct NarrowTiles {
+  int width = 0;
+  int count = 0;
+};
+[[nodiscard]] constexpr NarrowTiles narrow_tiles(int columns) {
+  const int count = (columns + most_narrow - 1) / most_narrow;
+  const int each = (columns + count - 1) / count;
+  return {(each + 63) / 64 * 64, count};
+}
+
+struct SumSplit {
+  int count = 1;  ///< parts of the sum, none of them empty
+  int steps = 0;  ///< of each; the last may have fewer
+};
+/// The split that is over first. `places` blocks run at once; a block of a split sum costs `extra` steps beyond its own,
+/// for partial sums that are written and read again; `most` parts have room.
+[[nodiscard]] constexpr SumSplit split_sum(int tiles, int steps, int places, std::int64_t most, int extra) {
+  constexpr int limit = 16;
+  SumSplit best{1, steps};
+  std::int64_t least = 0;
+  for (int count = 1; count <= limit && count <= steps && (count == 1 || count <= most); ++count) {
+    const int each = (steps + count - 1) / count;
+    const std::int64_t waves = (std::int64_t{tiles} * count + places - 1) / places;
+    const std::int64_t time = waves * (each + (count == 1 ? 1 : extra));
+    if (count == 1 || time < least) {
+      least = time;
+      best = {(steps + each - 1) / each, each};
+    }
+  }
+  return best;
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora

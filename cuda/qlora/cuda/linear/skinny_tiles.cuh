@@ -1,0 +1,140 @@
+// qlora/cuda/linear/skinny_tiles.cuh — what the products of an adapter's A side are made of: masks on packed values, tiles with a
+// narrow side, launches.
+// Math       mask: Philox of (seed, step, layer, group, token, column), eight neighbouring columns a call
+// Shapes     XA is cut into tiles of 64, 128 or 192 columns; what is beyond XA is zeros in shared memory and is not stored
+// Numbers    masks equal the CPU's bit for bit
+// Reference  dropout_words in rng.hpp
+#pragma once
+
+#include "qlora/cuda/attention/tiles.cuh"
+#include "qlora/cuda/linear/skinny_plan.hpp"
+#include "qlora/cuda/rowwise/rows.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace device {
+
+/// A dropout site with the keys of all Philox rounds, as a kernel argument: instructions take them from there, where a
+/// kernel that has only the seed spends additions or registers on them.
+struct MaskSite {
+  std::uint32_t key[10][2] = {};
+  std::uint32_t first_token = 0;
+  std::uint32_t step = 0;
+  std::uint32_t use = 0;    ///< last word of the counter
+  std::uint32_t least = 0;  ///< threshold, in the upper half
+  float scale = 1.0F;
+};
+[[nodiscard]] inline MaskSite mask_site(const DropoutSite& site) {
+  MaskSite mask;
+  for (std::uint32_t round = 0; round < 10; ++round) {
+    mask.key[round][0] = static_cast<std::uint32_t>(site.seed) + round * 0x9E3779B9U;
+    mask.key[round][1] = static_cast<std::uint32_t>(site.seed >> 32) + round * 0xBB67AE85U;
+  }
+  mask.first_token = site.first_token;
+  mask.step = site.step;
+  mask.use = use_word(RandomUse::dropout, (site.layer << 2) | site.group);
+  mask.least = site.threshold << 16;
+  mask.scale = site.keep_scale;
+  return mask;
+}
+/// The four words that dropout_words in rng.hpp gives.
+__device__ __forceinline__ uint4 mask_words(const MaskSite& site, int token, int octet) {
+  uint4 c{static_cast<std::uint32_t>(octet), site.first_token + static_cast<std::uint32_t>(token), site.step, site.use};
+#pragma unroll
+  for (int round = 0; round < 10; ++round) c = philox_round(c, site.key[round][0], site.key[round][1]);
+  return c;
+}
+/// Two bf16, of which those stay whose half of a Philox word is at least the threshold; the others become 0.
+__device__ __forceinline__ std::uint32_t kept(std::uint32_t pair, std::uint32_t word, std::uint32_t least) {
+  pair = word >= least ? pair : pair & 0x0000FFFFU;
+  return word << 16 >= least ? pair : pair & 0xFFFF0000U;
+}
+/// mask o x for eight neighbouring columns of a token; two bf16 a word.
+__device__ __forceinline__ uint4 masked(const uint4& x, const MaskSite& site, int token, int octet) {
+  const uint4 words = mask_words(site, token, octet);
+  return uint4{kept(x.x, words.x, site.least), kept(x.y, words.y, site.least), kept(x.z, words.z, site.least),
+               kept(x.w, words.w, site.least)};
+}
+__device__ __forceinline__ uint4 load_words(const bf16* p, bool inside) {
+  return inside ? *reinterpret_cast<const uint4*>(p) : uint4{0U, 0U, 0U, 0U};
+}
+
+/// Rows of bf16 in shared memory, Columns (a multiple of 64) each: where the 16-byte chunk of a row lies. Eight
+/// neighbouring rows have the same chunk in different groups of 4 banks.
+template <int Columns>
+[[nodiscard]] __device__ __forceinline__ int flipped_chunk(int row, int chunk) {
+  static_assert(Columns % 64 == 0, "rows of whole lines of 128 bytes");
+  return row * Columns * 2 + (chunk ^ (row & 7)) * 16;
+}
+/// Rows [first, first + 64) of a matrix of `rows` rows and `columns` (at most Tiles::narrow) columns; zeros outside.
+template <class Tiles>
+__device__ __forceinline__ void copy_narrow(std::uint32_t tile, const bf16* from, int stride, int first, int rows,
+                                            int columns) {
+  constexpr int chunks = Tiles::narrow / 8;
+#pragma unroll
+  for (int i = 0; i < Tiles::step * chunks; i += Tiles::threads) {
+    const int at = i + static_cast<int>(threadIdx.x);
+    const int row = at / chunks;
+    const int chunk = at % chunks;
+    const bool inside = first + row < rows && chunk * 8 < columns;
+    const bf16* p = from + static_cast<std::int64_t>(first + row) * stride + chunk * 8;
+    copy_async16(tile + static_cast<std::uint32_t>(flipped_chunk<Tiles::narrow>(row, chunk)), p, inside);
+  }
+}
+
+}  // namespace device
+
+namespace detail {
+
+/// What the kernels with a narrow side share. Narrow: columns of XA that a block makes or reads.
+template <int Narrow>
+struct SkinnyTiles {
+  static constexpr int narrow = Narrow;
+  static constexpr int warps = 8;
+  static constexpr int threads = warps * 32;
+  static constexpr int wide = 128;  ///< tokens or columns of a block
+  static constexpr int step = 64;   ///< columns or tokens that are summed between two barriers
+  static_assert(Narrow % 64 == 0 && Narrow <= most_narrow, "skinny: tiles of 64, 128 or 192 columns");
+};
+
+/// Calls run(std::integral_constant<int, width>).
+template <class Run>
+void for_narrow(int width, const Run& run) {
+  if (width == 64) run(std::integral_constant<int, 64>());
+  if (width == 128) run(std::integral_constant<int, 128>());
+  if (width == 192) run(std::integral_constant<int, 192>());
+}
+
+template <class Tiles, class Args>
+void launch_skinny(Context& context, const char* name, void (*kernel)(Args), dim3 grid, const Args& args) {
+  QLORA_EXPECTS(Tiles::shared_bytes <= context.max_shared_bytes, name, ": a block needs ", Tiles::shared_bytes,
+                " bytes of shared memory, this GPU gives ", context.max_shared_bytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tiles::shared_bytes), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        name);  // room for all resident blocks; nothing here is read twice through L1
+  kernel<<<grid, Tiles::threads, Tiles::shared_bytes, context.stream>>>(args);
+  check_launch(name);
+}
+
+/// Steps that writing a block's partial sums and reading them again is worth: 98 KiB there and back at the 30 bytes a
+/// clock that a multiprocessor has of L2, against steps of 1000 to 1300 clocks.
+inline constexpr int partial_steps = 5;
+
+/// The split of a sum of `steps` over `tiles` blocks of `resident` a multiprocessor, with partial sums of `floats`.
+[[nodiscard]] inline SumSplit split_for(const Context& context, int tiles, int steps, int resident,
+                                        std::int64_t floats) {
+  return split_sum(tiles, steps, context.sm_count * resident, context.workspace_bytes / (floats * 4), partial_steps);
+}
+
+inline void expect_skinny(const char* op, int width, int adapters) {
+  QLORA_EXPECTS(width > 0 && width % 64 == 0, op, ": rows have ", width, " columns, not a multiple of 64");
+  QLORA_EXPECTS(adapters > 0 && adapters % 8 == 0, op, ": the adapters have ", adapters,
+                " columns, not a multiple of 8");
+}
+
+}  // namespace detail
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora
