@@ -1,6 +1,6 @@
 # article.sh — examples/article.toml with six made-up pages on a loopback web server and small models: the example
 # file itself is what runs; only addresses, models, lengths and the output directory are replaced.
-#   article.sh PROGRAM MAKE_MODEL SERVE SOURCE_DIR
+#   article.sh PROGRAM MAKE_MODEL SERVE SOURCE_DIR SIGNAL_AT
 set -eu
 qlora=$1 serve=$3 source=$4
 base=$source/examples/models/tiny-base
@@ -39,7 +39,7 @@ done
 same "addresses" "$(ls "$work/site" | wc -l)" 6
 "$serve" "$work/site" >"$work/port" &
 server=$!
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -s "$work/port" ] && break; sleep 0.2; done
+until [ -s "$work/port" ]; do kill -0 $server || fail "no web server"; sleep 0.05; done
 url=http://127.0.0.1:$(cat "$work/port")
 seq=160 epochs=2
 sed -e "s|\"https://aws.amazon.com/blogs/.*/\([^/]*\)/\"|\"$url/\1.html\"|" -e '/^\[data\]$/a allow_private = true' \
