@@ -1,7 +1,8 @@
 #!/bin/sh
 # The test command: sh tests/run.sh
-# Installs what is missing (Debian 12, as root or with sudo), builds, runs every test that needs no GPU, then the
-# sanitizers' subset and the formatting check. Prints CTest's summaries; exits non-zero on the first failure.
+# Installs what is missing (Debian 12, as root or with sudo), checks formatting, builds, runs every test that needs no
+# GPU, then the sanitizers' subset, and looks for warnings with clang. Prints CTest's summaries; exits non-zero on the
+# first failure.
 #
 #   QLORA_LLAMA2_TOKENIZER   path of LLaMA-2's tokenizer.model; its tests are skipped without it
 #   QLORA_GOLDEN             golden results to test against; default tests/golden
@@ -14,7 +15,7 @@ say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 
 . cmake/packages.sh
 need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev \
-  libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format strace binutils python3
+  libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format clang-16 binutils python3
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.
@@ -35,6 +36,16 @@ for preset in dev asan; do
   cmake --build --preset "$preset"
   say "$preset: test"
   ctest --preset "$preset"
+done
+# The main header, the examples with the program, and the trainer of one model. Debian 12 has more than one clang.
+say "warnings of clang"
+files='/headers/qlora_llama2_hpp\.cpp$|/examples/((qlora|world)/)?[^/]*\.cpp$|/llama2_7b(_classes[^/]*)?\.cpp$'
+for compiler in clang++-16 clang++-19; do
+  if command -v "$compiler" >/dev/null; then
+    python3 tests/clang.py build-dev "$compiler" "$files"
+  else
+    echo "$compiler is not here; its warnings were not checked"
+  fi
 done
 if [ -f build-dev/compile-seconds.txt ]; then
   say "processor seconds to compile the program and the trainers"

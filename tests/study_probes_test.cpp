@@ -125,7 +125,7 @@ TEST_CASE("answers are the world's, and distractors are seven other values") {
         for (const std::string& one : distractors) CHECK(std::count(values.begin(), values.end(), one) == 1);
       }
       if (kind == "reversed") {
-        CHECK(answer == item["entity"]);
+        CHECK(answer == item["entity"].get<std::string>());
         for (const std::string& one : distractors) CHECK(products.contains(one));
       }
     }

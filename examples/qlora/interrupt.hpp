@@ -15,7 +15,7 @@ inline bool interrupted() { return interrupt_requested != 0; }
 inline void catch_interrupts() {
   struct sigaction action {};
   action.sa_handler = [](int) { interrupt_requested = 1; };
-  action.sa_flags = SA_RESETHAND;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

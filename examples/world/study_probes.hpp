@@ -182,12 +182,14 @@ inline std::vector<std::pair<Product, std::string>> neighbours_of(const Group& g
   std::vector<std::pair<Product, std::string>> out;
   std::set<std::string> taken;
   for (const Product& fresh : group.fresh) {
-    std::vector<Product> known = group.known;
-    std::stable_sort(known.begin(), known.end(), [&](const Product& one, const Product& other) {
-      return distance(one.name, fresh.name) < distance(other.name, fresh.name);
-    });
+    std::vector<std::pair<std::size_t, std::size_t>> nearest;  // distance and position
+    for (std::size_t i = 0; i < group.known.size(); ++i) {
+      nearest.emplace_back(distance(group.known[i].name, fresh.name), i);
+    }
+    std::sort(nearest.begin(), nearest.end());
     std::size_t found = 0;
-    for (const Product& product : known) {
+    for (const auto& [away, position] : nearest) {
+      const Product& product = group.known[position];
       if (found == group.neighbours || !taken.insert(product.name).second) continue;
       out.push_back({product, fresh.name});
       ++found;

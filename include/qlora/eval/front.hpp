@@ -86,9 +86,14 @@ struct SettingPoint {
     point->gain.add(trial.gain);
     point->kept.add({trial.kept, trial.kept_lower, trial.kept_upper, 0, 0});
   }
-  for (auto& [group, points] : groups) {
-    std::stable_sort(points.begin(), points.end(),
-                     [](const SettingPoint& a, const SettingPoint& b) { return a.gain.mean < b.gain.mean; });
+  for (auto& [group, points] : groups) {  // not std::stable_sort, which warns with clang 19 and libstdc++ 12
+    std::vector<SettingPoint> sorted;
+    for (SettingPoint& point : points) {
+      const auto less = [](double gain, const SettingPoint& other) { return gain < other.gain.mean; };
+      const auto place = std::upper_bound(sorted.begin(), sorted.end(), point.gain.mean, less);
+      sorted.insert(place, std::move(point));
+    }
+    points = std::move(sorted);
   }
   return groups;
 }

@@ -112,9 +112,9 @@ inline void verify_manifest(const std::filesystem::path& directory, std::int64_t
   body.erase("sha256");
   if (sha256(json_text(body)) != hash) throw Error(where + ": its own SHA-256 does not match");
   if (json_int(manifest, "step", where, 0, INT64_MAX) != step) throw Error(where + ": belongs to another step");
-  const Json& files = json_at(manifest, "files", where);
+  const Json files = json_at(manifest, "files", where);
   for (const std::string_view name : checkpoint_files) {
-    const Json& entry = json_at(files, std::string(name), where);
+    const Json entry = json_at(files, name, where);
     const MappedFile file(directory / name);
     const auto size = static_cast<std::uint64_t>(json_int(entry, "bytes", where, 0, INT64_MAX));
     if (file.bytes().size() != size || sha256(file.bytes()) != json_string(entry, "sha256", where)) {

@@ -59,7 +59,7 @@ inline void check_total_size(const Json& index, const Weights& weights, std::str
                                          const std::filesystem::path& index_path) {
   const std::string where = index_path.string();
   const Json index = read_json_object(index_path);
-  const Json& map = json_at(index, "weight_map", where);
+  const Json map = json_at(index, "weight_map", where);
   if (!map.is_object() || map.empty()) throw Error(concat(where, ": weight_map must be an object with tensors"));
   Weights weights;
   std::map<std::string, std::size_t> shard_of;

@@ -134,12 +134,13 @@ void for_each_json_line(const std::filesystem::path& path, const Use& use, std::
 // --- getters: `where` is the file, the key is named with it; an absent key and null are the same ------------------
 
 /// The value of a key, or nullptr when it is absent or null.
-[[nodiscard]] inline const Json* json_find(const Json& object, const std::string& key) {
+[[nodiscard]] inline const Json* json_find(const Json& object, std::string_view key) {
   const auto found = object.find(key);
   return found == object.end() || found->is_null() ? nullptr : &*found;
 }
-/// The value of a key that must be there.
-[[nodiscard]] inline const Json& json_at(const Json& object, const std::string& key, std::string_view where) {
+/// The value of a key that must be there. A copy: of a reference that comes out of a call with temporaries, and a key is
+/// one, g++ 13 says that it may dangle (-Wdangling-reference).
+[[nodiscard]] inline Json json_at(const Json& object, std::string_view key, std::string_view where) {
   const Json* value = json_find(object, key);
   if (value == nullptr) throw Error(detail::concat(where, ": the key '", key, "' is missing"));
   return *value;
@@ -147,7 +148,7 @@ void for_each_json_line(const std::filesystem::path& path, const Use& use, std::
 
 namespace detail {
 
-[[nodiscard]] inline std::int64_t checked_int(const Json& value, const std::string& key, std::string_view where,
+[[nodiscard]] inline std::int64_t checked_int(const Json& value, std::string_view key, std::string_view where,
                                               std::int64_t min, std::int64_t max) {
   // A number above the signed range is stored unsigned; it is out of every range here.
   const bool fits = value.is_number_integer() &&
@@ -158,8 +159,8 @@ namespace detail {
   }
   return value.get<std::int64_t>();
 }
-[[nodiscard]] inline double checked_number(const Json& value, const std::string& key, std::string_view where,
-                                           double min, double max) {
+[[nodiscard]] inline double checked_number(const Json& value, std::string_view key, std::string_view where, double min,
+                                           double max) {
   const double number = value.is_number() ? value.get<double>() : std::nan("");
   if (!(number >= min && number <= max)) {  // a NaN is in no range
     throw Error(
@@ -171,40 +172,40 @@ namespace detail {
 }  // namespace detail
 
 /// An integer in [min, max]; floats are refused, also 1e3.
-[[nodiscard]] inline std::int64_t json_int(const Json& object, const std::string& key, std::string_view where,
+[[nodiscard]] inline std::int64_t json_int(const Json& object, std::string_view key, std::string_view where,
                                            std::int64_t min, std::int64_t max) {
   return detail::checked_int(json_at(object, key, where), key, where, min, max);
 }
-[[nodiscard]] inline std::int64_t json_int_or(const Json& object, const std::string& key, std::string_view where,
+[[nodiscard]] inline std::int64_t json_int_or(const Json& object, std::string_view key, std::string_view where,
                                               std::int64_t min, std::int64_t max, std::int64_t otherwise) {
   const Json* value = json_find(object, key);
   return value == nullptr ? otherwise : detail::checked_int(*value, key, where, min, max);
 }
 /// A number in [min, max].
-[[nodiscard]] inline double json_number(const Json& object, const std::string& key, std::string_view where, double min,
+[[nodiscard]] inline double json_number(const Json& object, std::string_view key, std::string_view where, double min,
                                         double max) {
   return detail::checked_number(json_at(object, key, where), key, where, min, max);
 }
-[[nodiscard]] inline double json_number_or(const Json& object, const std::string& key, std::string_view where,
-                                           double min, double max, double otherwise) {
+[[nodiscard]] inline double json_number_or(const Json& object, std::string_view key, std::string_view where, double min,
+                                           double max, double otherwise) {
   const Json* value = json_find(object, key);
   return value == nullptr ? otherwise : detail::checked_number(*value, key, where, min, max);
 }
-[[nodiscard]] inline bool json_bool_or(const Json& object, const std::string& key, std::string_view where,
+[[nodiscard]] inline bool json_bool_or(const Json& object, std::string_view key, std::string_view where,
                                        bool otherwise) {
   const Json* value = json_find(object, key);
   if (value == nullptr) return otherwise;
   if (!value->is_boolean()) throw Error(detail::concat(where, ": '", key, "' must be true or false"));
   return value->get<bool>();
 }
-[[nodiscard]] inline std::string json_string_or(const Json& object, const std::string& key, std::string_view where,
+[[nodiscard]] inline std::string json_string_or(const Json& object, std::string_view key, std::string_view where,
                                                 std::string_view otherwise) {
   const Json* value = json_find(object, key);
   if (value == nullptr) return std::string(otherwise);
   if (!value->is_string()) throw Error(detail::concat(where, ": '", key, "' must be a string"));
   return value->get<std::string>();
 }
-[[nodiscard]] inline std::string json_string(const Json& object, const std::string& key, std::string_view where) {
+[[nodiscard]] inline std::string json_string(const Json& object, std::string_view key, std::string_view where) {
   (void)json_at(object, key, where);
   return json_string_or(object, key, where, "");
 }

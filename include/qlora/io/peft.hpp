@@ -133,7 +133,7 @@ inline void refuse_other_adapters(const Json& config, std::string_view where) {
 }
 
 [[nodiscard]] inline Proj targets_of(const Json& config, std::string_view where) {
-  const Json& value = json_at(config, "target_modules", where);
+  const Json value = json_at(config, "target_modules", where);
   if (value == "all-linear") return Proj::all;
   if (!value.is_array() || value.empty()) {
     throw Error(concat(where, ": target_modules must be a list of module names or \"all-linear\""));

@@ -198,7 +198,7 @@ class TokenDataset {
     if (!manifest.is_object()) throw Error(where + ": not a JSON object");
     result.fingerprint_ = sha256(text);
     result.read_manifest(manifest, where);
-    const Json& shards = json_at(manifest, "shards", where);
+    const Json shards = json_at(manifest, "shards", where);
     if (!shards.is_array()) throw Error(where + ": 'shards' must be a list");
     const std::int64_t windows = json_int(manifest, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
     for (std::size_t index = 0; index < shards.size(); ++index)
@@ -239,9 +239,9 @@ class TokenDataset {
     info_.vocab_size =
         static_cast<std::int32_t>(json_int(manifest, "vocab_size", where, 1, std::numeric_limits<std::int32_t>::max()));
     info_.tokenizer_sha256 = json_string(manifest, "tokenizer_sha256", where);
-    const Json& packing = json_at(manifest, "packing", where);
-    const Json& counts = json_at(manifest, "counts", where);
-    const Json& sources = json_at(manifest, "sources", where);
+    const Json packing = json_at(manifest, "packing", where);
+    const Json counts = json_at(manifest, "counts", where);
+    const Json sources = json_at(manifest, "sources", where);
     if (!packing.is_object() || !counts.is_object() || !sources.is_array())
       throw Error(where + ": 'packing' and 'counts' must be objects and 'sources' a list");
     info_.form = detail::choice_named(packing, "form", where, PackingForm::isolated, PackingForm::article);
