@@ -1,5 +1,6 @@
 // LLaMA-2 7B: trains adapters of rank 64 on the windows that `qlora pack` wrote, and saves them for PEFT.
 //   llama2_7b MODEL_DIR DATA_DIR ADAPTER_DIR
+// Another model takes another preset, GPU and batch: examples/CMakeLists.txt makes such copies of this file.
 #include <qlora/io/adapter.hpp>
 #include <qlora/io/hf.hpp>
 #include <qlora/llama2.hpp>
@@ -18,7 +19,7 @@ using Backend = qlora::Cpu<>;
 int main(int argc, char** argv) try {
   QLORA_EXPECTS(argc == 4, "usage: llama2_7b MODEL_DIR DATA_DIR ADAPTER_DIR");
   const auto model = qlora::hf::ModelDir::open(argv[1]);
-  QLORA_EXPECTS(model.shape == mine.shape, argv[1], " is not LLaMA-2 7B");
+  QLORA_EXPECTS(model.shape == mine.shape, argv[1], " is of another shape than llama2_7b");
   const auto data = qlora::TokenDataset::open(argv[2]);
   qlora::TrainOptions options{.batch = 2, .seq = data.seq(), .recompute = qlora::Recompute::block};
   options.model = {.rope_theta = model.rope_theta, .norm_eps = model.norm_eps};
