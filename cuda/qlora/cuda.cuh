@@ -1,6 +1,6 @@
-// qlora/cuda.cuh — the CUDA backend for a program that nvcc compiles whole: kernels and launchers are part of it, inline,
-// and it links the CUDA runtime and cuBLASLt only. A program that g++ compiles includes qlora/cuda.hpp and links
-// qlora::cuda. (nvcc takes some of this library's files through g++ only: those of Eigen, JSON and TOML.)
+// qlora/cuda.cuh — the CUDA backend for a program that nvcc compiles whole: kernels and launchers are part of it,
+// inline, and it links the CUDA runtime and cuBLASLt only. A program that g++ compiles includes qlora/cuda.hpp and
+// links qlora::cuda. (nvcc takes some of this library's files through g++ only: those of Eigen, JSON and TOML.)
 #pragma once
 
 #include "qlora/cuda.hpp"
@@ -13,9 +13,9 @@
 #include "qlora/cuda/linear/dropout.cuh"
 #include "qlora/cuda/linear/gemm.cuh"
 #include "qlora/cuda/linear/linear.cuh"
-#include "qlora/cuda/linear/skinny.cuh"
-#include "qlora/cuda/linear/skinny_backward.cuh"
-#include "qlora/cuda/linear/skinny_input.cuh"
+#include "qlora/cuda/linear/lora_a_forward.cuh"
+#include "qlora/cuda/linear/lora_a_gradient.cuh"
+#include "qlora/cuda/linear/lora_a_input_gradient.cuh"
 #include "qlora/cuda/loss/loss.cuh"
 #include "qlora/cuda/nf4/nf4.cuh"
 #include "qlora/cuda/nf4/quantize.cuh"

@@ -110,10 +110,10 @@ struct LinearGroup {
   [[nodiscard]] constexpr int adapter_width() const { return adapted * rank; }
 };
 
-/// Whether a backend that widens products applies dropout on the way of a group's adapter products: width K of the input
-/// and XA columns of adapters. Else it stores the dropped input in scratch. (Beyond 384 columns the products on a stored
-/// input are faster than masks that are made again.)
-[[nodiscard]] constexpr bool drops_on_the_way(int in, int adapter_width) {
+/// Whether a backend that widens products fuses dropout into the products with A: width K of the input and XA columns
+/// of adapters. Else it stores the dropped input in scratch. (Beyond 384 columns products on a stored input are faster
+/// than recomputing masks.)
+[[nodiscard]] constexpr bool fuses_dropout(int in, int adapter_width) {
   return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
 }
 

@@ -264,7 +264,7 @@ template <class B>
       list.push_back(c);
     }
   }
-  for (const int rank : {136, 200}) {  // two tiles of adapter columns, and wider than dropout on the way serves
+  for (const int rank : {136, 200}) {  // two tiles of adapter columns, and wider than fused dropout serves
     list.push_back({.rows = {64, 64}, .adapted = {0, 1}, .in = 192, .rank = rank, .tokens = 33, .dropout = 0.1F});
   }
   return cases_of<B>(list);

@@ -1,7 +1,7 @@
-// qlora/cuda/launch.hpp — what the CUDA backend can do, as plain functions: the seam between g++ and nvcc.
-// Network code is compiled by g++ and reaches kernels through these declarations; nvcc compiles each .cuh of the folders
-// below once, with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of ops.hpp.
-// A launcher checks shapes (Error), enqueues on the context's stream and returns; none waits, none allocates, except
+// qlora/cuda/launch.hpp — what the CUDA backend can do, as plain functions: the seam between g++ and nvcc. Network code
+// is compiled by g++ and reaches kernels through these declarations; nvcc compiles each .cuh of the folders below once,
+// with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of ops.hpp. A
+// launcher checks shapes (Error), enqueues on the context's stream and returns; none waits, none allocates, except
 // where it says so. Pointers are device memory, strides count elements. Letters as in ops.hpp.
 #pragma once
 
@@ -110,7 +110,7 @@ void dropout(Context& context, int tokens, int cols, const DropoutSite& site, Ro
 /// gx += mask o p / keep, p (T,cols).
 void add_dropped(Context& context, int tokens, int cols, const DropoutSite& site, const bf16* p, Rows<bf16> gx);
 
-// --- linear/skinny.cuh, skinny_backward.cuh, skinny_input.cuh: products with A, fused with dropout -------------------
+// --- linear/lora_a_*.cuh: products with A, fused with dropout --------------------------------------------------------
 // width (K) is a multiple of 64, adapters (XA) of 8; rows begin at multiples of 16 bytes. a (XA,K) is the stacked A.
 
 /// xa (T,XA) = (mask o x / keep) a^T, x (T,K). xa may be columns behind x in the same rows. Partial sums take the
@@ -134,8 +134,8 @@ bool quantize(Context& context, const void* w, DType dtype, std::int64_t element
 // --- weights/load.cuh ------------------------------------------------------------------------------------------------
 
 /// Host memory -> device, through pinned buffers and conversion on the device: a tensor into bf16 or float, or into NF4
-/// (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for the tensor as
-/// it is stored is taken at first use and kept until finish_loading. Waits.
+/// (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for the tensor
+/// as it is stored is taken at first use and kept until finish_loading. Waits.
 bool load(Context& context, const std::byte* from, DType dtype, std::int64_t elements, bf16* to);
 bool load(Context& context, const std::byte* from, DType dtype, std::int64_t elements, float* to);
 bool load_nf4(Context& context, const std::byte* from, DType dtype, std::int64_t elements, const Quant& quant,
@@ -154,9 +154,10 @@ using Part = LinearPart<bf16, float>;
 using PartGradient = LinearGradient<float>;
 using GroupArgs = LinearGroup<bf16>;
 /// What products of a group read, in one launch. group.weight_scratch (sum N, K | XA) = [W | s B]: NF4 weights in bf16,
-/// and s B of the n-th adapted part in the n-th R of the XA columns, zeros elsewhere in them; with all adapters off (all
-/// `a` null) rows are K wide. With stacked_a, group.adapter_scratch (XA, K) = the stacked A. A dense weight is expected
-/// inside a wide matrix, of which only the XA columns are written. `weights` false: no frozen weights, the rest as above.
+/// and s B of the n-th adapted part in the n-th R of the XA columns, zeros elsewhere in them; with all adapters off
+/// (all `a` null) rows are K wide. With stacked_a, group.adapter_scratch (XA, K) = the stacked A. A dense weight is
+/// expected inside a wide matrix, of which only the XA columns are written. `weights` false: no frozen weights, the
+/// rest as above.
 void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts, bool weights, bool stacked_a);
 
 // --- linear/gemm.cuh -------------------------------------------------------------------------------------------------
@@ -176,9 +177,9 @@ struct Matmul {
   int batch = 1;         ///< products at fixed distances, in elements:
   std::int64_t a_step = 0, b_step = 0, c_step = 0;
 };
-/// The first call with a new shape measures the library's algorithms and keeps the best: that call waits, and if it adds
-/// to C (source == c) it allocates a twin of C meanwhile. Token counts (m, or k in tn) that agree when rounded up to
-/// three significant bits share an algorithm.
+/// The first call with a new shape measures the library's algorithms and keeps the best: that call waits, and if it
+/// adds to C (source == c) it allocates a twin of C meanwhile. Token counts (m, or k in tn) that agree when rounded up
+/// to three significant bits share an algorithm.
 void matmul(Context& context, const Matmul& product);
 /// The chosen algorithms as text, one line per shape; a run that loads them gives the same bits as the run that saved.
 std::string algorithms(const Context& context);
@@ -214,8 +215,8 @@ void own_attention(Context& context, const AttentionShape& shape, const TokenBat
 void own_attention_backward(Context& context, const AttentionShape& shape, const TokenBatch& batch, Rows<const bf16> go,
                             const bf16* qkv, Rows<const bf16> o, const float* lse, bf16* gqkv, void* scratch,
                             std::int64_t scratch_bytes);
-/// Whether own_attention_backward is faster for a shape, on this card, than the kernels of cuDNN that the options allow:
-/// where there are own ones for Hopper, and sums must not depend on timing.
+/// Whether own_attention_backward is faster for a shape, on this card, than the kernels of cuDNN that the options
+/// allow: where there are own ones for Hopper, and sums must not depend on timing.
 bool prefers_own_backward(const Context& context, const AttentionShape& shape);
 
 // --- attention/attention.cuh: cuDNN's kernels where they serve a shape, else the own ones ----------------------------
@@ -283,8 +284,8 @@ void adamw8(Context& context, std::int64_t count, const AdamW& rule, const StepS
 
 // --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 
-/// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned memory and of the card's, the adapter of one
-/// matrix, and a stream of its own. The context must outlive it.
+/// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned memory and of the card's, the adapter of
+/// one matrix, and a stream of its own. The context must outlive it.
 std::unique_ptr<MergeLane> merge_lane(Context& context);
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // qlora/cpu/gemm.hpp — the three matrix products that training needs, on Eigen, in tiles.
 // Math       nt: C (m,n) += a A (m,k) B (n,k)^T      nn: C += a A (m,k) B (k,n)      tn: C += a A (k,m)^T B (k,n)
-// Shapes     row-major, with leading dimensions; m n k and the tile shape are run-time ints, so each product is compiled
-//            once per scalar type, whatever the configs
+// Shapes     row-major, with leading dimensions; m n k and the tile shape are run-time ints, so each product is
+//            compiled once per scalar type, whatever the configs
 // Writes     C with += ; `beta` 0 clears the tile first
 // Split      tiles of tile_rows x tile_cols of C, chosen from m and n alone; k is never split
 // Numbers    one Eigen product per tile: a fixed order for given sizes, so the same bits for any thread count

@@ -1,5 +1,5 @@
-// qlora/cpu/instances.hpp — the float operators, for programs of several files: compiled once, linked by all.
-// Every operator takes run-time sizes, so one instance serves all configs. A program that defines QLORA_PREBUILT_CPU (the
+// qlora/cpu/instances.hpp — the float operators, for programs of several files: compiled once, linked by all. Every
+// operator takes run-time sizes, so one instance serves all configs. A program that defines QLORA_PREBUILT_CPU (the
 // CMake target qlora::cpu_float does, and brings the object code) gets declarations from here; the file that holds the
 // code defines QLORA_INSTANCE as `template` before it includes this header. Without either, nothing here is needed.
 #pragma once

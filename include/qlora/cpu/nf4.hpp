@@ -25,9 +25,9 @@ namespace cpu {
 namespace detail {
 
 /// torch.mean of float on a GPU, to the bit: up to 512 threads with four partial sums each, whose sums meet first at
-/// distances from half the threads down to 32, then 1 to 16, times 1/n. The number of threads and what each reads depend
-/// on n alone. (Very long sums torch spreads over as many blocks of threads as the device has; here the order stays
-/// that of one block.)
+/// distances from half the threads down to 32, then 1 to 16, times 1/n. The number of threads and what each reads
+/// depend on n alone. (Very long sums torch spreads over as many blocks of threads as the device has; here the order
+/// stays that of one block.)
 [[nodiscard]] inline float mean_as_torch(const float* values, std::int64_t n) {
   const bool by_four = n > 128;  // each thread reads four neighbours; else neighbours go to neighbouring threads
   std::int64_t threads = 1;

@@ -65,7 +65,7 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
   int widest = 0;
   for (const Group g : all_groups) {
     const int xa = adapter_width(lora, g);
-    if (xa > 0 && !(widens && drops_on_the_way(group_in(s, g), xa))) widest = std::max(widest, group_in(s, g));
+    if (xa > 0 && !(widens && fuses_dropout(group_in(s, g), xa))) widest = std::max(widest, group_in(s, g));
   }
   return widest;
 }

@@ -1,10 +1,11 @@
-// qlora/cuda/arch/hopper.cuh — Hopper's own instructions: barriers in shared memory, the tensor copy engine, products of a
-// warpgroup.
-// Shapes     a panel is R rows of 64 bf16, 128 bytes apart; 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its row:
-//            the 128-byte swizzle of copy engine and tensor cores. Panels start on 1024 bytes
-//            D of m64nNk16 (64,N): with w = warp of the warpgroup, g = lane / 4, t = lane % 4, d[n][0..1] is row 16 w + g,
-//            columns 8 n + 2 t ...; d[n][2..3] eight rows below. A from registers (64,16): {row g, columns 2t 2t+1}
-//            {row g+8, same} {row g, columns 2t+8 2t+9} {row g+8, same}, so that two neighbours of d, packed, are one A
+// qlora/cuda/arch/hopper.cuh — Hopper's own instructions: barriers in shared memory, the tensor copy engine, products
+// of a warpgroup.
+// Shapes     a panel is R rows of 64 bf16, 128 bytes apart; 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its
+//            row: the 128-byte swizzle of copy engine and tensor cores. Panels start on 1024 bytes.
+//            D of m64nNk16 (64,N): with w = warp of the warpgroup, g = lane / 4, t = lane % 4, d[n][0..1] is row
+//            16 w + g, columns 8 n + 2 t ...; d[n][2..3] eight rows below.
+//            A from registers (64,16): {row g, columns 2t 2t+1} {row g+8, same} {row g, columns 2t+8 2t+9}
+//            {row g+8, same}, so that two neighbours of d, packed, are one A
 // Needs      sm_90a
 // Numbers    bf16 operands, fp32 accumulators
 // Reference  PTX ISA: asynchronous warpgroup level matrix instructions, their shared memory layouts and descriptors
@@ -19,7 +20,7 @@ inline namespace v0 {
 namespace cuda {
 namespace device {
 
-// --- barriers ---------------------------------------------------------------------------------------------------------
+// --- barriers --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -68,7 +69,7 @@ __device__ __forceinline__ void registers_take() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
-// --- products ---------------------------------------------------------------------------------------------------------
+// --- products --------------------------------------------------------------------------------------------------------
 
 /// Registers that were written before are there for products.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -95,7 +96,8 @@ __device__ __forceinline__ void settled(std::uint32_t (&a)[Steps][4]) {
     for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");
   }
 }
-/// Registers of their own for values that products still read: what a product reads must not be touched until it is done.
+/// Registers of their own for values that products still read: what a product reads must not be touched until it is
+/// done.
 template <int Steps>
 __device__ __forceinline__ void copy_registers(const std::uint32_t (&from)[Steps][4], std::uint32_t (&to)[Steps][4]) {
 #pragma unroll

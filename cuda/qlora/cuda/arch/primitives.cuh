@@ -1,4 +1,5 @@
-// qlora/cuda/arch/primitives.cuh — what all kernels are made of: 16-byte accesses, reductions of fixed order, Philox, faults.
+// qlora/cuda/arch/primitives.cuh — what all kernels are made of: 16-byte accesses, reductions of fixed order, Philox,
+// faults.
 #pragma once
 
 #include "qlora/cuda/context/context.cuh"

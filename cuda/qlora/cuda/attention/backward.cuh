@@ -4,16 +4,17 @@
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · o go (T,HE) bf16, rows their strides apart · lse delta (H,T) fp32
 //            positions ends (T)
 // Writes     gqkv with =, every element: queries by one kernel, keys and values by the other; delta
-// Split      delta: E/8 lanes a row and head. Keys: a block of 4 warps has one kv head and a tile of keys, loops over its
-//            query heads and over tiles of queries, scores transposed, so that P^T and dS^T go from accumulators to
+// Split      delta: E/8 lanes a row and head. Keys: a block of 4 warps has one kv head and a tile of keys, loops over
+//            its query heads and over tiles of queries, scores transposed, so that P^T and dS^T go from accumulators to
 //            products in registers. Queries: a block has one head and 128 queries, loops over tiles of keys
 // Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (two stages); gqkv is not qkv. hopper_backward.cuh
 //            takes over where it can: compute capability 9.0, compiled for sm_90a, E 128
-// Numbers    as forward; P and dS rounded to bf16 before products, and dS is made of the rounded P; 1 / sqrt(E) is applied
-//            to fp32 sums. Every sum has one owner and a fixed order: no atomics. delta that is not finite is reported
-// Cost       14 E FLOP per visible pair and head (8 for keys, 6 for queries), bound by mma.sync. One kernel for all would
-//            need 10 and then add gQ from many blocks: fp32 atomics (order by chance), turns at a lock, or partial sums
-//            of T/64 times the size of gQ in memory
+// Numbers    as forward; P and dS rounded to bf16 before products, and dS is made of the rounded P; 1 / sqrt(E) is
+//            applied to fp32 sums. Every sum has one owner and a fixed order: no atomics. delta that is not finite is
+//            reported
+// Cost       14 E FLOP per visible pair and head (8 for keys, 6 for queries), bound by mma.sync. One kernel for all
+//            would need 10 and then add gQ from many blocks: fp32 atomics (order by chance), turns at a lock, or
+//            partial sums of T/64 times the size of gQ in memory
 // Reference  cpu/attention.hpp; Dao, FlashAttention-2 (2023), algorithm 2
 #pragma once
 

@@ -2,9 +2,9 @@
 // Math       as backward.cuh; P = exp(Q K^T / sqrt(E) - lse), gV = P^T gO, gK = dS^T Q / sqrt(E)
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · go (T,HE) bf16 · lse delta (H,T) fp32 · ends (T)
 // Writes     the key and value heads of gqkv with =
-// Split      a block of 4 warps has one kv head and a tile of keys; it loops over the query heads that read them and over
-//            tiles of queries up to where the last key's piece ends. A warp has 16 or 32 keys: its P^T and dS^T are
-//            accumulators of one product and operands of the next, and never leave its registers
+// Split      a block of 4 warps has one kv head and a tile of keys; it loops over the query heads that read them and
+//            over tiles of queries up to where the last key's piece ends. A warp has 16 or 32 keys: its P^T and dS^T
+//            are accumulators of one product and operands of the next, and never leave its registers
 // Needs      sm_80; two stages of Q, gO, lse and delta beside K and V in shared memory, 97 KiB at E = 128
 // Numbers    as backward.cuh
 // Cost       8 E FLOP per visible pair and query head

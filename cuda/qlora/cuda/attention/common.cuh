@@ -1,5 +1,5 @@
-// qlora/cuda/attention/common.cuh — what the forward and backward kernels of attention share: their arguments, the mask of
-// a tile of scores, and how they are launched.
+// qlora/cuda/attention/common.cuh — what the forward and backward kernels of attention share: their arguments, the mask
+// of a tile of scores, and how they are launched.
 // Shapes     qkv (T,(H+2K)E) bf16 · positions (T) · a tile of scores is (16 Blocks, 8 Columns) in a warp's accumulators
 // Needs      sm_80; E 32, 64 or 128
 // Reference  cpu/attention.hpp; tests/attention_tiles_test.cpp
@@ -78,8 +78,8 @@ __device__ __forceinline__ void multiply(float (&values)[Blocks][Columns][4], fl
   }
 }
 
-/// The first keys that rows [first_row, first_row + Threads) see, one row a thread; rows beyond the last token see none.
-/// They stay in shared memory because every register of the kernels is taken.
+/// The first keys that rows [first_row, first_row + Threads) see, one row a thread; rows beyond the last token see
+/// none. They stay in shared memory because every register of the kernels is taken.
 __device__ __forceinline__ void load_starts(const AttentionArgs& args, int first_row, int* starts) {
   const int t = first_row + static_cast<int>(threadIdx.x);
   starts[threadIdx.x] = t < args.tokens ? t - args.positions[t] : t + 1;

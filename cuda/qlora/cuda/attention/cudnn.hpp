@@ -1,4 +1,5 @@
-// qlora/cuda/attention/cudnn.hpp — causal attention by cuDNN where it was built in (QLORA_WITH_CUDNN): choice, plans, launches.
+// qlora/cuda/attention/cudnn.hpp — causal attention by cuDNN where it was built in (QLORA_WITH_CUDNN): choice, plans,
+// launches.
 // Math       as cpu/attention.hpp; graphs in cudnn_plan.hpp, what is kept in cudnn_state.hpp
 // Shapes     qkv gqkv (T,(H+2K)E) · o go (T,HE) inside wider rows · lse (H,T) fp32, natural logarithm of the sum of
 //            exp(scaled scores)

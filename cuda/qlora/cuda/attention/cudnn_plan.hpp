@@ -1,4 +1,5 @@
-// qlora/cuda/attention/cudnn_plan.hpp — cuDNN's fused causal attention as graphs: what is asked of the library, and built plans.
+// qlora/cuda/attention/cudnn_plan.hpp — cuDNN's fused causal attention as graphs: what is asked of the library, and
+// built plans.
 // Math       forward: O = softmax(Q K^T / sqrt(E)) V, keys not after the query; lse = ln(sum(exp(scaled scores)))
 //            backward: gQ gK gV from gO, Q, K, V, O and lse, probabilities made again
 // Shapes     q o go gq (B,Hs,S,E) · k v gk gv (B,Ks,S,E) · stats (B,Hs,S,1), all strided views of (T, ...) buffers:

@@ -1,4 +1,5 @@
-// qlora/cuda/attention/cudnn_state.hpp — what cuDNN's attention keeps between calls: handle, workspace, plans, offset tables.
+// qlora/cuda/attention/cudnn_state.hpp — what cuDNN's attention keeps between calls: handle, workspace, plans, offset
+// tables.
 // Shapes     tables (1 + 8, pieces + 1) int32: lengths of the document pieces, then for each row stride the elements at
 //            which they begin
 // Cost       a batch stages its tables once; every layer finds them again by comparing pieces on the host

@@ -4,14 +4,14 @@
 // Shapes     qkv (T,(H+2K)E) bf16, rotated: H query heads, K key heads, K value heads; query head h reads h / (H/K)
 //            o (T,HE) bf16, rows o.stride apart · lse (H,T) fp32 · positions (T)
 // Writes     o lse with =
-// Split      a block of 4 warps: one head, 128 queries of the flat token axis (which may hold several pieces), in a loop
-//            over tiles of keys from the first query's piece on; a warp has 32 queries, skips tiles in which they see
-//            nothing and masks only where they see a part. Longest loops start first
+// Split      a block of 4 warps: one head, 128 queries of the flat token axis (which may hold several pieces), in a
+//            loop over tiles of keys from the first query's piece on; a warp has 32 queries, skips tiles in which they
+//            see nothing and masks only where they see a part. Longest loops start first
 // Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (Q, and K and V twice: the next tile is on its way
 //            while this one is used), so that two blocks share a multiprocessor of sm_90
 // Numbers    scores, softmax and sums fp32, exponentials 2^x of scores times log2(e); P rounded to bf16 before P V and
-//            divided by the sum after it (the twin divides first); fixed order. Masked scores count as nothing even when
-//            they are not finite; the first lse that is not finite is reported
+//            divided by the sum after it (the twin divides first); fixed order. Masked scores count as nothing even
+//            when they are not finite; the first lse that is not finite is reported
 // Cost       4 E FLOP per visible pair and head, bound by mma.sync; 32 queries a warp because a fragment of K or V read
 //            from shared memory then serves two products, which keeps their bandwidth below that of the tensor cores
 // Reference  cpu/attention.hpp; Dao, FlashAttention-2 (2023), algorithm 1

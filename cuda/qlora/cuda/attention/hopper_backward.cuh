@@ -1,9 +1,9 @@
-// qlora/cuda/attention/hopper_backward.cuh — causal attention inside document pieces, backward, with the tensor cores of Hopper as
-// they are meant to be used: wgmma, tiles from the copy engine.
+// qlora/cuda/attention/hopper_backward.cuh — causal attention inside document pieces, backward, on Hopper: wgmma
+// products of tiles that the tensor copy engine loads.
 // Math Shapes Writes Reference   as backward.cuh
 // Split      two kernels, hopper_queries.cuh and hopper_keys.cuh
-// Needs      a GPU of compute capability 9.0 and kernels compiled for sm_90a (wgmma exists nowhere else); E 128; a driver
-//            that can encode tensor maps
+// Needs      a GPU of compute capability 9.0 and kernels compiled for sm_90a (wgmma exists nowhere else); E 128; a
+//            driver that can encode tensor maps
 // Numbers    as backward.cuh; for gQ dS is made of P before it is rounded, for gK after it. Every sum has one
 //            owner and a fixed order
 // Cost       14 E FLOP per visible pair and head; nothing in memory but delta

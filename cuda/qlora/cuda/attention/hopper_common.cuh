@@ -2,9 +2,9 @@
 // work, the ring of tiles between the warps that copy and those that multiply, how results leave registers.
 // Shapes     a tile is rows of 128 bf16 as two panels of 64 columns (arch/hopper.cuh)
 // Split      one block per multiprocessor, as many as there are multiprocessors; a block works through a list of items
-//            (a head and a tile of 128 own rows). A warpgroup copies, two have 64 own rows each. Tiles of the other side
-//            come through a ring of stages; own rows have a place per warpgroup, which is filled for the next item as
-//            soon as this warpgroup is done, so that neither copies nor stores stop the tensor cores
+//            (a head and a tile of 128 own rows). A warpgroup copies, two have 64 own rows each. Tiles of the other
+//            side come through a ring of stages; own rows have a place per warpgroup, which is filled for the next item
+//            as soon as this warpgroup is done, so that neither copies nor stores stop the tensor cores
 // Needs      sm_90a; E 128
 // Reference  backward.cuh; Shah et al., FlashAttention-3 (2024)
 #pragma once
@@ -68,8 +68,8 @@ __device__ __forceinline__ void release(std::uint32_t barrier) {
   if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
 }
 
-/// Barriers of a ring, then full and empty of each warpgroup's own rows. `fills` arrivals at a full stage, and `releases`
-/// of each warpgroup at an empty one.
+/// Barriers of a ring, then full and empty of each warpgroup's own rows. `fills` arrivals at a full stage, and
+/// `releases` of each warpgroup at an empty one.
 template <int Stages>
 __device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills, int releases) {
   if (threadIdx.x == 0) {

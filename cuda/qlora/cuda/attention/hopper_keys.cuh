@@ -1,4 +1,5 @@
-// qlora/cuda/attention/hopper_keys.cuh — backward pass of attention on Hopper: the kernel for gradients of keys and values.
+// qlora/cuda/attention/hopper_keys.cuh — backward pass of attention on Hopper: the kernel for gradients of keys and
+// values.
 // Math       P = exp(Q K^T / sqrt(E) - lse) where visible, else 0;  dS = P o (gO V^T - delta)
 //            gV = P^T gO;  gK = dS^T Q / sqrt(E); both summed over a kv head's query heads
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · go (T,HE) bf16 · lse delta (H,T) fp32 · ends (T)
@@ -233,8 +234,8 @@ __global__ static void __launch_bounds__(HopperKeyTiles::threads, 1)
   const std::uint32_t tiles = (start + 1023U) & ~1023U;
   auto* const statistics = reinterpret_cast<float*>(hopper_shared + (tiles - start) + Tiles::statistics_at);
   const std::uint32_t barriers = device::shared_address(barrier_words);
-  // Full: a copying lane, twice the one that also starts the copies of tiles. Empty: every thread that reads lse and delta,
-  // as these are written by threads, each of which must see that all have read.
+  // Full: a copying lane, twice the one that also starts the copies of tiles. Empty: every thread that reads lse and
+  // delta, as these are written by threads, each of which must see that all have read.
   init_barriers<Tiles::stages>(barriers, 33, 128);
   if (threadIdx.x < 128) {
     device::registers_give<Tiles::copy_registers>();

@@ -6,7 +6,8 @@
 // Needs      sm_90a; E 128; 193 KiB of shared memory
 // Numbers    as backward.cuh, but dS is made of P before it is rounded
 // Cost       6 E FLOP per visible pair and head, bound by wgmma. While a warpgroup waits for exponentials the other one
-//            multiplies; its own products overlap too: scores with the gradient of the tile before, gO V^T with exponentials
+//            multiplies; its own products overlap too: scores with the gradient of the tile before, gO V^T with
+//            exponentials
 // Reference  cpu/attention.hpp
 #pragma once
 

@@ -1,5 +1,5 @@
-// qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, the fault word, phases.
-// A context is used by one host thread at a time, whose current device is the context's.
+// qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, the fault
+// word, phases. A context is used by one host thread at a time, whose current device is the context's.
 #pragma once
 
 #include <cublasLt.h>

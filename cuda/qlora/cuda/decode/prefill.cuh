@@ -1,4 +1,5 @@
-// qlora/cuda/decode/prefill.cuh — attention of many new tokens of a sequence over its cached keys and values, on tensor cores.
+// qlora/cuda/decode/prefill.cuh — attention of many new tokens of a sequence over its cached keys and values, on tensor
+// cores.
 // Math       O = softmax(Q K^T / sqrt(E)) V; query i of a sequence sees its first length - added + i + 1 keys
 // Shapes     qkv (T,(H+2K)E) bf16, of which the query heads are read · kv (length, 2KE) bf16 · o (T,HE) bf16
 // Writes     o rows first ... first + added - 1 with = , for sequences with more than one new token

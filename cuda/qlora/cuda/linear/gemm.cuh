@@ -1,15 +1,16 @@
-// qlora/cuda/linear/gemm.cuh — matrix products through cuBLASLt: descriptors made once, algorithms measured once per shape.
+// qlora/cuda/linear/gemm.cuh — matrix products through cuBLASLt: descriptors made once, algorithms measured once per
+// shape.
 // Math       nt: C (m,n) = alpha A (m,k) B (n,k)^T + [source]     nn: B (k,n)     tn: A (k,m)
 // Shapes     row-major with strides, A B bf16, C and source bf16 or float; any m n k >= 1; batches at fixed steps
 // Writes     C with = ; with source == C that is +=
 // Split      the library's; row-major C is computed as column-major C^T = op(B) op(A), its first operand is our B
 // Needs      the context's workspace; nothing is allocated once a shape is known
 // Numbers    products and sums in fp32, one rounding to C's type. Split sums are added in fp32 in a separate pass of
-//            fixed order; schemes that add in the output buffer in order of arrival, or that round partial sums to bf16,
-//            are left to ContextOptions::fast. So the bits depend on shape and algorithm alone
-// Choosing   the library's candidates are timed on the caller's own operands (power, and so speed, depends on the data).
-//            Token counts vary, and measuring each would never end: the count is rounded up to three significant bits,
-//            and the first product with such a count chooses for all of them
+//            fixed order; schemes that add in the output buffer in order of arrival, or that round partial sums to
+//            bf16, are left to ContextOptions::fast. So the bits depend on shape and algorithm alone
+// Choosing   the library's candidates are timed on the caller's own operands (power, and so speed, depends on the
+//            data). Token counts vary, and measuring each would never end: the count is rounded up to three significant
+//            bits, and the first product with such a count chooses for all of them
 // Cost       2 m n k FLOP; 640 to 676 TFLOP/s at LLaMA shapes on an H200, which its power limit sets
 // Reference  cpu/gemm.hpp; the parity tests of linear groups
 #pragma once

@@ -1,4 +1,5 @@
-// qlora/cuda/linear/gemm_plan.cuh — a matrix product as cuBLASLt sees it: the key of its shape, descriptors, the launch.
+// qlora/cuda/linear/gemm_plan.cuh — a matrix product as cuBLASLt sees it: the key of its shape, descriptors, the
+// launch.
 // Layout     the library thinks in columns: row-major C = op(A) op(B) is its C^T = op(B) op(A), so its first operand is
 //            our B. A row-major matrix (r, c) with a stride is its matrix (c, r) with that leading dimension
 #pragma once

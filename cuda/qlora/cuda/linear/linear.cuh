@@ -1,18 +1,20 @@
-// qlora/cuda/linear/linear.cuh — a group of linear layers that read the same input, adapters riding in the base products.
+// qlora/cuda/linear/linear.cuh — a group of linear layers that read the same input, adapters riding in the base
+// products.
 // Math       [Y] = [X | XA] [W | s B]^T [+ residual],  XA = X' A^T,  X' = mask o X / keep
 //            [gX | gXA] = gY [W | s B];  gB_p += s_p gY_p^T XA_p;  gA += gXA^T X';  gX += mask o (gXA A) / keep
 //            B is block-diagonal: part p's rows have s_p B_p in the R columns of its slot, zeros elsewhere
-// Shapes     x gx (T, K | XA) bf16, rows x.stride apart · y gy residual (T, sum N) bf16 · W|sB (sum N, K | XA) bf16 ·
-//            A (XA, K) stacked, B_p (N_p, R), gA, gB float · XA = adapted parts x R; with all adapters off no column of it
+// Shapes     x gx (T, K | XA) bf16, rows x.stride apart · y gy residual (T, sum N) bf16 · W|sB (sum N, K | XA) bf16 · A
+//            (XA, K) stacked, B_p (N_p, R), gA, gB float · XA = adapted parts x R; with all adapters off no column of
+//            it
 // Writes     y, XA columns of x, gx with = ; gA gB with +=
 // Split      one product for the base and the B side of all parts, one for the stacked A, one batched product for each
 //            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products of A are
-//            those of skinny.cuh and its neighbours, which apply the mask on the way
+//            those of lora_a_*.cuh, which apply the mask as they read X
 // Needs      weight_scratch (sum N, K | XA) unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
-//            dropout of widths that skinny.cuh does not serve. Dense weights lie in one matrix (sum N, K | XA), the parts
-//            one below the other
-// Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and again
-//            after. Where X' and gXA A are stored, they are rounded too. Masks are made again, never stored
+//            dropout of widths that lora_a_*.cuh do not serve. Dense weights lie in one matrix (sum N, K | XA), the
+//            parts one below the other
+// Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and
+//            again after. Where X' and gXA A are stored, they are rounded too. Masks are made again, never stored
 // Cost       forward 2 T (K + XA) sum N + 2 T K XA FLOP, backward twice that: bound by tensor cores for T of 1000s
 // Reference  cpu/linear.hpp; the parity tests of linear groups
 #pragma once
@@ -71,9 +73,9 @@ inline void prepare(Context& context, const GroupArgs& group, std::span<const Pa
   prepare_group(context, group, parts, weights, stacked_a);
 }
 
-/// Whether the products with A apply dropout on their way (skinny.cuh); else X' and gXA A pass through input_scratch.
-[[nodiscard]] inline bool drops_on_the_way(const GroupArgs& group, const GroupShape& shape, int stride) {
-  return group.dropout.threshold != 0 && qlora::drops_on_the_way(group.in, shape.adapters) && stride % 8 == 0;
+/// Whether the products with A apply dropout themselves (lora_a_*.cuh); else X' and gXA A pass through input_scratch.
+[[nodiscard]] inline bool fuses_dropout(const GroupArgs& group, const GroupShape& shape, int stride) {
+  return group.dropout.threshold != 0 && qlora::fuses_dropout(group.in, shape.adapters) && stride % 8 == 0;
 }
 
 /// X' (T,K): made again in input_scratch, or X itself without dropout.
@@ -88,7 +90,7 @@ inline void prepare(Context& context, const GroupArgs& group, std::span<const Pa
 
 /// XA = X' A^T into the columns behind X; adapter_scratch is filled.
 inline void product_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens, Rows<bf16> x) {
-  if (drops_on_the_way(group, shape, x.stride)) {
+  if (fuses_dropout(group, shape, x.stride)) {
     const Phase phase(context, "LoRA products");
     dropped_adapter_input(context, tokens, group.in, shape.adapters, group.dropout, {x.data, x.stride},
                           group.adapter_scratch, {x.data + group.in, x.stride});
@@ -184,7 +186,7 @@ inline void gradient_b(Context& context, const GroupArgs& group, const GroupShap
 /// gA += gXA^T X', all parts at once.
 inline void gradient_a(Context& context, const GroupArgs& group, const GroupShape& shape, float* ga, int tokens,
                        Rows<const bf16> gx, Rows<const bf16> x) {
-  if (drops_on_the_way(group, shape, x.stride) && gx.stride % 8 == 0) {
+  if (fuses_dropout(group, shape, x.stride) && gx.stride % 8 == 0) {
     const Phase phase(context, "LoRA products");
     dropped_gradient_a(context, tokens, group.in, shape.adapters, group.dropout, {gx.data + group.in, gx.stride}, x,
                        ga);
@@ -207,7 +209,7 @@ inline void gradient_a(Context& context, const GroupArgs& group, const GroupShap
 /// gX += mask o (gXA A) / keep; adapter_scratch is filled, input_scratch, if needed, is free.
 inline void input_gradient_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens,
                              Rows<bf16> gx) {
-  if (drops_on_the_way(group, shape, gx.stride)) {
+  if (fuses_dropout(group, shape, gx.stride)) {
     const Phase phase(context, "LoRA products");
     add_dropped_product(context, tokens, group.in, shape.adapters, group.dropout, {gx.data + group.in, gx.stride},
                         group.adapter_scratch, gx);

@@ -1,6 +1,6 @@
 // qlora/cuda/nf4/quantize.cuh — weights to NF4, and their scales to 8 bits.
-// Math       as cpu/nf4.hpp: absmax per 64, code = NF4(w (1 / absmax)); scales: offset = mean, 8 bits per scale with one
-//            float per 256
+// Math       as cpu/nf4.hpp: absmax per 64, code = NF4(w (1 / absmax)); scales: offset = mean, 8 bits per scale with
+//            one float per 256
 // Shapes     w (elements) f32, f16 or bf16; codes, absmax, absmax8, nested as in Nf4Layout
 // Writes     all outputs with =
 // Split      8 elements a thread, 8 threads a block of 64; the mean in one block of threads (its order is that of

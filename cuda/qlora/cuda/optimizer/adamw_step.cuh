@@ -1,4 +1,5 @@
-// qlora/cuda/optimizer/adamw_step.cuh — one element's AdamW update, shared by the kernels with float and with 8-bit moments.
+// qlora/cuda/optimizer/adamw_step.cuh — one element's AdamW update, shared by the kernels with float and with 8-bit
+// moments.
 // Reference  cpu/adamw.hpp
 #pragma once
 

@@ -1,4 +1,5 @@
-// qlora/cuda/rowwise/norm.cuh — conversions between float and bf16, embedding rows, RMS normalisation forward and backward.
+// qlora/cuda/rowwise/norm.cuh — conversions between float and bf16, embedding rows, RMS normalisation forward and
+// backward.
 // Math       r = 1 / sqrt(mean(x^2) + eps);  y = x r w
 //            gx = [gx +] gy w r - x r^3 / D * sum_j(w_j gy_j x_j)
 // Shapes     x y gy gx (T,D) bf16, any row stride · w (D) float · inv_rms (T) float · table (V,D) bf16 · ids (T)

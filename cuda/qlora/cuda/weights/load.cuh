@@ -1,8 +1,10 @@
 // qlora/cuda/weights/load.cuh — weights from host memory (often a mapped file) to where the network wants them.
-// Path       host -> pinned lanes -> device memory for the tensor as it is stored -> bf16, float or NF4, one tensor at a time
+// Path       host -> pinned lanes -> device memory for the tensor as it is stored -> bf16, float or NF4, one tensor at
+//            a time
 // Shapes     a flat tensor of f32, f16 or bf16 elements; out bf16 or float (elements), or NF4 as in nf4.hpp
 // Writes     out with =
-// Memory     device memory for the largest tensor so far, and its scales while it is quantized; finish_loading ends both
+// Memory     device memory for the largest tensor so far, and its scales while it is quantized; finish_loading ends
+//            both
 // Numbers    float16 and bf16 to float are exact; to bf16 rounded to nearest even. Every value is checked to be finite
 // Cost       bound by the bus and by how fast the host's memory is read
 // Reference  Cpu::place and Cpu::quantize in cpu.hpp

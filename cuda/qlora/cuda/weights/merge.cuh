@@ -2,12 +2,13 @@
 // Math       out = float16(W + s (sum over r of B[n,r] A[r,k]))
 // Shapes     w (N,K) of f32, f16 or bf16, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K) float16
 // Writes     out with =; *bad = 1 when a value is not finite in float16
-// Split      a block makes 64 rows x 128 columns, a thread 8 x 4 of them, neighbouring threads neighbouring columns. On the
-//            host each lane is one thread with pinned memory and a stream: while it copies from the mapped file or to the
-//            written one, the streams of the others copy and compute
+// Split      a block makes 64 rows x 128 columns, a thread 8 x 4 of them, neighbouring threads neighbouring columns. On
+//            the host each lane is one thread with pinned memory and a stream: while it copies from the mapped file or
+//            to the written one, the streams of the others copy and compute
 // Needs      any N, K and R; nothing is aligned but to its element
-// Numbers    products and sums are rounded one by one (no fused multiply-add), over r in order: the bits of the CPU's merge
-//            where that is compiled without fused multiply-add; elsewhere a sum differs by R roundings of float at most
+// Numbers    products and sums are rounded one by one (no fused multiply-add), over r in order: the bits of the CPU's
+//            merge where that is compiled without fused multiply-add; elsewhere a sum differs by R roundings of float
+//            at most
 // Cost       4 R FLOP an element, 1.7 TFLOP for 13B at rank 64, some 0.1 s; the bus and the files take seconds
 // Reference  HostMergeLane in io/merge.hpp; tests/cuda_merge_test.cpp
 #pragma once

@@ -1,13 +1,14 @@
-// qlora/cuda/linear/skinny_tiles.cuh — what the products of an adapter's A side are made of: masks on packed values, tiles with a
-// narrow side, launches.
+// qlora/cuda/linear/lora_a_tiles.cuh — what the products of an adapter's A side are made of: masks on packed values,
+// tiles with a narrow side, launches.
 // Math       mask: Philox of (seed, step, layer, group, token, column), eight neighbouring columns a call
-// Shapes     XA is cut into tiles of 64, 128 or 192 columns; what is beyond XA is zeros in shared memory and is not stored
+// Shapes     XA is cut into tiles of 64, 128 or 192 columns; what is beyond XA is zeros in shared memory and is not
+//            stored
 // Numbers    masks equal the CPU's bit for bit
 // Reference  dropout_words in rng.hpp
 #pragma once
 
 #include "qlora/cuda/attention/tiles.cuh"
-#include "qlora/cuda/linear/skinny_plan.hpp"
+#include "qlora/cuda/linear/lora_a_plan.hpp"
 #include "qlora/cuda/rowwise/rows.cuh"
 
 namespace qlora {
@@ -89,13 +90,13 @@ namespace detail {
 
 /// What the kernels with a narrow side share. Narrow: columns of XA that a block makes or reads.
 template <int Narrow>
-struct SkinnyTiles {
+struct LoraATiles {
   static constexpr int narrow = Narrow;
   static constexpr int warps = 8;
   static constexpr int threads = warps * 32;
   static constexpr int wide = 128;  ///< tokens or columns of a block
   static constexpr int step = 64;   ///< columns or tokens that are summed between two barriers
-  static_assert(Narrow % 64 == 0 && Narrow <= most_narrow, "skinny: tiles of 64, 128 or 192 columns");
+  static_assert(Narrow % 64 == 0 && Narrow <= most_narrow, "lora_a: tiles of 64, 128 or 192 columns");
 };
 
 /// Calls run(std::integral_constant<int, width>).
@@ -107,7 +108,7 @@ void for_narrow(int width, const Run& run) {
 }
 
 template <class Tiles, class Args>
-void launch_skinny(Context& context, const char* name, void (*kernel)(Args), dim3 grid, const Args& args) {
+void launch_lora_a(Context& context, const char* name, void (*kernel)(Args), dim3 grid, const Args& args) {
   QLORA_EXPECTS(Tiles::shared_bytes <= context.max_shared_bytes, name, ": a block needs ", Tiles::shared_bytes,
                 " bytes of shared memory, this GPU gives ", context.max_shared_bytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tiles::shared_bytes), name);
@@ -127,7 +128,7 @@ inline constexpr int partial_steps = 5;
   return split_sum(tiles, steps, context.sm_count * resident, context.workspace_bytes / (floats * 4), partial_steps);
 }
 
-inline void expect_skinny(const char* op, int width, int adapters) {
+inline void expect_lora_a(const char* op, int width, int adapters) {
   QLORA_EXPECTS(width > 0 && width % 64 == 0, op, ": rows have ", width, " columns, not a multiple of 64");
   QLORA_EXPECTS(adapters > 0 && adapters % 8 == 0, op, ": the adapters have ", adapters,
                 " columns, not a multiple of 8");

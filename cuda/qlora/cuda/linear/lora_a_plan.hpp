@@ -1,7 +1,8 @@
-// qlora/cuda/linear/skinny_plan.hpp — how products with a narrow side (adapter columns) are cut so that they fill the GPU.
+// qlora/cuda/linear/lora_a_plan.hpp — how products with a narrow side (adapter columns) are cut so that they fill the
+// GPU.
 // Math       tiles blocks cannot fill hundreds of places, so the sum is split too: `count` blocks a tile, `steps` each
 // Numbers    a split and its order depend on shapes, GPU and workspace alone, so the bits do too
-// Reference  tests/skinny_plan_test.cpp
+// Reference  tests/lora_a_plan_test.cpp
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-/// Widest product that the kernels of skinny.cuh make at once; wider ones are two.
+/// Widest product that one launch of the lora_a kernels computes; wider ones are split.
 inline constexpr int most_narrow = 192;
 
 /// Adapter columns cut into `count` tiles of `width` 64, 128 or 192.
@@ -28,8 +29,8 @@ struct SumSplit {
   int count = 1;  ///< parts of the sum, none of them empty
   int steps = 0;  ///< of each; the last may have fewer
 };
-/// The split that is over first. `places` blocks run at once; a block of a split sum costs `extra` steps beyond its own,
-/// for partial sums that are written and read again; `most` parts have room.
+/// The split that is over first. `places` blocks run at once; a block of a split sum costs `extra` steps beyond its
+/// own, for partial sums that are written and read again; `most` parts have room.
 [[nodiscard]] constexpr SumSplit split_sum(int tiles, int steps, int places, std::int64_t most, int extra) {
   constexpr int limit = 16;
   SumSplit best{1, steps};

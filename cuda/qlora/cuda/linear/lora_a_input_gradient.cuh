@@ -1,21 +1,22 @@
-// qlora/cuda/linear/skinny_input.cuh — what the adapters add to the gradient of their input, through the dropout mask.
+// qlora/cuda/linear/lora_a_input_gradient.cuh — what the adapters add to the gradient of their input, through the
+// dropout mask.
 // Math       gX += scale mask o (gXA A), scale = 1 / keep, mask as in the forward pass
 // Shapes     gx (T,K) bf16, rows gx.stride apart · gxa (T,XA) bf16, may be columns behind gX in the same rows ·
 //            a (XA,K) bf16
 // Writes     gx with +=
 // Split      a block has 128 columns, keeps up to 192 rows of A in shared memory and loops over tiles of 64 tokens, two
 //            stages; a warp has 32 tokens and 32 columns. Wider A is several launches
-// Fragments  which column of a product stands where is free: column 8t + 2n + e of 32 is column 2t + e of column tile n, so
-//            that a thread's sums of four column tiles are eight neighbours: one Philox call, 16-byte loads and stores.
-//            A is laid out for that once, in the order of lanes
+// Fragments  which column of a product stands where is free: column 8t + 2n + e of 32 is column 2t + e of column tile
+//            n, so that a thread's sums of four column tiles are eight neighbours: one Philox call, 16-byte loads and
+//            stores. A is laid out for that once, in the order of lanes
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment; up to 96 KiB of shared memory
-// Numbers    the mask equals the CPU's bit for bit; gXA A stays in fp32; gX is rounded once more (for each 192 columns of
-//            XA), as it is read and written
+// Numbers    the mask equals the CPU's bit for bit; gXA A stays in fp32; gX is rounded once more (for each 192 columns
+//            of XA), as it is read and written
 // Cost       4 T K bytes and 2 T K XA FLOP: bound by memory
 // Reference  linear_backward in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
-#include "qlora/cuda/linear/skinny_tiles.cuh"
+#include "qlora/cuda/linear/lora_a_tiles.cuh"
 
 namespace qlora {
 inline namespace v0 {
@@ -24,8 +25,8 @@ namespace detail {
 
 /// add_product_kernel keeps A as fragments and has two stages of gXA as rows.
 template <int Narrow>
-struct AddProductTiles : SkinnyTiles<Narrow> {
-  using Base = SkinnyTiles<Narrow>;
+struct AddProductTiles : LoraATiles<Narrow> {
+  using Base = LoraATiles<Narrow>;
   static constexpr int resident = 2;
   static constexpr int a_bytes = Narrow * Base::wide * 2;
   static constexpr int stage_bytes = Base::step * Narrow * 2;
@@ -43,8 +44,8 @@ struct AddProductArgs {
   Rows<bf16> gx{};
 };
 
-/// Columns [first, first + 128) of A as fragments: for each 16 rows and 32 columns four column tiles, two of them in 512
-/// bytes in the order of lanes. Column 8 (g / 2) + 2n + g % 2 of the 32 is column g of tile n.
+/// Columns [first, first + 128) of A as fragments: for each 16 rows and 32 columns four column tiles, two of them in
+/// 512 bytes in the order of lanes. Column 8 (g / 2) + 2n + g % 2 of the 32 is column g of tile n.
 template <class Tiles>
 __device__ __forceinline__ void lay_out_adapter(const AddProductArgs& args, int first, unsigned char* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -73,12 +74,12 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
     add_product_kernel(const AddProductArgs args) {
   static_assert(Tiles::warps == 8 && Tiles::step == 64 && Tiles::wide == 128,
                 "add_product: a warp has 32 tokens and 32 columns");
-  extern __shared__ __align__(128) unsigned char skinny_shared[];
+  extern __shared__ __align__(128) unsigned char lora_a_shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_step = static_cast<int>(blockIdx.y) * args.steps;
   const int steps = min(args.steps, (args.tokens + Tiles::step - 1) / Tiles::step - first_step);
-  const std::uint32_t stages = device::shared_address(skinny_shared) + Tiles::a_bytes;
+  const std::uint32_t stages = device::shared_address(lora_a_shared) + Tiles::a_bytes;
   const int first_column = static_cast<int>(blockIdx.x) * Tiles::wide;
   const int column = first_column + warp / 2 * 32 + lane % 4 * 8;
   const int rows = column < args.width ? args.tokens : 0;  // a warp's columns are all inside or all outside
@@ -92,11 +93,11 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
   device::copy_narrow<Tiles>(stages, args.gxa.data, args.gxa.stride, first_step * Tiles::step, args.tokens,
                              args.adapters);
   device::copies_commit();
-  lay_out_adapter<Tiles>(args, first_column, skinny_shared);
+  lay_out_adapter<Tiles>(args, first_column, lora_a_shared);
 
   // Matrices in the order tokens 0-7, tokens 8-15, then the same with columns 8-15 of gXA.
   const int left_at = device::flipped_chunk<Tiles::narrow>(warp % 2 * 32 + lane % 16, lane / 16);
-  const unsigned char* right_at = skinny_shared + warp / 2 * 1024 + lane * 16;
+  const unsigned char* right_at = lora_a_shared + warp / 2 * 1024 + lane * 16;
   for (int s = 0; s < steps; ++s) {
     device::copies_wait();
     __syncthreads();  // this stage (at first A too) is complete, and all warps are done with the other
@@ -161,7 +162,7 @@ QLORA_CUDA_LAUNCHER void add_dropped_product(Context& context, int tokens, int w
                                              const DropoutSite& site, Rows<const bf16> gxa, const bf16* a,
                                              Rows<bf16> gx) {
   if (tokens <= 0) return;
-  detail::expect_skinny("add_dropped_product", width, adapters);
+  detail::expect_lora_a("add_dropped_product", width, adapters);
   expect_packs("add_dropped_product", "gxa", gxa, adapters);
   expect_packs("add_dropped_product", "a", Rows<const bf16>{a, width}, width);
   expect_packs("add_dropped_product", "gx", gx, width);
@@ -182,7 +183,7 @@ QLORA_CUDA_LAUNCHER void add_dropped_product(Context& context, int tokens, int w
                                         {gxa.data + first, gxa.stride},
                                         a + std::int64_t{first} * width,
                                         gx};
-      detail::launch_skinny<Tiles>(context, "add_dropped_product", detail::add_product_kernel<Tiles>, grid, args);
+      detail::launch_lora_a<Tiles>(context, "add_dropped_product", detail::add_product_kernel<Tiles>, grid, args);
     }
   });
 }

@@ -4,7 +4,7 @@
 
 #include <initializer_list>
 
-#include "qlora/cuda/linear/skinny_plan.hpp"
+#include "qlora/cuda/linear/lora_a_plan.hpp"
 
 using namespace qlora::cuda;
 

@@ -1,35 +1,37 @@
-// qlora/cuda/linear/skinny.cuh — the input of a group's adapters, with dropout applied on the way into registers.
+// qlora/cuda/linear/lora_a_forward.cuh — the input of a group's adapters, with dropout applied as X is read into
+// registers.
 // Math       XA = scale (mask o X) A^T, scale = 1 / keep;  mask: Philox of (seed, step, layer, group, token, column)
 // Shapes     x (T,K) bf16, rows x.stride apart · a (XA,K) bf16 · xa (T,XA) bf16, rows xa.stride apart; may be columns
 //            behind X in the same rows · partial (splits, T, XA) float in the context's workspace
 // Writes     xa with =
-// Split      8 warps of 16 tokens each and up to 192 columns of XA; tiles of A in shared memory, two stages of 64 columns;
-//            the sum over K is split over blocks until the GPU is full, then a second kernel adds the parts in order
+// Split      8 warps of 16 tokens each and up to 192 columns of XA; tiles of A in shared memory, two stages of 64
+//            columns; the sum over K is split over blocks until the GPU is full, then a second kernel adds the parts in
+//            order
 // Fragments  the order of columns inside a sum is free if both operands agree on it. A thread takes eight neighbouring
 //            columns of a token (16 bytes, one Philox call) and has them, as they lie, as fragments of two mma: columns
 //            8t ... 8t+3 stand for 2t 2t+1 2t+8 2t+9 of the first, 8t+4 ... 8t+7 of the second. For rows of A likewise:
 //            X never passes through shared memory, and each of its elements is masked once
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment
-// Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16; scale is applied to the fp32 sum, so X' is
-//            not rounded; one rounding to bf16
+// Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16; scale is applied to the fp32 sum, so X'
+//            is not rounded; one rounding to bf16
 // Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and by issue up to XA = 64 (85 instructions for 8 elements,
 //            most of them Philox, in the loop for sm_90), by mma.sync and the reads of A from shared memory above
 // Reference  adapter_input in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
-#include "qlora/cuda/linear/skinny_tiles.cuh"
+#include "qlora/cuda/linear/lora_a_tiles.cuh"
 
 namespace qlora {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// adapter_input_kernel has two stages of A in shared memory. Sums take Narrow / 2 registers a thread, and as many again
-/// keep loads and Philox under way: two blocks fit a multiprocessor up to 64.
+/// adapter_input_kernel has two stages of A in shared memory. Sums take Narrow / 2 registers a thread, and as many
+/// again keep loads and Philox under way: two blocks fit a multiprocessor up to 64.
 template <int Narrow>
-struct AdapterInputTiles : SkinnyTiles<Narrow> {
+struct AdapterInputTiles : LoraATiles<Narrow> {
   static constexpr int resident = Narrow > 64 ? 1 : 2;
-  static constexpr int stage_bytes = Narrow * SkinnyTiles<Narrow>::step * 2;
+  static constexpr int stage_bytes = Narrow * LoraATiles<Narrow>::step * 2;
   static constexpr int shared_bytes = 2 * stage_bytes;
 };
 
@@ -45,8 +47,8 @@ struct AdapterInputArgs {
   float* partial = nullptr;  ///< null: the sum is not split, and results go to xa
 };
 
-/// Rows [0, rows) of A, 64 columns of each, zeros below; chunk c of row n lies at c ^ 4 (n % 2), so that the eight lanes
-/// that read at once (two rows, four neighbouring chunks) meet all banks.
+/// Rows [0, rows) of A, 64 columns of each, zeros below; chunk c of row n lies at c ^ 4 (n % 2), so that the eight
+/// lanes that read at once (two rows, four neighbouring chunks) meet all banks.
 template <class Tiles>
 __device__ __forceinline__ void copy_adapter(std::uint32_t tile, const bf16* a, int width, int rows) {
   constexpr int at_once = Tiles::threads / 8;  // rows; even, so that a thread's rows agree in parity
@@ -114,13 +116,13 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
     adapter_input_kernel(const AdapterInputArgs args) {
   static_assert(Tiles::wide == Tiles::warps * 16 && Tiles::step == 64,
                 "adapter_input: 16 tokens a warp, two octet rows");
-  extern __shared__ __align__(128) unsigned char skinny_shared[];
+  extern __shared__ __align__(128) unsigned char lora_a_shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int token = static_cast<int>(blockIdx.x) * Tiles::wide + static_cast<int>(threadIdx.x) / 32 * 16;
   const int narrow = static_cast<int>(blockIdx.z) * Tiles::narrow;
   const int first_step = static_cast<int>(blockIdx.y) * args.steps;
   const int steps = min(args.steps, args.width / Tiles::step - first_step);
-  const std::uint32_t tiles = device::shared_address(skinny_shared);
+  const std::uint32_t tiles = device::shared_address(lora_a_shared);
   const bf16* a = args.a + static_cast<std::int64_t>(narrow) * args.width + first_step * Tiles::step;
 
   // The lane's octets: rows g and g + 8, columns 8t and 32 + 8t of each step.
@@ -159,7 +161,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
             device::load_words(from + i % 2 * 8 * std::int64_t{args.x.stride} + i / 2 * 32, inside[i % 2]);
       }
     }
-    add_products<Tiles>(sum, x, skinny_shared + s % 2 * Tiles::stage_bytes, lane_chunk);
+    add_products<Tiles>(sum, x, lora_a_shared + s % 2 * Tiles::stage_bytes, lane_chunk);
     // After the last step too, for nobody: without a branch the masks are made between the products.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -197,7 +199,7 @@ QLORA_CUDA_LAUNCHER void dropped_adapter_input(Context& context, int tokens, int
                                                const DropoutSite& site, Rows<const bf16> x, const bf16* a,
                                                Rows<bf16> xa) {
   if (tokens <= 0) return;
-  detail::expect_skinny("dropped_adapter_input", width, adapters);
+  detail::expect_lora_a("dropped_adapter_input", width, adapters);
   expect_packs("dropped_adapter_input", "x", x, width);
   expect_packs("dropped_adapter_input", "a", Rows<const bf16>{a, width}, width);
   expect_packs("dropped_adapter_input", "xa", xa, adapters);
@@ -212,7 +214,7 @@ QLORA_CUDA_LAUNCHER void dropped_adapter_input(Context& context, int tokens, int
                     static_cast<unsigned>(narrow.count));
     const detail::AdapterInputArgs args{tokens, width, adapters, split.steps, device::mask_site(site),
                                         x,      a,     xa,       partial};
-    detail::launch_skinny<Tiles>(context, "dropped_adapter_input", detail::adapter_input_kernel<Tiles>, grid, args);
+    detail::launch_lora_a<Tiles>(context, "dropped_adapter_input", detail::adapter_input_kernel<Tiles>, grid, args);
     if (partial == nullptr) return;
     const int packs = tokens * (adapters / 8);  // the workspace holds them: no more than 2^20
     const unsigned blocks = static_cast<unsigned>((packs + row_threads - 1) / row_threads);

@@ -1,23 +1,24 @@
-// qlora/cuda/linear/skinny_backward.cuh — the gradient of the adapters' A, from the input with dropout applied on the way.
+// qlora/cuda/linear/lora_a_gradient.cuh — the gradient of the adapters' A, from the input with dropout applied as X is
+// read.
 // Math       gA += scale gXA^T (mask o X), scale = 1 / keep, mask as in the forward pass
 // Shapes     x (T,K) bf16, rows x.stride apart · gxa (T,XA) bf16, rows gxa.stride apart · gA (XA,K) float ·
 //            partial (splits, XA, K) float in the context's workspace
 // Writes     gA with +=
 // Split      a block has up to 192 rows and 128 columns of gA and loops over its share of the tokens, 64 between two
 //            barriers, two stages; a second kernel adds the shares in order
-// Fragments  which column of a product stands where is free: a thread masks eight neighbouring columns (one Philox call) of
-//            tokens 2t 2t+1 2t+8 2t+9 and pairs tokens in registers, so that column 8g + n of 64 is column g of column
-//            tile n. Fragments go to the other warps through shared memory as they are, in the order of lanes; a thread's
-//            sums are 16 neighbouring columns
+// Fragments  which column of a product stands where is free: a thread masks eight neighbouring columns (one Philox
+//            call) of tokens 2t 2t+1 2t+8 2t+9 and pairs tokens in registers, so that column 8g + n of 64 is column g
+//            of column tile n. Fragments go to the other warps through shared memory as they are, in the order of
+//            lanes; a thread's sums are 16 neighbouring columns
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment; up to 80 KiB of shared memory
-// Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16 and scale is applied to the fp32 sum, so X'
-//            is not rounded
-// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and by issue (Philox) up to XA = 64, by mma.sync and reads from shared
-//            memory above
+// Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16 and scale is applied to the fp32 sum, so
+//            X' is not rounded
+// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and by issue (Philox) up to XA = 64, by mma.sync and reads
+//            from shared memory above
 // Reference  linear_backward in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
-#include "qlora/cuda/linear/skinny_tiles.cuh"
+#include "qlora/cuda/linear/lora_a_tiles.cuh"
 
 namespace qlora {
 inline namespace v0 {
@@ -26,8 +27,8 @@ namespace detail {
 
 /// gradient_a_kernel has two stages of X as fragments and gXA as rows. Registers as in adapter_input_kernel.
 template <int Narrow>
-struct GradientATiles : SkinnyTiles<Narrow> {
-  using Base = SkinnyTiles<Narrow>;
+struct GradientATiles : LoraATiles<Narrow> {
+  using Base = LoraATiles<Narrow>;
   static constexpr int resident = Narrow > 64 ? 1 : 2;
   static constexpr int x_bytes = Base::step * Base::wide * 2;
   static constexpr int stage_bytes = x_bytes + Base::step * Narrow * 2;
@@ -117,13 +118,13 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
   constexpr int blocks = Tiles::narrow / 64;  // of 16 rows of gA, for a warp
   static_assert(Tiles::warps == 8 && Tiles::step == 64 && Tiles::wide == 128,
                 "gradient_a: a warp masks 16 tokens x 64 columns and sums a quarter of the rows x 64 columns");
-  extern __shared__ __align__(128) unsigned char skinny_shared[];
+  extern __shared__ __align__(128) unsigned char lora_a_shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int narrow = static_cast<int>(blockIdx.z) * Tiles::narrow;
   const int first = static_cast<int>(blockIdx.y) * args.steps * Tiles::step;
   const int steps = min(args.steps, (args.tokens - first + Tiles::step - 1) / Tiles::step);
-  const std::uint32_t shared = device::shared_address(skinny_shared);
+  const std::uint32_t shared = device::shared_address(lora_a_shared);
   const bf16* gxa = args.gxa.data + narrow;
 
   // What the warp masks: tokens 16 (warp % 4) ... of a step, columns 64 (warp / 4) ... of the block. It sums over all
@@ -138,9 +139,10 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
   x.load(from, args.x.stride, end - token);
   device::copy_narrow<Tiles>(shared + Tiles::x_bytes, gxa, args.gxa.stride, first, args.tokens, args.adapters - narrow);
   device::copies_commit();
-  x.store(args.site, token, column, skinny_shared + own);
+  x.store(args.site, token, column, lora_a_shared + own);
 
-  // Where the lane reads gXA: matrices in the order tokens 0-7, the same with rows of gA 8-15, then both of tokens 8-15.
+  // Where the lane reads gXA: matrices in the order tokens 0-7, the same with rows of gA 8-15, then both of tokens
+  // 8-15.
   const int first_row = warp % 4 * (Tiles::narrow / 4);
   std::uint32_t left_at[blocks];
 #pragma unroll
@@ -164,7 +166,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
       x.load(from, args.x.stride, end - token - next);
     }
     const int stage = s % 2 * Tiles::stage_bytes;
-    const unsigned char* right_at = skinny_shared + stage + warp / 4 * 2048 + lane * 16;
+    const unsigned char* right_at = lora_a_shared + stage + warp / 4 * 2048 + lane * 16;
 #pragma unroll
     for (int k = 0; k < Tiles::step / 16; ++k) {
       std::uint32_t left[blocks][4];
@@ -183,7 +185,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
       }
     }
     // After the last step too, where nobody reads it: without a branch the masks are made between the products.
-    x.store(args.site, token + (s + 1) * Tiles::step, column, skinny_shared + other + own);
+    x.store(args.site, token + (s + 1) * Tiles::step, column, lora_a_shared + other + own);
   }
   store_gradient_a<Tiles>(args, sum, narrow + first_row, group);
 }
@@ -212,7 +214,7 @@ QLORA_CUDA_LAUNCHER void dropped_gradient_a(Context& context, int tokens, int wi
                                             const DropoutSite& site, Rows<const bf16> gxa, Rows<const bf16> x,
                                             float* ga) {
   if (tokens <= 0) return;
-  detail::expect_skinny("dropped_gradient_a", width, adapters);
+  detail::expect_lora_a("dropped_gradient_a", width, adapters);
   expect_packs("dropped_gradient_a", "gxa", gxa, adapters);
   expect_packs("dropped_gradient_a", "x", x, width);
   expect_packs("dropped_gradient_a", "ga", Rows<float>{ga, width}, width);
@@ -227,7 +229,7 @@ QLORA_CUDA_LAUNCHER void dropped_gradient_a(Context& context, int tokens, int wi
                     static_cast<unsigned>(narrow.count));
     const detail::GradientAArgs args{tokens, width, adapters, split.steps, device::mask_site(site),
                                      gxa,    x,     ga,       partial};
-    detail::launch_skinny<Tiles>(context, "dropped_gradient_a", detail::gradient_a_kernel<Tiles>, grid, args);
+    detail::launch_lora_a<Tiles>(context, "dropped_gradient_a", detail::gradient_a_kernel<Tiles>, grid, args);
     if (partial == nullptr) return;
     const int fours = adapters * (width / 4);  // the workspace holds them: no more than 2^20
     const unsigned blocks = static_cast<unsigned>((fours + row_threads - 1) / row_threads);
