@@ -77,19 +77,19 @@ for what in "$@"; do
       build_benchmarks train_speed
       case " $models " in
         *' 7b '*)
-          train_row 7b --batch 1 --recompute block --moments8 --memory-cap 7200000000
-          train_row 7b --batch 1 --recompute block --moments8 --memory-cap 8000000000
+          train_row 7b --batch 1 --recompute block --adamw8bit --memory-cap 7200000000
+          train_row 7b --batch 1 --recompute block --adamw8bit --memory-cap 8000000000
           ;;
       esac
       case " $models " in
         *' 13b '*)
-          train_row 13b --batch 1 --recompute block --moments8 --memory-cap 12000000000
+          train_row 13b --batch 1 --recompute block --adamw8bit --memory-cap 12000000000
           train_row 13b --batch 1 --recompute block --memory-cap 16000000000
           train_row 13b --batch 2 --recompute block --memory-cap 24000000000 --probe-tokens 512
           ;;
       esac
       case " $models " in
-        *' 70b '*) train_row 70b --batch 1 --recompute block --moments8 --memory-cap 52000000000 ;;
+        *' 70b '*) train_row 70b --batch 1 --recompute block --adamw8bit --memory-cap 52000000000 ;;
       esac
       ;;
     ops)

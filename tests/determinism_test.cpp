@@ -251,7 +251,7 @@ TEST_CASE("weights that are not finite, windows that are too long") {
 
 TEST_CASE("moments in 8 bits: close to the losses of float moments, and a resumed run goes on to the bit") {
   TrainOptions eight = options();
-  eight.moments8 = true;
+  eight.adamw8bit = true;
   const auto bits = [](auto& trainer) {
     std::vector<std::uint32_t> all;  // codes are no numbers to compare
     trainer.core().for_each_state([&](const std::string&, const float* values, std::int64_t count) {

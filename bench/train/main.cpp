@@ -1,6 +1,6 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
-//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--moments8] [--resident] [--profile]
+//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--profile]
 //               [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
 //               [--probe-tokens N]
 // Prints the median wall time of a step, with p10 and p90. If the algorithms file exists it is used, else it is
@@ -77,8 +77,8 @@ Arguments parse(int argc, char** argv) {
       number(s.documents, 1, 65536);
     } else if (option == "--dropout") {
       number(s.dropout, 0, 0.99F);
-    } else if (option == "--moments8") {
-      s.moments8 = true;
+    } else if (option == "--adamw8bit") {
+      s.adamw8bit = true;
     } else if (option == "--resident") {
       s.resident = true;
     } else if (option == "--profile") {
@@ -116,8 +116,8 @@ void print(const Arguments& all, const bench::Figures& f) {
       "\"cudnn\": %s, "
       "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
       all.model.c_str(), f.device.c_str(), s.batch, s.seq, s.documents, policies[static_cast<std::size_t>(s.recompute)],
-      s.recompute_layers, static_cast<double>(s.dropout), s.moments8 ? "8-bit" : "float", s.resident ? "true" : "false",
-      s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
+      s.recompute_layers, static_cast<double>(s.dropout), s.adamw8bit ? "8-bit" : "float",
+      s.resident ? "true" : "false", s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
       static_cast<long long>(s.device.memory_cap), f.step_ms.size());
   std::printf(
       "\"tokens_per_s\": %.1f, \"step_ms\": %.2f, \"p10_ms\": %.2f, \"p90_ms\": %.2f, \"load_s\": %.2f, "

@@ -27,7 +27,7 @@ struct Settings {
   int recompute_layers = -1;
   int loss_chunk = 512;
   float dropout = 0.1F;
-  bool moments8 = false;
+  bool adamw8bit = false;
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
   int probe_tokens = 0;      ///< length of 8 sequences that are read and continued after the steps
@@ -129,7 +129,7 @@ Figures measure(const Settings& settings) {
                        .recompute = settings.recompute,
                        .recompute_layers = settings.recompute_layers,
                        .loss_chunk = settings.loss_chunk,
-                       .moments8 = settings.moments8,
+                       .adamw8bit = settings.adamw8bit,
                        .model = {.keep_dequantized = settings.resident}};
   auto started = Clock::now();
   auto trainer = std::make_unique<Trainer<C, Cuda>>(weights.source(), options, std::move(backend));

@@ -229,9 +229,9 @@ class Cuda {
     cuda::adamw(*context_, count, rule, scalars, g, p, m, v);
   }
 
-  void adamw8(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g, float* p,
-              const Moments8& m, const Moments8& v) {
-    cuda::adamw8(*context_, count, rule, scalars, g, p, m, v);
+  void adamw8bit(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g, float* p,
+                 const Moments8bit& m, const Moments8bit& v) {
+    cuda::adamw8bit(*context_, count, rule, scalars, g, p, m, v);
   }
 
  private:

@@ -184,7 +184,7 @@ Result plan(const PlanOptions& options, Context& context) {
           .recompute = recompute_of(options.recompute, cpu),
           .dropout = !options.no_dropout,
           .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.resident,
-          .moments8 = options.moments8};
+          .adamw8bit = options.moments8};
   if (options.probe_tokens > 0) run.probing = room_for_probes(SIZE_MAX, options.probe_tokens);
   if (!cpu && options.recompute == "auto" && memory_plan(config, run, place.store).total() <= place.budget()) {
     run = choose_recompute(config, run, place.budget(), place.store);  // as `train` does

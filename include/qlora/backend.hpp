@@ -17,7 +17,7 @@
 //   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh
 //   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp         loss.cuh
 //   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp        adamw.cuh
-//   adamw8                the same with moments in 8 bits                                cpu/adamw8.hpp       adamw8.cuh
+//   adamw8bit             the same with moments in 8 bits                                cpu/adamw8bit.hpp    adamw8bit.cuh
 //   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          quantize.cuh nf4.cuh
 #pragma once
 
@@ -79,7 +79,7 @@ concept Backend = requires(B& b, typename B::template View<64> x, typename B::te
   b.add_losses(1, p, scalars);
   b.gradient_norm(n, p, sums, 1.0F, scalars);
   b.adamw(n, rule, scalars, p, p, p, p);
-  b.adamw8(n, rule, scalars, p, p, Moments8{}, Moments8{});
+  b.adamw8bit(n, rule, scalars, p, p, Moments8bit{}, Moments8bit{});
 };
 
 /// What training every weight needs on top.

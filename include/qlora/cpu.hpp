@@ -10,7 +10,7 @@
 
 #include "qlora/backend.hpp"
 #include "qlora/cpu/adamw.hpp"
-#include "qlora/cpu/adamw8.hpp"
+#include "qlora/cpu/adamw8bit.hpp"
 #include "qlora/cpu/arena.hpp"
 #include "qlora/cpu/attention.hpp"
 #include "qlora/cpu/linear.hpp"
@@ -182,11 +182,11 @@ class Cpu {
     cpu::adamw(*pool_, count, rule, scalars->clip, g, p, m, v);
   }
   /// For float alone.
-  void adamw8(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p, const Moments8& m,
-              const Moments8& v) {
+  void adamw8bit(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p,
+                 const Moments8bit& m, const Moments8bit& v) {
     if (!std::isfinite(scalars->loss) || !std::isfinite(scalars->grad_norm)) return;
     if constexpr (std::is_same_v<S, float>) {
-      cpu::adamw8(*pool_, count, rule, scalars->clip, g, p, m, v);
+      cpu::adamw8bit(*pool_, count, rule, scalars->clip, g, p, m, v);
     } else {
       throw Error("moments in 8 bits are for float parameters", ErrorKind::usage);
     }

@@ -195,10 +195,10 @@ struct AdamW {
   int step = 1;  ///< counts from 1
 };
 
-/// Elements that share one absmax in Moments8; bitsandbytes' block for optimizer states.
+/// Elements that share one absmax in Moments8bit; bitsandbytes' block for optimizer states.
 inline constexpr int moment_block = 256;
 /// One moment of Adam in 8 bits. All zero at the start.
-struct Moments8 {
+struct Moments8bit {
   std::uint8_t* codes = nullptr;  ///< (count): dynamic8 for the first moment, dynamic8_unsigned for the second
   float* absmax = nullptr;        ///< (count / moment_block, rounded up)
 };

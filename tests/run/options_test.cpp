@@ -174,7 +174,7 @@ namespace {
 struct Filled {
   int rank = 0;
   float alpha = 0, dropout = 0, lr = 0, weight_decay = 0, max_grad_norm = 0;
-  bool rank_stabilized = false, moments8 = false;
+  bool rank_stabilized = false, adamw8bit = false;
   qlora::Schedule schedule = qlora::Schedule::linear;
   int warmup_steps = 0, total_steps = 0, batch = 0, seq = 0;
   std::uint64_t seed = 0;

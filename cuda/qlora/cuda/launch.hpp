@@ -276,11 +276,11 @@ void adamw(Context& context, std::int64_t count, const AdamW& rule, const StepSc
 /// The fault word of the context into scalars->fault, and clears it.
 void take_fault(Context& context, StepScalars* scalars);
 
-// --- optimizer/adamw8.cuh --------------------------------------------------------------------------------------------
+// --- optimizer/adamw8bit.cuh -----------------------------------------------------------------------------------------
 
 /// adamw with moments in 8 bits: bitsandbytes' block-wise state.
-void adamw8(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
-            float* p, const Moments8& m, const Moments8& v);
+void adamw8bit(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
+               float* p, const Moments8bit& m, const Moments8bit& v);
 
 // --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 // qlora/cpu/linear.hpp — a group of linear layers that read the same input: frozen weights plus low-rank adapters.
-// Math       part p of the group: Y_p = [residual +] X W_p^T + s_p (X' A_p^T) B_p^T,  X' = mask o X / keep, one per group
+// Math       part p of the group: Y_p = [residual +] X W_p^T + s_p (X' A_p^T) B_p^T,
+//            X' = mask o X / keep, one mask for the group
 //            gXA_p = s_p gY_p B_p;  gB_p += s_p gY_p^T XA_p;  gA_p += gXA_p^T X'
 //            gX = sum_p gY_p W_p + mask o (gXA A) / keep
 // Shapes     [X | XA] [gX | gXA] (T, K + parts x R), one behind the other in each row · Y gY (T, sum N_p)

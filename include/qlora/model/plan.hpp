@@ -73,7 +73,7 @@ struct Run {
   int loss_chunk = 512;                    ///< labelled rows whose logits exist at once
   bool dropout = true;
   bool keep_dequantized = false;       ///< frozen weights also dense: faster where memory is no concern
-  bool moments8 = false;               ///< AdamW's moments in 8 bits
+  bool adamw8bit = false;              ///< AdamW's moments in 8 bits
   DecodeRoom probing{.sequences = 0};  ///< of probes that are measured in the loop; no sequences: none are
 };
 
@@ -197,9 +197,9 @@ struct WorkSizes {
   }
   plan[Purpose::trained] = arena_bytes(trained.total() * store.trained);
   plan[Purpose::gradients] = arena_bytes(trained.total() * store.trained);
-  plan[Purpose::moments] = 2 * (run.moments8 ? arena_bytes(moment_code_words(trained.total()) * 4) +
-                                                   arena_bytes(moment_blocks(trained.total()) * 4)
-                                             : arena_bytes(trained.total() * store.moment));
+  plan[Purpose::moments] = 2 * (run.adamw8bit ? arena_bytes(moment_code_words(trained.total()) * 4) +
+                                                    arena_bytes(moment_blocks(trained.total()) * 4)
+                                              : arena_bytes(trained.total() * store.moment));
   plan[Purpose::activations] =
       (s.layers + 1) * arena_bytes(tokens * s.dim * store.activation) + arena_bytes(tokens * store.statistic);
   const int asked = run.recompute_layers < 0 ? s.layers : std::min(run.recompute_layers, s.layers);

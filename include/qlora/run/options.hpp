@@ -194,7 +194,7 @@ template <class TrainOptions>
   o.total_steps = total;
   o.weight_decay = static_cast<float>(t.weight_decay);
   o.max_grad_norm = static_cast<float>(t.max_grad_norm);
-  o.moments8 = t.moments8;
+  o.adamw8bit = t.moments8;
   o.seed = static_cast<std::uint64_t>(t.seed);
   o.batch = t.batch;
   o.seq = seq;

@@ -36,7 +36,7 @@ struct TrainOptions {
   Recompute recompute = Recompute::none;
   int recompute_layers = -1;
   int loss_chunk = 512;
-  bool moments8 = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
+  bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
   ModelOptions model{};
 };
 
@@ -49,7 +49,7 @@ struct TrainOptions {
           .loss_chunk = options.loss_chunk,
           .dropout = options.dropout > 0.0F,
           .keep_dequantized = keep_dequantized,
-          .moments8 = options.moments8};
+          .adamw8bit = options.adamw8bit};
 }
 
 /// What a step did. grad_norm is before clipping.
@@ -85,7 +85,7 @@ class TrainerCore {
     const std::int64_t count = w_.layout().total();
     gradients_ = arena_.template take<Param>(count);
     for (std::size_t i = 0; i < 2; ++i) {
-      if (options_.moments8) {
+      if (options_.adamw8bit) {
         codes_[i].codes =
             reinterpret_cast<std::uint8_t*>(arena_.template take<std::uint32_t>(moment_code_words(count)));
         codes_[i].absmax = arena_.template take<float>(moment_blocks(count));
@@ -162,7 +162,7 @@ class TrainerCore {
     visit(std::string("trained"), w_.trained(), count);
     for (std::size_t i = 0; i < 2; ++i) {
       const std::string name = i == 0 ? "moment1" : "moment2";
-      if (!options_.moments8) {
+      if (!options_.adamw8bit) {
         visit(name, moments_[i], count);
         continue;
       }
@@ -193,7 +193,7 @@ class TrainerCore {
                       std::int64_t{options.batch} * options.seq <= (1 << 24) && options.loss_chunk <= (1 << 24),
                   "batch ", options.batch, ", seq ", options.seq, ", loss_chunk ", options.loss_chunk);
     constexpr bool float_adapters = !Weights<K, B>::full && std::is_same_v<Param, float>;
-    QLORA_EXPECTS(!options.moments8 || float_adapters, "moments in 8 bits are for adapters in float");
+    QLORA_EXPECTS(!options.adamw8bit || float_adapters, "moments in 8 bits are for adapters in float");
     QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
     QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
                   ", total_steps ", options.total_steps, ", warmup_steps ", options.warmup_steps);
@@ -228,9 +228,9 @@ class TrainerCore {
                .beta2 = options_.beta2,
                .eps = options_.eps,
                .step = step_ + 1};
-    if (options_.moments8) {  // adapters alone: one rule for all
+    if (options_.adamw8bit) {  // adapters alone: one rule for all
       rule.weight_decay = options_.weight_decay;
-      b_.adamw8(w_.layout().total(), rule, scalars_, gradients_, w_.trained(), codes_[0], codes_[1]);
+      b_.adamw8bit(w_.layout().total(), rule, scalars_, gradients_, w_.trained(), codes_[0], codes_[1]);
       return;
     }
     for (const Range& range : ranges_) {
@@ -266,7 +266,7 @@ class TrainerCore {
   typename B::Arena arena_;
   Param* gradients_ = nullptr;
   std::array<Param*, 2> moments_{};
-  std::array<Moments8, 2> codes_{};
+  std::array<Moments8bit, 2> codes_{};
   double* partial_ = nullptr;
   StepScalars* scalars_ = nullptr;
   std::vector<Range> ranges_;

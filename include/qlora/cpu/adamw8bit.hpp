@@ -1,11 +1,11 @@
-// qlora/cpu/adamw8.hpp — AdamW whose two moments are kept in 8 bits.
+// qlora/cpu/adamw8bit.hpp — AdamW whose two moments are kept in 8 bits.
 // Math       as cpu/adamw.hpp, with m = M c(m), v = V c(v) on entry, where c is the code's value and M, V are a block's
 //            absmax; afterwards M = max |m|, V = max v over the block, codes of m / M and v / V
 // Shapes     p g (count) float; codes (count); absmax (count / 256, rounded up)
 // Writes     p and both moments in place
 // Numbers    the step uses the moments before they are rounded; negative m stays negative (nf4.hpp); a block of zeros
 //            keeps the codes of 0. Decay comes before the step, as in torch (bitsandbytes: after it).
-// Reference  Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (2022); tests/adamw8_test.cpp against
+// Reference  Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (2022); tests/adamw8bit_test.cpp against
 //            AdamW
 #pragma once
 
@@ -21,8 +21,8 @@ inline namespace v0 {
 namespace cpu {
 
 /// `clip` multiplies the gradient.
-inline void adamw8(ThreadPool& pool, std::int64_t count, const AdamW& rule, double clip, const float* g, float* p,
-                   const Moments8& m, const Moments8& v) {
+inline void adamw8bit(ThreadPool& pool, std::int64_t count, const AdamW& rule, double clip, const float* g, float* p,
+                      const Moments8bit& m, const Moments8bit& v) {
   const auto scale = static_cast<float>(clip);
   const auto keep = static_cast<float>(1.0 - static_cast<double>(rule.lr) * static_cast<double>(rule.weight_decay));
   const double bias1 = 1.0 - std::pow(static_cast<double>(rule.beta1), rule.step);

@@ -1,4 +1,4 @@
-// qlora/cuda/optimizer/adamw8.cuh — AdamW whose two moments are kept in 8 bits.
+// qlora/cuda/optimizer/adamw8bit.cuh — AdamW whose two moments are kept in 8 bits.
 // Math       as adamw.cuh, with m = M c(m), v = V c(v) on entry, where c is the code's value and M, V are a block's
 //            absmax; afterwards M = max |m|, V = max v over the block, codes of m / M and v / V
 // Shapes     p g (count) float; codes (count); absmax (count / 256, rounded up)
@@ -7,7 +7,7 @@
 // Needs      p g and codes on 16 bytes
 // Numbers    the step uses the moments before they are rounded; negative m stays negative; ties as in nf4.hpp
 // Cost       16 B per parameter; 16 dependent lookups in shared memory per parameter are about as dear as the bytes
-// Reference  cpu/adamw8.hpp; bitsandbytes' block-wise optimizer states
+// Reference  cpu/adamw8bit.hpp; bitsandbytes' block-wise optimizer states
 #pragma once
 
 #include <algorithm>
@@ -19,14 +19,14 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-struct AdamW8Policy {
+struct AdamW8bitPolicy {
   static constexpr int threads = 256;
   static constexpr int blocks_per_sm = 8;  ///< more than are resident at once, and few enough to load tables rarely
 };
 
 namespace detail {
 
-static_assert(AdamW8Policy::threads == 256, "one thread per entry of a table");
+static_assert(AdamW8bitPolicy::threads == 256, "one thread per entry of a table");
 static_assert(moment_block == 8 * 32, "a warp holds a block of moments, 8 a lane");
 
 /// Four neighbours at i, zeros past the end.
@@ -95,9 +95,9 @@ __device__ __forceinline__ std::uint32_t encode_second(const MomentMaps& maps, c
   return word;
 }
 
-static __global__ void __launch_bounds__(AdamW8Policy::threads)
-    adamw8(const std::int64_t count, const AdamWStep step, const StepScalars* __restrict__ scalars,
-           const float* __restrict__ g, float* __restrict__ p, const Moments8 m, const Moments8 v) {
+static __global__ void __launch_bounds__(AdamW8bitPolicy::threads)
+    adamw8bit(const std::int64_t count, const AdamWStep step, const StepScalars* __restrict__ scalars,
+              const float* __restrict__ g, float* __restrict__ p, const Moments8bit m, const Moments8bit v) {
   __shared__ MomentMaps maps;
   if (!sound(*scalars)) return;
   maps.first[threadIdx.x] = dynamic8.value[threadIdx.x];
@@ -108,8 +108,8 @@ static __global__ void __launch_bounds__(AdamW8Policy::threads)
   const float grad2 = clip * clip * step.rest2;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t blocks = (count + moment_block - 1) / moment_block;
-  const std::int64_t stride = std::int64_t{gridDim.x} * (AdamW8Policy::threads / 32);
-  std::int64_t block = std::int64_t{blockIdx.x} * (AdamW8Policy::threads / 32) + threadIdx.x / 32;
+  const std::int64_t stride = std::int64_t{gridDim.x} * (AdamW8bitPolicy::threads / 32);
+  std::int64_t block = std::int64_t{blockIdx.x} * (AdamW8bitPolicy::threads / 32) + threadIdx.x / 32;
   for (; block < blocks; block += stride) {
     const std::int64_t at[2] = {block * moment_block + 4 * lane, block * moment_block + 128 + 4 * lane};
     float grad[2][4], param[2][4], moment[2][4], square[2][4];
@@ -154,21 +154,21 @@ static __global__ void __launch_bounds__(AdamW8Policy::threads)
 
 }  // namespace detail
 
-QLORA_CUDA_LAUNCHER void adamw8(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars,
-                                const float* g, float* p, const Moments8& m, const Moments8& v) {
+QLORA_CUDA_LAUNCHER void adamw8bit(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars,
+                                   const float* g, float* p, const Moments8bit& m, const Moments8bit& v) {
   const Phase phase(context, "optimizer");
   QLORA_EXPECTS(count > 0 && rule.step >= 1, count, " parameters at step ", rule.step);
   detail::expect_on_16(g, "the gradient");
   detail::expect_on_16(p, "parameters");
   detail::expect_on_16(m.codes, "the first moment");
   detail::expect_on_16(v.codes, "the second moment");
-  constexpr std::int64_t per_block = std::int64_t{moment_block} * (AdamW8Policy::threads / 32);
+  constexpr std::int64_t per_block = std::int64_t{moment_block} * (AdamW8bitPolicy::threads / 32);
   const std::int64_t wanted = (count + per_block - 1) / per_block;
   const auto blocks = static_cast<std::uint32_t>(
-      std::min<std::int64_t>(wanted, std::int64_t{context.sm_count} * AdamW8Policy::blocks_per_sm));
-  detail::adamw8<<<blocks, AdamW8Policy::threads, 0, context.stream>>>(count, detail::AdamWStep::of(rule), scalars, g,
-                                                                       p, m, v);
-  check_launch("adamw8");
+      std::min<std::int64_t>(wanted, std::int64_t{context.sm_count} * AdamW8bitPolicy::blocks_per_sm));
+  detail::adamw8bit<<<blocks, AdamW8bitPolicy::threads, 0, context.stream>>>(count, detail::AdamWStep::of(rule),
+                                                                             scalars, g, p, m, v);
+  check_launch("adamw8bit");
 }
 
 }  // namespace cuda

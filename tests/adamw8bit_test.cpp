@@ -1,6 +1,6 @@
 // 8-bit AdamW against AdamW in double: what a step may lose follows from the codes' spacing, which is measured here.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "qlora/cpu/adamw8.hpp"
+#include "qlora/cpu/adamw8bit.hpp"
 
 #include <doctest/doctest.h>
 
@@ -18,8 +18,8 @@ struct State8 {
   std::vector<float> m_absmax, v_absmax;
   explicit State8(std::size_t count)
       : m(count), v(count), m_absmax((count + 255) / 256), v_absmax((count + 255) / 256) {}
-  [[nodiscard]] Moments8 first() { return {m.data(), m_absmax.data()}; }
-  [[nodiscard]] Moments8 second() { return {v.data(), v_absmax.data()}; }
+  [[nodiscard]] Moments8bit first() { return {m.data(), m_absmax.data()}; }
+  [[nodiscard]] Moments8bit second() { return {v.data(), v_absmax.data()}; }
   [[nodiscard]] double moment(std::size_t i) const {
     return static_cast<double>(nf4::dynamic8[m[i]]) * static_cast<double>(m_absmax[i / 256]);
   }
@@ -93,7 +93,7 @@ TEST_CASE("the first step is AdamW's, and leaves the moments within half a code"
   State8 state(count);
   cpu::ThreadPool pool(2);
   const AdamW rule{.lr = 1e-2F, .weight_decay = 0.1F};
-  cpu::adamw8(pool, count, rule, 0.5, g.data(), p.data(), state.first(), state.second());
+  cpu::adamw8bit(pool, count, rule, 0.5, g.data(), p.data(), state.first(), state.second());
   // Widest gaps: between means of the top decade, 0.9 / 64 (signed) and 0.9 / 128 of the block's absmax.
   for (std::size_t i = 0; i < count; ++i) {
     Exact exact{.p = static_cast<double>(before[i])};
@@ -121,7 +121,7 @@ TEST_CASE("fifty steps stay near AdamW in double") {
       g[i] = static_cast<float>(drift[i] + 0.5 * normal(random));
       exact[i].step(rule, static_cast<double>(g[i]));
     }
-    cpu::adamw8(pool, count, rule, 1.0, g.data(), p.data(), state.first(), state.second());
+    cpu::adamw8bit(pool, count, rule, 1.0, g.data(), p.data(), state.first(), state.second());
   }
   double difference = 0;
   for (std::size_t i = 0; i < count; ++i) {
@@ -143,8 +143,8 @@ TEST_CASE("the same bits for any thread count; zeros stay zeros") {
   cpu::ThreadPool one(1), three(3);
   for (int step = 1; step <= 3; ++step) {
     const AdamW rule{.lr = 1e-2F, .step = step};
-    cpu::adamw8(three, count, rule, 1.0, g.data(), p.data(), state.first(), state.second());
-    cpu::adamw8(one, count, rule, 1.0, g.data(), p1.data(), state1.first(), state1.second());
+    cpu::adamw8bit(three, count, rule, 1.0, g.data(), p.data(), state.first(), state.second());
+    cpu::adamw8bit(one, count, rule, 1.0, g.data(), p1.data(), state1.first(), state1.second());
   }
   CHECK(p == p1);
   CHECK(state.m == state1.m);
