@@ -4,7 +4,7 @@
 //             one absmax per 64 elements; with double quantization (absmax - offset) in 8 bits, one float per 256.
 // Numbers     a value's bits must be those of bitsandbytes: no contraction to fused multiply-add (see mul, add).
 // Reference   Dettmers et al., "QLoRA" (2023), appendix E; thresholds and binary search as in bitsandbytes' kernels;
-//             tests/nf4_test.cpp against golden results.
+//             tests/cpu/nf4_test.cpp against golden results.
 #pragma once
 
 #include <algorithm>

@@ -2,9 +2,9 @@
 // logits of bitsandbytes, greedy decoding, and cached decoding against the whole network.
 #pragma once
 
-#include "../golden_models.hpp"
 #include "bench.hpp"
 #include "qlora/generate/generator.hpp"
+#include "support/golden_models.hpp"
 
 namespace generation {
 

@@ -2,9 +2,9 @@
 // the reference, the CPU that rounds to bfloat16 the yardstick. A test names the config and the backend.
 #pragma once
 
-#include "../small_model.hpp"
 #include "bench.hpp"
 #include "qlora/train/trainer.hpp"
+#include "support/small_model.hpp"
 
 namespace steps {
 

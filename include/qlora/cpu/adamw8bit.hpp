@@ -5,8 +5,8 @@
 // Writes     p and both moments in place
 // Numbers    the step uses the moments before they are rounded; negative m stays negative (nf4.hpp); a block of zeros
 //            keeps the codes of 0. Decay comes before the step, as in torch (bitsandbytes: after it).
-// Reference  Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (2022); tests/adamw8bit_test.cpp against
-//            AdamW
+// Reference  Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (2022);
+//            tests/cpu/adamw8bit_test.cpp against AdamW
 #pragma once
 
 #include <algorithm>

@@ -8,7 +8,7 @@
 // Writes     o lse gqkv with = ; rope in place
 // Split      forward: (segment, head, 64 queries); backward: (segment, kv head), so that gK and gV have one writer
 // Numbers    P is made again from lse in the backward pass; scratch per worker holds one tile of scores
-// Reference  complex step in tests/derivative_test.cpp; golden logits
+// Reference  complex step in tests/cpu/derivative_test.cpp; golden logits
 #pragma once
 
 #include <cmath>

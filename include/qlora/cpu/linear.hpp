@@ -7,7 +7,7 @@
 //            W_p (N_p,K) NF4 or dense · A (parts x R, K) stacked · B_p (N_p,R)
 // Writes     Y XA gX with = ; gA gB gW with +=
 // Numbers    a frozen NF4 weight is dequantized whole before its product; masks are made again, never stored
-// Reference  complex step in tests/derivative_test.cpp; golden LoRA logits and gradients
+// Reference  complex step in tests/cpu/derivative_test.cpp; golden LoRA logits and gradients
 #pragma once
 
 #include <array>

@@ -4,7 +4,7 @@
 // Shapes     x gx (T,D) · table W gW gtable (V,D) · targets (T), -1 where nothing is predicted · losses (T)
 // Writes     losses gx with = (0 in rows without target); gW gtable with +=
 // Split      labelled rows are gathered in chunks, so that only chunk x V logits ever exist
-// Reference  complex step in tests/derivative_test.cpp; golden losses and gradients
+// Reference  complex step in tests/cpu/derivative_test.cpp; golden losses and gradients
 #pragma once
 
 #include "qlora/cpu/gemm.hpp"

@@ -5,7 +5,7 @@
 // Writes     all outputs with =
 // Numbers    bit-equal to bitsandbytes (but for blocks of zeros, where it divides 0 by 0: here code 7, value 0);
 //            a dequantized value is rounded to the dtype that the weights had before, as bitsandbytes does
-// Reference  tests/nf4_test.cpp against golden results
+// Reference  tests/cpu/nf4_test.cpp against golden results
 #pragma once
 
 #include <array>

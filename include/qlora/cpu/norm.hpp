@@ -4,7 +4,7 @@
 // Shapes     x y gy gx (T,D) · w gw (D) · inv_rms (T), saved for backward
 // Writes     y inv_rms with = ; gx with = or += (accumulate) ; gw with +=
 // Split      32 tokens a tile; gw by tiles of 64 columns, each over all tokens in order
-// Reference  complex step in tests/derivative_test.cpp; golden hidden states
+// Reference  complex step in tests/cpu/derivative_test.cpp; golden hidden states
 #pragma once
 
 #include "qlora/cpu/numbers.hpp"

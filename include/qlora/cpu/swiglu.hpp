@@ -2,7 +2,7 @@
 // Math       y = silu(g) u,  silu(g) = g / (1 + e^-g);   gu = gy silu(g);  gg = gy u sig(g) (1 + g (1 - sig(g)))
 // Shapes     gate_up ggate_up (T,2F): gate in the first F columns, up in the last · y gy (T,F)
 // Writes     all outputs with = ; ggate_up may be gate_up
-// Reference  complex step in tests/derivative_test.cpp; golden gradients
+// Reference  complex step in tests/cpu/derivative_test.cpp; golden gradients
 #pragma once
 
 #include <algorithm>

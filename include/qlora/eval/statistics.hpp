@@ -5,7 +5,7 @@
 // 7 of Hyndman and Fan, 1996). Every statistic is sum / sum, so a resample only adds precomputed sums of clusters.
 // What may not change: a draw is a function of (seed, resample, draw), and clusters are put in the order of their sums
 // before any is drawn. So the result depends on the scores and on who shares a cluster, to the last bit, and neither on
-// the order of the items nor on the numbers of the clusters. tests/statistics_test.cpp checks closed forms.
+// the order of the items nor on the numbers of the clusters. tests/eval/statistics_test.cpp checks closed forms.
 #pragma once
 
 #include <algorithm>

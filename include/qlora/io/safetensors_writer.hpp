@@ -1,6 +1,6 @@
 // qlora/io/safetensors_writer.hpp — writes safetensors files piece by piece, so that no tensor need fit in memory.
 // What may not change: the header's order and spelling. A file written here from the tensors of one that the reference
-// implementation wrote has the same bytes (tests/safetensors_test.cpp does that with the golden files).
+// implementation wrote has the same bytes (tests/io/safetensors_test.cpp does that with the golden files).
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // qlora/io/sha256.hpp — SHA-256 of texts, bytes and files, to know that what is read is what was written.
-// Source: FIPS 180-4. Checked by tests/sha256_test.cpp against its vectors and against the sha256sum program.
+// Source: FIPS 180-4. Checked by tests/io/sha256_test.cpp against its vectors and against the sha256sum program.
 // Speed: the processor's own instructions where it has them (measured six
 // times as fast), else plain code; chosen at run time.
 #pragma once

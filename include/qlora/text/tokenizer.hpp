@@ -1,7 +1,7 @@
 // qlora/text/tokenizer.hpp — LLaMA-2's tokenizer: text to piece ids by sentencepiece, ids to text by our own decoder.
 // What may not change: text never becomes an id below 3 (unknown, begin, end); "<s>" in a page is three plain pieces.
 // The scan in sentencepiece_scan.hpp guarantees that; every model passes it before sentencepiece reads it.
-// Reference: tests/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
+// Reference: tests/text/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
 #pragma once
 
 #include <sentencepiece_processor.h>

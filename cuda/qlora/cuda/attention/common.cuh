@@ -2,7 +2,7 @@
 // of a tile of scores, and how they are launched.
 // Shapes     qkv (T,(H+2K)E) bf16 · positions (T) · a tile of scores is (16 Blocks, 8 Columns) in a warp's accumulators
 // Needs      sm_80; E 32, 64 or 128
-// Reference  cpu/attention.hpp; tests/attention_tiles_test.cpp
+// Reference  cpu/attention.hpp; tests/cuda/attention_tiles_test.cpp
 #pragma once
 
 #include <cmath>

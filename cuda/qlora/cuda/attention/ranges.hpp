@@ -2,7 +2,7 @@
 // mask, where a tile's 16-byte chunks lie in shared memory, and the order in which tiles are started.
 // Math       key j is seen by query t when start[t] <= j <= t; start = t - positions[t] never falls with t, nor do ends
 // Numbers    integers only, on both sides of the seam: no CUDA here
-// Reference  tests/attention_tiles_test.cpp walks random segments and counts every visible pair once
+// Reference  tests/cuda/attention_tiles_test.cpp walks random segments and counts every visible pair once
 #pragma once
 
 #include <algorithm>

@@ -8,7 +8,7 @@
 // Needs      sm_80: mma.sync with bf16, ldmatrix, cp.async
 // Numbers    bf16 operands, fp32 accumulators; the lower half of a register is the lower column (or row)
 // Cost       two neighbouring column tiles of B come with one ldmatrix.x4, free of bank conflicts
-// Reference  tests/attention_tiles_test.cpp for offsets and lane addresses
+// Reference  tests/cuda/attention_tiles_test.cpp for offsets and lane addresses
 #pragma once
 
 #include "qlora/cuda/arch/primitives.cuh"

@@ -2,7 +2,7 @@
 // GPU.
 // Math       tiles blocks cannot fill hundreds of places, so the sum is split too: `count` blocks a tile, `steps` each
 // Numbers    a split and its order depend on shapes, GPU and workspace alone, so the bits do too
-// Reference  tests/lora_a_plan_test.cpp
+// Reference  tests/cuda/lora_a_plan_test.cpp
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,155 @@
+// Likelihoods of continuations and texts against logits of whole passes, and KL divergence against its closed form.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <numeric>
+#include <random>
+
+#include "qlora/cpu.hpp"
+#include "qlora/generate/scorer.hpp"
+#include "qlora/train/batch.hpp"
+#include "support/small_model.hpp"
+
+using namespace qlora;
+using Ids = std::vector<std::int32_t>;
+
+namespace {
+
+using B = Cpu<float>;
+//                                   vocab dim layers heads kv head ffn
+constexpr Config net{.shape = /* */ {97, 48, 2, 6, 2, 8, 80}, .lora = {.rank = 4, .targets = Proj::q | Proj::v}};
+constexpr std::size_t vocab = 97;
+
+struct Fixture {
+  Model<net, B> model{small_model::weights(net.shape, 2), {}, B(2)};
+  std::mt19937 random{9};
+
+  Fixture() { small_model::load_random_adapters(model.weights(), model.backend(), net.shape, 4, 16.0F, 6); }
+  Ids ids(std::size_t count) {
+    Ids made;
+    while (made.size() < count) made.push_back(static_cast<std::int32_t>(random() % vocab));
+    return made;
+  }
+  /// Logits (T,V) of the whole network over a text.
+  std::vector<float> whole(const Ids& text) {
+    Pass<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 1, .seq = 128, .dropout = false});
+    BatchBuilder builder(text.size());
+    pass.forward(builder.build({static_cast<int>(text.size()), text, text, {}}));
+    std::vector<float> logits(text.size() * vocab);
+    pass.logits(logits.data());
+    return logits;
+  }
+  /// log p(text[t] | what stands before it), plainly: the softmax as it is written in books, in double.
+  double log_probability(const std::vector<float>& logits, const Ids& text, std::size_t t) {
+    double sum = 0.0;
+    for (std::size_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(logits[(t - 1) * vocab + v]));
+    const auto z = static_cast<double>(logits[(t - 1) * vocab + static_cast<std::size_t>(text[t])]);
+    return std::log(std::exp(z) / sum);
+  }
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "continuations have the likelihood of whole passes") {
+  std::vector<Continuations> questions;
+  for (const std::size_t prompt : {5U, 1U, 33U, 90U, 12U, 7U, 20U}) {
+    Continuations& one = questions.emplace_back();
+    one.prompt = ids(prompt);
+    for (std::size_t c = 0; c < prompt % 4; ++c) one.candidates.push_back(ids(1 + (prompt + c) % 5));
+  }
+  for (const DecodeRoom& room : {DecodeRoom{.sequences = 3, .length = 128, .step_tokens = 24},
+                                 DecodeRoom{.sequences = 16, .length = 128, .step_tokens = 512}}) {
+    Scorer<net, B> scorer(model, room);
+    const std::vector<std::vector<double>> scores = scorer.score(questions);
+    REQUIRE(scores.size() == questions.size());
+    for (std::size_t i = 0; i < questions.size(); ++i) {
+      const Continuations& one = questions[i];
+      REQUIRE(scores[i].size() == one.candidates.size());
+      for (std::size_t c = 0; c < one.candidates.size(); ++c) {
+        Ids text = one.prompt;
+        text.insert(text.end(), one.candidates[c].begin(), one.candidates[c].end());
+        const std::vector<float> logits = whole(text);
+        double expected = 0.0;
+        for (std::size_t t = one.prompt.size(); t < text.size(); ++t) expected += log_probability(logits, text, t);
+        CHECK(scores[i][c] == doctest::Approx(expected).epsilon(1e-5));
+        CHECK(expected < 0.0);
+      }
+    }
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "texts are read as whole passes read them") {
+  const std::vector<Ids> texts{ids(30), ids(1), ids(100), ids(2), ids(8)};
+  for (const DecodeRoom& room : {DecodeRoom{.sequences = 2, .length = 128, .step_tokens = 16},
+                                 DecodeRoom{.sequences = 8, .length = 128, .step_tokens = 256}}) {
+    Scorer<net, B> scorer(model, room);
+    std::vector<std::size_t> seen(texts.size(), 0);
+    std::vector<std::vector<float>> expected;
+    for (const Ids& text : texts) expected.push_back(whole(text));
+    scorer.read(texts, [&](std::size_t text, std::size_t position, std::span<const float> logits) {
+      CHECK(position == ++seen[text]);  // in order, none left out
+      const auto row = std::span(expected[text]).subspan((position - 1) * vocab, vocab);
+      CHECK(kl_divergence(row, logits) <= 1e-9);
+      for (const std::size_t v : {0U, 50U, 96U}) CHECK(logits[v] == doctest::Approx(row[v]).epsilon(1e-4));
+      return true;
+    });
+    for (std::size_t i = 0; i < texts.size(); ++i) CHECK(seen[i] == texts[i].size() - 1);
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "reading ends when it is told to") {
+  Scorer<net, B> scorer(model, {.sequences = 2, .length = 64, .step_tokens = 16});
+  int calls = 0;
+  scorer.read(std::vector<Ids>{ids(20), ids(20)},
+              [&](std::size_t, std::size_t, std::span<const float>) { return ++calls < 5; });
+  CHECK(calls == 5);
+}
+
+TEST_CASE_FIXTURE(Fixture, "with its adapters off a model is its base: KL is exactly 0") {
+  const std::vector<Ids> texts{ids(40), ids(25)};
+  const auto logits_of = [&](bool adapters) {
+    model.use_adapters(adapters);
+    Scorer<net, B> scorer(model, {.sequences = 2, .length = 64, .step_tokens = 64});
+    std::vector<float> all;
+    scorer.read(texts, [&](std::size_t, std::size_t, std::span<const float> logits) {
+      all.insert(all.end(), logits.begin(), logits.end());
+      return true;
+    });
+    return all;
+  };
+  const std::vector<float> base = logits_of(false);
+  const std::vector<float> tuned = logits_of(true);
+  CHECK(logits_of(false) == base);
+  double kl = 0.0;
+  for (std::size_t at = 0; at < base.size(); at += vocab) {
+    kl += kl_divergence(std::span(base).subspan(at, vocab), std::span(tuned).subspan(at, vocab));
+    CHECK(kl_divergence(std::span(base).subspan(at, vocab), std::span(base).subspan(at, vocab)) == 0.0);
+  }
+  CHECK(kl > 1e-3);
+}
+
+TEST_CASE("KL divergence of two distributions by hand") {
+  // p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/2 ln 2 + 0 - 1/4 ln 2
+  const std::array<float, 3> p{std::log(2.0F), 0.0F, 0.0F};
+  const std::array<float, 3> q{5.0F, 5.0F, 5.0F + std::log(2.0F)};
+  CHECK(kl_divergence(p, q) == doctest::Approx(0.25 * std::log(2.0)).epsilon(1e-6));
+  const std::array<float, 2> far{1000.0F, -1000.0F};
+  const std::array<float, 2> even{0.0F, 0.0F};
+  CHECK(kl_divergence(far, even) == doctest::Approx(std::log(2.0)));
+  CHECK(std::isfinite(kl_divergence(even, far)));
+}
+
+TEST_CASE_FIXTURE(Fixture, "what cannot be scored is refused") {
+  Scorer<net, B> scorer(model, {.sequences = 2, .length = 32, .step_tokens = 16});
+  const auto score = [&](Ids prompt, Ids candidate) {
+    const Continuations one{std::move(prompt), {std::move(candidate)}};
+    return scorer.score(std::span(&one, 1));
+  };
+  CHECK_NOTHROW(score({1}, {2}));
+  CHECK_THROWS_AS(score({}, {2}), Error);
+  CHECK_THROWS_AS(score({1}, {}), Error);
+  CHECK_THROWS_AS(score({1}, {97}), Error);
+  CHECK_THROWS_AS(score({1}, {-1}), Error);
+  CHECK_THROWS_AS(score(ids(33), {1}), Error);
+  CHECK_THROWS_AS(score(ids(30), ids(5)), Error);
+}

@@ -1,0 +1,141 @@
+// Merging an adapter into a model directory: the values, the same bytes whatever the threads, and whole or not at all.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/io/merge.hpp"
+
+#include <doctest/doctest.h>
+
+#include "support/merge_cases.hpp"
+
+using namespace merge_cases;
+
+namespace {
+
+const Scratch scratch("merge_test");
+
+/// W + s B A in double.
+std::vector<double> expected(const hf::ModelDir& model, const PeftAdapter& adapter, const std::string& name) {
+  const TensorRef tensor = model.source()(name).value();
+  std::vector<float> w(static_cast<std::size_t>(tensor.size()));
+  read_floats(tensor, 0, w);
+  std::vector<double> values(w.begin(), w.end());
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    for (const Proj one : all_projections) {
+      const auto a_ref = adapter.source()(lora_name(layer, one, 'A'));
+      if (name != "model." + module_name(layer, one) + ".weight" || !a_ref) continue;
+      std::vector<float> a(static_cast<std::size_t>(a_ref->size()));
+      read_floats(*a_ref, 0, a);
+      const TensorRef b_ref = adapter.source()(lora_name(layer, one, 'B')).value();
+      std::vector<float> b(static_cast<std::size_t>(b_ref.size()));
+      read_floats(b_ref, 0, b);
+      const auto rank = static_cast<std::size_t>(rank_of(adapter, layer, one));
+      const std::size_t in = a.size() / rank;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        double sum = 0;
+        for (std::size_t k = 0; k < rank; ++k) sum += double{b[i / in * rank + k]} * double{a[k * in + i % in]};
+        values[i] += static_cast<double>(scale_of(adapter, layer, one)) * sum;
+      }
+    }
+  }
+  return values;
+}
+
+MergeReport merge_with(unsigned threads, const hf::ModelDir& model, const PeftAdapter& adapter, const fs::path& out,
+                       const MergeOptions& options = {
+                           .max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}}) {
+  MergeLanes lanes = host_merge_lanes(threads);
+  return merge_model(model, adapter, out, lanes, options);
+}
+
+std::size_t entries(const fs::path& directory) {
+  return static_cast<std::size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
+}
+
+}  // namespace
+
+TEST_CASE("values are W + s B A") {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    const fs::path here = scratch.path / std::string(name_of(dtype));
+    const hf::ModelDir model = write_model(here / "base", dtype);
+    const PeftAdapter adapter = write_adapter(here / "adapter", 5);
+    const MergeReport report = merge_with(3, model, adapter, here / "merged");
+    CHECK(report.tensors == static_cast<std::int64_t>(hf::tensor_names(shape).size()));
+    CHECK(report.changed == 4 * shape.layers);
+    const hf::ModelDir merged = hf::ModelDir::open(here / "merged");
+    CHECK(merged.dtype == DType::f16);
+    for (const hf::NamedShape& tensor : hf::tensor_names(shape)) {
+      CAPTURE(tensor.name);
+      const std::vector<double> want = expected(model, adapter, tensor.name);
+      std::vector<float> got(want.size());
+      read_floats(merged.source()(tensor.name).value(), 0, got);
+      double worst = 0;  // in half a unit of float16's last place, and what float rounds before
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        worst = std::max(worst, std::abs(double{got[i]} - want[i]) / (std::abs(want[i]) * 0x1p-11 + 0x1p-20));
+      }
+      CHECK(worst <= 1.01);
+    }
+  }
+}
+
+TEST_CASE("the bytes are the same for any number of threads, in several files") {
+  const hf::ModelDir model = write_model(scratch.path / "threads/base", DType::bf16);
+  const PeftAdapter adapter = write_adapter(scratch.path / "threads/adapter", 16);
+  merge_with(1, model, adapter, scratch.path / "threads/one");
+  merge_with(7, model, adapter, scratch.path / "threads/seven");
+  const auto one = files_of(scratch.path / "threads/one");
+  CHECK(one.size() > 4);
+  CHECK(one == files_of(scratch.path / "threads/seven"));
+}
+
+TEST_CASE("a matrix in many pieces is the matrix in one") {
+  constexpr int rows = 37;
+  constexpr int cols = 1500;  // more than a tile of columns
+  const std::vector<float> a = drawn(9 * cols, 0.1F, 1), b = drawn(rows * 9, 0.1F, 2), w = drawn(rows * cols, 0.3F, 3);
+  HostMergeLane lane;
+  lane.begin({.cols = cols, .rank = 9, .scale = 1.5F, .a = a, .b = b});
+  const auto span = lane.merge(DType::f32, std::as_bytes(std::span(w)), 0, rows);
+  const std::vector<std::uint16_t> whole(span.begin(), span.end());
+  std::vector<std::uint16_t> pieces;
+  for (int row = 0; row < rows; row += 5) {
+    const int here = std::min(5, rows - row);
+    const auto piece =
+        std::span(w).subspan(static_cast<std::size_t>(row * cols), static_cast<std::size_t>(here * cols));
+    const auto merged = lane.merge(DType::f32, std::as_bytes(piece), row, here);
+    pieces.insert(pieces.end(), merged.begin(), merged.end());
+  }
+  CHECK(whole == pieces);
+}
+
+TEST_CASE("whole or not at all") {
+  const fs::path here = scratch.path / "whole";
+  const hf::ModelDir model = write_model(here / "base", DType::f32);
+  const PeftAdapter adapter = write_adapter(here / "adapter", 4);
+  const std::size_t before = entries(here);
+  for (const std::int64_t stop_after : {0, 1, 9}) {
+    const MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = [&](std::int64_t done) {
+                                 return done < stop_after;
+                               }};
+    CHECK_THROWS_WITH_AS(merge_with(2, model, adapter, here / "merged", options),
+                         "interrupted while merging; nothing was written", Error);
+    CHECK(entries(here) == before);
+  }
+  {  // a value that float16 does not hold
+    const hf::ModelDir wide = write_model(here / "wide", DType::f32, 70000.0F);
+    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged"), doctest::Contains("up_proj"), Error);
+    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged"), doctest::Contains("is not finite in F16"),
+                         Error);
+    CHECK(entries(here) == before + 1);
+  }
+  {  // an adapter of another model
+    const PeftAdapter deep = write_adapter(here / "deep", 4, shape.layers + 1);
+    CHECK_THROWS_WITH_AS(merge_with(2, model, deep, here / "merged"), doctest::Contains("trained on another model"),
+                         Error);
+    const PeftAdapter wide = write_adapter(here / "other", 4, shape.layers, 2 * shape.dim);
+    CHECK_THROWS_WITH_AS(merge_with(2, model, wide, here / "merged"), doctest::Contains("trained on another model"),
+                         Error);
+    CHECK(entries(here) == before + 3);
+  }
+  {  // a target that holds files
+    write_file_atomically(here / "base/other", std::string_view("x"));
+    CHECK_THROWS_WITH_AS(merge_with(2, model, adapter, here / "base"), doctest::Contains("exists"), Error);
+  }
+}

@@ -1,0 +1,253 @@
+// cli_test.cpp — the program's front: help, version, exit codes, one error line, nothing on the wrong stream.
+// QLORA_PROGRAM is the built program.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "support/program.hpp"
+
+using program_test::Outcome;
+using program_test::qlora;
+using program_test::Scratch;
+
+namespace {
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void check_refused(const Outcome& outcome, int code) {
+  CHECK(outcome.code == code);
+  CHECK(outcome.out.empty());
+  CHECK(outcome.err.starts_with("qlora: "));
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+}
+
+const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",
+                             "compare", "plan", "run",   "info",  "data",     "data show"};
+
+}  // namespace
+
+TEST_CASE("version and help go to stdout") {
+  const Scratch scratch;
+  const Outcome version = qlora(scratch, "--version");
+  CHECK(version.code == 0);
+  CHECK(version.out.starts_with("qlora "));
+  CHECK(version.err.empty());
+  const Outcome help = qlora(scratch, "--help");
+  CHECK(help.code == 0);
+  for (const std::string verb : verbs) {
+    INFO(verb);
+    const Outcome verb_help = qlora(scratch, verb + " --help");
+    CHECK(verb_help.code == 0);
+    CHECK(verb_help.err.empty());
+    if (verb != "data") CHECK(contains(verb_help.out, "--json"));
+    if (verb != "data show") CHECK(contains(help.out, "  " + verb));
+  }
+}
+
+TEST_CASE("help shows defaults") {
+  const Scratch scratch;
+  CHECK(contains(qlora(scratch, "compare --help").out, "200"));
+  CHECK(contains(qlora(scratch, "compare --help").out, "0.01"));
+  CHECK(contains(qlora(scratch, "train --help").out, "0.0002"));
+}
+
+TEST_CASE("a command line that cannot be meant is exit 2 and one line") {
+  const Scratch scratch;
+  check_refused(qlora(scratch, ""), 2);
+  const Outcome mistyped = qlora(scratch, "trian");
+  check_refused(mistyped, 2);
+  CHECK(contains(mistyped.err, "did you mean `train`"));
+  check_refused(qlora(scratch, "data"), 2);
+  check_refused(qlora(scratch, "run"), 2);
+  check_refused(qlora(scratch, "fetch --no-such-option"), 2);
+  check_refused(qlora(scratch, "train --lr much"), 2);
+  check_refused(qlora(scratch, "run job.toml --progress dots"), 2);
+  check_refused(qlora(scratch, "train"), 2);
+}
+
+TEST_CASE("files that are not there or not what they should be are exit 3 and one line") {
+  const Scratch scratch;
+  const std::string none = (scratch / "none").string();
+  check_refused(qlora(scratch, "run " + none), 3);
+  check_refused(qlora(scratch, "info " + none), 3);
+  check_refused(qlora(scratch, "data show " + none), 3);
+  check_refused(qlora(scratch, "plan " + none), 3);
+  check_refused(qlora(scratch, "generate " + none + " --prompt hello"), 3);
+  const std::string junk = scratch.write("junk", std::string("\x00\xFF{]", 4)).string();
+  check_refused(qlora(scratch, "info " + junk), 3);
+  check_refused(qlora(scratch, "data show " + junk), 3);
+}
+
+TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be meant is exit 2") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string hidden = "CUDA_VISIBLE_DEVICES=";
+  const Outcome none = qlora(scratch, "generate " + model + " --prompt x --device cuda", hidden);
+  check_refused(none, 4);
+  CHECK(contains(none.err, "no GPU can be used: "));
+  CHECK(contains(none.err, "--device cpu"));
+  const Outcome automatic =
+      qlora(scratch, "generate " + model + " --prompt x --max-new-tokens 2 --device auto", hidden);
+  CHECK(automatic.code == 0);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --device tpu"), 2);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --memory-cap much"), 2);
+  check_refused(qlora(scratch, "generate " + model + " --prompt x --device cpu --fast"), 2);
+  check_refused(qlora(scratch, "train -m m -d d -o o --recompute all"), 2);
+  for (const std::string verb : {"train", "generate", "chat", "compare", "run"}) {
+    INFO(verb);
+    const std::string help = qlora(scratch, verb + " --help").out;
+    for (const char* option : {"--device", "--memory-cap", "--fast", "--resident"}) CHECK(contains(help, option));
+  }
+}
+
+TEST_CASE("options of adapters beside --method full are refused by name, and only those that were given") {
+  const Scratch scratch;
+  const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();
+  check_refused(qlora(scratch, train + " --method full --lr 1e-4"), 3);  // the model is missing, nothing else is wrong
+  check_refused(qlora(scratch, train + " --rank 8 --alpha 4 --rslora --dropout 0 --moments8"), 3);
+  for (const std::string option : {"--rank 64", "--alpha 16", "--rslora", "--dropout 0.1", "--moments8"}) {
+    CAPTURE(option);
+    const Outcome outcome = qlora(scratch, train + " --method full " + option);
+    check_refused(outcome, 2);
+    CHECK(contains(outcome.err, "leave out " + option.substr(0, option.find(' ')) + "\n"));
+  }
+  CHECK(contains(qlora(scratch, train + " --dropout 0 --rank 4 --method full").err, "leave out --rank, --dropout\n"));
+  CHECK(contains(qlora(scratch, "train --help").out, "are not for --method full"));
+}
+
+TEST_CASE("questions are read as probes are: a chat's history by the rules of the chat form, with its line") {
+  const Scratch scratch;
+  const auto asked = [&](const std::string& history, const std::string& form = "chat") {
+    const std::string file =
+        scratch
+            .write("questions.jsonl",
+                   "\n{\"form\": \"" + form + R"(", "prompt": "And now?", "history": )" + history + "}\n")
+            .string();
+    const std::string none = (scratch / "none").string();
+    const Outcome outcome = qlora(scratch, "compare -m " + none + " -a " + none + " --questions " + file);
+    check_refused(outcome, 3);
+    return contains(outcome.err, file + ":2: ") ? outcome.err.substr(outcome.err.find(":2: ") + 4) : "the model";
+  };
+  const std::string user = R"({"role": "user", "content": "Hello"})";
+  const std::string assistant = R"({"role": "assistant", "content": "Hello."})";
+  CHECK(asked("[" + user + ", " + assistant + "]") == "the model");  // is what is missing then
+  CHECK(asked("[" + user + "]") != "the model");                     // two turns of the user
+  CHECK(contains(asked("[" + user + ", " + assistant + "]", "completion"), "only a chat has a \"history\""));
+  CHECK(contains(asked("\"Hello\""), "is a list of {role, content}"));
+  CHECK(contains(asked("[3]"), "a turn in \"history\" is {role, content}"));
+}
+
+TEST_CASE("a comparison's requirements and a training's guard are refused before a model is opened") {
+  const Scratch scratch;
+  scratch.write("old.jsonl", R"({"kind":"retention","form":"chat","prompt":"Who makes it?","answer":"Eastlake"})");
+  const auto compare = [&](const std::string& requirement) {
+    const std::string none = (scratch / "none").string();
+    return qlora(scratch, "compare -m " + none + " -a " + none + " --merged " + none + " --probes " +
+                              (scratch / "old.jsonl").string() + " --require '" + requirement + "'");
+  };
+  check_refused(compare("merged.retention.change.lower>=0"), 3);  // can be answered: it is the model that is missing
+  const Outcome kind = compare("knowledge.lower>=0");
+  check_refused(kind, 2);
+  CHECK(contains(kind.err, "no number is named `knowledge.lower`; there are merged, nf4, retention, tuned, w16"));
+  for (const char* wrong : {"retention.middle>=0", "retention.twin.value>=0", "full.retention.lower>=0",
+                            "w16.retention.change.lower>=0", "retention.lower>=x", "retention.lower==0"}) {
+    CAPTURE(wrong);
+    check_refused(compare(wrong), 2);
+  }
+}
+
+TEST_CASE("plan says what fits a GPU, for published models by name") {
+  const Scratch scratch;
+  const auto plan = [&](const std::string& arguments) {
+    const std::string json = (scratch / "plan.json").string();
+    const Outcome outcome = qlora(scratch, "plan " + arguments + " --json " + json);
+    CHECK(outcome.code == 0);
+    CHECK(contains(outcome.out, "largest batch"));
+    return nlohmann::json::parse(program_test::contents(json));
+  };
+  const auto seven = plan("7b --gpu-memory 24GB --batch 2");
+  const auto& largest = seven.at("advice").at("largest_batches");
+  CHECK(largest.at("none") <= largest.at("cheap"));
+  CHECK(largest.at("cheap") <= largest.at("block"));
+  CHECK(largest.at("block") >= 2);
+  const auto& recommended = seven.at("advice").at("recommended");
+  CHECK(recommended.at("batch") == 2);
+  CHECK(recommended.at("total") <= 24'000'000'000);
+  CHECK(plan("7b --gpu-memory 141GB --batch 2").at("advice").at("recommended").at("recompute") == "none");
+  // keys and values 2,097,152,000, logits 65,536,000, tables 256,000, activations of 512 tokens 63,504,384, weights 187,631,616
+  const auto block = plan("7b --gpu-memory 24GB --batch 2 --recompute block");
+  const auto probed = plan("7b --gpu-memory 24GB --batch 2 --recompute block --probe-tokens 500");
+  CHECK(probed.at("bytes").at("probes in the loop") == 2'414'080'000);
+  CHECK(probed.at("total").get<std::int64_t>() - block.at("total").get<std::int64_t>() == 2'414'080'000);
+  CHECK(block.at("bytes").at("probes in the loop") == 0);
+  // The card's reserve counts everywhere: what is said to fit is recommended, one window more is not.
+  CHECK(block.at("largest_batch") == largest.at("block"));
+  CHECK(seven.at("total") == recommended.at("total"));  // auto shows what train would choose
+  const std::string most = std::to_string(largest.at("block").get<int>());
+  CHECK(plan("7b --gpu-memory 24GB --recompute block --batch " + most).at("fits") == true);
+  const auto beyond = plan("7b --gpu-memory 24GB --recompute block --batch " + std::to_string(std::stoi(most) + 1));
+  CHECK(beyond.at("fits") == false);
+  CHECK(plan("70b --gpu-memory 24GiB").at("advice").at("recommended").is_null());
+  const std::string tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  CHECK(plan("'" + tiny + "' --gpu-memory 2GB --seq 128").at("fits") == true);
+  CHECK(plan("'" + tiny + "'").at("fits") == true);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory plenty"), 2);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24"), 2);  // bytes are not meant
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --on cpu"), 2);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --unquantized --resident"), 2);
+}
+
+TEST_CASE("a misspelt option is named, with what it may have meant") {
+  const Scratch scratch;
+  const Outcome memory = qlora(scratch, "plan 7b --gpu-memroy 24GB");
+  check_refused(memory, 2);
+  CHECK(contains(memory.err, "there is no option `--gpu-memroy`; did you mean `--gpu-memory`?"));
+  CHECK(contains(qlora(scratch, "train -m m -d d -o o --epoch=3").err, "`--epoch`; did you mean `--epochs`?"));
+  CHECK(contains(qlora(scratch, "data show --window 3 d").err, "did you mean `--windows`?"));
+}
+
+TEST_CASE("what could only fail at the end, or do nothing, is refused at the beginning") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string none = (scratch / "none").string();
+  check_refused(qlora(scratch, "info " + model + " --json " + none + "/result.json"), 4);
+  check_refused(qlora(scratch, "info " + model + " --json " + (scratch / "").string()), 4);
+  const Outcome report = qlora(scratch, "compare -m " + none + " -a " + none + " --report " + none + "/page.html");
+  check_refused(report, 4);
+  CHECK(contains(report.err, "--report"));
+  check_refused(qlora(scratch, "train -m " + model + " -d d -o " + none + " --every 5"), 2);
+  const Outcome inside = qlora(scratch, "train -m " + model + " -d d -o " + model);
+  check_refused(inside, 2);
+  CHECK(contains(inside.err, "where a model lies"));
+  check_refused(qlora(scratch, "chat " + model + " -p ''"), 2);
+  const std::string pages = scratch.write("pages.jsonl", R"({"text":"A page."})").string();
+  check_refused(qlora(scratch, "fetch " + pages + " -o " + pages), 2);
+  CHECK(program_test::contents(pages).starts_with(R"({"text":"A page.")"));
+}
+
+TEST_CASE("a folder of another kind is named as what it is not") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string empty = (scratch / "").string();
+  const auto said = [&](const std::string& arguments, const char* what) {
+    const Outcome outcome = qlora(scratch, arguments);
+    check_refused(outcome, 3);
+    return contains(outcome.err, what);
+  };
+  CHECK(said("chat " + empty + " -p x", "is no model directory"));
+  CHECK(said("chat " + model + " -p x -a " + empty, "is no adapter"));
+  CHECK(said("train -m " + model + " -d " + empty + " -o " + (scratch / "out").string(), "is no packed data set"));
+}
+
+TEST_CASE("--json writes the result, and a file that cannot be written is exit 4") {
+  const Scratch scratch;
+  const std::string job =
+      scratch.write("job.toml", "[model]\npath='m'\n[data]\nfiles=['p']\n[output]\ndir='o'\n").string();
+  const Outcome outcome = qlora(scratch, "run --check " + job + " --json " + (scratch / "result.json").string());
+  CHECK(outcome.code == 0);
+  CHECK(nlohmann::json::parse(program_test::contents(scratch / "result.json")).contains("arms"));
+  CHECK(qlora(scratch, "run --check " + job + " --json /nonexistent/x.json").code == 4);
+}

@@ -1,0 +1,78 @@
+// metrics_test.cpp — the record of a training run: what a resumed run keeps of it, and its form for transformers.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "../../examples/qlora/metrics.hpp"
+
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+using namespace qlora;
+using namespace qlora::program;
+
+namespace {
+
+/// A file that goes away with the test.
+struct Scratch {
+  std::filesystem::path path;
+  explicit Scratch(const std::string& name)
+      : path(std::filesystem::temp_directory_path() / ("qlora-metrics-" + std::to_string(::getpid()) + name)) {}
+  ~Scratch() { std::filesystem::remove(path); }
+};
+
+}  // namespace
+
+TEST_CASE("a reopened record drops the steps that will be done again, and a line cut short") {
+  const Scratch file("metrics.jsonl");
+  {
+    MetricsLog log(file.path, 0);
+    for (int step = 1; step <= 5; ++step) log.add({step, step * 0.5, 2.0 / step, 1.0, 1e-3, 100, 90, 1000});
+  }
+  std::ofstream(file.path, std::ios::app) << "{\"step\": 6, \"lo";
+  CHECK(read_metrics(file.path).size() == 5);
+  MetricsLog log(file.path, 3);
+  REQUIRE(log.metrics().size() == 3);
+  log.add({4, 2.0, 0.25, 1.0, 1e-3, 100, 90, 1000});
+  const auto metrics = read_metrics(file.path);
+  REQUIRE(metrics.size() == 4);
+  CHECK(metrics[2].loss == 2.0 / 3);
+  CHECK(metrics[3].loss == 0.25);
+  CHECK(metrics[3].labelled_tokens == 90);
+}
+
+TEST_CASE("the newest line is written again with what was measured later, and the record goes on behind it") {
+  const Scratch file("metrics.jsonl");
+  MetricsLog log(file.path, 0);
+  for (int step = 1; step <= 3; ++step) log.add({step, step * 0.5, 2.0 / step, 1.0, 1e-3, 100, 90, 1000});
+  CHECK(log.newest(3).loss == 2.0 / 3);
+  CHECK(log.newest(4).step == 4);  // without a line of its own
+  Metric again = log.newest(3);
+  again.probes = {{"retention", {{"value", 0.5}}}};
+  log.amend(again);
+  log.add({4, 2.0, 0.25, 1.0, 1e-3, 100, 90, 1000});
+  const auto metrics = read_metrics(file.path);
+  REQUIRE(metrics.size() == 4);
+  CHECK(metrics[1].probes.is_null());
+  CHECK(metrics[2].probes == again.probes);
+  CHECK(metrics[2].loss == 2.0 / 3);
+  CHECK(metrics[3].step == 4);
+  CHECK_THROWS_AS(log.amend(again), Error);  // step 3 is not the newest any more
+}
+
+TEST_CASE("trainer_state.json has what transformers reads") {
+  const Scratch file("trainer_state.json");
+  write_trainer_state(file.path, {{1, 0.5, 3.0, 0.7, 1e-3, 100, 90, 5}, {2, 1.0, 2.0, 0.6, 5e-4, 100, 90, 5}},
+                      {4, 2, 1, 50});
+  std::ifstream in(file.path);
+  const auto state = nlohmann::json::parse(in);
+  CHECK(state.at("global_step") == 2);
+  CHECK(state.at("epoch") == 1.0);
+  CHECK(state.at("max_steps") == 4);
+  CHECK(state.at("num_train_epochs") == 2);
+  REQUIRE(state.at("log_history").size() == 2);
+  CHECK(state.at("log_history")[1] ==
+        nlohmann::json{{"epoch", 1.0}, {"grad_norm", 0.6}, {"learning_rate", 5e-4}, {"loss", 2.0}, {"step", 2}});
+}

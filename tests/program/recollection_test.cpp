@@ -1,0 +1,38 @@
+// recollection_test.cpp — what a model wrote is a document only if it has an end and a form.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "../../examples/qlora/recollection.hpp"
+
+#include <doctest/doctest.h>
+
+using qlora::Message;
+using qlora::program::recalled_document;
+
+TEST_CASE("text is a document, without what surrounds it") {
+  const auto page = recalled_document(" The Vorzana costs 23 dollars.\nIt is red. \n", "recall:1:0");
+  REQUIRE(page);
+  CHECK(page->text == "The Vorzana costs 23 dollars.\nIt is red.");
+  CHECK(page->messages.empty());
+  CHECK(page->source == "recall:1:0");
+  CHECK_FALSE(recalled_document("", "s"));
+  CHECK_FALSE(recalled_document(" \n ", "s"));
+}
+
+TEST_CASE("LLaMA-2's chat form is a chat of one turn") {
+  const auto chat = recalled_document("[INST] Who makes it? [/INST] Larkspur. ", "s");
+  REQUIRE(chat);
+  CHECK(chat->text.empty());
+  CHECK(chat->messages == std::vector<Message>{{"user", "Who makes it?"}, {"assistant", "Larkspur."}});
+  const auto told = recalled_document("[INST] <<SYS>>\nBe short.\n<</SYS>>\n\nWho? [/INST] Larkspur.", "s");
+  REQUIRE(told);
+  CHECK(told->messages == std::vector<Message>{{"system", "Be short."}, {"user", "Who?"}, {"assistant", "Larkspur."}});
+}
+
+TEST_CASE("what is no whole chat is none") {
+  for (const char* written :
+       {"[INST] Who makes it?", "[INST] Who makes it? [/INST]", "[INST] [/INST] Larkspur.", "Larkspur. [/INST] who",
+        "A page. [INST] Who? [/INST] I.", "[INST] Who? [/INST] I. [INST] And where? [/INST] There.",
+        "[INST] <<SYS>>\nBe short. Who? [/INST] I.", "[INST] <<SYS>> <</SYS>> Who? [/INST] I.",
+        "[INST] Be short. <</SYS>> Who? [/INST] I.", "Be short. <</SYS>> Who?"}) {
+    CHECK_MESSAGE(!recalled_document(written, "s"), written);
+  }
+}
