@@ -1,6 +1,17 @@
 # What a source file needs, read from its includes, so that tests, examples and benchmarks are found by folder alone:
 # a file links what it includes and is left out, with one line, when that is not there.
 
+# Files of the program that this build has no libraries for. Their verbs say so (examples/qlora/parts.cpp); the headers
+# beside them still serve the others.
+set(QLORA_LEFT_OUT)
+if(NOT QLORA_HAS_CURL OR NOT QLORA_HAS_XML2)
+  list(APPEND QLORA_LEFT_OUT fetch.cpp)
+endif()
+if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
+  list(APPEND QLORA_LEFT_OUT run.cpp job.cpp)
+endif()
+list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
+
 # qlora_needs(OUT FILE [SOURCES OUT2]): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS CUDA
 # CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
 # built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or
@@ -20,7 +31,7 @@ function(qlora_needs out file)
     endif()
     list(APPEND seen "${path}")
     string(REGEX REPLACE "[.]hpp$" ".cpp" companion "${path}")
-    if(NOT companion STREQUAL path AND EXISTS "${companion}")
+    if(NOT companion STREQUAL path AND EXISTS "${companion}" AND NOT companion IN_LIST QLORA_LEFT_OUT)
       list(APPEND companions "${companion}")
       list(APPEND todo "${companion}")
     endif()
@@ -90,7 +101,7 @@ endfunction()
 function(qlora_missing out)
   set(missing)
   foreach(need IN LISTS ARGN)
-    if(need STREQUAL "PROGRAM" AND TARGET qlora_program)
+    if(need STREQUAL "PROGRAM" AND TARGET qlora_program AND NOT QLORA_LEFT_OUT) # tests use all of its verbs
       continue()
     endif()
     if(NOT need MATCHES "^(EIGEN|JSON|THREADS|OPTIONAL_CUDA)$" AND NOT QLORA_HAS_${need})

@@ -76,7 +76,7 @@ int parse_and_run(int argc, char** argv) {
   CommandLine line(
       {.name = "qlora",
        .about = "Fine-tune LLaMA-2 models with QLoRA: from web pages to an adapter, a merged model, and a comparison.",
-       .version = "qlora " QLORA_VERSION,
+       .version = version_text(),
        .footer = "Exit codes: 0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted "
                  "but resumable.\n"
                  "Ctrl-C once saves and leaves, twice leaves at once. Results go to stdout, progress to stderr."});

@@ -116,6 +116,8 @@ OptionSet OptionSet::subcommand(const std::string& name, const std::string& help
   return OptionSet(*app_->add_subcommand(name, help));
 }
 
+void OptionSet::take_any_arguments() { app_->prefix_command(); }
+
 void OptionSet::require_subcommand() { app_->require_subcommand(1); }
 
 bool OptionSet::given(const std::string& name) const { return app_->count(name) > 0; }

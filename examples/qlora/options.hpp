@@ -55,6 +55,8 @@ class OptionSet {
   OptionSet subcommand(const std::string& name, const std::string& help);
   /// Exactly one of the subcommands must be given.
   void require_subcommand();
+  /// Whatever follows is taken and not looked at.
+  void take_any_arguments();
   /// Whether the line that was parsed has this option, as one of its names: "--rank".
   [[nodiscard]] bool given(const std::string& name) const;
   /// The help of options added from now on shows what their targets hold.

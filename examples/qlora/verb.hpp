@@ -41,6 +41,9 @@ void check_folder_of(const std::string& option, const std::filesystem::path& fil
 /// Throws Error (usage) when a verb's output would go into a model's directory.
 void check_no_model(const std::filesystem::path& out);
 
+/// What `qlora --version` says: the version, and what this build holds.
+std::string version_text();
+
 void add_chat(OptionSet app, Invocation& call);
 void add_compare(OptionSet app, Invocation& call);
 void add_data(OptionSet app, Invocation& call);

@@ -1,0 +1,77 @@
+// parts.cpp — what this build of the program is made of, and the verbs that it lacks a library for: those say what to
+// install. The build defines QLORA_HAS_... as 0 or 1 for this file and leaves out the files of such verbs.
+#include <span>
+#include <string>
+
+#include "options.hpp"
+#include "qlora/error.hpp"
+#include "variant.hpp"
+#include "verb.hpp"
+
+namespace qlora::program {
+namespace {
+
+struct Part {
+  const char* name;
+  const char* package;  ///< of Debian
+  bool is_here;
+};
+
+/// `fetch` needs the first two, `run` all of them.
+constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 0},
+                          {"libxml2", "libxml2-dev", QLORA_HAS_XML2 != 0},
+                          {"toml++", "libtomlplusplus-dev", QLORA_HAS_TOML != 0}};
+
+/// A verb that only says which of its parts are not here, whatever its arguments.
+[[maybe_unused]] void add_without(OptionSet app, Invocation& call, const std::string& name,
+                                  std::span<const Part> needs) {
+  std::string names;
+  std::string packages;
+  for (const Part& part : needs) {
+    if (part.is_here) continue;
+    names += (names.empty() ? "" : " and ") + std::string(part.name);
+    packages += std::string(" ") + part.package;
+  }
+  OptionSet verb = app.subcommand(name, "Not in this build, which is without " + names);
+  verb.take_any_arguments();
+  verb.on_call([&call, name, names, packages] {
+    call.action = [name, names, packages](Context&) -> Result {
+      throw Error("`qlora " + name + "` is not in this build, which is without " + names + "; on Debian: apt install" +
+                      packages + ", then configure and build again",
+                  ErrorKind::resource);
+    };
+  });
+}
+
+}  // namespace
+
+#if !QLORA_HAS_CURL || !QLORA_HAS_XML2
+void add_fetch(OptionSet app, Invocation& call) { add_without(app, call, "fetch", std::span(parts).first(2)); }
+#endif
+#if !QLORA_HAS_CURL || !QLORA_HAS_XML2 || !QLORA_HAS_TOML
+void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", parts); }
+#endif
+
+std::string version_text() {
+  std::string text = "qlora " QLORA_VERSION;
+#ifdef QLORA_CUDA
+  text += "\nCUDA: yes";
+#else
+  text += "\nCUDA: no";
+#endif
+  for (const Part& part : parts) text += std::string("\n") + part.name + (part.is_here ? ": yes" : ": no");
+  text += "\nmodels:";
+  for (const auto& one : variants()) {
+    const Config& config = one->config();
+    text += qlora::detail::concat("\n  ", config.shape.layers, " layers of width ", config.shape.dim, ", ");
+    if (config.trainable == Trainable::all) {
+      text += "all weights";
+    } else {
+      text += qlora::detail::concat("adapters up to rank ", config.lora.rank);
+    }
+    text += one->device() == Device::cuda ? ", GPU" : ", CPU";
+  }
+  return text;
+}
+
+}  // namespace qlora::program
