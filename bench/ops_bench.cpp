@@ -326,11 +326,6 @@ void optimizer_ops(Table& table) {
     const StepScalars* const scalars = g.uploaded(std::vector<StepScalars>(1));
     return [=](cuda::Context& c) { cuda::adamw(c, count, {.lr = 1e-4F, .step = 100}, scalars, grad, p, m, v); };
   });
-  add("narrow", 6.0, [](Gpu& g) -> Launch {
-    const float* const from = g.float_normals(count);
-    bf16* const to = g.normals(count);
-    return [=](cuda::Context& c) { cuda::narrow(c, count, from, to); };
-  });
 }
 
 void report(benchmark::State& state, const Op& op, const Timing& time, double bound_s) {

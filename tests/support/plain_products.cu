@@ -85,10 +85,7 @@ bool fused_attention_backward(Context& /*context*/, const AttentionShape& /*shap
                               const float* /*lse*/, bf16* /*gqkv*/) {
   return false;
 }
-void prepare_fused_attention(Context& /*context*/, const AttentionShape& /*shape*/, int /*windows*/, int /*seq*/,
-                             int /*o_stride*/) {}
 std::int64_t fused_workspace(const Context& /*context*/) { return 0; }
-std::string fused_plans(const Context& /*context*/) { return {}; }
 
 }  // namespace cuda
 }  // namespace v0

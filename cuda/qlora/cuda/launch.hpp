@@ -83,10 +83,6 @@ std::vector<std::pair<std::string, double>> take_profile(Context& context);
 
 // --- rowwise/norm.cuh ------------------------------------------------------------------------------------------------
 
-/// Float values (device) -> bf16.
-void narrow(Context& context, std::int64_t count, const float* from, bf16* to);
-/// bf16 -> float.
-void widen(Context& context, std::int64_t count, const bf16* from, float* to);
 /// x_t = table[ids_t].
 void embed(Context& context, int tokens, int dim, const std::int32_t* ids, const bf16* table, Rows<bf16> x);
 /// y = x * inv_rms * w, inv_rms = 1 / sqrt(mean x^2 + eps).
@@ -221,8 +217,6 @@ bool prefers_own_backward(const Context& context, const AttentionShape& shape);
 
 // --- attention/attention.cuh: cuDNN's kernels where they serve a shape, else the own ones ----------------------------
 
-/// Bytes of scratch that attention and its backward pass need for batches of up to `tokens` in windows of `seq`.
-std::int64_t attention_scratch(const Context& context, const AttentionShape& shape, int tokens, int seq);
 /// qkv (T,(H+2K)E), rotated -> o (T,HE), lse (H,T). Key j is seen by query t when t - positions[t] <= j <= t.
 /// lse is the natural logarithm of the sum of exp of scaled scores.
 void attention(Context& context, const AttentionShape& shape, const TokenBatch& batch, const bf16* qkv, Rows<bf16> o,
@@ -240,11 +234,8 @@ bool fused_attention(Context& context, const AttentionShape& shape, const TokenB
                      Rows<bf16> o, float* lse);
 bool fused_attention_backward(Context& context, const AttentionShape& shape, const TokenBatch& batch,
                               Rows<const bf16> go, const bf16* qkv, Rows<const bf16> o, const float* lse, bf16* gqkv);
-/// Plans and workspace for equal windows, before the first step needs them.
-void prepare_fused_attention(Context& context, const AttentionShape& shape, int windows, int seq, int o_stride);
+/// Bytes of device memory that cuDNN works in.
 std::int64_t fused_workspace(const Context& context);
-/// The plans as text, one line per shape, those that were declined with the reason.
-std::string fused_plans(const Context& context);
 
 // --- decode/decode.cuh -----------------------------------------------------------------------------------------------
 

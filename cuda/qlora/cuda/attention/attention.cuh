@@ -12,11 +12,6 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-QLORA_CUDA_LAUNCHER std::int64_t attention_scratch(const Context& /*context*/, const AttentionShape& shape, int tokens,
-                                                   int /*seq*/) {
-  return own_attention_scratch(shape, tokens);
-}
-
 QLORA_CUDA_LAUNCHER void attention(Context& context, const AttentionShape& shape, const TokenBatch& batch,
                                    const bf16* qkv, Rows<bf16> o, float* lse, void* scratch,
                                    std::int64_t scratch_bytes) {

@@ -196,40 +196,9 @@ QLORA_CUDA_LAUNCHER bool fused_attention_backward(Context& context, const Attent
   return true;
 }
 
-/// Builds the plans for `windows` windows of `seq` tokens and reserves their workspace, so that the first step finds
-/// both; none for a backward pass that the own kernels serve. The rows of go are taken to be as wide as those of o.
-QLORA_CUDA_LAUNCHER void prepare_fused_attention(Context& context, const AttentionShape& shape, int windows, int seq,
-                                                 int o_stride) {
-  std::vector<Segment> segments;
-  for (int window = 0; window < windows; ++window) segments.push_back({window * seq, (window + 1) * seq});
-  const TokenBatch batch{.tokens = windows * seq, .longest = seq, .segments = segments};
-  for (const bool backward : {false, true}) {
-    if (backward && prefers_own_backward(context, shape)) continue;
-    const auto problem = fused::pose(context, shape, batch, backward, o_stride, backward ? o_stride : 0);
-    if (problem.windows > 0) static_cast<void>(fused::plan_for(context, problem));
-  }
-}
-
 /// Device memory that cuDNN works in.
 QLORA_CUDA_LAUNCHER std::int64_t fused_workspace(const Context& context) {
   return context.fused != nullptr ? context.fused->workspace_bytes : 0;
-}
-
-/// One line per plan: its shape, and the slices it runs in or why it was declined.
-QLORA_CUDA_LAUNCHER std::string fused_plans(const Context& context) {
-  std::string text;
-  if (context.fused == nullptr) return text;
-  for (const fused::Plan& plan : context.fused->plans) {
-    const fused::Problem& p = plan.problem;
-    text += qlora::detail::concat(p.backward ? "backward" : "forward", p.deterministic ? " deterministic" : "",
-                                  p.ragged ? " ragged" : "", " B ", p.windows, " S ", p.seq, " H ", p.heads, " K ",
-                                  p.kv_heads, " E ", p.head_dim, ": ");
-    text += plan.graph != nullptr ? qlora::detail::concat("windows ", plan.slice.windows, ", kv heads ",
-                                                          plan.slice.kv_heads, " a launch, ", plan.workspace, " bytes")
-                                  : qlora::detail::concat("declined, ", plan.why);
-    text += '\n';
-  }
-  return text;
 }
 
 }  // namespace cuda
@@ -250,9 +219,7 @@ QLORA_CUDA_LAUNCHER bool fused_attention_backward(Context&, const AttentionShape
                                                   const bf16*, Rows<const bf16>, const float*, bf16*) {
   return false;
 }
-QLORA_CUDA_LAUNCHER void prepare_fused_attention(Context&, const AttentionShape&, int, int, int) {}
 QLORA_CUDA_LAUNCHER std::int64_t fused_workspace(const Context&) { return 0; }
-QLORA_CUDA_LAUNCHER std::string fused_plans(const Context&) { return {}; }
 
 }  // namespace cuda
 }  // namespace v0

@@ -21,7 +21,6 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "qlora/error.hpp"
@@ -88,13 +87,12 @@ struct Slice {
 /// Tensors of the graphs by number; the offset table of tensor t is t + offsets_of.
 enum Tensor : std::int64_t { q = 1, k, v, o, stats, go, gq, gk, gv, q_lengths, kv_lengths, offsets_of = 32 };
 
-/// A built plan, or the reason why there is none.
+/// A built plan, or none.
 struct Plan {
   Problem problem{};
   Slice slice{};
   std::shared_ptr<cudnn_frontend::graph::Graph> graph;  ///< null: declined
   std::int64_t workspace = 0;
-  std::string why;
   std::uint64_t used = 0;  ///< when it was last asked for
 };
 
@@ -207,25 +205,19 @@ inline void place_stats(Graph& graph, const Problem& problem, const Attribute& t
   Plan plan;
   plan.problem = problem;
   plan.slice = first_slice(problem, limit);
-  plan.why = "the workspace would be too large";
   try {
     while (plan.slice.windows > 0) {
       const auto graph = describe(problem, plan.slice);
       auto status = graph->build(handle, {cudnn_frontend::HeurMode_t::A});
-      if (status.is_bad()) {
-        plan.why = status.get_message();
-        return plan;
-      }
+      if (status.is_bad()) return plan;
       plan.workspace = graph->get_workspace_size();
       if (plan.workspace <= limit) {
         plan.graph = graph;
-        plan.why.clear();
         return plan;
       }
       plan.slice = shrink(problem, plan.slice);
     }
-  } catch (const std::exception& error) {  // the library's words for "not supported"; own kernels serve it
-    plan.why = error.what();
+  } catch (const std::exception&) {  // how the library says "not supported": the own kernels serve it
   }
   return plan;
 }

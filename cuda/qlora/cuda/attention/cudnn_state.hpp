@@ -117,7 +117,6 @@ namespace fused {
   if (found->graph == nullptr) return nullptr;
   if (!reserve(context, state, aligned(found->workspace) + dense_stats(problem))) {
     found->graph = nullptr;
-    found->why = "no memory for the workspace";
     return nullptr;
   }
   return &*found;

@@ -1,10 +1,9 @@
-// qlora/cuda/rowwise/norm.cuh — conversions between float and bf16, embedding rows, RMS normalisation forward and
-// backward.
+// qlora/cuda/rowwise/norm.cuh — embedding rows, RMS normalisation forward and backward.
 // Math       r = 1 / sqrt(mean(x^2) + eps);  y = x r w
 //            gx = [gx +] gy w r - x r^3 / D * sum_j(w_j gy_j x_j)
 // Shapes     x y gy gx (T,D) bf16, any row stride · w (D) float · inv_rms (T) float · table (V,D) bf16 · ids (T)
 // Writes     all with = , gx with += when accumulate is set; y may be x, gx may be gy or x
-// Split      normalisation: a warp a row up to D = 1024, else 256 threads a row; conversions and embedding: rows.cuh
+// Split      normalisation: a warp a row up to D = 1024, else 256 threads a row; embedding: rows.cuh
 // Needs      D a multiple of 8; 16-byte alignment
 // Numbers    float arithmetic, each result rounded once; a row's sum is taken per thread over its packs in order, then
 //            by a fixed tree. A sum that is not finite is reported
@@ -198,62 +197,6 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows, (backwar
   }
 }
 
-/// Packs of eight that a thread converts.
-inline constexpr int convert_packs = 2;
-
-static __global__ void __launch_bounds__(row_threads)
-    narrow_kernel(std::int64_t count, const float* __restrict__ from, bf16* __restrict__ to) {
-  const std::int64_t packs = count / 8;
-  const std::int64_t first = std::int64_t{blockIdx.x} * (row_threads * convert_packs) + threadIdx.x;
-  float value[convert_packs][8];
-#pragma unroll
-  for (int i = 0; i < convert_packs; ++i) {
-    const std::int64_t at = first + i * row_threads;
-    if (at < packs) device::load8(from + at * 8, value[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < convert_packs; ++i) {
-    const std::int64_t at = first + i * row_threads;
-    if (at < packs) device::store8(to + at * 8, device::to_pack(value[i]));
-  }
-  if (blockIdx.x == 0 && threadIdx.x < count % 8) {
-    const std::int64_t at = packs * 8 + threadIdx.x;
-    device::native(to)[at] = __float2bfloat16_rn(from[at]);
-  }
-}
-
-static __global__ void __launch_bounds__(row_threads)
-    widen_kernel(std::int64_t count, const bf16* __restrict__ from, float* __restrict__ to) {
-  const std::int64_t packs = count / 8;
-  const std::int64_t first = std::int64_t{blockIdx.x} * (row_threads * convert_packs) + threadIdx.x;
-  device::Pack8 pack[convert_packs];
-#pragma unroll
-  for (int i = 0; i < convert_packs; ++i) {
-    const std::int64_t at = first + i * row_threads;
-    if (at < packs) pack[i] = device::load8(from + at * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < convert_packs; ++i) {
-    const std::int64_t at = first + i * row_threads;
-    if (at < packs) {
-      float value[8];
-      device::to_floats(pack[i], value);
-      device::store8(to + at * 8, value);
-    }
-  }
-  if (blockIdx.x == 0 && threadIdx.x < count % 8) {
-    const std::int64_t at = packs * 8 + threadIdx.x;
-    to[at] = __bfloat162float(device::native(from)[at]);
-  }
-}
-/// Blocks for the two kernels above; at least one, which converts the odd end.
-inline unsigned convert_blocks(const char* op, std::int64_t count, const void* from, const void* to) {
-  QLORA_EXPECTS(reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && reinterpret_cast<std::uintptr_t>(to) % 16 == 0, op,
-                ": both arrays must begin at a multiple of 16 bytes");
-  constexpr std::int64_t run = row_threads * convert_packs;
-  return static_cast<unsigned>((count / 8 + run) / run);
-}
-
 /// to_i = from_{index_i}.
 static __global__ void __launch_bounds__(row_threads)
     gather_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from, Rows<bf16> to) {
@@ -274,20 +217,6 @@ static __global__ void __launch_bounds__(row_threads)
 }
 
 }  // namespace detail
-
-QLORA_CUDA_LAUNCHER void narrow(Context& context, std::int64_t count, const float* from, bf16* to) {
-  if (count <= 0) return;
-  const unsigned blocks = detail::convert_blocks("narrow", count, from, to);
-  detail::narrow_kernel<<<blocks, row_threads, 0, context.stream>>>(count, from, to);
-  check_launch("narrow");
-}
-
-QLORA_CUDA_LAUNCHER void widen(Context& context, std::int64_t count, const bf16* from, float* to) {
-  if (count <= 0) return;
-  const unsigned blocks = detail::convert_blocks("widen", count, from, to);
-  detail::widen_kernel<<<blocks, row_threads, 0, context.stream>>>(count, from, to);
-  check_launch("widen");
-}
 
 QLORA_CUDA_LAUNCHER void embed(Context& context, int tokens, int dim, const std::int32_t* ids, const bf16* table,
                                Rows<bf16> x) {
