@@ -6,14 +6,14 @@
 // X in each row, R columns for every adapted part: one product serves the frozen weights and the adapters.
 //
 //   op                    shapes                                                        plain twin           on the GPU
-//   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/loss.hpp         norm.cuh
+//   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/embed.hpp        embed.cuh
 //   rmsnorm(_backward)    x (T,D), w (D) -> y (T,D), inv_rms (T)                         cpu/norm.hpp         norm.cuh
 //   linear(_backward)     group: [X | XA] (T,K + parts R), residual -> Y (T,N)           cpu/linear.hpp       linear.cuh
 //   adapter_input         X -> XA                                                        cpu/linear.hpp       linear.cuh
-//   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/attention.hpp    rope.cuh
+//   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/rope.hpp         rope.cuh
 //   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention.cuh
-//   store_kv              keys and values of new tokens into a cache                     cpu/attention.hpp    decode.cuh
-//   attention_cached      new tokens over cached keys and values                         cpu/attention.hpp    decode.cuh
+//   store_kv              keys and values of new tokens into a cache                     cpu/decode.hpp       decode.cuh
+//   attention_cached      new tokens over cached keys and values                         cpu/decode.hpp       decode.cuh
 //   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh
 //   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp         loss.cuh
 //   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp        adamw.cuh

@@ -13,10 +13,13 @@
 #include "qlora/cpu/adamw8bit.hpp"
 #include "qlora/cpu/arena.hpp"
 #include "qlora/cpu/attention.hpp"
+#include "qlora/cpu/decode.hpp"
+#include "qlora/cpu/embed.hpp"
 #include "qlora/cpu/linear.hpp"
 #include "qlora/cpu/loss.hpp"
 #include "qlora/cpu/nf4.hpp"
 #include "qlora/cpu/norm.hpp"
+#include "qlora/cpu/rope.hpp"
 #include "qlora/cpu/swiglu.hpp"
 #ifdef QLORA_PREBUILT_CPU
 #include "qlora/cpu/instances.hpp"

@@ -1,5 +1,5 @@
-// qlora/merging.hpp — how adapters are merged into weights, W + s B A, by whom ever: the seam between the files of a model
-// (io/merge.hpp) and what computes (there on the CPU, cuda/weights/merge.cuh on the GPU).
+// qlora/merging.hpp — how adapters are merged into weights, W + s B A, by either backend: the interface between the
+// files of a model (io/merge.hpp) and what computes (cpu/merge.hpp, cuda/weights/merge.cuh).
 // Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then float16, to nearest even.
 #pragma once
 

@@ -81,10 +81,15 @@ void set_place(Context& context, std::uint32_t place);
 void set_profile(Context& context, bool on);
 std::vector<std::pair<std::string, double>> take_profile(Context& context);
 
-// --- rowwise/norm.cuh ------------------------------------------------------------------------------------------------
+// --- rowwise/embed.cuh -----------------------------------------------------------------------------------------------
 
 /// x_t = table[ids_t].
 void embed(Context& context, int tokens, int dim, const std::int32_t* ids, const bf16* table, Rows<bf16> x);
+/// to_{index_i} = from_i for `count` rows of D, both (..., D); indices are distinct.
+void scatter_rows(Context& context, int count, int dim, const std::int32_t* index, const bf16* from, bf16* to);
+
+// --- rowwise/norm.cuh ------------------------------------------------------------------------------------------------
+
 /// y = x * inv_rms * w, inv_rms = 1 / sqrt(mean x^2 + eps).
 void rmsnorm(Context& context, int tokens, int dim, float eps, Rows<const bf16> x, const float* w, Rows<bf16> y,
              float* inv_rms);
@@ -195,7 +200,7 @@ void linear_backward(Context& context, const GroupArgs& group, std::span<const P
 
 // --- rowwise/rope.cuh ------------------------------------------------------------------------------------------------
 
-/// Fills cos and sin (positions, E/2) exactly as cpu/attention.hpp does. Waits.
+/// Fills cos and sin (positions, E/2) exactly as cpu/rope.hpp does. Waits.
 void rope_table(Context& context, int positions, int head_dim, double theta, float* cosine, float* sine);
 void rope(Context& context, int tokens, const AttentionShape& shape, const float* cosine, const float* sine,
           const std::int32_t* position, int direction, bf16* qkv);

@@ -1,11 +1,10 @@
-// qlora/cpu/attention.hpp — rotary embedding and causal attention bounded by documents, forward and backward.
-// Math       rope: (x_i, x_{i+E/2}) turned by position * theta^(-2i/E), half-split as in LLaMA
-//            P = softmax(Q K^T / sqrt(E)) over keys not after the query and in its document;  O = P V
+// qlora/cpu/attention.hpp — causal attention bounded by documents, forward and backward.
+// Math       P = softmax(Q K^T / sqrt(E)) over keys not after the query and in its document;  O = P V
 //            gV = P^T gO;  dS = P o (gO V^T - rowsum(gO o O));  gQ = dS K / sqrt(E);  gK = dS^T Q / sqrt(E)
 // Shapes     qkv gqkv (T,(H+2K)E): H query heads, K key heads, K value heads · o go (T,HE) · lse (H,T)
 //            segments: document pieces [first, last) of the T tokens, in order, without gaps; query head h reads
 //            key head h / (H/K)
-// Writes     o lse gqkv with = ; rope in place
+// Writes     o lse gqkv with =
 // Split      forward: (segment, head, 64 queries); backward: (segment, kv head), so that gK and gV have one writer
 // Numbers    P is made again from lse in the backward pass; scratch per worker holds one tile of scores
 // Reference  complex step in tests/cpu/derivative_test.cpp; golden logits
@@ -21,46 +20,6 @@ namespace qlora {
 inline namespace v0 {
 
 namespace cpu {
-
-/// Fills cos and sin (positions, E/2) for half-split rotary embedding.
-template <class S>
-void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
-  const int half = head_dim / 2;
-  for (int i = 0; i < half; ++i) {
-    // The reference implementation holds the inverse frequency in float; at position p the angle's error is p times its
-    // rounding, so the same rounding is part of what the model computes.
-    const auto inverse = static_cast<float>(1.0 / std::pow(theta, 2.0 * i / head_dim));
-    for (int p = 0; p < positions; ++p) {
-      const double angle = static_cast<double>(static_cast<float>(p) * inverse);
-      cosine[std::int64_t{p} * half + i] = S(std::cos(angle));
-      sine[std::int64_t{p} * half + i] = S(std::sin(angle));
-    }
-  }
-}
-
-/// Turns queries and keys of `tokens` rows; `position[t]` picks the table row. direction -1 is the backward pass.
-template <class N, class S = typename N::S>
-void rope(ThreadPool& pool, int tokens, const AttentionShape& shape, const S* cosine, const S* sine,
-          const std::int32_t* position, int direction, S* qkv) {
-  const int half = shape.head_dim / 2;
-  for_ranges(pool, tokens, 32, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      const auto c = row_array(cosine + std::int64_t{position[t]} * half, half);
-      const auto s = row_array(sine + std::int64_t{position[t]} * half, half);
-      const S sign = S(static_cast<float>(direction));
-      for (int head = 0; head < shape.heads + shape.kv_heads; ++head) {
-        S* low = qkv + t * shape.width() + std::int64_t{head} * shape.head_dim;
-        S* high = low + half;
-        for (int i = 0; i < half; ++i) {
-          const S a = low[i];
-          const S b = high[i];
-          low[i] = N::stored(a * c[i] - b * s[i] * sign);
-          high[i] = N::stored(b * c[i] + a * s[i] * sign);
-        }
-      }
-    }
-  });
-}
 
 namespace detail {
 
@@ -199,55 +158,6 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
       N::store(gqkv + (row0 + t) * width + k_col, e);
       N::store(gqkv + (row0 + t) * width + v_col, e);
       N::store(gqkv + (row0 + t) * width + std::int64_t{kv} * group * e, std::int64_t{group} * e);
-    }
-  });
-}
-
-/// Appends keys and values of the new tokens, already rotated, to each sequence's cache.
-template <class S>
-void store_kv(const AttentionShape& shape, std::span<const CachedSequence<S>> sequences, const S* qkv) {
-  const std::int64_t kv_width = std::int64_t{2} * shape.kv_heads * shape.head_dim;
-  const std::int64_t query_width = std::int64_t{shape.heads} * shape.head_dim;
-  for (const CachedSequence<S>& sequence : sequences) {
-    for (int i = 0; i < sequence.added; ++i) {
-      const S* row = qkv + std::int64_t{sequence.first + i} * shape.width() + query_width;
-      S* to = sequence.kv + std::int64_t{sequence.length - sequence.added + i} * kv_width;
-      row_array(to, kv_width) = row_array(row, kv_width);
-    }
-  }
-}
-
-/// Attention of new tokens over cached keys and values; the decode-step twin of `attention`.
-template <class N, class S = typename N::S>
-void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<const CachedSequence<S>> sequences,
-                      const S* qkv, Block<S> o, S* scratch, std::int64_t scratch_per_worker) {
-  const int e = shape.head_dim;
-  const int group = shape.heads / shape.kv_heads;
-  const std::int64_t kv_width = std::int64_t{2} * shape.kv_heads * e;
-  const S scale = S(1.0F / std::sqrt(static_cast<float>(e)));
-  pool.for_tiles(static_cast<int>(sequences.size()) * shape.heads, [&](int index, int worker) {
-    const CachedSequence<S>& sequence = sequences[static_cast<std::size_t>(index / shape.heads)];
-    const int head = index % shape.heads;
-    const S* keys_data = sequence.kv + std::int64_t{head / group} * e;
-    const S* values_data = keys_data + std::int64_t{shape.kv_heads} * e;
-    S* scores = scratch + worker * scratch_per_worker;
-    S lse[attention_tile];
-    for (int done = 0; done < sequence.added; done += attention_tile) {
-      const int count = std::min(attention_tile, sequence.added - done);
-      const int first = sequence.length - sequence.added + done;
-      const int keys = first + count;
-      const std::int64_t row = sequence.first + done;
-      const auto q = dense(qkv + row * shape.width() + std::int64_t{head} * e, count, e, shape.width());
-      auto p = dense(scores, count, keys, keys);
-      p.setZero();
-      p.noalias() += q * dense(keys_data, keys, e, kv_width).transpose();
-      detail::softmax_rows(scores, count, keys, first, scale, lse);
-      N::store(scores, std::int64_t{count} * keys);
-      const Block<S> target{o.row(row) + std::int64_t{head} * e, o.stride};
-      auto out = dense(target.data, count, e, target.stride);
-      out.setZero();
-      out.noalias() += p * dense(values_data, keys, e, kv_width);
-      N::store(target, count, e);
     }
   });
 }

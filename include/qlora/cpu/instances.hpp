@@ -6,9 +6,11 @@
 
 #include "qlora/cpu/adamw.hpp"
 #include "qlora/cpu/attention.hpp"
+#include "qlora/cpu/decode.hpp"
 #include "qlora/cpu/linear.hpp"
 #include "qlora/cpu/loss.hpp"
 #include "qlora/cpu/norm.hpp"
+#include "qlora/cpu/rope.hpp"
 #include "qlora/cpu/swiglu.hpp"
 
 #ifndef QLORA_INSTANCE

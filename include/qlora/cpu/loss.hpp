@@ -1,8 +1,8 @@
-// qlora/cpu/loss.hpp — embedding rows, and the head's product fused with cross-entropy over labelled rows only.
+// qlora/cpu/loss.hpp — the head's product fused with cross-entropy over labelled rows only.
 // Math       z = x W^T;  loss_t = log sum_v e^{z_v} - z_target;  gz = scale (softmax(z) - onehot)
 //            gx = gz W;  gW += gz^T x
-// Shapes     x gx (T,D) · table W gW gtable (V,D) · targets (T), -1 where nothing is predicted · losses (T)
-// Writes     losses gx with = (0 in rows without target); gW gtable with +=
+// Shapes     x gx (T,D) · W gW (V,D) · targets (T), -1 where nothing is predicted · losses (T)
+// Writes     losses gx with = (0 in rows without target); gW with +=
 // Split      labelled rows are gathered in chunks, so that only chunk x V logits ever exist
 // Reference  complex step in tests/cpu/derivative_test.cpp; golden losses and gradients
 #pragma once
@@ -13,25 +13,6 @@
 namespace qlora {
 inline namespace v0 {
 namespace cpu {
-
-template <class N, class S = typename N::S>
-void embed(ThreadPool& pool, int tokens, int dim, const std::int32_t* ids, const S* table, Block<S> x) {
-  for_ranges(pool, tokens, 64, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      row_array(x.row(t), dim) = row_array(table + std::int64_t{ids[t]} * dim, dim);
-    }
-  });
-}
-
-template <class N, class S = typename N::S>
-void embed_backward(ThreadPool& pool, int tokens, int dim, const std::int32_t* ids, const S* gx, S* gtable) {
-  for_ranges(pool, dim, 64, [&](std::int64_t first, std::int64_t last, int) {  // by columns: one writer per element
-    for (int t = 0; t < tokens; ++t) {
-      row_array(gtable + std::int64_t{ids[t]} * dim + first, last - first) +=
-          row_array(gx + std::int64_t{t} * dim + first, last - first);
-    }
-  });
-}
 
 /// `gx` null: losses only. `gw` null: the head is frozen. `scale` is d(total loss) / d(loss_t).
 template <class N, class S = typename N::S>

@@ -123,86 +123,63 @@ __device__ __forceinline__ std::uint64_t operand_at(std::uint64_t from, int byte
   return from + static_cast<std::uint64_t>(bytes >> 4);
 }
 
-// clang-format off
+// The register lists of wgmma: 32 of them, the accumulators of eight column groups, as operands and as placeholders.
+#define QLORA_FOUR_FLOATS(d, n) "+f"((d)[n][0]), "+f"((d)[n][1]), "+f"((d)[n][2]), "+f"((d)[n][3])
+#define QLORA_ACCUMULATORS(d, n)                                                                                  \
+  QLORA_FOUR_FLOATS(d, n), QLORA_FOUR_FLOATS(d, n + 1), QLORA_FOUR_FLOATS(d, n + 2), QLORA_FOUR_FLOATS(d, n + 3), \
+      QLORA_FOUR_FLOATS(d, n + 4), QLORA_FOUR_FLOATS(d, n + 5), QLORA_FOUR_FLOATS(d, n + 6),                      \
+      QLORA_FOUR_FLOATS(d, n + 7)
+#define QLORA_REGISTERS_0_31                                               \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define QLORA_REGISTERS_32_63                                                        \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
 /// D (64,64) = A B^T, or += where `add`: A and B with k along their rows in shared memory.
-__device__ __forceinline__ void multiply64(float (&d)[8][4], std::uint64_t a, std::uint64_t b, int add) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "%32, %33, add, 1, 1, 0, 0; }"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+__device__ __forceinline__ void multiply(float (&d)[8][4], std::uint64_t a, std::uint64_t b, int add) {
+  asm volatile(
+      "{ .reg .pred add; setp.ne.b32 add, %34, 0; "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 "}, %32, %33, add, 1, 1, 0, 0; }"
+      : QLORA_ACCUMULATORS(d, 0)
       : "l"(a), "l"(b), "r"(add));
 }
 /// The same for D (64,128).
-__device__ __forceinline__ void multiply128(float (&d)[16][4], std::uint64_t a, std::uint64_t b, int add) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %66, 0; "
-               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-               "%64, %65, add, 1, 1, 0, 0; }"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
-        "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
-        "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
-        "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]),
-        "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
-        "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+__device__ __forceinline__ void multiply(float (&d)[16][4], std::uint64_t a, std::uint64_t b, int add) {
+  asm volatile(
+      "{ .reg .pred add; setp.ne.b32 add, %66, 0; "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 ", " QLORA_REGISTERS_32_63
+      "}, %64, %65, add, 1, 1, 0, 0; }"
+      : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
       : "l"(a), "l"(b), "r"(add));
 }
 /// D (64,128) += A B: A from registers, B with k down its rows.
-__device__ __forceinline__ void add128(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-               "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
-        "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
-        "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
-        "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]),
-        "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
-        "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+__device__ __forceinline__ void multiply_add(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 ", " QLORA_REGISTERS_32_63
+               "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+               : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-// clang-format on
+#undef QLORA_FOUR_FLOATS
+#undef QLORA_ACCUMULATORS
+#undef QLORA_REGISTERS_0_31
+#undef QLORA_REGISTERS_32_63
 
-/// D (64,64) = A B^T over 128 columns: A 64 rows and B 64 rows in panels, the second ones a_panel and b_panel bytes
-/// further.
-__device__ __forceinline__ void product_along(float (&d)[8][4], std::uint64_t a, int a_panel, std::uint64_t b,
+/// D (64, 8 Columns) = A B^T over 128 columns: A 64 rows and B 8 Columns (64 or 128) rows in panels, the second ones
+/// a_panel and b_panel bytes further.
+template <int Columns>
+__device__ __forceinline__ void product_along(float (&d)[Columns][4], std::uint64_t a, int a_panel, std::uint64_t b,
                                               int b_panel) {
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
-    multiply64(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
-  }
-}
-/// The same for 128 rows of B.
-__device__ __forceinline__ void product_along(float (&d)[16][4], std::uint64_t a, int a_panel, std::uint64_t b,
-                                              int b_panel) {
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    multiply128(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
+    multiply(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
   }
 }
 /// D (64,128) += A B over B's 16 Steps rows.
 template <int Steps>
 __device__ __forceinline__ void product_down(float (&d)[16][4], const std::uint32_t (&a)[Steps][4], std::uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < Steps; ++k) add128(d, a[k], operand_at(b, k * 16 * 128));
+  for (int k = 0; k < Steps; ++k) multiply_add(d, a[k], operand_at(b, k * 16 * 128));
 }
 
 }  // namespace device

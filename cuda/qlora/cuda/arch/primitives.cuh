@@ -8,6 +8,10 @@
 namespace qlora {
 inline namespace v0 {
 namespace cuda {
+
+/// log2 e, which turns e^x into the hardware's 2^x.
+inline constexpr float log2_e = 1.4426950408889634F;
+
 namespace device {
 
 /// Eight bf16 values that travel as one 16-byte access.

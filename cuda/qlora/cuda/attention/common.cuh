@@ -35,8 +35,6 @@ struct BackwardArgs {
   bf16* gqkv = nullptr;
 };
 
-inline constexpr float log2_e = 1.4426950408889634F;
-
 /// Row of a tile order as blocks take it.
 __device__ __forceinline__ int tile_of(const TileOrder& order, unsigned int block) {
   return order.count > 0 ? static_cast<int>(order.tile[block]) : static_cast<int>(block);

@@ -10,7 +10,7 @@
 // Numbers    fp32 throughout; groups of lanes and splits are joined in order, and a sequence's splits depend on its own
 //            length alone: the same bits whatever else is in the batch
 // Cost       bound by memory: each key and value is read once per 4 query heads
-// Reference  store_kv and attention_cached in cpu/attention.hpp
+// Reference  store_kv and attention_cached in cpu/decode.hpp
 #pragma once
 
 #include <algorithm>
@@ -308,7 +308,7 @@ QLORA_CUDA_LAUNCHER void attention_cached(Context& context, const AttentionShape
   QLORA_EXPECTS(shape.head_dim <= 256, "attention_cached: the head dimension ", shape.head_dim, " is above 256");
   expect_packs("attention_cached", "o", o, shape.heads * shape.head_dim);
   const CachedSequence<bf16>* staged = detail::stage_sequences(context, "attention_cached", shape, sequences, qkv);
-  const float scale = detail::prefill_log2_e / std::sqrt(static_cast<float>(shape.head_dim));
+  const float scale = log2_e / std::sqrt(static_cast<float>(shape.head_dim));
   const auto count = static_cast<int>(sequences.size());
   int keys = 0;     // of the longest sequence with one new token
   int queries = 0;  // the most new tokens, where there are several

@@ -8,7 +8,7 @@
 // Numbers    fp32 scores and sums; probabilities rounded to bf16 for the second product; keys in order: the same bits
 //            whatever else is in the batch
 // Cost       4 E FLOP per visible (query, key) pair and head; bound by the warp-level tensor instructions
-// Reference  attention_cached in cpu/attention.hpp
+// Reference  attention_cached in cpu/decode.hpp
 #pragma once
 
 #include "qlora/cuda/attention/tiles.cuh"
@@ -19,9 +19,6 @@ inline namespace v0 {
 namespace cuda {
 
 namespace detail {
-
-/// log2 e, which turns e^x into the hardware's 2^x.
-inline constexpr float prefill_log2_e = 1.4426950408889634F;
 
 /// AttentionShape::width, which device code may not call.
 __device__ __forceinline__ int qkv_width(const AttentionShape& shape) {

@@ -9,7 +9,7 @@
 // Numbers    fp32 logits; the running maximum and sum of a thread, then of the block in thread order; gz and gx rounded
 //            to bf16 once; the sum of losses in double, in a fixed order. A loss that is not finite is reported
 // Cost       bound by the products (4 V D FLOP a row); the softmax reads 4 V bytes and again from L2, writes 2 V
-// Reference  linear_cross_entropy in cpu/loss.hpp
+// Reference  cross_entropy in cpu/loss.hpp
 #pragma once
 
 #include <algorithm>
@@ -119,26 +119,6 @@ static __global__ void __launch_bounds__(row_threads)
   }
 }
 
-/// to_{index_i} = from_i.
-static __global__ void __launch_bounds__(row_threads)
-    scatter_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from,
-                   bf16* __restrict__ to) {
-  const device::RowTile tile = device::row_tile<copy_packs>(packs);
-  const bf16* source = from + tile.row * packs * 8;
-  bf16* target = to + std::int64_t{index[tile.row]} * packs * 8;
-  device::Pack8 pack[copy_packs];
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) pack[i] = device::load8(source + at * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) device::store8(target + at * 8, pack[i]);
-  }
-}
-
 inline constexpr int add_losses_threads = 256;
 
 static __global__ void __launch_bounds__(add_losses_threads)
@@ -234,9 +214,7 @@ QLORA_CUDA_LAUNCHER void cross_entropy(Context& context, int dim, int vocab, con
                                 {{index, 0}, count, filled, scratch.rows, gx == nullptr ? nullptr : scratch.grads},
                                 losses);
     if (gx == nullptr) continue;
-    const unsigned blocks = row_blocks<copy_packs>(count, dim / 8);
-    detail::scatter_kernel<<<blocks, row_threads, 0, context.stream>>>(dim / 8, index, scratch.grads, gx);
-    check_launch("scatter");
+    scatter_rows(context, count, dim, index, scratch.grads, gx);
   }
 }
 

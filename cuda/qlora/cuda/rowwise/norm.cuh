@@ -1,15 +1,15 @@
-// qlora/cuda/rowwise/norm.cuh — embedding rows, RMS normalisation forward and backward.
+// qlora/cuda/rowwise/norm.cuh — RMS normalisation, forward and backward.
 // Math       r = 1 / sqrt(mean(x^2) + eps);  y = x r w
 //            gx = [gx +] gy w r - x r^3 / D * sum_j(w_j gy_j x_j)
-// Shapes     x y gy gx (T,D) bf16, any row stride · w (D) float · inv_rms (T) float · table (V,D) bf16 · ids (T)
+// Shapes     x y gy gx (T,D) bf16, any row stride · w (D) float · inv_rms (T) float
 // Writes     all with = , gx with += when accumulate is set; y may be x, gx may be gy or x
-// Split      normalisation: a warp a row up to D = 1024, else 256 threads a row; embedding: rows.cuh
+// Split      a warp a row up to D = 1024, else 256 threads a row
 // Needs      D a multiple of 8; 16-byte alignment
 // Numbers    float arithmetic, each result rounded once; a row's sum is taken per thread over its packs in order, then
 //            by a fixed tree. A sum that is not finite is reported
 // Cost       bound by memory: every element is read once and written once up to D = 8192 (4 packs in registers of each
 //            of 256 threads); wider rows read the rest again, from cache
-// Reference  cpu/norm.hpp, embed in cpu/loss.hpp
+// Reference  cpu/norm.hpp
 #pragma once
 
 #include "qlora/cuda/rowwise/rows.cuh"
@@ -197,37 +197,7 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows, (backwar
   }
 }
 
-/// to_i = from_{index_i}.
-static __global__ void __launch_bounds__(row_threads)
-    gather_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from, Rows<bf16> to) {
-  const device::RowTile tile = device::row_tile<copy_packs>(packs);
-  const bf16* source = from + std::int64_t{index[tile.row]} * packs * 8;
-  bf16* target = to.data + tile.row * to.stride;
-  device::Pack8 pack[copy_packs];
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) pack[i] = device::load8(source + at * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) device::store8(target + at * 8, pack[i]);
-  }
-}
-
 }  // namespace detail
-
-QLORA_CUDA_LAUNCHER void embed(Context& context, int tokens, int dim, const std::int32_t* ids, const bf16* table,
-                               Rows<bf16> x) {
-  const Phase phase(context, "elementwise");
-  if (tokens <= 0) return;
-  expect_packs("embed", "the table", Rows<const bf16>{table, dim}, dim);
-  expect_packs("embed", "x", x, dim);
-  const unsigned blocks = row_blocks<copy_packs>(tokens, dim / 8);
-  detail::gather_kernel<<<blocks, row_threads, 0, context.stream>>>(dim / 8, ids, table, x);
-  check_launch("embed");
-}
 
 QLORA_CUDA_LAUNCHER void rmsnorm(Context& context, int tokens, int dim, float eps, Rows<const bf16> x, const float* w,
                                  Rows<bf16> y, float* inv_rms) {

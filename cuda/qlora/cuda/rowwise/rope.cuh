@@ -4,9 +4,9 @@
 // Writes     the H + K first heads of qkv, in place
 // Split      a block a token; a thread keeps the angles of 8 pairs and turns them in every 256 / (E/16)-th head
 // Needs      E a multiple of 16, at most 4096; 16-byte alignment
-// Numbers    tables as cpu/attention.hpp makes them, the inverse frequency rounded to float; results rounded once
+// Numbers    tables as cpu/rope.hpp makes them, the inverse frequency rounded to float; results rounded once
 // Cost       bound by memory: 4 bytes an element of queries and keys
-// Reference  rope and rope_table in cpu/attention.hpp
+// Reference  rope and rope_table in cpu/rope.hpp
 #pragma once
 
 #include <cmath>

@@ -10,7 +10,7 @@
 //            merge where that is compiled without fused multiply-add; elsewhere a sum differs by R roundings of float
 //            at most
 // Cost       4 R FLOP an element, 1.7 TFLOP for 13B at rank 64, some 0.1 s; the bus and the files take seconds
-// Reference  HostMergeLane in io/merge.hpp; tests/cuda/cuda_merge_test.cpp
+// Reference  HostMergeLane in cpu/merge.hpp; tests/cuda/cuda_merge_test.cpp
 #pragma once
 
 #include <cstring>
