@@ -1,5 +1,4 @@
-// NF4 against what bitsandbytes computed on a GPU: every stored byte and every dequantized bit of ten inputs, in both
-// forms. Blocks of zeros are not compared (golden/README.md says why).
+// NF4 on the CPU: the bytes and bits of bitsandbytes (ops/nf4.hpp), code tables, odd sizes and roundings.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/cpu/nf4.hpp"
 
@@ -8,39 +7,17 @@
 #include <algorithm>
 #include <random>
 
-#include "support/golden.hpp"
+#include "ops/nf4.hpp"
 
 using namespace qlora;
+using nf4_cases::bits;
+using nf4_cases::file;
+using nf4_cases::once;
+using nf4_cases::twice;
 
 namespace {
 
 using N = cpu::Numbers<float>;
-constexpr Quant once{.double_quant = false};
-constexpr Quant twice{};
-
-const SafetensorsFile& file() {
-  static const SafetensorsFile opened(golden::folder() / "nf4.safetensors");
-  return opened;
-}
-std::vector<std::string> cases() {
-  std::vector<std::string> found;
-  for (const std::string& name : file().names()) {
-    if (name.ends_with(".input")) found.push_back(name.substr(0, name.size() - 6));
-  }
-  return found;
-}
-std::vector<std::uint8_t> bytes(const std::string& name) {
-  const auto raw = file().at(name).bytes;
-  std::vector<std::uint8_t> values(raw.size());
-  std::memcpy(values.data(), raw.data(), raw.size());
-  return values;
-}
-std::vector<std::uint32_t> bits(const std::vector<float>& values) {
-  std::vector<std::uint32_t> out(values.size());
-  std::memcpy(out.data(), values.data(), values.size() * sizeof(float));
-  return out;
-}
-
 struct Quantized {
   Nf4Layout layout;
   std::vector<std::uint8_t> codes;
@@ -84,18 +61,6 @@ std::vector<float> dequantize(const Quantized& q, const Quant& quant, DType stat
   return out;
 }
 
-/// How many elements differ, outside blocks of zeros. `per_block` elements of both belong to one block.
-template <class T>
-int differences(const std::vector<T>& ours, const std::vector<T>& expected, const std::vector<float>& absmax,
-                std::size_t per_block) {
-  if (ours.size() != expected.size()) return -1;
-  int count = 0;
-  for (std::size_t i = 0; i < ours.size(); ++i) {
-    if (absmax[i / per_block] != 0.0F && ours[i] != expected[i]) ++count;
-  }
-  return count;
-}
-
 }  // namespace
 
 TEST_CASE("the two code tables") {
@@ -128,27 +93,8 @@ TEST_CASE("a value on a threshold belongs below it; the codes are the nearest on
 }
 
 TEST_CASE("codes, scales and values are those of bitsandbytes") {
-  CHECK(cases().size() >= 10);
-  for (const std::string& name : cases()) {
-    CAPTURE(name);
-    const TensorRef input = file().at(name + ".input");
-    const std::vector<float> w = golden::floats(input);
-    const std::vector<float> absmax = golden::floats(file(), name + ".absmax");
-
-    const Quantized plain = quantize(w, once);
-    CHECK(bits(plain.absmax) == bits(absmax));
-    CHECK(differences(plain.codes, bytes(name + ".packed"), absmax, 32) == 0);
-    CHECK(differences(bits(dequantize(plain, once, input.dtype)), bits(golden::floats(file(), name + ".dequant")),
-                      absmax, 64) == 0);
-
-    const Quantized nested = quantize(w, twice);
-    CHECK(differences(nested.codes, bytes(name + ".dq.packed"), absmax, 32) == 0);
-    CHECK(nested.absmax8 == bytes(name + ".dq.absmax_u8"));
-    CHECK(bits({nested.offset}) == bits(golden::floats(file(), name + ".dq.offset")));
-    CHECK(bits(nested.nested) == bits(golden::floats(file(), name + ".dq.nested_absmax")));
-    CHECK(differences(bits(dequantize(nested, twice, input.dtype)), bits(golden::floats(file(), name + ".dq.dequant")),
-                      absmax, 64) == 0);
-  }
+  Cpu<float> cpu;
+  nf4_cases::check_golden(cpu);
 }
 
 TEST_CASE("a block of zeros stays zero") {

@@ -30,10 +30,10 @@ TEST_CASE("own kernels, where cuDNN might be chosen") {
 }
 TEST_CASE("head sizes without kernels are refused by name") {
   Cuda gpu;
-  Bench<Cuda> bench(gpu);
+  Harness<Cuda> harness(gpu);
   std::string message;
   try {
-    attention(bench, {2, 2, 16}, {33});
+    attention(harness, {2, 2, 16}, {33});
   } catch (const qlora::Error& error) {
     message = error.what();
   }

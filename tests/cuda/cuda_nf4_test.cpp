@@ -1,121 +1,27 @@
-// NF4 on the GPU: the bytes and bits of bitsandbytes for the golden inputs (golden/README.md), and those of the CPU for
+// NF4 on the GPU: the bytes and bits of bitsandbytes for the golden inputs (ops/nf4.hpp), and those of the CPU for
 // larger tensors of every stored type. Blocks of zeros of the golden inputs are not compared.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
-#include <algorithm>
-
-#include "ops/bench.hpp"
+#include "ops/nf4.hpp"
 #include "qlora/cuda.hpp"
-#include "support/golden.hpp"
 
 using namespace qlora;
-using ops::Bench;
+using namespace nf4_cases;
+using ops::Harness;
 
-namespace {
-
-constexpr Quant once{.double_quant = false};
-constexpr Quant twice{};
-
-const SafetensorsFile& file() {
-  static const SafetensorsFile opened(golden::folder() / "nf4.safetensors");
-  return opened;
-}
-std::vector<std::string> cases() {
-  std::vector<std::string> found;
-  for (const std::string& name : file().names()) {
-    if (name.ends_with(".input")) found.push_back(name.substr(0, name.size() - 6));
-  }
-  return found;
-}
-std::vector<std::uint8_t> bytes(const std::string& name) {
-  const auto raw = file().at(name).bytes;
-  std::vector<std::uint8_t> values(raw.size());
-  std::memcpy(values.data(), raw.data(), raw.size());
-  return values;
-}
-std::vector<std::uint32_t> bits(const std::vector<float>& values) {
-  std::vector<std::uint32_t> out(values.size());
-  std::memcpy(out.data(), values.data(), values.size() * sizeof(float));
-  return out;
-}
-
-/// Everything that quantization stores, in host memory, and what comes back.
-struct Quantized {
-  bool finite = true;
-  std::vector<std::uint8_t> codes, absmax8;
-  std::vector<float> absmax, nested, values;
-  float offset = 0.0F;
-};
+namespace ops {
 
 template <class T>
-std::vector<T> fetch(Bench<Cuda>& bench, const T* from, std::int64_t count) {
+std::vector<T> fetch(Harness<Cuda>& harness, const T* from, std::int64_t count) {
   std::vector<T> host(static_cast<std::size_t>(count));
-  cuda::download(bench.b.context(), from, count * static_cast<std::int64_t>(sizeof(T)), host.data());
+  cuda::download(harness.b.context(), from, count * static_cast<std::int64_t>(sizeof(T)), host.data());
   return host;
 }
-template <class T>
-std::vector<T> fetch(Bench<Cpu<float>>&, const T* from, std::int64_t count) {
-  return {from, from + count};
-}
 
-/// `guarded`: bytes behind the codes and scales must stay zero.
-template <class B>
-Quantized quantize(B& backend, const TensorRef& tensor, const Quant& quant) {
-  Bench<B> bench(backend);
-  const Nf4Layout sizes = Nf4Layout::of(tensor.size(), quant);
-  constexpr std::int64_t room = 256;
-  Quantized q;
-  Nf4Target to{.codes = bench.template raw<std::uint8_t>(sizes.code_bytes + room)};
-  if (quant.double_quant) {
-    to.absmax8 = bench.template raw<std::uint8_t>(sizes.blocks + room);
-    to.nested = bench.template raw<float>(sizes.nested + room);
-    to.offset = &q.offset;
-  } else {
-    to.absmax = bench.template raw<float>(sizes.blocks + room);
-  }
-  q.finite = backend.quantize(tensor, quant, to);
-  q.codes = fetch(bench, to.codes, sizes.code_bytes + room);
-  Nf4View view{.codes = to.codes, .offset = q.offset, .state = tensor.dtype};
-  if (quant.double_quant) {
-    q.absmax8 = fetch(bench, to.absmax8, sizes.blocks + room);
-    q.nested = fetch(bench, to.nested, sizes.nested + room);
-    view.absmax8 = to.absmax8;
-    view.nested = to.nested;
-  } else {
-    q.absmax = fetch(bench, to.absmax, sizes.blocks + room);
-    view.absmax = to.absmax;
-  }
-  const auto behind_is_zero = [&](auto& all) {
-    if (all.empty()) return;
-    CHECK(std::all_of(all.end() - room, all.end(), [](auto value) { return value == 0; }));
-    all.resize(all.size() - room);
-  };
-  behind_is_zero(q.codes);
-  behind_is_zero(q.absmax8);
-  behind_is_zero(q.nested);
-  behind_is_zero(q.absmax);
-  if (q.finite) {
-    float* out = bench.template raw<float>(tensor.size() + room);
-    backend.dequantize(view, tensor.size(), quant, out);
-    q.values = fetch(bench, out, tensor.size() + room);
-    behind_is_zero(q.values);
-  }
-  backend.finish_loading();
-  return q;
-}
+}  // namespace ops
 
-/// How many elements differ, outside blocks of zeros. `per_block` elements of both belong to one block.
-template <class T>
-int differences(const std::vector<T>& ours, const std::vector<T>& expected, const std::vector<float>& absmax,
-                std::size_t per_block) {
-  if (ours.size() != expected.size()) return -1;
-  int count = 0;
-  for (std::size_t i = 0; i < ours.size(); ++i) {
-    if (absmax[i / per_block] != 0.0F && ours[i] != expected[i]) ++count;
-  }
-  return count;
-}
+namespace {
 
 /// Random values of a stored type, with outliers, tiny ones and a block of zeros.
 struct Stored {
@@ -145,25 +51,7 @@ struct Stored {
 
 TEST_CASE("codes, scales and values are those of bitsandbytes") {
   Cuda gpu;
-  CHECK(cases().size() >= 10);
-  for (const std::string& name : cases()) {
-    CAPTURE(name);
-    const TensorRef input = file().at(name + ".input");
-    const std::vector<float> absmax = golden::floats(file(), name + ".absmax");
-
-    const Quantized plain = quantize(gpu, input, once);
-    CHECK(plain.finite);
-    CHECK(bits(plain.absmax) == bits(absmax));
-    CHECK(differences(plain.codes, bytes(name + ".packed"), absmax, 32) == 0);
-    CHECK(differences(bits(plain.values), bits(golden::floats(file(), name + ".dequant")), absmax, 64) == 0);
-
-    const Quantized nested = quantize(gpu, input, twice);
-    CHECK(differences(nested.codes, bytes(name + ".dq.packed"), absmax, 32) == 0);
-    CHECK(nested.absmax8 == bytes(name + ".dq.absmax_u8"));
-    CHECK(bits({nested.offset}) == bits(golden::floats(file(), name + ".dq.offset")));
-    CHECK(bits(nested.nested) == bits(golden::floats(file(), name + ".dq.nested_absmax")));
-    CHECK(differences(bits(nested.values), bits(golden::floats(file(), name + ".dq.dequant")), absmax, 64) == 0);
-  }
+  check_golden(gpu);
 }
 
 TEST_CASE("every stored type and size: the bits of the CPU") {
@@ -196,29 +84,29 @@ TEST_CASE("rows for products: values rounded to bfloat16, gaps untouched") {
          {std::tuple(3, 64, 64), std::tuple(65, 704, 704 + 64), std::tuple(128, 256, 264)}) {
       const Stored stored(dtype, std::int64_t{rows} * cols, 91);
       for (const Quant& quant : {once, twice}) {
-        Bench<Cuda> bench(gpu);
+        Harness<Cuda> harness(gpu);
         const Nf4Layout sizes = Nf4Layout::of(stored.tensor.size(), quant);
         Nf4View view{.state = dtype};
-        Nf4Target to{.codes = bench.raw<std::uint8_t>(sizes.code_bytes)};
+        Nf4Target to{.codes = harness.raw<std::uint8_t>(sizes.code_bytes)};
         if (quant.double_quant) {
-          to.absmax8 = bench.raw<std::uint8_t>(sizes.blocks);
-          to.nested = bench.raw<float>(sizes.nested);
+          to.absmax8 = harness.raw<std::uint8_t>(sizes.blocks);
+          to.nested = harness.raw<float>(sizes.nested);
           to.offset = &view.offset;
         } else {
-          to.absmax = bench.raw<float>(sizes.blocks);
+          to.absmax = harness.raw<float>(sizes.blocks);
         }
         REQUIRE(gpu.quantize(stored.tensor, quant, to));
         view.codes = to.codes;
         view.absmax = to.absmax;
         view.absmax8 = to.absmax8;
         view.nested = to.nested;
-        const auto out = bench.poisoned<bf16>("out", rows, cols, stride);
+        const auto out = harness.poisoned<bf16>("out", rows, cols, stride);
         gpu.dequantize_rows(view, rows, cols, quant, out.data, stride);
-        bench.collect(out);
-        for (const std::string& what : bench.outcome.damage) FAIL_CHECK(what);
+        harness.collect(out);
+        for (const std::string& what : harness.outcome.damage) FAIL_CHECK(what);
         std::vector<float> expected = quantize(cpu, stored.tensor, quant).values;
         for (float& value : expected) value = rounded_to(DType::bf16, value);
-        CHECK(bench.outcome.outputs[0].values == expected);
+        CHECK(harness.outcome.outputs[0].values == expected);
       }
     }
   }
@@ -234,9 +122,9 @@ TEST_CASE("what is not finite is not quantized, and is told of by place") {
       const TensorRef tensor{DType::f32, {5000}, std::as_bytes(std::span<const float>(values))};
       CHECK_FALSE(quantize(gpu, tensor, twice).finite);
       CHECK_FALSE(quantize(gpu, tensor, once).finite);
-      Bench<Cuda> bench(gpu);
-      CHECK_FALSE(gpu.place(tensor, true, bench.raw<bf16>(5000)));
-      CHECK_FALSE(gpu.place(tensor, true, bench.raw<float>(5000)));
+      Harness<Cuda> harness(gpu);
+      CHECK_FALSE(gpu.place(tensor, true, harness.raw<bf16>(5000)));
+      CHECK_FALSE(gpu.place(tensor, true, harness.raw<float>(5000)));
     }
   }
   gpu.finish_loading();
@@ -248,14 +136,14 @@ TEST_CASE("tensors into bfloat16 and float: the values of the CPU") {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const std::int64_t count : {1, 9, 4097, 1'500'001}) {
       const Stored stored(dtype, count, 92);
-      Bench<Cuda> bench(gpu);
+      Harness<Cuda> harness(gpu);
       std::vector<float> expected(static_cast<std::size_t>(count)), ours(expected.size());
-      auto* narrow = bench.raw<bf16>(count);
+      auto* narrow = harness.raw<bf16>(count);
       CHECK(gpu.place(stored.tensor, true, narrow));
       gpu.download(narrow, ours);
       CHECK(cpu.place(stored.tensor, true, expected.data()));
       CHECK(ours == expected);
-      auto* wide = bench.raw<float>(count);
+      auto* wide = harness.raw<float>(count);
       CHECK(gpu.place(stored.tensor, false, wide));
       gpu.download(wide, ours);
       CHECK(cpu.place(stored.tensor, false, expected.data()));

@@ -18,35 +18,35 @@ TEST_CASE("true widths") {
 }
 TEST_CASE("swiglu's gradient in the place of its input") {
   Cuda gpu;
-  Bench<Cuda> bench(gpu);
+  Harness<Cuda> harness(gpu);
   constexpr int ffn = 704;
   constexpr int tokens = 33;
-  const auto gate_up = bench.drawn<qlora::bf16>("gate_up", tokens, 2 * ffn, 2 * ffn, 3.0F, 1);
-  const auto gy = bench.drawn<qlora::bf16>("gy", tokens, ffn, ffn, 1.0F, 2);
-  const auto apart = bench.poisoned<qlora::bf16>("apart", tokens, 2 * ffn, 2 * ffn);
+  const auto gate_up = harness.drawn<qlora::bf16>("gate_up", tokens, 2 * ffn, 2 * ffn, 3.0F, 1);
+  const auto gy = harness.drawn<qlora::bf16>("gy", tokens, ffn, ffn, 1.0F, 2);
+  const auto apart = harness.poisoned<qlora::bf16>("apart", tokens, 2 * ffn, 2 * ffn);
   const Cuda::ConstView<ffn> g(gy.data, tokens);
   gpu.swiglu_backward<ffn>(g, {gate_up.data, tokens}, {apart.data, tokens});
   gpu.swiglu_backward<ffn>(g, {gate_up.data, tokens}, {gate_up.data, tokens});
-  bench.collect(apart);
-  bench.collect(gate_up);
-  CHECK(bench.outcome.damage.empty());
-  CHECK(bench.outcome.outputs[0].values == bench.outcome.outputs[1].values);
+  harness.collect(apart);
+  harness.collect(gate_up);
+  CHECK(harness.outcome.damage.empty());
+  CHECK(harness.outcome.outputs[0].values == harness.outcome.outputs[1].values);
 }
 TEST_CASE("a fault that is reported keeps the optimizer from its parameters") {
   Cuda gpu;
-  Bench<Cuda> bench(gpu);
-  auto* scalars = bench.raw<qlora::StepScalars>(1);
-  auto* partial = bench.raw<double>(1);
-  const auto p = bench.drawn<float>("p", 1, 4096, 4096, 1.0F, 1);
-  const auto g = bench.drawn<float>("g", 1, 4096, 4096, 1.0F, 2);
-  const auto m = bench.drawn<float>("m", 1, 4096, 4096, 1.0F, 3);
-  const auto v = bench.filled<float>("v", 1, 4096, 4096, std::vector<float>(4096, 1.0F));
+  Harness<Cuda> harness(gpu);
+  auto* scalars = harness.raw<qlora::StepScalars>(1);
+  auto* partial = harness.raw<double>(1);
+  const auto p = harness.drawn<float>("p", 1, 4096, 4096, 1.0F, 1);
+  const auto g = harness.drawn<float>("g", 1, 4096, 4096, 1.0F, 2);
+  const auto m = harness.drawn<float>("m", 1, 4096, 4096, 1.0F, 3);
+  const auto v = harness.filled<float>("v", 1, 4096, 4096, std::vector<float>(4096, 1.0F));
   std::vector<float> values(64, 1.0F);
   values[5] = INFINITY;
-  const auto w = bench.filled<float>("w", 1, 64, 64, values);
-  const auto x = bench.drawn<qlora::bf16>("x", 3, 64, 64, 1.0F, 4);
-  const auto y = bench.poisoned<qlora::bf16>("y", 3, 64, 64);
-  const auto inv = bench.poisoned<float>("inv", 1, 3, 3);
+  const auto w = harness.filled<float>("w", 1, 64, 64, values);
+  const auto x = harness.drawn<qlora::bf16>("x", 3, 64, 64, 1.0F, 4);
+  const auto y = harness.poisoned<qlora::bf16>("y", 3, 64, 64);
+  const auto inv = harness.poisoned<float>("inv", 1, 3, 3);
   gpu.zero(scalars);
   gpu.at(7, qlora::Site::feed_forward);
   gpu.rmsnorm<64>(1e-5F, {x.data, 3}, w.data, {y.data, 3}, inv.data);  // infinite products
@@ -56,8 +56,8 @@ TEST_CASE("a fault that is reported keeps the optimizer from its parameters") {
   gpu.gradient_norm(4096, g.data, partial, 1.0F, scalars);
   gpu.adamw(4096, {.lr = 1.0F}, scalars, g.data, p.data, m.data, v.data);
   CHECK(gpu.read(scalars).fault == qlora::place_code(7, qlora::Site::feed_forward));
-  bench.unchanged(p, g, m, v);
-  for (const std::string& what : bench.outcome.damage) FAIL_CHECK(what);
+  harness.unchanged(p, g, m, v);
+  for (const std::string& what : harness.outcome.damage) FAIL_CHECK(what);
   gpu.zero(scalars);
   CHECK(gpu.read(scalars).fault == 0);
 }

@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "bench.hpp"
+#include "harness.hpp"
 
 namespace ops {
 
@@ -45,50 +45,50 @@ template <class B>
 inline constexpr double difference_slack = 1e-4;
 
 template <class B>
-void attention(Bench<B>& bench, const qlora::AttentionShape& heads, const std::vector<int>& lengths) {
+void attention(Harness<B>& harness, const qlora::AttentionShape& heads, const std::vector<int>& lengths) {
   using Act = typename B::Act;
   using Param = typename B::Param;
   using View = typename B::template View<8>;  // backends go on with run-time sizes: a view of width 8 stands for all
   using ConstView = typename B::template ConstView<8>;
   const Pieces pieces(lengths);
-  const qlora::TokenBatch batch = bench.b.stage(pieces.batch());
+  const qlora::TokenBatch batch = harness.b.stage(pieces.batch());
   const int tokens = batch.tokens;
   const int width = heads.width();
   const int out = heads.heads * heads.head_dim;
-  const std::int64_t bytes = attention_bytes(bench.b, heads, tokens, pieces.longest);
-  auto* scratch = bench.template raw<std::byte>(bytes);
+  const std::int64_t bytes = attention_bytes(harness.b, heads, tokens, pieces.longest);
+  auto* scratch = harness.template raw<std::byte>(bytes);
 
-  const auto qkv = bench.template drawn<Act>("qkv", tokens, width, width, 1.5F, 81);
-  const auto o = bench.template poisoned<Act>("o", tokens, out, out + 16);
-  const auto lse = bench.template poisoned<Param>("lse", heads.heads, tokens, tokens);
-  bench.b.attention(heads, batch, ConstView(qkv.data, tokens), View(o.data, tokens, o.stride), lse.data, scratch,
-                    bytes);
-  bench.collect(o);
-  bench.collect(lse, false, product_slack);
+  const auto qkv = harness.template drawn<Act>("qkv", tokens, width, width, 1.5F, 81);
+  const auto o = harness.template poisoned<Act>("o", tokens, out, out + 16);
+  const auto lse = harness.template poisoned<Param>("lse", heads.heads, tokens, tokens);
+  harness.b.attention(heads, batch, ConstView(qkv.data, tokens), View(o.data, tokens, o.stride), lse.data, scratch,
+                      bytes);
+  harness.collect(o);
+  harness.collect(lse, false, product_slack);
 
-  const auto go = bench.template drawn<Act>("go", tokens, out, out + 8, 1.0F, 82);
-  const auto gqkv = bench.template poisoned<Act>("gqkv", tokens, width, width);
-  bench.b.attention_backward(heads, batch, ConstView(go.data, tokens, go.stride), ConstView(qkv.data, tokens),
-                             ConstView(o.data, tokens, o.stride), lse.data, View(gqkv.data, tokens), scratch, bytes);
+  const auto go = harness.template drawn<Act>("go", tokens, out, out + 8, 1.0F, 82);
+  const auto gqkv = harness.template poisoned<Act>("gqkv", tokens, width, width);
+  harness.b.attention_backward(heads, batch, ConstView(go.data, tokens, go.stride), ConstView(qkv.data, tokens),
+                               ConstView(o.data, tokens, o.stride), lse.data, View(gqkv.data, tokens), scratch, bytes);
   const int keys = out + heads.kv_heads * heads.head_dim;
   for (const auto& [name, first, last] :
        {std::tuple("gq", 0, out), std::tuple("gk", out, keys), std::tuple("gv", keys, width)}) {
     std::vector<float> now(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(width));
-    bench.b.download(gqkv.data, now);
+    harness.b.download(gqkv.data, now);
     Output part{name, {}, false, difference_slack};
     for (std::size_t i = 0; i < now.size(); ++i) {
       const auto column = static_cast<int>(i % static_cast<std::size_t>(width));
       if (column >= first && column < last) part.values.push_back(now[i]);
     }
-    bench.outcome.outputs.push_back(std::move(part));
+    harness.outcome.outputs.push_back(std::move(part));
   }
-  bench.collect(gqkv);
-  bench.unchanged(qkv, go);
+  harness.collect(gqkv);
+  harness.unchanged(qkv, go);
 }
 
 /// Sequences that grow by pieces: their outputs must be those of attention over the whole.
 template <class B>
-void attention_cached(Bench<B>& bench, const qlora::AttentionShape& heads) {
+void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
   using Act = typename B::Act;
   using Param = typename B::Param;
   using View = typename B::template View<8>;
@@ -101,13 +101,13 @@ void attention_cached(Bench<B>& bench, const qlora::AttentionShape& heads) {
   const int kv_width = 2 * heads.kv_heads * heads.head_dim;
   const Pieces pieces(lengths);
   const int tokens = static_cast<int>(pieces.positions.size());
-  const auto whole = bench.template drawn<Act>("qkv", tokens, width, width, 1.5F, 83);
-  const std::int64_t bytes = attention_bytes(bench.b, heads, tokens, capacity);
-  auto* scratch = bench.template raw<std::byte>(bytes);
+  const auto whole = harness.template drawn<Act>("qkv", tokens, width, width, 1.5F, 83);
+  const std::int64_t bytes = attention_bytes(harness.b, heads, tokens, capacity);
+  auto* scratch = harness.template raw<std::byte>(bytes);
 
   std::vector<Buffer<Act>> caches;
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    caches.push_back(bench.template filled<Act>(
+    caches.push_back(harness.template filled<Act>(
         "cache", capacity, kv_width, kv_width,
         std::vector<float>(static_cast<std::size_t>(capacity) * static_cast<std::size_t>(kv_width), sentinel)));
   }
@@ -129,30 +129,30 @@ void attention_cached(Bench<B>& bench, const qlora::AttentionShape& heads) {
       rows.insert(rows.end(), from, from + width);
     }
     const int count = static_cast<int>(source.size());
-    const auto qkv = bench.template filled<Act>("new qkv", count, width, width, rows);
-    const auto o = bench.template poisoned<Act>("new o", count, out, out + 24);
+    const auto qkv = harness.template filled<Act>("new qkv", count, width, width, rows);
+    const auto o = harness.template poisoned<Act>("new o", count, out, out + 24);
     const std::span<const qlora::CachedSequence<Act>> all(sequences);
-    bench.b.store_kv(heads, all, ConstView(qkv.data, count));
-    bench.b.attention_cached(heads, all, ConstView(qkv.data, count), View(o.data, count, o.stride), scratch, bytes);
-    bench.collect(o);
-    bench.unchanged(qkv);
-    const std::vector<float>& made = bench.outcome.outputs.back().values;
+    harness.b.store_kv(heads, all, ConstView(qkv.data, count));
+    harness.b.attention_cached(heads, all, ConstView(qkv.data, count), View(o.data, count, o.stride), scratch, bytes);
+    harness.collect(o);
+    harness.unchanged(qkv);
+    const std::vector<float>& made = harness.outcome.outputs.back().values;
     for (std::size_t i = 0; i < source.size(); ++i) {
       std::copy_n(made.begin() + static_cast<std::ptrdiff_t>(i) * out, out,
                   outputs.begin() + std::ptrdiff_t{source[i]} * out);
     }
   }
-  bench.expect(done == lengths, "the pieces do not make the whole");
-  for (const Buffer<Act>& cache : caches) bench.collect(cache, "cache", 0, kv_width, true);
+  harness.expect(done == lengths, "the pieces do not make the whole");
+  for (const Buffer<Act>& cache : caches) harness.collect(cache, "cache", 0, kv_width, true);
 
-  const qlora::TokenBatch batch = bench.b.stage(pieces.batch());
-  const auto o = bench.template poisoned<Act>("o of the whole", tokens, out, out);
-  const auto lse = bench.template poisoned<Param>("lse", heads.heads, tokens, tokens);
-  bench.b.attention(heads, batch, ConstView(whole.data, tokens), View(o.data, tokens, out), lse.data, scratch, bytes);
-  bench.collect(o);
+  const qlora::TokenBatch batch = harness.b.stage(pieces.batch());
+  const auto o = harness.template poisoned<Act>("o of the whole", tokens, out, out);
+  const auto lse = harness.template poisoned<Param>("lse", heads.heads, tokens, tokens);
+  harness.b.attention(heads, batch, ConstView(whole.data, tokens), View(o.data, tokens, out), lse.data, scratch, bytes);
+  harness.collect(o);
   // both round probabilities and outputs to bfloat16, in another order: 2^-8 of each value at most
-  bench.expect(error_of(outputs, bench.outcome.outputs.back().values) < 8e-3,
-               "attention over the cache is not attention over the whole");
+  harness.expect(error_of(outputs, harness.outcome.outputs.back().values) < 8e-3,
+                 "attention over the cache is not attention over the whole");
 }
 
 template <class B>
@@ -165,14 +165,15 @@ template <class B>
   const auto add = [&](const qlora::AttentionShape& heads, const std::vector<int>& lengths) {
     std::string text = "attention, " + name(heads) + ", pieces";
     for (const int length : lengths) text += " " + std::to_string(length);
-    cases.push_back({text, [=](Bench<B>& bench) { attention(bench, heads, lengths); }});
+    cases.push_back({text, [=](Harness<B>& harness) { attention(harness, heads, lengths); }});
   };
   for (const int head_dim : {32, 64, 128}) {
     for (const auto& [heads, kv_heads] : {std::pair(2, 2), std::pair(4, 2), std::pair(4, 1), std::pair(8, 1)}) {
       const qlora::AttentionShape shape{heads, kv_heads, head_dim};
       add(shape, {1, 37, 64, 1, 97});  // 200
       add(shape, {130});
-      cases.push_back({"cached attention, " + name(shape), [=](Bench<B>& bench) { attention_cached(bench, shape); }});
+      cases.push_back(
+          {"cached attention, " + name(shape), [=](Harness<B>& harness) { attention_cached(harness, shape); }});
     }
     const qlora::AttentionShape shape{4, 2, head_dim};
     for (const int tokens : {1, 63, 64, 65, 515}) add(shape, {tokens});

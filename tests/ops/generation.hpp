@@ -2,7 +2,7 @@
 // logits of bitsandbytes, greedy decoding, and cached decoding against the whole network.
 #pragma once
 
-#include "bench.hpp"
+#include "harness.hpp"
 #include "qlora/generate/generator.hpp"
 #include "support/golden_models.hpp"
 

@@ -2,7 +2,7 @@
 // switched off, dropout, residuals, and a backward pass that adds to gradients.
 #pragma once
 
-#include "bench.hpp"
+#include "harness.hpp"
 #include "qlora/rng.hpp"
 
 namespace ops {
@@ -52,7 +52,7 @@ struct LinearSetup {
 };
 
 template <class B>
-[[nodiscard]] qlora::Nf4View draw_nf4(Bench<B>& bench, const LinearCase& c, int rows, std::uint64_t seed) {
+[[nodiscard]] qlora::Nf4View draw_nf4(Harness<B>& harness, const LinearCase& c, int rows, std::uint64_t seed) {
   const qlora::Nf4Layout layout = qlora::Nf4Layout::of(std::int64_t{rows} * c.in, {.double_quant = c.double_quant});
   Random random(seed);
   const auto draw = [&](std::int64_t count) {
@@ -64,16 +64,16 @@ template <class B>
     return all;
   };
   const float scale = 2.0F / std::sqrt(static_cast<float>(c.in));
-  qlora::Nf4View view{.codes = bench.bytes(draw(layout.code_bytes)), .state = c.state};
+  qlora::Nf4View view{.codes = harness.bytes(draw(layout.code_bytes)), .state = c.state};
   const auto scales = [&](std::int64_t count) {
     std::vector<float> all(static_cast<std::size_t>(count));
     for (float& one : all) one = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
-    float* there = bench.template raw<float>(count);
-    bench.b.upload(all, there);
+    float* there = harness.template raw<float>(count);
+    harness.b.upload(all, there);
     return there;
   };
   if (c.double_quant) {
-    view.absmax8 = bench.bytes(draw(layout.blocks));
+    view.absmax8 = harness.bytes(draw(layout.blocks));
     view.nested = scales(layout.nested);
     view.offset = 1.25F * scale;
   } else {
@@ -84,7 +84,7 @@ template <class B>
 
 /// Workspaces hold poison: what a product reads, it must have written. Memory behind XA of resident weights likewise.
 template <class B>
-void draw_weights(Bench<B>& bench, const LinearCase& c, LinearSetup<B>& setup) {
+void draw_weights(Harness<B>& harness, const LinearCase& c, LinearSetup<B>& setup) {
   using Act = typename B::Act;
   const int wide = c.in + c.xa();
   const int largest = *std::max_element(c.rows.begin(), c.rows.end());
@@ -96,7 +96,7 @@ void draw_weights(Bench<B>& bench, const LinearCase& c, LinearSetup<B>& setup) {
         all[i] = random.value(1.0F / std::sqrt(static_cast<float>(c.in)));
       }
     }
-    const auto dense = bench.template filled<Act>("resident weights", c.out(), wide, wide, all);
+    const auto dense = harness.template filled<Act>("resident weights", c.out(), wide, wide, all);
     const Act* at = dense.data;
     for (const int n : c.rows) {
       setup.parts.push_back({.weight = {.rows = n, .dense = at, .stride = wide}});
@@ -104,30 +104,30 @@ void draw_weights(Bench<B>& bench, const LinearCase& c, LinearSetup<B>& setup) {
     }
   } else {
     for (std::size_t p = 0; p < c.rows.size(); ++p) {
-      setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(bench, c, c.rows[p], 40 + p)}});
+      setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(harness, c, c.rows[p], 40 + p)}});
     }
     const std::int64_t size = B::widens ? std::int64_t{c.out()} * wide : std::int64_t{largest} * std::max(c.in, c.rank);
     if (size > 1 << 24) {
-      setup.group.weight_scratch = bench.template raw<Act>(size);
+      setup.group.weight_scratch = harness.template raw<Act>(size);
     } else {
       setup.group.weight_scratch =
-          bench.template poisoned<Act>("weight scratch", 1, static_cast<int>(size), static_cast<int>(size)).data;
+          harness.template poisoned<Act>("weight scratch", 1, static_cast<int>(size), static_cast<int>(size)).data;
     }
   }
   if (c.xa() > 0) {
     const int size = std::max(c.xa() * c.in, largest * c.rank);
-    setup.group.adapter_scratch = bench.template poisoned<Act>("adapter scratch", 1, size, size).data;
+    setup.group.adapter_scratch = harness.template poisoned<Act>("adapter scratch", 1, size, size).data;
   }
   if (c.dropout > 0.0F) {
-    setup.group.input_scratch = bench.template poisoned<Act>("input scratch", c.tokens, c.in, c.in).data;
+    setup.group.input_scratch = harness.template poisoned<Act>("input scratch", c.tokens, c.in, c.in).data;
   }
 }
 
 template <class B>
-[[nodiscard]] LinearSetup<B> draw_group(Bench<B>& bench, const LinearCase& c) {
+[[nodiscard]] LinearSetup<B> draw_group(Harness<B>& harness, const LinearCase& c) {
   using Param = typename B::Param;
   LinearSetup<B> setup;
-  draw_weights(bench, c, setup);
+  draw_weights(harness, c, setup);
   setup.group.in = c.in;
   setup.group.rank = c.rank;
   setup.group.adapted = static_cast<int>(c.adapted.size());
@@ -143,13 +143,13 @@ template <class B>
   setup.gradients.resize(c.rows.size());
   if (c.xa() == 0) return setup;
   const float scale = 1.0F / std::sqrt(static_cast<float>(c.in));
-  setup.a.push_back(bench.template drawn<Param>("A", c.xa(), c.in, c.in, scale, 51));
-  setup.ga.push_back(bench.template drawn<Param>("gA", c.xa(), c.in, c.in, 0.01F, 52));
+  setup.a.push_back(harness.template drawn<Param>("A", c.xa(), c.in, c.in, scale, 51));
+  setup.ga.push_back(harness.template drawn<Param>("gA", c.xa(), c.in, c.in, 0.01F, 52));
   for (std::size_t slot = 0; slot < c.adapted.size(); ++slot) {
     const auto p = static_cast<std::size_t>(c.adapted[slot]);
     const std::string number = std::to_string(p);
-    setup.b.push_back(bench.template drawn<Param>("B " + number, c.rows[p], c.rank, c.rank, 0.2F, 53 + slot));
-    setup.gb.push_back(bench.template drawn<Param>("gB " + number, c.rows[p], c.rank, c.rank, 0.01F, 57 + slot));
+    setup.b.push_back(harness.template drawn<Param>("B " + number, c.rows[p], c.rank, c.rank, 0.2F, 53 + slot));
+    setup.gb.push_back(harness.template drawn<Param>("gB " + number, c.rows[p], c.rank, c.rank, 0.01F, 57 + slot));
     if (c.off) continue;
     const std::int64_t at = static_cast<std::int64_t>(slot) * c.rank * c.in;
     setup.parts[p].a = setup.a[0].data + at;
@@ -161,12 +161,12 @@ template <class B>
 }
 
 template <class B>
-void linear(Bench<B>& bench, const LinearCase& c) {
+void linear(Harness<B>& harness, const LinearCase& c) {
   using Act = typename B::Act;
   using Param = typename B::Param;
   using View = typename B::template View<8>;  // backends go on with run-time sizes: a view of width 8 stands for all
   using ConstView = typename B::template ConstView<8>;
-  LinearSetup<B> setup = draw_group(bench, c);
+  LinearSetup<B> setup = draw_group(harness, c);
   const std::span<const qlora::LinearPart<Act, Param>> parts(setup.parts);
   const int wide = c.in + c.xa();
   const bool adapts = c.xa() > 0 && !c.off;
@@ -178,53 +178,53 @@ void linear(Bench<B>& bench, const LinearCase& c) {
     const auto column = static_cast<int>(i % static_cast<std::size_t>(wide));
     values[i] = column < c.in ? random.value(1.0F) : adapts ? poison : sentinel;
   }
-  const auto x = bench.template filled<Act>("x", c.tokens, wide, wide, values);
-  const auto y = bench.template poisoned<Act>("y", c.tokens, c.out(), c.out());
-  const auto residual = bench.template drawn<Act>("residual", c.tokens, c.out(), c.out(), 1.0F, 62);
-  bench.b.linear(setup.group, parts, View(x.data, c.tokens, wide),
-                 c.residual ? ConstView(residual.data, c.tokens) : ConstView{}, View(y.data, c.tokens));
-  bench.collect(y);
-  bench.collect(x, "XA", c.in, end);
-  bench.unchanged(residual);
+  const auto x = harness.template filled<Act>("x", c.tokens, wide, wide, values);
+  const auto y = harness.template poisoned<Act>("y", c.tokens, c.out(), c.out());
+  const auto residual = harness.template drawn<Act>("residual", c.tokens, c.out(), c.out(), 1.0F, 62);
+  harness.b.linear(setup.group, parts, View(x.data, c.tokens, wide),
+                   c.residual ? ConstView(residual.data, c.tokens) : ConstView{}, View(y.data, c.tokens));
+  harness.collect(y);
+  harness.collect(x, "XA", c.in, end);
+  harness.unchanged(residual);
 
   if (adapts) {  // XA again, from X alone
-    const auto again = bench.template filled<Act>("x again", c.tokens, wide, wide, values);
-    bench.b.adapter_input(setup.group, parts, View(again.data, c.tokens, wide));
-    bench.collect(again, "XA again", c.in, wide);
-    const std::vector<Output>& made = bench.outcome.outputs;
-    bench.expect(made[made.size() - 1].values == made[made.size() - 2].values, "XA made again has other bits");
+    const auto again = harness.template filled<Act>("x again", c.tokens, wide, wide, values);
+    harness.b.adapter_input(setup.group, parts, View(again.data, c.tokens, wide));
+    harness.collect(again, "XA again", c.in, wide);
+    const std::vector<Output>& made = harness.outcome.outputs;
+    harness.expect(made[made.size() - 1].values == made[made.size() - 2].values, "XA made again has other bits");
   }
 
-  const auto gy = bench.template drawn<Act>("gy", c.tokens, c.out(), c.out(), 1.0F, 63);
-  const auto gx = adapts ? bench.template poisoned<Act>("gx", c.tokens, wide, wide)
-                         : bench.template poisoned<Act>("gx", c.tokens, c.in, wide);
-  bench.b.linear_backward(setup.group, parts, std::span<const qlora::LinearGradient<Param>>(setup.gradients),
-                          ConstView(gy.data, c.tokens), ConstView(x.data, c.tokens, wide), c.needs_input,
-                          View(gx.data, c.tokens, wide));
-  bench.collect(gx, "[gx | gXA]", c.needs_input ? 0 : c.in, end);
+  const auto gy = harness.template drawn<Act>("gy", c.tokens, c.out(), c.out(), 1.0F, 63);
+  const auto gx = adapts ? harness.template poisoned<Act>("gx", c.tokens, wide, wide)
+                         : harness.template poisoned<Act>("gx", c.tokens, c.in, wide);
+  harness.b.linear_backward(setup.group, parts, std::span<const qlora::LinearGradient<Param>>(setup.gradients),
+                            ConstView(gy.data, c.tokens), ConstView(x.data, c.tokens, wide), c.needs_input,
+                            View(gx.data, c.tokens, wide));
+  harness.collect(gx, "[gx | gXA]", c.needs_input ? 0 : c.in, end);
   if (adapts) {  // gXA by itself too: it is small beside gx
     std::vector<float> now(gx.image.size());
-    bench.b.download(gx.data - guard, now);
+    harness.b.download(gx.data - guard, now);
     Output gxa{.name = "gXA", .values = {}};
     for (int t = 0; t < c.tokens; ++t) {
       const auto row = now.begin() + guard + std::ptrdiff_t{t} * wide;
       gxa.values.insert(gxa.values.end(), row + c.in, row + wide);
     }
-    bench.outcome.outputs.push_back(std::move(gxa));
+    harness.outcome.outputs.push_back(std::move(gxa));
   }
-  bench.unchanged(gy);
+  harness.unchanged(gy);
   for (const auto* list : {&setup.a, &setup.b}) {
-    for (const Buffer<Param>& one : *list) bench.unchanged(one);
+    for (const Buffer<Param>& one : *list) harness.unchanged(one);
   }
   for (const auto* list : {&setup.ga, &setup.gb}) {
-    for (const Buffer<Param>& one : *list) bench.collect(one, false, product_slack);
+    for (const Buffer<Param>& one : *list) harness.collect(one, false, product_slack);
   }
 }
 
 template <class B>
 [[nodiscard]] Cases<B> cases_of(const std::vector<LinearCase>& list) {
   Cases<B> cases;
-  for (const LinearCase& c : list) cases.push_back({c.name(), [c](Bench<B>& bench) { linear(bench, c); }});
+  for (const LinearCase& c : list) cases.push_back({c.name(), [c](Harness<B>& harness) { linear(harness, c); }});
   return cases;
 }
 
@@ -293,31 +293,31 @@ void check_masks(B backend) {
   constexpr int wide = in + rank;
   for (const std::uint32_t first : {0U, 4096U}) {
     for (int token = 0; token < tokens; ++token) {
-      Bench<B> bench(backend);
+      Harness<B> harness(backend);
       const LinearCase c{
           .rows = {8}, .adapted = {0}, .in = in, .rank = rank, .tokens = 1, .dropout = 0.1F, .resident = true};
-      LinearSetup<B> setup = draw_group(bench, c);
+      LinearSetup<B> setup = draw_group(harness, c);
       setup.group.dropout.first_token = first + static_cast<std::uint32_t>(token);
       const auto ones = [](int count) { return std::vector<float>(static_cast<std::size_t>(count), 1.0F); };
-      const auto weight = bench.template filled<Act>("W", 8, in, wide, std::vector<float>(8 * in));
-      const auto a = bench.template filled<Param>("A", rank, in, in, ones(rank * in));
-      const auto b = bench.template filled<Param>("B", 8, rank, rank, ones(8 * rank));
-      const auto ga = bench.template filled<Param>("gA", rank, in, in, std::vector<float>(rank * in));
+      const auto weight = harness.template filled<Act>("W", 8, in, wide, std::vector<float>(8 * in));
+      const auto a = harness.template filled<Param>("A", rank, in, in, ones(rank * in));
+      const auto b = harness.template filled<Param>("B", 8, rank, rank, ones(8 * rank));
+      const auto ga = harness.template filled<Param>("gA", rank, in, in, std::vector<float>(rank * in));
       setup.parts[0] = {
           .weight = {.rows = 8, .dense = weight.data, .stride = wide}, .a = a.data, .b = b.data, .scale = Param(1.0F)};
       setup.gradients[0].a = ga.data;
-      const auto x = bench.template filled<Act>("x", 1, wide, wide, ones(wide));
-      const auto gy = bench.template filled<Act>("gy", 1, 8, 8, ones(8));
-      const auto gx = bench.template poisoned<Act>("gx", 1, wide, wide);
-      bench.b.linear_backward(
+      const auto x = harness.template filled<Act>("x", 1, wide, wide, ones(wide));
+      const auto gy = harness.template filled<Act>("gy", 1, 8, 8, ones(8));
+      const auto gx = harness.template poisoned<Act>("gx", 1, wide, wide);
+      harness.b.linear_backward(
           setup.group, std::span<const qlora::LinearPart<Act, Param>>(setup.parts),
           std::span<const qlora::LinearGradient<Param>>(setup.gradients), typename B::template ConstView<8>(gy.data, 1),
           typename B::template ConstView<8>(x.data, 1, wide), true, typename B::template View<8>(gx.data, 1, wide));
-      bench.collect(ga);
-      bench.collect(gx, "gx", 0, wide);
-      for (const std::string& what : bench.outcome.damage) FAIL_CHECK(what);
-      const std::vector<float>& made = bench.outcome.outputs[0].values;
-      const std::vector<float>& back = bench.outcome.outputs[1].values;
+      harness.collect(ga);
+      harness.collect(gx, "gx", 0, wide);
+      for (const std::string& what : harness.outcome.damage) FAIL_CHECK(what);
+      const std::vector<float>& made = harness.outcome.outputs[0].values;
+      const std::vector<float>& back = harness.outcome.outputs[1].values;
       int wrong = 0;
       int dropped = 0;
       for (int column = 0; column < in; ++column) {

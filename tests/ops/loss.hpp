@@ -1,7 +1,7 @@
 // tests/ops/loss.hpp — cases of the head: its product, and the loss fused with it.
 #pragma once
 
-#include "bench.hpp"
+#include "harness.hpp"
 
 namespace ops {
 
@@ -14,7 +14,7 @@ struct LossCase {
 };
 
 template <int D, class B>
-void cross_entropy(Bench<B>& bench, const LossCase& c) {
+void cross_entropy(Harness<B>& harness, const LossCase& c) {
   using Act = typename B::Act;
   using Param = typename B::Param;
   Random random(71);
@@ -24,17 +24,18 @@ void cross_entropy(Bench<B>& bench, const LossCase& c) {
     targets.push_back(predicts ? (t == 1 ? c.vocab - 1 : random.below(c.vocab)) : -1);
     if (predicts) labelled.push_back(t);
   }
-  const qlora::TokenBatch batch = bench.b.stage(qlora::TokenBatch{.tokens = c.tokens,
-                                                                  .targets = targets.data(),
-                                                                  .labelled = labelled.data(),
-                                                                  .labelled_count = static_cast<int>(labelled.size())});
-  const auto x = bench.template drawn<Act>("x", c.tokens, D, D, 1.0F, 72);
-  const auto head = bench.template drawn<Act>("head", c.vocab, D, D, 2.0F / std::sqrt(static_cast<float>(D)), 73);
+  const qlora::TokenBatch batch =
+      harness.b.stage(qlora::TokenBatch{.tokens = c.tokens,
+                                        .targets = targets.data(),
+                                        .labelled = labelled.data(),
+                                        .labelled_count = static_cast<int>(labelled.size())});
+  const auto x = harness.template drawn<Act>("x", c.tokens, D, D, 1.0F, 72);
+  const auto head = harness.template drawn<Act>("head", c.vocab, D, D, 2.0F / std::sqrt(static_cast<float>(D)), 73);
   qlora::LossScratch<Act, Param> scratch{.chunk = c.chunk};
-  const auto rows = bench.template poisoned<Act>("rows", c.chunk, D, D);
-  const auto grads = bench.template poisoned<Act>("grads", c.chunk, D, D);
-  const auto logits = bench.template poisoned<Param>("logits", c.chunk, c.vocab, c.vocab);
-  const auto logit_grads = bench.template poisoned<Act>("logit gradients", c.chunk, c.vocab, c.vocab);
+  const auto rows = harness.template poisoned<Act>("rows", c.chunk, D, D);
+  const auto grads = harness.template poisoned<Act>("grads", c.chunk, D, D);
+  const auto logits = harness.template poisoned<Param>("logits", c.chunk, c.vocab, c.vocab);
+  const auto logit_grads = harness.template poisoned<Act>("logit gradients", c.chunk, c.vocab, c.vocab);
   scratch.rows = rows.data;
   scratch.grads = grads.data;
   scratch.logits = logits.data;
@@ -43,30 +44,30 @@ void cross_entropy(Bench<B>& bench, const LossCase& c) {
   } else {
     scratch.logit_grads = logit_grads.data;
   }
-  const auto losses = bench.template poisoned<Param>("losses", 1, c.tokens, c.tokens);
-  const auto gx = bench.template poisoned<Act>("gx", c.tokens, D, D);
-  bench.b.cross_entropy(batch, typename B::template ConstView<D>(x.data, c.tokens), head.data, c.vocab,
-                        c.gradient ? 1.0 / c.tokens : 0.0, scratch, losses.data,
-                        c.gradient ? gx.data : static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
-  bench.collect(losses, false, product_slack);
+  const auto losses = harness.template poisoned<Param>("losses", 1, c.tokens, c.tokens);
+  const auto gx = harness.template poisoned<Act>("gx", c.tokens, D, D);
+  harness.b.cross_entropy(batch, typename B::template ConstView<D>(x.data, c.tokens), head.data, c.vocab,
+                          c.gradient ? 1.0 / c.tokens : 0.0, scratch, losses.data,
+                          c.gradient ? gx.data : static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
+  harness.collect(losses, false, product_slack);
   if (c.gradient) {
-    bench.collect(gx);
+    harness.collect(gx);
   } else {
-    bench.unchanged(gx);
+    harness.unchanged(gx);
   }
-  bench.unchanged(x, head);
+  harness.unchanged(x, head);
 }
 
 template <int D, class B>
-void project(Bench<B>& bench, int tokens, int vocab) {
+void project(Harness<B>& harness, int tokens, int vocab) {
   using Act = typename B::Act;
   using Param = typename B::Param;
-  const auto x = bench.template drawn<Act>("x", tokens, D, D, 1.0F, 74);
-  const auto head = bench.template drawn<Act>("head", vocab, D, D, 1.0F / std::sqrt(static_cast<float>(D)), 75);
-  const auto logits = bench.template poisoned<Param>("logits", tokens, vocab, vocab);
-  bench.b.project(typename B::template ConstView<D>(x.data, tokens), head.data, vocab, logits.data);
-  bench.collect(logits, false, product_slack);
-  bench.unchanged(x, head);
+  const auto x = harness.template drawn<Act>("x", tokens, D, D, 1.0F, 74);
+  const auto head = harness.template drawn<Act>("head", vocab, D, D, 1.0F / std::sqrt(static_cast<float>(D)), 75);
+  const auto logits = harness.template poisoned<Param>("logits", tokens, vocab, vocab);
+  harness.b.project(typename B::template ConstView<D>(x.data, tokens), head.data, vocab, logits.data);
+  harness.collect(logits, false, product_slack);
+  harness.unchanged(x, head);
 }
 
 template <class B>
@@ -80,13 +81,13 @@ template <class B>
                            LossCase{.tokens = 70, .vocab = 32000, .chunk = 32}}) {
     const std::string size =
         std::to_string(c.tokens) + " rows, " + std::to_string(c.vocab) + " ids, chunks of " + std::to_string(c.chunk);
-    add("loss of " + size, [=](Bench<B>& bench) { cross_entropy<256>(bench, c); });
+    add("loss of " + size, [=](Harness<B>& harness) { cross_entropy<256>(harness, c); });
   }
-  add("loss, 64 wide", [](Bench<B>& bench) { cross_entropy<64>(bench, {.tokens = 40}); });
+  add("loss, 64 wide", [](Harness<B>& harness) { cross_entropy<64>(harness, {.tokens = 40}); });
   for (const int tokens : {1, 7, 130}) {
-    add("project " + std::to_string(tokens), [=](Bench<B>& bench) { project<256>(bench, tokens, 37 * 8); });
+    add("project " + std::to_string(tokens), [=](Harness<B>& harness) { project<256>(harness, tokens, 37 * 8); });
   }
-  add("project to 32000", [](Bench<B>& bench) { project<256>(bench, 3, 32000); });
+  add("project to 32000", [](Harness<B>& harness) { project<256>(harness, 3, 32000); });
   return cases;
 }
 

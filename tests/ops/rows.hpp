@@ -5,47 +5,47 @@
 #include <array>
 #include <limits>
 
-#include "bench.hpp"
+#include "harness.hpp"
 
 namespace ops {
 
 template <int D, class B>
-void embed(Bench<B>& bench, int tokens) {
+void embed(Harness<B>& harness, int tokens) {
   using Act = typename B::Act;
   constexpr int vocab = 37;
-  const auto table = bench.template drawn<Act>("table", vocab, D, D, 1.0F, 1);
-  const auto x = bench.template poisoned<Act>("x", tokens, D, D + 24);
+  const auto table = harness.template drawn<Act>("table", vocab, D, D, 1.0F, 1);
+  const auto x = harness.template poisoned<Act>("x", tokens, D, D + 24);
   Random random(2);
   std::vector<std::int32_t> ids;
   for (int t = 0; t < tokens; ++t) ids.push_back(t == 0 ? vocab - 1 : random.below(vocab));
-  bench.b.template embed<D>(bench.b.stage(std::span<const std::int32_t>(ids)), {table.data, vocab},
-                            {x.data, tokens, x.stride});
-  bench.collect(x, true);
-  bench.unchanged(table);
+  harness.b.template embed<D>(harness.b.stage(std::span<const std::int32_t>(ids)), {table.data, vocab},
+                              {x.data, tokens, x.stride});
+  harness.collect(x, true);
+  harness.unchanged(table);
 }
 
 template <int D, class B>
-void rmsnorm(Bench<B>& bench, int tokens) {
+void rmsnorm(Harness<B>& harness, int tokens) {
   using Act = typename B::Act;
   using Param = typename B::Param;
-  const auto x = bench.template drawn<Act>("x", tokens, D, D, 2.0F, 3);
-  const auto w = bench.template drawn<Param>("w", 1, D, D, 1.0F, 4);
-  const auto y = bench.template poisoned<Act>("y", tokens, D, D + 64);
-  const auto inv = bench.template poisoned<Param>("inv_rms", 1, tokens, tokens);
-  bench.b.template rmsnorm<D>(1e-5F, {x.data, tokens}, w.data, {y.data, tokens, y.stride}, inv.data);
-  bench.collect(y);
-  bench.collect(inv);
-  bench.unchanged(x, w);
+  const auto x = harness.template drawn<Act>("x", tokens, D, D, 2.0F, 3);
+  const auto w = harness.template drawn<Param>("w", 1, D, D, 1.0F, 4);
+  const auto y = harness.template poisoned<Act>("y", tokens, D, D + 64);
+  const auto inv = harness.template poisoned<Param>("inv_rms", 1, tokens, tokens);
+  harness.b.template rmsnorm<D>(1e-5F, {x.data, tokens}, w.data, {y.data, tokens, y.stride}, inv.data);
+  harness.collect(y);
+  harness.collect(inv);
+  harness.unchanged(x, w);
 }
 
 template <int D, class B>
-void rmsnorm_backward(Bench<B>& bench, int tokens, bool accumulate) {
+void rmsnorm_backward(Harness<B>& harness, int tokens, bool accumulate) {
   using Act = typename B::Act;
   using Param = typename B::Param;
-  const auto x = bench.template drawn<Act>("x", tokens, D, D, 2.0F, 3);
-  const auto w = bench.template drawn<Param>("w", 1, D, D, 1.0F, 4);
-  const auto gy = bench.template drawn<Act>("gy", tokens, D, D + 24, 1.0F, 5);
-  const auto inv = bench.template filled<Param>("inv_rms", 1, tokens, tokens, [&] {
+  const auto x = harness.template drawn<Act>("x", tokens, D, D, 2.0F, 3);
+  const auto w = harness.template drawn<Param>("w", 1, D, D, 1.0F, 4);
+  const auto gy = harness.template drawn<Act>("gy", tokens, D, D + 24, 1.0F, 5);
+  const auto inv = harness.template filled<Param>("inv_rms", 1, tokens, tokens, [&] {
     std::vector<float> all;
     for (int t = 0; t < tokens; ++t) {
       double sum = 0.0;
@@ -57,96 +57,97 @@ void rmsnorm_backward(Bench<B>& bench, int tokens, bool accumulate) {
     }
     return all;
   }());
-  const auto gx = accumulate ? bench.template drawn<Act>("gx", tokens, D, D, 1.0F, 6)
-                             : bench.template poisoned<Act>("gx", tokens, D, D);
-  bench.b.template rmsnorm_backward<D>({gy.data, tokens, gy.stride}, {x.data, tokens}, inv.data, w.data, accumulate,
-                                       {gx.data, tokens}, nullptr);
-  bench.collect(gx);
-  bench.unchanged(x, w, gy, inv);
+  const auto gx = accumulate ? harness.template drawn<Act>("gx", tokens, D, D, 1.0F, 6)
+                             : harness.template poisoned<Act>("gx", tokens, D, D);
+  harness.b.template rmsnorm_backward<D>({gy.data, tokens, gy.stride}, {x.data, tokens}, inv.data, w.data, accumulate,
+                                         {gx.data, tokens}, nullptr);
+  harness.collect(gx);
+  harness.unchanged(x, w, gy, inv);
 }
 
 template <int F, class B>
-void swiglu(Bench<B>& bench, int tokens) {
+void swiglu(Harness<B>& harness, int tokens) {
   using Act = typename B::Act;
-  const auto gate_up = bench.template drawn<Act>("gate_up", tokens, 2 * F, 2 * F, 3.0F, 7);
-  const auto y = bench.template poisoned<Act>("y", tokens, F, F + 16);
+  const auto gate_up = harness.template drawn<Act>("gate_up", tokens, 2 * F, 2 * F, 3.0F, 7);
+  const auto y = harness.template poisoned<Act>("y", tokens, F, F + 16);
   const typename B::template ConstView<2 * F> in(gate_up.data, tokens);
-  bench.b.template swiglu<F>(in, {y.data, tokens, y.stride});
-  bench.collect(y);
-  const auto gy = bench.template drawn<Act>("gy", tokens, F, F + 16, 1.0F, 8);
-  const auto gin = bench.template poisoned<Act>("ggate_up", tokens, 2 * F, 2 * F);
-  bench.b.template swiglu_backward<F>({gy.data, tokens, gy.stride}, in, {gin.data, tokens});
-  bench.collect(gin);
-  bench.unchanged(gate_up, gy);
+  harness.b.template swiglu<F>(in, {y.data, tokens, y.stride});
+  harness.collect(y);
+  const auto gy = harness.template drawn<Act>("gy", tokens, F, F + 16, 1.0F, 8);
+  const auto gin = harness.template poisoned<Act>("ggate_up", tokens, 2 * F, 2 * F);
+  harness.b.template swiglu_backward<F>({gy.data, tokens, gy.stride}, in, {gin.data, tokens});
+  harness.collect(gin);
+  harness.unchanged(gate_up, gy);
 }
 
 template <class B>
-void rope(Bench<B>& bench, int tokens, const qlora::AttentionShape& heads) {
+void rope(Harness<B>& harness, int tokens, const qlora::AttentionShape& heads) {
   using Act = typename B::Act;
   using Param = typename B::Param;
   constexpr int positions = 300;
   const int half = heads.head_dim / 2;
-  const auto cosine = bench.template poisoned<Param>("cosine", positions, half, half);
-  const auto sine = bench.template poisoned<Param>("sine", positions, half, half);
-  bench.b.rope_table(positions, heads.head_dim, 1e4, cosine.data, sine.data);
-  bench.collect(cosine, true);
-  bench.collect(sine, true);
+  const auto cosine = harness.template poisoned<Param>("cosine", positions, half, half);
+  const auto sine = harness.template poisoned<Param>("sine", positions, half, half);
+  harness.b.rope_table(positions, heads.head_dim, 1e4, cosine.data, sine.data);
+  harness.collect(cosine, true);
+  harness.collect(sine, true);
   std::vector<std::int32_t> position;
   for (int t = 0; t < tokens; ++t) position.push_back(t == 0 ? positions - 1 : (t * 7) % positions);
-  const std::int32_t* staged = bench.b.stage(std::span<const std::int32_t>(position));
+  const std::int32_t* staged = harness.b.stage(std::span<const std::int32_t>(position));
   for (const int direction : {1, -1}) {
-    const auto qkv = bench.template drawn<Act>("qkv", tokens, heads.width(), heads.width(), 1.0F, 9);
+    const auto qkv = harness.template drawn<Act>("qkv", tokens, heads.width(), heads.width(), 1.0F, 9);
     // both backends go on with run-time sizes: a view of width 8 stands for all
-    bench.b.rope(heads, cosine.data, sine.data, staged, direction, typename B::template View<8>(qkv.data, tokens));
+    harness.b.rope(heads, cosine.data, sine.data, staged, direction, typename B::template View<8>(qkv.data, tokens));
     const int turned = (heads.heads + heads.kv_heads) * heads.head_dim;
-    bench.collect(qkv, "rotated", 0, turned);  // and the values are untouched
+    harness.collect(qkv, "rotated", 0, turned);  // and the values are untouched
   }
 }
 
 /// Sum of losses, the norm, the clip factor, three updates, and one that must not happen.
 template <class B>
-void optimizer(Bench<B>& bench, int count, float max_norm) {
+void optimizer(Harness<B>& harness, int count, float max_norm) {
   using Param = typename B::Param;
-  auto* scalars = bench.template raw<qlora::StepScalars>(1);
-  auto* partial = bench.template raw<double>(qlora::norm_partials(count));
-  const auto p = bench.template drawn<Param>("p", 1, count, count, 0.01F, 10);
+  auto* scalars = harness.template raw<qlora::StepScalars>(1);
+  auto* partial = harness.template raw<double>(qlora::norm_partials(count));
+  const auto p = harness.template drawn<Param>("p", 1, count, count, 0.01F, 10);
   const auto m =
-      bench.template filled<Param>("m", 1, count, count, std::vector<float>(static_cast<std::size_t>(count)));
+      harness.template filled<Param>("m", 1, count, count, std::vector<float>(static_cast<std::size_t>(count)));
   const auto v =
-      bench.template filled<Param>("v", 1, count, count, std::vector<float>(static_cast<std::size_t>(count)));
+      harness.template filled<Param>("v", 1, count, count, std::vector<float>(static_cast<std::size_t>(count)));
   for (int step = 1; step <= 3; ++step) {
-    const auto g = bench.template drawn<Param>("g", 1, count, count, 0.1F, static_cast<std::uint64_t>(10 + step));
-    const auto losses = bench.template drawn<Param>("losses", 1, 515, 515, 5.0F, static_cast<std::uint64_t>(20 + step));
-    bench.b.zero(scalars);
-    bench.b.add_losses(515, losses.data, scalars);
-    bench.b.add_losses(7, losses.data, scalars);
-    bench.b.gradient_norm(count, g.data, partial, max_norm, scalars);
-    bench.b.adamw(count, {.lr = 1e-2F, .weight_decay = 0.1F, .step = step}, scalars, g.data, p.data, m.data, v.data);
-    const qlora::StepScalars now = bench.b.read(scalars);
-    bench.number("loss", now.loss);
-    bench.number("norm", now.grad_norm);
-    bench.number("clip", now.clip);
-    bench.expect(now.fault == 0, "a fault was reported");
-    bench.unchanged(g, losses);
+    const auto g = harness.template drawn<Param>("g", 1, count, count, 0.1F, static_cast<std::uint64_t>(10 + step));
+    const auto losses =
+        harness.template drawn<Param>("losses", 1, 515, 515, 5.0F, static_cast<std::uint64_t>(20 + step));
+    harness.b.zero(scalars);
+    harness.b.add_losses(515, losses.data, scalars);
+    harness.b.add_losses(7, losses.data, scalars);
+    harness.b.gradient_norm(count, g.data, partial, max_norm, scalars);
+    harness.b.adamw(count, {.lr = 1e-2F, .weight_decay = 0.1F, .step = step}, scalars, g.data, p.data, m.data, v.data);
+    const qlora::StepScalars now = harness.b.read(scalars);
+    harness.number("loss", now.loss);
+    harness.number("norm", now.grad_norm);
+    harness.number("clip", now.clip);
+    harness.expect(now.fault == 0, "a fault was reported");
+    harness.unchanged(g, losses);
   }
-  bench.collect(p);
-  bench.collect(m);
-  bench.collect(v);
+  harness.collect(p);
+  harness.collect(m);
+  harness.collect(v);
   std::vector<float> before(static_cast<std::size_t>(count));
   std::vector<float> after(before.size());
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     std::vector<float> values(static_cast<std::size_t>(count), 0.5F);
     values[static_cast<std::size_t>(count) - 1] = bad;
-    const auto g = bench.template filled<Param>("bad g", 1, count, count, values);
-    bench.b.zero(scalars);
-    bench.b.gradient_norm(count, g.data, partial, max_norm, scalars);
+    const auto g = harness.template filled<Param>("bad g", 1, count, count, values);
+    harness.b.zero(scalars);
+    harness.b.gradient_norm(count, g.data, partial, max_norm, scalars);
     for (const auto* buffer : {&p, &m, &v}) {
-      bench.b.download(buffer->data, before);
-      bench.b.adamw(count, {.lr = 1e-2F, .step = 4}, scalars, g.data, p.data, m.data, v.data);
-      bench.b.download(buffer->data, after);
-      bench.expect(before == after, buffer->name + " was changed by a gradient that is not finite");
+      harness.b.download(buffer->data, before);
+      harness.b.adamw(count, {.lr = 1e-2F, .step = 4}, scalars, g.data, p.data, m.data, v.data);
+      harness.b.download(buffer->data, after);
+      harness.expect(before == after, buffer->name + " was changed by a gradient that is not finite");
     }
-    bench.expect(!std::isfinite(bench.b.read(scalars).grad_norm), "the norm of what is not finite is finite");
+    harness.expect(!std::isfinite(harness.b.read(scalars).grad_norm), "the norm of what is not finite is finite");
   }
 }
 
@@ -157,13 +158,13 @@ template <class B>
   const auto at_width = [&]<int D>(std::integral_constant<int, D>) {
     for (const int tokens : {1, 7, 33, 130}) {
       const std::string size = " " + std::to_string(tokens) + " x " + std::to_string(D);
-      add("embed" + size, [=](Bench<B>& bench) { embed<D>(bench, tokens); });
-      add("rmsnorm" + size, [=](Bench<B>& bench) { rmsnorm<D>(bench, tokens); });
+      add("embed" + size, [=](Harness<B>& harness) { embed<D>(harness, tokens); });
+      add("rmsnorm" + size, [=](Harness<B>& harness) { rmsnorm<D>(harness, tokens); });
       for (const bool accumulate : {false, true}) {
         add("rmsnorm backward" + size + (accumulate ? ", added" : ""),
-            [=](Bench<B>& bench) { rmsnorm_backward<D>(bench, tokens, accumulate); });
+            [=](Harness<B>& harness) { rmsnorm_backward<D>(harness, tokens, accumulate); });
       }
-      add("swiglu" + size, [=](Bench<B>& bench) { swiglu<D>(bench, tokens); });
+      add("swiglu" + size, [=](Harness<B>& harness) { swiglu<D>(harness, tokens); });
     }
   };
   at_width(std::integral_constant<int, 64>{});
@@ -172,13 +173,13 @@ template <class B>
   for (const qlora::AttentionShape heads : {qlora::AttentionShape{4, 4, 32}, {8, 2, 64}, {8, 1, 128}}) {
     for (const int tokens : {1, 7, 130}) {
       add("rope " + std::to_string(tokens) + ", heads of " + std::to_string(heads.head_dim),
-          [=](Bench<B>& bench) { rope(bench, tokens, heads); });
+          [=](Harness<B>& harness) { rope(harness, tokens, heads); });
     }
   }
   for (const int count : {8, 16384, 16392, 100'000}) {
     for (const float limit : {0.0F, 1.0F}) {
       add("optimizer " + std::to_string(count) + " limit " + std::to_string(limit),
-          [=](Bench<B>& bench) { optimizer(bench, count, limit); });
+          [=](Harness<B>& harness) { optimizer(harness, count, limit); });
     }
   }
   return cases;
@@ -189,15 +190,15 @@ template <class B>
 [[nodiscard]] Cases<B> true_width_row_cases() {
   Cases<B> cases;
   const auto norm = [&]<int D>(std::integral_constant<int, D>) {
-    cases.push_back({"rmsnorm of " + std::to_string(D), [](Bench<B>& bench) { rmsnorm<D>(bench, 33); }});
-    cases.push_back(
-        {"rmsnorm backward of " + std::to_string(D), [](Bench<B>& bench) { rmsnorm_backward<D>(bench, 33, true); }});
+    cases.push_back({"rmsnorm of " + std::to_string(D), [](Harness<B>& harness) { rmsnorm<D>(harness, 33); }});
+    cases.push_back({"rmsnorm backward of " + std::to_string(D),
+                     [](Harness<B>& harness) { rmsnorm_backward<D>(harness, 33, true); }});
   };
   norm(std::integral_constant<int, 4096>{});
   norm(std::integral_constant<int, 5120>{});
   norm(std::integral_constant<int, 8192>{});
   const auto gate = [&]<int F>(std::integral_constant<int, F>) {
-    cases.push_back({"swiglu of " + std::to_string(F), [](Bench<B>& bench) { swiglu<F>(bench, 33); }});
+    cases.push_back({"swiglu of " + std::to_string(F), [](Harness<B>& harness) { swiglu<F>(harness, 33); }});
   };
   gate(std::integral_constant<int, 11008>{});
   gate(std::integral_constant<int, 13824>{});

@@ -1,8 +1,8 @@
-// tests/ops/steps.hpp — whole training steps on a tested backend, measured as single ops are (bench.hpp): the float CPU is
+// tests/ops/steps.hpp — whole training steps on a tested backend, measured as single ops are (harness.hpp): the float CPU is
 // the reference, the CPU that rounds to bfloat16 the yardstick. A test names the config and the backend.
 #pragma once
 
-#include "bench.hpp"
+#include "harness.hpp"
 #include "qlora/train/trainer.hpp"
 #include "support/small_model.hpp"
 

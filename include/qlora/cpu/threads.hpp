@@ -32,8 +32,9 @@ class ThreadPool {
       }
     } catch (const std::system_error& error) {
       stop();
-      throw Error(detail::concat("cannot start thread ", workers_.size() + 2, " of ", count_, ": ", error.what()),
-                  ErrorKind::resource);
+      throw Error(
+          qlora::detail::concat("cannot start thread ", workers_.size() + 2, " of ", count_, ": ", error.what()),
+          ErrorKind::resource);
     }
   }
   ThreadPool(const ThreadPool&) = delete;

@@ -1,4 +1,4 @@
-// tests/ops/bench.hpp — what the op cases are made of: guarded buffers on any backend, and how outcomes are compared.
+// tests/ops/harness.hpp — what the op cases are made of: guarded buffers on any backend, and how outcomes are compared.
 // A case runs one op (or a few) on a backend and hands back what was written, as floats. The same list of cases runs on
 // Cpu<float> (the reference), on the CPU that rounds to bfloat16 (the yardstick) and on whatever is tested. Inputs are
 // values that bfloat16 holds, so that all start from the same numbers. Around every buffer and in the gaps between
@@ -85,12 +85,12 @@ struct Buffer {
 };
 
 template <class B>
-class Bench {
+class Harness {
  public:
   using Act = typename B::Act;
   using Param = typename B::Param;
 
-  explicit Bench(B& backend) : b(backend) {}
+  explicit Harness(B& backend) : b(backend) {}
 
   /// Rows of `values`, `stride` apart, between sentinels.
   template <class T>
@@ -198,7 +198,7 @@ class Bench {
 template <class B>
 struct Case {
   std::string name;
-  std::function<void(Bench<B>&)> run;
+  std::function<void(Harness<B>&)> run;
 };
 template <class B>
 using Cases = std::vector<Case<B>>;
@@ -219,9 +219,9 @@ using Cases = std::vector<Case<B>>;
 
 template <class B>
 [[nodiscard]] Outcome outcome_of(B& backend, const Case<B>& one) {
-  Bench<B> bench(backend);
-  one.run(bench);
-  return std::move(bench.outcome);
+  Harness<B> harness(backend);
+  one.run(harness);
+  return std::move(harness.outcome);
 }
 
 /// Checks a tested backend's outcome against the reference, with the yardstick's error as the measure. Returns the
