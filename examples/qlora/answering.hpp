@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "interrupt.hpp"
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/eval/meter.hpp"
+#include "qlora/run/options.hpp"
 #include "qlora/text/tokenizer.hpp"
 #include "questions.hpp"
 #include "variant.hpp"
@@ -18,12 +20,40 @@ namespace qlora::program {
 
 using eval::Reply;
 
+/// What every verb asks for that lets one model answer.
+struct AnswerOptions {
+  std::filesystem::path model;
+  run::Base weights;
+  run::Sampling sampling;
+  run::DeviceRequest device;
+
+  [[nodiscard]] Base base() const { return weights.base == run::BaseWeights::full ? Base::full : Base::nf4; }
+};
+
+inline void add_answer_options(OptionSet verb, AnswerOptions& options) {
+  verb.add("model", options.model, "Model directory").required().type_name("DIR");
+  add_table(verb, options.weights);
+  add_table(verb, options.sampling);
+  add_table(verb, options.device);
+}
+
+[[nodiscard]] inline GenerateOptions generation(const run::Sampling& sampling) {
+  GenerateOptions how;
+  how.max_new_tokens = sampling.max_new_tokens;
+  how.sampling = {.temperature = static_cast<float>(sampling.temperature),
+                  .top_p = static_cast<float>(sampling.top_p),
+                  .top_k = sampling.top_k,
+                  .seed = static_cast<std::uint64_t>(sampling.seed)};
+  return how;
+}
+
 class Answerer {
  public:
   /// `rank` is the highest of the adapters that will be attached.
-  Answerer(const std::filesystem::path& dir, Base base, int rank, const DeviceSection& device, int threads)
+  Answerer(const std::filesystem::path& dir, Base base, int rank, const run::DeviceRequest& device)
       : model_(hf::ModelDir::open(dir)), tokenizer_(Tokenizer::load(dir / "tokenizer.model")) {
-    const Chosen chosen = choose_variant(model_.shape, base == Base::full ? 1 : rank, device, threads);
+    const Chosen chosen =
+        choose_variant(model_.shape, base == Base::full ? 1 : rank, section_of(device), device.threads);
     session_ = chosen.variant->open(model_, base, chosen.machine);
     if (tokenizer_.vocab_size() > model_.shape.vocab) {
       throw Error(qlora::detail::concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(),

@@ -15,6 +15,7 @@
 #include "adapters.hpp"
 #include "answering.hpp"
 #include "measuring.hpp"
+#include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
@@ -28,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Questions of `questions`, or some of the probes when there are none: a comparison always shows answers.
-std::vector<Question> questions_of(const CompareSection& compare, const std::vector<eval::Item>& items) {
+std::vector<Question> questions_of(const run::Comparison& compare, const std::vector<eval::Item>& items) {
   if (!compare.questions.empty()) return read_questions(compare.questions);
   constexpr std::size_t shown = 12;
   std::vector<Question> questions;
@@ -70,22 +71,22 @@ std::string tuned_of(const CompareStep& step) {
 
 /// Throws Error (usage) for a requirement that the measurement of these items will not answer.
 void check_requirements(const CompareStep& step, const std::vector<eval::Item>& items) {
-  if (step.compare.require.empty()) return;
+  if (step.comparison.require.empty()) return;
   if (items.empty()) throw Error("a requirement is held against probes: give --probes", ErrorKind::usage);
   Variants expected;
   for (const Measured& one : variants_of(step)) {
     expected[one.name] = eval::expected_figures(items, !one.reference.empty());
   }
-  (void)hold(step.compare.require, expected.at(tuned_of(step)), expected);
+  (void)hold(step.comparison.require, expected.at(tuned_of(step)), expected);
 }
 
 class Comparison {
  public:
   Comparison(const CompareStep& step, Progress& progress)
-      : step_(step), progress_(progress), items_(read_items(step.compare.probes)) {
+      : step_(step), progress_(progress), items_(read_items(step.comparison.probes)) {
     check_requirements(step, items_);
     has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
-    questions_ = questions_of(step.compare, items_);
+    questions_ = questions_of(step.comparison, items_);
     if (questions_.empty() && items_.empty())
       throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
     answers_ = Result::array();
@@ -108,11 +109,11 @@ class Comparison {
                     static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
                     "answers");  // w16 is measured only
     if (!items_.empty()) {
-      Answerer full(step_.model, Base::full, 1, step_.device, step_.threads);
+      Answerer full(step_.model, Base::full, 1, step_.device);
       measure("w16", full);
     }
     {
-      Answerer nf4(step_.model, Base::nf4, rank, step_.device, step_.threads);
+      Answerer nf4(step_.model, Base::nf4, rank, step_.device);
       answer(nf4, "base");
       measure("nf4", nf4);
       for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -132,24 +133,19 @@ class Comparison {
 
  private:
   void ask_model(const std::string& name, const fs::path& dir) {
-    Answerer model(dir, Base::full, 1, step_.device, step_.threads);
+    Answerer model(dir, Base::full, 1, step_.device);
     answer(model, name);
     measure(name, model);
   }
 
   void answer(Answerer& model, const std::string& column) {
-    GenerateOptions how;
-    how.max_new_tokens = step_.compare.max_new_tokens;
-    how.sampling = {.temperature = static_cast<float>(step_.compare.temperature),
-                    .top_p = static_cast<float>(step_.compare.top_p),
-                    .top_k = 0,
-                    .seed = static_cast<std::uint64_t>(step_.compare.seed)};
     int begun = 0;  // questions grow side by side, and those of either form are counted from 0
-    const std::vector<Reply> replies = model.ask(questions_, how, [&](int question, std::int32_t) {
-      begun = std::max(begun, question);
-      progress_.update(done_ + begun);
-      return true;
-    });
+    const std::vector<Reply> replies =
+        model.ask(questions_, generation(step_.sampling), [&](int question, std::int32_t) {
+          begun = std::max(begun, question);
+          progress_.update(done_ + begun);
+          return true;
+        });
     for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;
     done_ += static_cast<std::int64_t>(questions_.size());
     progress_.update(done_);
@@ -172,7 +168,7 @@ class Comparison {
     const std::string reference = reference_of(variant);
     const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
     readings_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
-                                       {.max_new_tokens = step_.compare.max_new_tokens, .ends = model.ends()},
+                                       {.max_new_tokens = step_.sampling.max_new_tokens, .ends = model.ends()},
                                        is_reference(variant) ? texts(variant) : nullptr,
                                        reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
                                          progress_.update(done_ + static_cast<std::int64_t>(items));
@@ -196,7 +192,7 @@ class Comparison {
     result["tuned"] = variant;
     const std::string reference = reference_of(variant);
     if (!reference.empty()) result["examples"] = examples_of(items_, readings_[reference], readings_[variant]);
-    result["requirements"] = json_of(hold(step_.compare.require, figures_[variant], figures_));
+    result["requirements"] = json_of(hold(step_.comparison.require, figures_[variant], figures_));
   }
 
   const CompareStep& step_;
@@ -236,11 +232,11 @@ Result compare(CompareOptions& options, Context& context) {
     std::vector<std::pair<std::string, fs::path>> metrics;
     const fs::path record = fs::path(options.adapter).parent_path() / "metrics.jsonl";
     if (!options.adapter.empty() && fs::exists(record)) metrics.emplace_back("tuned", record);
-    const CompareSection& c = options.step.compare;
-    const Result settings{{"model", options.step.model.string()},   {"adapter", options.adapter.string()},
-                          {"merged", options.step.merged.string()}, {"full", options.full.string()},
-                          {"max_new_tokens", c.max_new_tokens},     {"top_p", c.top_p},
-                          {"temperature", c.temperature},           {"seed", c.seed}};
+    Result settings{{"model", options.step.model.string()},
+                    {"adapter", options.adapter.string()},
+                    {"merged", options.step.merged.string()},
+                    {"full", options.full.string()}};
+    add_options(settings, options.step.sampling, Which::all);
     write_report(options.report, result, metrics, {{"settings", settings}});
     context.out << options.report.string() << '\n';
   }
@@ -249,29 +245,22 @@ Result compare(CompareOptions& options, Context& context) {
 
 }  // namespace
 
-void check_compare(const CompareStep& step) { check_requirements(step, read_items(step.compare.probes)); }
+void check_compare(const CompareStep& step) { check_requirements(step, read_items(step.comparison.probes)); }
 
 Result run_compare(const CompareStep& step, Progress& progress) { return Comparison(step, progress).run(); }
 
 void add_compare(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "compare", "Ask base, tuned and merged model the same questions");
   auto options = std::make_shared<CompareOptions>();
-  CompareSection& c = options->step.compare;
   verb.add("-m,--model", options->step.model, "Base model directory").required().type_name("DIR");
   verb.add("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
   add_any_base(verb, options->step.any_base);
   verb.add("--merged", options->step.merged, "Merged model directory").type_name("DIR");
   verb.add("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
-  verb.add("--questions", c.questions, "Questions: .jsonl {form, prompt}, or one a line").type_name("FILE");
-  verb.add("--probes", c.probes, "Questions with known answers and texts, measured").type_name("FILE...");
-  verb.add("--require", c.require, "What must hold of the tuned model, or the exit code is 1: retention.lower>=0.98")
-      .type_name("TEXT...");
+  add_table(verb, options->step.comparison);
   verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");
-  verb.add("--max-new-tokens", c.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
-  verb.add("--top-p", c.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
-  verb.add("--temperature", c.temperature, "0 is greedy").range(0.0, 100.0);
-  verb.add("--seed", c.seed, "Of sampling").non_negative();
-  add_device_options(verb, options->step.device, options->step.threads);
+  add_table(verb, options->step.sampling);
+  add_table(verb, options->step.device);
   verb.on_call([&call, options] { call.action = [options](Context& context) { return compare(*options, context); }; });
 }
 

@@ -13,6 +13,7 @@
 #include "progress.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/run/options.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/tokenizer.hpp"
@@ -26,8 +27,7 @@ namespace fs = std::filesystem;
 struct ShowOptions {
   fs::path data;
   fs::path model;
-  int windows = 2;
-  std::string color = "auto";
+  run::Show show;
 };
 
 /// A token as a reader can see it: control characters and line breaks made visible.
@@ -115,13 +115,14 @@ Result show(const ShowOptions& options, Context& context) {
       throw Error(file.string() + " is not the tokenizer that " + options.data.string() + " was packed with");
     }
   }
-  const bool color = options.color == "always" || (options.color == "auto" && color_for(STDOUT_FILENO));
+  const bool color = options.show.color == run::ColorUse::always ||
+                     (options.show.color == run::ColorUse::automatic && color_for(STDOUT_FILENO));
   context.out << data.size() << " windows of " << data.seq() << ", " << data.counts().documents << " documents, "
               << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
               << (color ? "inverse: not learned" : "in brackets: not learned") << "\n\n";
   WindowPrinter printer(context.out, tokenizer ? &*tokenizer : nullptr, color);
   Result windows = Result::array();
-  for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.windows)); ++i) {
+  for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.show.windows)); ++i) {
     const DatasetWindow window = data.window(i);
     context.out << "window " << i << '\n';
     printer.print(window, data.info());
@@ -145,8 +146,7 @@ void add_data(OptionSet app, Invocation& call) {
   verb.add("data", options->data, "Directory of the data set").required().type_name("DIR");
   verb.add("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
       .type_name("DIR");
-  verb.add("-n,--windows", options->windows, "Windows to show").range(1, 1 << 20);
-  verb.add("--color", options->color, "Whether colours mark documents").one_of({"auto", "always", "never"});
+  add_table(verb, options->show);
   verb.on_call([&call, options] { call.action = [options](Context& context) { return show(*options, context); }; });
 }
 

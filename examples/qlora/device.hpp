@@ -2,24 +2,25 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 
-namespace qlora::program {
+#include "qlora/run/options.hpp"
 
-class OptionSet;
+namespace qlora::program {
 
 enum class Device : std::uint8_t { cpu, cuda };
 [[nodiscard]] constexpr std::string_view name_of(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 
-/// What is asked for: [device] of a job file, --device and its neighbours.
+/// What is asked for, in the words of choose_variant.
 struct DeviceSection {
   std::string use = "auto";  ///< auto: a GPU if one is usable and the model was compiled in for it, else the CPU
   std::string memory_cap;    ///< of the GPU, as in "24GB"; empty: all of it
   bool fast = false;
   bool resident = false;
 };
+
+[[nodiscard]] DeviceSection section_of(const run::DeviceRequest& request);
 
 /// What it came to.
 struct Machine {
@@ -33,17 +34,12 @@ struct Machine {
 /// Of a card's memory, what no plan promises away: pages that allocations round up to, and what other processes take.
 inline constexpr std::int64_t gpu_reserve = 256 * 1024 * 1024;
 
-/// "24GB" or "24 GB" (10^9), "24GiB" (2^30), MB and MiB likewise, or a number of bytes. Nothing for what is no size.
-[[nodiscard]] std::optional<std::int64_t> bytes_of(std::string_view text);
-/// The same for an option: throws Error (usage) that names it, also below 1 MiB. Empty text is 0.
+/// A size as run::parse_bytes reads it; throws Error (usage) that names the option. Empty text is 0.
 [[nodiscard]] std::int64_t bytes_of_option(std::string_view option, std::string_view text);
 /// "22.4 GB".
 [[nodiscard]] std::string gigabytes(std::int64_t bytes);
 
 /// Whether the CUDA backend was built and finds a GPU; `why` says what is missing and what to do.
 [[nodiscard]] bool cuda_usable(std::string& why);
-
-/// --device, --memory-cap, --fast, --resident, --threads.
-void add_device_options(OptionSet verb, DeviceSection& device, int& threads);
 
 }  // namespace qlora::program

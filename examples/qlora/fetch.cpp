@@ -28,9 +28,9 @@ bool is_document_file(const fs::path& path) {
 }
 
 /// Addresses first, then files; a directory stands for the document files in it, sorted by name.
-std::vector<std::string> sources_of(const DataSection& data) {
-  std::vector<std::string> sources = data.urls;
-  for (const fs::path& path : data.files) {
+std::vector<std::string> sources_of(const run::Pages& pages) {
+  std::vector<std::string> sources = pages.urls;
+  for (const fs::path& path : pages.files) {
     if (!fs::is_directory(path)) {
       sources.push_back(path.string());
       continue;
@@ -50,12 +50,12 @@ std::vector<std::string> sources_of(const DataSection& data) {
 
 Result run_fetch(const FetchStep& step, Progress& progress) {
   web::LoadOptions options;
-  options.fetch.allow_private = step.data.allow_private;
-  options.fetch.max_bytes = static_cast<std::size_t>(step.data.max_bytes);
-  options.fetch.total_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step.data.timeout * 1000));
+  options.fetch.allow_private = step.fetching.allow_private;
+  options.fetch.max_bytes = static_cast<std::size_t>(step.fetching.max_bytes);
+  options.fetch.total_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step.fetching.timeout * 1000));
   options.fetch.stop = [] { return interrupted(); };
-  if (step.data.compat == "article") options.form = web::TextForm::article;
-  const std::vector<std::string> sources = sources_of(step.data);
+  if (step.fetching.compat == run::Compat::article) options.form = web::TextForm::article;
+  const std::vector<std::string> sources = sources_of(step.pages);
   if (sources.empty()) throw Error("nothing to fetch: give addresses or files", ErrorKind::usage);
   progress.begin("fetch", static_cast<std::int64_t>(sources.size()), "sources");
   std::int64_t done = 0;
@@ -86,26 +86,23 @@ Result run_fetch(const FetchStep& step, Progress& progress) {
 void add_fetch(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "fetch", "Load web pages and files, keep their main text as JSON lines");
   auto step = std::make_shared<FetchStep>();
-  verb.add("sources", step->data.urls, "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
+  verb.add("sources", step->pages.urls,
+           "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
       .required()
       .type_name("URL...");
   verb.add("-o,--out", step->out, "Documents, one JSON object a line").required().type_name("FILE");
-  verb.add("--compat", step->data.compat, "article: text as the article takes it, menus and all")
-      .one_of({"none", "article"});
-  verb.add("--allow-private", step->data.allow_private, "Fetch from private and loopback addresses too");
-  verb.add("--timeout", step->data.timeout, "Seconds for one page, all in").range(1.0, 3600.0);
-  verb.add("--max-bytes", step->data.max_bytes, "Decoded bytes of one page at most").range(1024, 1000000000);
+  add_table(verb, step->fetching);
   verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       // What is a local folder on the command line is one in a job file's `files`, too.
-      DataSection& data = step->data;
+      run::Pages& pages = step->pages;
       const auto folder = [](const std::string& source) { return fs::is_directory(source); };
-      for (const std::string& source : data.urls) {
-        if (folder(source)) data.files.emplace_back(source);
+      for (const std::string& source : pages.urls) {
+        if (folder(source)) pages.files.emplace_back(source);
       }
-      std::erase_if(data.urls, folder);
+      std::erase_if(pages.urls, folder);
       std::error_code none;
-      for (const std::string& source : data.urls) {
+      for (const std::string& source : pages.urls) {
         if (fs::equivalent(source, step->out, none)) {
           throw Error("--out is " + source + ", which is read; choose another file", ErrorKind::usage);
         }

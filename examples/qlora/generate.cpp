@@ -18,42 +18,23 @@ namespace {
 namespace fs = std::filesystem;
 
 struct TalkOptions {
-  fs::path model;
+  AnswerOptions answer;
   fs::path adapter;
   std::string prompt;
   std::string system;
-  std::string base = "nf4";
-  int max_new_tokens = 200;
-  double temperature = 0.01;
-  double top_p = 0.9;
-  int top_k = 0;
-  std::int64_t seed = 42;
   bool any_base = false;
-  DeviceSection device;
-  int threads = 0;
 };
 
 Answerer open(const TalkOptions& options) {
-  if (options.adapter.empty()) {
-    return {options.model, options.base == "full" ? Base::full : Base::nf4, 1, options.device, options.threads};
-  }
-  if (options.base == "full") {
+  const auto& [model, weights, sampling, device] = options.answer;
+  if (options.adapter.empty()) return {model, options.answer.base(), 1, device};
+  if (options.answer.base() == Base::full) {
     throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
   }
-  const PeftAdapter adapter = open_adapter(options.adapter, hf::ModelDir::open(options.model), options.any_base);
-  Answerer answerer(options.model, Base::nf4, highest_rank(adapter), options.device, options.threads);
+  const PeftAdapter adapter = open_adapter(options.adapter, hf::ModelDir::open(model), options.any_base);
+  Answerer answerer(model, Base::nf4, highest_rank(adapter), device);
   answerer.session().attach(adapter);
   return answerer;
-}
-
-GenerateOptions generation(const TalkOptions& options) {
-  GenerateOptions result;
-  result.max_new_tokens = options.max_new_tokens;
-  result.sampling = {.temperature = static_cast<float>(options.temperature),
-                     .top_p = static_cast<float>(options.top_p),
-                     .top_k = options.top_k,
-                     .seed = static_cast<std::uint64_t>(options.seed)};
-  return result;
 }
 
 /// Asks one question and writes the answer while it comes; characters are written whole.
@@ -70,7 +51,7 @@ Reply answer(Answerer& answerer, const Question& question, const GenerateOptions
 Result generate(const TalkOptions& options, Context& context) {
   Answerer answerer = open(options);
   context.out << options.prompt;
-  const Reply reply = answer(answerer, {false, options.prompt, {}}, generation(options), context.out);
+  const Reply reply = answer(answerer, {false, options.prompt, {}}, generation(options.answer.sampling), context.out);
   return {{"prompt", options.prompt}, {"text", reply.text}, {"stopped", reply.stopped}};
 }
 
@@ -83,7 +64,7 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   Result turns = Result::array();
   const auto turn = [&](const std::string& text) {
     question.prompt = text;
-    const Reply reply = answer(answerer, question, generation(options), context.out);
+    const Reply reply = answer(answerer, question, generation(options.answer.sampling), context.out);
     question.history.push_back({"user", text});
     question.history.push_back({"assistant", reply.text});
     turns.push_back({{"user", text}, {"assistant", reply.text}, {"stopped", reply.stopped}});
@@ -100,17 +81,9 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
 }
 
 void add_talk_options(OptionSet verb, TalkOptions& options) {
-  verb.add("model", options.model, "Model directory").required().type_name("DIR");
+  add_answer_options(verb, options.answer);
   verb.add("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
   add_any_base(verb, options.any_base);
-  verb.add("--base", options.base, "nf4: quantize the model; full: use its weights as they are")
-      .one_of({"nf4", "full"});
-  verb.add("--max-new-tokens", options.max_new_tokens, "Tokens of an answer at most").range(1, 1000000);
-  verb.add("--temperature", options.temperature, "0 is greedy").range(0.0, 100.0);
-  verb.add("--top-p", options.top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
-  verb.add("--top-k", options.top_k, "Sample from so many; 0: all").range(0, 1000000);
-  verb.add("--seed", options.seed, "Of sampling").non_negative();
-  add_device_options(verb, options.device, options.threads);
 }
 
 }  // namespace

@@ -10,31 +10,31 @@
 
 #include "answering.hpp"
 #include "interrupt.hpp"
-#include "job.hpp"
 #include "measuring.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/run/options.hpp"
 #include "variant.hpp"
 
 namespace qlora::program {
 
 class Guard {
  public:
-  /// Inactive when the section names no probes. Throws Error as read_probes does.
-  Guard(const TrainSection& train, const hf::ModelDir& model)
-      : every_(train.every), model_(model), requirements_(train.guard), items_(read_probes(train)) {
+  /// Inactive without probes. Throws Error as read_probes does.
+  Guard(const run::LoopProbes& loop, const hf::ModelDir& model)
+      : every_(loop.every), model_(model), requirements_(loop.guard), items_(read_probes(loop)) {
     if (items_.empty()) return;
     tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(model.path / "tokenizer.model"));
-    for (const std::filesystem::path& file : train.probes) hashes_.push_back(sha256_file(file));
+    for (const std::filesystem::path& file : loop.probes) hashes_.push_back(sha256_file(file));
   }
 
-  /// The section's probes. Throws Error (usage) for a guard that could not be held against them, since that would show
+  /// Its probes. Throws Error (usage) for a guard that could not be held against them, since that would show
   /// only after the first steps.
-  [[nodiscard]] static std::vector<eval::Item> read_probes(const TrainSection& train) {
-    if (train.probes.empty() && !train.guard.empty()) {
+  [[nodiscard]] static std::vector<eval::Item> read_probes(const run::LoopProbes& loop) {
+    if (loop.probes.empty() && !loop.guard.empty()) {
       throw Error("a guard is held against probes: give --probes", ErrorKind::usage);
     }
-    std::vector<eval::Item> items = read_items(train.probes);
-    (void)hold(train.guard, eval::expected_figures(items, true));
+    std::vector<eval::Item> items = read_items(loop.probes);
+    (void)hold(loop.guard, eval::expected_figures(items, true));
     return items;
   }
 

@@ -1,12 +1,12 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
 // stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <new>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "interrupt.hpp"
 #include "measuring.hpp"
@@ -20,10 +20,9 @@ namespace {
 
 int exit_code(ErrorKind kind) { return static_cast<int>(kind); }
 
-/// One line whatever the message holds: a reader, and a log, get it whole.
+/// The lines of a message stay lines: some are there to be pasted.
 int complain(std::string message, ErrorKind kind) {
-  std::replace(message.begin(), message.end(), '\n', ' ');
-  while (!message.empty() && message.back() == ' ') message.pop_back();
+  while (!message.empty() && (message.back() == ' ' || message.back() == '\n')) message.pop_back();
   std::cerr << "qlora: " << message << std::endl;
   return exit_code(kind);
 }
@@ -37,14 +36,27 @@ void write_result(const std::filesystem::path& path, const Result& result) {
                 ErrorKind::resource);
 }
 
-int run(Invocation& call) {
-  const Face face = call.quiet                 ? Face::none
-                    : call.progress == "bar"   ? Face::bar
-                    : call.progress == "lines" ? Face::lines
-                    : call.progress == "json"  ? Face::json
-                    : call.progress == "none"  ? Face::none
-                                               : face_for(STDERR_FILENO);
-  Progress progress(std::cerr, face, color_for(STDERR_FILENO));
+Face face_of(const run::Console& console) {
+  if (console.quiet) return Face::none;
+  switch (console.progress) {
+    case run::ProgressUse::automatic:
+      break;
+    case run::ProgressUse::bar:
+      return Face::bar;
+    case run::ProgressUse::lines:
+      return Face::lines;
+    case run::ProgressUse::json:
+      return Face::json;
+    case run::ProgressUse::none:
+      return Face::none;
+  }
+  return face_for(STDERR_FILENO);
+}
+
+/// `notes`: what is to be said of the command line.
+int run_verb(Invocation& call, const std::vector<std::string>& notes) {
+  Progress progress(std::cerr, face_of(call.console), color_for(STDERR_FILENO));
+  for (const std::string& note : notes) progress.say(note);
   Context context{std::cout, progress};
   catch_interrupts();
   if (!call.json.empty()) check_folder_of("--json", call.json);
@@ -55,9 +67,9 @@ int run(Invocation& call) {
   return any_unmet(result) ? 1 : 0;
 }
 
-int run_mapped(Invocation& call) {
+int run_mapped(Invocation& call, const std::vector<std::string>& notes) {
   try {
-    return run(call);
+    return run_verb(call, notes);
   } catch (const Error& error) {
     return complain(error.what(), error.kind());
   } catch (const std::bad_alloc&) {
@@ -95,7 +107,7 @@ int parse_and_run(int argc, char** argv) {
   add_info(app, call);
   add_data(app, call);
   if (!line.parse(argc, argv, std::cout)) return 0;
-  return run_mapped(call);
+  return run_mapped(call, line.notes());
 }
 
 }  // namespace
@@ -117,9 +129,7 @@ OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, 
   OptionSet verb = parent.subcommand(name, help);
   verb.show_defaults();
   verb.add("--json", call.json, "Write the result as JSON to this file").type_name("FILE");
-  verb.add("-q,--quiet", call.quiet, "Say nothing on stderr but errors");
-  verb.add("--progress", call.progress, "How progress is shown on stderr")
-      .one_of({"auto", "bar", "lines", "json", "none"});
+  add_table(verb, call.console);
   return verb;
 }
 

@@ -23,25 +23,29 @@
 namespace qlora::program {
 namespace {
 
-/// What merges: on the GPU where there is one, unless the other is asked for.
+/// What merges: on the GPU where there is one, unless another device is asked for.
 struct Mergers {
   std::shared_ptr<void> device;  // outlives the lanes
   MergeLanes lanes;
 
-  explicit Mergers(const std::string& wanted) {
-    if (wanted != "cpu") find_gpu(wanted == "cuda");
-    if (lanes.empty()) lanes = host_merge_lanes();
+  explicit Mergers(const run::DeviceRequest& wanted) {
+    if (wanted.use == run::DeviceUse::cpu && wanted.memory_cap.count > 0) {
+      throw Error("--memory-cap is for a GPU; leave it or --device cpu out", ErrorKind::usage);
+    }
+    if (wanted.use != run::DeviceUse::cpu) find_gpu(wanted);
+    if (lanes.empty()) lanes = host_merge_lanes(static_cast<unsigned>(wanted.threads));
   }
 
  private:
 #ifdef QLORA_CUDA
-  void find_gpu(bool required) {
+  void find_gpu(const run::DeviceRequest& wanted) {
     std::string why;
     if (cuda::device_count(&why) == 0) {
-      if (required) throw Error("--device cuda: no GPU can be used: " + why, ErrorKind::resource);
+      if (wanted.use == run::DeviceUse::cuda)
+        throw Error("--device cuda: no GPU can be used: " + why, ErrorKind::resource);
       return;
     }
-    const std::shared_ptr<cuda::Context> context(cuda::create_context({}),
+    const std::shared_ptr<cuda::Context> context(cuda::create_context({.memory_cap = wanted.memory_cap.count}),
                                                  [](cuda::Context* one) { cuda::destroy_context(one); });
     device = context;
     for (unsigned i = 0; i < std::clamp(std::thread::hardware_concurrency(), 1U, most_merge_threads); ++i) {
@@ -49,8 +53,9 @@ struct Mergers {
     }
   }
 #else
-  static void find_gpu(bool required) {
-    if (required) throw Error("--device cuda: this program was built without CUDA", ErrorKind::resource);
+  static void find_gpu(const run::DeviceRequest& wanted) {
+    if (wanted.use == run::DeviceUse::cuda)
+      throw Error("--device cuda: this program was built without CUDA", ErrorKind::resource);
   }
 #endif
 };
@@ -63,7 +68,7 @@ Result run_merge(const MergeStep& step, Progress& progress) {
   Mergers mergers(step.device);
   const auto tensors = static_cast<std::int64_t>(hf::tensor_names(model.shape).size());
   const MergeReport report = merge_model(model, adapter, step.out, mergers.lanes,
-                                         {.max_shard_bytes = static_cast<std::uint64_t>(step.shard_bytes),
+                                         {.max_shard_bytes = static_cast<std::uint64_t>(step.merging.shard_bytes),
                                           .tokenizer_from = step.model,
                                           .on_tensor = [&](std::int64_t done) {
                                             if (done == 0) progress.begin("merge", tensors, "tensors");
@@ -86,10 +91,8 @@ void add_merge(OptionSet app, Invocation& call) {
   verb.add("-a,--adapter", step->adapter, "Adapter directory").required().type_name("DIR");
   add_any_base(verb, step->any_base);
   verb.add("-o,--out", step->out, "Directory of the merged model").required().type_name("DIR");
-  verb.add("--shard-bytes", step->shard_bytes, "Size of one weight file at most")
-      .range(std::int64_t{1} << 20, std::int64_t{1000000000000});
-  verb.add("--device", step->device, "Where it is computed; auto: on the GPU where there is one")
-      .one_of({"auto", "cpu", "cuda"});
+  add_table(verb, step->merging);
+  add_table(verb, step->device, {.only = {"use", "memory_cap", "threads"}});
   verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_merge(*step, context.progress);

@@ -2,6 +2,7 @@
 #include "options.hpp"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <ostream>
 #include <utility>
 
@@ -30,12 +31,40 @@ std::string misspelt(int argc, const char* const* argv, const CLI::App& app) {
     if (!name.starts_with("--") || verb->get_option_no_throw(name) != nullptr) continue;
     std::vector<std::string> names;
     for (const CLI::Option* option : verb->get_options({})) {
+      if (option->get_group().empty()) continue;  // old names
       for (const std::string& one : option->get_lnames()) names.push_back("--" + one);
     }
     return "there is no option `" + name + "`" +
            suggestion(name, std::vector<std::string_view>(names.begin(), names.end()));
   }
   return {};
+}
+
+/// The words of the line as the option's value. Throws CLI::ValidationError when they are none.
+void take_words(const TableOption& option, const std::vector<std::string>& words) {
+  const bool list = option.kind == run::Kind::texts || option.kind == run::Kind::paths;
+  const auto value = list ? run::Value(words) : run::parse_value(option.kind, words.at(0));
+  // A word that is no value of this kind is refused like a value of another kind: by what there must be.
+  const std::string wrong = option.assign(value.value_or(std::vector<std::string>{}));
+  if (!wrong.empty()) throw CLI::ValidationError(wrong);
+}
+
+CLI::Option* add_to(CLI::App& app, const std::string& names, const TableOption& option) {
+  if (option.kind == run::Kind::flag) {
+    return app.add_flag_function(
+        names, [option](std::int64_t count) { take_words(option, {count > 0 ? "true" : "false"}); }, option.help);
+  }
+  CLI::Option* added = app.add_option(
+      names,
+      [option](const CLI::results_t& words) {
+        take_words(option, words);
+        return true;
+      },
+      option.help);
+  added->type_name(option.type);
+  if (!option.fallback.empty()) added->default_str(option.fallback);
+  if (option.kind == run::Kind::texts || option.kind == run::Kind::paths) added->expected(-1);
+  return added;
 }
 
 }  // namespace
@@ -50,31 +79,6 @@ Option Option::type_name(const std::string& name) {
   return *this;
 }
 
-Option Option::range(int low, int high) {
-  option_->check(CLI::Range(low, high));
-  return *this;
-}
-
-Option Option::range(std::int64_t low, std::int64_t high) {
-  option_->check(CLI::Range(low, high));
-  return *this;
-}
-
-Option Option::range(double low, double high) {
-  option_->check(CLI::Range(low, high));
-  return *this;
-}
-
-Option Option::non_negative() {
-  option_->check(CLI::NonNegativeNumber);
-  return *this;
-}
-
-Option Option::positive() {
-  option_->check(CLI::PositiveNumber);
-  return *this;
-}
-
 Option Option::one_of(std::vector<std::string> values) {
   option_->check(CLI::IsMember(std::move(values)));
   return *this;
@@ -82,18 +86,6 @@ Option Option::one_of(std::vector<std::string> values) {
 
 Option OptionSet::add(const std::string& names, bool& target, const std::string& help) {
   return Option(*app_->add_flag(names, target, help));
-}
-
-Option OptionSet::add(const std::string& names, int& target, const std::string& help) {
-  return Option(*app_->add_option(names, target, help));
-}
-
-Option OptionSet::add(const std::string& names, std::int64_t& target, const std::string& help) {
-  return Option(*app_->add_option(names, target, help));
-}
-
-Option OptionSet::add(const std::string& names, double& target, const std::string& help) {
-  return Option(*app_->add_option(names, target, help));
 }
 
 Option OptionSet::add(const std::string& names, std::string& target, const std::string& help) {
@@ -112,15 +104,35 @@ Option OptionSet::add(const std::string& names, std::vector<fs::path>& target, c
   return Option(*app_->add_option(names, target, help));
 }
 
+void OptionSet::add(const TableOption& option) {
+  add_to(*app_, option.names, option);
+  if (option.old_name.empty()) return;
+  const std::string name = option.names.substr(option.names.find("--"));
+  TableOption old = option;
+  old.assign = [assign = option.assign, notes = notes_, name, before = option.old_name](const run::Value& value) {
+    notes->notes.push_back(before + " is now called " + name + "; the next version no longer knows the old name");
+    return assign(value);
+  };
+  add_to(*app_, option.old_name, old)->group("");
+  notes_->old_names[name] = option.old_name;
+}
+
 OptionSet OptionSet::subcommand(const std::string& name, const std::string& help) {
-  return OptionSet(*app_->add_subcommand(name, help));
+  return {*app_->add_subcommand(name, help), *notes_};
 }
 
 void OptionSet::take_any_arguments() { app_->prefix_command(); }
 
 void OptionSet::require_subcommand() { app_->require_subcommand(1); }
 
-bool OptionSet::given(const std::string& name) const { return app_->count(name) > 0; }
+bool OptionSet::given(const std::string& name) const {
+  const auto count = [&](const std::string& one) {
+    const CLI::Option* option = app_->get_option_no_throw(one);
+    return option == nullptr ? 0 : option->count();
+  };
+  const auto old = notes_->old_names.find(name);
+  return count(name) > 0 || (old != notes_->old_names.end() && count(old->second) > 0);
+}
 
 void OptionSet::show_defaults() { app_->option_defaults()->always_capture_default(); }
 
@@ -133,7 +145,7 @@ CommandLine::CommandLine(const ProgramText& text) : app_(std::make_unique<CLI::A
 
 CommandLine::~CommandLine() = default;
 
-OptionSet CommandLine::options() { return OptionSet(*app_); }
+OptionSet CommandLine::options() { return {*app_, notes_}; }
 
 bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
   try {

@@ -3,13 +3,19 @@
 // verb should pay for them. A type of variable or a check that a verb wants anew is one line here and one there.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <iosfwd>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "qlora/run/option.hpp"
 
 namespace CLI {
 class App;
@@ -24,12 +30,6 @@ class Option {
   Option required();
   /// What stands for the value in the help: "DIR".
   Option type_name(const std::string& name);
-  /// Both ends belong to the range.
-  Option range(int low, int high);
-  Option range(std::int64_t low, std::int64_t high);
-  Option range(double low, double high);
-  Option non_negative();
-  Option positive();
   Option one_of(std::vector<std::string> values);
 
  private:
@@ -39,25 +39,41 @@ class Option {
   CLI::Option* option_;
 };
 
+/// An option of a table as the command line shows and reads it.
+struct TableOption {
+  std::string names;     ///< "-n,--documents"
+  std::string old_name;  ///< "--resident"; empty: none
+  std::string type;      ///< what stands for the value in the help
+  std::string fallback;  ///< the default, as the help shows it
+  std::string help;
+  run::Kind kind;
+  std::function<std::string(const run::Value&)> assign;  ///< gives back what is wrong with the value
+};
+
+/// What a parsed line leaves behind beside its targets.
+struct LineNotes {
+  std::map<std::string, std::string> old_names;  ///< by new name
+  std::vector<std::string> notes;                ///< on old names that were used
+};
+
 /// The options of the program or of a verb: a handle, copies mean the same ones. It must not outlive its CommandLine,
 /// nor a target the parsing. `names` is "-m,--model", or "model" for an argument that is known by its place.
 class OptionSet {
  public:
   Option add(const std::string& names, bool& target, const std::string& help);  ///< a flag: takes no value
-  Option add(const std::string& names, int& target, const std::string& help);
-  Option add(const std::string& names, std::int64_t& target, const std::string& help);
-  Option add(const std::string& names, double& target, const std::string& help);
   Option add(const std::string& names, std::string& target, const std::string& help);
   Option add(const std::string& names, std::filesystem::path& target, const std::string& help);
   Option add(const std::string& names, std::vector<std::string>& target, const std::string& help);
   Option add(const std::string& names, std::vector<std::filesystem::path>& target, const std::string& help);
+
+  void add(const TableOption& option);
 
   OptionSet subcommand(const std::string& name, const std::string& help);
   /// Exactly one of the subcommands must be given.
   void require_subcommand();
   /// Whatever follows is taken and not looked at.
   void take_any_arguments();
-  /// Whether the line that was parsed has this option, as one of its names: "--rank".
+  /// Whether the verb has this option and the line that was parsed gives it, under this name or its old one: "--rank".
   [[nodiscard]] bool given(const std::string& name) const;
   /// The help of options added from now on shows what their targets hold.
   void show_defaults();
@@ -66,10 +82,80 @@ class OptionSet {
 
  private:
   friend class CommandLine;
-  explicit OptionSet(CLI::App& app) : app_(&app) {}
+  OptionSet(CLI::App& app, LineNotes& notes) : app_(&app), notes_(&notes) {}
 
   CLI::App* app_;
+  LineNotes* notes_;
 };
+
+/// Which options of a table a verb takes, and how.
+struct TableUse {
+  std::initializer_list<std::string_view> only{};  ///< empty: all
+  bool defaults = true;                            ///< whether the help shows what the target holds
+};
+
+/// What stands for a value in the help: "{auto,cpu,cuda}", "STEPS 1..1000000000", "FLOAT 0..10".
+template <class S>
+std::string type_of(const run::Option<S>& option) {
+  std::string text;
+  for (const std::string_view name : option.choices()) text += (text.empty() ? "{" : ",") + std::string(name);
+  switch (option.kind()) {
+    case run::Kind::flag:
+      return {};
+    case run::Kind::choice:
+      return text + "}";
+    case run::Kind::size:
+      return "SIZE";
+    case run::Kind::text:
+      return "TEXT";
+    case run::Kind::path:
+      return "PATH";
+    case run::Kind::texts:
+      return "TEXT...";
+    case run::Kind::paths:
+      return "PATH...";
+    case run::Kind::integer:
+      text = "INT";
+      break;
+    case run::Kind::number:
+      text = "FLOAT";
+      break;
+  }
+  if (!option.unit.empty()) {
+    text = option.unit;
+    std::transform(text.begin(), text.end(), text.begin(), [](char c) { return static_cast<char>(c - 'a' + 'A'); });
+  }
+  return text + " " + run::text_of(option.range.low) + ".." + run::text_of(option.range.high);
+}
+
+/// The options of a table as those of a verb. They fill `target`, which must outlive the parsing.
+template <run::HasTable S>
+void add_table(OptionSet verb, S& target, const TableUse& use = {}) {
+  for (const run::Option<S>& option : run::Table<S>::options) {
+    if (use.only.size() > 0 && std::find(use.only.begin(), use.only.end(), option.name) == use.only.end()) continue;
+    const std::string name = run::line_name(option);
+    const std::string letter = option.letter == '\0' ? std::string() : std::string{'-', option.letter, ','};
+    verb.add({.names = letter + name,
+              .old_name = option.old_name.empty() ? std::string() : run::dashed(option.old_name),
+              .type = type_of(option),
+              .fallback = use.defaults ? run::text_of(run::value_of(option, target)) : std::string(),
+              .help = std::string(option.help) +
+                      (option.adapters_only && use.only.size() == 0 ? "; not with --method full" : ""),
+              .kind = option.kind(),
+              .assign = [&option, &target, name](const run::Value& value) {
+                const std::string wrong = run::assign(option, target, value);
+                return wrong.empty() ? wrong : name + " " + wrong;
+              }});
+  }
+}
+
+/// Copies the options of a table that the line that was parsed has.
+template <run::HasTable S>
+void copy_given(const OptionSet& verb, const S& from, S& into) {
+  for (const run::Option<S>& option : run::Table<S>::options) {
+    if (verb.given(run::line_name(option))) run::copy_option(option, from, into);
+  }
+}
 
 /// What the program says of itself.
 struct ProgramText {
@@ -90,9 +176,12 @@ class CommandLine {
   /// False if help or version was asked for and is now printed to `out`. Throws Error(usage) for a line that cannot be
   /// meant.
   [[nodiscard]] bool parse(int argc, const char* const* argv, std::ostream& out);
+  /// What the user is to know of the line that was parsed: old names that were used.
+  [[nodiscard]] const std::vector<std::string>& notes() const { return notes_.notes; }
 
  private:
   std::unique_ptr<CLI::App> app_;
+  LineNotes notes_;
 };
 
 }  // namespace qlora::program

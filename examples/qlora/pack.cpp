@@ -30,9 +30,9 @@ std::vector<Document> gather(const PackStep& step, std::int64_t& replayed) {
     for (Document& one : read_documents(file)) documents.push_back(std::move(one));
   }
   replayed = 0;
-  if (step.replay.empty()) return documents;
-  for (Document& one : read_documents(step.replay)) {
-    if (step.replay_limit > 0 && replayed >= step.replay_limit) break;
+  if (step.replay.replay.empty()) return documents;
+  for (Document& one : read_documents(step.replay.replay)) {
+    if (step.replay.replay_limit > 0 && replayed >= step.replay.replay_limit) break;
     documents.push_back(std::move(one));
     ++replayed;
   }
@@ -53,14 +53,14 @@ TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& document, bo
 Result run_pack(const PackStep& step, Progress& progress) {
   const fs::path tokenizer_file = fs::is_directory(step.model) ? step.model / "tokenizer.model" : step.model;
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_file);
-  const bool article = step.pack.compat == "article";
+  const bool article = step.packing.compat == run::Compat::article;
   std::int64_t replayed = 0;
   const std::vector<Document> documents = gather(step, replayed);
   DatasetInfo info{.vocab_size = tokenizer.vocab_size(),
                    .tokenizer_sha256 = sha256_file(tokenizer_file),
                    .form = article ? PackingForm::article : PackingForm::isolated,
-                   .labels = step.pack.labels == "answers" ? LabelChoice::answers : LabelChoice::all,
-                   .split = step.pack.split == "pad" ? SplitChoice::pad : SplitChoice::carry,
+                   .labels = step.packing.labels,
+                   .split = step.packing.split,
                    .sources = {}};
   std::vector<TokenDocument> tokens;
   std::int64_t total = 0;
@@ -74,10 +74,10 @@ Result run_pack(const PackStep& step, Progress& progress) {
     progress.update(static_cast<std::int64_t>(tokens.size()), total);
   }
   const PackedWindows windows =
-      article
-          ? pack_as_article(tokens, step.pack.seq)
-          : pack_documents(
-                tokens, {.seq = step.pack.seq, .labels = info.labels, .split = info.split, .pad_id = tokenizer.eos()});
+      article ? pack_as_article(tokens, step.packing.seq)
+              : pack_documents(
+                    tokens,
+                    {.seq = step.packing.seq, .labels = info.labels, .split = info.split, .pad_id = tokenizer.eos()});
   write_dataset(step.out, windows, info);
   const PackingCounts& counts = windows.counts;
   progress.end(std::to_string(windows.windows()) + " windows of " + std::to_string(windows.seq));
@@ -100,14 +100,8 @@ void add_pack(OptionSet app, Invocation& call) {
   verb.add("documents", step->documents, "Documents: .jsonl, .txt or .md").required().type_name("FILE...");
   verb.add("-m,--model", step->model, "Model directory, or a tokenizer.model").required().type_name("DIR");
   verb.add("-o,--out", step->out, "Directory of the data set").required().type_name("DIR");
-  verb.add("--seq", step->pack.seq, "Tokens in a window").range(8, 1 << 20);
-  verb.add("--compat", step->pack.compat, "article: one stream, no end marks, the rest dropped")
-      .one_of({"none", "article"});
-  verb.add("--labels", step->pack.labels, "Of chats learn all, or the answers alone").one_of({"all", "answers"});
-  verb.add("--split", step->pack.split, "Cut documents to fill windows (carry), or start a new window (pad)")
-      .one_of({"carry", "pad"});
-  verb.add("--replay", step->replay, "Documents of the model's own world, mixed in").type_name("FILE");
-  verb.add("--replay-limit", step->replay_limit, "Of these, the first so many; 0: all").non_negative();
+  add_table(verb, step->packing);
+  add_table(verb, step->replay);
   verb.on_call([&call, step] {
     call.action = [step](Context& context) {
       const Result result = run_pack(*step, context.progress);

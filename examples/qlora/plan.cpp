@@ -31,23 +31,18 @@ using qlora::detail::concat;
 
 struct PlanOptions {
   fs::path model;
-  int rank = 64;
-  int batch = 2;
-  int seq = 2048;
-  int probe_tokens = 0;
-  std::string recompute = "auto";
-  bool moments8 = false;
-  std::string on = "cpu";
-  std::string gpu_memory;
-  bool resident = false;
-  bool no_dropout = false;
-  bool unquantized = false;
+  run::Plan plan;
+  run::Training training;
+  run::Packing packing{.seq = 2048};
+  run::DeviceRequest device;
 };
 
 /// `train` keeps everything on the CPU. On a GPU auto begins with the most, for what fits is to be found.
-Recompute recompute_of(const std::string& name, bool cpu) {
-  if (name == "auto") return cpu ? Recompute::none : Recompute::block;
-  return name == "none" ? Recompute::none : name == "cheap" ? Recompute::cheap : Recompute::block;
+Recompute recompute_of(run::Recomputation asked, bool cpu) {
+  if (asked == run::Recomputation::automatic) return cpu ? Recompute::none : Recompute::block;
+  return asked == run::Recomputation::none    ? Recompute::none
+         : asked == run::Recomputation::cheap ? Recompute::cheap
+                                              : Recompute::block;
 }
 
 /// The CPU backend keeps everything in 32 bits, and multiplies without a wide copy of the weights.
@@ -80,10 +75,10 @@ struct Place {
   [[nodiscard]] std::int64_t budget() const { return bytes - reserve; }
 };
 
-Place place_of(const PlanOptions& options) {
+Place place_of(const run::Plan& options) {
   const std::string& name = options.on;
-  if (!options.gpu_memory.empty()) {
-    return {"GPU memory", bytes_of_option("--gpu-memory", options.gpu_memory), gpu_reserve, gpu_storage};
+  if (options.gpu_memory.count > 0) {
+    return {"GPU memory", options.gpu_memory.count, gpu_reserve, gpu_storage};
   }
   if (name == "cpu") {
     const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
@@ -175,18 +170,19 @@ Result advise(const Config& config, const Run& run, const Place& place, std::ost
 
 Result plan(const PlanOptions& options, Context& context) {
   Config config{.shape = shape_of(options.model)};
-  config.lora.rank = options.rank;
-  if (options.unquantized) config.quant = unquantized;
-  const Place place = place_of(options);
+  config.lora.rank = options.training.rank;
+  if (options.plan.unquantized) config.quant = unquantized;
+  const Place place = place_of(options.plan);
   const bool cpu = !place.store.widens;
-  Run run{.batch = options.batch,
-          .seq = options.seq,
-          .recompute = recompute_of(options.recompute, cpu),
-          .dropout = !options.no_dropout,
-          .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.resident,
-          .adamw8bit = options.moments8};
-  if (options.probe_tokens > 0) run.probing = room_for_probes(SIZE_MAX, options.probe_tokens);
-  if (!cpu && options.recompute == "auto" && memory_plan(config, run, place.store).total() <= place.budget()) {
+  Run run{.batch = options.training.batch,
+          .seq = options.packing.seq,
+          .recompute = recompute_of(options.training.recompute, cpu),
+          .dropout = !options.plan.no_dropout,
+          .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.device.keep_dequantized,
+          .adamw8bit = options.training.adamw8bit};
+  if (options.plan.probe_tokens > 0) run.probing = room_for_probes(SIZE_MAX, options.plan.probe_tokens);
+  if (!cpu && options.training.recompute == run::Recomputation::automatic &&
+      memory_plan(config, run, place.store).total() <= place.budget()) {
     run = choose_recompute(config, run, place.budget(), place.store);  // as `train` does
   }
   const MemoryPlan bytes = memory_plan(config, run, place.store);
@@ -212,28 +208,16 @@ void add_plan(OptionSet app, Invocation& call) {
   verb.add("model", options->model, "Model directory, of which only config.json is read; or 7b, 13b, 70b for LLaMA-2")
       .required()
       .type_name("DIR");
-  verb.add("--rank", options->rank, "Rank of the adapters").range(1, 1024);
-  verb.add("--batch", options->batch, "Windows in a micro-batch").range(1, 65536);
-  verb.add("--seq", options->seq, "Tokens in a window").range(2, 1 << 20);
-  verb.add("--recompute", options->recompute,
-           "What the backward pass makes again; auto: nothing on the CPU, on a GPU the least that fits")
-      .one_of({"auto", "none", "cheap", "block"});
-  verb.add("--on", options->on, "\"cpu\" or a GPU by name, as in \"A10G 24 GB\"");
-  verb.add("--gpu-memory", options->gpu_memory, "A GPU with so much memory instead of --on, as in 24GB or 80GiB")
-      .type_name("SIZE");
-  verb.add("--resident", options->resident, "GPU: the frozen weights in bf16 too");
-  verb.add("--moments8", options->moments8, "AdamW's moments in 8 bits");
-  verb.add("--probe-tokens", options->probe_tokens,
-           "Tokens of the longest probe that is measured in the loop, its reply included; 0: none are")
-      .range(0, 1 << 20);
-  verb.add("--no-dropout", options->no_dropout, "Train without dropout");
-  verb.add("--unquantized", options->unquantized, "Keep the frozen weights in full");
+  add_table(verb, options->training, {.only = {"rank", "batch", "recompute", "adamw8bit"}});
+  add_table(verb, options->packing, {.only = {"seq"}});
+  add_table(verb, options->device, {.only = {"keep_dequantized"}});
+  add_table(verb, options->plan);
   verb.on_call([&call, options, verb] {
     const bool both = verb.given("--on") && verb.given("--gpu-memory");
     call.action = [options, both](Context& context) {
       if (both) throw Error("--gpu-memory stands for --on; give one of them", ErrorKind::usage);
-      if (options->unquantized && options->resident) {
-        throw Error("--unquantized weights are resident anyway; leave out --resident", ErrorKind::usage);
+      if (options->plan.unquantized && options->device.keep_dequantized) {
+        throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);
       }
       return plan(*options, context);
     };

@@ -20,33 +20,21 @@ namespace {
 namespace fs = std::filesystem;
 
 struct RecallOptions {
-  fs::path model;
+  AnswerOptions answer{.model = {}, .weights = {}, .sampling = run::recall_sampling, .device = {}};
+  run::Recall recall;
   fs::path out;
-  std::string prompt;
-  std::string base = "nf4";
-  int documents = 500;
-  int max_new_tokens = 512;
-  double temperature = 1.0;
-  double top_p = 1.0;
-  std::int64_t seed = 42;
-  DeviceSection device;
-  int threads = 0;
 };
 
 Result recall(const RecallOptions& options, Context& context) {
   if (options.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
-  Answerer answerer(options.model, options.base == "full" ? Base::full : Base::nf4, 1, options.device, options.threads);
-  const std::vector<Question> asked(static_cast<std::size_t>(options.documents), Question{false, options.prompt, {}});
-  GenerateOptions how;
-  how.max_new_tokens = options.max_new_tokens;
-  how.sampling = {.temperature = static_cast<float>(options.temperature),
-                  .top_p = static_cast<float>(options.top_p),
-                  .top_k = 0,
-                  .seed = static_cast<std::uint64_t>(options.seed)};
-  context.progress.begin("recall " + options.model.string(), options.documents, "documents");
+  const auto& [model, weights, sampling, device] = options.answer;
+  Answerer answerer(model, options.answer.base(), 1, device);
+  const std::vector<Question> asked(static_cast<std::size_t>(options.recall.documents),
+                                    Question{false, options.recall.prompt, {}});
+  context.progress.begin("recall " + model.string(), options.recall.documents, "documents");
   int begun = 0;
   std::int64_t tokens = 0;
-  const std::vector<Reply> replies = answerer.ask(asked, how, [&](int document, std::int32_t) {
+  const std::vector<Reply> replies = answerer.ask(asked, generation(sampling), [&](int document, std::int32_t) {
     begun = std::max(begun, document + 1);
     context.progress.update(begun, ++tokens);
     return true;
@@ -55,9 +43,9 @@ Result recall(const RecallOptions& options, Context& context) {
   std::vector<Document> documents;
   int cut = 0;
   for (std::size_t i = 0; i < replies.size(); ++i) {
-    const std::string source = "recall:" + std::to_string(options.seed) + ':' + std::to_string(i);
+    const std::string source = "recall:" + std::to_string(sampling.seed) + ':' + std::to_string(i);
     std::optional<Document> document;
-    if (replies[i].stopped) document = recalled_document(options.prompt + replies[i].text, source);
+    if (replies[i].stopped) document = recalled_document(options.recall.prompt + replies[i].text, source);
     if (document) {
       documents.push_back(std::move(*document));
     } else {
@@ -81,20 +69,11 @@ void add_recall(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "recall", "Let a model write down what it knows, to be replayed while it learns");
   auto options = std::make_shared<RecallOptions>();
-  verb.add("model", options->model, "Model directory").required().type_name("DIR");
+  add_answer_options(verb, options->answer);
+  add_table(verb, options->recall);
   verb.add("-o,--out", options->out, "Documents: a .jsonl file for --replay, or for an arm's replay")
       .required()
       .type_name("FILE");
-  verb.add("-n,--documents", options->documents, "How many are begun").range(1, 10000000);
-  verb.add("-p,--prompt", options->prompt, "What each begins with; \"[INST]\" lets a chat model ask itself");
-  verb.add("--base", options->base, "nf4: quantize the model; full: use its weights as they are")
-      .one_of({"nf4", "full"});
-  verb.add("--max-new-tokens", options->max_new_tokens, "Tokens of a document at most; longer ones are left out")
-      .range(1, 1000000);
-  verb.add("--temperature", options->temperature, "1 samples from the model as it is").range(0.0, 100.0);
-  verb.add("--top-p", options->top_p, "Nucleus that is sampled from").range(0.0001, 1.0);
-  verb.add("--seed", options->seed, "Of sampling").non_negative();
-  add_device_options(verb, options->device, options->threads);
   verb.on_call([&call, options] { call.action = [options](Context& c) { return recall(*options, c); }; });
 }
 

@@ -10,6 +10,7 @@
 
 #include "interrupt.hpp"
 #include "job.hpp"
+#include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
@@ -26,76 +27,48 @@ struct RunOptions {
   fs::path job;
   fs::path out;
   std::vector<std::string> again;
-  DeviceSection device{.use = {}, .memory_cap = {}};  ///< what it says goes before the job file's [device]
-  std::string recompute;
-  int threads = 0;
+  run::DeviceRequest device;  ///< what the command line says of it goes before the job file's [device]
+  run::Training training;     ///< the same of [train] recompute
   bool check = false;
   bool keys = false;
 };
 
-Result settings_of(const DataSection& d) {
-  return {{"urls", d.urls}, {"compat", d.compat}, {"allow_private", d.allow_private}, {"max_bytes", d.max_bytes}};
-}
-
-Result settings_of(const PackSection& p) {
-  return {{"seq", p.seq}, {"compat", p.compat}, {"labels", p.labels}, {"split", p.split}};
-}
-
-Result settings_of(const CompareSection& c) {
-  return {{"max_new_tokens", c.max_new_tokens},
-          {"top_p", c.top_p},
-          {"temperature", c.temperature},
-          {"seed", c.seed},
-          {"require", c.require}};
-}
-
-Result paths_of(const std::vector<fs::path>& paths) {
-  Result list = Result::array();
-  for (const fs::path& path : paths) list.push_back(path.string());
-  return list;
+/// What decides the documents of a fetch, the content of files apart.
+Result fetch_settings(const run::Pages& pages, const run::Fetching& fetching) {
+  Result all = options_json(pages, Which::fingerprint);
+  add_options(all, fetching, Which::fingerprint);
+  return all;
 }
 
 /// The job as it was understood: what `--check` shows, and the page's table of settings.
 Result describe(const Job& job) {
   Result models = Result::object();
   for (const ModelSection& model : job.models) {
-    models[model.name.empty() ? "path" : model.name] = model.path.string();
+    models[model.name.empty() ? "path" : model.name] = model.source.path.string();
   }
   Result arms = Result::object();
   for (const Arm& arm : job.arms) {
-    arms[arm.name] = settings_of(arm.train);
-    arms[arm.name]["checkpoint_every"] = arm.train.checkpoint_every;
-    arms[arm.name]["recompute"] = arm.train.recompute;
-    arms[arm.name]["replay"] = arm.train.replay.string();
-    arms[arm.name]["replay_limit"] = arm.train.replay_limit;
-    arms[arm.name]["probes"] = paths_of(arm.train.probes);
-    arms[arm.name]["every"] = arm.train.every;
-    arms[arm.name]["guard"] = arm.train.guard;
-    if (!arm.sweep.empty()) arms[arm.name]["sweep"] = arm.sweep;
-    if (!arm.control.empty()) arms[arm.name]["control"] = arm.control;
-    if (!arm.front) arms[arm.name]["front"] = false;
-    if (!same_pages(arm.data, job.data)) {
-      arms[arm.name]["urls"] = arm.data.urls;
-      arms[arm.name]["files"] = paths_of(arm.data.files);
-    }
+    Result& one = arms[arm.name] = Result::object();
+    add_options(one, arm.train.options, Which::all, !arm.trains_all());
+    add_options(one, arm.train.replay, Which::all);
+    add_options(one, arm.train.loop, Which::all);
+    if (!arm.sweep.empty()) one["sweep"] = arm.sweep;
+    if (!arm.labels.control.empty()) one["control"] = arm.labels.control;
+    if (!arm.labels.front) one["front"] = false;
+    if (arm.pages != job.pages) add_options(one, arm.pages, Which::all);
   }
-  Result data = settings_of(job.data);
-  data["files"] = paths_of(job.data.files);
-  Result compare = settings_of(job.compare);
-  compare["questions"] = job.compare.questions.string();
-  compare["probes"] = paths_of(job.compare.probes);
-  return {{"model", models},
-          {"device",
-           {{"use", job.device.use},
-            {"memory_cap", job.device.memory_cap},
-            {"fast", job.device.fast},
-            {"resident", job.device.resident}}},
-          {"data", data},
-          {"pack", settings_of(job.pack)},
-          {"arms", arms},
-          {"merge", {{"arm", job.merge.arm}, {"shard_bytes", job.merge.shard_bytes}}},
-          {"compare", compare},
-          {"output", {{"dir", job.output.dir.string()}}}};
+  Result all{{"model", models}};
+  add_options(all["device"], job.device, Which::all);
+  add_options(all["data"], job.pages, Which::all);
+  add_options(all["data"], job.fetching, Which::all);
+  add_options(all["pack"], job.packing, Which::all);
+  all["arms"] = arms;
+  add_options(all["merge"], job.merge, Which::all);
+  add_options(all["merge"], job.merging, Which::all);
+  add_options(all["compare"], job.sampling, Which::all);
+  add_options(all["compare"], job.comparison, Which::all);
+  add_options(all["output"], job.output, Which::all);
+  return all;
 }
 
 /// The words that are there with spaces between: what a step is called, and a column of the report. The only model of a
@@ -149,35 +122,36 @@ fs::path folder_of(const Job& job, const ModelSection& model, const Arm& arm) {
   return folder_of(job, model) / arm.name;
 }
 fs::path trained_of(const Job& job, const ModelSection& model, const Arm& arm) {
-  return trained_in(folder_of(job, model, arm) / "train", arm.train);
+  return trained_in(folder_of(job, model, arm) / "train", arm.train.options.method);
 }
 
 /// The arm that is merged; null when every arm trains all weights.
 const Arm* merged_arm(const Job& job) {
   for (const Arm& arm : job.arms) {
-    if (arm.name == job.merge.arm && arm.train.method != "full") return &arm;
+    if (arm.name == job.merge.arm && !arm.trains_all()) return &arm;
   }
   return nullptr;
 }
 
 /// The comparison of what a model's arms became.
-CompareStep compare_step(const Job& job, const ModelSection& model, int threads) {
-  CompareStep step{.model = model.path, .compare = job.compare, .device = job.device, .threads = threads};
+CompareStep compare_step(const Job& job, const ModelSection& model) {
+  CompareStep step{
+      .model = model.source.path, .comparison = job.comparison, .sampling = job.sampling, .device = job.device};
   step.judged = job.merge.arm;
   if (const Arm* arm = merged_arm(job); arm != nullptr) {
     step.merged = folder_of(job, model) / "merged";
     step.merged_from = arm->name;
   }
   for (const Arm& arm : job.arms) {
-    (arm.train.method == "full" ? step.models : step.adapters).emplace_back(arm.name, trained_of(job, model, arm));
+    (arm.trains_all() ? step.models : step.adapters).emplace_back(arm.name, trained_of(job, model, arm));
   }
   return step;
 }
 
 /// What a comparison at the end, or a guard on the way, could not answer is refused before the job begins.
 void check_requirements(const Job& job) {
-  for (const Arm& arm : job.arms) check_guard(arm.train);
-  if (!job.compare.require.empty()) check_compare(compare_step(job, job.models.front(), 0));
+  for (const Arm& arm : job.arms) check_guard(arm.train.loop);
+  if (!job.comparison.require.empty()) check_compare(compare_step(job, job.models.front()));
 }
 
 /// The steps of one job in one output directory.
@@ -205,8 +179,8 @@ class JobRun {
 
   /// Whose pages an arm learns from: the first arm's that has the same. Empty: those of [data].
   [[nodiscard]] std::string pages_of(const Arm& arm) const {
-    if (same_pages(arm.data, job_.data)) return {};
-    const auto same = [&](const Arm& other) { return same_pages(arm.data, other.data); };
+    if (arm.pages == job_.pages) return {};
+    const auto same = [&](const Arm& other) { return arm.pages == other.pages; };
     return std::find_if(job_.arms.begin(), job_.arms.end(), same)->name;
   }
   [[nodiscard]] fs::path pages(const Arm& arm) const {
@@ -216,8 +190,7 @@ class JobRun {
   /// The first arm with the same pages and the same replay: the data set in its folder serves all of these.
   [[nodiscard]] const Arm& packed_for(const Arm& arm) const {
     return *std::find_if(job_.arms.begin(), job_.arms.end(), [&](const Arm& other) {
-      return same_pages(arm.data, other.data) && arm.train.replay == other.train.replay &&
-             arm.train.replay_limit == other.train.replay_limit;
+      return arm.pages == other.pages && arm.train.replay == other.train.replay;
     });
   }
 
@@ -227,9 +200,10 @@ class JobRun {
     for (const Arm& arm : job_.arms) {
       const std::string of = pages_of(arm);
       if (all.contains(of)) continue;
-      all[of] = step({spaced({"fetch", of}), settings_of(arm.data), arm.data.files, {pages(arm)}, [&] {
-                        return run_fetch({arm.data, pages(arm)}, context_.progress);
-                      }});
+      all[of] =
+          step({spaced({"fetch", of}), fetch_settings(arm.pages, job_.fetching), arm.pages.files, {pages(arm)}, [&] {
+                  return run_fetch({arm.pages, job_.fetching, pages(arm)}, context_.progress);
+                }});
     }
     return all;
   }
@@ -248,12 +222,12 @@ class JobRun {
 
   void pack(const ModelSection& model, const Arm& arm) {
     const PackStep settings{
-        {pages(arm)}, arm.train.replay, arm.train.replay_limit, model.path, folder(model, arm) / "data", job_.pack};
-    std::vector<fs::path> inputs{pages(arm), model.path / "tokenizer.model"};
-    if (!arm.train.replay.empty()) inputs.push_back(arm.train.replay);
+        {pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data", job_.packing};
+    std::vector<fs::path> inputs{pages(arm), model.source.path / "tokenizer.model"};
+    if (!arm.train.replay.replay.empty()) inputs.push_back(arm.train.replay.replay);
     fs::create_directories(settings.out.parent_path());
-    Result pack_settings = settings_of(job_.pack);
-    pack_settings["replay_limit"] = arm.train.replay_limit;
+    Result pack_settings = options_json(job_.packing, Which::fingerprint);
+    add_options(pack_settings, arm.train.replay, Which::fingerprint);
     const std::string name = spaced({"pack", model.name, arm.name});
     const Result result =
         step({name, pack_settings, inputs, {settings.out}, [&] { return run_pack(settings, context_.progress); }});
@@ -265,14 +239,14 @@ class JobRun {
   void train(const ModelSection& model, const Arm& arm) {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
-    const TrainStep settings{model.path,      folder(model, packed_for(arm)) / "data", out, arm.train, job_.device,
-                             options_.threads};
+    const TrainStep settings{model.source.path, folder(model, packed_for(arm)) / "data", out, arm.train, job_.device};
     Result train_settings = settings_of(arm.train);
-    train_settings["device"] = job_.device.use;
+    train_settings["device"] = name_of(job_.device.use);
     train_settings["fast"] = job_.device.fast;
     const std::string name = spaced({"train", model.name, arm.name});
-    std::vector<fs::path> inputs{model.path, settings.data};
-    if (!arm.train.guard.empty()) inputs.insert(inputs.end(), arm.train.probes.begin(), arm.train.probes.end());
+    std::vector<fs::path> inputs{model.source.path, settings.data};
+    const run::LoopProbes& loop = arm.train.loop;
+    if (!loop.guard.empty()) inputs.insert(inputs.end(), loop.probes.begin(), loop.probes.end());
     const Result result =
         step({name, train_settings, inputs, {out}, [&] { return run_train(settings, context_.progress); }});
     context_.out << name << ": " << result.value("steps", 0) << " steps, loss " << result.value("first_loss", 0.0)
@@ -282,24 +256,28 @@ class JobRun {
   void merge(const ModelSection& model) {
     const Arm* arm = merged_arm(job_);
     if (arm == nullptr) return;
-    const MergeStep settings{model.path, trained_of(job_, model, *arm), folder(model) / "merged",
-                             job_.merge.shard_bytes, "auto"};
+    const MergeStep settings{model.source.path, trained_of(job_, model, *arm), folder(model) / "merged", job_.merging,
+                             job_.device};
     const std::string name = spaced({"merge", model.name});
-    step({name, {{"shard_bytes", settings.shard_bytes}}, {settings.model, settings.adapter}, {settings.out}, [&] {
-            return run_merge(settings, context_.progress);
-          }});
+    step({name,
+          options_json(settings.merging, Which::fingerprint),
+          {settings.model, settings.adapter},
+          {settings.out},
+          [&] { return run_merge(settings, context_.progress); }});
   }
 
   Result compare(const ModelSection& model) {
-    const CompareStep settings = compare_step(job_, model, options_.threads);
-    std::vector<fs::path> inputs{model.path};
+    const CompareStep settings = compare_step(job_, model);
+    std::vector<fs::path> inputs{model.source.path};
     if (!settings.merged.empty()) inputs.push_back(settings.merged);
     for (const Arm& arm : job_.arms) inputs.push_back(trained_of(job_, model, arm));
-    if (!job_.compare.questions.empty()) inputs.push_back(job_.compare.questions);
-    inputs.insert(inputs.end(), job_.compare.probes.begin(), job_.compare.probes.end());
+    const run::Comparison& asked = job_.comparison;
+    if (!asked.questions.empty()) inputs.push_back(asked.questions);
+    inputs.insert(inputs.end(), asked.probes.begin(), asked.probes.end());
     const fs::path answers = folder(model) / "comparison.json";
     const std::string name = spaced({"compare", model.name});
-    Result compare_settings = settings_of(job_.compare);
+    Result compare_settings = options_json(job_.sampling, Which::fingerprint);
+    add_options(compare_settings, asked, Which::fingerprint);
     compare_settings["judged"] = settings.judged;
     for (const Arm& arm : job_.arms)
       compare_settings["arms"].push_back(arm.name);  // its figures stand under their names
@@ -319,16 +297,19 @@ class JobRun {
       for (const Arm& arm : job_.arms) {
         Result setting = settings_of(arm.train);
         setting.erase("seed");
-        setting["replay"] = arm.train.replay.string();
-        setting["replay_limit"] = arm.train.replay_limit;
-        if (!same_pages(arm.data, job_.data)) setting["pages"] = {arm.data.urls, paths_of(arm.data.files)};
+        add_options(setting, arm.train.replay, Which::all);
+        if (arm.pages != job_.pages) {
+          const Result pages = options_json(arm.pages, Which::all);
+          setting["pages"] = {pages.at("urls"), pages.at("files")};
+        }
         const std::string name = spaced({model.name, arm.name});
-        all[name] = {{"group", spaced({model.name, arm.group.empty() ? arm.train.method : arm.group})},
+        all[name] = {{"group", spaced({model.name, arm.labels.group.empty() ? name_of(arm.train.options.method)
+                                                                            : arm.labels.group})},
                      {"setting", setting.dump()},
-                     {"seed", arm.train.seed}};
+                     {"seed", arm.train.options.seed}};
         if (!arm.sweep.empty()) all[name]["sweep"] = arm.sweep;
-        if (!arm.control.empty()) all[name]["control"] = arm.control;
-        if (!arm.front) all[name]["front"] = false;
+        if (!arm.labels.control.empty()) all[name]["control"] = arm.labels.control;
+        if (!arm.labels.front) all[name]["front"] = false;
       }
     }
     return all;
@@ -383,7 +364,7 @@ class JobRun {
   Runbook book_;
 };
 
-Result run_job(const RunOptions& options, Context& context) {
+Result run_job(const RunOptions& options, const OptionSet& given, Context& context) {
   if (options.keys) {
     print_job_keys(context.out);
     return Result::object();
@@ -392,13 +373,9 @@ Result run_job(const RunOptions& options, Context& context) {
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
   Job job = read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
-  if (!options.device.use.empty()) job.device.use = options.device.use;
-  if (!options.device.memory_cap.empty()) job.device.memory_cap = options.device.memory_cap;
-  job.device.fast = job.device.fast || options.device.fast;
-  job.device.resident = job.device.resident || options.device.resident;
-  for (Arm& arm : job.arms) {
-    if (!options.recompute.empty()) arm.train.recompute = options.recompute;
-  }
+  for (const std::string& note : job.notes) context.progress.say(note);
+  copy_given(given, options.device, job.device);
+  for (Arm& arm : job.arms) copy_given(given, options.training, arm.train.options);
   check_requirements(job);
   if (options.check) {
     const Result plan = describe(job);
@@ -420,12 +397,13 @@ void add_run(OptionSet app, Invocation& call) {
   verb.add("-o,--out", options->out, "Write below this directory instead of [output] dir").type_name("DIR");
   verb.add("--again", options->again, "Do these steps again though nothing changed")
       .one_of({"fetch", "pack", "train", "merge", "compare"});
-  add_device_options(verb, options->device, options->threads);
-  verb.add("--recompute", options->recompute, "What the backward pass computes again, instead of [train] recompute")
-      .one_of({"auto", "none", "cheap", "block"});
+  add_table(verb, options->device, {.defaults = false});
+  add_table(verb, options->training, {.only = {"recompute"}, .defaults = false});
   verb.add("--check", options->check, "Read the job file, show what it means, do nothing");
   verb.add("--keys", options->keys, "Print every key of a job file with its default");
-  verb.on_call([&call, options] { call.action = [options](Context& context) { return run_job(*options, context); }; });
+  verb.on_call([&call, options, verb] {
+    call.action = [options, verb](Context& context) { return run_job(*options, verb, context); };
+  });
 }
 
 }  // namespace qlora::program

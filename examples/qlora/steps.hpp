@@ -16,9 +16,10 @@
 
 namespace qlora::program {
 
-/// [data], and the JSONL file that gets one document a line.
+/// Pages become a JSONL file with one document a line.
 struct FetchStep {
-  DataSection data;
+  run::Pages pages;
+  run::Fetching fetching;
   std::filesystem::path out;
 };
 Result run_fetch(const FetchStep& step, Progress& progress);
@@ -26,11 +27,10 @@ Result run_fetch(const FetchStep& step, Progress& progress);
 /// Documents and the replayed ones become windows of token ids in the directory `out`.
 struct PackStep {
   std::vector<std::filesystem::path> documents;
-  std::filesystem::path replay;
-  std::int64_t replay_limit = 0;
+  run::Replay replay;
   std::filesystem::path model;
   std::filesystem::path out;
-  PackSection pack;
+  run::Packing packing;
 };
 Result run_pack(const PackStep& step, Progress& progress);
 
@@ -40,24 +40,23 @@ struct TrainStep {
   std::filesystem::path data;
   std::filesystem::path out;
   TrainSection train;
-  DeviceSection device;
-  int threads = 0;
+  run::DeviceRequest device;
 };
 Result run_train(const TrainStep& step, Progress& progress);
 /// Throws Error (usage) for a guard that the section's probes could not answer.
-void check_guard(const TrainSection& train);
+void check_guard(const run::LoopProbes& loop);
 /// Everything in [train] that decides the bits of what is trained, the data apart. A guard ends a run, and so decides;
 /// probes that only watch do not.
 [[nodiscard]] Result settings_of(const TrainSection& train);
 /// Where a training in `out` leaves its adapter, or its model.
-[[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, const TrainSection& train);
+[[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, run::Method method);
 
 struct MergeStep {
   std::filesystem::path model;
   std::filesystem::path adapter;
   std::filesystem::path out;
-  std::int64_t shard_bytes = MergeSection{}.shard_bytes;
-  std::string device = "auto";
+  run::Merging merging;
+  run::DeviceRequest device;
   bool any_base = false;  ///< take an adapter that was trained on other weights
 };
 Result run_merge(const MergeStep& step, Progress& progress);
@@ -70,9 +69,9 @@ struct CompareStep {
   std::string merged_from{};                                              ///< the adapter that was merged
   std::string judged{};  ///< what requirements and examples are about; empty: merged_from, else the last one
   std::vector<std::pair<std::string, std::filesystem::path>> models{};  ///< trained whole: name, directory
-  CompareSection compare;
-  DeviceSection device;
-  int threads = 0;
+  run::Comparison comparison;
+  run::Sampling sampling;
+  run::DeviceRequest device;
   bool any_base = false;  ///< take adapters that were trained on other weights
 };
 /// Throws Error (usage) for a requirement that the comparison could not answer. Needs the probes, but none of the models.

@@ -2,7 +2,6 @@
 // an interrupted run goes on from its newest checkpoint as if nothing had happened.
 #include <array>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -13,6 +12,7 @@
 #include "guard.hpp"
 #include "interrupt.hpp"
 #include "metrics.hpp"
+#include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
@@ -29,33 +29,31 @@ namespace fs = std::filesystem;
 /// Checkpoints that are kept: the newest, and one that is older in case the disk damages it.
 constexpr int kept_checkpoints = 2;
 
-Schedule schedule_of(const std::string& name) {
-  return name == "cosine" ? Schedule::cosine : name == "constant" ? Schedule::constant : Schedule::linear;
-}
-
-RecomputeChoice recompute_of(const std::string& name) {
-  return name == "none"    ? RecomputeChoice::none
-         : name == "cheap" ? RecomputeChoice::cheap
-         : name == "block" ? RecomputeChoice::block
-                           : RecomputeChoice::automatic;
+RecomputeChoice recompute_of(run::Recomputation asked) {
+  return asked == run::Recomputation::none    ? RecomputeChoice::none
+         : asked == run::Recomputation::cheap ? RecomputeChoice::cheap
+         : asked == run::Recomputation::block ? RecomputeChoice::block
+                                              : RecomputeChoice::automatic;
 }
 
 class TrainRun {
  public:
   TrainRun(const TrainStep& step, Progress& progress)
       : step_(step),
+        options_(step.train.options),
         progress_(progress),
         model_(hf::ModelDir::open(step.model)),
         data_(TokenDataset::open(step.data)),
-        order_(static_cast<int>(data_.size()), step.train.batch * step.train.accumulate,
-               static_cast<std::uint64_t>(step.train.seed)),
-        total_(order_.steps_per_epoch() * step.train.epochs),
-        guard_(step.train, model_) {
+        order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
+               static_cast<std::uint64_t>(options_.seed)),
+        total_(order_.steps_per_epoch() * options_.epochs),
+        guard_(step.train.loop, model_) {
     check();
-    const Chosen chosen = choose_variant(model_.shape, step.train.rank, step.device, step.threads, method());
+    const Chosen chosen =
+        choose_variant(model_.shape, options_.rank, section_of(step.device), step.device.threads, method());
     device_ = chosen.machine.device;
-    training_ =
-        chosen.variant->train(model_, options(), recompute_of(step.train.recompute), guard_.room(), chosen.machine);
+    training_ = chosen.variant->train(model_, run::trainer_options<TrainOptions>(options_, total_, data_.seq()),
+                                      recompute_of(options_.recompute), guard_.room(), chosen.machine);
     progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
   }
 
@@ -99,7 +97,7 @@ class TrainRun {
     const bool stop = to_measure_ || (interrupted() && metric.step < total_);
     // Where a guard decides, a checkpoint is a measurement that met it, which the run goes back to, or one that is owed,
     // which is made before anything else and which the run never goes back to.
-    const bool saved = guard_.decides() ? due : stop || again || metric.step % step_.train.checkpoint_every == 0;
+    const bool saved = guard_.decides() ? due : stop || again || metric.step % options_.checkpoint_every == 0;
     if (saved || metric.step == total_) {
       checkpoint(log);
       saved_step_ = metric.step;
@@ -114,7 +112,7 @@ class TrainRun {
   /// Figures into the step's record; what of the guard is not met. Nothing: it was interrupted.
   std::optional<std::string> measure(Metric& metric) {
     if (method() == Method::full && base_ == nullptr) {  // not in this model any more
-      const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.threads);
+      const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.device.threads);
       base_ = chosen.variant->open(model_, Base::full, chosen.machine);
     }
     progress_.say(qlora::detail::concat("step ", metric.step, ": measuring ", guard_.size(), " probes"));
@@ -153,11 +151,11 @@ class TrainRun {
     return owes != nullptr && *owes == true;
   }
 
-  [[nodiscard]] Method method() const { return step_.train.method == "full" ? Method::full : Method::qlora; }
-  [[nodiscard]] fs::path written() const { return trained_in(step_.out, step_.train); }
+  [[nodiscard]] Method method() const { return options_.method == run::Method::full ? Method::full : Method::qlora; }
+  [[nodiscard]] fs::path written() const { return trained_in(step_.out, options_.method); }
 
   void check() const {
-    if (method() == Method::full && step_.train.moments8) {
+    if (method() == Method::full && options_.adamw8bit) {
       throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
     }
     if (data_.info().vocab_size != model_.shape.vocab) {
@@ -169,26 +167,6 @@ class TrainRun {
       throw Error(qlora::detail::concat("windows of ", data_.seq(), " tokens; the model was made for ",
                                         model_.max_positions, "; pack with a smaller --seq"));
     }
-  }
-
-  [[nodiscard]] TrainOptions options() const {
-    const TrainSection& t = step_.train;
-    TrainOptions o;
-    o.rank = t.rank;
-    o.alpha = static_cast<float>(t.alpha);
-    o.rank_stabilized = t.rslora;
-    o.dropout = static_cast<float>(t.dropout);
-    o.lr = static_cast<float>(t.lr);
-    o.schedule = schedule_of(t.schedule);
-    o.warmup_steps = static_cast<int>(t.warmup < 1 ? std::ceil(t.warmup * total_) : t.warmup);
-    o.total_steps = total_;
-    o.weight_decay = static_cast<float>(t.weight_decay);
-    o.max_grad_norm = static_cast<float>(t.max_grad_norm);
-    o.adamw8bit = t.moments8;
-    o.seed = static_cast<std::uint64_t>(t.seed);
-    o.batch = t.batch;
-    o.seq = data_.seq();
-    return o;
   }
 
   /// What a checkpoint must have been made with for this run to go on from it.
@@ -236,15 +214,15 @@ class TrainRun {
 
   void write_state(const MetricsLog& log) const {
     write_trainer_state(step_.out / "trainer_state.json", log.metrics(),
-                        {total_, step_.train.epochs, step_.train.batch, step_.train.checkpoint_every});
+                        {total_, options_.epochs, options_.batch, options_.checkpoint_every});
   }
 
   [[nodiscard]] PeftConfig adapter_config() const {
     PeftConfig config;
-    config.r = step_.train.rank;
-    config.alpha = static_cast<float>(step_.train.alpha);
-    config.dropout = static_cast<float>(step_.train.dropout);
-    config.rslora = step_.train.rslora;
+    config.r = options_.rank;
+    config.alpha = static_cast<float>(options_.alpha);
+    config.dropout = static_cast<float>(options_.dropout);
+    config.rslora = options_.rslora;
     config.base_model = step_.model.string();
     config.base_fingerprint = model_.fingerprint();
     return config;
@@ -267,9 +245,9 @@ class TrainRun {
         {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
         {"last_loss", last_loss(metrics)},
         {"tok_per_s", progress_.tokens_per_second()},
-        {"method", step_.train.method},
+        {"method", name_of(options_.method)},
         {"trained_parameters", method() == Method::full ? parameters(model_.shape)
-                                                        : adapter_parameters(model_.shape, {.rank = step_.train.rank})},
+                                                        : adapter_parameters(model_.shape, {.rank = options_.rank})},
         {"device", std::string(name_of(device_))},
         {"about", training_->about()},
         {"memory_bytes", training_->memory()},
@@ -277,6 +255,7 @@ class TrainRun {
   }
 
   const TrainStep& step_;
+  const run::Training& options_;
   Progress& progress_;
   hf::ModelDir model_;
   TokenDataset data_;
@@ -296,31 +275,19 @@ class TrainRun {
 
 }  // namespace
 
-Result settings_of(const TrainSection& t) {
-  Result all{{"method", t.method},
-             {"lr", t.lr},
-             {"schedule", t.schedule},
-             {"warmup", t.warmup},
-             {"epochs", t.epochs},
-             {"batch", t.batch},
-             {"accumulate", t.accumulate},
-             {"weight_decay", t.weight_decay},
-             {"max_grad_norm", t.max_grad_norm},
-             {"seed", t.seed}};
-  if (t.method != "full") {
-    all.update(Result{
-        {"rank", t.rank}, {"alpha", t.alpha}, {"rslora", t.rslora}, {"dropout", t.dropout}, {"moments8", t.moments8}});
-  }
-  if (!t.guard.empty()) all.update(Result{{"guard", t.guard}, {"every", t.every}});
+Result settings_of(const TrainSection& train) {
+  Result all = Result::object();
+  add_options(all, train.options, Which::fingerprint, train.options.method != run::Method::full);
+  if (!train.loop.guard.empty()) add_options(all, train.loop, Which::fingerprint);
   return all;
 }
 
-fs::path trained_in(const fs::path& out, const TrainSection& train) {
-  return out / (train.method == "full" ? "model" : "adapter");
+fs::path trained_in(const fs::path& out, run::Method method) {
+  return out / (method == run::Method::full ? "model" : "adapter");
 }
 
-void check_guard(const TrainSection& train) {
-  if (!train.guard.empty()) (void)Guard::read_probes(train);
+void check_guard(const run::LoopProbes& loop) {
+  if (!loop.guard.empty()) (void)Guard::read_probes(loop);
 }
 
 Result run_train(const TrainStep& step, Progress& progress) {
@@ -333,49 +300,24 @@ void add_train(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "train", "Train a LoRA adapter on the 4-bit model; resumes what was interrupted");
   auto step = std::make_shared<TrainStep>();
-  TrainSection& t = step->train;
   verb.add("-m,--model", step->model, "Model directory").required().type_name("DIR");
   verb.add("-d,--data", step->data, "Packed data set").required().type_name("DIR");
-  verb.add("-o,--out", step->out, "Adapter, metrics and checkpoints go here").required().type_name("DIR");
-  verb.add("--method", t.method, "qlora: adapters on the 4-bit model; full: every weight of the 16-bit one, on the CPU")
-      .one_of({"qlora", "full"});
-  verb.add("--rank", t.rank,
-           "Rank of the adapters; this, --alpha, --rslora, --dropout and --moments8 are not for --method full")
-      .range(1, 1024);
-  verb.add("--alpha", t.alpha, "Adapter scale is alpha / rank").positive();
-  verb.add("--rslora", t.rslora, "Adapter scale is alpha / sqrt(rank)");
-  verb.add("--dropout", t.dropout, "On the adapters' input").range(0.0, 0.99);
-  verb.add("--lr", t.lr, "Highest learning rate").range(0.0, 10.0);
-  verb.add("--schedule", t.schedule, "Learning rate over the run").one_of({"linear", "cosine", "constant"});
-  verb.add("--warmup", t.warmup, "Steps of rising learning rate; below 1: a part of the run").non_negative();
-  verb.add("--epochs", t.epochs, "Times over the data").range(1, 1000000);
-  verb.add("--batch", t.batch, "Windows in a micro-batch").range(1, 4096);
-  verb.add("--accumulate", t.accumulate, "Micro-batches in a step").range(1, 65536);
-  verb.add("--weight-decay", t.weight_decay, "AdamW's decay").range(0.0, 1.0);
-  verb.add("--max-grad-norm", t.max_grad_norm, "Gradient norm is clipped to this; 0: never").non_negative();
-  verb.add("--moments8", t.moments8, "AdamW's moments in 8 bits: a quarter of their memory");
-  verb.add("--seed", t.seed, "Of data order, initial adapters and dropout").non_negative();
-  verb.add("--checkpoint-every", t.checkpoint_every, "Steps between checkpoints").range(1, 1000000000);
-  verb.add("--probes", t.probes, "Measured during training, beside the base: .jsonl").type_name("FILE...");
-  verb.add("--every", t.every, "Steps between measurements").range(1, 1000000000);
-  verb.add("--guard", t.guard, "Ends training when it fails, and goes back to when it held: retention.lower>=0.95")
-      .type_name("TEXT...");
-  verb.add("--recompute", t.recompute,
-           "What the backward pass computes again to save memory; auto: what the GPU's memory asks for, on the CPU "
-           "nothing")
-      .one_of({"auto", "none", "cheap", "block"});
-  add_device_options(verb, step->device, step->threads);
+  verb.add("-o,--out", step->out, "Directory of adapter, metrics and checkpoints").required().type_name("DIR");
+  add_table(verb, step->train.options);
+  add_table(verb, step->train.loop);
+  add_table(verb, step->device);
   verb.on_call([&call, step, verb] {
     std::vector<std::string> of_adapters;
-    for (const std::string_view name : adapter_settings) {
-      if (verb.given(qlora::detail::concat("--", name))) of_adapters.push_back(qlora::detail::concat("--", name));
+    for (const auto& option : run::Table<run::Training>::options) {
+      const std::string name = run::line_name(option);
+      if (option.adapters_only && verb.given(name)) of_adapters.push_back(name);
     }
     call.action = [step, of_adapters, every = verb.given("--every")](Context& context) {
-      if (every && step->train.probes.empty()) {
+      if (every && step->train.loop.probes.empty()) {
         throw Error("--every says how often probes are measured: give --probes", ErrorKind::usage);
       }
       check_no_model(step->out);
-      if (step->train.method == "full" && !of_adapters.empty()) {
+      if (step->train.options.method == run::Method::full && !of_adapters.empty()) {
         std::string all;
         for (const std::string& one : of_adapters) all += (all.empty() ? "" : ", ") + one;
         throw Error("--method full trains all weights, there are no adapters: leave out " + all, ErrorKind::usage);

@@ -7,8 +7,10 @@
 #include <iosfwd>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "progress.hpp"
+#include "qlora/run/options.hpp"
 
 namespace qlora::program {
 
@@ -28,8 +30,7 @@ using Action = std::function<Result(Context&)>;
 /// What the command line asked for.
 struct Invocation {
   std::filesystem::path json;
-  std::string progress = "auto";
-  bool quiet = false;
+  run::Console console;
   Action action;
 };
 

@@ -99,7 +99,8 @@ TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be
   for (const std::string verb : {"train", "generate", "chat", "compare", "run"}) {
     INFO(verb);
     const std::string help = qlora(scratch, verb + " --help").out;
-    for (const char* option : {"--device", "--memory-cap", "--fast", "--resident"}) CHECK(contains(help, option));
+    for (const char* option : {"--device", "--memory-cap", "--fast", "--keep-dequantized"})
+      CHECK(contains(help, option));
   }
 }
 
@@ -107,15 +108,15 @@ TEST_CASE("options of adapters beside --method full are refused by name, and onl
   const Scratch scratch;
   const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();
   check_refused(qlora(scratch, train + " --method full --lr 1e-4"), 3);  // the model is missing, nothing else is wrong
-  check_refused(qlora(scratch, train + " --rank 8 --alpha 4 --rslora --dropout 0 --moments8"), 3);
-  for (const std::string option : {"--rank 64", "--alpha 16", "--rslora", "--dropout 0.1", "--moments8"}) {
+  check_refused(qlora(scratch, train + " --rank 8 --alpha 4 --rslora --dropout 0 --adamw8bit"), 3);
+  for (const std::string option : {"--rank 64", "--alpha 16", "--rslora", "--dropout 0.1", "--adamw8bit"}) {
     CAPTURE(option);
     const Outcome outcome = qlora(scratch, train + " --method full " + option);
     check_refused(outcome, 2);
     CHECK(contains(outcome.err, "leave out " + option.substr(0, option.find(' ')) + "\n"));
   }
   CHECK(contains(qlora(scratch, train + " --dropout 0 --rank 4 --method full").err, "leave out --rank, --dropout\n"));
-  CHECK(contains(qlora(scratch, "train --help").out, "are not for --method full"));
+  CHECK(contains(qlora(scratch, "train --help").out, "not with --method full"));
 }
 
 TEST_CASE("questions are read as probes are: a chat's history by the rules of the chat form, with its line") {
@@ -197,7 +198,7 @@ TEST_CASE("plan says what fits a GPU, for published models by name") {
   check_refused(qlora(scratch, "plan 7b --gpu-memory plenty"), 2);
   check_refused(qlora(scratch, "plan 7b --gpu-memory 24"), 2);  // bytes are not meant
   check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --on cpu"), 2);
-  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --unquantized --resident"), 2);
+  check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --unquantized --keep-dequantized"), 2);
 }
 
 TEST_CASE("a misspelt option is named, with what it may have meant") {

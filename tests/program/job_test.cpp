@@ -189,16 +189,16 @@ TEST_CASE("[device] and recompute come from the job, and the command line goes b
   CHECK(job.at("device").at("use") == "cuda");
   CHECK(job.at("device").at("memory_cap") == "24GB");
   CHECK(job.at("device").at("fast") == true);
-  CHECK(job.at("device").at("resident") == false);
+  CHECK(job.at("device").at("keep_dequantized") == false);
   CHECK(job.at("arms").at("qlora").at("recompute") == "cheap");
   const std::string file = scratch.write("job.toml", text).string();
   const Outcome overridden =
-      qlora(scratch, "run --check '" + file + "' --device cpu --memory-cap 8GiB --resident --recompute block");
+      qlora(scratch, "run --check '" + file + "' --device cpu --memory-cap 8GiB --keep-dequantized --recompute block");
   REQUIRE(overridden.code == 0);
   const auto other = nlohmann::json::parse(overridden.out);
   CHECK(other.at("device").at("use") == "cpu");
   CHECK(other.at("device").at("memory_cap") == "8GiB");
-  CHECK(other.at("device").at("resident") == true);
+  CHECK(other.at("device").at("keep_dequantized") == true);
   CHECK(other.at("arms").at("qlora").at("recompute") == "block");
   const auto plain = nlohmann::json::parse(check(scratch, minimal).out);
   CHECK(plain.at("device").at("use") == "auto");
@@ -232,7 +232,7 @@ TEST_CASE("what is trained, how arms are grouped, what must hold") {
 TEST_CASE("what says how adapters are is refused where all weights are trained") {
   const Scratch scratch;
   const std::string both = "[[arm]]\nname = 'a'\n[[arm]]\nname = 'b'\nmethod = 'full'\n";
-  for (const std::string setting : {"rank = 8", "alpha = 4", "rslora = true", "dropout = 0", "moments8 = true"}) {
+  for (const std::string setting : {"rank = 8", "alpha = 4", "rslora = true", "dropout = 0", "adamw8bit = true"}) {
     CAPTURE(setting);
     const std::string name = "`" + setting.substr(0, setting.find(' ')) + "` is of adapters, and ";
     CHECK(check(scratch, minimal + both + "[train]\n" + setting + "\n").code == 0);  // for the other arm
@@ -245,7 +245,7 @@ TEST_CASE("what says how adapters are is refused where all weights are trained")
                                         setting + "\n"),
                    name + "the arm \"a\""));
   }
-  CHECK(check(scratch, minimal + both + "moments8 = false\n").code == 0);
+  CHECK(check(scratch, minimal + both + "adamw8bit = false\n").code == 0);
 }
 
 TEST_CASE("a requirement or a guard that nothing could answer is refused before the job begins") {

@@ -201,7 +201,30 @@ template <class S>
     return std::to_string(static_cast<std::int64_t>(number));
   }
   std::array<char, 32> text{};
-  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
+  const bool plain = std::fabs(number) >= 1e-5;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number,
+                                     plain ? std::chars_format::fixed : std::chars_format::general)
+                           .ptr};
+}
+
+/// A value as the help shows it; a list by its items.
+[[nodiscard]] inline std::string text_of(const Value& value) {
+  return std::visit(
+      [](const auto& one) -> std::string {
+        using T = std::decay_t<decltype(one)>;
+        if constexpr (std::is_same_v<T, bool>) {
+          return one ? "true" : "false";
+        } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+          std::string all;
+          for (const std::string& text : one) all += (all.empty() ? "" : " ") + text;
+          return all;
+        } else if constexpr (std::is_same_v<T, std::string>) {
+          return one;
+        } else {
+          return text_of(static_cast<double>(one));
+        }
+      },
+      value);
 }
 
 /// "from 1 to 1024", or what there is of it with its space before.

@@ -1,10 +1,8 @@
-// qlora/run/options.hpp — the options of a training job, by group: a plain struct whose initialisers are the defaults,
-// and the table that says everything else about each of its members. To add a training option: a member and a row here,
-// and its line in trainer_options() below.
+// qlora/run/options.hpp — every option of a fine-tuning job, by group: those of training_options.hpp, and those of the
+// steps before and after. A group is a plain struct, whose initialisers are the defaults, and its table.
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -12,193 +10,463 @@
 #include <vector>
 
 #include "qlora/run/option.hpp"
+#include "qlora/run/training_options.hpp"
 #include "qlora/text/packing.hpp"
-#include "qlora/train/schedule.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// What is trained.
-enum class Method : std::uint8_t { qlora, full };
+/// Where to compute; automatic: on a GPU if one is usable and the model was compiled in for it, else on the CPU.
+enum class DeviceUse : std::uint8_t { automatic, cpu, cuda };
 template <>
-inline constexpr std::array names_of<Method>{std::string_view("qlora"), std::string_view("full")};
+inline constexpr std::array names_of<DeviceUse>{std::string_view("auto"), std::string_view("cpu"),
+                                                std::string_view("cuda")};
 
-template <>
-inline constexpr std::array names_of<Schedule>{std::string_view("linear"), std::string_view("cosine"),
-                                               std::string_view("constant")};
-
-/// Which activations the backward pass computes again; automatic: on a GPU as few as its memory allows, on the CPU none.
-enum class Recomputation : std::uint8_t { automatic, none, cheap, block };
-template <>
-inline constexpr std::array names_of<Recomputation>{std::string_view("auto"), std::string_view("none"),
-                                                    std::string_view("cheap"), std::string_view("block")};
-
-/// Ranges keep typing errors out; they are no tuning advice.
-struct Training {
-  Method method = Method::qlora;
-  int rank = 64;
-  double alpha = 16;
-  bool rslora = false;
-  double dropout = 0.1;
-  double lr = 2e-4;
-  Schedule schedule = Schedule::linear;
-  double warmup = 0;
-  int epochs = 20;
-  int batch = 2;
-  int accumulate = 1;
-  double weight_decay = 0;
-  double max_grad_norm = 1;
-  bool moments8 = false;
-  std::int64_t seed = 42;
-  int checkpoint_every = 50;
-  Recomputation recompute = Recomputation::automatic;
+struct DeviceRequest {
+  DeviceUse use = DeviceUse::automatic;
+  Bytes memory_cap;
+  bool fast = false;
+  bool keep_dequantized = false;
+  int threads = 0;
 };
 
 template <>
-struct Table<Training> {
-  static constexpr std::string_view title = "Training";
-  static constexpr std::string_view section = "train";
-  static constexpr std::string_view verbs = "train";
-  static constexpr auto options = std::to_array<Option<Training>>({
-      {.name = "method",
-       .member = choice<&Training::method>,
-       .help = "What is trained: adapters on the 4-bit model (qlora), or all weights, on the CPU (full)"},
-      {.name = "rank", .member = &Training::rank, .help = "Adapter rank", .range = {1, 1024}, .adapters_only = true},
-      {.name = "alpha",
-       .member = &Training::alpha,
-       .help = "Adapter scale is alpha / rank",
-       .range = {1e-6, 1e6},
-       .adapters_only = true},
-      {.name = "rslora",
-       .member = &Training::rslora,
-       .help = "Adapter scale is alpha / sqrt(rank)",
-       .adapters_only = true},
-      {.name = "dropout",
-       .member = &Training::dropout,
-       .help = "Dropout rate on the adapters' input",
-       .range = {0, 0.99},
-       .adapters_only = true},
-      {.name = "lr", .member = &Training::lr, .help = "Peak learning rate", .range = {0, 10}},
-      {.name = "schedule", .member = choice<&Training::schedule>, .help = "Learning rate schedule"},
-      {.name = "warmup",
-       .member = &Training::warmup,
-       .help = "Warmup steps; below 1: a fraction of all steps",
-       .range = {0, 1e9},
-       .unit = "steps"},
-      {.name = "epochs", .member = &Training::epochs, .help = "Training epochs", .range = {1, 1e6}},
-      {.name = "batch", .member = &Training::batch, .help = "Micro-batch size", .range = {1, 4096}, .unit = "windows"},
-      {.name = "accumulate",
-       .member = &Training::accumulate,
-       .help = "Gradient accumulation: micro-batches in an optimizer step",
-       .range = {1, 65536}},
-      {.name = "weight_decay", .member = &Training::weight_decay, .help = "AdamW weight decay", .range = {0, 1}},
-      {.name = "max_grad_norm",
-       .member = &Training::max_grad_norm,
-       .help = "Gradient clipping norm; 0: no clipping",
-       .range = {0, 1e9}},
-      {.name = "moments8",
-       .member = &Training::moments8,
-       .help = "AdamW moments in 8 bits: a quarter of their memory",
-       .adapters_only = true},
-      {.name = "seed",
-       .member = &Training::seed,
-       .help = "Seed of data order, adapter initialization and dropout",
-       .range = {0, 9e15}},
-      {.name = "checkpoint_every",
-       .member = &Training::checkpoint_every,
-       .help = "Checkpoint interval",
-       .range = {1, 1e9},
-       .unit = "steps",
+struct Table<DeviceRequest> {
+  static constexpr std::string_view title = "Device";
+  static constexpr std::string_view section = "device";
+  static constexpr std::string_view verbs = "train, generate, chat, recall, compare, run";
+  static constexpr auto options = std::to_array<Option<DeviceRequest>>({
+      {.name = "use",
+       .member = choice<&DeviceRequest::use>,
+       .help = "Device; auto: a GPU if one is usable and the model is compiled in for it, else the CPU",
+       .on_the_line = "device"},
+      {.name = "memory_cap",
+       .member = &DeviceRequest::memory_cap,
+       .help = "GPU: cap of the memory used, CUDA context included, as in 24GB; without it all free memory",
        .fingerprint = false},
-      {.name = "recompute",
-       .member = choice<&Training::recompute>,
-       .help = "Activations that the backward pass recomputes to save memory; auto: on a GPU as few as fit, on the "
-               "CPU none",
+      {.name = "fast", .member = &DeviceRequest::fast, .help = "GPU: allow sums whose last bits depend on timing"},
+      {.name = "keep_dequantized",
+       .member = &DeviceRequest::keep_dequantized,
+       .help = "GPU: keep the frozen weights in bf16 as well; faster, about four times the weight memory more",
+       .fingerprint = false,
+       .old_name = "resident"},
+      {.name = "threads",
+       .member = &DeviceRequest::threads,
+       .help = "CPU threads; 0: one for each core",
+       .range = {0, 1024},
        .fingerprint = false},
   });
 };
-static_assert(well_formed<Training>());
+static_assert(well_formed<DeviceRequest>());
 
-/// Documents of the model's own world, mixed into a data set against forgetting.
-struct Replay {
-  std::filesystem::path replay;
-  std::int64_t replay_limit = 0;
+/// The article's form reproduces an article's job with its defects; none is this library's own form.
+enum class Compat : std::uint8_t { none, article };
+template <>
+inline constexpr std::array names_of<Compat>{std::string_view("none"), std::string_view("article")};
+
+/// What a data set, or one arm of a job, learns from.
+struct Pages {
+  std::vector<std::string> urls;
+  std::vector<std::filesystem::path> files;
+  friend bool operator==(const Pages&, const Pages&) = default;
 };
 
 template <>
-struct Table<Replay> {
-  static constexpr std::string_view title = "Replay";
-  static constexpr std::string_view section = "train";
+struct Table<Pages> {
+  static constexpr std::string_view title = "Pages";
+  static constexpr std::string_view section = "data";
+  static constexpr std::string_view verbs = "";
+  static constexpr auto options = std::to_array<Option<Pages>>({
+      {.name = "urls", .member = &Pages::urls, .help = "Web pages to learn from"},
+      {.name = "files",
+       .member = &Pages::files,
+       .help = "Local .html, .txt, .md or .jsonl files to learn from, or folders of them",
+       .fingerprint = false},  // their content is
+  });
+};
+static_assert(well_formed<Pages>());
+
+struct Fetching {
+  Compat compat = Compat::none;
+  bool allow_private = false;
+  double timeout = 30;
+  std::int64_t max_bytes = 8 << 20;
+};
+
+template <>
+struct Table<Fetching> {
+  static constexpr std::string_view title = "Fetching";
+  static constexpr std::string_view section = "data";
+  static constexpr std::string_view verbs = "fetch";
+  static constexpr auto options = std::to_array<Option<Fetching>>({
+      {.name = "compat",
+       .member = choice<&Fetching::compat>,
+       .help = "Text extraction; article: as an article's job does it, menus included"},
+      {.name = "allow_private",
+       .member = &Fetching::allow_private,
+       .help = "Fetch from private and loopback addresses as well"},
+      {.name = "timeout",
+       .member = &Fetching::timeout,
+       .help = "Time limit for one page",
+       .range = {1, 3600},
+       .unit = "seconds",
+       .fingerprint = false},
+      {.name = "max_bytes",
+       .member = &Fetching::max_bytes,
+       .help = "Size limit of one decoded page",
+       .range = {1024, 1e9},
+       .unit = "bytes"},
+  });
+};
+static_assert(well_formed<Fetching>());
+
+template <>
+inline constexpr std::array names_of<LabelChoice>{std::string_view("all"), std::string_view("answers")};
+template <>
+inline constexpr std::array names_of<SplitChoice>{std::string_view("carry"), std::string_view("pad")};
+
+struct Packing {
+  int seq = 512;
+  Compat compat = Compat::none;
+  LabelChoice labels = LabelChoice::all;
+  SplitChoice split = SplitChoice::carry;
+};
+
+template <>
+struct Table<Packing> {
+  static constexpr std::string_view title = "Packing";
+  static constexpr std::string_view section = "pack";
   static constexpr std::string_view verbs = "pack";
-  static constexpr auto options = std::to_array<Option<Replay>>({
-      {.name = "replay",
-       .member = &Replay::replay,
-       .help = "Documents that the model already knows, mixed in against forgetting (.jsonl)",
-       .fingerprint = false},
-      {.name = "replay_limit",
-       .member = &Replay::replay_limit,
-       .help = "Use the first N replay documents; 0: all",
-       .range = {0, 1e9},
-       .unit = "documents"},
+  static constexpr auto options = std::to_array<Option<Packing>>({
+      {.name = "seq", .member = &Packing::seq, .help = "Window length", .range = {8, 1 << 20}, .unit = "tokens"},
+      {.name = "compat",
+       .member = choice<&Packing::compat>,
+       .help = "Packing; article: one stream without end tokens, the remainder dropped"},
+      {.name = "labels",
+       .member = choice<&Packing::labels>,
+       .help = "Labelled tokens of a chat: all, or the assistant's answers"},
+      {.name = "split",
+       .member = choice<&Packing::split>,
+       .help = "A document that does not fit: continue it in the next window (carry), or start a new one (pad)"},
   });
 };
-static_assert(well_formed<Replay>());
+static_assert(well_formed<Packing>());
 
-/// Probes that are measured during training.
-struct LoopProbes {
-  std::vector<std::filesystem::path> probes;
-  std::vector<std::string> guard;
-  int every = 50;
+/// How a model answers. Temperature 0 is greedy.
+struct Sampling {
+  int max_new_tokens = 200;
+  double top_p = 0.9;
+  double temperature = 0.01;
+  int top_k = 0;
+  std::int64_t seed = 42;
+};
+/// Samples from the model as it is: for documents that it writes of what it knows.
+inline constexpr Sampling recall_sampling{.max_new_tokens = 512, .top_p = 1, .temperature = 1};
+
+template <>
+struct Table<Sampling> {
+  static constexpr std::string_view title = "Generation";
+  static constexpr std::string_view section = "compare";
+  static constexpr std::string_view verbs = "generate, chat, recall, compare";
+  static constexpr auto options = std::to_array<Option<Sampling>>({
+      {.name = "max_new_tokens",
+       .member = &Sampling::max_new_tokens,
+       .help = "Length limit of an answer",
+       .range = {1, 1e6},
+       .unit = "tokens"},
+      {.name = "top_p",
+       .member = &Sampling::top_p,
+       .help = "Nucleus sampling: the smallest set of tokens with this probability",
+       .range = {0.0001, 1}},
+      {.name = "temperature",
+       .member = &Sampling::temperature,
+       .help = "Sampling temperature; 0: greedy",
+       .range = {0, 100}},
+      {.name = "top_k",
+       .member = &Sampling::top_k,
+       .help = "Sample from the K most likely tokens; 0: from all",
+       .range = {0, 1e6},
+       .unit = "tokens"},
+      {.name = "seed", .member = &Sampling::seed, .help = "Sampling seed", .range = {0, 9e15}},
+  });
+};
+static_assert(well_formed<Sampling>());
+
+/// How the weights of a model that answers are held.
+enum class BaseWeights : std::uint8_t { nf4, full };
+template <>
+inline constexpr std::array names_of<BaseWeights>{std::string_view("nf4"), std::string_view("full")};
+
+struct Base {
+  BaseWeights base = BaseWeights::nf4;
 };
 
 template <>
-struct Table<LoopProbes> {
-  static constexpr std::string_view title = "Probes during training";
-  static constexpr std::string_view section = "train";
-  static constexpr std::string_view verbs = "train";
-  static constexpr auto options = std::to_array<Option<LoopProbes>>({
-      {.name = "probes",
-       .member = &LoopProbes::probes,
-       .help = "Probe files measured during training, on the model and its base (.jsonl)",
-       .fingerprint = false},
-      {.name = "guard",
-       .member = &LoopProbes::guard,
-       .help = "Requirements that end training when one fails, and restore the last checkpoint that met all: "
-               "retention.lower>=0.95"},
-      {.name = "every", .member = &LoopProbes::every, .help = "Probe interval", .range = {1, 1e9}, .unit = "steps"},
+struct Table<Base> {
+  static constexpr std::string_view title = "Weights";
+  static constexpr std::string_view section = "";
+  static constexpr std::string_view verbs = "generate, chat, recall";
+  static constexpr auto options = std::to_array<Option<Base>>({
+      {.name = "base",
+       .member = choice<&Base::base>,
+       .help = "Weights: quantized to 4 bits (nf4), or as they are in the files (full)"},
   });
 };
-static_assert(well_formed<LoopProbes>());
+static_assert(well_formed<Base>());
+
+struct Recall {
+  int documents = 500;
+  std::string prompt;
+};
+
+template <>
+struct Table<Recall> {
+  static constexpr std::string_view title = "Recall";
+  static constexpr std::string_view section = "";
+  static constexpr std::string_view verbs = "recall";
+  static constexpr auto options = std::to_array<Option<Recall>>({
+      {.name = "documents",
+       .member = &Recall::documents,
+       .help = "Documents to generate",
+       .range = {1, 1e7},
+       .unit = "documents",
+       .letter = 'n'},
+      {.name = "prompt",
+       .member = &Recall::prompt,
+       .help = "Start of every document; with \"[INST]\" a chat model writes the question, too",
+       .letter = 'p'},
+  });
+};
+static_assert(well_formed<Recall>());
+
+/// Which arm of a job is merged.
+struct MergeSource {
+  std::string arm;
+};
+
+template <>
+struct Table<MergeSource> {
+  static constexpr std::string_view title = "Merged arm";
+  static constexpr std::string_view section = "merge";
+  static constexpr std::string_view verbs = "";
+  static constexpr auto options = std::to_array<Option<MergeSource>>({
+      {.name = "arm",
+       .member = &MergeSource::arm,
+       .help = "Arm to merge; without it the last one that is no control",
+       .fingerprint = false},
+  });
+};
+static_assert(well_formed<MergeSource>());
+
+struct Merging {
+  std::int64_t shard_bytes = 2'000'000'000;
+};
+
+template <>
+struct Table<Merging> {
+  static constexpr std::string_view title = "Merging";
+  static constexpr std::string_view section = "merge";
+  static constexpr std::string_view verbs = "merge";
+  static constexpr auto options = std::to_array<Option<Merging>>({
+      {.name = "shard_bytes",
+       .member = &Merging::shard_bytes,
+       .help = "Size limit of one weight file",
+       .range = {1 << 20, 1e12},
+       .unit = "bytes"},
+  });
+};
+static_assert(well_formed<Merging>());
+
+struct Comparison {
+  std::filesystem::path questions;
+  std::vector<std::filesystem::path> probes;
+  std::vector<std::string> require;
+};
+
+template <>
+struct Table<Comparison> {
+  static constexpr std::string_view title = "Comparison";
+  static constexpr std::string_view section = "compare";
+  static constexpr std::string_view verbs = "compare";
+  static constexpr auto options = std::to_array<Option<Comparison>>({
+      {.name = "questions",
+       .member = &Comparison::questions,
+       .help = "Questions that all models answer: .jsonl with {form, prompt}, or text with one a line",
+       .fingerprint = false},
+      {.name = "probes",
+       .member = &Comparison::probes,
+       .help = "Probe files: questions with known answers, and texts (.jsonl)",
+       .fingerprint = false},
+      {.name = "require",
+       .member = &Comparison::require,
+       .help = "Requirements on the tuned model; exit code 1 if one is not met: retention.lower>=0.98"},
+  });
+};
+static_assert(well_formed<Comparison>());
+
+struct Plan {
+  std::string on = "cpu";
+  Bytes gpu_memory;
+  int probe_tokens = 0;
+  bool no_dropout = false;
+  bool unquantized = false;
+};
+
+template <>
+struct Table<Plan> {
+  static constexpr std::string_view title = "Memory plan";
+  static constexpr std::string_view section = "";
+  static constexpr std::string_view verbs = "plan";
+  static constexpr auto options = std::to_array<Option<Plan>>({
+      {.name = "on", .member = &Plan::on, .help = "A GPU by name, as in \"A10G 24 GB\", or \"cpu\""},
+      {.name = "gpu_memory",
+       .member = &Plan::gpu_memory,
+       .help = "A GPU with this much memory instead of --on, as in 24GB or 80GiB"},
+      {.name = "probe_tokens",
+       .member = &Plan::probe_tokens,
+       .help = "Length of the longest probe measured during training, its reply included; 0: no probes",
+       .range = {0, 1 << 20},
+       .unit = "tokens"},
+      {.name = "no_dropout", .member = &Plan::no_dropout, .help = "Train without dropout"},
+      {.name = "unquantized", .member = &Plan::unquantized, .help = "Keep the frozen weights unquantized"},
+  });
+};
+static_assert(well_formed<Plan>());
+
+/// Whether a terminal's output is coloured; automatic: if it is a terminal.
+enum class ColorUse : std::uint8_t { automatic, always, never };
+template <>
+inline constexpr std::array names_of<ColorUse>{std::string_view("auto"), std::string_view("always"),
+                                               std::string_view("never")};
+
+struct Show {
+  int windows = 2;
+  ColorUse color = ColorUse::automatic;
+};
+
+template <>
+struct Table<Show> {
+  static constexpr std::string_view title = "Display of a data set";
+  static constexpr std::string_view section = "";
+  static constexpr std::string_view verbs = "data show";
+  static constexpr auto options = std::to_array<Option<Show>>({
+      {.name = "windows",
+       .member = &Show::windows,
+       .help = "Windows to show",
+       .range = {1, 1 << 20},
+       .unit = "windows",
+       .letter = 'n'},
+      {.name = "color", .member = choice<&Show::color>, .help = "Mark documents by color"},
+  });
+};
+static_assert(well_formed<Show>());
+
+/// How progress is shown; automatic: a bar on a terminal, else lines.
+enum class ProgressUse : std::uint8_t { automatic, bar, lines, json, none };
+template <>
+inline constexpr std::array names_of<ProgressUse>{std::string_view("auto"), std::string_view("bar"),
+                                                  std::string_view("lines"), std::string_view("json"),
+                                                  std::string_view("none")};
+
+struct Console {
+  ProgressUse progress = ProgressUse::automatic;
+  bool quiet = false;
+};
+
+template <>
+struct Table<Console> {
+  static constexpr std::string_view title = "Console";
+  static constexpr std::string_view section = "";
+  static constexpr std::string_view verbs =
+      "fetch, pack, data show, train, merge, generate, chat, recall, compare, plan, "
+      "info, run";
+  static constexpr auto options = std::to_array<Option<Console>>({
+      {.name = "progress", .member = choice<&Console::progress>, .help = "Progress display on stderr"},
+      {.name = "quiet", .member = &Console::quiet, .help = "Print nothing but errors on stderr", .letter = 'q'},
+  });
+};
+static_assert(well_formed<Console>());
+
+/// A model of a job.
+struct ModelSource {
+  std::filesystem::path path;
+};
+
+template <>
+struct Table<ModelSource> {
+  static constexpr std::string_view title = "Model";
+  static constexpr std::string_view section = "model";
+  static constexpr std::string_view verbs = "";
+  static constexpr auto options = std::to_array<Option<ModelSource>>({
+      {.name = "path", .member = &ModelSource::path, .help = "Hugging Face model directory"},
+  });
+};
+static_assert(well_formed<ModelSource>());
+
+/// How the report calls an arm of a job, beside its place in sweeps.
+struct ArmLabels {
+  std::string group;
+  bool front = true;
+  std::string control;
+};
+
+template <>
+struct Table<ArmLabels> {
+  static constexpr std::string_view title = "Arms";
+  static constexpr std::string_view section = "arm";
+  static constexpr std::string_view verbs = "";
+  static constexpr auto options = std::to_array<Option<ArmLabels>>({
+      {.name = "group",
+       .member = &ArmLabels::group,
+       .help = "Its line in the report's Pareto front; without it that of its method"},
+      {.name = "front",
+       .member = &ArmLabels::front,
+       .help = "Whether it is a point of the front and of the comparison at equal gain"},
+      {.name = "control",
+       .member = &ArmLabels::control,
+       .help = "What it controls for; the report lists controls apart"},
+  });
+};
+static_assert(well_formed<ArmLabels>());
+
+struct Output {
+  std::filesystem::path dir;
+};
+
+template <>
+struct Table<Output> {
+  static constexpr std::string_view title = "Output";
+  static constexpr std::string_view section = "output";
+  static constexpr std::string_view verbs = "";
+  static constexpr auto options = std::to_array<Option<Output>>({
+      {.name = "dir", .member = &Output::dir, .help = "Directory of all results"},
+  });
+};
+static_assert(well_formed<Output>());
 
 /// Calls use.operator()<S>() for each group, in the order of the documentation.
 template <class Use>
 void for_each_group(const Use& use) {
+  use.template operator()<ModelSource>();
+  use.template operator()<DeviceRequest>();
+  use.template operator()<Pages>();
+  use.template operator()<Fetching>();
+  use.template operator()<Packing>();
   use.template operator()<Training>();
   use.template operator()<Replay>();
   use.template operator()<LoopProbes>();
-}
-
-/// The trainer's options for a run of `total` steps on windows of `seq` tokens. A template, so that options need no network:
-/// TrainOptions is qlora::TrainOptions.
-template <class TrainOptions>
-[[nodiscard]] TrainOptions trainer_options(const Training& t, int total, int seq) {
-  TrainOptions o;
-  o.rank = t.rank;
-  o.alpha = static_cast<float>(t.alpha);
-  o.rank_stabilized = t.rslora;
-  o.dropout = static_cast<float>(t.dropout);
-  o.lr = static_cast<float>(t.lr);
-  o.schedule = t.schedule;
-  o.warmup_steps = static_cast<int>(t.warmup < 1 ? std::ceil(t.warmup * total) : t.warmup);
-  o.total_steps = total;
-  o.weight_decay = static_cast<float>(t.weight_decay);
-  o.max_grad_norm = static_cast<float>(t.max_grad_norm);
-  o.adamw8bit = t.moments8;
-  o.seed = static_cast<std::uint64_t>(t.seed);
-  o.batch = t.batch;
-  o.seq = seq;
-  return o;
+  use.template operator()<ArmLabels>();
+  use.template operator()<MergeSource>();
+  use.template operator()<Merging>();
+  use.template operator()<Comparison>();
+  use.template operator()<Sampling>();
+  use.template operator()<Output>();
+  use.template operator()<Base>();
+  use.template operator()<Recall>();
+  use.template operator()<Plan>();
+  use.template operator()<Show>();
+  use.template operator()<Console>();
 }
 
 }  // namespace run
