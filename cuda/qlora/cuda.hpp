@@ -29,6 +29,7 @@ class Cuda {
   static constexpr Space space = Space::device;
   static constexpr bool rounds = false;  ///< needs no rounded copies beside those of `widens`
   static constexpr bool widens = true;   ///< a group is one product: [X | XA] [W | s B]^T
+  static constexpr int rank_step = 8;    ///< rank caps are multiples of it: 16-byte loads of adapter rows
   template <int Cols>
   using View = Mat<bf16, Cols, Space::device>;
   template <int Cols>
@@ -143,17 +144,17 @@ class Cuda {
 
   template <int D>
   void embed(const std::int32_t* ids, std::type_identity_t<ConstView<D>> table, View<D> x) {
-    cuda::embed(*context_, x.rows, D, ids, table.data, rows(x));
+    cuda::embed(*context_, x.rows, x.cols(), ids, table.data, rows(x));
   }
   template <int D>
   void rmsnorm(float eps, std::type_identity_t<ConstView<D>> x, const float* w, View<D> y, float* inv_rms) {
-    cuda::rmsnorm(*context_, y.rows, D, eps, rows(x), w, rows(y), inv_rms);
+    cuda::rmsnorm(*context_, y.rows, y.cols(), eps, rows(x), w, rows(y), inv_rms);
   }
   template <int D>
   void rmsnorm_backward(std::type_identity_t<ConstView<D>> gy, std::type_identity_t<ConstView<D>> x,
                         const float* inv_rms, const float* w, bool accumulate, View<D> gx, float* gw) {
     QLORA_EXPECTS(gw == nullptr, "norm weights are frozen on the GPU");
-    cuda::rmsnorm_backward(*context_, gx.rows, D, rows(gy), rows(x), inv_rms, w, accumulate, rows(gx));
+    cuda::rmsnorm_backward(*context_, gx.rows, gx.cols(), rows(gy), rows(x), inv_rms, w, accumulate, rows(gx));
   }
   template <int Wide, int Out>
   void linear(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts, View<Wide> x,
@@ -200,22 +201,24 @@ class Cuda {
     cuda::attention_cached(*context_, heads, sequences, qkv.data, rows(o));
   }
   template <int F>
-  void swiglu(ConstView<2 * F> gate_up, View<F> y) {
-    cuda::swiglu(*context_, y.rows, F, gate_up.data, rows(y));
+  void swiglu(ConstView<columns_product(2, F)> gate_up, View<F> y) {
+    cuda::swiglu(*context_, y.rows, y.cols(), gate_up.data, rows(y));
   }
   template <int F>
-  void swiglu_backward(ConstView<F> gy, ConstView<2 * F> gate_up, View<2 * F> ggate_up) {
-    cuda::swiglu_backward(*context_, gy.rows, F, rows(gy), gate_up.data, ggate_up.data);
+  void swiglu_backward(ConstView<F> gy, ConstView<columns_product(2, F)> gate_up,
+                       View<columns_product(2, F)> ggate_up) {
+    cuda::swiglu_backward(*context_, gy.rows, gy.cols(), rows(gy), gate_up.data, ggate_up.data);
   }
   template <int D>
   void cross_entropy(const TokenBatch& batch, ConstView<D> x, const bf16* head, int vocab, double scale,
                      const LossScratch<bf16, float>& scratch, float* losses, bf16* gx, float* ghead) {
     QLORA_EXPECTS(ghead == nullptr, "the head is frozen on the GPU");
-    cuda::cross_entropy(*context_, D, vocab, batch, x.data, head, static_cast<float>(scale), scratch, losses, gx);
+    cuda::cross_entropy(*context_, x.cols(), vocab, batch, x.data, head, static_cast<float>(scale), scratch, losses,
+                        gx);
   }
   template <int D>
   void project(ConstView<D> x, const bf16* head, int vocab, float* logits) {
-    cuda::project(*context_, x.rows, D, vocab, rows(x), head, logits);
+    cuda::project(*context_, x.rows, x.cols(), vocab, rows(x), head, logits);
   }
   void add_losses(int tokens, const float* losses, StepScalars* scalars) {
     cuda::add_losses(*context_, tokens, losses, scalars);

@@ -294,7 +294,7 @@ class CompiledTraining final : public Training {
 #ifdef QLORA_CUDA
     if constexpr (on_gpu<B>) text = cuda::device_info(trainer_.model().backend().context()).name;
 #endif
-    const Run& run = trainer_.core().pass().run();
+    const Run& run = trainer_.core().network().run();
     const int layers = run.recompute_layers < 0 ? C.shape.layers : std::min(run.recompute_layers, C.shape.layers);
     if (run.recompute == Recompute::none) return text + ", all activations kept";
     return qlora::detail::concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks",

@@ -43,6 +43,7 @@ concept Backend = requires(B& b, typename B::template View<64> x, typename B::te
                            const LossScratch<A, P>& loss, const AdamW& rule, std::span<float> host,
                            const TensorRef& tensor, const Quant& quant, const Nf4Target& target, double* sums,
                            StepScalars* scalars, std::byte* scratch, std::int64_t n) {
+  { B::rank_step } -> std::convertible_to<int>;
   { b.workers() } -> std::same_as<int>;
   { b.arena(n) } -> std::same_as<typename B::Arena>;
   { b.stage(batch) } -> std::same_as<TokenBatch>;

@@ -1,15 +1,21 @@
 // qlora/config.hpp — what is known about a model when it is compiled: its shape, its adapters, its quantization.
 // A Config is a constexpr value that a program writes down once. What changes the generated code is kept apart
 // (code_of) from what is a mere number at run time (alpha, dropout, eps, rope_theta, layer count, prompt form).
+// A number of the shape, the rank or the targets may be `dynamic`: it is then read from the model directory or the
+// options when the program runs, and its checks run then.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <string_view>
 
 namespace qlora {
 inline namespace v0 {
+
+/// Stands for a number, or a set of projections, that is not known when the program is compiled.
+struct Dynamic;
 
 /// Shape of a LLaMA-architecture model. Letters as in every shape comment: V vocab, D dim, H heads, K kv heads,
 /// E head_dim, F ffn. Weights are (out, in) row-major, as Hugging Face stores them.
@@ -40,19 +46,40 @@ enum class Proj : std::uint8_t {
   mlp = gate | up | down,
   all = attention | mlp,
 };
+
+struct Dynamic {
+  constexpr operator int() const { return -1; }  // NOLINT: stands in place of a number
+  constexpr operator Proj() const { return static_cast<Proj>(128); }
+};
+inline constexpr Dynamic dynamic{};
+[[nodiscard]] constexpr bool is_dynamic(int number) { return number == int{dynamic}; }
+[[nodiscard]] constexpr bool is_dynamic(Proj set) { return set == Proj{dynamic}; }
+
+/// A shape of which nothing is known when the program is compiled.
+inline constexpr Shape dynamic_shape{.vocab = dynamic,
+                                     .dim = dynamic,
+                                     .layers = dynamic,
+                                     .heads = dynamic,
+                                     .kv_heads = dynamic,
+                                     .head_dim = dynamic,
+                                     .ffn = dynamic};
+[[nodiscard]] constexpr bool is_dynamic(const Shape& s) {
+  return is_dynamic(s.vocab) || is_dynamic(s.dim) || is_dynamic(s.layers) || is_dynamic(s.heads) ||
+         is_dynamic(s.kv_heads) || is_dynamic(s.head_dim) || is_dynamic(s.ffn);
+}
 [[nodiscard]] constexpr Proj operator|(Proj a, Proj b) {
   return static_cast<Proj>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
 }
-[[nodiscard]] constexpr bool contains(Proj set, Proj one) {
-  return (static_cast<unsigned>(set) & static_cast<unsigned>(one)) == static_cast<unsigned>(one);
+[[nodiscard]] constexpr bool contains(Proj set, Proj proj) {
+  return (static_cast<unsigned>(set) & static_cast<unsigned>(proj)) == static_cast<unsigned>(proj);
 }
 
 /// The projections in the order in which everything here lists them, and their Hugging Face names.
 inline constexpr std::array<Proj, 7> all_projections{Proj::q,    Proj::k,  Proj::v,   Proj::o,
                                                      Proj::gate, Proj::up, Proj::down};
 /// "self_attn.q_proj" and so on: what stands between "model.layers.N." and ".weight".
-[[nodiscard]] constexpr std::string_view name_of(Proj one) {
-  switch (one) {
+[[nodiscard]] constexpr std::string_view name_of(Proj proj) {
+  switch (proj) {
     case Proj::q:
       return "self_attn.q_proj";
     case Proj::k:
@@ -79,6 +106,15 @@ struct Lora {
   Proj targets = Proj::all;
   friend constexpr bool operator==(const Lora&, const Lora&) = default;
 };
+
+/// Rank and targets that are chosen when the program runs.
+inline constexpr Lora dynamic_lora{.rank = dynamic, .targets = dynamic};
+[[nodiscard]] constexpr bool is_dynamic(const Lora& lora) { return is_dynamic(lora.rank) || is_dynamic(lora.targets); }
+/// What B A is multiplied by: alpha / r, or alpha / sqrt(r) when rank-stabilised (arXiv 2312.03732).
+[[nodiscard]] inline float lora_scale(float alpha, int rank, bool rank_stabilized) {
+  const auto r = static_cast<float>(rank);
+  return alpha / (rank_stabilized ? std::sqrt(r) : r);
+}
 
 enum class QuantKind : std::uint8_t { none, nf4 };
 
@@ -134,8 +170,8 @@ struct Config {
 };
 
 /// Rows (out) of one projection's weight.
-[[nodiscard]] constexpr int rows_of(const Shape& s, Proj one) {
-  switch (one) {
+[[nodiscard]] constexpr int rows_of(const Shape& s, Proj proj) {
+  switch (proj) {
     case Proj::q:
       return s.heads * s.head_dim;
     case Proj::k:
@@ -149,8 +185,8 @@ struct Config {
   }
 }
 /// Columns (in) of one projection's weight.
-[[nodiscard]] constexpr int cols_of(const Shape& s, Proj one) {
-  switch (one) {
+[[nodiscard]] constexpr int cols_of(const Shape& s, Proj proj) {
+  switch (proj) {
     case Proj::o:
       return s.heads * s.head_dim;
     case Proj::down:
@@ -163,7 +199,7 @@ struct Config {
 /// Weights in the seven projections of all layers.
 [[nodiscard]] constexpr std::int64_t linear_parameters(const Shape& s) {
   std::int64_t sum = 0;
-  for (const Proj one : all_projections) sum += std::int64_t{rows_of(s, one)} * cols_of(s, one);
+  for (const Proj proj : all_projections) sum += std::int64_t{rows_of(s, proj)} * cols_of(s, proj);
   return sum * s.layers;
 }
 /// All weights of the model; a tied head counts once.
@@ -174,39 +210,83 @@ struct Config {
 /// Weights in the adapters at the rank cap: r (in + out) for each target.
 [[nodiscard]] constexpr std::int64_t adapter_parameters(const Shape& s, const Lora& lora) {
   std::int64_t sum = 0;
-  for (const Proj one : all_projections) {
-    if (contains(lora.targets, one)) sum += std::int64_t{lora.rank} * (rows_of(s, one) + cols_of(s, one));
+  for (const Proj proj : all_projections) {
+    if (contains(lora.targets, proj)) sum += std::int64_t{lora.rank} * (rows_of(s, proj) + cols_of(s, proj));
   }
   return sum * s.layers;
 }
 
-// --- what a config must satisfy; each name is the sentence a user reads when it does not --------------------------
+// --- what a config must satisfy; each concept's name is the sentence a user reads when it does not ------------------
+// A rule holds as long as a number that it needs is dynamic: broken_rule() asks again when the number is known.
+
+namespace rule {
+[[nodiscard]] constexpr bool positive(int number) { return number > 0 || is_dynamic(number); }
+[[nodiscard]] constexpr bool shape_is_positive(const Shape& s) {
+  return positive(s.vocab) && positive(s.dim) && positive(s.layers) && positive(s.heads) && positive(s.kv_heads) &&
+         positive(s.head_dim) && positive(s.ffn);
+}
+[[nodiscard]] constexpr bool kv_heads_divide_heads(const Shape& s) {
+  return is_dynamic(s.heads) || is_dynamic(s.kv_heads) || (s.kv_heads > 0 && s.heads % s.kv_heads == 0);
+}
+[[nodiscard]] constexpr bool head_dim_is_even(const Shape& s) {  // rotary embedding turns pairs
+  return is_dynamic(s.head_dim) || s.head_dim % 2 == 0;
+}
+[[nodiscard]] constexpr bool rank_fits(int rank, int width) { return is_dynamic(width) || rank <= width; }
+[[nodiscard]] constexpr bool rank_fits_every_target(const Config& c) {
+  if (c.trainable == Trainable::all || is_dynamic(c.lora.rank)) return true;
+  const Shape& s = c.shape;
+  const bool attention_is_known = !is_dynamic(s.heads) && !is_dynamic(s.head_dim);
+  return c.lora.rank > 0 && rank_fits(c.lora.rank, s.dim) && rank_fits(c.lora.rank, s.ffn) &&
+         (!attention_is_known || c.lora.rank <= s.heads * s.head_dim);
+}
+[[nodiscard]] constexpr bool adapters_have_targets(const Config& c) {
+  return c.trainable == Trainable::all || c.lora.targets != Proj::none;
+}
+[[nodiscard]] constexpr bool full_training_is_unquantized(const Config& c) {
+  return c.trainable == Trainable::adapters || c.quant.kind == QuantKind::none;
+}
+[[nodiscard]] constexpr bool quant_blocks_are_known(const Config& c) {
+  return c.quant.kind == QuantKind::none || (c.quant.block == 64 && c.quant.nested_block == 256);
+}
+}  // namespace rule
 
 template <Config C>
-concept ShapeIsPositive = C.shape.vocab > 0 && C.shape.dim > 0 && C.shape.layers > 0 && C.shape.heads > 0 &&
-                          C.shape.kv_heads > 0 && C.shape.head_dim > 0 && C.shape.ffn > 0;
+concept ShapeIsPositive = rule::shape_is_positive(C.shape);
 template <Config C>
-concept KvHeadsDivideHeads = C.shape.heads % C.shape.kv_heads == 0;
+concept KvHeadsDivideHeads = rule::kv_heads_divide_heads(C.shape);
 template <Config C>
-concept HeadDimIsEven = C.shape.head_dim % 2 == 0;  // rotary embedding turns pairs
+concept HeadDimIsEven = rule::head_dim_is_even(C.shape);
 template <Config C>
-concept RankFitsEveryTarget = C.trainable == Trainable::all ||
-                              (C.lora.rank > 0 &&
-                               C.lora.rank <= std::min({C.shape.dim, C.shape.ffn, C.shape.heads* C.shape.head_dim}));
+concept RankFitsEveryTarget = rule::rank_fits_every_target(C);
 template <Config C>
-concept AdaptersHaveTargets = C.trainable == Trainable::all || C.lora.targets != Proj::none;
+concept AdaptersHaveTargets = rule::adapters_have_targets(C);
 template <Config C>
-concept FullTrainingIsUnquantized = C.trainable == Trainable::adapters || C.quant.kind == QuantKind::none;
+concept FullTrainingIsUnquantized = rule::full_training_is_unquantized(C);
 template <Config C>
-concept QuantBlocksAreKnown = C.quant.kind == QuantKind::none || (C.quant.block == 64 && C.quant.nested_block == 256);
+concept QuantBlocksAreKnown = rule::quant_blocks_are_known(C);
 /// A Config that Model, Trainer and Generator accept.
 template <Config C>
 concept ValidConfig = ShapeIsPositive<C> && KvHeadsDivideHeads<C> && HeadDimIsEven<C> && RankFitsEveryTarget<C> &&
     AdaptersHaveTargets<C> && FullTrainingIsUnquantized<C> && QuantBlocksAreKnown<C>;
+/// Every number is known when the program is compiled, and so is the memory plan.
+template <Config C>
+concept StaticConfig = ValidConfig<C> && !is_dynamic(C.shape) && !is_dynamic(C.lora);
+
+/// The rule that a config breaks, as a sentence; empty when it breaks none.
+[[nodiscard]] constexpr std::string_view broken_rule(const Config& c) {
+  if (!rule::shape_is_positive(c.shape)) return "every number of the shape is positive";
+  if (!rule::kv_heads_divide_heads(c.shape)) return "the number of key heads divides the number of query heads";
+  if (!rule::head_dim_is_even(c.shape)) return "head_dim is even";
+  if (!rule::rank_fits_every_target(c)) return "the LoRA rank is at least 1 and at most every input and output width";
+  if (!rule::adapters_have_targets(c)) return "adapters have at least one target";
+  if (!rule::full_training_is_unquantized(c)) return "full training is unquantized";
+  if (!rule::quant_blocks_are_known(c)) return "NF4 blocks have 64 weights, and nested blocks 256 scales";
+  return {};
+}
 
 /// The part of a Config that changes generated code. Configs with equal Code share every compute function.
 struct Code {
-  Shape shape;  ///< layers is 0: the layer count is a run-time loop bound
+  Shape shape;  ///< without the layer count, a loop bound, and without tied_embeddings, which moves a pointer
   Lora lora;
   Quant quant;
   Trainable trainable;
@@ -215,6 +295,7 @@ struct Code {
 [[nodiscard]] constexpr Code code_of(const Config& config) {
   Code code{config.shape, config.lora, config.quant, config.trainable};
   code.shape.layers = 0;
+  code.shape.tied_embeddings = false;
   if (config.trainable == Trainable::all) code.lora = Lora{.rank = 0, .targets = Proj::none};
   return code;
 }

@@ -43,6 +43,7 @@ class Cpu {
   static constexpr Space space = Space::host;
   static constexpr bool rounds = N::rounds;
   static constexpr bool widens = false;  ///< a product reads W and B apart
+  static constexpr int rank_step = 1;    ///< rank caps are multiples of it
   template <int Cols>
   using View = Mat<S, Cols>;
   template <int Cols>
@@ -89,19 +90,19 @@ class Cpu {
 
   template <int D>
   void embed(const std::int32_t* ids, In<S, D> table, Mat<S, D> x) {
-    cpu::embed<N>(*pool_, x.rows, D, ids, table.data, block(x));
+    cpu::embed<N>(*pool_, x.rows, x.cols(), ids, table.data, block(x));
   }
   template <int D>
   void embed_backward(const std::int32_t* ids, In<S, D> gx, Mat<S, D> gtable) {
-    cpu::embed_backward<N>(*pool_, gx.rows, D, ids, gx.data, gtable.data);
+    cpu::embed_backward<N>(*pool_, gx.rows, gx.cols(), ids, gx.data, gtable.data);
   }
   template <int D>
   void rmsnorm(float eps, In<S, D> x, const S* w, Mat<S, D> y, S* inv_rms) {
-    cpu::rmsnorm<N>(*pool_, y.rows, D, S(eps), block(x), w, block(y), inv_rms);
+    cpu::rmsnorm<N>(*pool_, y.rows, y.cols(), S(eps), block(x), w, block(y), inv_rms);
   }
   template <int D>
   void rmsnorm_backward(In<S, D> gy, In<S, D> x, const S* inv_rms, const S* w, bool accumulate, Mat<S, D> gx, S* gw) {
-    cpu::rmsnorm_backward<N>(*pool_, gx.rows, D, block(gy), block(x), inv_rms, w, accumulate, block(gx), gw);
+    cpu::rmsnorm_backward<N>(*pool_, gx.rows, gx.cols(), block(gy), block(x), inv_rms, w, accumulate, block(gx), gw);
   }
   template <int Wide, int Out>
   void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x, In<S, Out> residual,
@@ -150,22 +151,23 @@ class Cpu {
                              per_worker(scratch_bytes));
   }
   template <int F>
-  void swiglu(Mat<const S, 2 * F> gate_up, Mat<S, F> y) {
-    cpu::swiglu<N>(*pool_, y.rows, F, gate_up.data, block(y));
+  void swiglu(Mat<const S, columns_product(2, F)> gate_up, Mat<S, F> y) {
+    cpu::swiglu<N>(*pool_, y.rows, y.cols(), gate_up.data, block(y));
   }
   template <int F>
-  void swiglu_backward(Mat<const S, F> gy, Mat<const S, 2 * F> gate_up, Mat<S, 2 * F> ggate_up) {
-    cpu::swiglu_backward<N>(*pool_, gy.rows, F, block(gy), gate_up.data, ggate_up.data);
+  void swiglu_backward(Mat<const S, F> gy, Mat<const S, columns_product(2, F)> gate_up,
+                       Mat<S, columns_product(2, F)> ggate_up) {
+    cpu::swiglu_backward<N>(*pool_, gy.rows, gy.cols(), block(gy), gate_up.data, ggate_up.data);
   }
   template <int D>
   void cross_entropy(const TokenBatch& batch, Mat<const S, D> x, const S* head, int vocab, double scale,
                      const LossScratch<S>& scratch, S* losses, S* gx, S* ghead) {
-    cpu::cross_entropy<N>(*pool_, D, vocab, batch, x.data, head, S(scale), scratch, losses, gx, ghead);
+    cpu::cross_entropy<N>(*pool_, x.cols(), vocab, batch, x.data, head, S(scale), scratch, losses, gx, ghead);
   }
   /// logits (T,V) = x (T,D) head (V,D)^T
   template <int D>
   void project(Mat<const S, D> x, const S* head, int vocab, S* logits) {
-    cpu::product_nt<S>(*pool_, x.rows, vocab, D, S(1), block(x), {head, D}, 0, {logits, vocab});
+    cpu::product_nt<S>(*pool_, x.rows, vocab, x.cols(), S(1), block(x), {head, x.cols()}, 0, {logits, vocab});
   }
   /// scalars->loss += sum of losses, in order, in double.
   void add_losses(int tokens, const S* losses, StepScalars* scalars) {

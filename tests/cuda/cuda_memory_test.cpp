@@ -40,9 +40,10 @@ void check_arenas() {
           Cuda gpu;
           const std::int64_t before = cuda::device_info(gpu.context()).allocated;
           Trainer<C, Cuda> trainer(small_model::weights(C.shape, 1), how, gpu);
-          const MemoryPlan plan = Pass<code_of(C), Cuda>::plan(C.shape.layers, trainer.core().pass().run(), 0);
+          const MemoryPlan plan =
+              Network<code_of(C), Cuda>::plan(trainer.model().weights(), trainer.core().network().run(), 0);
           CHECK(trainer.core().arena_bytes_used() == plan.total());
-          CHECK(trainer.core().pass().arena().used() == trainer.core().pass().arena().size());
+          CHECK(trainer.core().network().arena().used() == trainer.core().network().arena().size());
           const auto& weights = trainer.model().weights().arena();
           CHECK(weights.used() == weights.size());
           CHECK(cuda::device_info(gpu.context()).allocated - before == plan.total());

@@ -59,8 +59,8 @@ struct Fixture {
   }
   /// Sum of -log p of the ids from `first` on, in one pass.
   double loss(const std::vector<std::int32_t>& ids, std::size_t first) {
-    Pass<code_of(chat), B> pass(asked.model.backend(), asked.model.weights(),
-                                {.batch = 1, .seq = 512, .dropout = false, .keep_dequantized = true});
+    Network<code_of(chat), B> pass(asked.model.backend(), asked.model.weights(),
+                                   {.batch = 1, .seq = 512, .dropout = false, .keep_dequantized = true});
     std::vector<std::int32_t> labels = ids;
     std::fill_n(labels.begin(), first, -100);
     BatchBuilder builder(ids.size());

@@ -32,7 +32,7 @@ struct Fixture {
   }
   /// Logits (T,V) of the whole network over a text.
   std::vector<float> whole(const Ids& text) {
-    Pass<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 1, .seq = 128, .dropout = false});
+    Network<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 1, .seq = 128, .dropout = false});
     BatchBuilder builder(text.size());
     pass.forward(builder.build({static_cast<int>(text.size()), text, text, {}}));
     std::vector<float> logits(text.size() * vocab);

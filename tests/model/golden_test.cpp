@@ -58,12 +58,12 @@ void check_full(const golden::Model& model, const Merged& merged_nf4) {
   const TrainOptions options{.lr = 0.0F, .total_steps = 1, .batch = 2, .seq = 64};
   {
     Trainer<F, B> trainer(model.directory.source(), options, B(2));
-    auto& pass = trainer.core().pass();
+    auto& pass = trainer.core().network();
     const std::vector<float> logits = golden::logits(pass, ids, C.shape.vocab);
     CHECK(golden::relative(logits, model.floats("fp32.logits")) < 1e-5);
     CHECK(golden::largest_difference(logits, model.floats("fp32.logits")) < 1e-4);
     const auto hidden = [&](int i, Mat<const float, C.shape.dim> ours) {
-      const std::vector<float> values(ours.data, ours.data + std::int64_t{ours.rows} * ours.cols);
+      const std::vector<float> values(ours.data, ours.data + std::int64_t{ours.rows} * ours.cols());
       CHECK(golden::relative(values, model.floats("fp32.hidden." + std::to_string(i))) < 1e-5);
     };
     for (int i = 0; i < C.shape.layers; ++i) hidden(i, pass.residual(i));
@@ -92,7 +92,7 @@ void check_full(const golden::Model& model, const Merged& merged_nf4) {
                          model.floats("merged_full.q_proj.0")) < 1e-6);
   for (const bool quantized : {false, true}) {
     Trainer<F, B> trainer((quantized ? merged_nf4 : merged_full).source(), options, B(2));
-    const std::vector<float> logits = golden::logits(trainer.core().pass(), ids, C.shape.vocab);
+    const std::vector<float> logits = golden::logits(trainer.core().network(), ids, C.shape.vocab);
     CHECK(golden::largest_difference(logits, model.floats(quantized ? "merged_nf4.logits" : "merged_full.logits")) <
           1e-4);
   }
@@ -111,10 +111,10 @@ Merged check_adapters(const golden::Model& model) {
   golden::load_adapters(weights, backend, model, "lora.weight.", 8, 16.0F, false);
 
   trainer.model().use_adapters(false);
-  CHECK(golden::largest_difference(golden::logits(trainer.core().pass(), ids, C.shape.vocab),
+  CHECK(golden::largest_difference(golden::logits(trainer.core().network(), ids, C.shape.vocab),
                                    model.floats("nf4.logits")) < 1e-4);
   trainer.model().use_adapters(true);
-  const std::vector<float> logits = golden::logits(trainer.core().pass(), ids, C.shape.vocab);
+  const std::vector<float> logits = golden::logits(trainer.core().network(), ids, C.shape.vocab);
   CHECK(golden::relative(logits, model.floats("lora.logits")) < 1e-4);
   CHECK(golden::largest_difference(logits, model.floats("lora.logits")) < 1e-4);
 
@@ -174,7 +174,7 @@ void check_rank_stabilized(const golden::Model& model) {
   constexpr Config qv = C.with(Lora{.rank = 6, .targets = Proj::q | Proj::v});
   qlora::Model<qv, B> net(model.directory.source(), {}, B(2));
   golden::load_adapters(net.weights(), net.backend(), model, "rslora_qv.weight.", 4, 8.0F, true);
-  Pass<code_of(qv), B> pass(net.backend(), net.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  Network<code_of(qv), B> pass(net.backend(), net.weights(), {.batch = 2, .seq = 64, .dropout = false});
   const std::vector<float> logits = golden::logits(pass, model.ints("input_ids"), C.shape.vocab);
   CHECK(golden::largest_difference(logits, model.floats("rslora_qv.logits")) < 1e-4);
 }

@@ -53,10 +53,10 @@ void check_arenas() {
             how.recompute = recompute;
             how.recompute_layers = layers;
             Trainer<C, B> trainer(small_model::weights(C.shape, 1), how, B(threads));
-            const Run& run = trainer.core().pass().run();
-            const MemoryPlan plan = Pass<code_of(C), B>::plan(C.shape.layers, run, threads);
+            const Run& run = trainer.core().network().run();
+            const MemoryPlan plan = Network<code_of(C), B>::plan(trainer.model().weights(), run, threads);
             CHECK(trainer.core().arena_bytes_used() == plan.total());
-            CHECK(trainer.core().pass().arena().used() == trainer.core().pass().arena().size());
+            CHECK(trainer.core().network().arena().used() == trainer.core().network().arena().size());
             const auto& weights = trainer.model().weights().arena();
             CHECK(weights.used() == weights.size());
           }

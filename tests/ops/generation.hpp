@@ -17,7 +17,7 @@ static_assert(vocab == static_cast<std::size_t>(net.shape.vocab));
 /// Logits of every token of (N x 64) ids, in host memory.
 template <class B>
 [[nodiscard]] std::vector<float> logits_of(Model<net, B>& model, const std::vector<std::int32_t>& ids) {
-  Pass<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  Network<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 2, .seq = 64, .dropout = false});
   BatchBuilder builder(ids.size());
   pass.forward(builder.build({64, ids, ids, {}}));
   const auto count = static_cast<std::int64_t>(ids.size() * vocab);

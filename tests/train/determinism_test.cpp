@@ -180,7 +180,7 @@ TEST_CASE("adapters off: the base model, to the bit") {
   const auto logits = [](auto& trainer) {
     trainer.evaluate(data().all().slice(0, 4));
     std::vector<float> values(4 * 64 * 256);
-    trainer.core().pass().logits(values.data());
+    trainer.core().network().logits(values.data());
     return values;
   };
   auto fresh = make<base>(options());

@@ -74,7 +74,7 @@ void check_accumulation() {
 template <class S>
 void check_packing() {
   auto trainer = make<capped, S>(options(6));
-  auto& pass = trainer->core().pass();
+  auto& pass = trainer->core().network();
   const auto logits = [&](const Windows& windows) {
     BatchBuilder builder(windows.ids.size());
     pass.forward(builder.build(windows));

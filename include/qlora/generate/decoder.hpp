@@ -14,12 +14,9 @@ class Decoder {
  public:
   using Act = typename B::Act;
   using Param = typename B::Param;
-  using D = Dims<K>;
-  static constexpr int norm_width = std::max(GroupDims<K, Group::qkv>::wide, GroupDims<K, Group::gate_up>::wide);
-  template <int Cols>
-  using View = typename B::template View<Cols>;
-  template <int Cols>
-  using ConstView = typename B::template ConstView<Cols>;
+  using C = Columns<K>;
+  using Stream = typename B::template View<C::dim>;
+  using ConstStream = typename B::template ConstView<C::dim>;
 
   /// New tokens for the sequence in `slot`.
   struct Addition {
@@ -32,32 +29,43 @@ class Decoder {
     QLORA_EXPECTS(room.sequences > 0 && room.length > 0 && room.step_tokens >= room.sequences, "room for ",
                   room.sequences, " sequences of ", room.length, " tokens, ", room.step_tokens, " a step");
     const auto take = [&](std::int64_t count) { return arena_.template take<Act>(count); };
+    const Shape& s = w_.dims().shape();
+    const Lora& lora = w_.dims().lora();
     const std::int64_t t = room.step_tokens;
+    const std::int64_t kv = w_.dims().kv();
     for (int layer = 0; layer < w_.layers(); ++layer) {
-      caches_.push_back(take(std::int64_t{room.sequences} * room.length * D::kv_width));
+      caches_.push_back(take(std::int64_t{room.sequences} * room.length * kv));
     }
-    x_ = take(t * D::dim);
-    mid_ = take(t * D::dim);
-    normed_ = take(t * norm_width);
-    qkv_ = take(t * D::qkv_width);
-    o_ = take(elements(K.shape, K.lora, t, Buffer::o));
-    gate_up_ = take(t * 2 * D::ffn);
-    act_ = take(elements(K.shape, K.lora, t, Buffer::act));
-    last_ = take(std::int64_t{room.sequences} * D::dim);
-    const WorkSizes sizes = work_sizes(K.shape, K.lora, B::widens, B::rounds, Weights<K, B>::quantized);
-    scratch_.weight = take(sizes.weight);
-    scratch_.adapter = take(sizes.adapter);
-    attention_ = arena_.template take<std::byte>(attention_bytes());
+    x_ = take(t * s.dim);
+    normed_ = take(std::max(elements(s, lora, t, Buffer::norm1), elements(s, lora, t, Buffer::norm2)));
+    set(Buffer::norm1, normed_);
+    set(Buffer::norm2, normed_);
+    set(Buffer::mid, take(t * s.dim));
+    set(Buffer::qkv, take(t * group_out(s, Group::qkv)));
+    set(Buffer::o, take(elements(s, lora, t, Buffer::o)));
+    set(Buffer::gate_up, take(t * 2 * s.ffn));
+    set(Buffer::act, take(elements(s, lora, t, Buffer::act)));
+    last_ = take(std::int64_t{room.sequences} * s.dim);
+    const WorkSizes sizes = work_sizes(s, lora, B::widens, B::rounds, Weights<K, B>::quantized);
+    context_.linear.weight = take(sizes.weight);
+    context_.linear.adapter = take(sizes.adapter);
+    context_.attention_bytes = decode_attention_bytes(room_, storage_of<B>(b_.workers()));
+    context_.attention = arena_.template take<std::byte>(context_.attention_bytes);
     inv_ = arena_.template take<Param>(t);
-    logits_ = arena_.template take<Param>(room.logit_rows() * D::vocab);
-    cosine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
-    sine_ = arena_.template take<Param>(std::int64_t{room.length} * (K.shape.head_dim / 2));
-    b_.rope_table(room.length, K.shape.head_dim, static_cast<double>(w_.values().rope_theta), cosine_, sine_);
+    set(Buffer::inv1, inv_);
+    set(Buffer::inv2, inv_);
+    logits_ = arena_.template take<Param>(room.logit_rows() * s.vocab);
+    Param* cosine = arena_.template take<Param>(std::int64_t{room.length} * (s.head_dim / 2));
+    Param* sine = arena_.template take<Param>(std::int64_t{room.length} * (s.head_dim / 2));
+    b_.rope_table(room.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
+    context_.cosine = cosine;
+    context_.sine = sine;
     lengths_.resize(static_cast<std::size_t>(room.sequences), 0);
-    host_logits_.resize(static_cast<std::size_t>(room.logit_rows() * D::vocab));
+    host_logits_.resize(static_cast<std::size_t>(room.logit_rows() * s.vocab));
   }
 
   [[nodiscard]] const DecodeRoom& room() const { return room_; }
+  [[nodiscard]] int vocab() const { return w_.dims().shape().vocab; }
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
   [[nodiscard]] int length(int slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
   /// Forgets what a slot holds, or what it holds behind its first `length` tokens.
@@ -71,10 +79,10 @@ class Decoder {
   /// Logits (additions, V) for the last new token of each addition, in host memory until the next call. The additions
   /// together have at most step_tokens tokens, and every slot at most one addition.
   std::span<const float> extend(std::span<const Addition> additions) {
-    const View<D::dim> x = run_layers(additions);
-    const View<D::dim> last(last_, static_cast<int>(additions.size()));
+    const Stream x = run_layers(additions);
+    const Stream last(last_, static_cast<int>(additions.size()), w_.dims().dim());
     // picks the last row of each sequence
-    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), {x_, x.rows}, last);
+    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
     return logits_of(last);
   }
   /// Logits (tokens, V) for every new token, those of the first addition first. Needs room.all_logits.
@@ -84,55 +92,35 @@ class Decoder {
   }
 
  private:
+  void set(Buffer buffer, auto* data) {
+    buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
+  }
+
   /// The new tokens through all blocks; their rows of the stream.
-  View<D::dim> run_layers(std::span<const Addition> additions) {
+  Stream run_layers(std::span<const Addition> additions) {
     place(additions);
-    const int t = static_cast<int>(ids_.size());
-    const View<D::dim> x(x_, t);
-    const View<D::dim> mid(mid_, t);
-    const View<D::qkv_width> qkv(qkv_, t);
-    const View<2 * D::ffn> gate_up(gate_up_, t);
-    const auto norm1 = input<Group::qkv>(normed_);
-    const auto norm2 = input<Group::gate_up>(normed_);
-    const auto o = input<Group::o>(o_);
-    const auto act = input<Group::down>(act_);
-    constexpr AttentionShape heads{K.shape.heads, K.shape.kv_heads, K.shape.head_dim};
-    const float eps = w_.values().norm_eps;
-    const std::int32_t* positions = b_.stage(std::span<const std::int32_t>(positions_));
-    b_.template embed<D::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), K.shape.vocab}, x);
+    const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
+    context_.batch.tokens = x.rows;
+    context_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
+    context_.cached = sequences_;
+    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       point_at(layer);
-      const std::span<const CachedSequence<Act>> sequences(sequences_);
-      b_.rmsnorm(eps, x, w_.norm(layer, 0), norm1.template left<D::dim>(), inv_);
-      run<Group::qkv>(layer, norm1, {}, qkv);
-      b_.rope(heads, cosine_, sine_, positions, 1, qkv);
-      b_.store_kv(heads, sequences, ConstView<D::qkv_width>(qkv));
-      b_.attention_cached(heads, sequences, ConstView<D::qkv_width>(qkv), o.template left<D::heads_width>(), attention_,
-                          attention_bytes());
-      run<Group::o>(layer, o, x, mid);
-      b_.rmsnorm(eps, mid, w_.norm(layer, 1), norm2.template left<D::dim>(), inv_);
-      run<Group::gate_up>(layer, norm2, {}, gate_up);
-      b_.template swiglu<D::ffn>(gate_up, act.template left<D::ffn>());
-      run<Group::down>(layer, act, mid, x);
+      Block<K, B>(b_, w_, context_, layer).forward(buffers_, x, x);
     }
     return x;
   }
-  std::span<const float> logits_of(View<D::dim> x) {
-    const View<D::dim> normed(normed_, x.rows);
+  std::span<const float> logits_of(Stream x) {
+    const Stream normed(normed_, x.rows, x.width);
     b_.rmsnorm(w_.values().norm_eps, x, w_.final_norm(), normed, inv_);
-    b_.project(ConstView<D::dim>(normed), w_.head(), D::vocab, logits_);
-    const auto count = static_cast<std::size_t>(x.rows) * static_cast<std::size_t>(D::vocab);
+    b_.project(ConstStream(normed), w_.head(), vocab(), logits_);
+    const auto count = static_cast<std::size_t>(x.rows) * static_cast<std::size_t>(vocab());
     b_.download(logits_, std::span(host_logits_).first(count));
     return std::span<const float>(host_logits_).first(count);
   }
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights,
                                                  const DecodeRoom& room) {
-    Config config{.shape = K.shape, .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
-    config.shape.layers = weights.layers();
-    return decode_bytes(config, room, storage_of<B>(backend.workers()));
-  }
-  [[nodiscard]] std::int64_t attention_bytes() const {
-    return decode_attention_bytes(room_, storage_of<B>(b_.workers()));
+    return decode_bytes(weights.dims().config(), room, storage_of<B>(backend.workers()));
   }
 
   void place(std::span<const Addition> additions) {
@@ -152,7 +140,7 @@ class Decoder {
           {.kv = nullptr, .length = length + added, .first = static_cast<int>(ids_.size()), .added = added});
       slots_.push_back(addition.slot);
       for (const std::int32_t id : addition.ids) {
-        QLORA_EXPECTS(id >= 0 && id < K.shape.vocab, "token id ", id, " is outside 0 to ", K.shape.vocab - 1);
+        QLORA_EXPECTS(id >= 0 && id < vocab(), "token id ", id, " is outside 0 to ", vocab() - 1);
         ids_.push_back(id);
         positions_.push_back(length++);
       }
@@ -164,18 +152,8 @@ class Decoder {
   void point_at(int layer) {
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       sequences_[i].kv =
-          caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * room_.length * D::kv_width;
+          caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * room_.length * w_.dims().kv();
     }
-  }
-  /// [X | XA] of a group.
-  template <Group G>
-  [[nodiscard]] View<GroupDims<K, G>::wide> input(Act* data) const {
-    return {data, static_cast<int>(ids_.size())};
-  }
-  template <Group G>
-  void run(int layer, View<GroupDims<K, G>::wide> x, ConstView<GroupDims<K, G>::out> residual,
-           View<GroupDims<K, G>::out> y) {
-    w_.template linear<G>(layer).forward(b_, scratch_, {}, x, residual, y);
   }
 
   B& b_;
@@ -183,10 +161,10 @@ class Decoder {
   DecodeRoom room_;
   typename B::Arena arena_;
   std::vector<Act*> caches_;  // by layer: (sequences, length, 2KE)
-  Act *x_, *mid_, *normed_, *qkv_, *o_, *gate_up_, *act_, *last_;
-  Param *inv_, *logits_, *cosine_, *sine_;
-  std::byte* attention_;
-  LinearScratch<Act> scratch_;
+  Act *x_, *normed_, *last_;
+  Param *inv_, *logits_;
+  LayerBuffers<Act, Param> buffers_;
+  NetworkContext<Act, Param> context_;
   std::vector<int> lengths_;
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> positions_;

@@ -86,7 +86,7 @@ class GeneratorCore {
       work.pending = work.pending.subspan(static_cast<std::size_t>(count));
     }
     const std::span<const float> logits = decoder_.extend(additions_);
-    const auto vocab = static_cast<std::size_t>(K.shape.vocab);
+    const auto vocab = static_cast<std::size_t>(decoder_.vocab());
     bool running = true;
     for (std::size_t i = 0; i < active.size(); ++i) {
       Work& work = active[i];

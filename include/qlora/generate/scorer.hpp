@@ -86,8 +86,8 @@ class ScorerCore {
 
  private:
   using Addition = typename Decoder<K, B>::Addition;
-  static constexpr std::size_t vocab = static_cast<std::size_t>(K.shape.vocab);
 
+  [[nodiscard]] std::size_t vocab() const { return static_cast<std::size_t>(decoder_.vocab()); }
   [[nodiscard]] std::size_t slots() const { return static_cast<std::size_t>(decoder_.room().sequences); }
   /// Tokens of the prompt.
   static std::size_t checked(const Continuations& question) {
@@ -96,7 +96,8 @@ class ScorerCore {
     return question.prompt.size();
   }
   [[nodiscard]] static double log_probability(std::span<const float> logits, std::int32_t id) {
-    QLORA_EXPECTS(id >= 0 && id < K.shape.vocab, "token id ", id, " is outside 0 to ", K.shape.vocab - 1);
+    QLORA_EXPECTS(id >= 0 && static_cast<std::size_t>(id) < logits.size(), "token id ", id, " is outside 0 to ",
+                  logits.size() - 1);
     return static_cast<double>(logits[static_cast<std::size_t>(id)]) - log_sum_exp(logits);
   }
 
@@ -125,7 +126,7 @@ class ScorerCore {
       const Continuations& question = questions[i];
       most = std::max(most, question.candidates.size());
       for (const auto& candidate : question.candidates) {
-        results[i].push_back(log_probability(std::span(behind_).subspan(i * vocab, vocab), candidate[0]));
+        results[i].push_back(log_probability(std::span(behind_).subspan(i * vocab(), vocab()), candidate[0]));
       }
     }
     for (std::size_t c = 0; c < most; ++c) {
@@ -155,8 +156,8 @@ class ScorerCore {
       const auto at = static_cast<std::size_t>(addition.slot);
       const std::vector<std::int32_t>& candidate = questions[at].candidates[c];
       for (std::size_t t = 1; t < candidate.size(); ++t) {
-        results[at][c] += log_probability(logits.first(vocab), candidate[t]);
-        logits = logits.subspan(vocab);
+        results[at][c] += log_probability(logits.first(vocab()), candidate[t]);
+        logits = logits.subspan(vocab());
       }
       decoder_.truncate(addition.slot, static_cast<int>(questions[at].prompt.size()));
     }
@@ -178,8 +179,8 @@ class ScorerCore {
       for (std::size_t i = 0; i < count; ++i) {
         for (std::size_t t = 0; t < additions_[i].ids.size(); ++t) {
           const std::size_t next = done + t + 1;
-          if (next < texts[first + i].size() && !use(first + i, next, logits.first(vocab))) return false;
-          logits = logits.subspan(vocab);
+          if (next < texts[first + i].size() && !use(first + i, next, logits.first(vocab()))) return false;
+          logits = logits.subspan(vocab());
         }
       }
     }

@@ -15,15 +15,16 @@ inline namespace v0 {
 /// be read: r and alpha are those of the training.
 template <Config C, class B>
 void write_adapter(const std::filesystem::path& dir, Model<C, B>& model, const PeftConfig& config) {
+  const Shape& s = model.resolved_config().shape;
   std::list<std::vector<float>> values;  // what the tensors point to
   std::vector<PeftTensor> tensors;
-  model.weights().for_each_target([&](int layer, Proj one) {
+  model.weights().for_each_target([&](int layer, Proj proj) {
     std::vector<float>& a = values.emplace_back();
     std::vector<float>& b = values.emplace_back();
-    model.weights().save_adapter(model.backend(), layer, one, a, b);
-    const std::int64_t rank = model.weights().adapter(layer, one).rank;
-    tensors.push_back({lora_name(layer, one, 'A'), {rank, cols_of(C.shape, one)}, a});  // (r, in)
-    tensors.push_back({lora_name(layer, one, 'B'), {rows_of(C.shape, one), rank}, b});  // (out, r)
+    model.weights().save_adapter(model.backend(), layer, proj, a, b);
+    const std::int64_t rank = model.weights().adapter(layer, proj).rank;
+    tensors.push_back({lora_name(layer, proj, 'A'), {rank, cols_of(s, proj)}, a});  // (r, in)
+    tensors.push_back({lora_name(layer, proj, 'B'), {rows_of(s, proj), rank}, b});  // (out, r)
   });
   write_peft(dir, config, tensors);
 }

@@ -2,6 +2,7 @@
 //   n1 = norm(x);  qkv = W_qkv n1, rotated;  o = attention(qkv);  mid = x + W_o o
 //   n2 = norm(mid);  gu = W_gate|up n2;  act = silu(gate) up;  out = mid + W_down act
 // n1, o, n2 and act are inputs of linear groups: each row has room for its XA behind it.
+// Attention reads a packed batch, or, while decoding, the cached keys and values of sequences that grow.
 #pragma once
 
 #include "qlora/model/weights.hpp"
@@ -25,10 +26,11 @@ struct GradientBuffers {
   Act* input = nullptr;   ///< (T, K | gXA) of the group at hand
 };
 
-/// What all blocks of one pass share.
+/// What all blocks of one pass through the network share.
 template <class Act, class Param>
-struct PassContext {
-  TokenBatch batch{};
+struct NetworkContext {
+  TokenBatch batch{};                             ///< while decoding: tokens and positions alone
+  std::span<const CachedSequence<Act>> cached{};  ///< not empty: the tokens extend these sequences
   const Param* cosine = nullptr;
   const Param* sine = nullptr;
   std::byte* attention = nullptr;
@@ -49,18 +51,17 @@ class Block {
  public:
   using Act = typename B::Act;
   using Param = typename B::Param;
-  using D = Dims<K>;
+  using C = Columns<K>;
   using Buffers = LayerBuffers<Act, Param>;
   template <int Cols>
   using View = typename B::template View<Cols>;
   template <int Cols>
   using ConstView = typename B::template ConstView<Cols>;
-  using Stream = View<D::dim>;
-  using ConstStream = ConstView<D::dim>;
-  static constexpr AttentionShape heads{K.shape.heads, K.shape.kv_heads, K.shape.head_dim};
+  using Stream = View<C::dim>;
+  using ConstStream = ConstView<C::dim>;
 
-  Block(B& backend, const Weights<K, B>& weights, const PassContext<Act, Param>& context, int layer)
-      : b_(backend), w_(weights), c_(context), layer_(layer) {}
+  Block(B& backend, const Weights<K, B>& weights, const NetworkContext<Act, Param>& context, int layer)
+      : b_(backend), w_(weights), d_(weights.dims()), c_(context), layer_(layer) {}
 
   /// x (T,D) is the stream that enters, out (T,D) the stream that leaves.
   void forward(const Buffers& a, ConstStream x, Stream out) const {
@@ -69,7 +70,7 @@ class Block {
     project_o(a, x);
     feed_forward(a);
     linear<Group::down>().forward(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)),
-                                  rows<D::dim>(a.act(Buffer::mid)), out);
+                                  rows(d_.dim(), a.act(Buffer::mid)), out);
   }
 
   /// Makes again what `policy` did not keep.
@@ -81,7 +82,7 @@ class Block {
       project_o(a, x);
     } else {
       linear<Group::qkv>().recompute_xa(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)));
-      norm(a, 1, rows<D::dim>(a.act(Buffer::mid)));
+      norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
     }
     feed_forward(a);
     linear<Group::down>().recompute_xa(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)));
@@ -92,44 +93,48 @@ class Block {
   void backward(const Buffers& a, const GradientBuffers<Act>& g, ConstStream x, Param* gradients,
                 bool needs_input) const {
     const int t = c_.batch.tokens;
-    const Stream gs(g.stream, t);
+    const Stream gs(g.stream, t, d_.dim());
     b_.at(layer_, Site::feed_forward_gradient);
     const auto gact = input<Group::down>(g.input);
     backward_group<Group::down>(gradients, gs, a.act(Buffer::act), true, gact);
-    const View<2 * D::ffn> gate_up(a.act(Buffer::gate_up), t);
-    b_.template swiglu_backward<D::ffn>(gact.template left<D::ffn>(), gate_up, gate_up);
+    const auto gate_up = view(d_.template out<Group::gate_up>(), a.act(Buffer::gate_up));
+    b_.template swiglu_backward<C::ffn>(gact.left(d_.ffn()), gate_up, gate_up);
     const auto gn2 = input<Group::gate_up>(g.input);
     backward_group<Group::gate_up>(gradients, gate_up, a.act(Buffer::norm2), true, gn2);
     b_.at(layer_, Site::post_attention_norm_gradient);
-    b_.rmsnorm_backward(gn2.template left<D::dim>(), rows<D::dim>(a.act(Buffer::mid)), a.statistic(Buffer::inv2),
+    b_.rmsnorm_backward(gn2.left(d_.dim()), rows(d_.dim(), a.act(Buffer::mid)), a.statistic(Buffer::inv2),
                         w_.norm(layer_, 1), true, gs, norm_gradient(gradients, 1));
     b_.at(layer_, Site::attention_gradient);
     const auto go = input<Group::o>(g.input);
     backward_group<Group::o>(gradients, gs, a.act(Buffer::o), true, go);
-    const View<D::qkv_width> gqkv(a.act(Buffer::gate_up), t);
-    b_.attention_backward(heads, c_.batch, ConstView<D::heads_width>(go.template left<D::heads_width>()),
-                          rows<D::qkv_width>(a.act(Buffer::qkv)),
-                          input<Group::o>(a.act(Buffer::o)).template left<D::heads_width>(), a.statistic(Buffer::lse),
-                          gqkv, c_.attention, c_.attention_bytes);
-    b_.rope(heads, c_.cosine, c_.sine, c_.batch.positions, -1, gqkv);
+    const auto gqkv = view(qkv_width(), a.act(Buffer::gate_up));
+    b_.attention_backward(d_.attention(), c_.batch, ConstView<C::heads>(go.left(d_.heads())),
+                          rows(qkv_width(), a.act(Buffer::qkv)), input<Group::o>(a.act(Buffer::o)).left(d_.heads()),
+                          a.statistic(Buffer::lse), gqkv, c_.attention, c_.attention_bytes);
+    b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, -1, gqkv);
     const auto gn1 = input<Group::qkv>(g.input);
     backward_group<Group::qkv>(gradients, gqkv, a.act(Buffer::norm1), needs_input, gn1);
     if (!needs_input) return;
     b_.at(layer_, Site::input_norm_gradient);
-    b_.rmsnorm_backward(gn1.template left<D::dim>(), x, a.statistic(Buffer::inv1), w_.norm(layer_, 0), true, gs,
+    b_.rmsnorm_backward(gn1.left(d_.dim()), x, a.statistic(Buffer::inv1), w_.norm(layer_, 0), true, gs,
                         norm_gradient(gradients, 0));
   }
 
  private:
   template <int Cols>
-  [[nodiscard]] ConstView<Cols> rows(const Act* data) const {
-    return {data, c_.batch.tokens};
+  [[nodiscard]] ConstView<Cols> rows(Width<Cols> width, const Act* data) const {
+    return {data, c_.batch.tokens, width};
+  }
+  template <int Cols>
+  [[nodiscard]] View<Cols> view(Width<Cols> width, Act* data) const {
+    return {data, c_.batch.tokens, width};
   }
   /// [X | XA] of a group.
   template <Group G>
-  [[nodiscard]] View<GroupDims<K, G>::wide> input(Act* data) const {
-    return {data, c_.batch.tokens};
+  [[nodiscard]] View<GroupColumns<K, G>::wide> input(Act* data) const {
+    return view(d_.template wide<G>(), data);
   }
+  [[nodiscard]] Width<C::qkv> qkv_width() const { return d_.template out<Group::qkv>(); }
   template <Group G>
   [[nodiscard]] QLinear<K, G, B> linear() const {
     return w_.template linear<G>(layer_);
@@ -141,43 +146,49 @@ class Block {
 
   void norm(const Buffers& a, int which, ConstStream x) const {
     b_.at(layer_, which == 0 ? Site::input_norm : Site::post_attention_norm);
-    const Stream y = which == 0 ? input<Group::qkv>(a.act(Buffer::norm1)).template left<D::dim>()
-                                : input<Group::gate_up>(a.act(Buffer::norm2)).template left<D::dim>();
+    const Stream y = which == 0 ? input<Group::qkv>(a.act(Buffer::norm1)).left(d_.dim())
+                                : input<Group::gate_up>(a.act(Buffer::norm2)).left(d_.dim());
     b_.rmsnorm(w_.values().norm_eps, x, w_.norm(layer_, which), y,
                a.statistic(which == 0 ? Buffer::inv1 : Buffer::inv2));
   }
   void attend(const Buffers& a) const {
     b_.at(layer_, Site::attention);
-    const View<D::qkv_width> qkv(a.act(Buffer::qkv), c_.batch.tokens);
+    const auto qkv = view(qkv_width(), a.act(Buffer::qkv));
+    const ConstView<C::qkv> made(qkv);
+    const auto o = input<Group::o>(a.act(Buffer::o)).left(d_.heads());
     linear<Group::qkv>().forward(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {}, qkv);
-    b_.rope(heads, c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
-    b_.attention(heads, c_.batch, ConstView<D::qkv_width>(qkv),
-                 input<Group::o>(a.act(Buffer::o)).template left<D::heads_width>(), a.statistic(Buffer::lse),
-                 c_.attention, c_.attention_bytes);
+    b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
+    if (c_.cached.empty()) {
+      b_.attention(d_.attention(), c_.batch, made, o, a.statistic(Buffer::lse), c_.attention, c_.attention_bytes);
+    } else {
+      b_.store_kv(d_.attention(), c_.cached, made);
+      b_.attention_cached(d_.attention(), c_.cached, made, o, c_.attention, c_.attention_bytes);
+    }
   }
   /// mid = x + W_o o, and its norm.
   void project_o(const Buffers& a, ConstStream x) const {
     linear<Group::o>().forward(b_, c_.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
-                               Stream(a.act(Buffer::mid), c_.batch.tokens));
-    norm(a, 1, rows<D::dim>(a.act(Buffer::mid)));
+                               view(d_.dim(), a.act(Buffer::mid)));
+    norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
   }
   void feed_forward(const Buffers& a) const {
     b_.at(layer_, Site::feed_forward);
-    const View<2 * D::ffn> gate_up(a.act(Buffer::gate_up), c_.batch.tokens);
+    const auto gate_up = view(d_.template out<Group::gate_up>(), a.act(Buffer::gate_up));
     linear<Group::gate_up>().forward(b_, c_.linear, site(Group::gate_up), input<Group::gate_up>(a.act(Buffer::norm2)),
                                      {}, gate_up);
-    b_.template swiglu<D::ffn>(gate_up, input<Group::down>(a.act(Buffer::act)).template left<D::ffn>());
+    b_.template swiglu<C::ffn>(gate_up, input<Group::down>(a.act(Buffer::act)).left(d_.ffn()));
   }
   template <Group G>
-  void backward_group(Param* gradients, ConstView<GroupDims<K, G>::out> gy, Act* x, bool needs_input,
-                      View<GroupDims<K, G>::wide> gx) const {
+  void backward_group(Param* gradients, ConstView<GroupColumns<K, G>::out> gy, Act* x, bool needs_input,
+                      View<GroupColumns<K, G>::wide> gx) const {
     linear<G>().backward(b_, c_.linear, site(G), gradient_slots<K, G>(w_.layout(), layer_, gradients), gy, input<G>(x),
                          needs_input, gx);
   }
 
   B& b_;
   const Weights<K, B>& w_;
-  const PassContext<Act, Param>& c_;
+  const Dims<K>& d_;
+  const NetworkContext<Act, Param>& c_;
   int layer_;
 };
 

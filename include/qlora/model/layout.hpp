@@ -8,6 +8,7 @@
 
 #include "qlora/config.hpp"
 #include "qlora/ops.hpp"
+#include "qlora/view.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -22,10 +23,10 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 [[nodiscard]] constexpr Proj part(Group g, int index) {
   return all_projections[static_cast<std::size_t>(first_part(g) + index)];
 }
-[[nodiscard]] constexpr Group group_of(Proj one) {
-  if (contains(Proj::q | Proj::k | Proj::v, one)) return Group::qkv;
-  if (one == Proj::o) return Group::o;
-  return one == Proj::down ? Group::down : Group::gate_up;
+[[nodiscard]] constexpr Group group_of(Proj proj) {
+  if (contains(Proj::q | Proj::k | Proj::v, proj)) return Group::qkv;
+  if (proj == Proj::o) return Group::o;
+  return proj == Proj::down ? Group::down : Group::gate_up;
 }
 [[nodiscard]] constexpr int group_in(const Shape& s, Group g) { return cols_of(s, part(g, 0)); }
 [[nodiscard]] constexpr int group_out(const Shape& s, Group g) {
@@ -39,11 +40,11 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
   for (int i = 0; i < part_count(g); ++i) count += contains(lora.targets, part(g, i)) ? 1 : 0;
   return count;
 }
-/// Which of the group's adapters belongs to `one`: 0 for the first that is a target.
-[[nodiscard]] constexpr int adapter_slot(const Lora& lora, Proj one) {
+/// Which of the group's adapters belongs to `proj`: 0 for the first that is a target.
+[[nodiscard]] constexpr int adapter_slot(const Lora& lora, Proj proj) {
   int slot = 0;
-  for (int i = 0; part(group_of(one), i) != one; ++i) {
-    slot += contains(lora.targets, part(group_of(one), i)) ? 1 : 0;
+  for (int i = 0; part(group_of(proj), i) != proj; ++i) {
+    slot += contains(lora.targets, part(group_of(proj), i)) ? 1 : 0;
   }
   return slot;
 }
@@ -71,7 +72,8 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 }
 [[nodiscard]] constexpr std::int64_t largest_matrix(const Shape& s) {
   std::int64_t largest = 0;
-  for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * cols_of(s, one));
+  for (const Proj proj : all_projections)
+    largest = std::max(largest, std::int64_t{rows_of(s, proj)} * cols_of(s, proj));
   return largest;
 }
 /// The largest [W | s B] of a group.
@@ -91,19 +93,74 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 /// The largest adapter operand: a stacked A, or one B.
 [[nodiscard]] constexpr std::int64_t largest_adapter(const Shape& s, const Lora& lora) {
   std::int64_t largest = largest_stacked_a(s, lora);
-  for (const Proj one : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, one)} * lora.rank);
+  for (const Proj proj : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, proj)} * lora.rank);
   return largest;
 }
 
-/// The numbers that network code is compiled with.
+/// The widths of activations that are part of view types; `dynamic` where the code does not know them.
 template <Code K>
-struct Dims {
+struct Columns {
   static constexpr int dim = K.shape.dim;
-  static constexpr int heads_width = K.shape.heads * K.shape.head_dim;
-  static constexpr int qkv_width = (K.shape.heads + 2 * K.shape.kv_heads) * K.shape.head_dim;
-  static constexpr int kv_width = 2 * K.shape.kv_heads * K.shape.head_dim;
+  static constexpr int heads = columns_product(K.shape.heads, K.shape.head_dim);
+  static constexpr int kv = columns_product(2, columns_product(K.shape.kv_heads, K.shape.head_dim));
+  static constexpr int qkv = columns_sum(heads, kv);
   static constexpr int ffn = K.shape.ffn;
-  static constexpr int vocab = K.shape.vocab;
+  static constexpr int gate_up = columns_product(2, ffn);
+};
+/// The same of one group of linear layers.
+template <Code K, Group G>
+struct GroupColumns {
+  static constexpr int parts = part_count(G);
+  static constexpr bool trains_weights = K.trainable == Trainable::all;
+  static constexpr int in = G == Group::o ? Columns<K>::heads : (G == Group::down ? K.shape.ffn : K.shape.dim);
+  static constexpr int out = G == Group::qkv       ? Columns<K>::qkv
+                             : G == Group::gate_up ? Columns<K>::gate_up
+                                                   : Columns<K>::dim;
+  static constexpr int adapted = is_dynamic(K.lora.targets) ? int{dynamic} : adapted_parts(K.lora, G);
+  static constexpr int xa = adapted == 0 ? 0 : columns_product(adapted, K.lora.rank);
+  static constexpr int wide = columns_sum(in, xa);  ///< columns of [X | XA]
+};
+
+/// All sizes of a network when it runs: shape and adapters with every dynamic number resolved. Widths are returned in
+/// the types that views have, so those of a static config are constants wherever they are used.
+template <Code K>
+class Dims {
+ public:
+  /// `shape` and `lora` have no dynamic number and agree with the code's.
+  constexpr Dims(const Shape& shape, const Lora& lora) : shape_(shape), lora_(lora) {}
+
+  [[nodiscard]] constexpr const Shape& shape() const { return shape_; }
+  [[nodiscard]] constexpr const Lora& lora() const { return lora_; }
+  /// The config that the memory plan is made of.
+  [[nodiscard]] constexpr Config config() const {
+    return {.shape = shape_, .lora = lora_, .quant = K.quant, .trainable = K.trainable};
+  }
+
+  [[nodiscard]] constexpr Width<Columns<K>::dim> dim() const { return Width<Columns<K>::dim>(shape_.dim); }
+  [[nodiscard]] constexpr Width<Columns<K>::heads> heads() const {
+    return Width<Columns<K>::heads>(shape_.heads * shape_.head_dim);
+  }
+  [[nodiscard]] constexpr Width<Columns<K>::kv> kv() const {
+    return Width<Columns<K>::kv>(2 * shape_.kv_heads * shape_.head_dim);
+  }
+  [[nodiscard]] constexpr Width<Columns<K>::ffn> ffn() const { return Width<Columns<K>::ffn>(shape_.ffn); }
+  template <Group G>
+  [[nodiscard]] constexpr Width<GroupColumns<K, G>::in> in() const {
+    return Width<GroupColumns<K, G>::in>(group_in(shape_, G));
+  }
+  template <Group G>
+  [[nodiscard]] constexpr Width<GroupColumns<K, G>::out> out() const {
+    return Width<GroupColumns<K, G>::out>(group_out(shape_, G));
+  }
+  template <Group G>
+  [[nodiscard]] constexpr Width<GroupColumns<K, G>::wide> wide() const {
+    return Width<GroupColumns<K, G>::wide>(group_in(shape_, G) + adapter_width(lora_, G));
+  }
+  [[nodiscard]] constexpr AttentionShape attention() const { return {shape_.heads, shape_.kv_heads, shape_.head_dim}; }
+
+ private:
+  Shape shape_;  ///< layers as at run time
+  Lora lora_;
 };
 
 /// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA behind
@@ -163,8 +220,8 @@ struct TrainedLayout {
   Trainable trainable;
 
   [[nodiscard]] constexpr std::int64_t table() const { return std::int64_t{shape.vocab} * shape.dim; }
-  [[nodiscard]] constexpr std::int64_t matrix(Proj one) const {
-    return std::int64_t{rows_of(shape, one)} * cols_of(shape, one);
+  [[nodiscard]] constexpr std::int64_t matrix(Proj proj) const {
+    return std::int64_t{rows_of(shape, proj)} * cols_of(shape, proj);
   }
   [[nodiscard]] constexpr std::int64_t group_size(Group g) const {
     std::int64_t sum = std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
@@ -176,7 +233,7 @@ struct TrainedLayout {
   [[nodiscard]] constexpr std::int64_t layer_size() const {
     std::int64_t sum = 0;
     if (trainable == Trainable::all) {
-      for (const Proj one : all_projections) sum += matrix(one);
+      for (const Proj proj : all_projections) sum += matrix(proj);
       return sum + 2 * std::int64_t{shape.dim};
     }
     for (const Group g : all_groups) sum += group_size(g);
@@ -198,14 +255,14 @@ struct TrainedLayout {
     }
     return at;
   }
-  [[nodiscard]] constexpr std::int64_t a(int layer, Proj one) const {
-    const Group g = group_of(one);
-    return stacked_a(layer, g) + std::int64_t{adapter_slot(lora, one)} * lora.rank * group_in(shape, g);
+  [[nodiscard]] constexpr std::int64_t a(int layer, Proj proj) const {
+    const Group g = group_of(proj);
+    return stacked_a(layer, g) + std::int64_t{adapter_slot(lora, proj)} * lora.rank * group_in(shape, g);
   }
-  [[nodiscard]] constexpr std::int64_t b(int layer, Proj one) const {
-    const Group g = group_of(one);
+  [[nodiscard]] constexpr std::int64_t b(int layer, Proj proj) const {
+    const Group g = group_of(proj);
     std::int64_t at = stacked_a(layer, g) + std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
-    for (int i = 0; part(g, i) != one; ++i) {
+    for (int i = 0; part(g, i) != proj; ++i) {
       if (contains(lora.targets, part(g, i))) at += std::int64_t{rows_of(shape, part(g, i))} * lora.rank;
     }
     return at;
@@ -214,10 +271,10 @@ struct TrainedLayout {
   [[nodiscard]] constexpr std::int64_t norm(int layer, int which) const {
     return layer_offset(layer) + std::int64_t{which} * shape.dim;
   }
-  [[nodiscard]] constexpr std::int64_t weight(int layer, Proj one) const {
+  [[nodiscard]] constexpr std::int64_t weight(int layer, Proj proj) const {
     std::int64_t at = norm(layer, 2);
     for (const Proj before : all_projections) {
-      if (before == one) break;
+      if (before == proj) break;
       at += matrix(before);
     }
     return at;

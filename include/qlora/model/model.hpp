@@ -3,18 +3,57 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
-#include "qlora/model/pass.hpp"
+#include "qlora/model/network.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
 /// How a model is opened.
 struct ModelOptions {
-  float rope_theta = 0.0F;        ///< 0: the config's
-  float norm_eps = 0.0F;          ///< 0: the config's
+  Shape shape{};            ///< as the model directory says; all zero: the config's, which has no dynamic number then
+  Lora lora{.rank = 0};     ///< rank cap and targets where the config's are dynamic; rank 0: none was chosen
+  float rope_theta = 0.0F;  ///< 0: the config's
+  float norm_eps = 0.0F;    ///< 0: the config's
   bool keep_dequantized = false;  ///< hold frozen weights dense as well: more memory, less work per step
 };
+
+namespace detail {
+inline void agree(std::string_view what, int config, int actual) {
+  QLORA_EXPECTS(is_dynamic(config) || config == actual, "the model has ", what, " ", actual, ", this config has ",
+                config);
+}
+}  // namespace detail
+
+/// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that the
+/// config fixes is another in the model, or when the result breaks a rule of ValidConfig.
+[[nodiscard]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
+  if (shape != Shape{}) {
+    detail::agree("vocab", config.shape.vocab, shape.vocab);
+    detail::agree("dim", config.shape.dim, shape.dim);
+    detail::agree("layers", config.shape.layers, shape.layers);
+    detail::agree("heads", config.shape.heads, shape.heads);
+    detail::agree("kv_heads", config.shape.kv_heads, shape.kv_heads);
+    detail::agree("head_dim", config.shape.head_dim, shape.head_dim);
+    detail::agree("ffn", config.shape.ffn, shape.ffn);
+    QLORA_EXPECTS(is_dynamic(config.shape) || config.shape.tied_embeddings == shape.tied_embeddings,
+                  "the model's head ", shape.tied_embeddings ? "is" : "is not",
+                  " its embedding table, this config says otherwise");
+    config.shape = shape;
+  }
+  QLORA_EXPECTS(!is_dynamic(config.shape), "the config's shape is dynamic and no shape was given");
+  if (config.trainable == Trainable::adapters) {
+    if (is_dynamic(config.lora.rank)) {
+      QLORA_EXPECTS(lora.rank > 0, "the config's rank is dynamic and no rank was given");
+      config.lora.rank = lora.rank;
+    }
+    if (is_dynamic(config.lora.targets)) config.lora.targets = lora.targets;
+  }
+  const std::string_view broken = broken_rule(config);
+  QLORA_EXPECTS(broken.empty(), "this model cannot run: its config breaks the rule that ", broken);
+  return config;
+}
 
 template <Config C, class B>
 requires ValidConfig<C> && Backend<B>
@@ -32,6 +71,8 @@ class Model {
   [[nodiscard]] B& backend() { return backend_; }
   [[nodiscard]] Weights<code, B>& weights() { return *weights_; }
   [[nodiscard]] const Weights<code, B>& weights() const { return *weights_; }
+  /// The config with every dynamic number resolved.
+  [[nodiscard]] const Config& resolved_config() const { return resolved_; }
   [[nodiscard]] bool keeps_dequantized() const { return keep_dequantized_; }
 
   /// With adapters off the model is its base, to the bit.
@@ -43,6 +84,7 @@ class Model {
             .norm_eps = options.norm_eps > 0.0F ? options.norm_eps : C.norm_eps};
   }
 
+  Config resolved_;
   B backend_;
   bool keep_dequantized_;
   std::unique_ptr<Weights<code, B>> weights_;
@@ -52,10 +94,11 @@ class Model {
 template <Config C, class B>
 requires ValidConfig<C> && Backend<B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options,
                                                          B backend)
-    : backend_(std::move(backend)),
+    : resolved_(resolved(C, options.shape, options.lora)),
+      backend_(std::move(backend)),
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
-      weights_(
-          std::make_unique<Weights<code, B>>(backend_, C.shape.layers, values(options), source, keep_dequantized_)) {}
+      weights_(std::make_unique<Weights<code, B>>(backend_, Dims<code>(resolved_.shape, code_of(resolved_).lora),
+                                                  values(options), source, keep_dequantized_)) {}
 
 }  // namespace v0
 }  // namespace qlora

@@ -233,9 +233,10 @@ struct WorkSizes {
   return plan;
 }
 
-/// The plan of a config for one GPU.
+/// The plan of a config for one GPU. A config with dynamic numbers has one when they are known: memory_plan(config, run,
+/// gpu_storage).
 template <Config C>
-requires ValidConfig<C>
+requires StaticConfig<C>
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Run& run) { return memory_plan(C, run, gpu_storage); }
 
 namespace detail {
@@ -298,10 +299,14 @@ inline constexpr std::array all{t4_16gb,   rtx3090_24gb, rtx4090_24gb, l4_24gb, 
                                 a100_40gb, l40s_48gb,    a100_80gb,    h100_80gb, h200_141gb};
 }  // namespace gpu
 
-/// Whether a training run of this config fits into a GPU: static_assert(fits<mine>(gpu::a10g_24gb, {.batch = 2})).
+/// Whether a training run of a config fits into a GPU.
+[[nodiscard]] constexpr bool fits(const Config& config, const Gpu& card, const Run& run) {
+  return memory_plan(config, run, gpu_storage).total() <= card.bytes;
+}
+/// The same at compile time: static_assert(fits<mine>(gpu::a10g_24gb, {.batch = 2})).
 template <Config C>
-requires ValidConfig<C>
-[[nodiscard]] constexpr bool fits(const Gpu& card, const Run& run) { return memory_plan<C>(run).total() <= card.bytes; }
+requires StaticConfig<C>
+[[nodiscard]] constexpr bool fits(const Gpu& card, const Run& run) { return fits(C, card, run); }
 
 }  // namespace v0
 }  // namespace qlora

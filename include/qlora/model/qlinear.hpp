@@ -1,5 +1,6 @@
 // qlora/model/qlinear.hpp — a group of linear layers: frozen NF4 weights, and adapters where the config has targets.
-// Compile time: which parts exist, which have an adapter, the rank cap. A group without targets has no adapter code.
+// Compile time: which parts exist; where the config says so, their widths, which of them have an adapter, the rank cap.
+// A group without targets has no adapter code then.
 #pragma once
 
 #include <array>
@@ -10,16 +11,6 @@
 
 namespace qlora {
 inline namespace v0 {
-
-template <Code K, Group G>
-struct GroupDims {
-  static constexpr int parts = part_count(G);
-  static constexpr int adapted = adapted_parts(K.lora, G);
-  static constexpr int in = group_in(K.shape, G);
-  static constexpr int out = group_out(K.shape, G);
-  static constexpr int wide = in + adapter_width(K.lora, G);  ///< columns of [X | XA]
-  static constexpr bool trains_weights = K.trainable == Trainable::all;
-};
 
 /// Workspaces that all groups share; one product runs at a time.
 template <class Act>
@@ -36,18 +27,24 @@ struct QLinear {
   using Param = typename B::Param;
   using Part = LinearPart<Act, Param>;
   using Gradient = LinearGradient<Param>;
-  using D = GroupDims<K, G>;
-  using Input = typename B::template View<D::wide>;
-  using Output = typename B::template View<D::out>;
-  using ConstInput = typename B::template ConstView<D::wide>;
-  using ConstOutput = typename B::template ConstView<D::out>;
+  using C = GroupColumns<K, G>;
+  using Input = typename B::template View<C::wide>;
+  using Output = typename B::template View<C::out>;
+  using ConstInput = typename B::template ConstView<C::wide>;
+  using ConstOutput = typename B::template ConstView<C::out>;
 
-  std::array<Part, D::parts> parts{};
+  std::array<Part, C::parts> parts{};
+  Width<C::in> in;
+  Width<K.lora.rank> rank;
+  Width<C::adapted> adapted;
+
+  explicit QLinear(const Dims<K>& dims)
+      : in(dims.template in<G>()), rank(dims.lora().rank), adapted(adapted_parts(dims.lora(), G)) {}
 
   [[nodiscard]] LinearGroup<Act> group(const LinearScratch<Act>& scratch, const DropoutSite& dropout) const {
-    return {.in = D::in,
-            .rank = K.lora.rank,
-            .adapted = D::adapted,
+    return {.in = in,
+            .rank = rank,
+            .adapted = adapted,
             .quant = K.quant,
             .dropout = dropout,
             .weight_scratch = scratch.weight,
@@ -63,11 +60,13 @@ struct QLinear {
   }
   /// XA again, for a backward pass that did not keep it.
   void recompute_xa(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout, Input x) const {
-    if constexpr (D::adapted > 0) b.adapter_input(group(scratch, dropout), std::span<const Part>(parts), x);
+    if constexpr (C::adapted != 0) {
+      if (adapted > 0) b.adapter_input(group(scratch, dropout), std::span<const Part>(parts), x);
+    }
   }
   /// gx (T, in | gXA). Gradients of the group's trained parameters are added at `gradients`.
   void backward(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout,
-                const std::array<Gradient, D::parts>& gradients, ConstOutput gy, ConstInput x, bool needs_input,
+                const std::array<Gradient, C::parts>& gradients, ConstOutput gy, ConstInput x, bool needs_input,
                 Input gx) const {
     b.linear_backward(group(scratch, dropout), std::span<const Part>(parts), std::span<const Gradient>(gradients), gy,
                       x, needs_input, gx);
@@ -76,17 +75,17 @@ struct QLinear {
 
 /// Where the gradients of one group of one layer go, inside the array that the optimizer sees.
 template <Code K, Group G, class Param>
-[[nodiscard]] std::array<LinearGradient<Param>, GroupDims<K, G>::parts> gradient_slots(const TrainedLayout& layout,
-                                                                                       int layer, Param* gradients) {
-  std::array<LinearGradient<Param>, GroupDims<K, G>::parts> slots{};
-  for (int i = 0; i < GroupDims<K, G>::parts; ++i) {
-    const Proj one = part(G, i);
+[[nodiscard]] std::array<LinearGradient<Param>, GroupColumns<K, G>::parts> gradient_slots(const TrainedLayout& layout,
+                                                                                          int layer, Param* gradients) {
+  std::array<LinearGradient<Param>, GroupColumns<K, G>::parts> slots{};
+  for (int i = 0; i < GroupColumns<K, G>::parts; ++i) {
+    const Proj proj = part(G, i);
     LinearGradient<Param>& slot = slots[static_cast<std::size_t>(i)];
-    if constexpr (GroupDims<K, G>::trains_weights) {
-      slot.weight = gradients + layout.weight(layer, one);
-    } else if (contains(K.lora.targets, one)) {
-      slot.a = gradients + layout.a(layer, one);
-      slot.b = gradients + layout.b(layer, one);
+    if constexpr (GroupColumns<K, G>::trains_weights) {
+      slot.weight = gradients + layout.weight(layer, proj);
+    } else if (contains(layout.lora.targets, proj)) {
+      slot.a = gradients + layout.a(layer, proj);
+      slot.b = gradients + layout.b(layer, proj);
     }
   }
   return slots;

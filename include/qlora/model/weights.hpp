@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "qlora/model/names.hpp"
 #include "qlora/model/plan.hpp"
 #include "qlora/model/qlinear.hpp"
 #include "qlora/tensor.hpp"
@@ -52,16 +53,18 @@ class Weights {
   static constexpr bool quantized = K.quant.kind == QuantKind::nf4;
 
   /// Reads, quantizes and places every weight. `keep_dequantized` holds frozen linears dense as well.
-  Weights(B& backend, int layers, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
+  Weights(B& backend, const Dims<K>& dims, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
       : values_(values),
-        layout_{with_layers(layers), K.lora, K.trainable},
-        adapters_(static_cast<std::size_t>(layers) * 7),
-        layers_(static_cast<std::size_t>(layers)),
-        arena_(backend.arena(bytes_needed(layers, keep_dequantized))) {
+        dims_(dims),
+        layout_{dims.shape(), dims.lora(), K.trainable},
+        adapters_(static_cast<std::size_t>(layers()) * 7),
+        layers_(static_cast<std::size_t>(layers())),
+        arena_(backend.arena(bytes_needed(dims, keep_dequantized))) {
     trained_ = arena_.template take<Param>(layout_.total());
     load(backend, source, keep_dequantized);
   }
 
+  [[nodiscard]] const Dims<K>& dims() const { return dims_; }
   [[nodiscard]] const TrainedLayout& layout() const { return layout_; }
   [[nodiscard]] int layers() const { return layout_.shape.layers; }
   [[nodiscard]] const ModelValues& values() const { return values_; }
@@ -81,16 +84,16 @@ class Weights {
   /// One group of a layer, with adapters or as the base model.
   template <Group G>
   [[nodiscard]] QLinear<K, G, B> linear(int layer) const {
-    QLinear<K, G, B> group;
+    QLinear<K, G, B> group(dims_);
     for (int i = 0; i < part_count(G); ++i) {
-      const Proj one = part(G, i);
+      const Proj proj = part(G, i);
       LinearPart<Act, Param>& here = group.parts[static_cast<std::size_t>(i)];
       here.weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(first_part(G) + i)];
       if constexpr (!full) {
-        if (adapters_on_ && contains(K.lora.targets, one)) {
-          here.a = trained_ + layout_.a(layer, one);
-          here.b = trained_ + layout_.b(layer, one);
-          here.scale = Param(adapter(layer, one).scale);
+        if (adapters_on_ && contains(layout_.lora.targets, proj)) {
+          here.a = trained_ + layout_.a(layer, proj);
+          here.b = trained_ + layout_.b(layer, proj);
+          here.scale = Param(adapter(layer, proj).scale);
         }
       }
     }
@@ -101,68 +104,69 @@ class Weights {
   void use_adapters(bool on) { adapters_on_ = on; }
   [[nodiscard]] bool uses_adapters() const { return adapters_on_; }
 
-  [[nodiscard]] const AdapterState& adapter(int layer, Proj one) const { return adapters_[slot(layer, one)]; }
+  [[nodiscard]] const AdapterState& adapter(int layer, Proj proj) const { return adapters_[slot(layer, proj)]; }
 
   /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
   void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
-    for_each_target([&](int layer, Proj one) {
-      int rank = rule.rank != 0 ? rule.rank : K.lora.rank;
+    for_each_target([&](int layer, Proj proj) {
+      int rank = rule.rank != 0 ? rule.rank : layout_.lora.rank;
       float alpha = rule.alpha;
       for (const AdapterOverride& special : rule.overrides) {
-        if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, one)) continue;
+        if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, proj)) continue;
         if (special.rank != 0) rank = special.rank;
         if (special.alpha > 0.0F) alpha = special.alpha;
       }
-      set_adapter(layer, one, rank, alpha, rule.rank_stabilized);
-      const int in = cols_of(K.shape, one);
+      set_adapter(layer, proj, rank, alpha, rule.rank_stabilized);
+      const int in = cols_of(layout_.shape, proj);
       const float bound = 1.0F / std::sqrt(static_cast<float>(in));
-      std::vector<float> a(static_cast<std::size_t>(K.lora.rank) * static_cast<std::size_t>(in), 0.0F);
+      std::vector<float> a(static_cast<std::size_t>(layout_.lora.rank) * static_cast<std::size_t>(in), 0.0F);
       for (int r = 0; r < rank; ++r) {
         for (int c = 0; c < in; ++c) {
           const auto words =
               philox({static_cast<std::uint32_t>(c), static_cast<std::uint32_t>(r), static_cast<std::uint32_t>(layer),
-                      use_word(RandomUse::adapter_init, static_cast<std::uint32_t>(one))},
+                      use_word(RandomUse::adapter_init, static_cast<std::uint32_t>(proj))},
                      seed);
           a[static_cast<std::size_t>(r * in + c)] = (2.0F * unit_float(words[0]) - 1.0F) * bound;
         }
       }
-      backend.upload(a, trained_ + layout_.a(layer, one));
-      backend.zero(trained_ + layout_.b(layer, one), std::int64_t{rows_of(K.shape, one)} * K.lora.rank);
+      backend.upload(a, trained_ + layout_.a(layer, proj));
+      backend.zero(trained_ + layout_.b(layer, proj), std::int64_t{rows_of(layout_.shape, proj)} * layout_.lora.rank);
     });
   }
 
   /// Sets one adapter from A (rank, in) and B (out, rank); what is left up to the cap becomes zero.
-  void load_adapter(B& backend, int layer, Proj one, int rank, float alpha, bool rank_stabilized,
+  void load_adapter(B& backend, int layer, Proj proj, int rank, float alpha, bool rank_stabilized,
                     std::span<const float> a, std::span<const float> b) {
-    QLORA_EXPECTS(contains(K.lora.targets, one), name_of(one), " has an adapter, but is no target of this config");
-    const auto in = static_cast<std::size_t>(cols_of(K.shape, one));
-    const auto out = static_cast<std::size_t>(rows_of(K.shape, one));
-    set_adapter(layer, one, rank, alpha, rank_stabilized);
+    QLORA_EXPECTS(contains(layout_.lora.targets, proj), name_of(proj),
+                  " has an adapter, but is no target of this model");
+    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
+    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
+    set_adapter(layer, proj, rank, alpha, rank_stabilized);
     const auto r = static_cast<std::size_t>(rank);
-    QLORA_EXPECTS(a.size() == r * in && b.size() == out * r, "adapter of layer ", layer, " ", name_of(one), " has ",
+    QLORA_EXPECTS(a.size() == r * in && b.size() == out * r, "adapter of layer ", layer, " ", name_of(proj), " has ",
                   a.size(), " and ", b.size(), " values, rank ", rank, " needs ", r * in, " and ", out * r);
-    constexpr auto cap = static_cast<std::size_t>(K.lora.rank);
+    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
     std::vector<float> padded(cap * in, 0.0F);
     std::copy(a.begin(), a.end(), padded.begin());
-    backend.upload(padded, trained_ + layout_.a(layer, one));
+    backend.upload(padded, trained_ + layout_.a(layer, proj));
     padded.assign(out * cap, 0.0F);
     for (std::size_t row = 0; row < out; ++row) {
       for (std::size_t col = 0; col < r; ++col) padded[row * cap + col] = b[row * r + col];
     }
-    backend.upload(padded, trained_ + layout_.b(layer, one));
+    backend.upload(padded, trained_ + layout_.b(layer, proj));
   }
 
   /// One adapter without its padding: A (rank, in), B (out, rank).
-  void save_adapter(const B& backend, int layer, Proj one, std::vector<float>& a, std::vector<float>& b) const {
-    const auto in = static_cast<std::size_t>(cols_of(K.shape, one));
-    const auto out = static_cast<std::size_t>(rows_of(K.shape, one));
-    const auto rank = static_cast<std::size_t>(adapter(layer, one).rank);
-    constexpr auto cap = static_cast<std::size_t>(K.lora.rank);
+  void save_adapter(const B& backend, int layer, Proj proj, std::vector<float>& a, std::vector<float>& b) const {
+    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
+    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
+    const auto rank = static_cast<std::size_t>(adapter(layer, proj).rank);
+    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
     a.resize(rank * in);
-    backend.download(trained_ + layout_.a(layer, one), a);
+    backend.download(trained_ + layout_.a(layer, proj), a);
     std::vector<float> padded(out * cap);
-    backend.download(trained_ + layout_.b(layer, one), padded);
+    backend.download(trained_ + layout_.b(layer, proj), padded);
     b.resize(out * rank);
     for (std::size_t row = 0; row < out; ++row) {
       for (std::size_t col = 0; col < rank; ++col) b[row * rank + col] = padded[row * cap + col];
@@ -173,24 +177,24 @@ class Weights {
   template <class Visit>
   void for_each_target(Visit&& visit) const {
     for (int layer = 0; layer < layers(); ++layer) {
-      for (const Proj one : all_projections) {
-        if (contains(K.lora.targets, one)) visit(layer, one);
+      for (const Proj proj : all_projections) {
+        if (contains(layout_.lora.targets, proj)) visit(layer, proj);
       }
     }
   }
 
   /// A dequantized or dense linear weight (out, in), in float: for merging and for looking at.
-  [[nodiscard]] std::vector<float> dense_weight(B& backend, int layer, Proj one) const {
+  [[nodiscard]] std::vector<float> dense_weight(B& backend, int layer, Proj proj) const {
     const Weight<Act>& weight =
-        layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(one))];
-    std::vector<float> out(static_cast<std::size_t>(layout_.matrix(one)));
+        layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(proj))];
+    std::vector<float> out(static_cast<std::size_t>(layout_.matrix(proj)));
     if (!quantized) {
       backend.download(weight.dense, out);
       return out;
     }
-    auto scratch = backend.arena(arena_bytes(layout_.matrix(one) * static_cast<std::int64_t>(sizeof(Param))));
-    Param* values = scratch.template take<Param>(layout_.matrix(one));
-    backend.dequantize(weight.nf4, layout_.matrix(one), K.quant, values);
+    auto scratch = backend.arena(arena_bytes(layout_.matrix(proj) * static_cast<std::int64_t>(sizeof(Param))));
+    Param* values = scratch.template take<Param>(layout_.matrix(proj));
+    backend.dequantize(weight.nf4, layout_.matrix(proj), K.quant, values);
     backend.download(values, out);
     return out;
   }
@@ -199,24 +203,22 @@ class Weights {
   template <class Visit>
   void for_each_trained(Visit&& visit) const {
     const Shape& s = layout_.shape;
-    const auto layer_name = [](int layer) { return "model.layers." + std::to_string(layer) + "."; };
     if constexpr (full) {
-      visit(std::string("model.embed_tokens.weight"), s.vocab, s.dim, std::int64_t{0});
+      visit(std::string(names::embedding), s.vocab, s.dim, std::int64_t{0});
       for (int layer = 0; layer < s.layers; ++layer) {
-        visit(layer_name(layer) + "input_layernorm.weight", 1, s.dim, layout_.norm(layer, 0));
-        visit(layer_name(layer) + "post_attention_layernorm.weight", 1, s.dim, layout_.norm(layer, 1));
-        for (const Proj one : all_projections) {
-          visit(layer_name(layer) + std::string(name_of(one)) + ".weight", rows_of(s, one), cols_of(s, one),
-                layout_.weight(layer, one));
+        visit(names::norm(layer, 0), 1, s.dim, layout_.norm(layer, 0));
+        visit(names::norm(layer, 1), 1, s.dim, layout_.norm(layer, 1));
+        for (const Proj proj : all_projections) {
+          visit(names::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout_.weight(layer, proj));
         }
       }
-      visit(std::string("model.norm.weight"), 1, s.dim, layout_.final_norm());
-      if (!s.tied_embeddings) visit(std::string("lm_head.weight"), s.vocab, s.dim, layout_.head());
+      visit(std::string(names::final_norm), 1, s.dim, layout_.final_norm());
+      if (!s.tied_embeddings) visit(std::string(names::head), s.vocab, s.dim, layout_.head());
     } else {
-      for_each_target([&](int layer, Proj one) {
-        const std::string base = layer_name(layer) + std::string(name_of(one));
-        visit(base + ".lora_A.weight", K.lora.rank, cols_of(s, one), layout_.a(layer, one));
-        visit(base + ".lora_B.weight", rows_of(s, one), K.lora.rank, layout_.b(layer, one));
+      for_each_target([&](int layer, Proj proj) {
+        const std::string base = names::module(layer, proj);
+        visit(base + ".lora_A.weight", layout_.lora.rank, cols_of(s, proj), layout_.a(layer, proj));
+        visit(base + ".lora_B.weight", rows_of(s, proj), layout_.lora.rank, layout_.b(layer, proj));
       });
     }
   }
@@ -227,31 +229,25 @@ class Weights {
     std::array<Weight<Act>, 7> linear{};
   };
 
-  [[nodiscard]] static constexpr Shape with_layers(int layers) {
-    Shape shape = K.shape;
-    shape.layers = layers;
-    return shape;
-  }
-  [[nodiscard]] static constexpr int index_of(Proj one) {
+  [[nodiscard]] static constexpr int index_of(Proj proj) {
     int index = 0;
-    while (all_projections[static_cast<std::size_t>(index)] != one) ++index;
+    while (all_projections[static_cast<std::size_t>(index)] != proj) ++index;
     return index;
   }
-  [[nodiscard]] static std::size_t slot(int layer, Proj one) {
-    return static_cast<std::size_t>(layer) * 7 + static_cast<std::size_t>(index_of(one));
+  [[nodiscard]] static std::size_t slot(int layer, Proj proj) {
+    return static_cast<std::size_t>(layer) * 7 + static_cast<std::size_t>(index_of(proj));
   }
-  [[nodiscard]] static std::int64_t bytes_needed(int layers, bool keep_dequantized) {
-    Config config{.shape = with_layers(layers), .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
-    const MemoryPlan plan = memory_plan(config, Run{.seq = 1, .keep_dequantized = keep_dequantized}, storage_of<B>(0));
+  [[nodiscard]] static std::int64_t bytes_needed(const Dims<K>& dims, bool keep_dequantized) {
+    const Run run{.seq = 1, .keep_dequantized = keep_dequantized};
+    const MemoryPlan plan = memory_plan(dims.config(), run, storage_of<B>(0));
     return plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] + plan[Purpose::dense_linears] +
            plan[Purpose::embedding_head] + plan[Purpose::trained];
   }
 
-  void set_adapter(int layer, Proj one, int rank, float alpha, bool rank_stabilized) {
-    QLORA_EXPECTS(rank > 0 && rank <= K.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(one),
-                  " is outside 1 to ", K.lora.rank, ", the cap that was compiled in");
-    const auto r = static_cast<float>(rank);
-    adapters_[slot(layer, one)] = {rank, alpha, alpha / (rank_stabilized ? std::sqrt(r) : r)};
+  void set_adapter(int layer, Proj proj, int rank, float alpha, bool rank_stabilized) {
+    QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
+                  " is outside 1 to ", layout_.lora.rank, ", the cap of this model");
+    adapters_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized)};
   }
 
   /// The tensor of that name. Throws Error when it is not there or has another size.
@@ -313,9 +309,9 @@ class Weights {
   /// Dense copies of the seven matrices as products read them.
   void keep_dense(B& backend, Layer& layer) {
     for (const Group g : all_groups) {
-      const int in = group_in(K.shape, g);
+      const int in = group_in(layout_.shape, g);
       const int stride = in + (B::widens ? adapter_width(K.lora, g) : 0);
-      Act* dense = B::widens ? arena_.template take<Act>(std::int64_t{group_out(K.shape, g)} * stride) : nullptr;
+      Act* dense = B::widens ? arena_.template take<Act>(std::int64_t{group_out(layout_.shape, g)} * stride) : nullptr;
       for (int i = 0; i < part_count(g); ++i) {
         Weight<Act>& weight = layer.linear[static_cast<std::size_t>(first_part(g) + i)];
         if (!B::widens) dense = arena_.template take<Act>(std::int64_t{weight.rows} * in);
@@ -330,24 +326,21 @@ class Weights {
   void load(B& backend, const TensorSource& source, bool keep_dequantized) {
     const Shape& s = layout_.shape;
     const auto to = [&](std::int64_t offset) { return trained_ + (full ? offset : 0); };
-    embedding_ = place<Act>(backend, source, "model.embed_tokens.weight", s.vocab, s.dim, to(0), true);
+    embedding_ = place<Act>(backend, source, std::string(names::embedding), s.vocab, s.dim, to(0), true);
     for (int l = 0; l < s.layers; ++l) {
       Layer& layer = layers_[static_cast<std::size_t>(l)];
-      const std::string base = "model.layers." + std::to_string(l) + ".";
-      layer.norm[0] =
-          place<Param>(backend, source, base + "input_layernorm.weight", 1, s.dim, to(layout_.norm(l, 0)), false);
-      layer.norm[1] = place<Param>(backend, source, base + "post_attention_layernorm.weight", 1, s.dim,
-                                   to(layout_.norm(l, 1)), false);
+      layer.norm[0] = place<Param>(backend, source, names::norm(l, 0), 1, s.dim, to(layout_.norm(l, 0)), false);
+      layer.norm[1] = place<Param>(backend, source, names::norm(l, 1), 1, s.dim, to(layout_.norm(l, 1)), false);
       for (std::size_t i = 0; i < all_projections.size(); ++i) {
-        const Proj one = all_projections[i];
-        const std::string name = base + std::string(name_of(one)) + ".weight";
-        const int rows = rows_of(s, one);
-        const int cols = cols_of(s, one);
+        const Proj proj = all_projections[i];
+        const std::string name = names::weight(l, proj);
+        const int rows = rows_of(s, proj);
+        const int cols = cols_of(s, proj);
         if constexpr (quantized) {
           layer.linear[i] = quantize(backend, source, name, rows, cols);
         } else {
           layer.linear[i] = {.rows = rows,
-                             .dense = place<Act>(backend, source, name, rows, cols, to(layout_.weight(l, one)), true),
+                             .dense = place<Act>(backend, source, name, rows, cols, to(layout_.weight(l, proj)), true),
                              .stride = cols};
         }
       }
@@ -355,13 +348,16 @@ class Weights {
         if (keep_dequantized) keep_dense(backend, layer);
       }
     }
-    final_norm_ = place<Param>(backend, source, "model.norm.weight", 1, s.dim, to(layout_.final_norm()), false);
-    head_ = s.tied_embeddings ? embedding_
-                              : place<Act>(backend, source, "lm_head.weight", s.vocab, s.dim, to(layout_.head()), true);
+    final_norm_ =
+        place<Param>(backend, source, std::string(names::final_norm), 1, s.dim, to(layout_.final_norm()), false);
+    head_ = s.tied_embeddings
+                ? embedding_
+                : place<Act>(backend, source, std::string(names::head), s.vocab, s.dim, to(layout_.head()), true);
     backend.finish_loading();
   }
 
   ModelValues values_;
+  Dims<K> dims_;
   TrainedLayout layout_;
   std::vector<AdapterState> adapters_;
   std::vector<Layer> layers_;

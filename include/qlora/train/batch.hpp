@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "qlora/model/pass.hpp"
+#include "qlora/model/network.hpp"
 #include "qlora/rng.hpp"
 
 namespace qlora {

@@ -16,7 +16,8 @@ inline namespace v0 {
 
 /// What a training run may choose. Defaults are the article's and the Hugging Face Trainer's.
 struct TrainOptions {
-  int rank = 0;  ///< 0: the config's cap
+  int rank = 0;              ///< 0: the config's cap
+  Proj targets = Proj::all;  ///< where the config's are dynamic
   float alpha = 16.0F;
   bool rank_stabilized = false;
   std::vector<AdapterOverride> overrides{};
@@ -79,7 +80,7 @@ class TrainerCore {
         w_(weights),
         options_(checked(options)),
         run_(run_of(options, keep_dequantized)),
-        pass_(backend, weights, run_),
+        network_(backend, weights, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
         arena_(backend.arena(bytes_needed())) {
     const std::int64_t count = w_.layout().total();
@@ -103,7 +104,7 @@ class TrainerCore {
 
   /// One optimizer step on all these windows, in micro-batches of options.batch.
   StepReport step(const Windows& windows) {
-    windows.check(K.shape.vocab);
+    windows.check(w_.dims().shape().vocab);
     QLORA_EXPECTS(windows.seq <= options_.seq, "windows of ", windows.seq, " tokens; there is room for ", options_.seq);
     StepReport report;
     report.tokens = static_cast<std::int64_t>(windows.ids.size());
@@ -116,8 +117,8 @@ class TrainerCore {
     const double scale = 1.0 / static_cast<double>(report.labelled);
     for (int first = 0; first < windows.count(); first += options_.batch) {
       const Windows micro = windows.slice(first, std::min(options_.batch, windows.count() - first));
-      pass_.forward(builder_.build(micro), dropout_site(static_cast<std::uint32_t>(first * windows.seq)));
-      const Param* losses = pass_.backward(scale, gradients_);
+      network_.forward(builder_.build(micro), dropout_site(static_cast<std::uint32_t>(first * windows.seq)));
+      const Param* losses = network_.backward(scale, gradients_);
       b_.add_losses(static_cast<int>(micro.ids.size()), losses, scalars_);
     }
     b_.gradient_norm(w_.layout().total(), gradients_, partial_, options_.max_grad_norm, scalars_);
@@ -134,14 +135,14 @@ class TrainerCore {
 
   /// Mean loss over the labelled tokens of all these windows, without dropout.
   Evaluation evaluate(const Windows& windows) {
-    windows.check(K.shape.vocab);
+    windows.check(w_.dims().shape().vocab);
     Evaluation result;
     b_.zero(scalars_);
     for (int first = 0; first < windows.count(); first += options_.batch) {
       const Windows micro = windows.slice(first, std::min(options_.batch, windows.count() - first));
       const TokenBatch batch = builder_.build(micro);
-      pass_.forward(batch);
-      b_.add_losses(batch.tokens, pass_.losses(), scalars_);
+      network_.forward(batch);
+      b_.add_losses(batch.tokens, network_.losses(), scalars_);
       result.labelled += batch.labelled_count;
     }
     const double loss = b_.read(scalars_).loss;
@@ -174,10 +175,10 @@ class TrainerCore {
   }
   /// Gradients of the last step, before clipping, laid out as the trained parameters.
   [[nodiscard]] const Param* gradients() const { return gradients_; }
-  [[nodiscard]] Pass<K, B>& pass() { return pass_; }
+  [[nodiscard]] Network<K, B>& network() { return network_; }
   /// Bytes of all arenas of the run, weights included.
   [[nodiscard]] std::int64_t arena_bytes_used() const {
-    return arena_.used() + pass_.arena().used() + w_.arena().used();
+    return arena_.used() + network_.arena().used() + w_.arena().used();
   }
 
  private:
@@ -200,7 +201,7 @@ class TrainerCore {
     return options;
   }
   [[nodiscard]] std::int64_t bytes_needed() const {
-    const MemoryPlan plan = Pass<K, B>::plan(w_.layers(), run_, b_.workers());
+    const MemoryPlan plan = Network<K, B>::plan(w_, run_, b_.workers());
     return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes(norm_partials(w_.layout().total()) * 8) +
            arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
   }
@@ -261,7 +262,7 @@ class TrainerCore {
   Weights<K, B>& w_;
   TrainOptions options_;
   Run run_;
-  Pass<K, B> pass_;
+  Network<K, B> network_;
   BatchBuilder builder_;
   typename B::Arena arena_;
   Param* gradients_ = nullptr;
@@ -276,6 +277,19 @@ class TrainerCore {
 /// A backend that can train what the config trains.
 template <Config C, class B>
 concept CanTrain = ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || FullBackend<B>);
+
+/// How the model of a run is opened: adapters that are dynamic have the targets of the options, and the smallest rank cap
+/// that the backend has and that no adapter exceeds.
+template <Config C, class B>
+[[nodiscard]] ModelOptions training_model(const TrainOptions& options) {
+  ModelOptions model = options.model;
+  if (C.trainable == Trainable::all || !is_dynamic(C.lora)) return model;
+  int rank = std::max(options.rank, model.lora.rank);
+  for (const AdapterOverride& special : options.overrides) rank = std::max(rank, special.rank);
+  model.lora.rank = (rank + B::rank_step - 1) / B::rank_step * B::rank_step;
+  model.lora.targets = options.targets;
+  return model;
+}
 
 /// A model and its training. Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
 /// What reaches the code beneath is defined outside the class: inline functions would be compiled again in every file
@@ -302,7 +316,7 @@ class Trainer {
 
 template <Config C, class B>
 requires CanTrain<C, B> Trainer<C, B>::Trainer(const TensorSource& source, const TrainOptions& options, B backend)
-    : model_(source, options.model, std::move(backend)),
+    : model_(source, training_model<C, B>(options), std::move(backend)),
       core_(model_.backend(), model_.weights(), options, model_.keeps_dequantized()) {}
 
 template <Config C, class B>

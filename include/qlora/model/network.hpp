@@ -1,5 +1,5 @@
-// qlora/model/pass.hpp — the whole network over one micro-batch: forward, loss, backward. Owns the activations.
-// Memory: one arena, sized by the memory plan when the pass is made; forward and backward allocate nothing.
+// qlora/model/network.hpp — the whole network over one micro-batch: forward, loss, backward. Owns the activations.
+// Memory: one arena, sized by the memory plan when the network is made; forward and backward allocate nothing.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,16 @@ namespace qlora {
 inline namespace v0 {
 
 template <Code K, class B>
-class Pass {
+class Network {
  public:
   using Act = typename B::Act;
   using Param = typename B::Param;
-  using D = Dims<K>;
-  using Stream = typename B::template View<D::dim>;
-  using ConstStream = typename B::template ConstView<D::dim>;
+  using C = Columns<K>;
+  using Stream = typename B::template View<C::dim>;
+  using ConstStream = typename B::template ConstView<C::dim>;
 
   /// Room for micro-batches of up to run.batch windows of run.seq tokens.
-  Pass(B& backend, Weights<K, B>& weights, const Run& run)
+  Network(B& backend, Weights<K, B>& weights, const Run& run)
       : b_(backend),
         w_(weights),
         run_(run),
@@ -42,7 +42,7 @@ class Pass {
     context_.batch = b_.stage(batch);
     context_.dropout = dropout;
     const int layers = w_.layers();
-    b_.template embed<D::dim>(context_.batch.ids, {w_.embedding(), K.shape.vocab}, stream(0));
+    b_.template embed<C::dim>(context_.batch.ids, {w_.embedding(), vocab(), w_.dims().dim()}, stream(0));
     for (int layer = 0; layer < layers; ++layer) {
       Block<K, B>(b_, w_, context_, layer).forward(buffers(layer), stream(layer), stream(layer + 1));
     }
@@ -57,7 +57,7 @@ class Pass {
   /// Loss of each row of the last forward pass (0 where nothing is predicted), in backend memory.
   const Param* losses() {
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), K.shape.vocab, 0.0, loss_, row_loss_,
+    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), 0.0, loss_, row_loss_,
                      static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
     return row_loss_;
   }
@@ -68,11 +68,11 @@ class Pass {
     constexpr bool full = K.trainable == Trainable::all;
     Param* head_gradient = full ? gradients + w_.layout().head() : nullptr;
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), K.shape.vocab, scale, loss_, row_loss_,
+    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, loss_, row_loss_,
                      gradients_.input, head_gradient);
-    const Stream gs(gradients_.stream, context_.batch.tokens);
+    const Stream gs = view(gradients_.stream);
     b_.at(-1, Site::final_norm_gradient);
-    b_.rmsnorm_backward(ConstStream(gradients_.input, context_.batch.tokens), stream(layers), inv_final_,
+    b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_,
                         w_.final_norm(), false, gs, full ? gradients + w_.layout().final_norm() : nullptr);
     for (int layer = layers - 1; layer >= 0; --layer) {
       const Block<K, B> block(b_, w_, context_, layer);
@@ -80,24 +80,22 @@ class Pass {
       block.backward(buffers(layer), gradients_, stream(layer), gradients, full || layer > 0);
     }
     if constexpr (full) {
-      b_.template embed_backward<D::dim>(context_.batch.ids, gs, {gradients, K.shape.vocab});
+      b_.template embed_backward<C::dim>(context_.batch.ids, gs, {gradients, vocab(), w_.dims().dim()});
     }
     return row_loss_;
   }
 
   /// Logits (T,V) of the last forward pass, into memory of the caller's.
-  void logits(Param* out) { b_.project(ConstStream(hidden()), w_.head(), K.shape.vocab, out); }
+  void logits(Param* out) { b_.project(ConstStream(hidden()), w_.head(), vocab(), out); }
 
   /// The memory plan of this backend for a run; the arenas are allocated from it.
-  [[nodiscard]] static MemoryPlan plan(int layers, const Run& run, int workers) {
-    Config config{.shape = K.shape, .lora = K.lora, .quant = K.quant, .trainable = K.trainable};
-    config.shape.layers = layers;
-    return memory_plan(config, run, storage_of<B>(workers));
+  [[nodiscard]] static MemoryPlan plan(const Weights<K, B>& weights, const Run& run, int workers) {
+    return memory_plan(weights.dims().config(), run, storage_of<B>(workers));
   }
 
  private:
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights, const Run& run) {
-    const MemoryPlan p = plan(weights.layers(), run, backend.workers());
+    const MemoryPlan p = plan(weights, run, backend.workers());
     return p[Purpose::activations] + p[Purpose::layer_scratch] + p[Purpose::backward_scratch] +
            p[Purpose::weight_scratch] + p[Purpose::input_scratch] + p[Purpose::attention_scratch] +
            p[Purpose::loss_scratch] + 2 * rope_bytes(weights.layout().shape, run);
@@ -110,10 +108,10 @@ class Pass {
     const int again = run_.recompute_layers < 0 ? w_.layers() : run_.recompute_layers;
     return layer < again ? run_.recompute : Recompute::none;
   }
-  [[nodiscard]] Stream stream(int layer) const {
-    return {streams_[static_cast<std::size_t>(layer)], context_.batch.tokens};
-  }
-  [[nodiscard]] Stream hidden() const { return {hidden_, context_.batch.tokens}; }
+  [[nodiscard]] int vocab() const { return w_.dims().shape().vocab; }
+  [[nodiscard]] Stream view(Act* data) const { return {data, context_.batch.tokens, w_.dims().dim()}; }
+  [[nodiscard]] Stream stream(int layer) const { return view(streams_[static_cast<std::size_t>(layer)]); }
+  [[nodiscard]] Stream hidden() const { return view(hidden_); }
   [[nodiscard]] const LayerBuffers<Act, Param>& buffers(int layer) const {
     return layers_[static_cast<std::size_t>(layer)];
   }
@@ -159,7 +157,7 @@ class Pass {
   void carve_scratch() {
     const Shape& s = w_.layout().shape;
     const Lora lora = w_.layout().lora;
-    const MemoryPlan p = plan(s.layers, run_, b_.workers());
+    const MemoryPlan p = plan(w_, run_, b_.workers());
     const std::int64_t bytes = std::max(p[Purpose::weight_scratch] + p[Purpose::input_scratch],
                                         loss_bytes(s, run_.loss_chunk, storage_of<B>(b_.workers())));
     std::byte* const first = arena_.template take<std::byte>(bytes);
@@ -192,7 +190,7 @@ class Pass {
   Run run_;
   std::int64_t capacity_;
   typename B::Arena arena_;
-  PassContext<Act, Param> context_;
+  NetworkContext<Act, Param> context_;
   std::vector<Act*> streams_;
   std::vector<LayerBuffers<Act, Param>> layers_;
   GradientBuffers<Act> gradients_;

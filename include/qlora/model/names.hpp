@@ -1,0 +1,34 @@
+// qlora/model/names.hpp — names of a model's tensors, as Hugging Face and PEFT write them.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "qlora/config.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Tensors of a LLaMA model in Hugging Face's directory format.
+namespace names {
+
+inline constexpr std::string_view embedding = "model.embed_tokens.weight";  ///< (V,D)
+inline constexpr std::string_view final_norm = "model.norm.weight";         ///< (D)
+inline constexpr std::string_view head = "lm_head.weight";                  ///< (V,D)
+inline constexpr std::string_view layers = "model.layers.";                 ///< followed by the layer's number
+
+/// What all tensors of one layer begin with.
+[[nodiscard]] inline std::string layer(int index) { return std::string(layers) + std::to_string(index) + "."; }
+/// A layer's norm: 0 before attention, 1 before the feed-forward block. (D)
+[[nodiscard]] inline std::string norm(int index, int which) {
+  return layer(index) + (which == 0 ? "input_layernorm.weight" : "post_attention_layernorm.weight");
+}
+/// The module of one projection, without ".weight".
+[[nodiscard]] inline std::string module(int index, Proj proj) { return layer(index) + std::string(name_of(proj)); }
+/// The weight of one projection: (out, in).
+[[nodiscard]] inline std::string weight(int index, Proj proj) { return module(index, proj) + ".weight"; }
+
+}  // namespace names
+
+}  // namespace v0
+}  // namespace qlora
