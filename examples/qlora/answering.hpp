@@ -49,12 +49,12 @@ inline void add_answer_options(OptionSet verb, AnswerOptions& options) {
 
 class Answerer {
  public:
-  /// `rank` is the highest of the adapters that will be attached.
-  Answerer(const std::filesystem::path& dir, Base base, int rank, const run::DeviceRequest& device)
+  /// `adapters`: room for every adapter that will be attached.
+  Answerer(const std::filesystem::path& dir, Base base, const Lora& adapters, const run::DeviceRequest& device)
       : model_(hf::ModelDir::open(dir)), tokenizer_(Tokenizer::load(dir / "tokenizer.model")) {
     const Chosen chosen =
-        choose_variant(model_.shape, base == Base::full ? 1 : rank, section_of(device), device.threads);
-    session_ = chosen.variant->open(model_, base, chosen.machine);
+        choose_variant(model_.shape, base == Base::full ? no_adapters : adapters, section_of(device), device.threads);
+    session_ = chosen.variant->open(model_, base, adapters, chosen.machine);
     if (tokenizer_.vocab_size() > model_.shape.vocab) {
       throw Error(qlora::detail::concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(),
                                         " pieces, the model ", model_.shape.vocab));
@@ -97,12 +97,5 @@ class Answerer {
   Tokenizer tokenizer_;
   std::unique_ptr<Session> session_;
 };
-
-/// The largest rank in an adapter: what the compiled cap must hold.
-inline int highest_rank(const PeftAdapter& adapter) {
-  int rank = adapter.r;
-  for (const auto& [module, special] : adapter.rank_pattern) rank = std::max(rank, special);
-  return rank;
-}
 
 }  // namespace qlora::program

@@ -99,21 +99,21 @@ class Comparison {
   Result run() {
     const hf::ModelDir model = hf::ModelDir::open(step_.model);
     std::vector<PeftAdapter> adapters;
-    int rank = 1;
+    Lora room = no_adapters;
     for (const auto& [name, dir] : step_.adapters) {
       adapters.push_back(open_adapter(dir, model, step_.any_base));
-      rank = std::max(rank, highest_rank(adapters.back()));
+      room = room_for(room, adapters.back());
     }
     const std::size_t answering = 1 + adapters.size() + (step_.merged.empty() ? 0 : 1) + step_.models.size();
     progress_.begin("compare",
                     static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
                     "answers");  // w16 is measured only
     if (!items_.empty()) {
-      Answerer full(step_.model, Base::full, 1, step_.device);
+      Answerer full(step_.model, Base::full, no_adapters, step_.device);
       measure("w16", full);
     }
     {
-      Answerer nf4(step_.model, Base::nf4, rank, step_.device);
+      Answerer nf4(step_.model, Base::nf4, room, step_.device);
       answer(nf4, "base");
       measure("nf4", nf4);
       for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -133,7 +133,7 @@ class Comparison {
 
  private:
   void ask_model(const std::string& name, const fs::path& dir) {
-    Answerer model(dir, Base::full, 1, step_.device);
+    Answerer model(dir, Base::full, no_adapters, step_.device);
     answer(model, name);
     measure(name, model);
   }

@@ -74,7 +74,7 @@ class WindowPrinter {
         const auto& source = info.sources[static_cast<std::size_t>(document)];
         out_ << (i == 0 ? "" : "\n") << "| document " << document << ", " << printable(source.source) << '\n';
       }
-      const bool learned = window.labels[i] != no_label;
+      const bool learned = window.labels[i] != ignored_label;
       if (color_) {
         static constexpr std::array<const char*, 4> colors{"\033[36m", "\033[33m", "\033[32m", "\033[35m"};
         out_ << (learned ? "" : "\033[2;7m") << colors[static_cast<std::size_t>(document) % colors.size()]

@@ -14,7 +14,7 @@ enum class Device : std::uint8_t { cpu, cuda };
 
 /// What is asked for, in the words of choose_variant.
 struct DeviceSection {
-  std::string use = "auto";  ///< auto: a GPU if one is usable and the model was compiled in for it, else the CPU
+  std::string use = "auto";  ///< auto: a GPU if one is usable, else the CPU
   std::string memory_cap;    ///< of the GPU, as in "24GB"; empty: all of it
   bool fast = false;
   bool resident = false;

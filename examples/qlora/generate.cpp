@@ -27,12 +27,12 @@ struct TalkOptions {
 
 Answerer open(const TalkOptions& options) {
   const auto& [model, weights, sampling, device] = options.answer;
-  if (options.adapter.empty()) return {model, options.answer.base(), 1, device};
+  if (options.adapter.empty()) return {model, options.answer.base(), no_adapters, device};
   if (options.answer.base() == Base::full) {
     throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
   }
   const PeftAdapter adapter = open_adapter(options.adapter, hf::ModelDir::open(model), options.any_base);
-  Answerer answerer(model, Base::nf4, highest_rank(adapter), device);
+  Answerer answerer(model, Base::nf4, room_for(no_adapters, adapter), device);
   answerer.session().attach(adapter);
   return answerer;
 }

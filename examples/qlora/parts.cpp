@@ -63,11 +63,15 @@ std::string version_text() {
   text += "\nmodels:";
   for (const auto& one : variants()) {
     const Config& config = one->config();
-    text += qlora::detail::concat("\n  ", config.shape.layers, " layers of width ", config.shape.dim, ", ");
+    text += "\n  ";
+    if (!is_dynamic(config.shape)) {
+      text += qlora::detail::concat(config.shape.layers, " layers of width ", config.shape.dim, ", ");
+    }
     if (config.trainable == Trainable::all) {
       text += "all weights";
     } else {
-      text += qlora::detail::concat("adapters up to rank ", config.lora.rank);
+      text += is_dynamic(config.lora.rank) ? std::string("adapters of any rank")
+                                           : qlora::detail::concat("adapters up to rank ", config.lora.rank);
     }
     text += one->device() == Device::cuda ? ", GPU" : ", CPU";
   }

@@ -28,7 +28,7 @@ struct RecallOptions {
 Result recall(const RecallOptions& options, Context& context) {
   if (options.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
   const auto& [model, weights, sampling, device] = options.answer;
-  Answerer answerer(model, options.answer.base(), 1, device);
+  Answerer answerer(model, options.answer.base(), no_adapters, device);
   const std::vector<Question> asked(static_cast<std::size_t>(options.recall.documents),
                                     Question{false, options.recall.prompt, {}});
   context.progress.begin("recall " + model.string(), options.recall.documents, "documents");

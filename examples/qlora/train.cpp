@@ -50,7 +50,7 @@ class TrainRun {
         guard_(step.train.loop, model_) {
     check();
     const Chosen chosen =
-        choose_variant(model_.shape, options_.rank, section_of(step.device), step.device.threads, method());
+        choose_variant(model_.shape, {.rank = options_.rank}, section_of(step.device), step.device.threads, method());
     device_ = chosen.machine.device;
     training_ = chosen.variant->train(model_, run::trainer_options<TrainOptions>(options_, total_, data_.seq()),
                                       recompute_of(options_.recompute), guard_.room(), chosen.machine);
@@ -112,8 +112,9 @@ class TrainRun {
   /// Figures into the step's record; what of the guard is not met. Nothing: it was interrupted.
   std::optional<std::string> measure(Metric& metric) {
     if (method() == Method::full && base_ == nullptr) {  // not in this model any more
-      const Chosen chosen = choose_variant(model_.shape, 1, {.use = "cpu", .memory_cap = {}}, step_.device.threads);
-      base_ = chosen.variant->open(model_, Base::full, chosen.machine);
+      const Chosen chosen =
+          choose_variant(model_.shape, no_adapters, {.use = "cpu", .memory_cap = {}}, step_.device.threads);
+      base_ = chosen.variant->open(model_, Base::full, no_adapters, chosen.machine);
     }
     progress_.say(qlora::detail::concat("step ", metric.step, ": measuring ", guard_.size(), " probes"));
     try {

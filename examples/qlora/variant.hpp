@@ -84,8 +84,9 @@ class Training {
   virtual void save(const std::filesystem::path& root, const Json& state, int keep) = 0;
   /// Goes back to a checkpoint of a run with the same settings. Throws Error when it is of another shape.
   virtual void restore(const Checkpoint& checkpoint) = 0;
-  /// What was trained: adapters as a PEFT directory, or all weights as a model directory with the base's tokenizer.
-  virtual void write(const std::filesystem::path& dir, const PeftConfig& config, const hf::ModelDir& base) = 0;
+  /// What was trained: adapters as a PEFT directory, with the targets of the training, or all weights as a model
+  /// directory with the base's tokenizer.
+  virtual void write(const std::filesystem::path& dir, PeftConfig config, const hf::ModelDir& base) = 0;
   /// The model as it is between two steps; adapters on, until it is told otherwise. Lives as long as the training.
   [[nodiscard]] virtual Session& session() = 0;
   /// Bytes taken now: arenas, and on a GPU the libraries' workspaces.
@@ -105,9 +106,11 @@ class Variant {
   Variant& operator=(const Variant&) = delete;
   virtual ~Variant() = default;
 
+  /// May have dynamic numbers.
   [[nodiscard]] virtual const Config& config() const = 0;
   [[nodiscard]] virtual Device device() const = 0;
-  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base,
+  /// `adapters`: room for every adapter that will be attached.
+  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, Base base, const Lora& adapters,
                                                       const Machine& machine) const = 0;
   /// `probes`: what of its session will be asked between steps, at its longest; no sequences: nothing. On a GPU room is
   /// kept for that; throws Error (resource) when there is none.
@@ -125,9 +128,23 @@ struct Chosen {
   Machine machine;
 };
 
-/// The variant of this shape and method with the least rank cap that holds `rank`, on the device that is asked for. Throws
-/// Error: with the lines to write when the shape was not compiled in, with what is missing when there is no GPU.
-[[nodiscard]] Chosen choose_variant(const Shape& shape, int rank, const DeviceSection& asked, int threads,
+/// The largest rank in an adapter.
+[[nodiscard]] inline int highest_rank(const PeftAdapter& adapter) {
+  int rank = adapter.r;
+  for (const auto& [module, special] : adapter.rank_pattern) rank = std::max(rank, special);
+  return rank;
+}
+/// Room for one adapter more.
+[[nodiscard]] inline Lora room_for(Lora room, const PeftAdapter& adapter) {
+  return {.rank = std::max(room.rank, highest_rank(adapter)), .targets = room.targets | adapter.targets};
+}
+/// No adapter: the least room that code for adapters has.
+inline constexpr Lora no_adapters{.rank = 1, .targets = Proj::q};
+
+/// The code for a model of this shape that holds such adapters, on the device that is asked for: a static config of the
+/// very shape with the least rank cap if there is one, else a dynamic one. Throws Error (resource) with what is missing
+/// when there is no GPU, and (usage) with what to build when the program has no code for the device.
+[[nodiscard]] Chosen choose_variant(const Shape& shape, const Lora& adapters, const DeviceSection& asked, int threads,
                                     Method method = Method::qlora);
 
 }  // namespace qlora::program

@@ -1,9 +1,11 @@
-// variant_impl.hpp — compiles a config for the program: three lines in a .cpp beside this file are all it takes,
+// variant_impl.hpp — compiles a config for the program. The dynamic ones of variant_*.cpp run any model; a static config
+// of one's own is registered with three lines in a .cpp beside this file, and is then preferred for its shape:
 //   #include "variant_impl.hpp"
 //   static constexpr qlora::Config mine{.shape = {...}, .lora = {.rank = 64}};
 //   static const qlora::program::Registered<mine> registered;   // <mine, qlora::Cuda> in a file variant_..._cuda.cpp
 // mine.with(qlora::Trainable::all) is the variant that trains every weight, for the CPU alone.
-// One file for each backend, so that they compile side by side. Everything expensive to compile is included here and nowhere else in the program.
+// One file for each backend, so that they compile side by side. Everything expensive to compile is included here and
+// nowhere else in the program.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +25,8 @@ inline constexpr bool on_gpu = B::space == Space::device;
 
 template <class B>
 ModelOptions model_options(const hf::ModelDir& model, const Machine& machine) {
-  return {.rope_theta = model.rope_theta,
+  return {.shape = model.shape,
+          .rope_theta = model.rope_theta,
           .norm_eps = model.norm_eps,
           .keep_dequantized = on_gpu<B> ? machine.resident : parameters(model.shape) <= dense_limit};
 }
@@ -56,6 +59,24 @@ inline std::vector<float> floats_of(const TensorSource& source, const std::strin
   return values;
 }
 
+/// Throws Error (input), naming what is missing, when the code cannot hold the adapter whole.
+inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
+  if (adapter.layers != config.shape.layers) {
+    throw Error(qlora::detail::concat(adapter.path.string(), " has adapters in ", adapter.layers,
+                                      " layers, the model has ", config.shape.layers, " layers"));
+  }
+  for (const Proj proj : all_projections) {
+    if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
+      throw Error(qlora::detail::concat(adapter.path.string(), " adapts ", name_of(proj),
+                                        ", which is no target of the code that runs this model"));
+    }
+  }
+  if (const int rank = highest_rank(adapter); rank > config.lora.rank) {
+    throw Error(qlora::detail::concat(adapter.path.string(), " has rank ", rank,
+                                      "; the code that runs this model holds ranks up to ", config.lora.rank));
+  }
+}
+
 /// A session over somebody's model.
 template <Config C, class B>
 class ModelSession final : public Session {
@@ -67,20 +88,20 @@ class ModelSession final : public Session {
     if constexpr (C.quant.kind == QuantKind::none) {
       throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
     } else {
-      QLORA_EXPECTS(adapter.layers <= C.shape.layers, adapter.path.string(), " has ", adapter.layers,
-                    " layers, the model ", C.shape.layers);
+      check_adapter(adapter, model_.resolved_config());
       auto& weights = model_.weights();
-      weights.for_each_target([&](int layer, Proj one) {
-        std::vector<float> a = floats_of(adapter.source(), lora_name(layer, one, 'A'));
-        std::vector<float> b = floats_of(adapter.source(), lora_name(layer, one, 'B'));
-        int rank = rank_of(adapter, layer, one);
-        const float alpha = scale_of(adapter, layer, one) * static_cast<float>(rank);
+      const Shape& shape = model_.resolved_config().shape;
+      weights.for_each_target([&](int layer, Proj proj) {
+        std::vector<float> a = floats_of(adapter.source(), lora_name(layer, proj, 'A'));
+        std::vector<float> b = floats_of(adapter.source(), lora_name(layer, proj, 'B'));
+        int rank = rank_of(adapter, layer, proj);
+        const float alpha = scale_of(adapter, layer, proj) * static_cast<float>(rank);
         if (a.empty()) {  // not adapted: a product with zeros
           rank = 1;
-          a.assign(static_cast<std::size_t>(cols_of(C.shape, one)), 0.0F);
-          b.assign(static_cast<std::size_t>(rows_of(C.shape, one)), 0.0F);
+          a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
+          b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
         }
-        weights.load_adapter(model_.backend(), layer, one, rank, alpha, false, a, b);
+        weights.load_adapter(model_.backend(), layer, proj, rank, alpha, false, a, b);
       });
       model_.use_adapters(true);
     }
@@ -140,7 +161,7 @@ class ModelSession final : public Session {
       std::int64_t free = info.total - info.driver_used;
       if (machine_.memory_cap > 0) free = std::min(free, machine_.memory_cap - own);
       free -= gpu_reserve;
-      while (room.sequences > 1 && decode_bytes(C, room, gpu_storage) > free) --room.sequences;
+      while (room.sequences > 1 && decode_bytes(model_.resolved_config(), room, gpu_storage) > free) --room.sequences;
     }
 #endif
     return room;
@@ -155,9 +176,8 @@ class ModelSession final : public Session {
 template <Config C, class B>
 class CompiledSession final : public Session {
  public:
-  CompiledSession(const hf::ModelDir& model, const Machine& machine)
-      : model_(model.source(), model_options<B>(model, machine), make_backend<B>(machine)),
-        session_(model_, model.max_positions, machine) {
+  CompiledSession(const hf::ModelDir& model, const ModelOptions& options, const Machine& machine)
+      : model_(model.source(), options, make_backend<B>(machine)), session_(model_, model.max_positions, machine) {
     model_.use_adapters(false);
   }
 
@@ -194,13 +214,15 @@ TrainOptions with_recompute(TrainOptions options, RecomputeChoice choice, [[mayb
   if constexpr (on_gpu<B>) {
     if (!automatic && probes.sequences == 0) return options;  // the arenas will say whether it fits
     if (automatic) options.recompute = Recompute::block;      // the most, as long as it is asked whether anything fits
+    const ModelOptions opened = training_model<C, B>(options);
+    const Config config = resolved(C, opened.shape, opened.lora);
     Run run = run_of(options, options.model.keep_dequantized);
     run.probing = probes;
     const std::int64_t budget = gpu_budget(backend, machine);
-    const auto needed = [&] { return memory_plan(C, run, gpu_storage).total(); };
+    const auto needed = [&] { return memory_plan(config, run, gpu_storage).total(); };
     while (run.probing.sequences > 1 && needed() > budget) run.probing.sequences /= 2;
     if (automatic) {
-      run = choose_recompute(C, run, budget);
+      run = choose_recompute(config, run, budget);
     } else if (needed() > budget) {
       qlora::detail::refuse_run(run, needed(), budget);
     }
@@ -265,7 +287,7 @@ class CompiledTraining final : public Training {
     trainer_.core().set_steps_done(static_cast<int>(checkpoint.step));
   }
 
-  void write(const std::filesystem::path& dir, [[maybe_unused]] const PeftConfig& config,
+  void write(const std::filesystem::path& dir, [[maybe_unused]] PeftConfig config,
              [[maybe_unused]] const hf::ModelDir& base) override {
     if constexpr (C.trainable == Trainable::all) {
       hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path});
@@ -275,6 +297,7 @@ class CompiledTraining final : public Training {
           });
       writer.finish();
     } else {
+      config.targets = trainer_.model().resolved_config().lora.targets;
       qlora::write_adapter(dir, trainer_.model(), config);
     }
   }
@@ -295,10 +318,11 @@ class CompiledTraining final : public Training {
     if constexpr (on_gpu<B>) text = cuda::device_info(trainer_.model().backend().context()).name;
 #endif
     const Run& run = trainer_.core().network().run();
-    const int layers = run.recompute_layers < 0 ? C.shape.layers : std::min(run.recompute_layers, C.shape.layers);
+    const int all = trainer_.core().network().layers();
+    const int layers = run.recompute_layers < 0 ? all : std::min(run.recompute_layers, all);
     if (run.recompute == Recompute::none) return text + ", all activations kept";
     return qlora::detail::concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks",
-                                 " computed again in ", layers, " of ", C.shape.layers, " layers");
+                                 " computed again in ", layers, " of ", all, " layers");
   }
 
  private:
@@ -317,17 +341,21 @@ class CompiledVariant final : public Variant {
 
   [[nodiscard]] Device device() const override { return on_gpu<B> ? Device::cuda : Device::cpu; }
 
-  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, Base base,
+  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, Base base, const Lora& adapters,
                                               const Machine& machine) const override {
-    // Without adapters the rank cap changes nothing: the least one whose rows are aligned, so that all variants of a
-    // shape share this code.
-    [[maybe_unused]] constexpr Config plain =
-        C.with(unquantized).with(Lora{.rank = on_gpu<B> ? 8 : 1, .targets = Proj::q});
     if constexpr (C.trainable == Trainable::all) {
       throw Error("this variant trains", ErrorKind::usage);  // choose_variant gives another for a session
     } else {
-      if (base == Base::full) return std::make_unique<CompiledSession<plain, B>>(model, machine);
-      return std::make_unique<CompiledSession<C, B>>(model, machine);
+      ModelOptions options = model_options<B>(model, machine);
+      if (base == Base::full) {
+        // Adapters are never attached: the least rank cap whose rows are aligned, so that all variants of a shape share
+        // this code.
+        constexpr Config plain = C.with(unquantized).with(Lora{.rank = B::rank_step, .targets = Proj::q});
+        return std::make_unique<CompiledSession<plain, B>>(model, options, machine);
+      }
+      options.lora = {.rank = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step,
+                      .targets = adapters.targets};
+      return std::make_unique<CompiledSession<C, B>>(model, options, machine);
     }
   }
 

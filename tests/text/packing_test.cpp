@@ -24,7 +24,7 @@ using Ids = std::vector<std::int32_t>;
 
 namespace {
 
-constexpr std::int32_t no = qlora::no_label;
+constexpr std::int32_t no = qlora::ignored_label;
 
 std::vector<TokenDocument> three_documents() {
   return {{{1, 10, 11, 2}, {}}, {{1, 20, 21, 22, 23, 2}, {}}, {{1, 30, 2}, {}}};

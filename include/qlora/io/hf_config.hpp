@@ -14,6 +14,7 @@
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/model/names.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -178,17 +179,16 @@ struct NamedShape {
 [[nodiscard]] inline std::vector<NamedShape> tensor_names(const Shape& shape) {
   std::vector<NamedShape> names;
   const std::int64_t dim = shape.dim;
-  names.push_back({"model.embed_tokens.weight", {shape.vocab, dim}});
+  names.push_back({std::string(tensor_name::embedding), {shape.vocab, dim}});
   for (int layer = 0; layer < shape.layers; ++layer) {
-    const std::string prefix = detail::concat("model.layers.", layer, ".");
-    names.push_back({prefix + "input_layernorm.weight", {dim}});
-    for (const Proj one : all_projections) {
-      if (one == Proj::gate) names.push_back({prefix + "post_attention_layernorm.weight", {dim}});
-      names.push_back({prefix + std::string(name_of(one)) + ".weight", {rows_of(shape, one), cols_of(shape, one)}});
+    names.push_back({tensor_name::norm(layer, 0), {dim}});
+    for (const Proj proj : all_projections) {
+      if (proj == Proj::gate) names.push_back({tensor_name::norm(layer, 1), {dim}});
+      names.push_back({tensor_name::weight(layer, proj), {rows_of(shape, proj), cols_of(shape, proj)}});
     }
   }
-  names.push_back({"model.norm.weight", {dim}});
-  if (!shape.tied_embeddings) names.push_back({"lm_head.weight", {shape.vocab, dim}});
+  names.push_back({std::string(tensor_name::final_norm), {dim}});
+  if (!shape.tied_embeddings) names.push_back({std::string(tensor_name::head), {shape.vocab, dim}});
   return names;
 }
 

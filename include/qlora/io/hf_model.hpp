@@ -121,7 +121,7 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
   for (const NamedShape& one : expected) {
     const auto tensor = weights.find(one.name);
     if (!tensor) {
-      const bool head = one.name == "lm_head.weight";
+      const bool head = one.name == tensor_name::head;
       throw Error(concat(directory.string(), ": the tensor '", one.name, "' is missing",
                          head ? "; if the head is the embedding table, config.json must say tie_word_embeddings" : ""));
     }
@@ -136,7 +136,7 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
     }
     known.push_back(one.name);
   }
-  if (shape.tied_embeddings) known.emplace_back("lm_head.weight");  // a copy that some writers keep
+  if (shape.tied_embeddings) known.emplace_back(tensor_name::head);  // a copy that some writers keep
   std::sort(known.begin(), known.end());
   for (const auto& [name, shard] : weights.where) {
     if (std::binary_search(known.begin(), known.end(), name) || name.ends_with("rotary_emb.inv_freq")) continue;
@@ -167,7 +167,7 @@ struct ModelDir : ModelConfig {
     model.path = directory;
     model.weights_ = std::make_shared<const detail::Weights>(detail::open_weights(directory));
     detail::check_weights(*model.weights_, model.shape, directory);
-    model.dtype = model.weights_->find("model.embed_tokens.weight")->dtype;  // the file knows better than the config
+    model.dtype = model.weights_->find(tensor_name::embedding)->dtype;  // the file knows better than the config
     model.read_extras();
     return model;
   }
@@ -175,7 +175,7 @@ struct ModelDir : ModelConfig {
   /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped.
   [[nodiscard]] TensorSource source() const {
     return [weights = weights_, tied = shape.tied_embeddings](std::string_view name) {
-      return weights->find(tied && name == "lm_head.weight" ? "model.embed_tokens.weight" : name);
+      return weights->find(tied && name == tensor_name::head ? tensor_name::embedding : name);
     };
   }
 

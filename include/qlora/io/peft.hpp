@@ -23,6 +23,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/safetensors_writer.hpp"
+#include "qlora/model/names.hpp"
 #include "qlora/tensor.hpp"
 
 namespace qlora {
@@ -49,9 +50,12 @@ struct PeftConfig {
 [[nodiscard]] inline std::string module_name(int layer, Proj one) {
   return detail::concat("layers.", layer, ".", name_of(one));
 }
+namespace detail {
+inline constexpr std::string_view peft_prefix = "base_model.model.";  ///< of every name in a PEFT file
+}
 /// The tensor names of one module: A is (r, in), B is (out, r).
 [[nodiscard]] inline std::string lora_name(int layer, Proj one, char matrix) {
-  return detail::concat("base_model.model.model.", module_name(layer, one), ".lora_", matrix, ".weight");
+  return detail::concat(detail::peft_prefix, tensor_name::module(layer, one), ".lora_", matrix, ".weight");
 }
 
 namespace detail {
@@ -81,8 +85,7 @@ template <class Value>
 /// What the product B A x is multiplied by in a module: alpha/r, or alpha/sqrt(r) when rank-stabilised.
 [[nodiscard]] inline float scale_of(const PeftConfig& config, int layer, Proj one) {
   const float alpha = detail::pattern_value(config.alpha_pattern, module_name(layer, one), config.alpha);
-  const auto rank = static_cast<float>(rank_of(config, layer, one));
-  return alpha / (config.rslora ? std::sqrt(rank) : rank);
+  return lora_scale(alpha, rank_of(config, layer, one), config.rslora);
 }
 
 namespace detail {
@@ -243,7 +246,7 @@ struct LoraPlace {
   char matrix = 'A';
 };
 [[nodiscard]] inline std::optional<LoraPlace> lora_place(std::string_view name) {
-  constexpr std::string_view prefix = "base_model.model.model.layers.";
+  const std::string prefix = concat(peft_prefix, tensor_name::layers);
   if (!name.starts_with(prefix)) return std::nullopt;
   const std::string_view digits = name.substr(prefix.size(), name.find('.', prefix.size()) - prefix.size());
   if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789") != std::string_view::npos) {

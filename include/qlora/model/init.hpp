@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qlora/config.hpp"
+#include "qlora/model/names.hpp"
 #include "qlora/rng.hpp"
 #include "qlora/tensor.hpp"
 
@@ -49,7 +50,7 @@ inline void fill_normal(std::string_view name, std::uint64_t seed, float deviati
     if (ends_with("norm.weight")) {
       tensor.shape = {shape.dim};
       deviation = 0.0F;
-    } else if (name == "model.embed_tokens.weight" || name == "lm_head.weight") {
+    } else if (name == tensor_name::embedding || name == tensor_name::head) {
       tensor.shape = {shape.vocab, shape.dim};
     } else {
       for (const Proj one : all_projections) {

@@ -10,7 +10,7 @@ namespace qlora {
 inline namespace v0 {
 
 /// Tensors of a LLaMA model in Hugging Face's directory format.
-namespace names {
+namespace tensor_name {
 
 inline constexpr std::string_view embedding = "model.embed_tokens.weight";  ///< (V,D)
 inline constexpr std::string_view final_norm = "model.norm.weight";         ///< (D)
@@ -28,7 +28,7 @@ inline constexpr std::string_view layers = "model.layers.";                 ///<
 /// The weight of one projection: (out, in).
 [[nodiscard]] inline std::string weight(int index, Proj proj) { return module(index, proj) + ".weight"; }
 
-}  // namespace names
+}  // namespace tensor_name
 
 }  // namespace v0
 }  // namespace qlora

@@ -31,6 +31,7 @@ class Network {
 
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
   [[nodiscard]] const Run& run() const { return run_; }
+  [[nodiscard]] int layers() const { return w_.layers(); }
 
   /// Final hidden states for the tokens, after the last norm. The batch's arrays are host memory that lives until the
   /// backward pass is over. Without dropout unless a site is given.
@@ -72,8 +73,8 @@ class Network {
                      gradients_.input, head_gradient);
     const Stream gs = view(gradients_.stream);
     b_.at(-1, Site::final_norm_gradient);
-    b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_,
-                        w_.final_norm(), false, gs, full ? gradients + w_.layout().final_norm() : nullptr);
+    b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_, w_.final_norm(), false, gs,
+                        full ? gradients + w_.layout().final_norm() : nullptr);
     for (int layer = layers - 1; layer >= 0; --layer) {
       const Block<K, B> block(b_, w_, context_, layer);
       block.recompute(buffers(layer), policy(layer), stream(layer));

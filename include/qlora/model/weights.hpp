@@ -204,19 +204,19 @@ class Weights {
   void for_each_trained(Visit&& visit) const {
     const Shape& s = layout_.shape;
     if constexpr (full) {
-      visit(std::string(names::embedding), s.vocab, s.dim, std::int64_t{0});
+      visit(std::string(tensor_name::embedding), s.vocab, s.dim, std::int64_t{0});
       for (int layer = 0; layer < s.layers; ++layer) {
-        visit(names::norm(layer, 0), 1, s.dim, layout_.norm(layer, 0));
-        visit(names::norm(layer, 1), 1, s.dim, layout_.norm(layer, 1));
+        visit(tensor_name::norm(layer, 0), 1, s.dim, layout_.norm(layer, 0));
+        visit(tensor_name::norm(layer, 1), 1, s.dim, layout_.norm(layer, 1));
         for (const Proj proj : all_projections) {
-          visit(names::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout_.weight(layer, proj));
+          visit(tensor_name::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout_.weight(layer, proj));
         }
       }
-      visit(std::string(names::final_norm), 1, s.dim, layout_.final_norm());
-      if (!s.tied_embeddings) visit(std::string(names::head), s.vocab, s.dim, layout_.head());
+      visit(std::string(tensor_name::final_norm), 1, s.dim, layout_.final_norm());
+      if (!s.tied_embeddings) visit(std::string(tensor_name::head), s.vocab, s.dim, layout_.head());
     } else {
       for_each_target([&](int layer, Proj proj) {
-        const std::string base = names::module(layer, proj);
+        const std::string base = tensor_name::module(layer, proj);
         visit(base + ".lora_A.weight", layout_.lora.rank, cols_of(s, proj), layout_.a(layer, proj));
         visit(base + ".lora_B.weight", rows_of(s, proj), layout_.lora.rank, layout_.b(layer, proj));
       });
@@ -326,14 +326,14 @@ class Weights {
   void load(B& backend, const TensorSource& source, bool keep_dequantized) {
     const Shape& s = layout_.shape;
     const auto to = [&](std::int64_t offset) { return trained_ + (full ? offset : 0); };
-    embedding_ = place<Act>(backend, source, std::string(names::embedding), s.vocab, s.dim, to(0), true);
+    embedding_ = place<Act>(backend, source, std::string(tensor_name::embedding), s.vocab, s.dim, to(0), true);
     for (int l = 0; l < s.layers; ++l) {
       Layer& layer = layers_[static_cast<std::size_t>(l)];
-      layer.norm[0] = place<Param>(backend, source, names::norm(l, 0), 1, s.dim, to(layout_.norm(l, 0)), false);
-      layer.norm[1] = place<Param>(backend, source, names::norm(l, 1), 1, s.dim, to(layout_.norm(l, 1)), false);
+      layer.norm[0] = place<Param>(backend, source, tensor_name::norm(l, 0), 1, s.dim, to(layout_.norm(l, 0)), false);
+      layer.norm[1] = place<Param>(backend, source, tensor_name::norm(l, 1), 1, s.dim, to(layout_.norm(l, 1)), false);
       for (std::size_t i = 0; i < all_projections.size(); ++i) {
         const Proj proj = all_projections[i];
-        const std::string name = names::weight(l, proj);
+        const std::string name = tensor_name::weight(l, proj);
         const int rows = rows_of(s, proj);
         const int cols = cols_of(s, proj);
         if constexpr (quantized) {
@@ -349,10 +349,10 @@ class Weights {
       }
     }
     final_norm_ =
-        place<Param>(backend, source, std::string(names::final_norm), 1, s.dim, to(layout_.final_norm()), false);
+        place<Param>(backend, source, std::string(tensor_name::final_norm), 1, s.dim, to(layout_.final_norm()), false);
     head_ = s.tied_embeddings
                 ? embedding_
-                : place<Act>(backend, source, std::string(names::head), s.vocab, s.dim, to(layout_.head()), true);
+                : place<Act>(backend, source, std::string(tensor_name::head), s.vocab, s.dim, to(layout_.head()), true);
     backend.finish_loading();
   }
 

@@ -96,12 +96,12 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size)
       throw Error(concat(where, ": token ", i, " is the id ", ids[i], ", outside the vocabulary of ", vocab_size));
-    if (labels[i] != no_label && labels[i] != ids[i])
+    if (labels[i] != ignored_label && labels[i] != ids[i])
       throw Error(concat(where, ": the label of token ", i, " is ", labels[i], ", neither -100 nor its id ", ids[i]));
     const bool padding = documents[i] == no_document;
     if (!padding && (documents[i] < 0 || static_cast<std::size_t>(documents[i]) >= sources))
       throw Error(concat(where, ": token ", i, " is of document ", documents[i], ", there are ", sources));
-    if (padding && labels[i] != no_label) throw Error(concat(where, ": token ", i, " is padding and has a label"));
+    if (padding && labels[i] != ignored_label) throw Error(concat(where, ": token ", i, " is padding and has a label"));
   }
 }
 

@@ -81,7 +81,7 @@ template <class TextTokenizer>
   for (std::size_t w = 0; w < shown; ++w) {
     const std::size_t begin = w * length, end = begin + length;
     std::size_t learned = 0;
-    for (std::size_t i = begin; i < end; ++i) learned += labels[i] != no_label ? 1 : 0;
+    for (std::size_t i = begin; i < end; ++i) learned += labels[i] != ignored_label ? 1 : 0;
     out += detail::concat("\nwindow ", w, ": ", seq, " tokens, ", learned, " learned\n");
     for (std::size_t i = begin, next = begin; i < end; i = next) {
       const std::int32_t document = documents[i];
@@ -94,8 +94,8 @@ template <class TextTokenizer>
       const std::string name = index < names.size() ? " " + detail::printable(names[index]) : "";
       out += detail::concat("-- document ", document, name, ", ", next - i, " tokens\n");
       for (std::size_t run = i, stop = i; run < next; run = stop) {
-        const bool learn = labels[run] != no_label;
-        while (stop < next && (labels[stop] != no_label) == learn) ++stop;
+        const bool learn = labels[run] != ignored_label;
+        while (stop < next && (labels[stop] != ignored_label) == learn) ++stop;
         const std::string text = detail::display_text(tokenizer, ids.subspan(run, stop - run));
         if (options.colour) {
           out += detail::colour_of(document, learn) + text + "\x1b[0m";

@@ -1,6 +1,6 @@
 // qlora/text/packing.hpp — documents as token ids to windows of one length, with labels and document boundaries.
 // Shapes     ids, labels, documents (N,S) row-major i32, N windows of S tokens
-// labels     aligned with ids: labels[t] is what position t - 1 must predict, no_label where there is no target
+// labels     aligned with ids: labels[t] is what position t - 1 must predict, ignored_label where there is no target
 // documents  index of the document in the input, no_document on padding; attention stays inside equal numbers and
 //            positions start at 0 where the number changes or the window begins
 // What may not change: every token of every document is in exactly one place, in order, or is counted as dropped.
@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/label.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-inline constexpr std::int32_t no_label = -100;  // the value that torch's cross-entropy ignores
 inline constexpr std::int32_t no_document = -1;
 
 /// A document as token ids, begin and end tokens included. A document without ids is skipped and counted.
@@ -113,7 +113,7 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
   const auto seq = static_cast<std::size_t>(out.seq);
   const std::size_t missing = (seq - out.ids.size() % seq) % seq;
   out.ids.insert(out.ids.end(), missing, pad_id);
-  out.labels.insert(out.labels.end(), missing, no_label);
+  out.labels.insert(out.labels.end(), missing, ignored_label);
   out.documents.insert(out.documents.end(), missing, no_document);
   out.counts.padding += static_cast<std::int64_t>(missing);
 }
@@ -140,7 +140,7 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
       const bool first_here = i == 0 || out.ids.size() % seq == 0;
       const bool labelled = !first_here && (!answers_only || document.answer[i] != 0);
       out.ids.push_back(document.ids[i]);
-      out.labels.push_back(labelled ? document.ids[i] : no_label);
+      out.labels.push_back(labelled ? document.ids[i] : ignored_label);
       out.documents.push_back(static_cast<std::int32_t>(index));
       out.counts.labelled += labelled ? 1 : 0;
     }

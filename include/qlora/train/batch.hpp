@@ -6,14 +6,12 @@
 #include <span>
 #include <vector>
 
+#include "qlora/label.hpp"
 #include "qlora/model/network.hpp"
 #include "qlora/rng.hpp"
 
 namespace qlora {
 inline namespace v0 {
-
-/// Labels that do not count, as in torch and transformers.
-inline constexpr std::int32_t ignored_label = -100;
 
 /// Whole windows of `seq` tokens behind one another, (N x seq) each. `documents` may be empty: one document a window.
 struct Windows {

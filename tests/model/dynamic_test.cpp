@@ -5,12 +5,12 @@
 
 #include <filesystem>
 
-#include "golden_models.hpp"
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
 #include "qlora/train/trainer.hpp"
-#include "small_model.hpp"
+#include "support/golden_models.hpp"
+#include "support/small_model.hpp"
 
 using namespace qlora;
 
