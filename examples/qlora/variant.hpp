@@ -1,4 +1,4 @@
-// variant.hpp — a model shape that was compiled in, behind a virtual interface, so that verbs are compiled once and not
+// variant.hpp — a compiled config behind a virtual interface, so that verbs are compiled once and not
 // per shape. Calls through it are per training step or per batch of answers; nothing inside a step is virtual.
 #pragma once
 

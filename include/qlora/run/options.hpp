@@ -17,7 +17,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Where to compute; automatic: on a GPU if one is usable and the model was compiled in for it, else on the CPU.
+/// Where to compute; automatic: on a GPU if one is usable, else on the CPU.
 enum class DeviceUse : std::uint8_t { automatic, cpu, cuda };
 template <>
 inline constexpr std::array names_of<DeviceUse>{std::string_view("auto"), std::string_view("cpu"),
@@ -39,7 +39,7 @@ struct Table<DeviceRequest> {
   static constexpr auto options = std::to_array<Option<DeviceRequest>>({
       {.name = "use",
        .member = choice<&DeviceRequest::use>,
-       .help = "Device; auto: a GPU if one is usable and the model is compiled in for it, else the CPU",
+       .help = "Device; auto: a GPU if one is usable, else the CPU",
        .on_the_line = "device"},
       {.name = "memory_cap",
        .member = &DeviceRequest::memory_cap,
