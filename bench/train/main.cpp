@@ -2,7 +2,7 @@
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
 //               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--profile]
 //               [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
-//               [--probe-tokens N]
+//               [--probe-tokens N] [--dynamic]
 // Prints the median wall time of a step, with p10 and p90. If the algorithms file exists it is used, else it is
 // written, so that a second run makes the same choice.
 #include <algorithm>
@@ -34,6 +34,7 @@ double percentile(std::vector<double> values, double share) {
 struct Arguments {
   std::string model;
   std::string algorithms_file;
+  bool dynamic = false;  ///< through code whose numbers are read at run time
   bench::Settings settings;
 };
 
@@ -81,6 +82,8 @@ Arguments parse(int argc, char** argv) {
       s.adamw8bit = true;
     } else if (option == "--resident") {
       s.resident = true;
+    } else if (option == "--dynamic") {
+      all.dynamic = true;
     } else if (option == "--profile") {
       s.profile = true;
     } else if (option == "--fast") {
@@ -111,14 +114,15 @@ void print(const Arguments& all, const bench::Figures& f) {
   const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); };
   constexpr const char* policies[] = {"none", "cheap", "block"};
   std::printf(
-      "{\"model\": \"%s\", \"device\": \"%s\", \"batch\": %d, \"seq\": %d, \"documents\": %d, \"recompute\": "
+      "{\"model\": \"%s\", \"dynamic\": %s, \"device\": \"%s\", \"batch\": %d, \"seq\": %d, \"documents\": %d, "
+      "\"recompute\": "
       "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"resident\": %s, \"fast\": %s, "
       "\"cudnn\": %s, "
       "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
-      all.model.c_str(), f.device.c_str(), s.batch, s.seq, s.documents, policies[static_cast<std::size_t>(s.recompute)],
-      s.recompute_layers, static_cast<double>(s.dropout), s.adamw8bit ? "8-bit" : "float",
-      s.resident ? "true" : "false", s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
-      static_cast<long long>(s.device.memory_cap), f.step_ms.size());
+      all.model.c_str(), all.dynamic ? "true" : "false", f.device.c_str(), s.batch, s.seq, s.documents,
+      policies[static_cast<std::size_t>(s.recompute)], s.recompute_layers, static_cast<double>(s.dropout),
+      s.adamw8bit ? "8-bit" : "float", s.resident ? "true" : "false", s.device.fast ? "true" : "false",
+      s.device.use_cudnn ? "true" : "false", static_cast<long long>(s.device.memory_cap), f.step_ms.size());
   std::printf(
       "\"tokens_per_s\": %.1f, \"step_ms\": %.2f, \"p10_ms\": %.2f, \"p90_ms\": %.2f, \"load_s\": %.2f, "
       "\"first_step_s\": %.2f, \"loss\": %.5f, \"grad_norm\": %.5f, \"arena_gib\": %.3f, \"workspace_gib\": "
@@ -149,11 +153,11 @@ int main(int argc, char** argv) {
     }
     bench::Figures figures;
     if (all.model == "7b") {
-      figures = bench::measure_7b(all.settings);
+      figures = all.dynamic ? bench::measure_dynamic(all.settings, llama2_7b) : bench::measure_7b(all.settings);
     } else if (all.model == "13b") {
-      figures = bench::measure_13b(all.settings);
+      figures = all.dynamic ? bench::measure_dynamic(all.settings, llama2_13b) : bench::measure_13b(all.settings);
     } else if (all.model == "70b") {
-      figures = bench::measure_70b(all.settings);
+      figures = all.dynamic ? bench::measure_dynamic(all.settings, llama2_70b) : bench::measure_70b(all.settings);
     } else {
       usage("the model is 7b, 13b or 70b");
     }

@@ -111,32 +111,35 @@ struct RandomData {
   [[nodiscard]] Windows windows(int seq) const { return {seq, ids, ids, documents}; }
 };
 
+/// Measures training of `preset`, which is C where C has no dynamic number.
 template <Config C>
-Figures measure(const Settings& settings) {
+Figures measure(const Settings& settings, const Config& preset = C) {
   using Clock = std::chrono::steady_clock;
   const auto seconds = [](Clock::time_point from) {
     return std::chrono::duration<double>(Clock::now() - from).count();
   };
   Figures figures;
-  const RandomWeights weights(C.shape);
+  const RandomWeights weights(preset.shape);
   Cuda backend(settings.device);
   figures.empty = cuda::device_info(backend.context()).driver_used - cuda::device_info(backend.context()).workspace;
   cuda::Context& context = backend.context();
   if (!settings.algorithms.empty()) cuda::load_algorithms(context, settings.algorithms);
-  TrainOptions options{.dropout = settings.dropout,
+  TrainOptions options{.rank = preset.lora.rank,
+                       .targets = preset.lora.targets,
+                       .dropout = settings.dropout,
                        .batch = settings.batch,
                        .seq = settings.seq,
                        .recompute = settings.recompute,
                        .recompute_layers = settings.recompute_layers,
                        .loss_chunk = settings.loss_chunk,
                        .adamw8bit = settings.adamw8bit,
-                       .model = {.keep_dequantized = settings.resident}};
+                       .model = {.shape = preset.shape, .keep_dequantized = settings.resident}};
   auto started = Clock::now();
   auto trainer = std::make_unique<Trainer<C, Cuda>>(weights.source(), options, std::move(backend));
   figures.load_s = seconds(started);
   StepReport report;
   for (int step = 0; step < settings.warmup + settings.steps; ++step) {
-    const RandomData data(settings, C.shape.vocab, static_cast<unsigned>(step));
+    const RandomData data(settings, preset.shape.vocab, static_cast<unsigned>(step));
     started = Clock::now();
     report = trainer->step(data.windows(settings.seq));
     const double took = seconds(started);
@@ -165,10 +168,10 @@ Figures measure(const Settings& settings) {
   figures.algorithms = cuda::algorithms(context);
   Run run = run_of(options, settings.resident);
   run.probing = probes;
-  figures.planned = memory_plan<C>(run).total();
+  figures.planned = memory_plan(preset, run, gpu_storage).total();
   if (settings.profile) {
     cuda::set_profile(context, true);
-    trainer->step(RandomData(settings, C.shape.vocab, 1000).windows(settings.seq));
+    trainer->step(RandomData(settings, preset.shape.vocab, 1000).windows(settings.seq));
     figures.phases = cuda::take_profile(context);
     cuda::set_profile(context, false);
   }
@@ -178,5 +181,6 @@ Figures measure(const Settings& settings) {
 Figures measure_7b(const Settings& settings);
 Figures measure_13b(const Settings& settings);
 Figures measure_70b(const Settings& settings);
+Figures measure_dynamic(const Settings& settings, const Config& preset);
 
 }  // namespace qlora::bench
