@@ -8,7 +8,6 @@
 #include <fstream>
 #include <functional>
 #include <optional>
-#include <ostream>
 #include <set>
 #include <sstream>
 
@@ -252,37 +251,6 @@ void check_whole(const Job& job, const fs::path& file) {
   need(known, concat("[merge] arm is \"", job.merge.arm, "\", and no [[arm]] has that name"));
 }
 
-/// A value as the job file has it.
-std::string toml_of(const run::Value& value) {
-  const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };
-  if (const auto* text = std::get_if<std::string>(&value)) return quoted(*text);
-  const auto* texts = std::get_if<std::vector<std::string>>(&value);
-  if (texts == nullptr) return run::text_of(value);
-  std::string all;
-  for (const std::string& text : *texts) all += (all.empty() ? "" : ", ") + quoted(text);
-  return "[" + all + "]";
-}
-
-/// What a value may be, for the reader: choices, or range and unit.
-template <class S>
-std::string range_of(const run::Option<S>& option) {
-  std::string text;
-  for (const std::string_view name : option.choices()) text += (text.empty() ? "" : ", ") + std::string(name);
-  if (option.kind() == run::Kind::integer || option.kind() == run::Kind::number) {
-    text = concat(run::text_of(option.range.low), " to ", run::text_of(option.range.high),
-                  option.unit.empty() ? "" : " ", option.unit);
-  }
-  return text.empty() ? text : " (" + text + ")";
-}
-
-template <run::HasTable S>
-void print_group(std::ostream& out, std::string_view before = "") {
-  for (const run::Option<S>& option : run::Table<S>::options) {
-    out << before << option.name << " = " << toml_of(run::value_of(option, S{})) << "  # " << option.help
-        << range_of(option) << (option.adapters_only ? "; not with method = \"full\"" : "") << '\n';
-  }
-}
-
 }  // namespace
 
 Job parse_job(std::string_view content, const fs::path& file) {
@@ -363,35 +331,6 @@ Job read_job(const fs::path& file) {
   content << stream.rdbuf();
   if (!stream) throw Error(concat("cannot read the job file ", file.string()));
   return parse_job(content.str(), file);
-}
-
-void print_job_keys(std::ostream& out) {
-  out << "[model]  # or several: [[model]] takes the same key and a name\n";
-  print_group<run::ModelSource>(out);
-  out << "\n[device]\n";
-  print_group<run::DeviceRequest>(out);
-  out << "\n[data]\n";
-  print_group<run::Pages>(out);
-  print_group<run::Fetching>(out);
-  out << "\n[pack]\n";
-  print_group<run::Packing>(out);
-  out << "\n[train]\n";
-  print_group<run::Training>(out);
-  print_group<run::Replay>(out);
-  print_group<run::LoopProbes>(out);
-  // As comments: an arm that names empty pages is refused, and a job without arms is one, too.
-  out << "\n# [[arm]]  # none or several; each takes a name, the keys of [train], urls and files instead of [data], "
-         "and these\n";
-  print_group<run::ArmLabels>(out, "# ");
-  out << "# sweep = {}  # Its values of what is varied, as { \"rank\" = 64 }: the report draws each name as a chart\n";
-  out << "\n[merge]\n";
-  print_group<run::MergeSource>(out);
-  print_group<run::Merging>(out);
-  out << "\n[compare]\n";
-  print_group<run::Comparison>(out);
-  print_group<run::Sampling>(out);
-  out << "\n[output]\n";
-  print_group<run::Output>(out);
 }
 
 }  // namespace qlora::program

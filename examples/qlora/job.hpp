@@ -4,7 +4,6 @@
 #pragma once
 
 #include <filesystem>
-#include <iosfwd>
 #include <map>
 #include <string>
 #include <string_view>
@@ -57,8 +56,5 @@ struct Job {
 /// Throws Error(input) that names file, line and key.
 [[nodiscard]] Job parse_job(std::string_view text, const std::filesystem::path& file);
 [[nodiscard]] Job read_job(const std::filesystem::path& file);
-
-/// Every key with its default and meaning, as a commented job file.
-void print_job_keys(std::ostream& out);
 
 }  // namespace qlora::program

@@ -63,7 +63,9 @@ CLI::Option* add_to(CLI::App& app, const std::string& names, const TableOption& 
       option.help);
   added->type_name(option.type);
   if (!option.fallback.empty()) added->default_str(option.fallback);
-  if (option.kind == run::Kind::texts || option.kind == run::Kind::paths) added->expected(-1);
+  if (option.kind == run::Kind::texts || option.kind == run::Kind::paths) {
+    added->expected(1, CLI::detail::expected_max_vector_size)->allow_extra_args(true);
+  }
   return added;
 }
 

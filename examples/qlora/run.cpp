@@ -11,6 +11,7 @@
 #include "interrupt.hpp"
 #include "job.hpp"
 #include "option_json.hpp"
+#include "option_text.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
@@ -31,6 +32,7 @@ struct RunOptions {
   run::Training training;     ///< the same of [train] recompute
   bool check = false;
   bool keys = false;
+  bool markdown = false;
 };
 
 /// What decides the documents of a fetch, the content of files apart.
@@ -366,7 +368,7 @@ class JobRun {
 
 Result run_job(const RunOptions& options, const OptionSet& given, Context& context) {
   if (options.keys) {
-    print_job_keys(context.out);
+    options.markdown ? print_options_page(context.out) : print_job_keys(context.out);
     return Result::object();
   }
   if (options.job.empty())
@@ -401,6 +403,7 @@ void add_run(OptionSet app, Invocation& call) {
   add_table(verb, options->training, {.only = {"recompute"}, .defaults = false});
   verb.add("--check", options->check, "Read the job file, show what it means, do nothing");
   verb.add("--keys", options->keys, "Print every key of a job file with its default");
+  verb.add("--markdown", options->markdown, "With --keys: the options of all verbs, as the page docs/options.md");
   verb.on_call([&call, options, verb] {
     call.action = [options, verb](Context& context) { return run_job(*options, verb, context); };
   });

@@ -53,7 +53,8 @@ Chosen choose_variant(const Shape& shape, const Lora& adapters, const DeviceSect
   if (method == Method::full) {
     if (asked.use == "cuda" || asked.fast || asked.resident || !asked.memory_cap.empty()) {
       throw Error(
-          "every weight is trained on the CPU only: leave --device cuda, --fast, --resident and --memory-cap out",
+          "every weight is trained on the CPU only: leave --device cuda, --fast, --keep-dequantized and --memory-cap "
+          "out",
           ErrorKind::usage);
     }
     const Variant* all = find(shape, adapters, Device::cpu, method);
@@ -78,7 +79,8 @@ Chosen choose_variant(const Shape& shape, const Lora& adapters, const DeviceSect
     }
     if (asked.use == "cuda") refuse(Device::cuda, method);
   } else if (asked.fast || asked.resident || machine.memory_cap > 0) {
-    throw Error("--fast, --resident and --memory-cap are for a GPU; leave them or --device cpu out", ErrorKind::usage);
+    throw Error("--fast, --keep-dequantized and --memory-cap are for a GPU; leave them or --device cpu out",
+                ErrorKind::usage);
   }
   const Variant* on_cpu = find(shape, adapters, Device::cpu, method);
   if (on_cpu == nullptr) refuse(Device::cpu, method);

@@ -399,7 +399,10 @@ struct Table<ModelSource> {
   static constexpr std::string_view section = "model";
   static constexpr std::string_view verbs = "";
   static constexpr auto options = std::to_array<Option<ModelSource>>({
-      {.name = "path", .member = &ModelSource::path, .help = "Hugging Face model directory"},
+      {.name = "path",
+       .member = &ModelSource::path,
+       .help = "Hugging Face model directory",
+       .fingerprint = false},  // its content is
   });
 };
 static_assert(well_formed<ModelSource>());
@@ -419,13 +422,16 @@ struct Table<ArmLabels> {
   static constexpr auto options = std::to_array<Option<ArmLabels>>({
       {.name = "group",
        .member = &ArmLabels::group,
-       .help = "Its line in the report's Pareto front; without it that of its method"},
+       .help = "Its line in the report's Pareto front; without it that of its method",
+       .fingerprint = false},
       {.name = "front",
        .member = &ArmLabels::front,
-       .help = "Whether it is a point of the front and of the comparison at equal gain"},
+       .help = "Whether it is a point of the front and of the comparison at equal gain",
+       .fingerprint = false},
       {.name = "control",
        .member = &ArmLabels::control,
-       .help = "What it controls for; the report lists controls apart"},
+       .help = "What it controls for; the report lists controls apart",
+       .fingerprint = false},
   });
 };
 static_assert(well_formed<ArmLabels>());
@@ -440,7 +446,7 @@ struct Table<Output> {
   static constexpr std::string_view section = "output";
   static constexpr std::string_view verbs = "";
   static constexpr auto options = std::to_array<Option<Output>>({
-      {.name = "dir", .member = &Output::dir, .help = "Directory of all results"},
+      {.name = "dir", .member = &Output::dir, .help = "Directory of all results", .fingerprint = false},
   });
 };
 static_assert(well_formed<Output>());
