@@ -67,6 +67,7 @@ for what in "$@"; do
       build_benchmarks train_speed
       for model in $models; do
         train_row "$model" --batch "$(batch_of "$model")" --profile
+        train_row "$model" --batch "$(batch_of "$model")" --dynamic
         train_row "$model" --batch "$(batch_of "$model")" --recompute block
         [ "$model" = 70b ] && continue # its bf16 weights would not fit
         train_row "$model" --batch "$(batch_of "$model")" --resident

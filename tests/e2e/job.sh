@@ -97,7 +97,7 @@ cut -d, -f1-7 "$work/parts/metrics.jsonl" >"$work/b"
 cmp "$work/a" "$work/b" || fail "the resumed run's metrics differ"
 expect 0 info "$work/through/adapter"
 expect 2 train -m "$work/model" -d "$work/data" -o "$work/wide" --rank 512
-grep -q "Registered<mine>" "$work/err" || fail "the lines to write are not shown"
+grep -q "LoRA rank 512 is outside 1 to [0-9]*, the width" "$work/err" || fail "a rank above the width is not named"
 
 # merge and compare
 expect 0 merge -m "$work/model" -a "$work/through/adapter" -o "$work/merged"

@@ -175,7 +175,7 @@ TEST_CASE("what cannot run is refused by name") {
   CHECK(refusal(any, good, {.rank = 4}).empty());
   says(refusal(any, {}, {.rank = 4}), "the config's shape is dynamic and no shape was given");
   says(refusal(any, good, {.rank = 0}), "the config's rank is dynamic and no rank was given");
-  says(refusal(any, good, {.rank = 97}), "rank");
+  says(refusal(any, good, {.rank = 97}), "LoRA rank 97 is outside 1 to 96");
   says(refusal(any, good, {.rank = 4, .targets = Proj::none}), "target");
   Shape bad = good;
   bad.kv_heads = 3;
