@@ -50,7 +50,7 @@ inline void agree(std::string_view what, int config, int actual) {
     }
     if (is_dynamic(config.lora.targets)) config.lora.targets = lora.targets;
   }
-  if (!rule::rank_fits_every_target(config)) {
+  if (rule::shape_is_positive(config.shape) && !rule::rank_fits_every_target(config)) {
     const Shape& s = config.shape;
     throw Error(detail::concat("LoRA rank ", config.lora.rank, " is outside 1 to ",
                                std::min({s.dim, s.ffn, s.heads * s.head_dim}), ", the width of this model's narrowest ",
