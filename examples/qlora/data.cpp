@@ -10,9 +10,9 @@
 #include <string>
 
 #include "options.hpp"
-#include "progress.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/run/console_progress.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
@@ -116,7 +116,7 @@ Result show(const ShowOptions& options, Context& context) {
     }
   }
   const bool color = options.show.color == run::ColorUse::always ||
-                     (options.show.color == run::ColorUse::automatic && color_for(STDOUT_FILENO));
+                     (options.show.color == run::ColorUse::automatic && run::color_for(STDOUT_FILENO));
   context.out << data.size() << " windows of " << data.seq() << ", " << data.counts().documents << " documents, "
               << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
               << (color ? "inverse: not learned" : "in brackets: not learned") << "\n\n";

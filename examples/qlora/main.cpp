@@ -11,8 +11,8 @@
 #include "interrupt.hpp"
 #include "measuring.hpp"
 #include "options.hpp"
-#include "progress.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/console_progress.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -36,26 +36,35 @@ void write_result(const std::filesystem::path& path, const Result& result) {
                 ErrorKind::resource);
 }
 
-Face face_of(const run::Console& console) {
-  if (console.quiet) return Face::none;
+using run::ProgressStyle;
+
+ProgressStyle style_of(const run::Console& console) {
+  if (console.quiet) return ProgressStyle::none;
   switch (console.progress) {
     case run::ProgressUse::automatic:
       break;
     case run::ProgressUse::bar:
-      return Face::bar;
+      return ProgressStyle::bar;
     case run::ProgressUse::lines:
-      return Face::lines;
+      return ProgressStyle::lines;
     case run::ProgressUse::json:
-      return Face::json;
+      return ProgressStyle::json;
     case run::ProgressUse::none:
-      return Face::none;
+      return ProgressStyle::none;
   }
-  return face_for(STDERR_FILENO);
+  return run::style_for(STDERR_FILENO);
 }
+
+/// Ctrl-C and SIGTERM ask the running verb to stop.
+class ProgramProgress final : public run::ConsoleProgress {
+ public:
+  using ConsoleProgress::ConsoleProgress;
+  [[nodiscard]] bool stop_requested() const override { return interrupted(); }
+};
 
 /// `notes`: what is to be said of the command line.
 int run_verb(Invocation& call, const std::vector<std::string>& notes) {
-  Progress progress(std::cerr, face_of(call.console), color_for(STDERR_FILENO));
+  ProgramProgress progress(std::cerr, style_of(call.console), run::color_for(STDERR_FILENO));
   for (const std::string& note : notes) progress.say(note);
   Context context{std::cout, progress};
   catch_interrupts();

@@ -62,6 +62,7 @@ class TrainRun {
     const int first = saved_step_ = training_->steps_done();
     MetricsLog log(step_.out / "metrics.jsonl", first);
     progress_.begin("train", total_, "steps", first);
+    began_ = std::chrono::steady_clock::now();
     bool going = true;
     if (to_measure_) going = settle(log.newest(first), log, true);
     while (going && training_->steps_done() < total_) going = settle(one_step(), log, false);
@@ -229,6 +230,11 @@ class TrainRun {
     return config;
   }
 
+  /// Of this start, measurements and checkpoints included.
+  [[nodiscard]] double tokens_per_second() const {
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
+    return elapsed.count() > 0 ? static_cast<double>(tokens_) / elapsed.count() : 0.0;
+  }
   /// Of the step that the run ended at, which need not be the last that was made.
   [[nodiscard]] double last_loss(const std::vector<Metric>& metrics) const {
     for (auto metric = metrics.rbegin(); metric != metrics.rend(); ++metric) {
@@ -245,7 +251,7 @@ class TrainRun {
         {"windows", data_.size()},
         {"first_loss", metrics.empty() ? 0.0 : metrics.front().loss},
         {"last_loss", last_loss(metrics)},
-        {"tok_per_s", progress_.tokens_per_second()},
+        {"tok_per_s", tokens_per_second()},
         {"method", name_of(options_.method)},
         {"trained_parameters", method() == Method::full ? parameters(model_.shape)
                                                         : adapter_parameters(model_.shape, {.rank = options_.rank})},
@@ -271,6 +277,7 @@ class TrainRun {
   int stopped_ = 0;                ///< step at which the guard ended the run
   bool to_measure_ = false;        ///< the newest step's measurement was interrupted
   std::int64_t tokens_ = 0;        ///< of this start's steps
+  std::chrono::steady_clock::time_point began_;
   StepWindows windows_;
 };
 

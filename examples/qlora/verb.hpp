@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "progress.hpp"
 #include "qlora/run/options.hpp"
+#include "qlora/run/progress.hpp"
 
 namespace qlora::program {
 
 class OptionSet;
+using run::Progress;
 
 /// A verb's machine-readable result: what `--json FILE` writes.
 using Result = nlohmann::ordered_json;

@@ -1,6 +1,6 @@
-// progress_test.cpp — the three faces of progress, on a clock that the test turns.
+// console_progress_test.cpp — the three styles of progress, on a clock that the test turns.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "../../examples/qlora/progress.hpp"
+#include "qlora/run/console_progress.hpp"
 
 #include <doctest/doctest.h>
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-using namespace qlora::program;
+using namespace qlora::run;
 
 namespace {
 
@@ -23,14 +23,14 @@ std::vector<std::string> lines_of(const std::string& text) {
 struct Bench {
   std::ostringstream out;
   double now = 100;
-  Progress progress;
-  explicit Bench(Face face, bool color = false) : progress(out, face, color, [this] { return now; }) {}
+  ConsoleProgress progress;
+  explicit Bench(ProgressStyle style, bool color = false) : progress(out, style, color, [this] { return now; }) {}
 };
 
 }  // namespace
 
 TEST_CASE("plain lines: one every five seconds, with tokens a second and the time left") {
-  Bench bench(Face::lines);
+  Bench bench(ProgressStyle::lines);
   bench.progress.begin("train", 100, "steps");
   for (int step = 1; step <= 10; ++step) {
     bench.now += 1;
@@ -48,7 +48,7 @@ TEST_CASE("plain lines: one every five seconds, with tokens a second and the tim
 }
 
 TEST_CASE("a resumed task reckons its time left from where it went on") {
-  Bench bench(Face::lines);
+  Bench bench(ProgressStyle::lines);
   bench.progress.begin("train", 100, "steps", 90);
   bench.now += 5;
   bench.progress.update(95);
@@ -56,14 +56,14 @@ TEST_CASE("a resumed task reckons its time left from where it went on") {
 }
 
 TEST_CASE("the bar redraws one line and colours only where it may") {
-  Bench plain(Face::bar);
+  Bench plain(ProgressStyle::bar);
   plain.progress.begin("pack", 4, "documents");
   plain.now += 1;
   plain.progress.update(2);
   CHECK(plain.out.str().find("[############............] 2/4 documents") != std::string::npos);
   CHECK(plain.out.str().find("\033[32m") == std::string::npos);
   CHECK(plain.out.str().find('\n') == std::string::npos);
-  Bench colored(Face::bar, true);
+  Bench colored(ProgressStyle::bar, true);
   colored.progress.begin("pack", 4, "documents");
   colored.now += 1;
   colored.progress.update(2);
@@ -71,7 +71,7 @@ TEST_CASE("the bar redraws one line and colours only where it may") {
 }
 
 TEST_CASE("JSON events are one object a line, whatever the texts hold") {
-  Bench bench(Face::json);
+  Bench bench(ProgressStyle::json);
   bench.progress.begin("fetch", 2, "pages");
   bench.now += 2;
   bench.progress.update(1, 0, "bad \xFF \"quoted\"\n");
@@ -89,7 +89,7 @@ TEST_CASE("JSON events are one object a line, whatever the texts hold") {
 }
 
 TEST_CASE("quiet is silent") {
-  Bench bench(Face::none);
+  Bench bench(ProgressStyle::none);
   bench.progress.begin("train", 10, "steps");
   bench.now += 60;
   bench.progress.update(5);
@@ -99,7 +99,7 @@ TEST_CASE("quiet is silent") {
 }
 
 TEST_CASE("an unknown total shows no time left") {
-  Bench bench(Face::lines);
+  Bench bench(ProgressStyle::lines);
   bench.progress.begin("read", 0, "lines");
   bench.now += 6;
   bench.progress.update(12);

@@ -1,5 +1,5 @@
-// progress.hpp — how far a verb has come, on stderr, with three faces: a bar that redraws itself on a terminal, a plain
-// line every few seconds elsewhere, and JSON events for programs. Results never come here, they go to stdout.
+// qlora/run/console_progress.hpp — a progress display on a stream such as stderr, in three styles: a bar on a terminal, a
+// plain line every few seconds elsewhere, and JSON events for other programs.
 #pragma once
 
 #include <unistd.h>
@@ -16,22 +16,26 @@
 #include <string_view>
 #include <utility>
 
-namespace qlora::program {
+#include "qlora/run/progress.hpp"
 
-enum class Face : std::uint8_t { bar, lines, json, none };
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
-/// What `--progress auto` means here: a bar on a terminal, unless CI or TERM=dumb says that nobody watches it.
-inline Face face_for(int descriptor) {
+enum class ProgressStyle : std::uint8_t { bar, lines, json, none };
+
+/// A bar on a terminal, unless CI is set or TERM is dumb; else lines.
+inline ProgressStyle style_for(int descriptor) {
   const auto set = [](const char* name) {
     const char* value = std::getenv(name);
     return value != nullptr && *value != '\0';
   };
   const char* terminal = std::getenv("TERM");
   const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
-  return isatty(descriptor) != 0 && !set("CI") && !dumb ? Face::bar : Face::lines;
+  return isatty(descriptor) != 0 && !set("CI") && !dumb ? ProgressStyle::bar : ProgressStyle::lines;
 }
 
-/// NO_COLOR set to anything but "" turns colour off, and so does anything that is not a terminal.
+/// Whether the descriptor is a terminal and NO_COLOR is empty or not set.
 inline bool color_for(int descriptor) {
   const char* off = std::getenv("NO_COLOR");
   return isatty(descriptor) != 0 && (off == nullptr || *off == '\0');
@@ -46,36 +50,36 @@ inline std::string duration(double seconds) {
   return std::to_string(whole / 3600) + " h " + std::to_string(whole % 3600 / 60) + " min";
 }
 
-class Progress {
+class ConsoleProgress : public Progress {
  public:
   using Seconds = std::function<double()>;  ///< a clock that only goes forward
 
-  explicit Progress(std::ostream& out, Face face = Face::lines, bool color = false, Seconds clock = steady,
-                    double line_interval = 5)
+  explicit ConsoleProgress(std::ostream& out, ProgressStyle style = ProgressStyle::lines, bool color = false,
+                           Seconds clock = steady, double line_interval = 5)
       : out_(out),
-        face_(face),
+        style_(style),
         color_(color),
         clock_(std::move(clock)),
-        interval_(face == Face::bar    ? 0.1
-                  : face == Face::json ? 1.0
-                                       : line_interval) {}
+        interval_(style == ProgressStyle::bar    ? 0.1
+                  : style == ProgressStyle::json ? 1.0
+                                                 : line_interval) {}
 
-  /// A task of `total` units (0: not known) that starts at `done` (a resumed run's first step).
-  void begin(std::string task, std::int64_t total, std::string unit, std::int64_t done = 0) {
-    task_ = std::move(task);
-    unit_ = std::move(unit);
+  void begin(std::string_view task, std::int64_t total, std::string_view unit, std::int64_t done = 0) override {
+    task_ = task;
+    unit_ = unit;
     total_ = total;
     first_ = done_ = done;
     tokens_ = 0;
     note_.clear();
     started_ = clock_();
     shown_ = started_;
-    if (face_ == Face::json) event("begin");
-    if (face_ == Face::lines) out_ << task_ << (total_ > 0 ? ": " + count(total_) : std::string()) << std::endl;
+    if (style_ == ProgressStyle::json) event("begin");
+    if (style_ == ProgressStyle::lines)
+      out_ << task_ << (total_ > 0 ? ": " + count(total_) : std::string()) << std::endl;
   }
 
-  /// Call as often as you like. `tokens` counts those seen since begin, for tok/s; `note` is a few words (the loss).
-  void update(std::int64_t done, std::int64_t tokens = 0, std::string_view note = {}) {
+  /// Draws at most once every interval of its style.
+  void update(std::int64_t done, std::int64_t tokens = 0, std::string_view note = {}) override {
     done_ = done;
     tokens_ = tokens;
     note_ = note;
@@ -85,25 +89,23 @@ class Progress {
     show();
   }
 
-  /// The task is over; `summary` is its last word.
-  void end(std::string_view summary = {}) {
+  void end(std::string_view summary = {}) override {
     note_ = summary;
-    if (face_ == Face::json) event("end");
-    if (face_ == Face::bar) out_ << "\r\033[K";
-    if (face_ == Face::bar || face_ == Face::lines) {
+    if (style_ == ProgressStyle::json) event("end");
+    if (style_ == ProgressStyle::bar) out_ << "\r\033[K";
+    if (style_ == ProgressStyle::bar || style_ == ProgressStyle::lines) {
       out_ << task_ << ": " << (summary.empty() ? count(done_) : std::string(summary)) << " in " << duration(elapsed())
            << std::endl;
     }
   }
 
-  /// One line for the reader, between or inside tasks.
-  void say(std::string_view line) {
-    if (face_ == Face::none) return;
-    if (face_ == Face::json) {
+  void say(std::string_view line) override {
+    if (style_ == ProgressStyle::none) return;
+    if (style_ == ProgressStyle::json) {
       out_ << nlohmann::ordered_json{{"event", "note"}, {"text", line}}.dump(-1, ' ', false, replace) << std::endl;
       return;
     }
-    if (face_ == Face::bar) out_ << "\r\033[K";
+    if (style_ == ProgressStyle::bar) out_ << "\r\033[K";
     out_ << line << std::endl;
   }
 
@@ -121,7 +123,7 @@ class Progress {
 
   [[nodiscard]] std::string count(std::int64_t value) const { return std::to_string(value) + " " + unit_; }
 
-  /// Seconds left at the pace of this task so far; negative when nobody can know.
+  /// Seconds left at the mean speed of this task so far; negative when unknown.
   [[nodiscard]] double remaining() const {
     if (total_ <= 0 || done_ <= first_) return -1;
     return elapsed() / static_cast<double>(done_ - first_) * static_cast<double>(total_ - done_);
@@ -136,11 +138,11 @@ class Progress {
   }
 
   void show() {
-    if (face_ == Face::none) return;
-    if (face_ == Face::json) return event("progress");
+    if (style_ == ProgressStyle::none) return;
+    if (style_ == ProgressStyle::json) return event("progress");
     const std::string place =
         total_ > 0 ? std::to_string(done_) + "/" + std::to_string(total_) + " " + unit_ : count(done_);
-    if (face_ == Face::lines) {
+    if (style_ == ProgressStyle::lines) {
       out_ << task_ << ": " << place << tail() << std::endl;
       return;
     }
@@ -165,7 +167,7 @@ class Progress {
   }
 
   std::ostream& out_;
-  Face face_;
+  ProgressStyle style_;
   bool color_;
   Seconds clock_;
   double interval_;
@@ -180,4 +182,6 @@ class Progress {
   double shown_ = 0;
 };
 
-}  // namespace qlora::program
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
