@@ -128,12 +128,6 @@ struct Chosen {
   Machine machine;
 };
 
-/// The largest rank in an adapter.
-[[nodiscard]] inline int highest_rank(const PeftAdapter& adapter) {
-  int rank = adapter.r;
-  for (const auto& [module, special] : adapter.rank_pattern) rank = std::max(rank, special);
-  return rank;
-}
 /// Room for one adapter more.
 [[nodiscard]] inline Lora room_for(Lora room, const PeftAdapter& adapter) {
   return {.rank = std::max(room.rank, highest_rank(adapter)), .targets = room.targets | adapter.targets};

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace qlora {
@@ -97,6 +98,15 @@ inline constexpr std::array<Proj, 7> all_projections{Proj::q,    Proj::k,  Proj:
     default:
       return "";
   }
+}
+
+/// The names of a set, in the order of all_projections: "self_attn.q_proj, mlp.up_proj".
+[[nodiscard]] inline std::string names_of(Proj set) {
+  std::string names;
+  for (const Proj proj : all_projections) {
+    if (contains(set, proj)) names.append(names.empty() ? "" : ", ").append(name_of(proj));
+  }
+  return names;
 }
 
 /// Low-rank adapters: y += alpha/r * B A x on each target. The rank is a cap: any rank up to it, per layer and

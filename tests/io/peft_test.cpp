@@ -142,6 +142,31 @@ TEST_CASE("ranks and alphas per module") {
   CHECK(fs::exists(target / "notes.txt"));
 }
 
+TEST_CASE("the highest rank is that of a module which the adapter has") {
+  const fs::path here = scratch.path / "highest";
+  fs::copy(golden / "gqa/adapter", here);
+  const auto highest = [&](const Json& pattern) {
+    Json config = read_json_object(here / "adapter_config.json");
+    config["rank_pattern"] = pattern;
+    write_file_atomically(here / "adapter_config.json", json_text(config));
+    return highest_rank(PeftAdapter::open(here));
+  };
+  CHECK(highest(Json::object()) == 8);
+  CHECK(highest({{"layers.99.self_attn.q_proj", 64}}) == 8);  // the adapter has no such layer
+  PeftConfig config{.r = 2, .targets = Proj::q};
+  config.rank_pattern = {{"layers.0.self_attn.q_proj", 1}, {"layers.1.self_attn.q_proj", 3}, {"up_proj", 64}};
+  const std::vector<float> values(18, 0.25F);
+  std::vector<PeftTensor> tensors;
+  for (int layer = 0; layer < 2; ++layer) {
+    const int rank = rank_of(config, layer, Proj::q);
+    const std::span<const float> data(values.data(), static_cast<std::size_t>(rank) * 6);
+    tensors.push_back({lora_name(layer, Proj::q, 'A'), {rank, 6}, data});
+    tensors.push_back({lora_name(layer, Proj::q, 'B'), {6, rank}, data});
+  }
+  write_peft(scratch.path / "highest_of_q", config, tensors);
+  CHECK(highest_rank(PeftAdapter::open(scratch.path / "highest_of_q")) == 3);  // not 64, nor r
+}
+
 TEST_CASE("active settings that are not computed are refused by name; settings that are off are let be") {
   for (const auto& [key, value] :
        std::initializer_list<std::pair<std::string, Json>>{{"use_dora", true},

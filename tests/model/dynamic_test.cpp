@@ -145,7 +145,37 @@ TEST_CASE("the rank cap of dynamic adapters is the highest rank that is asked fo
   CHECK(training_model<any, B>(options).lora.rank == 9);
   options.targets = Proj::q | Proj::down;
   CHECK(training_model<any, B>(options).lora.targets == (Proj::q | Proj::down));
+  options.overrides[0].targets = Proj::up;  // gets no adapter
+  CHECK(training_model<any, B>(options).lora.rank == 5);
+  options.targets = Proj::none;
+  CHECK(training_model<any, B>(options).lora.targets == Proj::all);
   CHECK(training_model<golden::mha, B>(options).lora.rank == 0);  // a static config has its own
+}
+
+TEST_CASE("targets of a training: those of the config unless others are named, which it must have") {
+  constexpr Config some = with_targets<Proj::q | Proj::v>;
+  constexpr Config open{.shape = some.shape, .lora = {.rank = 6, .targets = dynamic}};
+  constexpr Config full = Config{.shape = some.shape}.with(Trainable::all);
+  const auto lora = [](Config config, const ModelOptions& model) { return resolved(config, config.shape, model.lora); };
+  CHECK(lora(some, training_model<some, B>({})).lora == some.lora);
+  CHECK(lora(some, training_model<some, B>({.targets = Proj::v | Proj::q})).lora == some.lora);
+  CHECK(lora(open, training_model<open, B>({.targets = Proj::o})).lora == Lora{.rank = 6, .targets = Proj::o});
+  CHECK(lora(open, training_model<open, B>({})).lora == Lora{.rank = 6, .targets = Proj::all});
+  TrainOptions options{.model = {.lora = {.rank = 0, .targets = Proj::k}}};
+  CHECK(lora(open, training_model<open, B>(options)).lora == Lora{.rank = 6, .targets = Proj::k});
+  options.targets = Proj::q;
+  CHECK_THROWS_WITH_AS((void)(training_model<open, B>(options)),
+                       "training adapts self_attn.q_proj, the model is to be opened for adapters of self_attn.k_proj",
+                       Error);
+  const TrainOptions fewer{.targets = Proj::q};  // a subset would train what was not asked for
+  CHECK_THROWS_WITH_AS((void)(training_model<some, B>(fewer)),
+                       doctest::Contains("adapters of self_attn.q_proj were asked for; this config trains those of "
+                                         "self_attn.q_proj, self_attn.v_proj"),
+                       Error);
+  const TrainOptions more{.targets = Proj::q | Proj::v | Proj::down};
+  const TensorSource source = small_model::weights(some.shape, 3);
+  CHECK_THROWS_WITH_AS((Trainer<some, B>(source, more)), doctest::Contains("mlp.down_proj were asked for"), Error);
+  CHECK_THROWS_WITH_AS((Trainer<full, B>(source, more)), doctest::Contains("this config trains every weight"), Error);
 }
 
 TEST_CASE("the plan of a dynamic config is that of its numbers") {
@@ -171,6 +201,7 @@ TEST_CASE("what cannot run is refused by name") {
     CAPTURE(text);
     CHECK(text.find(part) != std::string::npos);
   };
+  const Lora none{.rank = 0, .targets = Proj::none};
   const Shape good{200, 96, 2, 4, 2, 24, 160};
   CHECK(refusal(any, good, {.rank = 4}).empty());
   says(refusal(any, {}, {.rank = 4}), "the config's shape is dynamic and no shape was given");
@@ -186,13 +217,25 @@ TEST_CASE("what cannot run is refused by name") {
   bad = good;
   bad.ffn = 0;
   says(refusal(any, bad, {.rank = 4}), "positive");
+  // What a static config holds is fixed.
+  const Config some = with_targets<Proj::q | Proj::v>;
+  CHECK(refusal(some, good, {.rank = 6, .targets = Proj::v}).empty());
+  CHECK(refusal(some, good, none).empty());
+  says(refusal(some, good, {.rank = 7, .targets = Proj::q}),
+       "adapters of rank 7 were asked for; this config holds ranks up to 6");
+  says(refusal(some, good, {.rank = 6, .targets = Proj::q | Proj::o}),
+       "adapters of self_attn.q_proj, self_attn.o_proj were asked for; this config's targets are self_attn.q_proj, "
+       "self_attn.v_proj");
+  const Config full = some.with(Trainable::all);
+  says(refusal(full, good, {.rank = 6, .targets = Proj::none}), "this config trains every weight and has none");
+  says(refusal(full, good, {.rank = 0, .targets = Proj::q}), "this config trains every weight and has none");
   // Element counts alone do not tell 8 x 16 from 4 x 32 heads.
   Shape other = golden::gqa.shape;
   other.heads = 4;
   other.kv_heads = 1;
   other.head_dim = 32;
-  says(refusal(golden::gqa, other, {}), "the model has heads 4, this config has 8");
+  says(refusal(golden::gqa, other, none), "the model has heads 4, this config has 8");
   other = golden::gqa.shape;
   other.tied_embeddings = true;
-  says(refusal(golden::gqa, other, {}), "embedding table");
+  says(refusal(golden::gqa, other, none), "embedding table");
 }

@@ -337,6 +337,17 @@ struct PeftAdapter : PeftConfig {
   std::shared_ptr<const SafetensorsFile> file_;
 };
 
+/// The largest rank of a module that the adapter has; patterns of other modules do not count.
+[[nodiscard]] inline int highest_rank(const PeftAdapter& adapter) {
+  int highest = 0;
+  for (int layer = 0; layer < adapter.layers; ++layer) {
+    for (const Proj one : all_projections) {
+      if (contains(adapter.targets, one)) highest = std::max(highest, rank_of(adapter, layer, one));
+    }
+  }
+  return highest;
+}
+
 /// A matrix to be written; name from lora_name(), the floats stay the caller's.
 struct PeftTensor {
   std::string name;

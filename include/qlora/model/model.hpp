@@ -12,10 +12,12 @@ inline namespace v0 {
 
 /// How a model is opened.
 struct ModelOptions {
-  Shape shape{};            ///< as the model directory says; all zero: the config's, which has no dynamic number then
-  Lora lora{.rank = 0};     ///< rank cap and targets where the config's are dynamic; rank 0: none was chosen
-  float rope_theta = 0.0F;  ///< 0: the config's
-  float norm_eps = 0.0F;    ///< 0: the config's
+  Shape shape{};  ///< as the model directory says; all zero: the config's, which has no dynamic number then
+  /// Adapters that the model has to hold. They become the rank cap and the targets where the config's are dynamic; a
+  /// config that fixes them must hold them. Rank 0 and no targets: whatever the config holds.
+  Lora lora{.rank = 0, .targets = Proj::none};
+  float rope_theta = 0.0F;        ///< 0: the config's
+  float norm_eps = 0.0F;          ///< 0: the config's
   bool keep_dequantized = false;  ///< hold frozen weights dense as well: more memory, less work per step
 };
 
@@ -24,10 +26,31 @@ inline void agree(std::string_view what, int config, int actual) {
   QLORA_EXPECTS(is_dynamic(config) || config == actual, "the model has ", what, " ", actual, ", this config has ",
                 config);
 }
+/// The rank cap and the targets of a config together with adapters that it has to hold.
+[[nodiscard]] inline Lora resolved(const Lora& config, const Lora& wanted) {
+  Lora lora = config;
+  if (is_dynamic(config.rank)) {
+    QLORA_EXPECTS(wanted.rank > 0, "the config's rank is dynamic and no rank was given");
+    lora.rank = wanted.rank;
+  } else if (wanted.rank > config.rank) {
+    throw Error(
+        concat("adapters of rank ", wanted.rank, " were asked for; this config holds ranks up to ", config.rank),
+        ErrorKind::usage);
+  }
+  if (is_dynamic(config.targets)) {
+    lora.targets = wanted.targets;
+  } else if (!contains(config.targets, wanted.targets)) {
+    throw Error(concat("adapters of ", names_of(wanted.targets), " were asked for; this config's targets are ",
+                       names_of(config.targets)),
+                ErrorKind::usage);
+  }
+  return lora;
+}
 }  // namespace detail
 
 /// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that the
-/// config fixes is another in the model, or when the result breaks a rule of ValidConfig.
+/// config fixes is another in the model, when it cannot hold the adapters of the options, or when the result breaks a
+/// rule of ValidConfig.
 [[nodiscard]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
   if (shape != Shape{}) {
     detail::agree("vocab", config.shape.vocab, shape.vocab);
@@ -44,11 +67,9 @@ inline void agree(std::string_view what, int config, int actual) {
   }
   QLORA_EXPECTS(!is_dynamic(config.shape), "the config's shape is dynamic and no shape was given");
   if (config.trainable == Trainable::adapters) {
-    if (is_dynamic(config.lora.rank)) {
-      QLORA_EXPECTS(lora.rank > 0, "the config's rank is dynamic and no rank was given");
-      config.lora.rank = lora.rank;
-    }
-    if (is_dynamic(config.lora.targets)) config.lora.targets = lora.targets;
+    config.lora = detail::resolved(config.lora, lora);
+  } else if (lora.rank > 0 || lora.targets != Proj::none) {
+    throw Error("adapters were asked for; this config trains every weight and has none", ErrorKind::usage);
   }
   if (rule::shape_is_positive(config.shape) && !rule::rank_fits_every_target(config)) {
     const Shape& s = config.shape;

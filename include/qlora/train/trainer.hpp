@@ -16,8 +16,8 @@ inline namespace v0 {
 
 /// What a training run may choose. Defaults are the article's and the Hugging Face Trainer's.
 struct TrainOptions {
-  int rank = 0;              ///< 0: the config's cap
-  Proj targets = Proj::all;  ///< where the config's are dynamic
+  int rank = 0;               ///< 0: the config's cap
+  Proj targets = Proj::none;  ///< what gets adapters; none: the config's targets, all where those are dynamic
   float alpha = 16.0F;
   bool rank_stabilized = false;
   std::vector<AdapterOverride> overrides{};
@@ -278,16 +278,45 @@ class TrainerCore {
 template <Config C, class B>
 concept CanTrain = ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || FullBackend<B>);
 
-/// How the model of a run is opened: adapters that are dynamic have the targets of the options, and the smallest rank cap
-/// that the backend has and that no adapter exceeds.
+namespace detail {
+/// What gets adapters. Throws Error (usage), naming the projections, when the config cannot train just these.
+[[nodiscard]] inline Proj training_targets(const Config& config, const TrainOptions& options) {
+  const Proj wanted = options.targets;
+  const Proj held = options.model.lora.targets;
+  const bool fixed = config.trainable == Trainable::all || !is_dynamic(config.lora.targets);
+  if (wanted == Proj::none) return held != Proj::none || fixed ? held : Proj::all;
+  if (config.trainable == Trainable::all) {
+    throw Error(concat("adapters of ", names_of(wanted), " were asked for; this config trains every weight"),
+                ErrorKind::usage);
+  }
+  if (fixed && wanted != config.lora.targets) {
+    throw Error(concat("adapters of ", names_of(wanted), " were asked for; this config trains those of ",
+                       names_of(config.lora.targets), ": use a config with these targets or with dynamic ones"),
+                ErrorKind::usage);
+  }
+  if (held != Proj::none && held != wanted) {
+    throw Error(
+        concat("training adapts ", names_of(wanted), ", the model is to be opened for adapters of ", names_of(held)),
+        ErrorKind::usage);
+  }
+  return wanted;
+}
+}  // namespace detail
+
+/// How the model of a run is opened: with the targets of the options, and where the rank cap is dynamic with the smallest
+/// that the backend has and that no adapter exceeds. Throws Error (usage) when the config cannot train these targets.
 template <Config C, class B>
 [[nodiscard]] ModelOptions training_model(const TrainOptions& options) {
   ModelOptions model = options.model;
-  if (C.trainable == Trainable::all || !is_dynamic(C.lora)) return model;
+  model.lora.targets = detail::training_targets(C, options);
+  if (C.trainable == Trainable::all || !is_dynamic(C.lora.rank)) return model;
   int rank = std::max(options.rank, model.lora.rank);
-  for (const AdapterOverride& special : options.overrides) rank = std::max(rank, special.rank);
+  for (const AdapterOverride& special : options.overrides) {
+    for (const Proj proj : all_projections) {
+      if (contains(model.lora.targets, proj) && contains(special.targets, proj)) rank = std::max(rank, special.rank);
+    }
+  }
   model.lora.rank = (rank + B::rank_step - 1) / B::rank_step * B::rank_step;
-  model.lora.targets = options.targets;
   return model;
 }
 
