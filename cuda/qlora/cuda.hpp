@@ -1,6 +1,6 @@
-// qlora/cuda.hpp — the CUDA backend: the op table of backend.hpp on one GPU. Plain C++: typed views come in, run-time
-// sizes go on to the launchers of cuda/launch.hpp, whose kernels stand in cuda/*.cuh under the name of the op.
-// bf16 activations and products with fp32 sums, fp32 adapters, gradients, moments and statistics; frozen weights in NF4.
+// qlora/cuda.hpp — the CUDA backend: the op table of backend.hpp on one GPU. Plain C++: it takes typed views and passes
+// run-time sizes to the launchers of cuda/launch.hpp. Kernels are in cuda/*.cuh under the name of the op. Activations
+// and products are bf16 with fp32 sums; adapters, gradients, moments and statistics are fp32; frozen weights are NF4.
 // A program links qlora::cuda for the launchers, or is compiled by nvcc and includes qlora/cuda.cuh instead.
 #pragma once
 

@@ -1,8 +1,8 @@
-// qlora/cuda/launch.hpp — what the CUDA backend can do, as plain functions: the seam between g++ and nvcc. Network code
-// is compiled by g++ and reaches kernels through these declarations; nvcc compiles each .cuh of the folders below once,
-// with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of ops.hpp. A
-// launcher checks shapes (Error), enqueues on the context's stream and returns; none waits, none allocates, except
-// where it says so. Pointers are device memory, strides count elements. Letters as in ops.hpp.
+// qlora/cuda/launch.hpp — the operations of the CUDA backend as plain functions: the interface between g++ and nvcc.
+// Network code is compiled by g++ and calls kernels through these declarations; nvcc compiles each .cuh of the folders
+// below once, with its kernels and the definitions of its launchers. Arguments are run-time ints and the structs of
+// ops.hpp. A launcher checks shapes (Error), enqueues on the context's stream and returns. None waits or allocates
+// unless its comment says so. Pointers are device memory, strides count elements. Letters as in ops.hpp.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,8 @@
 
 #include "qlora/ops.hpp"
 
-// Launchers are inline for a program that compiles the kernels itself (qlora/cuda.cuh), and ordinary functions in the
-// library qlora::cuda, which defines this empty.
+// Launchers are inline in a program that compiles the kernels itself (qlora/cuda.cuh), and ordinary functions in the
+// library qlora::cuda, which defines this macro as empty.
 #ifndef QLORA_CUDA_LAUNCHER
 #define QLORA_CUDA_LAUNCHER inline
 #endif
@@ -25,7 +25,7 @@ inline namespace v0 {
 class MergeLane;  // merging.hpp
 namespace cuda {
 
-/// Rows of a matrix that may be wider than what is looked at.
+/// Rows of a matrix that may be part of wider rows.
 template <class T>
 struct Rows {
   T* data = nullptr;
@@ -36,17 +36,18 @@ class Context;
 
 // --- context/: one GPU, its stream, library handles and workspaces ---------------------------------------------------
 
-/// How a context is made.
+/// Options of a context.
 struct ContextOptions {
   int device = 0;
-  /// Bytes that the whole process may take from the card, driver's context included; 0: all.
+  /// Bytes that the whole process may use on the card, including the driver's context; 0: no limit.
   std::int64_t memory_cap = 0;
-  /// Largest workspace of cuDNN's attention, which cuts its work to fit; the least that cost no time on an H200.
+  /// Largest workspace of cuDNN's attention, which splits its work to fit; the smallest size without loss of speed on
+  /// an H200.
   std::int64_t attention_workspace = std::int64_t{256} << 20;
-  bool fast = false;      ///< may choose algorithms whose sums depend on timing
+  bool fast = false;      ///< allows algorithms whose order of summation varies from run to run
   bool use_cudnn = true;  ///< fused attention of cuDNN where it was built in and is faster
 };
-/// The card, and what is taken of it. `driver_used` is what the driver counts for all processes on the card.
+/// The card and its memory use. `driver_used` is what the driver counts for all processes on the card.
 struct DeviceInfo {
   std::string name;
   int sm_count = 0;
@@ -54,30 +55,31 @@ struct DeviceInfo {
   std::int64_t total = 0;
   std::int64_t driver_used = 0;
   std::int64_t allocated = 0;  ///< arenas
-  std::int64_t workspace = 0;  ///< libraries' workspaces and the staging ring
+  std::int64_t workspace = 0;  ///< workspaces of libraries and the staging ring
 };
-/// Number of usable devices; `why` says what is missing when there is none.
+/// Number of usable devices; `why` gives the reason when there is none.
 int device_count(std::string* why = nullptr);
 Context* create_context(const ContextOptions& options);
 void destroy_context(Context* context);
 DeviceInfo device_info(const Context& context);
-/// Zeroed device memory. Throws Error (resource) with the sizes when it does not fit the card or the cap. Waits.
+/// Allocates zeroed device memory. Throws Error (resource) with the sizes when it does not fit the card or the cap.
+/// Waits.
 std::byte* allocate(Context& context, std::int64_t bytes);
 void release(Context& context, std::byte* memory, std::int64_t bytes);
 /// Copies host memory to the device through pinned buffers, with several threads when it is large. Waits.
 void upload(Context& context, const void* from, std::int64_t bytes, void* to);
-/// Waits for everything before it, then copies.
+/// Waits for all earlier work, then copies.
 void download(Context& context, const void* from, std::int64_t bytes, void* to);
 void zero(Context& context, void* data, std::int64_t bytes);
 /// Waits for the stream.
 void synchronize(Context& context);
-/// A copy of small host data in device memory, good until ring_bytes more were staged. Does not wait (but when the ring
-/// is full).
+/// A copy of small host data in device memory, valid until ring_bytes more have been staged. Waits only when the ring
+/// is full.
 const void* stage(Context& context, const void* from, std::int64_t bytes);
-/// Names the place in the network that the next launches belong to; a kernel that meets a NaN or an infinity writes the
-/// first such place into the fault word, on the device. 0 is no place.
+/// Names the place in the network of the following launches. The first kernel that finds a NaN or an infinity writes
+/// its place into the fault word on the device. 0 is no place.
 void set_place(Context& context, std::uint32_t place);
-/// Milliseconds by phase since the last call, measured with events; empty unless `profile` was set to true. Waits.
+/// Milliseconds per phase since the last call, measured with events; empty unless `profile` was set to true. Waits.
 void set_profile(Context& context, bool on);
 std::vector<std::pair<std::string, double>> take_profile(Context& context);
 
@@ -114,51 +116,52 @@ void add_dropped(Context& context, int tokens, int cols, const DropoutSite& site
 // --- linear/lora_a_*.cuh: products with A, fused with dropout --------------------------------------------------------
 // width (K) is a multiple of 64, adapters (XA) of 8; rows begin at multiples of 16 bytes. a (XA,K) is the stacked A.
 
-/// xa (T,XA) = (mask o x / keep) a^T, x (T,K). xa may be columns behind x in the same rows. Partial sums take the
+/// xa (T,XA) = (mask o x / keep) a^T, x (T,K). xa may be columns after x in the same rows. Partial sums use the
 /// context's workspace.
 void dropped_adapter_input(Context& context, int tokens, int width, int adapters, const DropoutSite& site,
                            Rows<const bf16> x, const bf16* a, Rows<bf16> xa);
-/// ga (XA,K) += gxa^T (mask o x / keep), gxa (T,XA), x (T,K). Partial sums take the context's workspace.
+/// ga (XA,K) += gxa^T (mask o x / keep), gxa (T,XA), x (T,K). Partial sums use the context's workspace.
 void dropped_gradient_a(Context& context, int tokens, int width, int adapters, const DropoutSite& site,
                         Rows<const bf16> gxa, Rows<const bf16> x, float* ga);
-/// gx (T,K) += mask o (gxa a) / keep, gxa (T,XA). gxa may be columns behind gx in the same rows.
+/// gx (T,K) += mask o (gxa a) / keep, gxa (T,XA). gxa may be columns after gx in the same rows.
 void add_dropped_product(Context& context, int tokens, int width, int adapters, const DropoutSite& site,
                          Rows<const bf16> gxa, const bf16* a, Rows<bf16> gx);
 
 // --- nf4/quantize.cuh ------------------------------------------------------------------------------------------------
 
-/// Quantizes `elements` values of dtype f32, f16 or bf16, to the bits of cpu/nf4.hpp. to.absmax is workspace when
-/// absmax8 is set. Sets *to.offset (host memory) and returns false when a value is not finite. Waits.
+/// Quantizes `elements` values of dtype f32, f16 or bf16 to the same bits as cpu/nf4.hpp. to.absmax is workspace when
+/// absmax8 is set. Sets *to.offset (host memory); returns false when a value is not finite. Waits.
 bool quantize(Context& context, const void* w, DType dtype, std::int64_t elements, const Quant& quant,
               const Nf4Target& to);
 
 // --- weights/load.cuh ------------------------------------------------------------------------------------------------
 
-/// Host memory -> device, through pinned buffers and conversion on the device: a tensor into bf16 or float, or into NF4
-/// (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for the tensor
-/// as it is stored is taken at first use and kept until finish_loading. Waits.
+/// Copies a tensor from host memory to bf16, float or NF4 on the device, through pinned buffers, with the conversion on
+/// the device (to.absmax is not needed with double quantization). False when a value is not finite. Device memory for
+/// the tensor in its stored type is allocated at first use and kept until finish_loading. Waits.
 bool load(Context& context, const std::byte* from, DType dtype, std::int64_t elements, bf16* to);
 bool load(Context& context, const std::byte* from, DType dtype, std::int64_t elements, float* to);
 bool load_nf4(Context& context, const std::byte* from, DType dtype, std::int64_t elements, const Quant& quant,
               const Nf4Target& to);
-/// Gives back what loading took, pinned buffers of large copies too; the next large copy makes them again.
+/// Frees the buffers of loading, including the pinned buffers of large copies; the next large copy allocates them
+/// again.
 void finish_loading(Context& context);
 
 // --- nf4/nf4.cuh -----------------------------------------------------------------------------------------------------
 
 /// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of the block.
 void dequantize(Context& context, const Nf4View& w, int rows, int cols, const Quant& quant, Rows<bf16> out);
-/// A whole matrix to float, rounded as w.state says: the values of bitsandbytes.
+/// Dequantizes a whole matrix to float, rounded as w.state says: the values of bitsandbytes.
 void dequantize_float(Context& context, const Nf4View& w, std::int64_t elements, const Quant& quant, float* out);
 
 using Part = LinearPart<bf16, float>;
 using PartGradient = LinearGradient<float>;
 using GroupArgs = LinearGroup<bf16>;
-/// What products of a group read, in one launch. group.weight_scratch (sum N, K | XA) = [W | s B]: NF4 weights in bf16,
-/// and s B of the n-th adapted part in the n-th R of the XA columns, zeros elsewhere in them; with all adapters off
-/// (all `a` null) rows are K wide. With stacked_a, group.adapter_scratch (XA, K) = the stacked A. A dense weight is
-/// expected inside a wide matrix, of which only the XA columns are written. `weights` false: no frozen weights, the
-/// rest as above.
+/// Prepares the operands of a group's products in one launch. group.weight_scratch (sum N, K | XA) = [W | s B]: NF4
+/// weights in bf16, and s B of the n-th adapted part in the n-th R of the XA columns, zeros elsewhere in them; with all
+/// adapters off (all `a` null) rows are K wide. With stacked_a, group.adapter_scratch (XA, K) = the stacked A. A dense
+/// weight must already be inside a wide matrix; only its XA columns are written. `weights` false: frozen weights are
+/// skipped.
 void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts, bool weights, bool stacked_a);
 
 // --- linear/gemm.cuh -------------------------------------------------------------------------------------------------
@@ -171,18 +174,19 @@ struct Matmul {
   int m = 0, n = 0, k = 0;
   Rows<const bf16> a{}, b{};
   float alpha = 1.0F;
-  const void* source = nullptr;  ///< added; type and stride of C; may be C; null: nothing
+  const void* source = nullptr;  ///< added to the product; type and stride of C; may be C; null: nothing
   void* c = nullptr;
   int c_stride = 0;
-  bool c_float = false;  ///< C is float, else bf16
-  int batch = 1;         ///< products at fixed distances, in elements:
+  bool c_float = false;  ///< C is float, otherwise bf16
+  int batch = 1;         ///< number of products, at fixed distances in elements:
   std::int64_t a_step = 0, b_step = 0, c_step = 0;
 };
-/// The first call with a new shape measures the library's algorithms and keeps the best: that call waits, and if it
-/// adds to C (source == c) it allocates a twin of C meanwhile. Token counts (m, or k in tn) that agree when rounded up
-/// to three significant bits share an algorithm.
+/// The first call with a new shape measures cuBLASLt's algorithms and keeps the fastest: that call waits, and if it
+/// adds to C (source == c) it allocates a temporary copy of C. Token counts (m, or k in tn) that are equal after
+/// rounding up to three significant bits share an algorithm.
 void matmul(Context& context, const Matmul& product);
-/// The chosen algorithms as text, one line per shape; a run that loads them gives the same bits as the run that saved.
+/// The chosen algorithms as text, one line per shape; a run that loads them repeats the bits of the run that saved
+/// them.
 std::string algorithms(const Context& context);
 void load_algorithms(Context& context, const std::string& text);
 
@@ -191,9 +195,9 @@ void load_algorithms(Context& context, const std::string& text);
 /// x (T, K | XA) -> its XA columns, and y (T, sum N) = [residual +] X W^T + s XA B^T. `residual` may be null.
 void linear_forward(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x,
                     const bf16* residual, bf16* y);
-/// The XA columns of x alone.
+/// The XA columns of x only.
 void adapter_input(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x);
-/// gy (T, sum N), x as forward left it -> gx (T, K | gXA), gradients +=. Without needs_input only gXA is made.
+/// gy (T, sum N), x as forward left it -> gx (T, K | gXA), gradients +=. Without needs_input only gXA is computed.
 void linear_backward(Context& context, const GroupArgs& group, std::span<const Part> parts,
                      std::span<const PartGradient> gradients, int tokens, const bf16* gy, Rows<const bf16> x,
                      bool needs_input, Rows<bf16> gx);
@@ -205,22 +209,22 @@ void rope_table(Context& context, int positions, int head_dim, double theta, flo
 void rope(Context& context, int tokens, const AttentionShape& shape, const float* cosine, const float* sine,
           const std::int32_t* position, int direction, bf16* qkv);
 
-// --- attention/forward.cuh, attention/backward.cuh: own kernels ------------------------------------------------------
+// --- attention/forward.cuh, attention/backward.cuh: without cuDNN ----------------------------------------------------
 
 /// Bytes of scratch that own_attention_backward needs; own_attention needs none.
 std::int64_t own_attention_scratch(const AttentionShape& shape, int tokens);
-/// As `attention`, for head dims 32, 64 and 128, with nothing but CUDA. Rows of o are a multiple of 8 apart.
+/// As `attention`, for head dims 32, 64 and 128, without cuDNN. Rows of o are a multiple of 8 apart.
 void own_attention(Context& context, const AttentionShape& shape, const TokenBatch& batch, const bf16* qkv,
                    Rows<bf16> o, float* lse, void* scratch, std::int64_t scratch_bytes);
-/// As `attention_backward`; gqkv is not qkv. Whichever kernels made o and lse.
+/// As `attention_backward`; gqkv must not alias qkv. o and lse may come from either implementation.
 void own_attention_backward(Context& context, const AttentionShape& shape, const TokenBatch& batch, Rows<const bf16> go,
                             const bf16* qkv, Rows<const bf16> o, const float* lse, bf16* gqkv, void* scratch,
                             std::int64_t scratch_bytes);
-/// Whether own_attention_backward is faster for a shape, on this card, than the kernels of cuDNN that the options
-/// allow: where there are own ones for Hopper, and sums must not depend on timing.
+/// Whether own_attention_backward is faster for a shape on this card than the cuDNN kernels that the options allow:
+/// true where Hopper kernels exist and sums must not depend on timing.
 bool prefers_own_backward(const Context& context, const AttentionShape& shape);
 
-// --- attention/attention.cuh: cuDNN's kernels where they serve a shape, else the own ones ----------------------------
+// --- attention/attention.cuh: cuDNN where it supports a shape, otherwise without it ----------------------------------
 
 /// qkv (T,(H+2K)E), rotated -> o (T,HE), lse (H,T). Key j is seen by query t when t - positions[t] <= j <= t.
 /// lse is the natural logarithm of the sum of exp of scaled scores.
@@ -233,13 +237,13 @@ void attention_backward(Context& context, const AttentionShape& shape, const Tok
 
 // --- attention/cudnn.hpp: fused attention of cuDNN, where it was built in --------------------------------------------
 
-/// The same by cuDNN; false: declined, and nothing was written. A new shape builds its plan: that waits
-/// and may allocate.
+/// The same with cuDNN; false: declined, and nothing was written. A new shape builds its plan, which waits and may
+/// allocate.
 bool fused_attention(Context& context, const AttentionShape& shape, const TokenBatch& batch, const bf16* qkv,
                      Rows<bf16> o, float* lse);
 bool fused_attention_backward(Context& context, const AttentionShape& shape, const TokenBatch& batch,
                               Rows<const bf16> go, const bf16* qkv, Rows<const bf16> o, const float* lse, bf16* gqkv);
-/// Bytes of device memory that cuDNN works in.
+/// Bytes of device memory that cuDNN uses as workspace.
 std::int64_t fused_workspace(const Context& context);
 
 // --- decode/decode.cuh -----------------------------------------------------------------------------------------------
@@ -252,7 +256,7 @@ void attention_cached(Context& context, const AttentionShape& shape, std::span<c
 
 // --- loss/loss.cuh ---------------------------------------------------------------------------------------------------
 
-/// x (T,D), head (V,D) -> losses (T), 0 where nothing is predicted; gx (T,D) = scale d(sum of losses)/dx unless null.
+/// x (T,D), head (V,D) -> losses (T), 0 for tokens without a target; gx (T,D) = scale d(sum of losses)/dx unless null.
 void cross_entropy(Context& context, int dim, int vocab, const TokenBatch& batch, const bf16* x, const bf16* head,
                    float scale, const LossScratch<bf16, float>& scratch, float* losses, bf16* gx);
 /// logits (T,V) float = x (T,D) head^T.
@@ -263,13 +267,13 @@ void add_losses(Context& context, int tokens, const float* losses, StepScalars* 
 // --- optimizer/adamw.cuh ---------------------------------------------------------------------------------------------
 
 /// scalars->grad_norm = sqrt(sum g^2), scalars->clip = min(1, max_norm / (norm + 1e-6)) (1 when max_norm is 0), both
-/// reckoned in double from partial sums of norm_tile squares in a fixed order. partial (norm_partials(count)).
+/// computed in double from partial sums of norm_tile squares in a fixed order. partial (norm_partials(count)).
 void gradient_norm(Context& context, std::int64_t count, const float* g, double* partial, float max_norm,
                    StepScalars* scalars);
-/// AdamW with the clip factor of `scalars`; does nothing when the loss, the norm or any place was not finite.
+/// AdamW with the clip factor of `scalars`; does nothing when the loss, the norm or any reported value was not finite.
 void adamw(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
            float* p, float* m, float* v);
-/// The fault word of the context into scalars->fault, and clears it.
+/// Copies the context's fault word to scalars->fault and clears it.
 void take_fault(Context& context, StepScalars* scalars);
 
 // --- optimizer/adamw8bit.cuh -----------------------------------------------------------------------------------------
@@ -280,8 +284,8 @@ void adamw8bit(Context& context, std::int64_t count, const AdamW& rule, const St
 
 // --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 
-/// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned memory and of the card's, the adapter of
-/// one matrix, and a stream of its own. The context must outlive it.
+/// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned and of device memory, the adapter of one
+/// matrix, and its own stream. The context must outlive it.
 std::unique_ptr<MergeLane> merge_lane(Context& context);
 
 }  // namespace cuda

@@ -1,11 +1,11 @@
-// qlora/cuda/arch/hopper.cuh — Hopper's own instructions: barriers in shared memory, the tensor copy engine, products
-// of a warpgroup.
-// Shapes     a panel is R rows of 64 bf16, 128 bytes apart; 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its
-//            row: the 128-byte swizzle of copy engine and tensor cores. Panels start on 1024 bytes.
-//            D of m64nNk16 (64,N): with w = warp of the warpgroup, g = lane / 4, t = lane % 4, d[n][0..1] is row
-//            16 w + g, columns 8 n + 2 t ...; d[n][2..3] eight rows below.
-//            A from registers (64,16): {row g, columns 2t 2t+1} {row g+8, same} {row g, columns 2t+8 2t+9}
-//            {row g+8, same}, so that two neighbours of d, packed, are one A
+// qlora/cuda/arch/hopper.cuh — Hopper instructions: barriers in shared memory, the tensor memory accelerator (TMA) and
+// wgmma matrix products.
+// Shapes     a panel is R rows of 64 bf16, 128 bytes apart; the 16-byte chunk c of row r is stored at chunk c ^ (r % 8)
+//            of its row: the 128-byte swizzle of TMA and wgmma. Panels are aligned to 1024 bytes.
+//            Accumulators D (64,N) of m64nNk16: with w = warp of the warpgroup, g = lane / 4, t = lane % 4,
+//            d[n][0..1] is row 16 w + g, columns 8 n + 2 t ...; d[n][2..3] is eight rows below.
+//            Operand A (64,16) in registers: {row g, columns 2t 2t+1} {row g+8, same} {row g, columns 2t+8 2t+9}
+//            {row g+8, same}, so two neighbouring column groups of d, packed to bf16, form one A
 // Needs      sm_90a
 // Numbers    bf16 operands, fp32 accumulators
 // Reference  PTX ISA: asynchronous warpgroup level matrix instructions, their shared memory layouts and descriptors
@@ -25,7 +25,7 @@ namespace device {
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-/// What barrier_init wrote is there for the copy engine; the block's own barrier must follow.
+/// Makes initialised barriers visible to TMA. The block must synchronise afterwards.
 __device__ __forceinline__ void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -33,11 +33,11 @@ __device__ __forceinline__ void barriers_ready() {
 __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-/// Arrives, and keeps the phase open until `bytes` have been copied.
+/// Arrives and adds `bytes` to the bytes that the phase waits for.
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-/// Until the phase of this parity is over. The phase before the first counts as over, with parity 1.
+/// Waits until the phase with this parity is complete. With parity 1, the first wait returns at once.
 __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t over = 0;
   do {
@@ -49,7 +49,8 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
   } while (over == 0);
 }
 
-/// A box of the tensor behind `map`, from column `x` and row `y` on, to shared memory; what lies outside is zeros.
+/// Copies a box of the tensor of `map`, starting at column `x` and row `y`, to shared memory; elements outside the
+/// tensor are zeros.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap* map, int x, int y,
                                          std::uint32_t barrier) {
   asm volatile(
@@ -59,7 +60,7 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap* ma
       : "memory");
 }
 
-/// Registers of each thread of the executing warpgroup from here on.
+/// Sets the number of registers per thread of the executing warpgroup.
 template <int Count>
 __device__ __forceinline__ void registers_give() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
@@ -71,15 +72,16 @@ __device__ __forceinline__ void registers_take() {
 
 // --- products --------------------------------------------------------------------------------------------------------
 
-/// Registers that were written before are there for products.
+/// Orders earlier register writes before the following products.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// All but the latest `Pending` groups are done. Their accumulators must pass through `settled` before they are read.
+/// Waits until all but the latest `Pending` groups are complete. Pass their accumulators through `settled` before
+/// reading them.
 template <int Pending>
 __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
-/// The compiler moves no access to these registers across this place.
+/// A compiler barrier for these registers: no access to them moves across it.
 template <int Columns>
 __device__ __forceinline__ void settled(float (&d)[Columns][4]) {
 #pragma unroll
@@ -96,8 +98,7 @@ __device__ __forceinline__ void settled(std::uint32_t (&a)[Steps][4]) {
     for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");
   }
 }
-/// Registers of their own for values that products still read: what a product reads must not be touched until it is
-/// done.
+/// Copies of values that products in flight still read: such registers must not change until the products are complete.
 template <int Steps>
 __device__ __forceinline__ void copy_registers(const std::uint32_t (&from)[Steps][4], std::uint32_t (&to)[Steps][4]) {
 #pragma unroll
@@ -112,18 +113,19 @@ __device__ __forceinline__ std::uint64_t operand(std::uint32_t address, std::uin
   return std::uint64_t{(address & 0x3FFFFU) >> 4} | std::uint64_t{leading >> 4} << 16 |
          std::uint64_t{stride >> 4} << 32 | std::uint64_t{1} << 62;
 }
-/// Rows of a panel from `address` on, summed over along the rows: eight rows are 1024 bytes; nothing leads.
+/// Rows of a panel from `address` on, for products that sum along the rows. Eight rows are 1024 bytes; the leading
+/// offset is unused.
 __device__ __forceinline__ std::uint64_t operand_along(std::uint32_t address) { return operand(address, 16, 1024); }
-/// Rows of neighbouring panels, summed over down the rows: the next 64 columns are a panel further.
+/// Rows of neighbouring panels, for products that sum over the rows. The next 64 columns are one panel further.
 __device__ __forceinline__ std::uint64_t operand_down(std::uint32_t address, std::uint32_t panel_bytes) {
   return operand(address, panel_bytes, 1024);
 }
-/// A descriptor `bytes` further.
+/// The descriptor, advanced by `bytes`.
 __device__ __forceinline__ std::uint64_t operand_at(std::uint64_t from, int bytes) {
   return from + static_cast<std::uint64_t>(bytes >> 4);
 }
 
-// The register lists of wgmma: 32 of them, the accumulators of eight column groups, as operands and as placeholders.
+// Register lists of wgmma: 32 accumulators of eight column groups, as operands and as placeholders.
 #define QLORA_FOUR_FLOATS(d, n) "+f"((d)[n][0]), "+f"((d)[n][1]), "+f"((d)[n][2]), "+f"((d)[n][3])
 #define QLORA_ACCUMULATORS(d, n)                                                                                  \
   QLORA_FOUR_FLOATS(d, n), QLORA_FOUR_FLOATS(d, n + 1), QLORA_FOUR_FLOATS(d, n + 2), QLORA_FOUR_FLOATS(d, n + 3), \
@@ -153,7 +155,7 @@ __device__ __forceinline__ void multiply(float (&d)[16][4], std::uint64_t a, std
       : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
       : "l"(a), "l"(b), "r"(add));
 }
-/// D (64,128) += A B: A from registers, B with k down its rows.
+/// D (64,128) += A B: A in registers, B in shared memory, summed over its rows.
 __device__ __forceinline__ void multiply_add(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 ", " QLORA_REGISTERS_32_63
                "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
@@ -165,8 +167,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[16][4], const std::uint3
 #undef QLORA_REGISTERS_0_31
 #undef QLORA_REGISTERS_32_63
 
-/// D (64, 8 Columns) = A B^T over 128 columns: A 64 rows and B 8 Columns (64 or 128) rows in panels, the second ones
-/// a_panel and b_panel bytes further.
+/// D (64, 8 Columns) = A B^T over 128 columns. A has 64 rows, B has 8 Columns (64 or 128) rows; both are two panels,
+/// a_panel and b_panel bytes apart.
 template <int Columns>
 __device__ __forceinline__ void product_along(float (&d)[Columns][4], std::uint64_t a, int a_panel, std::uint64_t b,
                                               int b_panel) {
@@ -175,7 +177,7 @@ __device__ __forceinline__ void product_along(float (&d)[Columns][4], std::uint6
     multiply(d, operand_at(a, k / 4 * a_panel + k % 4 * 32), operand_at(b, k / 4 * b_panel + k % 4 * 32), k > 0);
   }
 }
-/// D (64,128) += A B over B's 16 Steps rows.
+/// D (64,128) += A B over the 16 Steps rows of B.
 template <int Steps>
 __device__ __forceinline__ void product_down(float (&d)[16][4], const std::uint32_t (&a)[Steps][4], std::uint64_t b) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// qlora/cuda/arch/primitives.cuh — what all kernels are made of: 16-byte accesses, reductions of fixed order, Philox,
-// faults.
+// qlora/cuda/arch/primitives.cuh — building blocks of all kernels: 16-byte accesses, reductions in a fixed order,
+// Philox, fault reports.
 #pragma once
 
 #include "qlora/cuda/context/context.cuh"
@@ -9,12 +9,12 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-/// log2 e, which turns e^x into the hardware's 2^x.
+/// log2(e): e^x = 2^(x log2(e)), and the hardware computes 2^x.
 inline constexpr float log2_e = 1.4426950408889634F;
 
 namespace device {
 
-/// Eight bf16 values that travel as one 16-byte access.
+/// Eight bf16 values, loaded and stored as one 16-byte access.
 struct alignas(16) Pack8 {
   __nv_bfloat162 pair[4];
 };
@@ -32,7 +32,7 @@ __device__ __forceinline__ Pack8 to_pack(const float (&values)[8]) {
   for (int i = 0; i < 4; ++i) pack.pair[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
   return pack;
 }
-/// Storage type of the network -> the compiler's type; same bits.
+/// Converts the library's bf16 pointer to the CUDA type; the bits are the same.
 __device__ __forceinline__ const __nv_bfloat16* native(const bf16* p) {
   return reinterpret_cast<const __nv_bfloat16*>(p);
 }
@@ -40,7 +40,7 @@ __device__ __forceinline__ __nv_bfloat16* native(bf16* p) { return reinterpret_c
 __device__ __forceinline__ Pack8 load8(const bf16* p) { return *reinterpret_cast<const Pack8*>(p); }
 __device__ __forceinline__ void store8(bf16* p, const Pack8& pack) { *reinterpret_cast<Pack8*>(p) = pack; }
 
-/// Sum over the 32 lanes, in every lane; always the same tree.
+/// Sum over the 32 lanes, returned in every lane, always in the same order.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
@@ -54,13 +54,13 @@ __device__ __forceinline__ float warp_max(float value) {
   }
   return value;
 }
-/// Sum over a block of Threads threads, in every thread. The block may call it again at once.
+/// Sum over a block of Threads threads, returned in every thread. May be called again without a barrier.
 template <int Threads, class T>
 __device__ __forceinline__ T block_sum(T value) {
   static_assert(Threads % 32 == 0 && Threads <= 1024, "whole warps");
   __shared__ T part[Threads / 32];
   value = warp_sum(value);
-  __syncthreads();  // an earlier call's reads are over
+  __syncthreads();  // reads of an earlier call are complete
   if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = value;
   __syncthreads();
   T sum = part[0];
@@ -114,7 +114,7 @@ __device__ __forceinline__ void dropout_factors(const DropoutSite& site, std::ui
   }
 }
 
-/// Called by one thread that met a value which is not finite. Kernels run in order, so the first place stays.
+/// Called by one thread that found a non-finite value. Kernels run in order, so the first reported place is kept.
 __device__ __forceinline__ void report(const Fault& fault) {
   if (fault.place != 0) atomicCAS(fault.word, 0U, fault.place);
 }

@@ -1,9 +1,9 @@
 // qlora/cuda/attention/attention.cuh — attention as the network calls it: cuDNN's fused kernels where they were built
-// in and take the shape, else this project's own.
-// Split      on Hopper the own backward pass is faster than cuDNN's deterministic one and needs no workspace:
+// in and support the shape, otherwise this library's kernels.
+// Split      on Hopper this library's backward pass is faster than cuDNN's deterministic one and needs no workspace;
 //            prefers_own_backward decides
-// Numbers    lse means the same to both, the natural logarithm of the sum of exp of scaled scores, so that forward may
-//            be served by one and backward by the other
+// Numbers    both define lse as the natural logarithm of the sum of exp of scaled scores, so forward and backward may
+//            use different implementations
 #pragma once
 
 #include "qlora/cuda/context/context.cuh"

@@ -1,20 +1,21 @@
-// qlora/cuda/attention/backward.cuh — causal attention inside document pieces, backward, with own kernels.
+// qlora/cuda/attention/backward.cuh — causal attention inside document pieces, backward pass, this library's kernels.
 // Math       P = exp(Q K^T / sqrt(E) - lse) where visible, else 0;  delta = rowsum(gO o O);  dS = P o (gO V^T - delta)
 //            gV = P^T gO;  gK = dS^T Q / sqrt(E);  gQ = dS K / sqrt(E); gK and gV summed over a kv head's query heads
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · o go (T,HE) bf16, rows their strides apart · lse delta (H,T) fp32
 //            positions ends (T)
-// Writes     gqkv with =, every element: queries by one kernel, keys and values by the other; delta
-// Split      delta: E/8 lanes a row and head. Keys: a block of 4 warps has one kv head and a tile of keys, loops over
-//            its query heads and over tiles of queries, scores transposed, so that P^T and dS^T go from accumulators to
-//            products in registers. Queries: a block has one head and 128 queries, loops over tiles of keys
-// Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (two stages); gqkv is not qkv. hopper_backward.cuh
-//            takes over where it can: compute capability 9.0, compiled for sm_90a, E 128
-// Numbers    as forward; P and dS rounded to bf16 before products, and dS is made of the rounded P; 1 / sqrt(E) is
-//            applied to fp32 sums. Every sum has one owner and a fixed order: no atomics. delta that is not finite is
-//            reported
-// Cost       14 E FLOP per visible pair and head (8 for keys, 6 for queries), bound by mma.sync. One kernel for all
-//            would need 10 and then add gQ from many blocks: fp32 atomics (order by chance), turns at a lock, or
-//            partial sums of T/64 times the size of gQ in memory
+// Writes     gqkv with =, every element: one kernel writes queries, the other keys and values; delta
+// Split      delta: E/8 lanes per row and head. Keys: a block of 4 warps owns one kv head and a tile of keys and loops
+//            over its query heads and over tiles of queries; scores are transposed, so P^T and dS^T pass from
+//            accumulators to operands in registers. Queries: a block owns one head and 128 queries and loops over tiles
+//            of keys
+// Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (two stages); gqkv must not alias qkv.
+//            hopper_backward.cuh replaces these kernels on compute capability 9.0 when compiled for sm_90a, for E 128
+// Numbers    as forward; P and dS are rounded to bf16 before products, and dS is computed from the rounded P; 1 /
+//            sqrt(E) is applied to fp32 sums. Every sum is computed by one thread in a fixed order, without atomics. A
+//            non-finite delta is reported
+// Cost       14 E FLOP per visible pair and head (8 for keys, 6 for queries), bound by mma.sync. A single kernel would
+//            need 10, but would have to add gQ from many blocks: with fp32 atomics (order not fixed), with a lock, or
+//            with partial sums of T/64 times the size of gQ
 // Reference  cpu/attention.hpp; Dao, FlashAttention-2 (2023), algorithm 2
 #pragma once
 
@@ -32,11 +33,11 @@ struct BackwardQueryTiles {
   static constexpr int head_dim = HeadDim;
   static constexpr int warps = 4;
   static constexpr int threads = warps * 32;
-  static constexpr int blocks = 2;                     // of 16 queries per warp
+  static constexpr int blocks = 2;                     // of 16 queries, per warp
   static constexpr int queries = warps * blocks * 16;  // per block
   static constexpr int keys = 32;                      // per tile
   static constexpr int row_bytes = head_dim * 2;
-  static constexpr int starts_at = (2 * queries + 4 * keys) * row_bytes;  // behind Q, gO, two stages of K and V
+  static constexpr int starts_at = (2 * queries + 4 * keys) * row_bytes;  // after Q, gO, two stages of K and V
   static constexpr int shared_bytes = starts_at + queries * 4;
   static constexpr int resident = 2;
 };
@@ -46,7 +47,7 @@ template <int E>
 __global__ static void __launch_bounds__(256)
     attention_delta_kernel(const int tokens, const int heads, const Rows<const bf16> go, const Rows<const bf16> o,
                            float* const delta, const Fault fault) {
-  constexpr int lanes = E / 8;  // of one row and head
+  constexpr int lanes = E / 8;  // per row and head
   static_assert(32 % lanes == 0, "attention: whole rows in a warp");
   const std::int64_t item = (static_cast<std::int64_t>(blockIdx.x) * 256 + threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -69,7 +70,7 @@ __global__ static void __launch_bounds__(256)
   if (!isfinite(sum)) device::report(fault);
 }
 
-/// One tile of keys and values into gQ of a warp's queries [row, ...). `lse` is times log2(e).
+/// Adds one tile of keys and values to gQ of a warp's queries [row, ...). `lse` is multiplied by log2(e).
 template <class Tiles>
 __device__ __forceinline__ void add_keys(const BackwardArgs& args, const device::LaneRow<Tiles::head_dim>& q_lanes,
                                          const device::LaneRow<Tiles::head_dim>& go_lanes, std::uint32_t stage,
@@ -169,7 +170,7 @@ __global__ static void __launch_bounds__(Tiles::threads, Tiles::resident)
     const std::uint32_t stage = other;
     other = kv_tiles + (stage == kv_tiles ? 2 * tile_bytes : 0);
     device::copies_wait();
-    __syncthreads();  // this tile is here for all, and all are done with the other stage
+    __syncthreads();  // this tile has arrived, and all warps have finished with the other stage
     if (key + Tiles::keys < range.last) load(key + Tiles::keys, other);
     const TileUse use = warp_use(starts + warp_offset, row, last, key, Tiles::keys);
     if (use == TileUse::none) continue;
@@ -191,7 +192,7 @@ void launch_attention_delta(Context& context, const TokenBatch& batch, Rows<cons
   check_launch("attention_delta");
 }
 
-/// Gradients by mma.sync.
+/// Gradients with mma.sync.
 template <int E>
 void launch_attention_backward(Context& context, const TokenBatch& batch, const BackwardArgs& args) {
   using KeyTiles = BackwardKeyTiles<E>;

@@ -1,10 +1,10 @@
-// qlora/cuda/attention/backward_keys.cuh — backward pass of attention: the kernel for gradients of keys and values.
+// qlora/cuda/attention/backward_keys.cuh — attention backward pass: the kernel for gradients of keys and values.
 // Math       as backward.cuh; P = exp(Q K^T / sqrt(E) - lse), gV = P^T gO, gK = dS^T Q / sqrt(E)
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · go (T,HE) bf16 · lse delta (H,T) fp32 · ends (T)
 // Writes     the key and value heads of gqkv with =
-// Split      a block of 4 warps has one kv head and a tile of keys; it loops over the query heads that read them and
-//            over tiles of queries up to where the last key's piece ends. A warp has 16 or 32 keys: its P^T and dS^T
-//            are accumulators of one product and operands of the next, and never leave its registers
+// Split      a block of 4 warps owns one kv head and a tile of keys; it loops over the query heads that read them and
+//            over tiles of queries up to the end of the last key's piece. A warp has 16 or 32 keys; its P^T and dS^T
+//            are accumulators of one product and operands of the next, and stay in registers
 // Needs      sm_80; two stages of Q, gO, lse and delta beside K and V in shared memory, 97 KiB at E = 128
 // Numbers    as backward.cuh
 // Cost       8 E FLOP per visible pair and query head
@@ -24,7 +24,7 @@ struct BackwardKeyTiles {
   static constexpr int head_dim = HeadDim;
   static constexpr int warps = 4;
   static constexpr int threads = warps * 32;
-  static constexpr int blocks = HeadDim == 128 ? 1 : 2;     // of 16 keys per warp
+  static constexpr int blocks = HeadDim == 128 ? 1 : 2;     // of 16 keys, per warp
   static constexpr int keys = warps * blocks * 16;          // per block
   static constexpr int queries = HeadDim == 128 ? 64 : 32;  // per tile
   static constexpr int row_bytes = head_dim * 2;
@@ -33,7 +33,7 @@ struct BackwardKeyTiles {
   static constexpr int resident = 2;
 };
 
-/// Transposed scores of keys [key, ...) and queries [query, ...): what is not visible becomes 0.
+/// Sets transposed scores of keys [key, ...) and queries [query, ...) to 0 where the pair is not visible.
 template <int Blocks, int Columns>
 __device__ __forceinline__ void hide_queries(float (&p)[Blocks][Columns][4], const BackwardArgs& args, int key,
                                              int query) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void pack_all(const float (&from)[Blocks][Columns][4]
   }
 }
 
-/// One tile of queries (Q, gO, lse and delta in `stage`) into gK and gV of a warp's keys [key, ...).
+/// Adds one tile of queries (Q, gO, lse and delta in `stage`) to gK and gV of a warp's keys [key, ...).
 template <class Tiles>
 __device__ __forceinline__ void add_queries(const BackwardArgs& args, const device::LaneRow<Tiles::head_dim>& k_lanes,
                                             const device::LaneRow<Tiles::head_dim>& v_lanes, std::uint32_t stage,
@@ -115,7 +115,7 @@ __device__ __forceinline__ void add_queries(const BackwardArgs& args, const devi
   device::product_nn<E>(gk, p, device::lanes_down<E>(stage));
 }
 
-/// Q, gO, lse and delta of queries [query, query + Tiles::queries) of a head; zeros from `limit` on.
+/// Loads Q, gO, lse and delta of queries [query, query + Tiles::queries) of a head; zeros from `limit` on.
 template <class Tiles>
 __device__ __forceinline__ void load_queries(const BackwardArgs& args, std::uint32_t stage, int head, int query,
                                              int limit) {
@@ -181,7 +181,7 @@ __global__ static void __launch_bounds__(Tiles::threads, Tiles::resident)
     const int next_head = head_ends ? head + 1 : head;
     const int next_query = head_ends ? range.first : query + Tiles::queries;
     device::copies_wait();
-    __syncthreads();  // this tile is here for all, and all are done with the other stage
+    __syncthreads();  // this tile has arrived, and all warps have finished with the other stage
     if (step + 1 < group * tiles) {
       load_queries<Tiles>(args, k_tile + static_cast<std::uint32_t>(there), next_head, next_query, range.last);
     }

@@ -1,5 +1,5 @@
-// qlora/cuda/attention/common.cuh — what the forward and backward kernels of attention share: their arguments, the mask
-// of a tile of scores, and how they are launched.
+// qlora/cuda/attention/common.cuh — shared by the forward and backward attention kernels: arguments, the mask of a tile
+// of scores, kernel launches.
 // Shapes     qkv (T,(H+2K)E) bf16 · positions (T) · a tile of scores is (16 Blocks, 8 Columns) in a warp's accumulators
 // Needs      sm_80; E 32, 64 or 128
 // Reference  cpu/attention.hpp; tests/cuda/attention_tiles_test.cpp
@@ -35,13 +35,13 @@ struct BackwardArgs {
   bf16* gqkv = nullptr;
 };
 
-/// Row of a tile order as blocks take it.
+/// The row of the tile order that a block processes.
 __device__ __forceinline__ int tile_of(const TileOrder& order, unsigned int block) {
   return order.count > 0 ? static_cast<int>(order.tile[block]) : static_cast<int>(block);
 }
 
-/// Scores of queries [row, row + 16 Blocks), which see keys from starts[0 ...] on, against keys [key, key + 8 Columns):
-/// what is not visible becomes `hidden`.
+/// Sets scores of queries [row, row + 16 Blocks), whose first visible keys are starts[0 ...], against keys [key, key +
+/// 8 Columns) to `hidden` where the pair is not visible.
 template <int Blocks, int Columns>
 __device__ __forceinline__ void mask_keys(float (&s)[Blocks][Columns][4], const int* starts, int row, int key,
                                           float hidden) {
@@ -76,13 +76,13 @@ __device__ __forceinline__ void multiply(float (&values)[Blocks][Columns][4], fl
   }
 }
 
-/// The first keys that rows [first_row, first_row + Threads) see, one row a thread; rows beyond the last token see
-/// none. They stay in shared memory because every register of the kernels is taken.
+/// The first visible key of rows [first_row, first_row + Threads), one row per thread; rows past the last token see
+/// none. Kept in shared memory because the kernels use all registers.
 __device__ __forceinline__ void load_starts(const AttentionArgs& args, int first_row, int* starts) {
   const int t = first_row + static_cast<int>(threadIdx.x);
   starts[threadIdx.x] = t < args.tokens ? t - args.positions[t] : t + 1;
 }
-/// What the rows ... last of a warp see of keys [key, key + count).
+/// The visibility of keys [key, key + count) for rows row ... last of a warp.
 __device__ __forceinline__ TileUse warp_use(const int* starts, int row, int last, int key, int count) {
   return keys_use(row, last, starts[0], starts[max(last - row, 0)], key, count);
 }
@@ -116,7 +116,7 @@ void for_head_dim(int head_dim, const Run& run) {
   if (head_dim == 128) run(std::integral_constant<int, 128>());
 }
 
-/// Launches a kernel that needs more shared memory than the 48 KiB that a block gets unasked.
+/// Launches a kernel that needs more than the default 48 KiB of shared memory per block.
 template <class... Parameters, class... Arguments>
 void launch_tiles(Context& context, const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
                   int shared_bytes, const Arguments&... arguments) {

@@ -1,19 +1,20 @@
-// qlora/cuda/attention/cudnn.hpp — causal attention by cuDNN where it was built in (QLORA_WITH_CUDNN): choice, plans,
-// launches.
-// Math       as cpu/attention.hpp; graphs in cudnn_plan.hpp, what is kept in cudnn_state.hpp
+// qlora/cuda/attention/cudnn.hpp — causal attention with cuDNN where it was built in (QLORA_WITH_CUDNN): selection,
+// plans, launches.
+// Math       as cpu/attention.hpp; graphs in cudnn_plan.hpp, cached state in cudnn_state.hpp
 // Shapes     qkv gqkv (T,(H+2K)E) · o go (T,HE) inside wider rows · lse (H,T) fp32, natural logarithm of the sum of
 //            exp(scaled scores)
 // Writes     o lse gqkv with =
-// Split      equal windows that tile T: strided views. Document pieces of varied length: ragged tables. The tables of a
-//            batch are staged once and serve every layer
-// Needs      cuDNN 9.12 (statistics with strides), compute capability 8.0, ragged 9.0; E 64 or 128; T and S multiples
-//            of 128; 16-byte aligned rows. Anything else is declined and served by the own kernels: which kernel runs
-//            depends on shapes and the card, not on what ran before, so that a resumed run repeats its bits
-// Numbers    bf16 in and out, fp32 inside; the backward pass is deterministic unless ContextOptions::fast. Ragged and
-//            deterministic is declined: dS would be kept for padded windows
-// Cost       forward 2 T S H E FLOP, backward 5 T S H E; deterministic moves another 2 T S H bytes of dS twice
+// Split      equal windows that tile T: strided views. Document pieces of varied length: ragged tensors with offset
+//            tables. The tables of a batch are staged once and used by every layer
+// Needs      cuDNN 9.12 (strided statistics), compute capability 8.0, ragged 9.0; E 64 or 128; T and S multiples of
+//            128; 16-byte aligned rows. Anything else is declined and runs on this library's kernels. The choice
+//            depends only on shapes and the card, so a resumed run gives the same bits
+// Numbers    bf16 in and out, fp32 inside; the backward pass is deterministic unless ContextOptions::fast. A ragged
+//            deterministic backward pass is declined, because it would store dS for the padded windows
+// Cost       forward 2 T S H E FLOP, backward 5 T S H E; the deterministic backward pass also moves 2 T S H bytes of dS
+//            twice
 // Reference  cpu/attention.hpp
-// Plain C++: g++ compiles this header, as one translation unit of the library, because that takes a minute.
+// Plain C++: g++ compiles this header in one translation unit of the library, since it takes a minute.
 #pragma once
 
 #include "qlora/cuda/context/context.cuh"
@@ -34,8 +35,8 @@ namespace cuda {
 
 namespace fused {
 
-/// Smallest window, and what lengths must be multiples of: one tile of keys. For other lengths cuDNN before 9.16 copies
-/// them from pageable memory on every call.
+/// The smallest window; window lengths must be multiples of it: one tile of keys. For other lengths cuDNN before 9.16
+/// copies them from pageable memory on every call.
 inline constexpr int tile = 128;
 
 /// Whether the pieces are windows of one length that tile the batch.
@@ -49,7 +50,7 @@ inline constexpr int tile = 128;
   return next == batch.tokens;
 }
 
-/// The problem that a batch poses; windows 0: declined, for reasons in this file's header.
+/// The problem that a batch poses; windows 0: declined, for the reasons listed at the top of this file.
 [[nodiscard]] inline Problem pose(const Context& context, const AttentionShape& shape, const TokenBatch& batch,
                                   bool backward, int o_stride, int go_stride) {
   const bool served = context.options.use_cudnn && (shape.head_dim == 64 || shape.head_dim == 128) &&
@@ -82,7 +83,7 @@ inline constexpr int tile = 128;
   return problem;
 }
 
-/// Device pointers of a whole problem.
+/// Device pointers of the whole problem.
 struct Buffers {
   const bf16* qkv = nullptr;  ///< (T,(H+2K)E)
   const bf16* o = nullptr;    ///< (T,HE), rows o_stride apart
@@ -92,13 +93,13 @@ struct Buffers {
 };
 using Pointers = std::unordered_map<std::int64_t, void*>;
 
-/// The library takes pointers to what it only reads as void* too.
+/// cuDNN takes non-const pointers also for tensors that it only reads.
 template <class T>
 [[nodiscard]] void* loose(const T* pointer) {
   return const_cast<T*>(pointer);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
 }
 
-/// Pointers of the launch that begins at `window` and at key head `kv_head`.
+/// Pointers for the launch that starts at `window` and key head `kv_head`.
 [[nodiscard]] inline Pointers bind(const Problem& problem, const Buffers& buffers, int window, int kv_head) {
   const std::int64_t row = std::int64_t{window} * problem.seq;
   const std::int64_t e = problem.head_dim;
@@ -106,7 +107,7 @@ template <class T>
   const std::int64_t at_q = row * problem.width() + head * e;
   const std::int64_t at_k = row * problem.width() + (problem.heads + kv_head) * e;
   const std::int64_t at_v = at_k + problem.kv_heads * e;
-  // Dense statistics (B,H,S) or, in the forward pass, (H,T); with one window both are one.
+  // Dense statistics (B,H,S) or, in the forward pass, (H,T); with one window both layouts are the same.
   const std::int64_t at_stats =
       problem.backward ? row * problem.heads + head * problem.seq : head * problem.tokens + row;
   Pointers pointers{{q, loose(buffers.qkv + at_q)},
@@ -122,7 +123,7 @@ template <class T>
   }
   return pointers;
 }
-/// Adds the tables of a ragged batch; element offsets count from each tensor's own first element.
+/// Adds the tables of a ragged batch; element offsets are relative to the start of each tensor.
 inline void bind_tables(Context& context, const Problem& problem, const TokenBatch& batch, Pointers& pointers) {
   std::int32_t* counts = piece_lengths(context, batch, problem.windows);
   std::vector<int>& strides = context.fused->tables.strides;
@@ -142,7 +143,7 @@ inline void bind_tables(Context& context, const Problem& problem, const TokenBat
   }
 }
 
-/// lse (H,T) -> (B,H,S) behind the workspace.
+/// Copies lse (H,T) to (B,H,S) after the workspace.
 [[nodiscard]] inline const float* pack_stats(Context& context, const Problem& problem, const Plan& plan,
                                              const float* lse) {
   auto* packed = reinterpret_cast<float*>(context.fused->workspace + aligned(plan.workspace));
@@ -157,7 +158,7 @@ inline void bind_tables(Context& context, const Problem& problem, const TokenBat
   return packed;
 }
 
-/// Runs a plan over all its slices. Throws when a launch fails: outputs are half written then.
+/// Runs a plan over all its slices. Throws when a launch fails; outputs are then partly written.
 inline void execute(Context& context, const Plan& plan, const TokenBatch& batch, Buffers buffers) {
   const Problem& problem = plan.problem;
   if (dense_stats(problem) > 0) buffers.lse = pack_stats(context, problem, plan, buffers.lse);
@@ -175,7 +176,7 @@ inline void execute(Context& context, const Plan& plan, const TokenBatch& batch,
 
 }  // namespace fused
 
-/// qkv -> o and lse; false: declined, nothing was written. Builds a plan when the shape is new.
+/// qkv -> o and lse; false: declined, nothing was written. Builds a plan for a new shape.
 QLORA_CUDA_LAUNCHER bool fused_attention(Context& context, const AttentionShape& shape, const TokenBatch& batch,
                                          const bf16* qkv, Rows<bf16> o, float* lse) {
   const fused::Problem problem = fused::pose(context, shape, batch, false, o.stride, 0);
@@ -196,7 +197,7 @@ QLORA_CUDA_LAUNCHER bool fused_attention_backward(Context& context, const Attent
   return true;
 }
 
-/// Device memory that cuDNN works in.
+/// Bytes of device memory that cuDNN uses as workspace.
 QLORA_CUDA_LAUNCHER std::int64_t fused_workspace(const Context& context) {
   return context.fused != nullptr ? context.fused->workspace_bytes : 0;
 }

@@ -1,19 +1,18 @@
-// qlora/cuda/attention/cudnn_plan.hpp — cuDNN's fused causal attention as graphs: what is asked of the library, and
-// built plans.
+// qlora/cuda/attention/cudnn_plan.hpp — cuDNN's fused causal attention: graphs and built plans.
 // Math       forward: O = softmax(Q K^T / sqrt(E)) V, keys not after the query; lse = ln(sum(exp(scaled scores)))
 //            backward: gQ gK gV from gO, Q, K, V, O and lse, probabilities made again
 // Shapes     q o go gq (B,Hs,S,E) · k v gk gv (B,Ks,S,E) · stats (B,Hs,S,1), all strided views of (T, ...) buffers:
 //            window b starts b S rows on, or, ragged, at the rows that the offset tables name
-// Split      one launch takes `windows` of B and `kv_heads` of K (with their query heads), as many as the workspace of
-//            the deterministic backward pass, B H S^2 of bf16, leaves room for; the library splits further
-// Numbers    bf16 in and out, fp32 inside. The forward pass is deterministic; the backward pass is when asked to be: it
-//            then keeps dS whole instead of adding into gQ with atomics
+// Split      one launch takes `windows` of B and `kv_heads` of K (with their query heads), as many as fit the workspace
+//            of the deterministic backward pass, B H S^2 of bf16; the library splits further
+// Numbers    bf16 in and out, fp32 inside. The forward pass is deterministic; the backward pass is deterministic on
+//            request: it then stores all of dS instead of adding to gQ with atomics
 // Needs      cudnn_frontend.h; g++ compiles it once
 #pragma once
 
 #include <cudnn.h>
 #ifndef CUDNN_FRONTEND_SKIP_JSON_LIB
-#define CUDNN_FRONTEND_SKIP_JSON_LIB  // graphs as text: unused, and half of the time that compiling takes
+#define CUDNN_FRONTEND_SKIP_JSON_LIB  // text output of graphs: unused, and half of the compile time
 #endif
 #include <cudnn_frontend.h>
 
@@ -30,13 +29,13 @@ inline namespace v0 {
 namespace cuda {
 namespace fused {
 
-/// All that a plan depends on.
+/// Everything that a plan depends on.
 struct Problem {
   bool backward = false;
   bool deterministic = false;
   bool ragged = false;
   int tokens = 0;
-  int windows = 0;  ///< B; ragged: the next power of two, the rest is empty
+  int windows = 0;  ///< B; ragged: rounded up to a power of two, the rest is empty
   int seq = 0;      ///< S; ragged: the longest, rounded up to 128
   int heads = 0;
   int kv_heads = 0;
@@ -47,7 +46,7 @@ struct Problem {
   [[nodiscard]] constexpr int width() const { return (heads + 2 * kv_heads) * head_dim; }
 };
 
-/// What one launch takes of a problem.
+/// The part of a problem that one launch takes.
 struct Slice {
   int windows = 0;
   int kv_heads = 0;
@@ -59,8 +58,8 @@ struct Slice {
   }
   return 0;
 }
-/// The next smaller slice: fewer windows first, then, in single windows, fewer heads. windows 0: there is none.
-/// Statistics of one launch must be dense, which a part of the heads of several windows would not be.
+/// The next smaller slice: first fewer windows, then fewer heads of a single window. windows 0: there is none.
+/// Statistics of one launch must be dense, so heads cannot be split over several windows.
 [[nodiscard]] constexpr Slice shrink(const Problem& problem, Slice slice) {
   if (problem.ragged) return {};
   if (const int windows = smaller_divisor(problem.windows, slice.windows); windows > 0) {
@@ -71,20 +70,20 @@ struct Slice {
   }
   return {};
 }
-/// Bytes of dS that a deterministic backward launch keeps.
+/// Bytes of dS that a deterministic backward launch stores.
 [[nodiscard]] constexpr std::int64_t kept_scores(const Problem& problem, Slice slice) {
   if (!problem.backward || !problem.deterministic) return 0;
   const std::int64_t group = problem.heads / problem.kv_heads;
   return std::int64_t{2} * slice.windows * slice.kv_heads * group * problem.seq * problem.seq;
 }
-/// The slice to try first; windows 0: not even the smallest fits `limit`.
+/// The slice to try first; windows 0: even the smallest does not fit `limit`.
 [[nodiscard]] constexpr Slice first_slice(const Problem& problem, std::int64_t limit) {
   Slice slice{problem.windows, problem.kv_heads};
   while (slice.windows > 0 && kept_scores(problem, slice) > limit) slice = shrink(problem, slice);
   return slice;
 }
 
-/// Tensors of the graphs by number; the offset table of tensor t is t + offsets_of.
+/// Tensor ids of the graphs; the offset table of tensor t has id t + offsets_of.
 enum Tensor : std::int64_t { q = 1, k, v, o, stats, go, gq, gk, gv, q_lengths, kv_lengths, offsets_of = 32 };
 
 /// A built plan, or none.
@@ -93,13 +92,14 @@ struct Plan {
   Slice slice{};
   std::shared_ptr<cudnn_frontend::graph::Graph> graph;  ///< null: declined
   std::int64_t workspace = 0;
-  std::uint64_t used = 0;  ///< when it was last asked for
+  std::uint64_t used = 0;  ///< time of the last use
 };
 
 using Graph = cudnn_frontend::graph::Graph;
 using Attribute = std::shared_ptr<cudnn_frontend::graph::Tensor_attributes>;
 
-/// Gives a tensor its place in a (T, stride) buffer, dense in E; and, ragged, its table of first elements (B+1).
+/// Sets the strides of a tensor in a (T, stride) buffer, dense in E; for ragged batches also its table of first
+/// elements (B+1).
 inline void place(Graph& graph, const Problem& problem, const Attribute& tensor, Tensor name, int windows, int heads,
                   std::int64_t stride) {
   const std::int64_t e = problem.head_dim;
@@ -115,8 +115,8 @@ inline void place(Graph& graph, const Problem& problem, const Attribute& tensor,
                                                .set_data_type(cudnn_frontend::DataType_t::INT32)));
   }
 }
-/// lse (H,T) as (B,Hs,S,1). Before its 9.26 the library reads dense statistics only, in the backward pass: those of
-/// several windows are copied to (B,H,S) first.
+/// lse (H,T) as (B,Hs,S,1). Before 9.26 cuDNN's backward pass reads dense statistics only: those of several windows are
+/// copied to (B,H,S) first.
 inline void place_stats(Graph& graph, const Problem& problem, const Attribute& tensor, int windows, int heads) {
   const std::int64_t seq = problem.seq;
   tensor->set_uid(stats).set_dim({windows, heads, seq, 1}).set_data_type(cudnn_frontend::DataType_t::FLOAT);
@@ -141,7 +141,7 @@ inline void place_stats(Graph& graph, const Problem& problem, const Attribute& t
                           .set_data_type(cudnn_frontend::DataType_t::INT32));
 }
 
-/// The graph of one launch, not yet validated.
+/// The graph of one launch, before validation.
 [[nodiscard]] inline std::shared_ptr<Graph> describe(const Problem& problem, Slice slice) {
   namespace fe = cudnn_frontend;
   auto graph = std::make_shared<Graph>();
@@ -186,8 +186,8 @@ inline void place_stats(Graph& graph, const Problem& problem, const Attribute& t
     how.set_padding_mask(true)
         .set_seq_len_q(lengths(*graph, q_lengths, slice.windows))
         .set_seq_len_kv(lengths(*graph, kv_lengths, slice.windows));
-    // Sums of gQ by token instead of by padded window. With fewer kv heads the library would lay gK and gV of every
-    // query head out at the stride of qkv rows, which takes more than the padding.
+    // Sums gQ by token instead of by padded window. With fewer kv heads, cuDNN would lay out gK and gV of every query
+    // head with the stride of qkv rows, which takes more memory than the padding.
     if (problem.heads == problem.kv_heads) {
       how.set_max_total_seq_len_q(problem.tokens).set_max_total_seq_len_kv(problem.tokens);
     }
@@ -200,7 +200,7 @@ inline void place_stats(Graph& graph, const Problem& problem, const Attribute& t
   return graph;
 }
 
-/// Builds the largest launch whose workspace stays within `limit` bytes. Takes from tenths of a second to seconds.
+/// Builds the largest launch whose workspace stays within `limit` bytes. Takes 0.1 s to several seconds.
 [[nodiscard]] inline Plan build(cudnnHandle_t handle, const Problem& problem, std::int64_t limit) {
   Plan plan;
   plan.problem = problem;
@@ -217,7 +217,7 @@ inline void place_stats(Graph& graph, const Problem& problem, const Attribute& t
       }
       plan.slice = shrink(problem, plan.slice);
     }
-  } catch (const std::exception&) {  // how the library says "not supported": the own kernels serve it
+  } catch (const std::exception&) {  // cuDNN reports "not supported": this library's kernels are used
   }
   return plan;
 }

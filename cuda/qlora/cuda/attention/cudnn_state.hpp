@@ -1,9 +1,9 @@
-// qlora/cuda/attention/cudnn_state.hpp — what cuDNN's attention keeps between calls: handle, workspace, plans, offset
-// tables.
-// Shapes     tables (1 + 8, pieces + 1) int32: lengths of the document pieces, then for each row stride the elements at
-//            which they begin
-// Cost       a batch stages its tables once; every layer finds them again by comparing pieces on the host
-// Needs      cuDNN 9.12: the first to write statistics with strides
+// qlora/cuda/attention/cudnn_state.hpp — state of cuDNN's attention kept between calls: handle, workspace, plans,
+// offset tables.
+// Shapes     tables (1 + 8, pieces + 1) int32: lengths of the document pieces, then for each row stride the element
+//            offsets at which they begin
+// Cost       a batch stages its tables once; every layer finds them by comparing pieces on the host
+// Needs      cuDNN 9.12, the first version that writes strided statistics
 #pragma once
 
 #include <algorithm>
@@ -18,13 +18,13 @@ namespace cuda {
 
 namespace fused {
 
-/// Pieces of one ragged batch, and how much larger than T its padded grid may be: in larger ones most of the blocks
-/// find nothing to do.
+/// Limits of a ragged batch: number of pieces, and size of its padded grid relative to T. In larger grids most blocks
+/// have no work.
 inline constexpr int max_pieces = 1024;
 inline constexpr int max_padding = 8;
-/// Plans kept; the one that was not asked for longest goes.
+/// Number of plans kept; the least recently used one is dropped.
 inline constexpr std::size_t max_plans = 64;
-/// Strides that a ragged batch has offset tables for; one launch needs those of lse, qkv, o and go.
+/// Number of row strides for which a ragged batch has offset tables; one launch needs those of lse, qkv, o and go.
 inline constexpr int max_tables = 8;
 inline constexpr int launch_tables = 4;
 inline constexpr std::int64_t table_entries = max_pieces + 1;
@@ -39,7 +39,7 @@ struct Tables {
 }  // namespace fused
 
 struct FusedState {
-  cudnnHandle_t handle = nullptr;  ///< null: the library is missing or too old
+  cudnnHandle_t handle = nullptr;  ///< null: cuDNN is missing or too old
   std::byte* workspace = nullptr;
   std::int64_t workspace_bytes = 0;
   std::int64_t workspace_limit = 0;
@@ -60,7 +60,7 @@ struct FusedState {
 
 namespace fused {
 
-/// The state of the context, made at first use.
+/// The state of the context, created at first use.
 [[nodiscard]] inline FusedState& state_of(Context& context) {
   if (context.fused != nullptr) return *context.fused;
   context.fused = std::make_shared<FusedState>();
@@ -83,26 +83,26 @@ namespace fused {
   return state;
 }
 
-/// The workspace, at least `bytes` long; false when the card or the cap has no room. Growing waits for the stream.
+/// The workspace, at least `bytes` long; false when the card or the cap has no room. Growing it waits for the stream.
 [[nodiscard]] inline bool reserve(Context& context, FusedState& state, std::int64_t bytes) {
   if (bytes <= state.workspace_bytes) return true;
   synchronize(context);
   check(cudaFree(state.workspace), "freeing the workspace of cuDNN");
   state.workspace_bytes = 0;
   state.workspace = context.try_allocate(bytes);
-  if (state.workspace == nullptr) return false;  // own kernels go on without it
+  if (state.workspace == nullptr) return false;  // this library's kernels are used instead
   state.workspace_bytes = bytes;
   return true;
 }
 
 [[nodiscard]] constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
-/// Bytes of dense statistics behind the library's workspace: (B,H,S), for the backward pass over several windows.
+/// Bytes of dense statistics after the workspace: (B,H,S), for the backward pass over several windows.
 [[nodiscard]] constexpr std::int64_t dense_stats(const Problem& problem) {
   if (!problem.backward || problem.ragged || problem.windows == 1) return 0;
   return std::int64_t{problem.heads} * problem.tokens * static_cast<std::int64_t>(sizeof(float));
 }
 
-/// The plan for a problem, built at first sight; null: declined.
+/// The plan for a problem, built at first use; null: declined.
 [[nodiscard]] inline const Plan* plan_for(Context& context, const Problem& problem) {
   FusedState& state = state_of(context);
   if (state.handle == nullptr) return nullptr;
@@ -122,14 +122,14 @@ namespace fused {
   return &*found;
 }
 
-/// Puts numbers into row `row` of the tables, in the order of the stream: what runs keeps what it was given.
+/// Writes numbers into row `row` of the tables in stream order, so kernels in flight read the old values.
 inline void write_row(Context& context, Tables& tables, std::size_t row, const std::vector<std::int32_t>& numbers) {
   const std::size_t bytes = numbers.size() * sizeof(std::int32_t);
   const void* from = stage(context, numbers.data(), static_cast<std::int64_t>(bytes));
   std::int32_t* to = tables.memory + static_cast<std::int64_t>(row) * table_entries;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, context.stream), "attention offsets");
 }
-/// Lengths of the pieces (B), empty ones at the end.
+/// Lengths of the pieces (B); the remaining ones are empty.
 [[nodiscard]] inline std::int32_t* piece_lengths(Context& context, const TokenBatch& batch, int windows) {
   Tables& tables = context.fused->tables;
   if (tables.memory == nullptr) {
@@ -147,7 +147,7 @@ inline void write_row(Context& context, Tables& tables, std::size_t row, const s
   }
   return tables.memory;
 }
-/// First elements of the pieces (B+1) in rows `stride` apart; after the last: all of them. Follows piece_lengths.
+/// First elements of the pieces (B+1) in rows `stride` apart; the last entry is the total. Called after piece_lengths.
 [[nodiscard]] inline std::int32_t* piece_offsets(Context& context, int tokens, int windows, int stride) {
   Tables& tables = context.fused->tables;
   auto found = std::ranges::find(tables.strides, stride);

@@ -1,19 +1,19 @@
-// qlora/cuda/attention/forward.cuh — causal attention inside document pieces, forward, with this project's own kernels.
+// qlora/cuda/attention/forward.cuh — causal attention inside document pieces, forward pass, this library's kernels.
 // Math       P = softmax(Q K^T / sqrt(E)) over keys j with t - positions[t] <= j <= t;  O = P V
 //            lse = log sum exp of the scaled scores
 // Shapes     qkv (T,(H+2K)E) bf16, rotated: H query heads, K key heads, K value heads; query head h reads h / (H/K)
 //            o (T,HE) bf16, rows o.stride apart · lse (H,T) fp32 · positions (T)
 // Writes     o lse with =
-// Split      a block of 4 warps: one head, 128 queries of the flat token axis (which may hold several pieces), in a
-//            loop over tiles of keys from the first query's piece on; a warp has 32 queries, skips tiles in which they
-//            see nothing and masks only where they see a part. Longest loops start first
-// Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (Q, and K and V twice: the next tile is on its way
-//            while this one is used), so that two blocks share a multiprocessor of sm_90
-// Numbers    scores, softmax and sums fp32, exponentials 2^x of scores times log2(e); P rounded to bf16 before P V and
-//            divided by the sum after it (the twin divides first); fixed order. Masked scores count as nothing even
-//            when they are not finite; the first lse that is not finite is reported
-// Cost       4 E FLOP per visible pair and head, bound by mma.sync; 32 queries a warp because a fragment of K or V read
-//            from shared memory then serves two products, which keeps their bandwidth below that of the tensor cores
+// Split      a block of 4 warps: one head and 128 queries of the flat token axis (which may span several pieces),
+//            looping over tiles of keys from the start of the first query's piece. A warp has 32 queries, skips tiles
+//            that none of them sees and masks only partly visible tiles. Blocks with the longest loops start first
+// Needs      sm_80; E 32, 64 or 128; up to 97 KiB of shared memory (Q, and two stages of K and V: the next tile is
+//            loaded while this one is used), so that two blocks fit a multiprocessor of sm_90
+// Numbers    scores, softmax and sums fp32, exponentials as 2^x of scores times log2(e); P is rounded to bf16 before P
+//            V and divided by the sum after it (the CPU reference divides first); fixed order. Masked scores have no
+//            effect even when they are not finite; the first non-finite lse is reported
+// Cost       4 E FLOP per visible pair and head, bound by mma.sync; 32 queries per warp because each fragment of K or V
+//            read from shared memory then serves two products, which keeps shared memory below its bandwidth limit
 // Reference  cpu/attention.hpp; Dao, FlashAttention-2 (2023), algorithm 1
 #pragma once
 
@@ -30,16 +30,16 @@ struct ForwardTiles {
   static constexpr int head_dim = HeadDim;
   static constexpr int warps = 4;
   static constexpr int threads = warps * 32;
-  static constexpr int blocks = 2;                     // of 16 queries per warp
+  static constexpr int blocks = 2;                     // of 16 queries, per warp
   static constexpr int queries = warps * blocks * 16;  // per block
   static constexpr int keys = 64;                      // per tile
   static constexpr int row_bytes = head_dim * 2;
   static constexpr int shared_bytes =
       (queries + 4 * keys) * row_bytes + queries * 4;  // Q, two stages of K and V, starts
-  static constexpr int resident = 2;                   // blocks per multiprocessor that registers must allow
+  static constexpr int resident = 2;                   // blocks per multiprocessor, a bound on registers
 };
 
-/// One tile of scores into the running maximum, sum (this lane's columns only) and output; scores -> packed P.
+/// Updates the running maximum, sum (this lane's columns only) and output with one tile of scores; returns packed P.
 template <int Blocks, int Columns, int OutColumns>
 __device__ __forceinline__ void softmax_step(const float (&s)[Blocks][Columns][4], float scale_log2,
                                              float (&largest)[Blocks][2], float (&sum)[Blocks][2],
@@ -54,9 +54,9 @@ __device__ __forceinline__ void softmax_step(const float (&s)[Blocks][Columns][4
       for (int n = 0; n < Columns; ++n) most = fmaxf(most, fmaxf(s[i][n][half * 2], s[i][n][half * 2 + 1]));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 2));
-      // A row that has seen nothing yet: -inf - -inf would be NaN, so that it is measured from 0.
+      // A row without a visible key yet: its maximum is taken as 0, since -inf - -inf is NaN.
       const float shift = most == -INFINITY ? 0.0F : most * scale_log2;
-      if (__any_sync(0xffffffffU, most != largest[i][half])) {  // seldom, late in a long loop
+      if (__any_sync(0xffffffffU, most != largest[i][half])) {  // rare late in a long loop
         const float factor = device::power_of_two(__fadd_rn(__fmul_rn(largest[i][half], scale_log2), -shift));
         sum[i][half] *= factor;
 #pragma unroll
@@ -79,7 +79,7 @@ __device__ __forceinline__ void softmax_step(const float (&s)[Blocks][Columns][4
   }
 }
 
-/// Divides by the sum of the row, whose columns four lanes share, and writes lse.
+/// Divides by the row sum, whose columns four lanes share, and writes lse.
 template <int Blocks, int OutColumns>
 __device__ __forceinline__ void finish_rows(const AttentionArgs& args, int head, int row, float (&largest)[Blocks][2],
                                             float (&sum)[Blocks][2], float (&out)[Blocks][OutColumns][4], float* lse) {
@@ -153,7 +153,7 @@ __global__ static void __launch_bounds__(Tiles::threads, Tiles::resident)
     device::copies_wait();
     const std::uint32_t stage = other;
     other = kv_tiles + (stage == kv_tiles ? 2 * tile_bytes : 0);
-    __syncthreads();  // this tile is here for all, and all are done with the other stage
+    __syncthreads();  // this tile has arrived, and all warps have finished with the other stage
     if (key + Tiles::keys < range.last) load(key + Tiles::keys, other);
     const TileUse use = warp_use(starts + warp_offset, row, last, key, Tiles::keys);
     if (use == TileUse::none) continue;

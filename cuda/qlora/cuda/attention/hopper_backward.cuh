@@ -1,12 +1,12 @@
-// qlora/cuda/attention/hopper_backward.cuh — causal attention inside document pieces, backward, on Hopper: wgmma
-// products of tiles that the tensor copy engine loads.
+// qlora/cuda/attention/hopper_backward.cuh — causal attention inside document pieces, backward pass on Hopper: wgmma
+// products of tiles that TMA loads.
 // Math Shapes Writes Reference   as backward.cuh
 // Split      two kernels, hopper_queries.cuh and hopper_keys.cuh
-// Needs      a GPU of compute capability 9.0 and kernels compiled for sm_90a (wgmma exists nowhere else); E 128; a
-//            driver that can encode tensor maps
-// Numbers    as backward.cuh; for gQ dS is made of P before it is rounded, for gK after it. Every sum has one
-//            owner and a fixed order
-// Cost       14 E FLOP per visible pair and head; nothing in memory but delta
+// Needs      compute capability 9.0 and kernels compiled for sm_90a (wgmma exists only there); E 128; a driver that can
+//            encode tensor maps
+// Numbers    as backward.cuh, but dS uses P before rounding for gQ and after rounding for gK. Every sum is computed by
+//            one thread in a fixed order
+// Cost       14 E FLOP per visible pair and head; delta is the only intermediate in global memory
 #pragma once
 
 #include "qlora/cuda/attention/hopper_keys.cuh"
@@ -17,7 +17,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Whether the card runs code of these kernels that has a body: then, and only then, they have shared memory.
+/// Whether the card runs a version of these kernels with a body. Only those versions use shared memory.
 [[nodiscard]] inline bool hopper_compiled() {
   static const bool compiled = [] {
     cudaFuncAttributes keys{};
@@ -33,7 +33,7 @@ namespace detail {
   return context.capability == 90 && shape.head_dim == HopperSplit::head_dim && hopper_compiled();
 }
 
-/// All gradients; args.delta is there.
+/// All gradients; args.delta has been computed.
 inline void launch_hopper_backward(Context& context, const TokenBatch& batch, const BackwardArgs& args) {
   const AttentionArgs& forward = args.forward;
   const CUtensorMap qkv = panel_map(forward.qkv, forward.width, forward.tokens, forward.width);

@@ -1,10 +1,11 @@
-// qlora/cuda/attention/hopper_common.cuh — what the two backward kernels of attention for Hopper share: how blocks take
-// work, the ring of tiles between the warps that copy and those that multiply, how results leave registers.
+// qlora/cuda/attention/hopper_common.cuh — shared by the two Hopper backward kernels: work distribution over blocks,
+// the ring of tiles between producer and consumer warps, stores of results.
 // Shapes     a tile is rows of 128 bf16 as two panels of 64 columns (arch/hopper.cuh)
-// Split      one block per multiprocessor, as many as there are multiprocessors; a block works through a list of items
-//            (a head and a tile of 128 own rows). A warpgroup copies, two have 64 own rows each. Tiles of the other
-//            side come through a ring of stages; own rows have a place per warpgroup, which is filled for the next item
-//            as soon as this warpgroup is done, so that neither copies nor stores stop the tensor cores
+// Split      persistent kernels: one block per multiprocessor, each of which processes a list of items (a head and a
+//            tile of 128 own rows). One producer warpgroup copies, two consumer warpgroups have 64 own rows each. Tiles
+//            of the other side pass through a ring of stages; each consumer has one buffer for its own rows, which is
+//            refilled for the next item as soon as that warpgroup has finished, so that neither copies nor stores stall
+//            the tensor cores
 // Needs      sm_90a; E 128
 // Reference  backward.cuh; Shah et al., FlashAttention-3 (2024)
 #pragma once
@@ -19,30 +20,30 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Rows and threads of a block, bytes of what it copies.
+/// Rows and threads of a block, and sizes in bytes of its copies.
 struct HopperSplit {
   static constexpr int head_dim = 128;
-  static constexpr int groups = 2;                  // warpgroups that multiply
-  static constexpr int group_rows = 64;             // own rows of each, and rows of a box
+  static constexpr int groups = 2;                  // consumer warpgroups
+  static constexpr int group_rows = 64;             // own rows of each; also the rows of a TMA box
   static constexpr int rows = groups * group_rows;  // own rows of a block
   static constexpr int threads = 128 * (1 + groups);
   static constexpr int panel_columns = 64;
   static constexpr int own_panel = group_rows * 128;
-  static constexpr int own_tile = 2 * own_panel;           // Q, gO, K or V of a warpgroup
-  static constexpr int own_bytes = groups * 2 * own_tile;  // both tiles of all
-  static constexpr int copy_registers = 24;       // a thread: 128 of them and 256 with 240 are the 168 a thread
-  static constexpr int multiply_registers = 240;  // that a block of 384 begins with
+  static constexpr int own_tile = 2 * own_panel;           // Q, gO, K or V of one warpgroup
+  static constexpr int own_bytes = groups * 2 * own_tile;  // both tiles of all consumers
+  static constexpr int copy_registers = 24;                // per thread: 128 of them and 256 with 240 average to 168,
+  static constexpr int multiply_registers = 240;           // with which each thread of a block of 384 starts
 };
 
-/// The block's item of a round, longest first and back, so that who has a long one gets a short one next; may be
-/// beyond the last.
+/// The block's item of a round. Items are sorted longest first and assigned in alternating direction, so that a block
+/// with a long item gets a short one next. May exceed the last item.
 __device__ __forceinline__ int item_of(int round) {
   const auto blocks = static_cast<int>(gridDim.x);
   const auto block = static_cast<int>(blockIdx.x);
   return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
 }
 
-/// A ring of stages, each with two barriers: full, which copies complete, and empty, where those that multiply arrive.
+/// A ring of stages with two barriers each: `full`, completed by copies, and `empty`, on which consumers arrive.
 template <int Stages>
 struct HopperRing {
   static_assert((Stages & (Stages - 1)) == 0, "the steps of a ring wrap around");
@@ -53,7 +54,7 @@ struct HopperRing {
   [[nodiscard]] __device__ __forceinline__ std::uint32_t parity() const { return step / Stages % 2; }
   [[nodiscard]] __device__ __forceinline__ std::uint32_t full() const { return barriers + stage() * 16; }
   [[nodiscard]] __device__ __forceinline__ std::uint32_t empty() const { return full() + 8; }
-  /// Of the step before.
+  /// The empty barrier of the previous step.
   [[nodiscard]] __device__ __forceinline__ std::uint32_t empty_before() const {
     return barriers + (step - 1) % Stages * 16 + 8;
   }
@@ -62,14 +63,14 @@ struct HopperRing {
   __device__ __forceinline__ void advance() { ++step; }
 };
 
-/// A warp is done with what the barrier guards.
+/// The warp has finished with what the barrier guards.
 __device__ __forceinline__ void release(std::uint32_t barrier) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
 }
 
-/// Barriers of a ring, then full and empty of each warpgroup's own rows. `fills` arrivals at a full stage, and
-/// `releases` of each warpgroup at an empty one.
+/// Initialises the barriers of a ring, then `full` and `empty` of each warpgroup's own rows. A full stage takes `fills`
+/// arrivals, an empty one `releases` from each warpgroup.
 template <int Stages>
 __device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills, int releases) {
   if (threadIdx.x == 0) {
@@ -83,7 +84,7 @@ __device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills,
   __syncthreads();
 }
 
-/// Rows [row, row + Rows) of the 128 columns from `column` on, as two panels. By one thread.
+/// Copies rows [row, row + Rows) of the 128 columns from `column` on, as two panels. Called by one thread.
 template <int Rows>
 __device__ __forceinline__ void copy_tile(std::uint32_t to, const CUtensorMap& map, int column, int row,
                                           std::uint32_t barrier) {
@@ -97,7 +98,8 @@ __device__ __forceinline__ void copy_tile(std::uint32_t to, const CUtensorMap& m
   }
 }
 
-/// Own rows of both warpgroups, each when it is done with those of the item before. By one thread.
+/// Copies the own rows of both warpgroups, each as soon as it has finished with those of the previous item. Called by
+/// one thread.
 __device__ __forceinline__ void copy_own(std::uint32_t own, std::uint32_t barriers, std::uint32_t parity,
                                          const CUtensorMap& first, int first_column, const CUtensorMap& second,
                                          int second_column, int row) {
@@ -112,7 +114,7 @@ __device__ __forceinline__ void copy_own(std::uint32_t own, std::uint32_t barrie
   }
 }
 
-/// d (64, 8 Columns) as operands of 16 columns each.
+/// Packs d (64, 8 Columns) into operands of 16 columns each.
 template <int Columns>
 __device__ __forceinline__ void pack_operands(const float (&d)[Columns][4], std::uint32_t (&a)[Columns / 2][4]) {
 #pragma unroll
@@ -124,8 +126,8 @@ __device__ __forceinline__ void pack_operands(const float (&d)[Columns][4], std:
   }
 }
 
-/// Word i of the four lanes of a quad -> the words of lane i: four lanes with 4 bytes of each of four chunks have one
-/// chunk each afterwards.
+/// Transposes words over the four lanes of a quad: before, each lane holds 4 bytes of four 16-byte chunks; after, each
+/// lane holds one whole chunk.
 __device__ __forceinline__ void transpose_quad(std::uint32_t (&r)[4]) {
 #pragma unroll
   for (int distance = 1; distance < 4; distance *= 2) {
@@ -143,7 +145,7 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&r)[4]) {
   }
 }
 
-/// A warpgroup's accumulators times `factor`, rounded, to rows [row, limit) of a head, in 16-byte stores.
+/// Stores a warpgroup's accumulators times `factor`, rounded, to rows [row, limit) of a head, in 16-byte stores.
 __device__ __forceinline__ void store_rows(const float (&d)[16][4], float factor, bf16* to, int stride, int row,
                                            int limit) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -167,7 +169,7 @@ __device__ __forceinline__ void store_rows(const float (&d)[16][4], float factor
   }
 }
 
-/// Boxes of 64 rows and one panel of a (rows, columns) matrix whose rows are `stride` apart.
+/// A tensor map with boxes of 64 rows and one panel, for a (rows, columns) matrix whose rows are `stride` apart.
 [[nodiscard]] inline CUtensorMap panel_map(const bf16* data, int columns, int rows, int stride) {
   static const auto encode = [] {
     void* entry = nullptr;

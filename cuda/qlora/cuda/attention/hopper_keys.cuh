@@ -1,16 +1,16 @@
-// qlora/cuda/attention/hopper_keys.cuh — backward pass of attention on Hopper: the kernel for gradients of keys and
+// qlora/cuda/attention/hopper_keys.cuh — attention backward pass on Hopper: the kernel for gradients of keys and
 // values.
 // Math       P = exp(Q K^T / sqrt(E) - lse) where visible, else 0;  dS = P o (gO V^T - delta)
 //            gV = P^T gO;  gK = dS^T Q / sqrt(E); both summed over a kv head's query heads
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · go (T,HE) bf16 · lse delta (H,T) fp32 · ends (T)
 // Writes     the key and value heads of gqkv with =
-// Split      an item is a kv head and 128 keys, 64 a warpgroup, in a loop over its query heads and their tiles of 64
-//            queries, which come through a ring of four with lse and delta. Scores are transposed, so that P^T and dS^T
-//            go from accumulators to products in registers
+// Split      an item is a kv head and 128 keys, 64 per warpgroup. It loops over the query heads and their tiles of 64
+//            queries, which pass through a ring of four stages together with lse and delta. Scores are transposed, so
+//            P^T and dS^T pass from accumulators to operands in registers
 // Needs      sm_90a; E 128; 195 KiB of shared memory
 // Numbers    as backward.cuh
-// Cost       8 E FLOP per visible pair and query head, bound by wgmma. A warpgroup's gO V^T runs during
-//            exponentials, P^T gO while dS is made; dS^T Q is awaited behind the next tile's scores
+// Cost       8 E FLOP per visible pair and query head, bound by wgmma. A warpgroup overlaps gO V^T with exponentials
+//            and P^T gO with the computation of dS; it waits for dS^T Q only after the next tile's scores
 // Reference  cpu/attention.hpp
 #pragma once
 
@@ -32,7 +32,7 @@ struct HopperKeyTiles : HopperSplit {
   static constexpr int shared_bytes = 1024 + statistics_at + stages * statistics * 4;
 };
 
-/// One item: a kv head, and a tile of keys with the queries that meet them.
+/// One item: a kv head, a tile of keys, and the range of queries that see them.
 struct HopperKeyItem {
   int kv;
   int first_key;
@@ -45,7 +45,7 @@ struct HopperKeyItem {
   }
 };
 
-/// The warp that copies: one lane starts copies of tiles, all bring lse and delta.
+/// The producer warp: one lane starts the tile copies, all lanes copy lse and delta.
 __device__ __forceinline__ void copy_for_keys(const BackwardArgs& args, const TileOrder& order, const CUtensorMap& qkv,
                                               const CUtensorMap& go, int items, std::uint32_t own, float* statistics,
                                               std::uint32_t barriers) {
@@ -91,7 +91,7 @@ __device__ __forceinline__ void copy_for_keys(const BackwardArgs& args, const Ti
   }
 }
 
-/// Scores of a warpgroup's keys [first_key, ...) against queries [query, query + 64) -> P.
+/// Turns scores of a warpgroup's keys [first_key, ...) and queries [query, query + 64) into P.
 __device__ __forceinline__ void weigh_queries(float (&s)[8][4], const BackwardArgs& args, const float* statistics,
                                               int first_key, int query, bool masked) {
   const float scale_log2 = args.forward.scale * log2_e;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void weigh_queries(float (&s)[8][4], const BackwardAr
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int j = first_key + warp * 16 + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
-    const int end = j < args.forward.tokens ? args.ends[j] : 0;  // read here: registers are scarce
+    const int end = j < args.forward.tokens ? args.ends[j] : 0;  // read here, because registers are scarce
     const int from = j - query - column;
     const int to = end - query - column;
 #pragma unroll
@@ -121,7 +121,7 @@ __device__ __forceinline__ void weigh_queries(float (&s)[8][4], const BackwardAr
     }
   }
 }
-/// P -> dS, both packed as operands.
+/// Turns P into dS, both packed as operands.
 __device__ __forceinline__ void weigh_gradients(const float (&dp)[8][4], const float* statistics,
                                                 std::uint32_t (&operands)[4][4]) {
   const int column = static_cast<int>(threadIdx.x) % 4 * 2;
@@ -137,7 +137,7 @@ __device__ __forceinline__ void weigh_gradients(const float (&dp)[8][4], const f
   }
 }
 
-/// A warpgroup that multiplies.
+/// A consumer warpgroup.
 __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, const TileOrder& order, int items,
                                                      std::uint32_t tiles, const float* statistics,
                                                      std::uint32_t barriers) {
@@ -156,7 +156,7 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
     const HopperKeyItem item(args, order, item_of(round));
     const int first_key = item.first_key + group * Tiles::group_rows;
     const int last_key = min(first_key + Tiles::group_rows, forward.tokens) - 1;
-    const bool some = first_key <= last_key;  // else this warpgroup's keys are beyond the last token
+    const bool some = first_key <= last_key;  // otherwise this warpgroup's keys are past the last token
     const int first_end = some ? args.ends[first_key] : 0;
     const int last_end = some ? args.ends[last_key] : 0;
     float gk[16][4] = {};
@@ -177,7 +177,7 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
         device::product_along(s, device::operand_along(own), Tiles::own_panel, device::operand_along(stage),
                               Tiles::panel);
         device::products_commit();
-        device::products_wait<1>();  // the gradients of the tile before
+        device::products_wait<1>();  // the gradients of the previous tile
         if (query != first_key) device::barrier_arrive(ring.empty_before());
         device::products_begin();
         device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
@@ -221,7 +221,7 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
   }
 }
 
-/// Has no body, and no shared memory of its own, where it is not compiled for sm_90a.
+/// Without sm_90a this kernel has no body and no static shared memory.
 __global__ static void __launch_bounds__(HopperKeyTiles::threads, 1)
     attention_hopper_keys_kernel(const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap go,
                                  const BackwardArgs args, const __grid_constant__ TileOrder order, const int items) {
@@ -234,8 +234,8 @@ __global__ static void __launch_bounds__(HopperKeyTiles::threads, 1)
   const std::uint32_t tiles = (start + 1023U) & ~1023U;
   auto* const statistics = reinterpret_cast<float*>(hopper_shared + (tiles - start) + Tiles::statistics_at);
   const std::uint32_t barriers = device::shared_address(barrier_words);
-  // Full: a copying lane, twice the one that also starts the copies of tiles. Empty: every thread that reads lse and
-  // delta, as these are written by threads, each of which must see that all have read.
+  // Full: one arrival per copying lane, two for the lane that also starts tile copies. Empty: one arrival per thread
+  // that reads lse and delta, since threads write these and each writer must know that all reads are complete.
   init_barriers<Tiles::stages>(barriers, 33, 128);
   if (threadIdx.x < 128) {
     device::registers_give<Tiles::copy_registers>();

@@ -1,12 +1,13 @@
-// qlora/cuda/attention/hopper_queries.cuh — backward pass of attention on Hopper: the kernel for gradients of queries.
+// qlora/cuda/attention/hopper_queries.cuh — attention backward pass on Hopper: the kernel for gradients of queries.
 // Math       P = exp(Q K^T / sqrt(E) - lse) where visible, else 0;  dS = P o (gO V^T - delta);  gQ = dS K / sqrt(E)
 // Shapes     qkv gqkv (T,(H+2K)E) bf16 · go (T,HE) bf16 · lse delta (H,T) fp32 · positions (T)
 // Writes     the query heads of gqkv with =
-// Split      an item is a head and 128 queries, 64 a warpgroup; tiles of 128 keys and values come through a ring of two
+// Split      an item is a head and 128 queries, 64 per warpgroup; tiles of 128 keys and values pass through a ring of
+//            two stages
 // Needs      sm_90a; E 128; 193 KiB of shared memory
-// Numbers    as backward.cuh, but dS is made of P before it is rounded
-// Cost       6 E FLOP per visible pair and head, bound by wgmma. While a warpgroup waits for exponentials the other one
-//            multiplies; its own products overlap too: scores with the gradient of the tile before, gO V^T with
+// Numbers    as backward.cuh, but dS uses P before rounding
+// Cost       6 E FLOP per visible pair and head, bound by wgmma. One warpgroup multiplies while the other computes
+//            exponentials. Within a warpgroup, scores overlap with the gradient of the previous tile, and gO V^T with
 //            exponentials
 // Reference  cpu/attention.hpp
 #pragma once
@@ -27,7 +28,7 @@ struct HopperQueryTiles : HopperSplit {
   static constexpr int shared_bytes = 1024 + own_bytes + stages * stage_bytes;
 };
 
-/// One item: a head, its key head, and a tile of queries with the keys that they meet.
+/// One item: a head, its kv head, a tile of queries, and the range of keys that they see.
 struct HopperQueryItem {
   int head;
   int k_column;
@@ -42,7 +43,7 @@ struct HopperQueryItem {
   }
 };
 
-/// The thread that copies.
+/// The producer thread.
 __device__ __forceinline__ void copy_for_queries(const AttentionArgs& args, const TileOrder& order,
                                                  const CUtensorMap& qkv, const CUtensorMap& go, int items,
                                                  std::uint32_t own, std::uint32_t barriers) {
@@ -68,11 +69,11 @@ __device__ __forceinline__ void copy_for_queries(const AttentionArgs& args, cons
   }
 }
 
-/// What a thread knows of its two rows, eight apart.
+/// Per-thread state of its two rows, eight apart.
 struct HopperQueryRows {
-  int t;         // the first
-  int start[2];  // first key that each sees
-  float lse[2];  // times log2(e)
+  int t;         // the first row
+  int start[2];  // first visible key of each row
+  float lse[2];  // multiplied by log2(e)
   float delta[2];
   __device__ __forceinline__ HopperQueryRows(const BackwardArgs& args, int head, int row) {
     const auto thread = static_cast<int>(threadIdx.x) % 128;
@@ -90,7 +91,7 @@ struct HopperQueryRows {
   }
 };
 
-/// Scores -> P.
+/// Turns scores into P.
 __device__ __forceinline__ void weigh_keys(float (&s)[16][4], const HopperQueryRows& rows, float scale_log2, int key,
                                            bool masked) {
   if (masked) {
@@ -111,7 +112,7 @@ __device__ __forceinline__ void weigh_keys(float (&s)[16][4], const HopperQueryR
   }
 }
 
-/// P and gO V^T of 32 keys -> dS, packed as operands.
+/// Turns P and gO V^T of 32 keys into dS, packed as operands.
 __device__ __forceinline__ void weigh_gradients(const float (&p)[16][4], const float (&dp)[16][4],
                                                 const HopperQueryRows& rows, int part,
                                                 std::uint32_t (&operands)[2][4]) {
@@ -126,7 +127,7 @@ __device__ __forceinline__ void weigh_gradients(const float (&p)[16][4], const f
   }
 }
 
-/// A warpgroup that multiplies.
+/// A consumer warpgroup.
 __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, const TileOrder& order, int items,
                                                   std::uint32_t tiles, std::uint32_t barriers) {
   using Tiles = HopperQueryTiles;
@@ -144,7 +145,7 @@ __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, cons
     const HopperQueryItem item(forward, order, item_of(round));
     const int row = item.first_row + group * Tiles::group_rows;
     const int last = min(row + Tiles::group_rows, forward.tokens) - 1;
-    const bool some = row <= last;  // else this warpgroup's rows are beyond the last token
+    const bool some = row <= last;  // otherwise this warpgroup's rows are past the last token
     const int first_key = some ? (row - forward.positions[row]) / Tiles::keys * Tiles::keys : item.range.last;
     const int last_start = some ? last - forward.positions[last] : 0;
     const HopperQueryRows rows(args, item.head, row);
@@ -164,7 +165,7 @@ __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, cons
       device::product_along(s, device::operand_along(own), Tiles::own_panel, device::operand_along(stage),
                             Tiles::panel);
       device::products_commit();
-      device::products_wait<1>();  // the gradient of the tile before
+      device::products_wait<1>();  // the gradient of the previous tile
       if (key != first) release(ring.empty_before());
       device::products_begin();
       device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
@@ -178,7 +179,7 @@ __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, cons
       const std::uint64_t k_down = device::operand_down(stage, Tiles::panel);
       std::uint32_t ds[4][2][4];
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {  // 32 keys: their product runs while dS of the next is made
+      for (int part = 0; part < 4; ++part) {  // 32 keys: their product overlaps with dS of the next 32
         weigh_gradients(s, dp, rows, part, ds[part]);
         device::settled(ds[part]);
         device::products_begin();
@@ -201,7 +202,7 @@ __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, cons
   }
 }
 
-/// Has no body, and no shared memory of its own, where it is not compiled for sm_90a.
+/// Without sm_90a this kernel has no body and no static shared memory.
 __global__ static void __launch_bounds__(HopperQueryTiles::threads, 1)
     attention_hopper_queries_kernel(const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap go,
                                     const BackwardArgs args, const __grid_constant__ TileOrder order, const int items) {

@@ -1,5 +1,5 @@
-// qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, the fault
-// word, phases. A context is used by one host thread at a time, whose current device is the context's.
+// qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, fault word,
+// profile. One host thread at a time uses a context; its current device must be the context's.
 #pragma once
 
 #include <cublasLt.h>
@@ -18,13 +18,13 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-/// Throws Error (resource) with the runtime's words; `what` says what was being done.
+/// Throws Error (resource) with the CUDA runtime's message; `what` names the operation.
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
     throw Error(qlora::detail::concat("CUDA: ", what, ": ", cudaGetErrorString(status)), ErrorKind::resource);
   }
 }
-/// After a launch: a bad configuration is reported at once, a failing kernel by the next call that waits.
+/// After a launch: a bad launch configuration is reported at once, a failing kernel by the next call that waits.
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 inline void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS) {
@@ -32,28 +32,28 @@ inline void check(cublasStatus_t status, const char* what) {
   }
 }
 
-struct GemmState;   // linear/gemm.cuh: the library handle and the table of chosen algorithms
-struct FusedState;  // attention/cudnn.hpp: the library handle and the plans that were built
+struct GemmState;   // linear/gemm.cuh: the cuBLASLt handle and the table of chosen algorithms
+struct FusedState;  // attention/cudnn.hpp: the cuDNN handle and the built plans
 
-/// Where a kernel reports the first NaN or infinity it meets.
+/// Where a kernel reports the first NaN or infinity.
 struct Fault {
   std::uint32_t* word = nullptr;
   std::uint32_t place = 0;
 };
 
-/// Small host data on its way to the device: written to `host`, copied to the same offset of `device`.
+/// Staging ring for small host data: written to `host`, copied to the same offset of `device`.
 struct StagingRing {
   std::byte* host = nullptr;  ///< pinned
   std::byte* device = nullptr;
-  std::int64_t at = 0;  ///< where the next piece goes
+  std::int64_t at = 0;  ///< offset of the next piece
 };
-/// Pinned memory that one host thread fills or empties while the copy engine works on the other half.
+/// Double-buffered pinned memory: a host thread fills or empties one half while the copy engine works on the other.
 struct TransferLane {
   std::byte* half[2] = {nullptr, nullptr};
   cudaEvent_t copied[2] = {nullptr, nullptr};
 };
 
-/// Marks of a profile: pairs of events on the stream. Events are made when first needed and used again.
+/// Profile marks: pairs of events on the stream. Events are created when first needed and reused.
 struct Profile {
   struct Span {
     const char* name = nullptr;
@@ -63,30 +63,30 @@ struct Profile {
   bool on = false;
   bool open = false;  ///< inside a phase
   std::vector<Span> spans;
-  std::size_t used = 0;  ///< spans of the present round
+  std::size_t used = 0;  ///< spans recorded since the last report
 };
 
-/// What create_context makes and destroy_context takes away; launchers read the members.
+/// Created by create_context, destroyed by destroy_context; launchers read the members.
 class Context {
  public:
   ContextOptions options{};
-  std::string name;  ///< of the card
+  std::string name;  ///< name of the card
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;
   int sm_count = 0;
   int capability = 0;          ///< 90 for sm_90
   int max_shared_bytes = 0;    ///< per block, opt-in
-  std::int64_t others = 0;     ///< bytes of the card that other processes held when this context was made
+  std::int64_t others = 0;     ///< bytes of the card in use by other processes when this context was created
   std::int64_t allocated = 0;  ///< by allocate()
   std::int64_t overhead = 0;   ///< device memory of workspace, staging ring and fault word
   std::uint32_t place = 0;
   std::uint32_t* fault_word = nullptr;  ///< device memory
-  std::byte* workspace = nullptr;       ///< shared by libraries on this stream
+  std::byte* workspace = nullptr;       ///< shared by all libraries on this stream
   std::int64_t workspace_bytes = 0;
   StagingRing ring{};
-  std::byte* lane_memory = nullptr;  ///< pinned, there while something large is loaded
+  std::byte* lane_memory = nullptr;  ///< pinned; allocated while large tensors are loaded
   std::vector<TransferLane> lanes;
-  std::byte* load_memory = nullptr;  ///< device: a tensor as it is stored, while loading; see weights/load.cuh
+  std::byte* load_memory = nullptr;  ///< device: a tensor in its stored type, while loading; see weights/load.cuh
   std::int64_t load_bytes = 0;
   Profile profile{};
   std::shared_ptr<GemmState> gemm;
@@ -126,27 +126,27 @@ class Context {
 
   [[nodiscard]] Fault fault() const { return {fault_word, place}; }
 
-  /// Bytes of the card that this process has, the driver's context and loaded kernels included.
+  /// Bytes of the card that this process uses, including the driver's context and loaded kernels.
   [[nodiscard]] std::int64_t taken() const {
     std::size_t free = 0;
     std::size_t total = 0;
     check(cudaMemGetInfo(&free, &total), "asking for free memory");
     return static_cast<std::int64_t>(total - free) - others;
   }
-  /// Device memory that is not counted, or null where card or cap have no room for it.
+  /// Allocates device memory outside the count; null where the card or the cap has no room.
   [[nodiscard]] std::byte* try_allocate(std::int64_t bytes) const {
     if (options.memory_cap > 0 && taken() + bytes > options.memory_cap) return nullptr;
     void* memory = nullptr;
     if (cudaMalloc(&memory, static_cast<std::size_t>(bytes > 0 ? bytes : 1)) != cudaSuccess) {
-      (void)cudaGetLastError();  // a refusal is an answer here; the next check_launch must not meet it
+      (void)cudaGetLastError();  // failure is a valid result here; clear it for the next check_launch
       return nullptr;
     }
     return static_cast<std::byte*>(memory);
   }
 };
 
-/// The launches inside its scope belong to phase `name`. Costs two tests of a flag while nothing is profiled. A phase
-/// inside a phase counts as part of the outer one, so that times add up.
+/// Launches in the scope of this object belong to phase `name`. Costs two tests of a flag when profiling is off. A
+/// nested phase counts as part of the outer one, so that times add up.
 class Phase {
  public:
   Phase(Context& context, const char* name) {

@@ -1,9 +1,10 @@
-// qlora/cuda/context/launchers.cuh — making and ending a context, its memory, copies between host and device, profile.
-// Memory     the cap counts what the driver counts: total minus free, less what other processes held at the start
-// Copies     large ones run in lanes: a host thread copies a chunk between the caller's (perhaps mapped, perhaps not
-//            yet read) memory and pinned memory while the copy engine moves another; threads take chunks in turn
-// Staging    pieces go round a ring; at its end the stream is waited for, so no pinned byte is overwritten before its
-//            copy is over, and the order of the stream protects the device's bytes
+// qlora/cuda/context/launchers.cuh — context creation and destruction, device memory, host-device copies, profile.
+// Memory     the cap applies to the driver's count: total minus free, minus the memory that other processes used at the
+//            start
+// Copies     large copies run in lanes: a host thread copies a chunk between the caller's memory (possibly mapped and
+//            not yet read from disk) and pinned memory while the copy engine moves another; threads take chunks in turn
+// Staging    pieces are written to a ring; at its end the stream is waited for, so pinned bytes are not overwritten
+//            before their copy is complete. Stream order protects the device's bytes
 #pragma once
 
 #include <algorithm>
@@ -19,16 +20,16 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// NVIDIA's advice for the workspace of cuBLAS on Hopper (cuBLAS manual, cublasSetWorkspace).
+/// NVIDIA's recommended cuBLAS workspace for Hopper (cuBLAS manual, cublasSetWorkspace).
 inline constexpr std::int64_t blas_workspace_bytes = std::int64_t{32} << 20;
 inline constexpr std::int64_t staging_bytes = std::int64_t{16} << 20;
-inline constexpr std::int64_t staging_alignment = 256;  // that of cudaMalloc
-/// Chunks of 4 MiB take the copy engine some 80 us at 50 GB/s, far longer than a launch; eight threads of 3 to 6 GB/s
-/// each keep it fed, sixteen where the memory is a file's, of which the first look costs faults.
+inline constexpr std::int64_t staging_alignment = 256;  // the alignment of cudaMalloc
+/// A chunk of 4 MiB takes the copy engine about 80 us at 50 GB/s, far longer than a launch. Eight threads of 3 to 6
+/// GB/s each saturate it; mapped files get sixteen, since the first access to a page costs a page fault.
 inline constexpr std::int64_t chunk_bytes = std::int64_t{4} << 20;
 inline constexpr unsigned most_lanes = 16;
-/// A fresh context with its loaded kernels takes 0.3 to 0.6 GB; if the card has more than `fresh_most` in use then, the
-/// rest belongs to others.
+/// A new context with its loaded kernels takes 0.3 to 0.6 GB; if the card has more than `fresh_most` in use at that
+/// time, the rest is attributed to other processes.
 inline constexpr std::int64_t fresh_most = std::int64_t{1} << 30;
 inline constexpr std::int64_t fresh_usual = std::int64_t{1} << 29;
 
@@ -54,7 +55,7 @@ inline void open_device(Context& context) {
   context.others = used > fresh_most ? used - fresh_usual : 0;
 }
 
-/// Device memory of the context itself.
+/// Device memory that the context itself needs.
 [[nodiscard]] inline std::byte* own_memory(Context& context, std::int64_t bytes) {
   void* memory = nullptr;
   check(cudaMalloc(&memory, static_cast<std::size_t>(bytes)), "allocating workspaces");
@@ -78,7 +79,7 @@ inline void open_lanes(Context& context) {
   }
 }
 
-/// Chunks that the threads of one copy share.
+/// The chunks that the threads of one copy share.
 struct Transfer {
   int device = 0;
   cudaStream_t stream = nullptr;
@@ -95,7 +96,7 @@ struct Transfer {
   const auto bytes = static_cast<std::size_t>(std::min(chunk_bytes, work.bytes - first));
   cudaError_t status = cudaSuccess;
   if (work.up) {
-    status = cudaEventSynchronize(copied);  // this half's last copy; at once when there was none
+    status = cudaEventSynchronize(copied);  // the last copy from this half; returns at once when there was none
     if (status != cudaSuccess) return status;
     std::memcpy(pinned, work.from + first, bytes);
     status = cudaMemcpyAsync(work.to + first, pinned, bytes, cudaMemcpyHostToDevice, work.stream);
@@ -120,7 +121,7 @@ inline void run_lane(Transfer& work, const TransferLane& lane) {
 
 inline void transfer(Context& context, const void* from, std::int64_t bytes, void* to, bool up) {
   QLORA_EXPECTS(bytes >= 0 && (bytes == 0 || (from != nullptr && to != nullptr)), "copying ", bytes, " bytes");
-  if (bytes <= 2 * chunk_bytes) {  // starting threads costs more than the driver's own staging
+  if (bytes <= 2 * chunk_bytes) {  // below this size, starting threads costs more than the driver's own staging
     check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes),
                           up ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, context.stream),
           "copying");
@@ -143,7 +144,7 @@ inline void transfer(Context& context, const void* from, std::int64_t bytes, voi
       threads.emplace_back([&work, &lane = context.lanes[i]] { run_lane(work, lane); });
     }
   } catch (const std::system_error&) {
-    // a system that gives no more threads: those there are take all chunks
+    // The system gives no more threads: the existing ones take all chunks.
   }
   run_lane(work, context.lanes[0]);
   for (std::thread& thread : threads) thread.join();
@@ -222,7 +223,7 @@ QLORA_CUDA_LAUNCHER void release(Context& context, std::byte* memory, std::int64
   if (memory == nullptr) return;
   context.allocated -= bytes;
   (void)cudaStreamSynchronize(context.stream);
-  (void)cudaFree(memory);  // runs in destructors; an error that is already there is reported by the next call
+  (void)cudaFree(memory);  // called from destructors; the next call reports a pending error
 }
 
 QLORA_CUDA_LAUNCHER void upload(Context& context, const void* from, std::int64_t bytes, void* to) {

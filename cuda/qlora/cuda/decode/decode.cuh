@@ -1,14 +1,14 @@
-// qlora/cuda/decode/decode.cuh — keys and values appended to caches, and attention of new tokens over them.
+// qlora/cuda/decode/decode.cuh — appends keys and values to caches, and attention of new tokens over them.
 // Math       O = softmax(Q K^T / sqrt(E)) V; query i of a sequence sees its first length - added + i + 1 keys
 // Shapes     qkv (T,(H+2K)E) bf16, rotated · kv (capacity, 2KE) bf16 · o (T,HE) bf16, any row stride
 //            partial (sequences, H, splits, 2 + E) float in the context's workspace: maximum, sum, weighted values
 // Writes     store_kv: rows length - added ... length - 1 of kv with = ; attention_cached: o with =
-// Split      one new token: a block of 128 threads per (256 keys, kv head, sequence) for up to 4 of its query heads,
-//            E/8 lanes (rounded up to a power of 2) a key; then a block per (head, sequence) joins the splits.
-//            More new tokens: prefill.cuh
+// Split      one new token: a block of 128 threads per (256 keys, kv head, sequence) serves up to 4 query heads, with
+//            E/8 lanes (rounded up to a power of 2) per key; then a block per (head, sequence) combines the splits.
+//            Several new tokens: prefill.cuh
 // Needs      E a multiple of 8, at most 256; 16-byte alignment
-// Numbers    fp32 throughout; groups of lanes and splits are joined in order, and a sequence's splits depend on its own
-//            length alone: the same bits whatever else is in the batch
+// Numbers    fp32 throughout; lane groups and splits are combined in order, and a sequence's splits depend only on its
+//            own length: the bits do not depend on the rest of the batch
 // Cost       bound by memory: each key and value is read once per 4 query heads
 // Reference  store_kv and attention_cached in cpu/decode.hpp
 #pragma once
@@ -24,20 +24,20 @@ namespace cuda {
 
 namespace detail {
 
-/// Keys that one block goes through: at 32 heads and 1100 keys the 132 multiprocessors have a block each.
+/// Keys per block: with 32 heads and 1100 keys, each of the 132 multiprocessors has a block.
 inline constexpr int split_keys = 256;
 inline constexpr int merge_threads = 128;
 
 template <int Lanes, int Heads>
 struct DecodePolicy {
-  static constexpr int lanes = Lanes;  ///< that share a key, eight columns each
-  static constexpr int heads = Heads;  ///< query heads of a kv head in one block
+  static constexpr int lanes = Lanes;  ///< lanes that share a key, eight columns each
+  static constexpr int heads = Heads;  ///< query heads of one kv head per block
   static constexpr int threads = 128;
-  static constexpr int groups = threads / Lanes;  ///< of lanes, each with a softmax of its own
-  static constexpr int keys = 4;                  ///< that a group has under way
+  static constexpr int groups = threads / Lanes;  ///< lane groups, each with its own softmax
+  static constexpr int keys = 4;                  ///< loads that a group has in flight
 };
 
-/// A group's softmax over its keys: scores are in powers of two.
+/// A lane group's softmax over its keys; scores are exponents of two.
 template <class Policy>
 struct DecodeState {
   float most[Policy::heads];
@@ -45,7 +45,7 @@ struct DecodeState {
   float out[Policy::heads][8];  ///< this lane's columns
 };
 
-/// One step: keys base + index + u * groups, for the lanes' group `index`. Lanes beyond E hold zeros.
+/// One step: keys base + index + u * groups for lane group `index`. Lanes beyond E hold zeros.
 template <class Policy>
 __device__ __forceinline__ void decode_step(DecodeState<Policy>& state, const float (&q)[Policy::heads][8],
                                             const bf16* keys, const bf16* values, std::int64_t kv_width, int first,
@@ -81,7 +81,7 @@ __device__ __forceinline__ void decode_step(DecodeState<Policy>& state, const fl
     float here = state.most[h];
 #pragma unroll
     for (int u = 0; u < Policy::keys; ++u) here = fmaxf(here, score[u][h]);
-    const float shift = here == -INFINITY ? 0.0F : here;  // a group that has met no key yet
+    const float shift = here == -INFINITY ? 0.0F : here;  // a group without a key yet
     const float factor = exp2f(state.most[h] - shift);
     state.most[h] = here;
     state.sum[h] *= factor;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void decode_step(DecodeState<Policy>& state, const fl
   }
 }
 
-/// partial null: there is one split, and o is written.
+/// partial null: there is one split, and the kernel writes o.
 template <class Policy>
 static __global__ void __launch_bounds__(Policy::threads)
     decode_kernel(AttentionShape shape, const CachedSequence<bf16>* __restrict__ sequences,
@@ -121,7 +121,7 @@ static __global__ void __launch_bounds__(Policy::threads)
   const int limit = min(begin + split_keys, sequence.length);
   const int e = shape.head_dim;
   const int group = shape.heads / shape.kv_heads;
-  const int blocks = (group + Policy::heads - 1) / Policy::heads;  // of one kv head
+  const int blocks = (group + Policy::heads - 1) / Policy::heads;  // query heads of one kv head
   const int kv_head = static_cast<int>(blockIdx.y) / blocks;
   const int head = kv_head * group + static_cast<int>(blockIdx.y) % blocks * Policy::heads;
   const int heads = min(Policy::heads, (kv_head + 1) * group - head);
@@ -145,7 +145,7 @@ static __global__ void __launch_bounds__(Policy::threads)
       state.out[h][i] = 0.0F;
     }
   }
-  for (int base = begin; base < limit; base += Policy::groups * Policy::keys) {  // the same for all threads: shuffles
+  for (int base = begin; base < limit; base += Policy::groups * Policy::keys) {  // uniform: the loop has shuffles
     decode_step<Policy>(state, q, keys, values, kv_width, base + index, limit, active);
   }
 #pragma unroll
@@ -223,7 +223,7 @@ static __global__ void __launch_bounds__(row_threads)
   }
 }
 
-/// Calls `use` with the policy for heads of `head_dim` columns, `group` of which read one kv head.
+/// Calls `use` with the policy for heads of `head_dim` columns with `group` query heads per kv head.
 template <class Use>
 void with_decode_policy(int head_dim, int group, Use&& use) {
   const auto with_lanes = [&](auto single, auto several) {
@@ -239,7 +239,7 @@ void with_decode_policy(int head_dim, int group, Use&& use) {
   return with_lanes(DecodePolicy<32, 1>{}, DecodePolicy<32, 4>{});
 }
 
-/// Attention of the sequences with one new token; `longest` is the longest of them.
+/// Attention of the sequences with one new token; `longest` is the maximum of their lengths.
 inline void launch_decode(Context& context, const AttentionShape& shape, int sequences, int longest,
                           const CachedSequence<bf16>* staged, const bf16* qkv, float scale, Rows<bf16> o) {
   const int splits = (longest + split_keys - 1) / split_keys;
@@ -269,7 +269,7 @@ inline void launch_decode(Context& context, const AttentionShape& shape, int seq
   }
 }
 
-/// What both launchers ask of their arguments; returns the sequences in device memory.
+/// Checks the arguments of both launchers; returns the sequences in device memory.
 inline const CachedSequence<bf16>* stage_sequences(Context& context, const char* op, const AttentionShape& shape,
                                                    std::span<const CachedSequence<bf16>> sequences, const bf16* qkv) {
   QLORA_EXPECTS(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, op, ": ", shape.heads,
@@ -311,7 +311,7 @@ QLORA_CUDA_LAUNCHER void attention_cached(Context& context, const AttentionShape
   const float scale = log2_e / std::sqrt(static_cast<float>(shape.head_dim));
   const auto count = static_cast<int>(sequences.size());
   int keys = 0;     // of the longest sequence with one new token
-  int queries = 0;  // the most new tokens, where there are several
+  int queries = 0;  // maximum of new tokens over the sequences with several
   for (const CachedSequence<bf16>& sequence : sequences) {
     if (sequence.added == 1) {
       keys = std::max(keys, sequence.length);

@@ -1,12 +1,12 @@
 // qlora/cuda/decode/prefill.cuh — attention of many new tokens of a sequence over its cached keys and values, on tensor
 // cores.
 // Math       O = softmax(Q K^T / sqrt(E)) V; query i of a sequence sees its first length - added + i + 1 keys
-// Shapes     qkv (T,(H+2K)E) bf16, of which the query heads are read · kv (length, 2KE) bf16 · o (T,HE) bf16
+// Shapes     qkv (T,(H+2K)E) bf16, only query heads are read · kv (length, 2KE) bf16 · o (T,HE) bf16
 // Writes     o rows first ... first + added - 1 with = , for sequences with more than one new token
-// Split      a block of 4 warps per (64 queries, head, sequence), 16 queries a warp; keys pass by in tiles of 64
+// Split      a block of 4 warps per (64 queries, head, sequence), 16 queries per warp, looping over tiles of 64 keys
 // Needs      E a multiple of 8, at most 256 (columns beyond E are zeros up to 32, 64, 128 or 256)
-// Numbers    fp32 scores and sums; probabilities rounded to bf16 for the second product; keys in order: the same bits
-//            whatever else is in the batch
+// Numbers    fp32 scores and sums; probabilities rounded to bf16 for the second product; keys in order: the bits do not
+//            depend on the rest of the batch
 // Cost       4 E FLOP per visible (query, key) pair and head; bound by the warp-level tensor instructions
 // Reference  attention_cached in cpu/decode.hpp
 #pragma once
@@ -20,7 +20,7 @@ namespace cuda {
 
 namespace detail {
 
-/// AttentionShape::width, which device code may not call.
+/// AttentionShape::width as a device function.
 __device__ __forceinline__ int qkv_width(const AttentionShape& shape) {
   return (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
 }
@@ -37,7 +37,7 @@ struct PrefillPolicy {
   static constexpr int threads = 128;
   static constexpr int queries = 64;
   static constexpr int keys = 64;
-  static constexpr int pitch = Columns + 8;  ///< eight rows of 16 bytes then lie in different banks
+  static constexpr int pitch = Columns + 8;  ///< puts eight rows of 16 bytes into different banks
   static constexpr int shared_bytes = (queries + 2 * keys) * pitch * 2;
 };
 
@@ -56,15 +56,15 @@ __device__ __forceinline__ void prefill_stage(bf16* to, const bf16* from, std::i
   }
 }
 
-/// The running softmax of a warp's 16 queries: a lane keeps rows lane/4 and lane/4 + 8, shared by the four lanes of a
-/// quad. `sum` is this lane's share.
+/// The running softmax of a warp's 16 queries: a lane holds rows lane/4 and lane/4 + 8, which the four lanes of a quad
+/// share. `sum` is this lane's part.
 struct PrefillSoftmax {
   float most[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0F, 0.0F};
 };
 
-/// Scores of a tile of 64 keys -> probabilities over the running maximum; `factor` is what older results shrink by.
-/// Key 0 is visible to every query and comes first, so the maximum is a number.
+/// Turns scores of a tile of 64 keys into probabilities relative to the running maximum; older results are multiplied
+/// by `factor`. Every query sees key 0, which comes first, so the maximum is finite.
 __device__ __forceinline__ void prefill_softmax(float (&s)[8][4], PrefillSoftmax& state, float scale, int base,
                                                 const int (&limit)[2], float (&factor)[2]) {
   const int pair = static_cast<int>(threadIdx.x) % 4 * 2;
@@ -105,7 +105,7 @@ static __global__ void __launch_bounds__(Policy::threads)
   static_assert(Policy::columns % 32 == 0 && Policy::threads == 128, "four warps of 16 queries");
   extern __shared__ __align__(16) unsigned char prefill_shared[];
   const CachedSequence<bf16> sequence = sequences[blockIdx.z];
-  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Policy::queries;  // most keys first
+  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Policy::queries;  // blocks with the most keys first
   if (sequence.added == 1 || first >= sequence.added) return;
   auto* q_tile = reinterpret_cast<bf16*>(prefill_shared);
   bf16* k_tile = q_tile + Policy::queries * Policy::pitch;
@@ -126,14 +126,15 @@ static __global__ void __launch_bounds__(Policy::threads)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(threadIdx.x) / 32 * 16;  // the warp's first query
   const int limit[2] = {history + first + row + lane / 4 + 1, history + first + row + lane / 4 + 9};
-  // Where a lane's address points: A and V take matrices (0,0) (8,0) (0,8) (8,8), K takes (0,0) (0,8) (8,0) (8,8).
+  // Where a lane's ldmatrix address points: A and V load matrices (0,0) (8,0) (0,8) (8,8), K loads (0,0) (0,8) (8,0)
+  // (8,8).
   const bf16* q_row = q_tile + (row + lane % 16) * Policy::pitch + lane / 16 * 8;
   const bf16* k_row = k_tile + (lane % 8 + lane / 16 * 8) * Policy::pitch + lane / 8 % 2 * 8;
   const bf16* v_row = v_tile + lane % 16 * Policy::pitch + lane / 16 * 8;
   PrefillSoftmax state;
   float out[Policy::columns / 8][4] = {};
   for (int base = 0; base < end; base += Policy::keys) {
-    __syncthreads();  // the tiles before are read
+    __syncthreads();  // the previous tiles have been read
     const int valid = min(Policy::keys, end - base);
     prefill_stage<Policy>(k_tile, keys + base * kv_width, kv_width, valid, e);
     prefill_stage<Policy>(v_tile, values + base * kv_width, kv_width, valid, e);
@@ -159,7 +160,7 @@ static __global__ void __launch_bounds__(Policy::threads)
       for (int c = 0; c < 4; ++c) out[n][c] *= factor[c / 2];
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {  // 16 keys: the scores' layout is the layout of A
+    for (int k = 0; k < 4; ++k) {  // 16 keys: the accumulator layout of scores is the layout of A
       const std::uint32_t a[4] = {device::pack2(s[2 * k][0], s[2 * k][1]), device::pack2(s[2 * k][2], s[2 * k][3]),
                                   device::pack2(s[2 * k + 1][0], s[2 * k + 1][1]),
                                   device::pack2(s[2 * k + 1][2], s[2 * k + 1][3])};

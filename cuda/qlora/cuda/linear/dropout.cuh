@@ -1,8 +1,8 @@
-// qlora/cuda/linear/dropout.cuh — dropout at the input of an adapter, and the way back through it.
+// qlora/cuda/linear/dropout.cuh — dropout at the input of an adapter, forward and backward.
 // Math       out = mask o x / keep;  gx += mask o p / keep;  mask: Philox of (seed, step, layer, group, token, column)
 // Shapes     x gx (T,cols) bf16, any row stride · out p (T,cols) bf16
 // Writes     out with = , gx with +=
-// Split      rowwise/rows.cuh: a run of 512 packs of one row per block, two packs per thread; one Philox call a pack
+// Split      rowwise/rows.cuh: a run of 512 packs of one row per block, two packs per thread; one Philox call per pack
 // Needs      cols a multiple of 8; 16-byte alignment
 // Numbers    the mask equals the CPU's bit for bit; each result is rounded to bf16 once
 // Cost       bound by memory: 4 bytes an element for dropout, 6 for add_dropped
@@ -17,7 +17,7 @@ namespace cuda {
 
 namespace detail {
 
-/// Packs of each operand that a thread has under way.
+/// Packs of each operand that a thread has in flight.
 inline constexpr int dropout_packs = 2;
 
 static __global__ void __launch_bounds__(row_threads)

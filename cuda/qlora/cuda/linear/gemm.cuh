@@ -1,17 +1,17 @@
-// qlora/cuda/linear/gemm.cuh — matrix products through cuBLASLt: descriptors made once, algorithms measured once per
+// qlora/cuda/linear/gemm.cuh — matrix products with cuBLASLt: descriptors are created and algorithms measured once per
 // shape.
 // Math       nt: C (m,n) = alpha A (m,k) B (n,k)^T + [source]     nn: B (k,n)     tn: A (k,m)
 // Shapes     row-major with strides, A B bf16, C and source bf16 or float; any m n k >= 1; batches at fixed steps
 // Writes     C with = ; with source == C that is +=
-// Split      the library's; row-major C is computed as column-major C^T = op(B) op(A), its first operand is our B
+// Split      cuBLASLt's; row-major C is computed as column-major C^T = op(B) op(A), its first operand is our B
 // Needs      the context's workspace; nothing is allocated once a shape is known
-// Numbers    products and sums in fp32, one rounding to C's type. Split sums are added in fp32 in a separate pass of
-//            fixed order; schemes that add in the output buffer in order of arrival, or that round partial sums to
-//            bf16, are left to ContextOptions::fast. So the bits depend on shape and algorithm alone
-// Choosing   the library's candidates are timed on the caller's own operands (power, and so speed, depends on the
-//            data). Token counts vary, and measuring each would never end: the count is rounded up to three significant
-//            bits, and the first product with such a count chooses for all of them
-// Cost       2 m n k FLOP; 640 to 676 TFLOP/s at LLaMA shapes on an H200, which its power limit sets
+// Numbers    products and sums in fp32, one rounding to C's type. Split-K sums are added in fp32 in a separate pass in
+//            a fixed order; schemes that add to the output in order of arrival, or that round partial sums to bf16, are
+//            used with ContextOptions::fast only. So the bits depend on shape and algorithm only
+// Choosing   cuBLASLt's candidates are timed on the caller's operands (power, and so speed, depends on the data). Token
+//            counts vary too much to measure each: the count is rounded up to three significant bits, and the first
+//            product with such a count chooses for all of them
+// Cost       2 m n k FLOP; 640 to 676 TFLOP/s at LLaMA shapes on an H200, limited by its power
 // Reference  cpu/gemm.hpp; the parity tests of linear groups
 #pragma once
 
@@ -24,13 +24,13 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// The library's candidates, the most promising first. Each costs some launches once; the best is rarely after these.
+/// Number of candidates, the most promising first. Each costs a few launches once; the fastest is rarely further down.
 inline constexpr int most_candidates = 16;
 struct Candidates {
   std::array<cublasLtMatmulHeuristicResult_t, most_candidates> list{};
   int count = 0;
 };
-/// Whether sums come out the same every time and in fp32. Preferences ask for that; this holds the library to it.
+/// Whether an algorithm sums in fp32 in a fixed order. The preferences ask for that; this verifies the answer.
 [[nodiscard]] inline bool ordered(const cublasLtMatmulAlgo_t& algorithm) {
   std::uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
   std::size_t written = 0;
@@ -46,8 +46,8 @@ struct Candidates {
     check(cublasLtMatmulPreferenceSetAttribute(&preference, name, &value, sizeof(value)), "describing preferences");
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(context.workspace_bytes));
-  const std::uint32_t schemes = context.options.fast ? CUBLASLT_REDUCTION_SCHEME_MASK
-                                                     : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // or no split at all
+  const std::uint32_t schemes =
+      context.options.fast ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // or no split-K
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(key.b_align));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(key.a_align));
@@ -55,7 +55,7 @@ struct Candidates {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(key.c_align));
   Candidates found;
   int returned = 0;
-  // A failure is an empty list: the caller names the shape.
+  // A failure gives an empty list; the caller reports the shape.
   (void)cublasLtMatmulAlgoGetHeuristic(context.blas, &plan.operation, &plan.first, &plan.second, &plan.out, &plan.out,
                                        &preference, most_candidates, found.list.data(), &returned);
   for (int i = 0; i < returned; ++i) {
@@ -66,7 +66,7 @@ struct Candidates {
   return found;
 }
 
-/// Whether an algorithm that was chosen for a neighbouring shape works for this one.
+/// Whether an algorithm that was chosen for a neighbouring shape supports this one.
 [[nodiscard]] inline bool usable(const Context& context, MatmulPlan& plan, const cublasLtMatmulAlgo_t& algorithm) {
   cublasLtMatmulHeuristicResult_t result{};
   const cublasStatus_t status = cublasLtMatmulAlgoCheck(context.blas, &plan.operation, &plan.first, &plan.second,
@@ -75,7 +75,7 @@ struct Candidates {
          result.workspaceSize <= static_cast<std::size_t>(context.workspace_bytes);
 }
 
-/// Two events for the time of a measurement.
+/// Two events for the duration of a measurement.
 struct Stopwatch {
   cudaEvent_t first = nullptr;
   cudaEvent_t last = nullptr;
@@ -91,17 +91,17 @@ struct Stopwatch {
   }
 };
 
-/// The index of the fastest candidate. Each is launched twice (the first launch loads its code); those within a fifth
-/// of the best are timed in five rounds, so that a change of clocks meets all of them, and compared by their medians.
-/// Within 1 % the library's order decides. -1: none works.
+/// The index of the fastest candidate. Each is launched twice (the first launch loads its code); those within 20 % of
+/// the fastest are timed in five rounds, so that a change of clocks affects all of them, and compared by their medians.
+/// Within 1 % the heuristic's order decides. -1: none works.
 [[nodiscard]] inline int fastest(const Context& context, const MatmulPlan& plan, const Candidates& found,
                                  const Matmul& p, const void* source, void* c) {
   constexpr int rounds = 5;
-  constexpr float least_ms = 0.2F;  // of one timing: events count half microseconds, gaps between launches a few
+  constexpr float least_ms = 0.2F;  // of one timing: events resolve 0.5 us, gaps between launches are a few us
   std::array<float, most_candidates> once{};
   std::array<std::array<float, rounds>, most_candidates> times{};
   const Stopwatch watch;
-  // Milliseconds of one launch out of `repeats`; negative when the library refuses.
+  // Milliseconds per launch over `repeats` launches; negative when cuBLASLt refuses.
   const auto time_of = [&](int i, int repeats) {
     const cublasLtMatmulAlgo_t& algorithm = found.list[static_cast<std::size_t>(i)].algo;
     check(cudaEventRecord(watch.first, context.stream), "recording an event");
@@ -147,7 +147,7 @@ struct Stopwatch {
   return -1;
 }
 
-/// Device memory for the time of a measurement.
+/// Device memory for the duration of a measurement.
 struct Twin {
   std::byte* data = nullptr;
   Twin(Context& context, std::int64_t bytes) : data(context.try_allocate(bytes)) {
@@ -158,8 +158,8 @@ struct Twin {
   ~Twin() { (void)cudaFree(data); }  // waits for the device
 };
 
-/// A product that overwrites C is measured into C itself, which is written last by the product that was asked for. One
-/// that adds to C is measured on a twin of C; where memory has no room for that, the library's first word is taken.
+/// A product that overwrites C is measured on C itself: the requested product runs last. One that adds to C is measured
+/// on a copy of C; without memory for the copy it falls back to cuBLASLt's top heuristic.
 [[nodiscard]] inline cublasLtMatmulAlgo_t choose(Context& context, MatmulPlan& plan, const MatmulKey& key,
                                                  const Matmul& p) {
   const Candidates found = candidates(context, plan, key);
@@ -189,7 +189,7 @@ inline MatmulPlan& plan_of(Context& context, const Matmul& p) {
     state.algorithms.emplace(tuning, plan.algorithm);
   } else if (usable(context, plan, chosen->second)) {
     plan.algorithm = chosen->second;
-  } else {  // the library's first word depends on the shape alone, so it needs no place in the table
+  } else {  // the top heuristic depends on the shape only and is not stored in the table
     const Candidates found = candidates(context, plan, key);
     QLORA_EXPECTS(found.count > 0, "cuBLASLt ", cublasLtGetVersion(), " has no algorithm for ", shape_text(p));
     plan.algorithm = found.list[0].algo;
@@ -197,7 +197,7 @@ inline MatmulPlan& plan_of(Context& context, const Matmul& p) {
   return state.plans.emplace(key, plan).first->second;
 }
 
-/// What a table of algorithms is good for: one library, one kind of GPU, one choice of schemes.
+/// What a table of algorithms is valid for: one library version, one kind of GPU, one set of schemes.
 [[nodiscard]] inline std::string table_title(const Context& context) {
   return qlora::detail::concat("cuBLASLt ", cublasLtGetVersion(), ", ", context.name,
                                context.options.fast ? ", fast" : "");
@@ -218,7 +218,8 @@ QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
   if (status != CUBLAS_STATUS_SUCCESS) check(status, detail::shape_text(p).c_str());
 }
 
-/// The first line names library and GPU; then the key's numbers and the eight words of the algorithm.
+/// The first line names library and GPU; each further line has the numbers of the key and the eight words of the
+/// algorithm.
 QLORA_CUDA_LAUNCHER std::string algorithms(const Context& context) {
   std::ostringstream out;
   out << detail::table_title(context) << '\n';
@@ -233,8 +234,8 @@ QLORA_CUDA_LAUNCHER std::string algorithms(const Context& context) {
   return out.str();
 }
 
-/// A table of another library version, GPU or mode is ignored: its algorithms would mean other kernels. To be called
-/// before the first product; shapes that were already chosen keep their algorithm.
+/// A table of another library version, GPU or mode is ignored: its algorithms would select other kernels. Call before
+/// the first product; shapes that already have an algorithm keep it.
 QLORA_CUDA_LAUNCHER void load_algorithms(Context& context, const std::string& text) {
   std::istringstream lines(text);
   std::string line;

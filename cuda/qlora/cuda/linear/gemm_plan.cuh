@@ -1,7 +1,7 @@
-// qlora/cuda/linear/gemm_plan.cuh — a matrix product as cuBLASLt sees it: the key of its shape, descriptors, the
+// qlora/cuda/linear/gemm_plan.cuh — a matrix product in cuBLASLt's terms: the key of its shape, descriptors, the
 // launch.
-// Layout     the library thinks in columns: row-major C = op(A) op(B) is its C^T = op(B) op(A), so its first operand is
-//            our B. A row-major matrix (r, c) with a stride is its matrix (c, r) with that leading dimension
+// Layout     cuBLASLt is column-major: row-major C = op(A) op(B) is its C^T = op(B) op(A), so its first operand is our
+//            B. A row-major matrix (r, c) with a stride is its matrix (c, r) with that leading dimension
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ namespace detail {
 
 enum class Source : std::uint8_t { none, apart, in_place };
 
-/// Everything that descriptors and the choice of an algorithm depend on.
+/// Everything that the descriptors and the choice of an algorithm depend on.
 struct MatmulKey {
   std::int64_t product = 0;  ///< Product
   std::int64_t m = 0, n = 0, k = 0;
@@ -38,7 +38,7 @@ void for_each_field(Key& key, Visit&& visit) {
   visit(key.a_align), visit(key.b_align), visit(key.c_align), visit(key.source_align);
 }
 
-/// 16 bytes are all that any kernel of the library asks for.
+/// No cuBLASLt kernel requires more than 16-byte alignment.
 [[nodiscard]] inline std::int64_t alignment_of(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data) | 16U;
   return static_cast<std::int64_t>(address & (~address + 1U));
@@ -68,20 +68,20 @@ void for_each_field(Key& key, Visit&& visit) {
   return key;
 }
 
-/// Rounded up to three significant bits: at most four counts per power of two, at most a quarter above.
+/// Rounded up to three significant bits: at most four values per power of two, and an increase of at most 25 %.
 [[nodiscard]] constexpr std::int64_t rounded_tokens(std::int64_t tokens) {
   const int drop = std::max(0, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(tokens))) - 3);
   const std::int64_t unit = std::int64_t{1} << drop;
   return (tokens + unit - 1) / unit * unit;
 }
-/// The shape under which an algorithm is kept. Tokens are the rows of A, or what is summed over in tn.
+/// The shape under which an algorithm is stored. Tokens are the rows of A or, in tn, the summed dimension.
 [[nodiscard]] inline MatmulKey tuning_key(MatmulKey key) {
   std::int64_t& tokens = key.product == static_cast<std::int64_t>(Product::tn) ? key.k : key.m;
   tokens = rounded_tokens(tokens);
   return key;
 }
 
-/// Descriptors of one shape, and its algorithm.
+/// Descriptors of one shape and its algorithm.
 struct MatmulPlan {
   cublasLtMatmulDescOpaque_t operation{};
   cublasLtMatrixLayoutOpaque_t first{};   // our B
@@ -92,7 +92,7 @@ struct MatmulPlan {
 
 }  // namespace detail
 
-/// What is known about shapes so far.
+/// Cached plans and algorithms.
 struct GemmState {
   std::map<detail::MatmulKey, detail::MatmulPlan> plans;         // by exact shape
   std::map<detail::MatmulKey, cublasLtMatmulAlgo_t> algorithms;  // by tuning_key

@@ -1,21 +1,21 @@
-// qlora/cuda/linear/linear.cuh — a group of linear layers that read the same input, adapters riding in the base
+// qlora/cuda/linear/linear.cuh — a group of linear layers with the same input; the adapters' B side is part of the base
 // products.
 // Math       [Y] = [X | XA] [W | s B]^T [+ residual],  XA = X' A^T,  X' = mask o X / keep
 //            [gX | gXA] = gY [W | s B];  gB_p += s_p gY_p^T XA_p;  gA += gXA^T X';  gX += mask o (gXA A) / keep
 //            B is block-diagonal: part p's rows have s_p B_p in the R columns of its slot, zeros elsewhere
 // Shapes     x gx (T, K | XA) bf16, rows x.stride apart · y gy residual (T, sum N) bf16 · W|sB (sum N, K | XA) bf16 · A
-//            (XA, K) stacked, B_p (N_p, R), gA, gB float · XA = adapted parts x R; with all adapters off no column of
-//            it
+//            (XA, K) stacked, B_p (N_p, R), gA, gB float · XA = adapted parts x R; 0 with all adapters off
 // Writes     y, XA columns of x, gx with = ; gA gB with +=
 // Split      one product for the base and the B side of all parts, one for the stacked A, one batched product for each
-//            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products of A are
-//            those of lora_a_*.cuh, which apply the mask as they read X
+//            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products with A
+//            are those of lora_a_*.cuh, which apply the mask as they read X
 // Needs      weight_scratch (sum N, K | XA) unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
-//            dropout of widths that lora_a_*.cuh do not serve. Dense weights lie in one matrix (sum N, K | XA), the
+//            dropout of widths that lora_a_*.cuh do not support. Dense weights are in one matrix (sum N, K | XA), the
 //            parts one below the other
 // Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and
-//            again after. Where X' and gXA A are stored, they are rounded too. Masks are made again, never stored
-// Cost       forward 2 T (K + XA) sum N + 2 T K XA FLOP, backward twice that: bound by tensor cores for T of 1000s
+//            again after. Where X' and gXA A are stored, they are rounded too. Masks are recomputed, never stored
+// Cost       forward 2 T (K + XA) sum N + 2 T K XA FLOP, backward twice that: bound by tensor cores for thousands of
+//            tokens
 // Reference  cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
@@ -28,7 +28,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Sizes of a group as a call finds it, and the matrix [W | s B] that its products read.
+/// Sizes of a group in this call, and the matrix [W | s B] that its products read.
 struct GroupShape {
   int outputs = 0;   ///< sum N
   int adapters = 0;  ///< columns of XA; 0 with the adapters off
@@ -73,12 +73,13 @@ inline void prepare(Context& context, const GroupArgs& group, std::span<const Pa
   prepare_group(context, group, parts, weights, stacked_a);
 }
 
-/// Whether the products with A apply dropout themselves (lora_a_*.cuh); else X' and gXA A pass through input_scratch.
+/// Whether the products with A apply dropout themselves (lora_a_*.cuh); otherwise X' and gXA A pass through
+/// input_scratch.
 [[nodiscard]] inline bool fuses_dropout(const GroupArgs& group, const GroupShape& shape, int stride) {
   return group.dropout.threshold != 0 && qlora::fuses_dropout(group.in, shape.adapters) && stride % 8 == 0;
 }
 
-/// X' (T,K): made again in input_scratch, or X itself without dropout.
+/// X' (T,K): recomputed in input_scratch, or X itself without dropout.
 [[nodiscard]] inline Rows<const bf16> dropped_input(Context& context, const GroupArgs& group, int tokens,
                                                     Rows<const bf16> x) {
   if (group.dropout.threshold == 0) return x;
@@ -88,7 +89,7 @@ inline void prepare(Context& context, const GroupArgs& group, std::span<const Pa
   return {group.input_scratch, group.in};
 }
 
-/// XA = X' A^T into the columns behind X; adapter_scratch is filled.
+/// XA = X' A^T into the columns after X; adapter_scratch must be filled.
 inline void product_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens, Rows<bf16> x) {
   if (fuses_dropout(group, shape, x.stride)) {
     const Phase phase(context, "LoRA products");
@@ -108,11 +109,11 @@ inline void product_a(Context& context, const GroupArgs& group, const GroupShape
                    .c_stride = x.stride});
 }
 
-/// What gB of one adapted part is made from.
+/// The operands of gB of one adapted part.
 struct AdapterSlot {
   int rows = 0;                ///< N
-  std::int64_t gy_column = 0;  ///< where the part begins in gY
-  std::int64_t xa_column = 0;  ///< where its slot begins in a row of x
+  std::int64_t gy_column = 0;  ///< first column of the part in gY
+  std::int64_t xa_column = 0;  ///< first column of its slot in a row of x
   float scale = 0.0F;
   float* gb = nullptr;  ///< (N,R)
 };
@@ -141,7 +142,7 @@ struct AdapterSlots {
   return slots;
 }
 
-/// Slots first ... last-1 have one height and scale and lie at equal distances everywhere: one batched product.
+/// Whether slots first ... last-1 have the same height and scale and equal distances everywhere: one batched product.
 [[nodiscard]] inline std::size_t run_end(const AdapterSlots& slots, std::size_t first) {
   const auto distance = [&](std::size_t i) { return slots.list[i + 1].gb - slots.list[i].gb; };
   const auto columns = [&](std::size_t i) { return slots.list[i + 1].gy_column - slots.list[i].gy_column; };
@@ -206,7 +207,7 @@ inline void gradient_a(Context& context, const GroupArgs& group, const GroupShap
                    .c_float = true});
 }
 
-/// gX += mask o (gXA A) / keep; adapter_scratch is filled, input_scratch, if needed, is free.
+/// gX += mask o (gXA A) / keep; adapter_scratch must be filled, input_scratch (if needed) must be free.
 inline void input_gradient_a(Context& context, const GroupArgs& group, const GroupShape& shape, int tokens,
                              Rows<bf16> gx) {
   if (fuses_dropout(group, shape, gx.stride)) {
@@ -280,7 +281,7 @@ QLORA_CUDA_LAUNCHER void linear_backward(Context& context, const GroupArgs& grou
   detail::prepare(context, group, parts, shape, needs_input, needs_input && shape.adapters > 0);
   {
     const Phase phase(context, needs_input ? "base products" : "LoRA products");
-    const int skipped = needs_input ? 0 : group.in;  // then only gXA = gY (s B)
+    const int skipped = needs_input ? 0 : group.in;  // without it, only gXA = gY (s B)
     matmul(context, {.product = Product::nn,
                      .m = tokens,
                      .n = width - skipped,

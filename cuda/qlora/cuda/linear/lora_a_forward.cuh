@@ -1,21 +1,22 @@
-// qlora/cuda/linear/lora_a_forward.cuh — the input of a group's adapters, with dropout applied as X is read into
+// qlora/cuda/linear/lora_a_forward.cuh — the input of a group's adapters; dropout is applied as X is read into
 // registers.
 // Math       XA = scale (mask o X) A^T, scale = 1 / keep;  mask: Philox of (seed, step, layer, group, token, column)
 // Shapes     x (T,K) bf16, rows x.stride apart · a (XA,K) bf16 · xa (T,XA) bf16, rows xa.stride apart; may be columns
-//            behind X in the same rows · partial (splits, T, XA) float in the context's workspace
+//            after X in the same rows · partial (splits, T, XA) float in the context's workspace
 // Writes     xa with =
 // Split      8 warps of 16 tokens each and up to 192 columns of XA; tiles of A in shared memory, two stages of 64
 //            columns; the sum over K is split over blocks until the GPU is full, then a second kernel adds the parts in
 //            order
-// Fragments  the order of columns inside a sum is free if both operands agree on it. A thread takes eight neighbouring
-//            columns of a token (16 bytes, one Philox call) and has them, as they lie, as fragments of two mma: columns
-//            8t ... 8t+3 stand for 2t 2t+1 2t+8 2t+9 of the first, 8t+4 ... 8t+7 of the second. For rows of A likewise:
-//            X never passes through shared memory, and each of its elements is masked once
+// Fragments  the order of columns inside a sum is free if both operands use the same one. A thread loads eight
+//            neighbouring columns of a token (16 bytes, one Philox call) and uses them unchanged as fragments of two
+//            mma: columns 8t ... 8t+3 act as 2t 2t+1 2t+8 2t+9 of the first, 8t+4 ... 8t+7 of the second. Rows of A
+//            likewise: X does not pass through shared memory, and each of its elements is masked once
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment
 // Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16; scale is applied to the fp32 sum, so X'
 //            is not rounded; one rounding to bf16
-// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and by issue up to XA = 64 (85 instructions for 8 elements,
-//            most of them Philox, in the loop for sm_90), by mma.sync and the reads of A from shared memory above
+// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and instruction issue up to XA = 64 (85 instructions per 8
+//            elements, most of them Philox, in the sm_90 loop), above that by mma.sync and reads of A from shared
+//            memory
 // Reference  adapter_input in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
@@ -26,8 +27,8 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// adapter_input_kernel has two stages of A in shared memory. Sums take Narrow / 2 registers a thread, and as many
-/// again keep loads and Philox under way: two blocks fit a multiprocessor up to 64.
+/// adapter_input_kernel has two stages of A in shared memory. Sums take Narrow / 2 registers per thread, and as many
+/// again hold loads and Philox state: two blocks fit a multiprocessor up to 64.
 template <int Narrow>
 struct AdapterInputTiles : LoraATiles<Narrow> {
   static constexpr int resident = Narrow > 64 ? 1 : 2;
@@ -39,19 +40,19 @@ struct AdapterInputArgs {
   int tokens = 0;
   int width = 0;     ///< K
   int adapters = 0;  ///< XA
-  int steps = 0;     ///< of one split
+  int steps = 0;     ///< per split
   device::MaskSite site{};
   Rows<const bf16> x{};
   const bf16* a = nullptr;
   Rows<bf16> xa{};
-  float* partial = nullptr;  ///< null: the sum is not split, and results go to xa
+  float* partial = nullptr;  ///< null: the sum is not split, and the result is written to xa
 };
 
-/// Rows [0, rows) of A, 64 columns of each, zeros below; chunk c of row n lies at c ^ 4 (n % 2), so that the eight
-/// lanes that read at once (two rows, four neighbouring chunks) meet all banks.
+/// Loads rows [0, rows) of A, 64 columns each, zeros below; chunk c of row n is stored at c ^ 4 (n % 2), so that the
+/// eight lanes that read together (two rows, four neighbouring chunks) access all banks.
 template <class Tiles>
 __device__ __forceinline__ void copy_adapter(std::uint32_t tile, const bf16* a, int width, int rows) {
-  constexpr int at_once = Tiles::threads / 8;  // rows; even, so that a thread's rows agree in parity
+  constexpr int at_once = Tiles::threads / 8;  // rows; even, so that all rows of a thread have the same parity
   const int first = static_cast<int>(threadIdx.x) / 8;
   const int chunk = static_cast<int>(threadIdx.x) % 8;
   const std::uint32_t to = tile + static_cast<std::uint32_t>(first * 128 + (chunk ^ (first % 2 * 4)) * 16);
@@ -82,7 +83,7 @@ __device__ __forceinline__ void add_products(float (&sum)[Tiles::narrow / 8][4],
   }
 }
 
-/// Sums (16 tokens, Narrow) of a warp to partial sums or, scaled, to xa.
+/// Writes the sums (16 tokens, Narrow) of a warp to partial sums or, scaled, to xa.
 template <class Tiles>
 __device__ __forceinline__ void store_adapter_input(const AdapterInputArgs& args,
                                                     const float (&sum)[Tiles::narrow / 8][4], int first_token,
@@ -94,7 +95,7 @@ __device__ __forceinline__ void store_adapter_input(const AdapterInputArgs& args
     const int token = first_token + lane / 4 + half * 8;
     if (token >= args.tokens) continue;
     const std::int64_t row =
-        static_cast<std::int64_t>(blockIdx.y) * args.tokens + token;  // split 0 alone without partial
+        static_cast<std::int64_t>(blockIdx.y) * args.tokens + token;  // without partial, only split 0 exists
     float* partial = args.partial + row * args.adapters;
     bf16* out = args.xa.data + static_cast<std::int64_t>(token) * args.xa.stride;
 #pragma unroll
@@ -147,7 +148,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
   float sum[Tiles::narrow / 8][4] = {};
   for (int s = 0; s < steps; ++s) {
     device::copies_wait();
-    __syncthreads();  // this stage has arrived, and all warps are done with the other
+    __syncthreads();  // this stage has arrived, and all warps have finished with the other
     octet += Tiles::step / 8;
     if (s + 1 < steps) {
       a += Tiles::step;
@@ -162,7 +163,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
       }
     }
     add_products<Tiles>(sum, x, lora_a_shared + s % 2 * Tiles::stage_bytes, lane_chunk);
-    // After the last step too, for nobody: without a branch the masks are made between the products.
+    // Also runs after the last step, without use: without a branch the masks are computed between the products.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       x[i / 2][i % 2] = device::masked(next[i / 2][i % 2], args.site, row[i % 2], octet + i / 2 * 4);
@@ -171,7 +172,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
   store_adapter_input<Tiles>(args, sum, token, narrow);
 }
 
-/// xa = scale * sum of partial sums, eight columns a thread.
+/// xa = scale * sum of partial sums, eight columns per thread.
 static __global__ void __launch_bounds__(row_threads)
     adapter_input_sum_kernel(int packs, int packs_in_row, int splits, float scale, const float* __restrict__ partial,
                              Rows<bf16> xa) {
@@ -216,7 +217,7 @@ QLORA_CUDA_LAUNCHER void dropped_adapter_input(Context& context, int tokens, int
                                         x,      a,     xa,       partial};
     detail::launch_lora_a<Tiles>(context, "dropped_adapter_input", detail::adapter_input_kernel<Tiles>, grid, args);
     if (partial == nullptr) return;
-    const int packs = tokens * (adapters / 8);  // the workspace holds them: no more than 2^20
+    const int packs = tokens * (adapters / 8);  // the workspace holds them, so at most 2^20
     const unsigned blocks = static_cast<unsigned>((packs + row_threads - 1) / row_threads);
     detail::adapter_input_sum_kernel<<<blocks, row_threads, 0, context.stream>>>(packs, adapters / 8, split.count,
                                                                                  site.keep_scale, partial, xa);

@@ -1,20 +1,19 @@
-// qlora/cuda/linear/lora_a_gradient.cuh — the gradient of the adapters' A, from the input with dropout applied as X is
-// read.
+// qlora/cuda/linear/lora_a_gradient.cuh — the gradient of the adapters' A; dropout is applied as X is read.
 // Math       gA += scale gXA^T (mask o X), scale = 1 / keep, mask as in the forward pass
 // Shapes     x (T,K) bf16, rows x.stride apart · gxa (T,XA) bf16, rows gxa.stride apart · gA (XA,K) float ·
 //            partial (splits, XA, K) float in the context's workspace
 // Writes     gA with +=
 // Split      a block has up to 192 rows and 128 columns of gA and loops over its share of the tokens, 64 between two
 //            barriers, two stages; a second kernel adds the shares in order
-// Fragments  which column of a product stands where is free: a thread masks eight neighbouring columns (one Philox
-//            call) of tokens 2t 2t+1 2t+8 2t+9 and pairs tokens in registers, so that column 8g + n of 64 is column g
-//            of column tile n. Fragments go to the other warps through shared memory as they are, in the order of
-//            lanes; a thread's sums are 16 neighbouring columns
+// Fragments  the columns of a product may be permuted: a thread masks eight neighbouring columns (one Philox call) of
+//            tokens 2t 2t+1 2t+8 2t+9 and pairs tokens in registers, so that column 8g + n of 64 is column g of column
+//            tile n. Fragments pass to the other warps through shared memory in lane order; a thread's sums are 16
+//            neighbouring columns
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment; up to 80 KiB of shared memory
 // Numbers    the mask equals the CPU's bit for bit. mask o X is exact in bf16 and scale is applied to the fp32 sum, so
 //            X' is not rounded
-// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and by issue (Philox) up to XA = 64, by mma.sync and reads
-//            from shared memory above
+// Cost       2 T K bytes and 2 T K XA FLOP: bound by memory and instruction issue (Philox) up to XA = 64, above that by
+//            mma.sync and reads from shared memory
 // Reference  linear_backward in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
@@ -25,7 +24,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// gradient_a_kernel has two stages of X as fragments and gXA as rows. Registers as in adapter_input_kernel.
+/// gradient_a_kernel has two stages of X as fragments and of gXA as rows. Registers as in adapter_input_kernel.
 template <int Narrow>
 struct GradientATiles : LoraATiles<Narrow> {
   using Base = LoraATiles<Narrow>;
@@ -39,15 +38,15 @@ struct GradientAArgs {
   int tokens = 0;
   int width = 0;     ///< K
   int adapters = 0;  ///< XA
-  int steps = 0;     ///< of one split
+  int steps = 0;     ///< per split
   device::MaskSite site{};
   Rows<const bf16> gxa{};
   Rows<const bf16> x{};
   float* ga = nullptr;
-  float* partial = nullptr;  ///< null: the sum is not split, and results are added to ga
+  float* partial = nullptr;  ///< null: the sum is not split, and the result is added to ga
 };
 
-/// 16 tokens x 64 columns of X, one octet of four tokens a lane.
+/// 16 tokens x 64 columns of X, one octet of four tokens per lane.
 struct OctetsOfTokens {
   uint4 token[4];  ///< 2t 2t+1 2t+8 2t+9
   /// `from`: the lane's octet of its first token; `left`: tokens from that one to the end.
@@ -58,7 +57,7 @@ struct OctetsOfTokens {
       token[i] = device::load_words(from + static_cast<std::int64_t>(row) * stride, row < left);
     }
   }
-  /// Masks, pairs tokens and writes the fragments of eight column tiles, two of them in 512 bytes.
+  /// Masks, pairs tokens and writes the fragments of eight column tiles, two per 512 bytes.
   __device__ __forceinline__ void store(const device::MaskSite& site, int first, int column, unsigned char* to) {
     std::uint32_t word[4][4];
 #pragma unroll
@@ -71,7 +70,7 @@ struct OctetsOfTokens {
     }
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      // The lower token into the lower half: of both tokens' even columns, then of their odd ones.
+      // The lower token goes to the lower half: first the even columns of both tokens, then the odd ones.
       const uint4 pairs{__byte_perm(word[0][n], word[1][n], 0x5410U), __byte_perm(word[2][n], word[3][n], 0x5410U),
                         __byte_perm(word[0][n], word[1][n], 0x7632U), __byte_perm(word[2][n], word[3][n], 0x7632U)};
       *reinterpret_cast<uint4*>(to + n * 512) = pairs;
@@ -79,7 +78,7 @@ struct OctetsOfTokens {
   }
 };
 
-/// A warp's sums, (Narrow / 4 rows, 64 columns), to partial sums or, scaled, onto ga.
+/// Writes a warp's sums (Narrow / 4 rows, 64 columns) to partial sums or adds them, scaled, to ga.
 template <class Tiles>
 __device__ __forceinline__ void store_gradient_a(const GradientAArgs& args,
                                                  const float (&sum)[Tiles::narrow / 64][8][4], int first_row,
@@ -93,7 +92,7 @@ __device__ __forceinline__ void store_gradient_a(const GradientAArgs& args,
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + i * 16 + half * 8 + lane / 4;
       if (row >= args.adapters) continue;
-      const int column = first_column + lane % 4 * 16;  // columns 2t and 2t+1 of all tiles: 16 neighbours
+      const int column = first_column + lane % 4 * 16;  // columns 2t and 2t+1 of all tiles: 16 neighbouring columns
       const std::int64_t in_ga = static_cast<std::int64_t>(row) * args.width + column;
       const std::int64_t part = static_cast<std::int64_t>(blockIdx.y) * args.adapters * args.width;
 #pragma unroll
@@ -115,7 +114,7 @@ __device__ __forceinline__ void store_gradient_a(const GradientAArgs& args,
 
 template <class Tiles>
 static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradient_a_kernel(const GradientAArgs args) {
-  constexpr int blocks = Tiles::narrow / 64;  // of 16 rows of gA, for a warp
+  constexpr int blocks = Tiles::narrow / 64;  // of 16 rows of gA, per warp
   static_assert(Tiles::warps == 8 && Tiles::step == 64 && Tiles::wide == 128,
                 "gradient_a: a warp masks 16 tokens x 64 columns and sums a quarter of the rows x 64 columns");
   extern __shared__ __align__(128) unsigned char lora_a_shared[];
@@ -127,8 +126,8 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
   const std::uint32_t shared = device::shared_address(lora_a_shared);
   const bf16* gxa = args.gxa.data + narrow;
 
-  // What the warp masks: tokens 16 (warp % 4) ... of a step, columns 64 (warp / 4) ... of the block. It sums over all
-  // tokens for the same columns.
+  // The warp masks tokens 16 (warp % 4) ... of a step, columns 64 (warp / 4) ... of the block. It sums over all tokens
+  // for the same columns.
   const int group = static_cast<int>(blockIdx.x) * Tiles::wide + warp / 4 * 64;
   const int column = group + lane / 4 * 8;
   const int token = first + warp % 4 * 16 + lane % 4 * 2;
@@ -141,7 +140,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
   device::copies_commit();
   x.store(args.site, token, column, lora_a_shared + own);
 
-  // Where the lane reads gXA: matrices in the order tokens 0-7, the same with rows of gA 8-15, then both of tokens
+  // Where the lane reads gXA: matrices in the order tokens 0-7, the same with rows of gA 8-15, then both with tokens
   // 8-15.
   const int first_row = warp % 4 * (Tiles::narrow / 4);
   std::uint32_t left_at[blocks];
@@ -156,7 +155,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
     const bool more = s + 1 < steps;
     const int other = (s + 1) % 2 * Tiles::stage_bytes;
     device::copies_wait();
-    __syncthreads();  // this stage is complete, and all warps are done with the other
+    __syncthreads();  // this stage is complete, and all warps have finished with the other
     if (more) {
       const int next = (s + 1) * Tiles::step;
       device::copy_narrow<Tiles>(shared + static_cast<std::uint32_t>(other + Tiles::x_bytes), gxa, args.gxa.stride,
@@ -184,13 +183,13 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
         }
       }
     }
-    // After the last step too, where nobody reads it: without a branch the masks are made between the products.
+    // Also runs after the last step, without use: without a branch the masks are computed between the products.
     x.store(args.site, token + (s + 1) * Tiles::step, column, lora_a_shared + other + own);
   }
   store_gradient_a<Tiles>(args, sum, narrow + first_row, group);
 }
 
-/// ga += scale * sum of partial sums, four columns a thread.
+/// ga += scale * sum of partial sums, four columns per thread.
 static __global__ void __launch_bounds__(row_threads)
     gradient_a_sum_kernel(int fours, int splits, float scale, const float* __restrict__ partial, float* ga) {
   const int at = static_cast<int>(blockIdx.x) * row_threads + static_cast<int>(threadIdx.x);
@@ -231,7 +230,7 @@ QLORA_CUDA_LAUNCHER void dropped_gradient_a(Context& context, int tokens, int wi
                                      gxa,    x,     ga,       partial};
     detail::launch_lora_a<Tiles>(context, "dropped_gradient_a", detail::gradient_a_kernel<Tiles>, grid, args);
     if (partial == nullptr) return;
-    const int fours = adapters * (width / 4);  // the workspace holds them: no more than 2^20
+    const int fours = adapters * (width / 4);  // the workspace holds them, so at most 2^20
     const unsigned blocks = static_cast<unsigned>((fours + row_threads - 1) / row_threads);
     detail::gradient_a_sum_kernel<<<blocks, row_threads, 0, context.stream>>>(fours, split.count, site.keep_scale,
                                                                               partial, ga);

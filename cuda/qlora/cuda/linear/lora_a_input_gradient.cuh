@@ -1,17 +1,17 @@
-// qlora/cuda/linear/lora_a_input_gradient.cuh — what the adapters add to the gradient of their input, through the
+// qlora/cuda/linear/lora_a_input_gradient.cuh — the adapters' contribution to the gradient of their input, with the
 // dropout mask.
 // Math       gX += scale mask o (gXA A), scale = 1 / keep, mask as in the forward pass
-// Shapes     gx (T,K) bf16, rows gx.stride apart · gxa (T,XA) bf16, may be columns behind gX in the same rows ·
-//            a (XA,K) bf16
+// Shapes     gx (T,K) bf16, rows gx.stride apart · gxa (T,XA) bf16, may be columns after gX in the same rows · a (XA,K)
+//            bf16
 // Writes     gx with +=
 // Split      a block has 128 columns, keeps up to 192 rows of A in shared memory and loops over tiles of 64 tokens, two
-//            stages; a warp has 32 tokens and 32 columns. Wider A is several launches
-// Fragments  which column of a product stands where is free: column 8t + 2n + e of 32 is column 2t + e of column tile
-//            n, so that a thread's sums of four column tiles are eight neighbours: one Philox call, 16-byte loads and
-//            stores. A is laid out for that once, in the order of lanes
+//            stages; a warp has 32 tokens and 32 columns. Wider A takes several launches
+// Fragments  the columns of a product may be permuted: column 8t + 2n + e of 32 is column 2t + e of column tile n, so
+//            that a thread's sums of four column tiles are eight neighbouring columns: one Philox call, 16-byte loads
+//            and stores. A is stored in this order once, in lane order
 // Needs      sm_80; K a multiple of 64, XA of 8; 16-byte alignment; up to 96 KiB of shared memory
-// Numbers    the mask equals the CPU's bit for bit; gXA A stays in fp32; gX is rounded once more (for each 192 columns
-//            of XA), as it is read and written
+// Numbers    the mask equals the CPU's bit for bit; gXA A stays in fp32; gX is rounded once more per 192 columns of XA,
+//            as it is read and written
 // Cost       4 T K bytes and 2 T K XA FLOP: bound by memory
 // Reference  linear_backward in cpu/linear.hpp; the parity tests of linear groups
 #pragma once
@@ -37,15 +37,15 @@ struct AddProductArgs {
   int tokens = 0;
   int width = 0;     ///< K
   int adapters = 0;  ///< rows of A, at most the tile's
-  int steps = 0;     ///< tiles of tokens for a block
+  int steps = 0;     ///< tiles of tokens per block
   device::MaskSite site{};
   Rows<const bf16> gxa{};
   const bf16* a = nullptr;
   Rows<bf16> gx{};
 };
 
-/// Columns [first, first + 128) of A as fragments: for each 16 rows and 32 columns four column tiles, two of them in
-/// 512 bytes in the order of lanes. Column 8 (g / 2) + 2n + g % 2 of the 32 is column g of tile n.
+/// Stores columns [first, first + 128) of A as fragments: for each 16 rows and 32 columns four column tiles, two per
+/// 512 bytes in lane order. Column 8 (g / 2) + 2n + g % 2 of the 32 is column g of tile n.
 template <class Tiles>
 __device__ __forceinline__ void lay_out_adapter(const AddProductArgs& args, int first, unsigned char* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -62,7 +62,7 @@ __device__ __forceinline__ void lay_out_adapter(const AddProductArgs& args, int 
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       const int n = c / 2;
-      const int at = (octet * 2 + c % 2) * 4 + t;  // the lane that this pair of rows is for
+      const int at = (octet * 2 + c % 2) * 4 + t;  // the lane that uses this pair of rows
       const std::uint32_t pair = __byte_perm(word[0][n], word[1][n], c % 2 == 0 ? 0x5410U : 0x7632U);
       *reinterpret_cast<std::uint32_t*>(to + piece * 1024 + n / 2 * 512 + at * 16 + n % 2 * 8 + upper * 4) = pair;
     }
@@ -100,7 +100,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
   const unsigned char* right_at = lora_a_shared + warp / 2 * 1024 + lane * 16;
   for (int s = 0; s < steps; ++s) {
     device::copies_wait();
-    __syncthreads();  // this stage (at first A too) is complete, and all warps are done with the other
+    __syncthreads();  // this stage (in the first step also A) is complete, and all warps have finished with the other
     uint4 base[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) base[i] = next[i];
@@ -147,7 +147,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
         after[n] = device::pack2(fmaf(sum[i / 2][n][i % 2 * 2], low, value.x),
                                  fmaf(sum[i / 2][n][i % 2 * 2 + 1], high, value.y));
       }
-      if (token + i * 8 < rows) {  // no branch before: masks are made between the products
+      if (token + i * 8 < rows) {  // no branch before this: masks are computed between the products
         *reinterpret_cast<uint4*>(gx + i * down) = uint4{after[0], after[1], after[2], after[3]};
       }
     }
@@ -171,7 +171,7 @@ QLORA_CUDA_LAUNCHER void add_dropped_product(Context& context, int tokens, int w
     using Tiles = detail::AddProductTiles<columns()>;
     const int tiles = (width + Tiles::wide - 1) / Tiles::wide;
     const int steps = (tokens + Tiles::step - 1) / Tiles::step;
-    constexpr int laying_out = 2;  // steps that the fragments of A are worth
+    constexpr int laying_out = 2;  // cost of storing the fragments of A, in steps
     const SumSplit split = split_sum(tiles, steps, context.sm_count * Tiles::resident, steps, laying_out);
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(split.count));
     for (int first = 0; first < adapters; first += Tiles::narrow) {  // in order on the stream

@@ -1,7 +1,7 @@
-// qlora/cuda/linear/lora_a_plan.hpp — how products with a narrow side (adapter columns) are cut so that they fill the
-// GPU.
-// Math       tiles blocks cannot fill hundreds of places, so the sum is split too: `count` blocks a tile, `steps` each
-// Numbers    a split and its order depend on shapes, GPU and workspace alone, so the bits do too
+// qlora/cuda/linear/lora_a_plan.hpp — how products with a narrow side (adapter columns) are split to fill the GPU.
+// Math       `tiles` blocks do not fill a GPU with hundreds of slots, so the sum is split too: `count` blocks per tile,
+//            `steps` each
+// Numbers    a split and its order depend on shapes, GPU and workspace only, so the bits do too
 // Reference  tests/cuda/lora_a_plan_test.cpp
 #pragma once
 
@@ -14,7 +14,7 @@ namespace cuda {
 /// Widest product that one launch of the lora_a kernels computes; wider ones are split.
 inline constexpr int most_narrow = 192;
 
-/// Adapter columns cut into `count` tiles of `width` 64, 128 or 192.
+/// Adapter columns split into `count` tiles of `width` 64, 128 or 192.
 struct NarrowTiles {
   int width = 0;
   int count = 0;
@@ -27,10 +27,10 @@ struct NarrowTiles {
 
 struct SumSplit {
   int count = 1;  ///< parts of the sum, none of them empty
-  int steps = 0;  ///< of each; the last may have fewer
+  int steps = 0;  ///< per part; the last may have fewer
 };
-/// The split that is over first. `places` blocks run at once; a block of a split sum costs `extra` steps beyond its
-/// own, for partial sums that are written and read again; `most` parts have room.
+/// The split that finishes first. `places` blocks run at the same time; a block of a split sum costs `extra` additional
+/// steps, for partial sums that are written and read again; at most `most` parts fit the workspace.
 [[nodiscard]] constexpr SumSplit split_sum(int tiles, int steps, int places, std::int64_t most, int extra) {
   constexpr int limit = 16;
   SumSplit best{1, steps};

@@ -1,7 +1,7 @@
-// qlora/cuda/linear/lora_a_tiles.cuh — what the products of an adapter's A side are made of: masks on packed values,
+// qlora/cuda/linear/lora_a_tiles.cuh — building blocks of the products with an adapter's A: masks on packed values,
 // tiles with a narrow side, launches.
-// Math       mask: Philox of (seed, step, layer, group, token, column), eight neighbouring columns a call
-// Shapes     XA is cut into tiles of 64, 128 or 192 columns; what is beyond XA is zeros in shared memory and is not
+// Math       mask: Philox of (seed, step, layer, group, token, column), eight neighbouring columns per call
+// Shapes     XA is split into tiles of 64, 128 or 192 columns; columns past XA are zeros in shared memory and are not
 //            stored
 // Numbers    masks equal the CPU's bit for bit
 // Reference  dropout_words in rng.hpp
@@ -16,8 +16,8 @@ inline namespace v0 {
 namespace cuda {
 namespace device {
 
-/// A dropout site with the keys of all Philox rounds, as a kernel argument: instructions take them from there, where a
-/// kernel that has only the seed spends additions or registers on them.
+/// A dropout site with the keys of all Philox rounds as a kernel argument: instructions read them from constant memory,
+/// whereas deriving them from the seed would cost additions or registers.
 struct MaskSite {
   std::uint32_t key[10][2] = {};
   std::uint32_t first_token = 0;
@@ -46,12 +46,12 @@ __device__ __forceinline__ uint4 mask_words(const MaskSite& site, int token, int
   for (int round = 0; round < 10; ++round) c = philox_round(c, site.key[round][0], site.key[round][1]);
   return c;
 }
-/// Two bf16, of which those stay whose half of a Philox word is at least the threshold; the others become 0.
+/// Keeps each of two bf16 whose half of a Philox word is at least the threshold; the others become 0.
 __device__ __forceinline__ std::uint32_t kept(std::uint32_t pair, std::uint32_t word, std::uint32_t least) {
   pair = word >= least ? pair : pair & 0x0000FFFFU;
   return word << 16 >= least ? pair : pair & 0xFFFF0000U;
 }
-/// mask o x for eight neighbouring columns of a token; two bf16 a word.
+/// mask o x for eight neighbouring columns of a token, two bf16 per word.
 __device__ __forceinline__ uint4 masked(const uint4& x, const MaskSite& site, int token, int octet) {
   const uint4 words = mask_words(site, token, octet);
   return uint4{kept(x.x, words.x, site.least), kept(x.y, words.y, site.least), kept(x.z, words.z, site.least),
@@ -61,14 +61,15 @@ __device__ __forceinline__ uint4 load_words(const bf16* p, bool inside) {
   return inside ? *reinterpret_cast<const uint4*>(p) : uint4{0U, 0U, 0U, 0U};
 }
 
-/// Rows of bf16 in shared memory, Columns (a multiple of 64) each: where the 16-byte chunk of a row lies. Eight
-/// neighbouring rows have the same chunk in different groups of 4 banks.
+/// Layout of bf16 rows in shared memory, Columns (a multiple of 64) each: the place of a row's 16-byte chunk. The same
+/// chunk of eight neighbouring rows falls into different groups of 4 banks.
 template <int Columns>
 [[nodiscard]] __device__ __forceinline__ int flipped_chunk(int row, int chunk) {
   static_assert(Columns % 64 == 0, "rows of whole lines of 128 bytes");
   return row * Columns * 2 + (chunk ^ (row & 7)) * 16;
 }
-/// Rows [first, first + 64) of a matrix of `rows` rows and `columns` (at most Tiles::narrow) columns; zeros outside.
+/// Loads rows [first, first + 64) of a matrix of `rows` rows and `columns` (at most Tiles::narrow) columns; zeros
+/// outside.
 template <class Tiles>
 __device__ __forceinline__ void copy_narrow(std::uint32_t tile, const bf16* from, int stride, int first, int rows,
                                             int columns) {
@@ -88,14 +89,14 @@ __device__ __forceinline__ void copy_narrow(std::uint32_t tile, const bf16* from
 
 namespace detail {
 
-/// What the kernels with a narrow side share. Narrow: columns of XA that a block makes or reads.
+/// Shared by the kernels with a narrow side. Narrow: columns of XA that a block computes or reads.
 template <int Narrow>
 struct LoraATiles {
   static constexpr int narrow = Narrow;
   static constexpr int warps = 8;
   static constexpr int threads = warps * 32;
-  static constexpr int wide = 128;  ///< tokens or columns of a block
-  static constexpr int step = 64;   ///< columns or tokens that are summed between two barriers
+  static constexpr int wide = 128;  ///< tokens or columns per block
+  static constexpr int step = 64;   ///< columns or tokens summed between two barriers
   static_assert(Narrow % 64 == 0 && Narrow <= most_narrow, "lora_a: tiles of 64, 128 or 192 columns");
 };
 
@@ -113,16 +114,16 @@ void launch_lora_a(Context& context, const char* name, void (*kernel)(Args), dim
                 " bytes of shared memory, this GPU gives ", context.max_shared_bytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tiles::shared_bytes), name);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-        name);  // room for all resident blocks; nothing here is read twice through L1
+        name);  // room for all resident blocks; L1 is not needed, since nothing is read twice
   kernel<<<grid, Tiles::threads, Tiles::shared_bytes, context.stream>>>(args);
   check_launch(name);
 }
 
-/// Steps that writing a block's partial sums and reading them again is worth: 98 KiB there and back at the 30 bytes a
-/// clock that a multiprocessor has of L2, against steps of 1000 to 1300 clocks.
+/// Cost of writing a block's partial sums and reading them again, in steps: 98 KiB twice at 30 bytes per clock and
+/// multiprocessor from L2, against steps of 1000 to 1300 clocks.
 inline constexpr int partial_steps = 5;
 
-/// The split of a sum of `steps` over `tiles` blocks of `resident` a multiprocessor, with partial sums of `floats`.
+/// The split of a sum of `steps` for `tiles` blocks, `resident` per multiprocessor, with partial sums of `floats`.
 [[nodiscard]] inline SumSplit split_for(const Context& context, int tiles, int steps, int resident,
                                         std::int64_t floats) {
   return split_sum(tiles, steps, context.sm_count * resident, context.workspace_bytes / (floats * 4), partial_steps);

@@ -1,14 +1,15 @@
-// qlora/cuda/loss/loss.cuh — the head's product fused with cross-entropy, in chunks of rows, over labelled rows.
+// qlora/cuda/loss/loss.cuh — the product with the head fused with cross-entropy, in chunks of labelled rows.
 // Math       z = x W^T;  loss_t = log sum_v e^{z_v} - z_target;  gz = scale (softmax(z) - onehot);  gx = gz W
 // Shapes     x gx (T,D) bf16 · W (V,D) bf16 · targets (T), -1 where nothing is predicted · losses (T) float
 //            scratch: rows grads (chunk,D) bf16 · logits (chunk,V) float · logit_grads (chunk,V) bf16
 // Writes     losses gx with = (0 in rows without target); scalars->loss with +=
-// Split      nearly all rows labelled: chunks of neighbouring rows, the products read x and write gx themselves; else
-//            labelled rows are gathered and their gradients scattered. One block per row of logits
+// Split      nearly all rows labelled: chunks of neighbouring rows, and the products read x and write gx directly;
+//            otherwise labelled rows are gathered and their gradients scattered. One block per row of logits
 // Needs      D and V multiples of 8; 16-byte alignment
-// Numbers    fp32 logits; the running maximum and sum of a thread, then of the block in thread order; gz and gx rounded
-//            to bf16 once; the sum of losses in double, in a fixed order. A loss that is not finite is reported
-// Cost       bound by the products (4 V D FLOP a row); the softmax reads 4 V bytes and again from L2, writes 2 V
+// Numbers    fp32 logits; the running maximum and sum of a thread, then of the block in thread order; gz and gx are
+//            rounded to bf16 once; the sum of losses in double, in a fixed order. A non-finite loss is reported
+// Cost       bound by the products (4 V D FLOP per row); the softmax reads 4 V bytes twice, the second time from L2,
+//            and writes 2 V
 // Reference  cross_entropy in cpu/loss.hpp
 #pragma once
 
@@ -23,13 +24,13 @@ namespace cuda {
 
 namespace detail {
 
-/// Threads for one row of logits; two such blocks share a multiprocessor, so that the rows in work stay in L2 (at
-/// V = 32000: 132 * 2 * 128 KB = 34 MB of 50).
+/// Threads per row of logits; two such blocks share a multiprocessor, so that the active rows stay in L2 (at V = 32000:
+/// 132 * 2 * 128 KB = 34 MB of 50).
 inline constexpr int softmax_threads = 512;
-/// Packs of eight logits that a thread has under way.
+/// Packs of eight logits that a thread has in flight.
 inline constexpr int softmax_packs = 2;
 
-/// Row i of the logits belongs to row index[i] of the batch, or first + i where index is null.
+/// Row i of the logits is row index[i] of the batch, or first + i where index is null.
 struct LossRows {
   const std::int32_t* index;
   int first;
@@ -84,7 +85,7 @@ static __global__ void __launch_bounds__(softmax_threads, 2)
     }
   }
   const float largest = device::block_max<softmax_threads>(most);
-  // A thread without logits has the sum 0 and the maximum -inf, and adds 0.
+  // A thread without logits has sum 0 and maximum -inf, and adds 0.
   sum = device::block_sum<softmax_threads>(sum * __expf(most - largest));
   if (thread == 0) {
     const float loss = logf(sum) + largest - z[target];
@@ -106,7 +107,7 @@ static __global__ void __launch_bounds__(softmax_threads, 2)
   }
 }
 
-/// Zero losses and gradients of rows that predict nothing; gx may be null.
+/// Zeroes losses and gradients of rows without a target; gx may be null.
 static __global__ void __launch_bounds__(row_threads)
     clear_unlabelled_kernel(int packs, const std::int32_t* __restrict__ targets, float* __restrict__ losses, bf16* gx) {
   const std::int64_t t = blockIdx.x;
@@ -131,8 +132,8 @@ static __global__ void __launch_bounds__(add_losses_threads)
   if (threadIdx.x == 0) scalars->loss += sum;
 }
 
-/// Everything but the rows of one chunk: `x` and `gx` are what the products read and write, `product_rows` of them, of
-/// which the first `count` are real.
+/// One chunk: the products read `product_rows` rows of `x` and write as many of `gx`; only the first `count` belong to
+/// the batch.
 struct LossChunk {
   LossRows rows;
   int count;
@@ -187,8 +188,8 @@ QLORA_CUDA_LAUNCHER void cross_entropy(Context& context, int dim, int vocab, con
     expect_packs("cross_entropy", "the logits' gradient", Rows<bf16>{scratch.logit_grads, vocab}, vocab);
   }
   QLORA_EXPECTS(scratch.chunk > 0, "cross_entropy: the chunk is ", scratch.chunk, " rows");
-  // A row in vain costs 4 V D FLOP (0.8 us at V 32000, D 4096 and 660 TFLOP/s), gathering and scattering one 8 D bytes
-  // (8 ns at 4.3 TB/s): neighbouring rows are taken as they are while less than one in a hundred predicts nothing.
+  // An unlabelled row costs 4 V D FLOP (0.8 us at V 32000, D 4096 and 660 TFLOP/s), gathering and scattering a row 8 D
+  // bytes (8 ns at 4.3 TB/s): rows are not gathered while less than one in a hundred has no target.
   const int unlabelled = batch.tokens - batch.labelled_count;
   if (std::int64_t{unlabelled} * 100 <= batch.tokens) {
     for (int done = 0; done < batch.tokens; done += scratch.chunk) {
@@ -202,8 +203,8 @@ QLORA_CUDA_LAUNCHER void cross_entropy(Context& context, int dim, int vocab, con
   detail::clear_unlabelled_kernel<<<static_cast<unsigned>(batch.tokens), row_threads, 0, context.stream>>>(
       dim / 8, batch.targets, losses, gx);
   check_launch("clear_unlabelled");
-  // Every count of rows is a new shape to the products, to be measured once: the last chunk is filled up to eighths.
-  // The rows behind the labelled ones hold old numbers, and nobody reads what is made of them.
+  // Every row count is a new shape for the products and is measured once, so the last chunk is rounded up to eighths.
+  // The rows past the labelled ones hold stale values, and their results are not read.
   const int eighth = std::max((scratch.chunk + 7) / 8, 1);
   for (int done = 0; done < batch.labelled_count; done += scratch.chunk) {
     const int count = std::min(scratch.chunk, batch.labelled_count - done);

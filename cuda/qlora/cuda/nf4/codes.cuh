@@ -1,5 +1,5 @@
-// qlora/cuda/nf4/codes.cuh — the code tables of nf4.hpp in device memory, and the searches in them.
-// Numbers    the tables are those of nf4.hpp, evaluated by the host compiler's rules; the searches decide ties as there
+// qlora/cuda/nf4/codes.cuh — the code tables of nf4.hpp in device memory, and searches in them.
+// Numbers    the tables are those of nf4.hpp, evaluated by the host compiler; the searches break ties in the same way
 // Reference  nf4.hpp
 #pragma once
 
@@ -13,7 +13,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// An array that device code can index: members of std::array are functions of the host.
+/// An array that device code can index: the members of std::array are host functions.
 template <std::size_t Count>
 struct alignas(16) Table {
   float value[Count];
@@ -29,7 +29,7 @@ static __device__ const Table<16> codebook = to_table(nf4::codebook);
 static __device__ const Table<256> dynamic8 = to_table(nf4::dynamic8);
 static __device__ const Table<256> dynamic8_unsigned = to_table(nf4::dynamic8_unsigned);
 
-/// nf4::nearest8, on a table anywhere in device memory.
+/// nf4::nearest8 for a table anywhere in device memory.
 __device__ __forceinline__ std::uint32_t nearest8(const float* map, float x) {
   int pivot = 127;
   int upper_pivot = 255;
@@ -56,7 +56,7 @@ __device__ __forceinline__ std::uint32_t nearest8(const float* map, float x) {
   return static_cast<std::uint32_t>(code);
 }
 
-/// nf4::encode: every threshold that the value exceeds counts one.
+/// nf4::encode: the code is the number of thresholds below the value.
 __device__ __forceinline__ std::uint32_t encode4(float normalized) {
   constexpr Table<15> thresholds = to_table(nf4::thresholds);
   std::uint32_t code = 0;

@@ -5,11 +5,11 @@
 // Writes     out, the XA columns and the stacked A with =; nothing else of a row
 // Split      a lane dequantizes 8 weights at a time: a warp reads 128 B of codes and writes 512 B. A warp takes 2048
 //            weights with 8 loads in flight; lane l decodes the scale of the l-th of their 32 blocks. 8 lanes share a
-//            block of 64: each multiplies and rounds two of its 16 values, and a lookup is a shuffle among the 8.
+//            block of 64: each computes two of its 16 possible values, and a lookup is a shuffle among the 8.
 // Needs      K, R and strides multiples of 8; block 64, nested block 256; no -ftz
-// Numbers    bit-equal to the CPU twin with Numbers<float, Rounding::bf16>: each product rounded by itself
-// Cost       0.516 B read and 2 B written per weight, bandwidth-bound; about 9 instructions per weight and lane of 17
-//            that a clock of an H200 would allow
+// Numbers    bit-equal to cpu/nf4.hpp with Numbers<float, Rounding::bf16>: each product is rounded separately
+// Cost       0.516 B read and 2 B written per weight, bandwidth-bound; about 9 instructions per weight and lane, of the
+//            17 that an H200 can issue in that time
 // Reference  cpu/nf4.hpp
 #pragma once
 
@@ -19,7 +19,7 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-/// How nf4.cuh cuts its work. A unit is 8 elements of one row.
+/// Work partition of nf4.cuh. A unit is 8 elements of one row.
 struct Nf4Policy {
   static constexpr int threads = 256;
   static constexpr int steps = 8;  ///< units per lane
@@ -34,12 +34,12 @@ static_assert(Nf4Policy::steps * 4 == 32, "one scale per lane: 8 units make a bl
 
 /// One NF4 matrix.
 struct WeightJob {
-  const std::uint32_t* codes = nullptr;  ///< a word is a unit
+  const std::uint32_t* codes = nullptr;  ///< one word is one unit
   const float* absmax = nullptr;
   const std::uint8_t* absmax8 = nullptr;
   const float* nested = nullptr;
   float offset = 0.0F;
-  bool half = false;  ///< values were f16 once
+  bool half = false;  ///< state f16
   std::uint32_t units = 0;
   Divider row_units{};
   int gap = 0;  ///< elements between the end of a row and the next
@@ -47,14 +47,14 @@ struct WeightJob {
 };
 /// The XA columns of one part.
 struct AdapterJob {
-  const float* b = nullptr;  ///< null: zeros only
+  const float* b = nullptr;  ///< null: only zeros
   float scale = 0.0F;
   std::uint32_t slot = 0;  ///< first unit of its own among the columns
   std::uint32_t first_row = 0xFFFFFFFFU;
   int stride = 0;
-  __nv_bfloat16* out = nullptr;  ///< its first row's first XA column
+  __nv_bfloat16* out = nullptr;  ///< first XA column of its first row
 };
-/// Blocks of threads come in this order: XA columns, stacked A, weights of each part.
+/// Order of the thread blocks: XA columns, stacked A, weights of each part.
 struct PrepareArgs {
   AdapterJob adapter[Nf4Policy::max_parts];
   WeightJob weight[Nf4Policy::max_parts];
@@ -94,9 +94,9 @@ __device__ __forceinline__ std::uint32_t value_pair(float2 codes, float absmax, 
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
-/// The values of a unit's 8 codes, from the 8 lanes that hold their block's values. All lanes of the warp take part.
+/// The values of a unit's 8 codes, from the 8 lanes that hold their block's values. All lanes of the warp must call it.
 __device__ __forceinline__ uint4 look_up(std::uint32_t pair, std::uint32_t word) {
-  const std::uint32_t first_odd = (word >> 4) & 0x01010101U;  // last bits of the codes in high nibbles
+  const std::uint32_t first_odd = (word >> 4) & 0x01010101U;  // lowest bits of the codes in high nibbles
   const std::uint32_t second_odd = word & 0x01010101U;
   std::uint32_t out[4];
 #pragma unroll
@@ -104,7 +104,8 @@ __device__ __forceinline__ uint4 look_up(std::uint32_t pair, std::uint32_t word)
     // A shuffle of width 8 takes the last three bits of its source lane: code / 2 needs no mask.
     const std::uint32_t first = __shfl_sync(0xFFFFFFFFU, pair, static_cast<int>(word >> (8 * k + 5)), 8);
     const std::uint32_t second = __shfl_sync(0xFFFFFFFFU, pair, static_cast<int>(word >> (8 * k + 1)), 8);
-    // Bytes 1 0 of `first` and of `second`, or 3 2 where the code is odd: 0x22 more in that half of the selector.
+    // Selects bytes 1 0 of `first` and of `second`, or 3 2 where the code is odd: adds 0x22 to that half of the
+    // selector.
     const std::uint32_t odd = permute_bytes(first_odd, second_odd, k | (k + 4) << 4 | k << 8 | k << 12);
     out[k] = permute_bytes(first, second, odd * 0x22U + 0x5410U);
   }
@@ -118,11 +119,11 @@ __device__ __forceinline__ void dequantize_chunk(const WeightJob& job, std::uint
   std::uint32_t words[Nf4Policy::steps];
 #pragma unroll
   for (unsigned s = 0; s < Nf4Policy::steps; ++s) {
-    words[s] = first + 32 * s < job.units ? __ldcs(job.codes + first + 32 * s) : 0U;  // read once: first out of L2
+    words[s] = first + 32 * s < job.units ? __ldcs(job.codes + first + 32 * s) : 0U;  // read once: evict first from L2
   }
   const std::uint32_t block = chunk * 32 + lane;
   const float scale = block * 8 < job.units ? block_scale(job, block) : 0.0F;
-  const Divider row_units = job.row_units;  // here once: a job is indexed constant memory
+  const Divider row_units = job.row_units;  // copied once: a job is indexed constant memory
   const auto gap = static_cast<std::uint32_t>(job.gap);
   const std::uint32_t units = job.units;
   const bool half = job.half;
@@ -156,7 +157,7 @@ __device__ __forceinline__ void write_adapter_unit(const PrepareArgs& args, std:
   const int part = (row >= args.adapter[1].first_row ? 1 : 0) + (row >= args.adapter[2].first_row ? 1 : 0);
   const AdapterJob& job = args.adapter[part];
   const std::uint32_t n = row - job.first_row;
-  const std::uint32_t own = column - job.slot;  // wraps to a large number left of the slot
+  const std::uint32_t own = column - job.slot;  // becomes a large number left of the slot
   device::Pack8 pack{};
   if (job.b != nullptr && own < args.rank_units) {
     pack = scaled_pack(job.b + (static_cast<std::int64_t>(n) * args.rank_units + own) * 8, job.scale);
@@ -257,7 +258,7 @@ static __global__ void __launch_bounds__(Nf4Policy::threads)
   return job;
 }
 
-/// The XA columns of all parts, and where their rows lie. `width` is K + XA.
+/// The XA columns of all parts and the addresses of their rows. `width` is K + XA.
 inline void plan_adapters(const GroupArgs& group, std::span<const Part> parts, int width, PrepareArgs& args) {
   QLORA_EXPECTS(group.rank > 0 && group.rank % 8 == 0, "adapter rank ", group.rank, " is not a multiple of 8");
   QLORA_EXPECTS(group.adapted > 0, "a group without adapters has a part with one");
@@ -269,7 +270,7 @@ inline void plan_adapters(const GroupArgs& group, std::span<const Part> parts, i
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const Part& part = parts[p];
     AdapterJob& job = args.adapter[p];
-    // A resident copy is const to products; its XA columns follow the adapters, and this is where they are written.
+    // Products see a resident copy as const; its XA columns follow the adapters and are written here.
     bf16* rows = part.weight.dense != nullptr ? const_cast<bf16*>(part.weight.dense)
                                               : group.weight_scratch + static_cast<std::int64_t>(row) * width;
     job.stride = part.weight.dense != nullptr ? part.weight.stride : width;

@@ -1,13 +1,13 @@
-// qlora/cuda/nf4/quantize.cuh — weights to NF4, and their scales to 8 bits.
+// qlora/cuda/nf4/quantize.cuh — quantizes weights to NF4, and their scales to 8 bits.
 // Math       as cpu/nf4.hpp: absmax per 64, code = NF4(w (1 / absmax)); scales: offset = mean, 8 bits per scale with
 //            one float per 256
 // Shapes     w (elements) f32, f16 or bf16; codes, absmax, absmax8, nested as in Nf4Layout
 // Writes     all outputs with =
-// Split      8 elements a thread, 8 threads a block of 64; the mean in one block of threads (its order is that of
+// Split      8 elements per thread, 8 threads per block of 64; the mean in one block of threads (in the order of
 //            cpu/nf4.hpp's mean_as_torch); then 256 threads per nested block
 // Needs      block 64, nested block 256; w and absmax on 16 bytes; 64 bytes of workspace; no -ftz
-// Numbers    bit-equal to the CPU twin
-// Cost       2.5 to 4.5 B per weight; runs once per matrix, behind an upload that is slower
+// Numbers    bit-equal to cpu/nf4.hpp
+// Cost       2.5 to 4.5 B per weight; runs once per matrix, after an upload that takes longer
 // Reference  cpu/nf4.hpp
 #pragma once
 
@@ -21,16 +21,16 @@ namespace cuda {
 
 struct QuantizePolicy {
   static constexpr int threads = 256;
-  static constexpr int mean_threads = 512;  ///< the most that torch's mean uses
+  static constexpr int mean_threads = 512;  ///< the maximum that torch's mean uses
 };
 
 namespace detail {
 
 static_assert(QuantizePolicy::threads == 256, "one thread per scale of a nested block");
 
-/// What the kernels tell the host.
+/// Results that the kernels report to the host.
 struct QuantizeStatus {
-  std::uint32_t bad = 0;  ///< not 0: a value was not finite
+  std::uint32_t bad = 0;  ///< nonzero: a value was not finite
   float offset = 0.0F;
 };
 
@@ -38,7 +38,7 @@ __device__ __forceinline__ float read_float(float value) { return value; }
 __device__ __forceinline__ float read_float(__half value) { return __half2float(value); }
 __device__ __forceinline__ float read_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-/// Eight neighbours in 16-byte loads.
+/// Eight neighbouring values in 16-byte loads.
 template <class T>
 __device__ __forceinline__ void load_unit(const T* from, float (&values)[8]) {
   constexpr int per_load = 16 / static_cast<int>(sizeof(T));
@@ -71,7 +71,7 @@ static __global__ void __launch_bounds__(QuantizePolicy::threads)
     largest = fmaxf(largest, fabsf(values[i]));
     finite = finite && fabsf(values[i]) <= FLT_MAX;
   }
-  if (!finite) status->bad = 1;  // all writers write the same
+  if (!finite) status->bad = 1;  // all writers write the same value
 #pragma unroll
   for (int distance = 4; distance > 0; distance /= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFU, largest, distance));
@@ -98,7 +98,7 @@ static __global__ void __launch_bounds__(QuantizePolicy::mean_threads)
   __shared__ float sum[QuantizePolicy::mean_threads];
   const int thread = static_cast<int>(threadIdx.x);
   float4 part{0.0F, 0.0F, 0.0F, 0.0F};
-  if (thread < width && n > 128) {  // each thread reads four neighbours
+  if (thread < width && n > 128) {  // each thread reads four neighbouring values
     const auto* quads = reinterpret_cast<const float4*>(values);
 #pragma unroll 8
     for (std::int64_t q = thread; q < n / 4; q += width) {

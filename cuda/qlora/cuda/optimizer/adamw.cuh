@@ -1,12 +1,12 @@
-// qlora/cuda/optimizer/adamw.cuh — the norm of the gradient, and AdamW with the clip folded in.
+// qlora/cuda/optimizer/adamw.cuh — the gradient norm, and AdamW with the clip factor applied.
 // Math       m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr d p
 //            p -= lr / (1-b1^t) m / (sqrt(v / (1-b2^t)) + eps), g already times the clip factor of the scalars
-// Shapes     p g m v (count) float, all parameters behind one another
+// Shapes     p g m v (count) float, all parameters in one array
 // Writes     p and both moments in place; grad_norm, clip and fault of the scalars with =
-// Split      norm: a block of threads per norm_tile, then one block over the partial sums; adamw: 4 elements a thread,
-//            all arrays as 16-byte accesses
-// Needs      p g m v on 16 bytes
-// Numbers    scalars of the step reckoned in double on the host; sums of squares in double, in one fixed order
+// Split      norm: a block of threads per norm_tile, then one block over the partial sums; adamw: 4 elements per
+//            thread, all arrays as 16-byte accesses
+// Needs      p g m v aligned to 16 bytes
+// Numbers    scalars of the step are computed in double on the host; sums of squares in double, in a fixed order
 // Cost       28 B per parameter, bandwidth-bound; the norm reads 4 B
 // Reference  cpu/adamw.hpp
 #pragma once

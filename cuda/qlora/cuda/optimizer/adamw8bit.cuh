@@ -1,12 +1,12 @@
-// qlora/cuda/optimizer/adamw8bit.cuh — AdamW whose two moments are kept in 8 bits.
+// qlora/cuda/optimizer/adamw8bit.cuh — AdamW with both moments in 8 bits.
 // Math       as adamw.cuh, with m = M c(m), v = V c(v) on entry, where c is the code's value and M, V are a block's
 //            absmax; afterwards M = max |m|, V = max v over the block, codes of m / M and v / V
 // Shapes     p g (count) float; codes (count); absmax (count / 256, rounded up)
 // Writes     p and both moments in place
 // Split      a warp per block of 256 elements, 4 + 4 a lane, so that every access of a warp is contiguous
-// Needs      p g and codes on 16 bytes
+// Needs      p g and codes aligned to 16 bytes
 // Numbers    the step uses the moments before they are rounded; negative m stays negative; ties as in nf4.hpp
-// Cost       16 B per parameter; 16 dependent lookups in shared memory per parameter are about as dear as the bytes
+// Cost       16 B per parameter; 16 dependent lookups in shared memory per parameter cost about as much as the bytes
 // Reference  cpu/adamw8bit.hpp; bitsandbytes' block-wise optimizer states
 #pragma once
 
@@ -21,7 +21,7 @@ namespace cuda {
 
 struct AdamW8bitPolicy {
   static constexpr int threads = 256;
-  static constexpr int blocks_per_sm = 8;  ///< more than are resident at once, and few enough to load tables rarely
+  static constexpr int blocks_per_sm = 8;  ///< more than are resident, and few enough that tables are loaded rarely
 };
 
 namespace detail {
@@ -73,7 +73,7 @@ struct MomentMaps {
   float second[256];
 };
 
-/// Codes of four moments; value / absmax is below 0 for negative ones, and their code stays below that of 0.
+/// Codes of four moments; value / absmax is below 0 for negative ones, whose code stays below that of 0.
 __device__ __forceinline__ std::uint32_t encode_first(const MomentMaps& maps, const float (&values)[4], float absmax) {
   std::uint32_t word = 0;
 #pragma unroll
@@ -129,7 +129,7 @@ static __global__ void __launch_bounds__(AdamW8bitPolicy::threads)
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const bool inside = at[half] + j < count;  // codes past the end are not those of 0
+        const bool inside = at[half] + j < count;  // codes past the end differ from those of 0
         moment[half][j] = inside ? maps.first[codes1[half] >> (8 * j) & 255U] * old1 : 0.0F;
         square[half][j] = inside ? maps.second[codes2[half] >> (8 * j) & 255U] * old2 : 0.0F;
         update(step, grad1, grad2, grad[half][j], param[half][j], moment[half][j], square[half][j]);

@@ -1,4 +1,4 @@
-// qlora/cuda/optimizer/adamw_step.cuh — one element's AdamW update, shared by the kernels with float and with 8-bit
+// qlora/cuda/optimizer/adamw_step.cuh — AdamW update of one element, shared by the kernels with float and with 8-bit
 // moments.
 // Reference  cpu/adamw.hpp
 #pragma once
@@ -12,7 +12,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// A rule as kernels use it: what does not depend on the element.
+/// The parts of a rule that do not depend on the element.
 struct AdamWStep {
   float beta1, beta2;
   float rest1, rest2;  ///< 1 - beta
@@ -36,7 +36,7 @@ struct AdamWStep {
   }
 };
 
-/// A step whose loss, norm or any activation was not finite changes nothing.
+/// Whether loss, norm and all activations of the step were finite; otherwise the update changes nothing.
 __device__ __forceinline__ bool sound(const StepScalars& scalars) {
   return scalars.fault == 0 && isfinite(scalars.loss) && isfinite(scalars.grad_norm);
 }

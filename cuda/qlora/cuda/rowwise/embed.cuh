@@ -1,10 +1,10 @@
-// qlora/cuda/rowwise/embed.cuh — rows of a matrix by index: gathered (embedding) and scattered.
+// qlora/cuda/rowwise/embed.cuh — gathers (embedding) and scatters rows of a matrix by index.
 // Math       gather: to_i = from_{index_i}     scatter: to_{index_i} = from_i
 // Shapes     table (V,D) bf16 · ids (T) · x (T,D) bf16, any row stride
-// Writes     all with = ; scatter_rows leaves rows that no index names
+// Writes     all with = ; scatter_rows leaves rows without an index unchanged
 // Split      rows.cuh: copy_packs packs of one row per thread
 // Needs      D a multiple of 8; 16-byte alignment; for scatter_rows distinct indices
-// Cost       bound by memory: 4 bytes an element
+// Cost       bound by memory: 4 bytes per element
 // Reference  embed in cpu/embed.hpp
 #pragma once
 

@@ -3,10 +3,10 @@
 //            gx = [gx +] gy w r - x r^3 / D * sum_j(w_j gy_j x_j)
 // Shapes     x y gy gx (T,D) bf16, any row stride · w (D) float · inv_rms (T) float
 // Writes     all with = , gx with += when accumulate is set; y may be x, gx may be gy or x
-// Split      a warp a row up to D = 1024, else 256 threads a row
+// Split      one warp per row up to D = 1024, otherwise 256 threads per row
 // Needs      D a multiple of 8; 16-byte alignment
 // Numbers    float arithmetic, each result rounded once; a row's sum is taken per thread over its packs in order, then
-//            by a fixed tree. A sum that is not finite is reported
+//            by a fixed tree. A non-finite sum is reported
 // Cost       bound by memory: every element is read once and written once up to D = 8192 (4 packs in registers of each
 //            of 256 threads); wider rows read the rest again, from cache
 // Reference  cpu/norm.hpp
@@ -25,9 +25,9 @@ template <int Threads, int Packs>
 struct NormPolicy {
   static constexpr int threads = Threads;
   static constexpr int packs = Packs;
-  static constexpr int rows = Threads == 32 ? 8 : 1;  ///< rows of a block
+  static constexpr int rows = Threads == 32 ? 8 : 1;  ///< rows per block
 };
-/// Calls `use` with the policy for rows of `packs` packs; wider ones take the last.
+/// Calls `use` with the policy for rows of `packs` packs; wider rows use the last one.
 template <class Use>
 void with_norm_policy(int packs, Use&& use) {
   if (packs <= 32) return use(NormPolicy<32, 1>{});
@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows)
   const float inverse = 1.0F / sqrtf(sum / static_cast<float>(dim) + eps);
   if (lane == 0) {
     inv_rms[t] = inverse;
-    if (!isfinite(sum)) device::report(fault);  // the sum, since an infinite x makes the inverse 0
+    if (!isfinite(sum)) device::report(fault);  // checks the sum, since an infinite x makes the inverse 0
   }
 #pragma unroll
   for (int i = 0; i < Policy::packs; ++i) {
@@ -131,8 +131,8 @@ __device__ __forceinline__ device::Pack8 norm_gradient(const device::Pack8& gy, 
   return device::to_pack(g);
 }
 
-/// Blocks of 256 threads that must fit a multiprocessor: without a bound the compiler unpacks rows early. Two with
-/// twelve packs a thread, else three: at least 70 KB of loads under way on each.
+/// Blocks of 256 threads that must fit a multiprocessor; without a bound the compiler unpacks rows early. Two with
+/// twelve packs per thread, otherwise three: at least 70 KB of loads in flight on each.
 template <class Policy, bool Accumulate>
 inline constexpr int backward_blocks = Policy::packs == 4 && Accumulate ? 2 : 3;
 

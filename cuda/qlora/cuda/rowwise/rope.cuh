@@ -1,11 +1,11 @@
-// qlora/cuda/rowwise/rope.cuh — rotary embedding of queries and keys, in place, and the tables it reads.
-// Math       (x_i, x_{i+E/2}) turned by direction * position * theta^(-2i/E), half-split as in LLaMA
+// qlora/cuda/rowwise/rope.cuh — rotary embedding of queries and keys, in place, and its tables.
+// Math       (x_i, x_{i+E/2}) rotated by direction * position * theta^(-2i/E), half-split as in LLaMA
 // Shapes     qkv (T,(H+2K)E) bf16 · position (T) · cosine sine (positions, E/2) float
-// Writes     the H + K first heads of qkv, in place
-// Split      a block a token; a thread keeps the angles of 8 pairs and turns them in every 256 / (E/16)-th head
+// Writes     the first H + K heads of qkv, in place
+// Split      a block per token; a thread keeps the angles of 8 pairs and rotates them in every 256 / (E/16)-th head
 // Needs      E a multiple of 16, at most 4096; 16-byte alignment
-// Numbers    tables as cpu/rope.hpp makes them, the inverse frequency rounded to float; results rounded once
-// Cost       bound by memory: 4 bytes an element of queries and keys
+// Numbers    tables as in cpu/rope.hpp, the inverse frequency rounded to float; results rounded once
+// Cost       bound by memory: 4 bytes per element of queries and keys
 // Reference  rope and rope_table in cpu/rope.hpp
 #pragma once
 
@@ -19,8 +19,8 @@ namespace cuda {
 
 namespace detail {
 
-/// Heads whose loads a thread has under way: at E = 128 a block turns 32 heads at a time, and LLaMA-2 has 64, 80 or 72
-/// query and key heads.
+/// Heads whose loads a thread has in flight: at E = 128 a block rotates 32 heads at a time, and LLaMA-2 has 64, 80 or
+/// 72 query and key heads.
 inline constexpr int rope_heads = 3;
 
 static __global__ void __launch_bounds__(row_threads, 3)
@@ -31,7 +31,7 @@ static __global__ void __launch_bounds__(row_threads, 3)
   const int octet = static_cast<int>(threadIdx.x) % octets;
   const int first = static_cast<int>(threadIdx.x) / octets;
   const int step = row_threads / octets;
-  if (first >= step) return;  // threads left over when octets does not divide the block
+  if (first >= step) return;  // idle threads when octets does not divide the block
   const std::int64_t t = blockIdx.x;
   const std::int64_t angle = std::int64_t{position[t]} * half + octet * 8;
   float c[8];

@@ -1,8 +1,8 @@
-// qlora/cuda/rowwise/rows.cuh — how memory-bound kernels walk over the rows of a matrix, and how they notice a NaN.
-// Split      a matrix (rows, width) is cut into runs of row_threads * Packs neighbouring packs of one row, a block for
-//            each; a thread takes every row_threads-th pack of the run, so a warp reads 512 neighbouring bytes at a
-//            time and a thread has Packs independent loads under way
-// Needs      widths and strides that are multiples of 8 elements, rows that begin at multiples of 16 bytes
+// qlora/cuda/rowwise/rows.cuh — how memory-bound kernels traverse the rows of a matrix, and how they detect a NaN.
+// Split      a matrix (rows, width) is split into runs of row_threads * Packs neighbouring packs of one row, one per
+//            block; a thread takes every row_threads-th pack of the run, so a warp reads 512 neighbouring bytes at a
+//            time and a thread has Packs independent loads in flight
+// Needs      widths and strides that are multiples of 8 elements, rows aligned to 16 bytes
 #pragma once
 
 #include "qlora/cuda/arch/primitives.cuh"
@@ -11,9 +11,9 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
-/// Threads of a block that walks over part of one row.
+/// Threads of a block that processes part of one row.
 inline constexpr int row_threads = 256;
-/// Packs of a row that a thread copies.
+/// Packs of a row per thread in copies.
 inline constexpr int copy_packs = 4;
 
 namespace device {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void store8(float* p, const float (&values)[8]) {
   reinterpret_cast<float4*>(p)[1] = float4{values[4], values[5], values[6], values[7]};
 }
 
-/// The same of memory that no kernel in flight writes: such loads may move across stores.
+/// The same for memory that no kernel in flight writes: such loads may move across stores.
 __device__ __forceinline__ void load8_constant(const float* p, float (&out)[8]) {
   const float4 low = __ldg(reinterpret_cast<const float4*>(p));
   const float4 high = __ldg(reinterpret_cast<const float4*>(p) + 1);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void load8_constant(const float* p, float (&out)[8]) 
   out[7] = high.w;
 }
 
-/// The part of a matrix that a thread handles: packs first, first + row_threads, ... of a row.
+/// The part of a matrix that a thread processes: packs first, first + row_threads, ... of a row.
 struct RowTile {
   std::int64_t row;
   int first;
@@ -63,8 +63,8 @@ __device__ __forceinline__ RowTile row_tile(int packs) {
   return {static_cast<std::int64_t>(row), static_cast<int>((blockIdx.x - row * runs) * run + threadIdx.x)};
 }
 
-/// From here on the compiler takes these for new values: what it made of the old ones (a pack's eight floats, a row of
-/// weights) does not occupy registers until the second use.
+/// A compiler barrier: it treats these values as new from here on, so that values derived from the old ones (a pack's
+/// eight floats, a row of weights) do not occupy registers until the second use.
 __device__ __forceinline__ void forget(Pack8& pack) {
   auto& word = reinterpret_cast<std::uint32_t(&)[4]>(pack);
   asm volatile("" : "+r"(word[0]), "+r"(word[1]), "+r"(word[2]), "+r"(word[3]));
@@ -74,7 +74,7 @@ __device__ __forceinline__ const float* forget(const float* p) {
   return p;
 }
 
-/// Becomes NaN with the first value that is not finite: 0 * x is NaN for those alone. One FMA a value.
+/// Becomes NaN with the first non-finite value: 0 * x is NaN only for those. One FMA per value.
 struct FiniteProbe {
   float probe = 0.0F;
   __device__ __forceinline__ void see(float value) { probe = fmaf(value, 0.0F, probe); }
@@ -84,14 +84,14 @@ struct FiniteProbe {
   }
   [[nodiscard]] __device__ __forceinline__ bool tripped() const { return probe != 0.0F; }  // NaN differs from all
 };
-/// For all 32 lanes together; one of them writes.
+/// Called by all 32 lanes together; one of them writes.
 __device__ __forceinline__ void report_any(const Fault& fault, bool bad) {
   if (__any_sync(0xffffffffU, bad) && threadIdx.x % 32 == 0) report(fault);
 }
 
 }  // namespace device
 
-/// Blocks for row_tile<Packs> over `rows` rows.
+/// Number of blocks for row_tile<Packs> over `rows` rows.
 template <int Packs>
 [[nodiscard]] unsigned row_blocks(int rows, int packs) {
   constexpr int run = row_threads * Packs;
@@ -100,7 +100,7 @@ template <int Packs>
   return static_cast<unsigned>(blocks);
 }
 
-/// 16-byte accesses need this of a matrix.
+/// The requirement of 16-byte accesses to a matrix.
 template <class T>
 void expect_packs(const char* op, const char* name, const Rows<T>& rows, int width) {
   QLORA_EXPECTS(width > 0 && width % 8 == 0, op, ": ", name, " has ", width, " columns, not a multiple of 8");

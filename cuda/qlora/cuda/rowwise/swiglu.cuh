@@ -1,12 +1,12 @@
 // qlora/cuda/rowwise/swiglu.cuh — the gated activation of the feed-forward block, forward and backward.
 // Math       y = g sig(g) u,  sig(g) = 1 / (1 + e^-g);  gu = gy g sig(g);  gg = gy u sig(g) (1 + g (1 - sig(g)))
 // Shapes     gate_up ggate_up (T,2F) bf16: gate in the first F columns, up in the last · y gy (T,F), any row stride
-// Writes     all with = ; ggate_up may be gate_up: a thread has read what it writes over
+// Writes     all with = ; ggate_up may be gate_up: a thread overwrites only what it has read
 // Split      rows.cuh: a run of 512 packs of one row per block, two packs per thread
 // Needs      F a multiple of 8; 16-byte alignment
 // Numbers    float arithmetic with the hardware's exponential and division (relative error near 2^-21, far below the
-//            2^-9 of the one rounding to bf16). A result that is not finite is reported
-// Cost       bound by memory: 6 bytes an element forward, 10 backward
+//            2^-9 of the one rounding to bf16). A non-finite result is reported
+// Cost       bound by memory: 6 bytes per element forward, 10 backward
 // Reference  cpu/swiglu.hpp
 #pragma once
 
@@ -18,7 +18,7 @@ namespace cuda {
 
 namespace detail {
 
-/// Packs of each operand that a thread has under way.
+/// Packs of each operand that a thread has in flight.
 inline constexpr int swiglu_packs = 2;
 
 __device__ __forceinline__ float sigmoid(float g) { return __fdividef(1.0F, 1.0F + __expf(-g)); }
@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(row_threads)
   device::report_any(fault, probe.tripped());
 }
 
-/// gate and up are not __restrict__: they may be what is written.
+/// gate and up are not __restrict__: the output may alias them.
 static __global__ void __launch_bounds__(row_threads)
     swiglu_backward_kernel(int packs, Rows<const bf16> gy, const bf16* gate_up, bf16* ggate_up, Fault fault) {
   const device::RowTile tile = device::row_tile<swiglu_packs>(packs);

@@ -1,12 +1,12 @@
-// qlora/cuda/weights/load.cuh — weights from host memory (often a mapped file) to where the network wants them.
-// Path       host -> pinned lanes -> device memory for the tensor as it is stored -> bf16, float or NF4, one tensor at
-//            a time
+// qlora/cuda/weights/load.cuh — loads weights from host memory (often a mapped file) to the network's device memory.
+// Path       host -> pinned lanes -> device memory for the tensor in its stored type -> bf16, float or NF4, one tensor
+//            at a time
 // Shapes     a flat tensor of f32, f16 or bf16 elements; out bf16 or float (elements), or NF4 as in nf4.hpp
 // Writes     out with =
-// Memory     device memory for the largest tensor so far, and its scales while it is quantized; finish_loading ends
+// Memory     device memory for the largest tensor so far, and its scales while it is quantized; finish_loading frees
 //            both
 // Numbers    float16 and bf16 to float are exact; to bf16 rounded to nearest even. Every value is checked to be finite
-// Cost       bound by the bus and by how fast the host's memory is read
+// Cost       bound by the bus and the bandwidth of host memory
 // Reference  Cpu::place and Cpu::quantize in cpu.hpp
 #pragma once
 
@@ -36,10 +36,10 @@ static __global__ void __launch_bounds__(load_threads)
     finite = finite && isfinite(value);
     put(to + i, value);
   }
-  if (!finite) *bad = 1;  // every writer writes the same
+  if (!finite) *bad = 1;  // all writers write the same value
 }
 
-/// Room for a tensor as it is stored.
+/// Device memory for a tensor in its stored type.
 inline std::byte* load_room(Context& context, std::int64_t bytes) {
   if (context.load_bytes < bytes) {
     if (context.load_memory != nullptr) release(context, context.load_memory, context.load_bytes);

@@ -1,15 +1,15 @@
-// qlora/cuda/weights/merge.cuh — adapters into weights for a merged model: the GPU's lanes of io/merge.hpp.
+// qlora/cuda/weights/merge.cuh — merges adapters into weights: the GPU lanes of io/merge.hpp.
 // Math       out = float16(W + s (sum over r of B[n,r] A[r,k]))
 // Shapes     w (N,K) of f32, f16 or bf16, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K) float16
 // Writes     out with =; *bad = 1 when a value is not finite in float16
-// Split      a block makes 64 rows x 128 columns, a thread 8 x 4 of them, neighbouring threads neighbouring columns. On
-//            the host each lane is one thread with pinned memory and a stream: while it copies from the mapped file or
-//            to the written one, the streams of the others copy and compute
-// Needs      any N, K and R; nothing is aligned but to its element
-// Numbers    products and sums are rounded one by one (no fused multiply-add), over r in order: the bits of the CPU's
-//            merge where that is compiled without fused multiply-add; elsewhere a sum differs by R roundings of float
-//            at most
-// Cost       4 R FLOP an element, 1.7 TFLOP for 13B at rank 64, some 0.1 s; the bus and the files take seconds
+// Split      a block computes 64 rows x 128 columns, a thread 8 x 4 of them, neighbouring threads neighbouring columns.
+//            On the host each lane is one thread with pinned memory and a stream: while it copies from the mapped file
+//            or to the output file, the streams of the others copy and compute
+// Needs      any N, K and R; element alignment only
+// Numbers    products and sums are rounded separately (no fused multiply-add), over r in order: the bits of the CPU
+//            merge where that is compiled without fused multiply-add; elsewhere a sum differs by at most R float
+//            roundings
+// Cost       4 R FLOP per element, 1.7 TFLOP for 13B at rank 64, about 0.1 s; the bus and the files take seconds
 // Reference  HostMergeLane in cpu/merge.hpp; tests/cuda/cuda_merge_test.cpp
 #pragma once
 
@@ -30,8 +30,8 @@ struct MergeTile {
   static constexpr int threads = 256;
   static constexpr int rows = 64;
   static constexpr int cols = 128;
-  static constexpr int rank = 16;                          ///< ranks in shared memory at once
-  static constexpr int row_count = rows / (threads / 32);  ///< of a thread
+  static constexpr int rank = 16;                          ///< ranks in shared memory at a time
+  static constexpr int row_count = rows / (threads / 32);  ///< per thread
   static constexpr int col_count = cols / 32;
 };
 static_assert(MergeTile::row_count * (MergeTile::threads / 32) == MergeTile::rows, "every row has its warp");
@@ -65,18 +65,18 @@ static __global__ void __launch_bounds__(MergeTile::threads)
     merge_kernel(int rows, int cols, int rank, float scale, const From* __restrict__ w, const float* __restrict__ a,
                  const float* __restrict__ b, __half* __restrict__ out, std::uint32_t* bad) {
   __shared__ float as[MergeTile::rank][MergeTile::cols];
-  __shared__ float bs[MergeTile::rank][MergeTile::rows + 4];  // + 4: fewer threads write to one bank
+  __shared__ float bs[MergeTile::rank][MergeTile::rows + 4];  // + 4: fewer threads write to the same bank
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first_row = static_cast<int>(threadIdx.x) / 32 * MergeTile::row_count;  // inside the tile
   const int col0 = static_cast<int>(blockIdx.x) * MergeTile::cols;
   const int row0 = static_cast<int>(blockIdx.y) * MergeTile::rows;
   float sum[MergeTile::row_count][MergeTile::col_count] = {};
   for (int first_rank = 0; first_rank < rank; first_rank += MergeTile::rank) {
-    __syncthreads();  // the last tile's reads are over
+    __syncthreads();  // reads of the previous tile are complete
     load_adapter_tile(rows, cols, rank, first_rank, row0, col0, a, b, as, bs);
     __syncthreads();
 #pragma unroll 4
-    for (int r = 0; r < MergeTile::rank; ++r) {  // beyond the rank are zeros, which change no sum
+    for (int r = 0; r < MergeTile::rank; ++r) {  // past the rank are zeros, which do not change sums
       float row[MergeTile::col_count];
 #pragma unroll
       for (int j = 0; j < MergeTile::col_count; ++j) row[j] = as[r][lane + 32 * j];
@@ -104,10 +104,10 @@ static __global__ void __launch_bounds__(MergeTile::threads)
       out[at] = stored;
     }
   }
-  if (!finite) *bad = 1;  // every writer writes the same
+  if (!finite) *bad = 1;  // all writers write the same value
 }
 
-/// Pinned and device memory of one lane: the piece as it is stored, what comes of it, and the flag behind that.
+/// Pinned and device memory of one lane: the stored piece, its result, and after that the flag.
 class DeviceMergeLane final : public MergeLane {
  public:
   explicit DeviceMergeLane(const Context& context) : device_(context.options.device) {
@@ -132,7 +132,7 @@ class DeviceMergeLane final : public MergeLane {
                       (adapter.rank == 0 || adapter.b.size() % static_cast<std::size_t>(adapter.rank) == 0),
                   "an adapter of rank ", adapter.rank, " with ", adapter.a.size(), " and ", adapter.b.size(),
                   " values");
-    check(cudaSetDevice(device_), "choosing the device");  // of the thread that calls
+    check(cudaSetDevice(device_), "choosing the device");  // for the calling thread
     adapter_ = adapter;
     if (adapter.rank == 0) return;
     const std::size_t a_bytes = adapter.a.size_bytes();
@@ -201,7 +201,7 @@ class DeviceMergeLane final : public MergeLane {
     return static_cast<std::size_t>(adapter.rank) * static_cast<std::size_t>(adapter.cols);
   }
 
-  /// Through the pinned piece, which is free between calls.
+  /// Copies through the pinned buffer, which is free between calls.
   void to_device(void* to, const void* from, std::size_t bytes) {
     for (std::size_t done = 0; done < bytes; done += in_bytes) {
       const std::size_t here = bytes - done < in_bytes ? bytes - done : in_bytes;
@@ -225,7 +225,7 @@ class DeviceMergeLane final : public MergeLane {
     check_launch("merge");
   }
 
-  /// Asleep, so that the processors are left to the lanes that copy.
+  /// Sleeps while it waits, to leave the processors to the lanes that copy.
   void wait() {
     check(cudaEventRecord(done_, stream_), "merging");
     check(cudaEventSynchronize(done_), "merging");
@@ -250,7 +250,7 @@ class DeviceMergeLane final : public MergeLane {
   void* pinned_out_ = nullptr;
   void* in_ = nullptr;
   void* out_ = nullptr;
-  void* a_ = nullptr;  ///< A, and B behind it
+  void* a_ = nullptr;  ///< A, followed by B
   std::size_t adapter_bytes_ = 0;
   MergeAdapter adapter_;
 };
