@@ -79,6 +79,9 @@ class Cuda {
       : context_(cuda::create_context(options), [](cuda::Context* c) { cuda::destroy_context(c); }) {}
 
   [[nodiscard]] cuda::Context& context() const { return *context_; }
+  /// The algorithms chosen so far, as text; a process that loads them computes the same bits.
+  [[nodiscard]] std::string algorithms() const { return cuda::algorithms(*context_); }
+  void load_algorithms(const std::string& text) { cuda::load_algorithms(*context_, text); }
   [[nodiscard]] int workers() const { return 0; }  // no scratch per worker
   [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }
   /// Place of the next ops, for a report of what is not finite.

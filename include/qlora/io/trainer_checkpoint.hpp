@@ -1,0 +1,74 @@
+// qlora/io/trainer_checkpoint.hpp — a Trainer's state as a checkpoint: save_trainer(trainer, root, state, keep) and
+// restore_trainer(trainer, checkpoint). A run that resumes so gives the bits of one that was not interrupted.
+#pragma once
+
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qlora/io/checkpoint.hpp"
+#include "qlora/train/trainer.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace detail {
+
+/// A backend that measures which algorithms are fast, and thereby chooses the order of sums: a resumed run must use the
+/// same ones.
+template <class B>
+concept ChoosesAlgorithms = requires(B& b, const std::string& text) {
+  { b.algorithms() } -> std::convertible_to<std::string>;
+  b.load_algorithms(text);
+};
+[[nodiscard]] inline std::filesystem::path algorithms_in(const std::filesystem::path& root) {
+  return root / "algorithms.txt";
+}
+
+}  // namespace detail
+
+/// Saves parameters and moments under root/checkpoint-STEP, as save_checkpoint does with `state` and `keep`.
+template <Config C, class B>
+void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, const Json& state, int keep) {
+  std::vector<std::vector<float>> copies;  // of what is not in host memory
+  std::vector<NamedTensor> tensors;
+  trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
+    std::span<const float> host(data, static_cast<std::size_t>(count));
+    if constexpr (B::space != Space::host) {
+      std::vector<float>& copy = copies.emplace_back(host.size());
+      trainer.model().backend().download(data, copy);
+      host = copy;
+    }
+    tensors.push_back({name, {count}, host});
+  });
+  if constexpr (detail::ChoosesAlgorithms<B>) {
+    make_directories(root);
+    write_file_atomically(detail::algorithms_in(root), trainer.model().backend().algorithms());
+  }
+  save_checkpoint(root, trainer.core().steps_done(), tensors, state, keep);
+}
+
+/// Puts a trainer into the state of a checkpoint. Throws Error when that is of another shape or rank.
+template <Config C, class B>
+void restore_trainer(Trainer<C, B>& trainer, const Checkpoint& checkpoint) {
+  trainer.core().for_each_state([&](const std::string& name, float* data, std::int64_t count) {
+    const TensorRef tensor = checkpoint.tensors.at(name);
+    if (tensor.dtype != DType::f32 || tensor.size() != count) {
+      throw Error(checkpoint.path.string() + ": '" + name + "' is not of this model and rank cap");
+    }
+    std::vector<float> values(static_cast<std::size_t>(count));
+    std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+    trainer.model().backend().upload(values, data);
+  });
+  if constexpr (detail::ChoosesAlgorithms<B>) {
+    const std::filesystem::path file = detail::algorithms_in(checkpoint.path.parent_path());
+    if (std::filesystem::exists(file)) {
+      trainer.model().backend().load_algorithms(read_text(file, std::size_t{16} << 20));
+    }
+  }
+  trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
+}
+
+}  // namespace v0
+}  // namespace qlora

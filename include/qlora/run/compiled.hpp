@@ -1,0 +1,403 @@
+// qlora/run/compiled.hpp — compiles a config for a backend and puts the code on the registry:
+//   static const qlora::run::RegisteredCode<qlora::any_model> code;               // any shape, rank and targets
+//   static const qlora::run::RegisteredCode<my::config, qlora::Cuda> on_the_gpu;  // preferred for its own shape
+// config.with(qlora::Trainable::all) trains every weight. One line of CMake does this in a file of its own, so that
+// backends compile side by side: qlora_register(TARGET my::config HEADER my_config.hpp BACKENDS cpu cuda).
+// Everything that is expensive to compile is included here; the other headers of run/ know interfaces alone.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/io/adapter.hpp"
+#include "qlora/io/trainer_checkpoint.hpp"
+#include "qlora/llama2.hpp"
+#include "qlora/run/registry.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+namespace detail {
+
+using qlora::detail::concat;
+
+template <class B>
+inline constexpr bool on_gpu = B::space == Space::device;
+
+[[nodiscard]] inline ModelOptions model_options(const hf::ModelDir& model, const DeviceOptions& device) {
+  return {.shape = model.shape,
+          .rope_theta = model.rope_theta,
+          .norm_eps = model.norm_eps,
+          .keep_dequantized = keeps_dequantized(model.shape, device)};
+}
+
+template <class B>
+[[nodiscard]] B make_backend(const DeviceOptions& device) {
+  if constexpr (on_gpu<B>) {
+    return B({.memory_cap = device.memory_cap, .fast = device.fast});
+  } else {
+    return B(device.threads);
+  }
+}
+
+#ifdef QLORA_CUDA
+[[nodiscard]] inline GpuMemory memory_of(const Cuda& backend, const DeviceOptions& device) {
+  const cuda::DeviceInfo info = cuda::device_info(backend.context());
+  return gpu_memory(info.allocated + info.workspace + gpu_storage.context, info.total - info.driver_used,
+                    device.memory_cap);
+}
+#endif
+
+/// A tensor of an adapter as floats; empty when the adapter does not have it.
+[[nodiscard]] inline std::vector<float> floats_of(const TensorSource& source, const std::string& name) {
+  const auto tensor = source(name);
+  if (!tensor) return {};
+  std::vector<float> values(static_cast<std::size_t>(tensor->size()));
+  read_floats(*tensor, 0, values);
+  return values;
+}
+
+/// Throws Error (input), naming what is missing, when the code cannot hold the adapter whole.
+inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
+  if (adapter.layers != config.shape.layers) {
+    throw Error(concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ",
+                       config.shape.layers, " layers"));
+  }
+  for (const Proj proj : all_projections) {
+    if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
+      throw Error(concat(adapter.path.string(), " adapts ", name_of(proj),
+                         ", which is no target of the code that runs this model"));
+    }
+  }
+  if (const int rank = highest_rank(adapter); rank > config.lora.rank) {
+    throw Error(concat(adapter.path.string(), " has rank ", rank, "; the code that runs this model holds ranks up to ",
+                       config.lora.rank));
+  }
+}
+
+/// Loads an adapter into the model. Modules that it does not adapt get zeros.
+template <Config C, class B>
+void load_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
+  const Shape& shape = model.resolved_config().shape;
+  model.weights().for_each_target([&](int layer, Proj proj) {
+    std::vector<float> a = floats_of(adapter.source(), lora_name(layer, proj, 'A'));
+    std::vector<float> b = floats_of(adapter.source(), lora_name(layer, proj, 'B'));
+    int rank = rank_of(adapter, layer, proj);
+    const float alpha = scale_of(adapter, layer, proj) * static_cast<float>(rank);
+    if (a.empty()) {
+      rank = 1;
+      a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
+      b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
+    }
+    model.weights().load_adapter(model.backend(), layer, proj, rank, alpha, false, a, b);
+  });
+}
+
+/// A session over a model that lives elsewhere.
+template <Config C, class B>
+class ModelSession final : public Session {
+ public:
+  /// `limit`: the longest sequence, in tokens. `in_training`: the model's adapters are a trainer's.
+  ModelSession(Model<C, B>& model, int limit, const DeviceOptions& device, bool in_training)
+      : limit_(limit), device_(device), model_(model), in_training_(in_training) {}
+
+  void attach(const std::string& name, PeftAdapter adapter) override {
+    if (in_training_) throw Error("no adapter is attached to a model in training", ErrorKind::usage);
+    if constexpr (!has_adapters) {
+      throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
+    } else {
+      if (name.empty() || adapters_.contains(name)) {
+        throw Error(concat("\"", name, "\" cannot name an adapter: ", name.empty() ? "it is empty" : "it is taken"),
+                    ErrorKind::usage);
+      }
+      check_adapter(adapter, model_.resolved_config());
+      adapters_.emplace(name, std::move(adapter));
+    }
+  }
+
+  void detach(const std::string& name) override {
+    find(name);
+    if (loaded_ == name) {
+      model_.use_adapters(false);
+      loaded_.clear();
+    }
+    adapters_.erase(name);
+  }
+
+  void use(std::string_view name) override {
+    if constexpr (has_adapters) {
+      if (name.empty()) return model_.use_adapters(false);
+      if (!in_training_) {
+        const auto& [known, adapter] = *find(name);
+        if (loaded_ != known) {
+          load_adapter(model_, adapter);
+          loaded_ = known;
+        }
+      } else if (name != trained_adapter) {
+        refuse(name);
+      }
+      model_.use_adapters(true);
+    } else if (!name.empty() && !(in_training_ && name == trained_adapter)) {
+      refuse(name);
+    }
+  }
+
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
+                                  const OnToken& on_token) override {
+    std::size_t longest = 1;
+    for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
+    check_length("a prompt", longest + 1);
+    const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
+    const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
+    Generator<C, B> generator(model_, room(prompts.size(), length, false));
+    return generator.generate(prompts, options, on_token);
+  }
+
+  std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
+    std::size_t longest = 1;
+    for (const Continuations& question : questions) {
+      for (const auto& candidate : question.candidates) {
+        longest = std::max(longest, question.prompt.size() + candidate.size());
+      }
+    }
+    check_length("a prompt with its answer", longest);
+    return scorer(questions.size(), longest).score(questions);
+  }
+
+  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
+    std::size_t longest = 1;
+    for (const auto& text : texts) longest = std::max(longest, text.size());
+    check_length("a text", longest);
+    scorer(texts.size(), longest).read(texts, use);
+  }
+
+ private:
+  static constexpr bool has_adapters = C.quant.kind != QuantKind::none;
+
+  [[noreturn]] static void refuse(std::string_view name) {
+    throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
+  }
+  [[nodiscard]] auto find(std::string_view name) const {
+    const auto found = adapters_.find(name);
+    if (found == adapters_.end()) refuse(name);
+    return found;
+  }
+  void check_length(const char* what, std::size_t tokens) const {
+    if (tokens > static_cast<std::size_t>(limit_)) {
+      throw Error(concat(what, " of ", tokens, " tokens; the model's context holds ", limit_));
+    }
+  }
+  [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
+    return Scorer<C, B>(model_, room(count, static_cast<int>(longest), true));
+  }
+
+  /// Room for 32 sequences, or for as many as the GPU has memory for.
+  [[nodiscard]] DecodeRoom room(std::size_t asked, int length, bool all_logits) {
+    DecodeRoom room{.sequences = static_cast<int>(std::clamp<std::size_t>(asked, 1, most_sequences)),
+                    .length = length,
+                    .step_tokens = decode_step_tokens,
+                    .all_logits = all_logits};
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) {
+      const std::int64_t free = memory_of(model_.backend(), device_).free();
+      while (room.sequences > 1 && decode_bytes(model_.resolved_config(), room, gpu_storage) > free) --room.sequences;
+    }
+#endif
+    return room;
+  }
+
+  int limit_;
+  DeviceOptions device_;
+  Model<C, B>& model_;
+  bool in_training_;
+  std::map<std::string, PeftAdapter, std::less<>> adapters_;
+  std::string loaded_;  ///< the adapter whose matrices the model holds
+};
+
+/// A session with a model of its own.
+template <Config C, class B>
+class OwningSession final : public Session {
+ public:
+  OwningSession(const hf::ModelDir& model, const ModelOptions& options, const DeviceOptions& device)
+      : model_(model.source(), options, make_backend<B>(device)), session_(model_, model.max_positions, device, false) {
+    model_.use_adapters(false);
+  }
+
+  void attach(const std::string& name, PeftAdapter adapter) override { session_.attach(name, std::move(adapter)); }
+  void detach(const std::string& name) override { session_.detach(name); }
+  void use(std::string_view name) override { session_.use(name); }
+  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
+                                  const OnToken& on_token) override {
+    return session_.generate(prompts, options, on_token);
+  }
+  std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
+    return session_.score(questions);
+  }
+  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
+    session_.read(texts, use);
+  }
+
+ private:
+  Model<C, B> model_;
+  ModelSession<C, B> session_;
+};
+
+/// Options with the recomputation that is asked for, or the least that fits the memory which the backend's card has beside
+/// the probes. Probes that do not fit at once are planned for in smaller groups, down to one by one.
+template <Config C, class B>
+[[nodiscard]] TrainOptions with_recompute(TrainOptions options, Recomputation choice,
+                                          [[maybe_unused]] DecodeRoom probes,
+                                          [[maybe_unused]] const DeviceOptions& device,
+                                          [[maybe_unused]] const B& backend) {
+  const bool automatic = choice == Recomputation::automatic;
+  if (!automatic) {
+    options.recompute = choice == Recomputation::none    ? Recompute::none
+                        : choice == Recomputation::cheap ? Recompute::cheap
+                                                         : Recompute::block;
+  }
+#ifdef QLORA_CUDA
+  if constexpr (on_gpu<B>) {
+    if (!automatic && probes.sequences == 0) return options;  // the arenas will say whether it fits
+    if (automatic) options.recompute = Recompute::block;      // the most, while the question is whether anything fits
+    const ModelOptions opened = training_model<C, B>(options);
+    const Config config = resolved(C, opened.shape, opened.lora);
+    Run run = run_of(options, options.model.keep_dequantized);
+    run.probing = probes;
+    const std::int64_t budget = memory_of(backend, device).limit;
+    const auto needed = [&] { return memory_plan(config, run, gpu_storage).total(); };
+    while (run.probing.sequences > 1 && needed() > budget) run.probing.sequences /= 2;
+    if (automatic) {
+      run = choose_recompute(config, run, budget);
+    } else if (needed() > budget) {
+      qlora::detail::refuse_run(run, needed(), budget);
+    }
+    options.recompute = run.recompute;
+    options.recompute_layers = run.recompute_layers;
+  }
+#endif
+  return options;
+}
+
+template <Config C, class B>
+class CompiledTraining final : public TrainingSession {
+ public:
+  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend, const DeviceOptions& device)
+      : trainer_(model.source(), options, std::move(backend)),
+        session_(trainer_.model(), model.max_positions, device, true) {}
+
+  StepReport step(const Windows& windows) override { return trainer_.step(windows); }
+  [[nodiscard]] int steps_done() const override { return trainer_.core().steps_done(); }
+
+  void save(const std::filesystem::path& root, const RunState& state, int keep) override {
+    const Json json{{"run", Json::parse(state.settings)}, {"to_measure", state.owes_measurement}};
+    save_trainer(trainer_, root, json, keep);
+  }
+  void restore(const Checkpoint& checkpoint) override { restore_trainer(trainer_, checkpoint); }
+
+  void write(const std::filesystem::path& dir, [[maybe_unused]] PeftConfig config,
+             [[maybe_unused]] const hf::ModelDir& base) override {
+    if constexpr (C.trainable == Trainable::all) {
+      hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path});
+      const auto& weights = trainer_.model().weights();
+      weights.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+        writer.write(name, {weights.trained() + offset, static_cast<std::size_t>(rows * cols)});
+      });
+      writer.finish();
+    } else {
+      config.targets = trainer_.model().resolved_config().lora.targets;
+      qlora::write_adapter(dir, trainer_.model(), config);
+    }
+  }
+
+  [[nodiscard]] Session& session() override { return session_; }
+
+  [[nodiscard]] std::int64_t memory() const override {
+    std::int64_t bytes = trainer_.core().arena_bytes_used();
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) bytes += cuda::device_info(trainer_.model().backend().context()).workspace;
+#endif
+    return bytes;
+  }
+
+  [[nodiscard]] std::string about() const override {
+    std::string text = "the CPU";
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) text = cuda::device_info(trainer_.model().backend().context()).name;
+#endif
+    const Run& run = trainer_.core().network().run();
+    const int all = trainer_.core().network().layers();
+    const int layers = run.recompute_layers < 0 ? all : std::min(run.recompute_layers, all);
+    if (run.recompute == Recompute::none) return text + ", all activations kept";
+    return concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks", " computed again in ",
+                  layers, " of ", all, " layers");
+  }
+
+ private:
+  mutable Trainer<C, B> trainer_;  // its accessors are not const
+  ModelSession<C, B> session_;
+};
+
+template <Config C, class B>
+class CompiledCode final : public ModelCode {
+ public:
+  [[nodiscard]] const Config& config() const override { return config_; }
+  [[nodiscard]] Device device() const override { return on_gpu<B> ? Device::cuda : Device::cpu; }
+
+  [[nodiscard]] bool usable([[maybe_unused]] std::string& why) const override {
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) return cuda::device_count(&why) > 0;
+#endif
+    return true;
+  }
+
+  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
+                                              const DeviceOptions& device) const override {
+    if constexpr (C.trainable == Trainable::all) {
+      throw Error("code that trains every weight opens no session", ErrorKind::usage);  // see select_code
+    } else {
+      ModelOptions options = model_options(model, device);
+      if (base == BaseWeights::full) {
+        // Adapters are never attached: the least rank cap whose rows are aligned, so that all configs of a shape share
+        // this code.
+        constexpr Config plain = C.with(unquantized).with(Lora{.rank = B::rank_step, .targets = Proj::q});
+        return std::make_unique<OwningSession<plain, B>>(model, options, device);
+      }
+      if constexpr (is_dynamic(C.lora)) {
+        options.lora = {.rank = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step,
+                        .targets = adapters.targets};
+      }
+      return std::make_unique<OwningSession<C, B>>(model, options, device);
+    }
+  }
+
+  [[nodiscard]] std::unique_ptr<TrainingSession> train(const hf::ModelDir& model, TrainOptions options,
+                                                       Recomputation recompute, const DecodeRoom& probes,
+                                                       const DeviceOptions& device) const override {
+    B backend = make_backend<B>(device);
+    options.model = model_options(model, device);
+    options = with_recompute<C, B>(options, recompute, probes, device, backend);
+    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend), device);
+  }
+
+ private:
+  Config config_ = C;
+};
+
+}  // namespace detail
+
+/// Puts the code of a config on the list, for as long as the program runs. A static object, so that it is there before
+/// main begins.
+template <Config C, class B = Cpu<>>
+requires ValidConfig<C>
+struct RegisteredCode {
+  RegisteredCode() { registered_code().push_back(std::make_unique<detail::CompiledCode<C, B>>()); }
+};
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

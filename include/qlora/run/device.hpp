@@ -1,0 +1,63 @@
+// qlora/run/device.hpp — where a model runs: a device request with every choice made, and the memory of a GPU.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+#include "qlora/config.hpp"
+#include "qlora/run/options.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+enum class Device : std::uint8_t { cpu, cuda };
+[[nodiscard]] constexpr std::string_view name_of(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+
+/// A DeviceRequest with the device chosen; see select_code.
+struct DeviceOptions {
+  Device device = Device::cpu;
+  int threads = 0;                ///< CPU: 0 is one per core
+  std::int64_t memory_cap = 0;    ///< GPU: bytes that this process may use, CUDA context included; 0: no cap
+  bool fast = false;              ///< GPU: allow sums whose last bits depend on timing
+  bool keep_dequantized = false;  ///< GPU: keep the frozen weights in bf16 as well
+};
+
+/// GPU memory that no plan uses: allocations are rounded up to pages, and other processes need some.
+inline constexpr std::int64_t gpu_reserve = 256 * 1024 * 1024;
+
+/// GPU memory as this process sees it, in bytes.
+struct GpuMemory {
+  std::int64_t own = 0;    ///< of this process: arenas, workspaces, the CUDA context
+  std::int64_t limit = 0;  ///< that it may use in all, `own` included
+
+  [[nodiscard]] std::int64_t free() const { return limit - own; }
+};
+/// `unused`: what the driver has left; `cap` as in DeviceOptions.
+[[nodiscard]] constexpr GpuMemory gpu_memory(std::int64_t own, std::int64_t unused, std::int64_t cap) {
+  const std::int64_t most = own + unused;
+  return {own, (cap > 0 ? std::min(most, cap) : most) - gpu_reserve};
+}
+
+/// Up to this many parameters the CPU also holds the frozen weights dequantized: at most two gigabytes, and no product
+/// dequantizes.
+inline constexpr std::int64_t cpu_dense_limit = 500'000'000;
+[[nodiscard]] constexpr bool keeps_dequantized(const Shape& shape, const DeviceOptions& device) {
+  return device.device == Device::cuda ? device.keep_dequantized : parameters(shape) <= cpu_dense_limit;
+}
+
+/// "22.4 GB".
+[[nodiscard]] inline std::string gigabytes(std::int64_t bytes) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), bytes < 100'000'000 ? "%.3f GB" : "%.1f GB",
+                static_cast<double>(bytes) / 1e9);
+  return text.data();
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

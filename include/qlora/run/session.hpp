@@ -1,0 +1,100 @@
+// qlora/run/session.hpp — a compiled model behind virtual interfaces: one that answers, and one in training. So programs
+// are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a step is
+// virtual. compiled.hpp implements these for every config and backend.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qlora/generate/generator.hpp"
+#include "qlora/generate/scorer.hpp"
+#include "qlora/io/checkpoint.hpp"
+#include "qlora/io/hf.hpp"
+#include "qlora/io/hf_model.hpp"
+#include "qlora/io/peft.hpp"
+#include "qlora/train/trainer.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Sequences that a session decodes at once where memory allows it, and new tokens of them in one call.
+inline constexpr std::size_t most_sequences = 32;
+inline constexpr int decode_step_tokens = 512;
+/// Decoding that a training keeps memory for: `count` probes of at most `length` tokens, at most eight at once.
+[[nodiscard]] constexpr DecodeRoom room_for_probes(std::size_t count, int length) {
+  constexpr std::size_t planned = 8;
+  return {.sequences = static_cast<int>(count < planned ? count : planned),
+          .length = length,
+          .step_tokens = decode_step_tokens,
+          .all_logits = true};
+}
+
+/// The name of the adapter of a model in training.
+inline constexpr std::string_view trained_adapter = "trained";
+
+/// A loaded model. Used by one thread at a time.
+class Session {
+ public:
+  Session() = default;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  virtual ~Session() = default;
+
+  /// Holds an adapter under a name that use() takes. Throws Error (input), naming the module, layer or rank, when the code
+  /// cannot run the adapter whole, and (usage) when the name is taken, when the base is not quantized, or when the model
+  /// is in training.
+  virtual void attach(const std::string& name, PeftAdapter adapter) = 0;
+  /// Releases an adapter; the base is in use if that adapter was. Throws Error (usage) for an unknown name.
+  virtual void detach(const std::string& name) = 0;
+  /// Which adapter the calls below use; empty: none, and the model is its base to the bit. Throws Error (usage) for an
+  /// unknown name.
+  virtual void use(std::string_view name) = 0;
+
+  [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
+                                                        const GenerateOptions& options, const OnToken& on_token) = 0;
+  /// log p(candidate | prompt) in nats, for each candidate of each question.
+  [[nodiscard]] virtual std::vector<std::vector<double>> score(std::span<const Continuations> questions) = 0;
+  /// The logits at every token of all texts.
+  virtual void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) = 0;
+};
+
+/// What a checkpoint holds beside the tensors.
+struct RunState {
+  std::string settings;           ///< JSON; a run resumes only from a checkpoint with the same settings
+  bool owes_measurement = false;  ///< the step's probes were due and not measured
+};
+
+/// A model in training. Used by one thread at a time.
+class TrainingSession {
+ public:
+  TrainingSession() = default;
+  TrainingSession(const TrainingSession&) = delete;
+  TrainingSession& operator=(const TrainingSession&) = delete;
+  virtual ~TrainingSession() = default;
+
+  virtual StepReport step(const Windows& windows) = 0;
+  [[nodiscard]] virtual int steps_done() const = 0;
+  /// Saves parameters, moments and `state` as root/checkpoint-STEP and keeps the `keep` newest checkpoints.
+  virtual void save(const std::filesystem::path& root, const RunState& state, int keep) = 0;
+  /// Continues from a checkpoint of a run with the same settings. Throws Error when it is of another shape.
+  virtual void restore(const Checkpoint& checkpoint) = 0;
+  /// Writes what was trained: adapters as a PEFT directory, with the targets of the training, or all weights as a model
+  /// directory with the tokenizer of `base`.
+  virtual void write(const std::filesystem::path& dir, PeftConfig config, const hf::ModelDir& base) = 0;
+  /// The model as it is between two steps, with trained_adapter in use until it is told otherwise. Lives as long as this.
+  [[nodiscard]] virtual Session& session() = 0;
+  /// Bytes used now: arenas, and on a GPU the libraries' workspaces.
+  [[nodiscard]] virtual std::int64_t memory() const = 0;
+  /// The device and the recomputation in words: "NVIDIA H200, blocks computed again in 20 of 32 layers".
+  [[nodiscard]] virtual std::string about() const = 0;
+};
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,58 @@
+// qlora/run/settings.hpp — options as an ordered list of names and values: the echo of all of them, and the part that
+// results depend on, by which checkpoints and finished steps are recognised.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/run/option.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+using Settings = std::vector<std::pair<std::string, Value>>;
+
+/// Sets a value in place, or appends it.
+inline void set(Settings& settings, std::string_view name, Value value) {
+  const auto found =
+      std::find_if(settings.begin(), settings.end(), [&](const auto& setting) { return setting.first == name; });
+  if (found != settings.end()) {
+    found->second = std::move(value);
+  } else {
+    settings.emplace_back(name, std::move(value));
+  }
+}
+
+/// Which options of a table: all, or those that results depend on.
+enum class Which : std::uint8_t { all, fingerprint };
+
+/// Adds the options of a table by name. Those of adapters alone come last, if `adapters`: a step's record is found by the
+/// text of its settings, and that was their order when steps were first recorded. For the same reason a renamed option
+/// has its old name in a fingerprint as long as the old name is accepted.
+template <HasTable S>
+void add_settings(Settings& into, const S& from, Which which, bool adapters = true) {
+  for (const bool of_adapters : {false, true}) {
+    if (of_adapters && !adapters) return;
+    for (const Option<S>& option : Table<S>::options) {
+      if (option.adapters_only != of_adapters || (which == Which::fingerprint && !option.fingerprint)) continue;
+      const bool renamed = which == Which::fingerprint && !option.old_name.empty();
+      set(into, renamed ? option.old_name : option.name, value_of(option, from));
+    }
+  }
+}
+
+template <HasTable S>
+[[nodiscard]] Settings settings_of(const S& from, Which which) {
+  Settings all;
+  add_settings(all, from, which);
+  return all;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
