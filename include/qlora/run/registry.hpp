@@ -50,18 +50,6 @@ class ModelCode {
 /// The least capacity for adapters that code has.
 inline constexpr Lora no_adapters{.rank = 1, .targets = Proj::q};
 
-/// The highest rank of the modules that an adapter adapts.
-[[nodiscard]] inline int highest_rank(const PeftAdapter& adapter) {
-  int rank = 1;
-  const TensorSource source = adapter.source();
-  for (int layer = 0; layer < adapter.layers; ++layer) {
-    for (const Proj proj : all_projections) {
-      if (!contains(adapter.targets, proj) || !source(lora_name(layer, proj, 'A'))) continue;
-      rank = std::max(rank, rank_of(adapter, layer, proj));
-    }
-  }
-  return rank;
-}
 /// Capacity for one adapter more.
 [[nodiscard]] inline Lora room_for(Lora room, const PeftAdapter& adapter) {
   return {.rank = std::max(room.rank, highest_rank(adapter)), .targets = room.targets | adapter.targets};
