@@ -16,12 +16,6 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Quantization blocks that lie inside one row: what the kernels that dequantize by rows need. All LLaMA-2 shapes do.
-template <Config C>
-concept QuantBlockDividesRow = C.quant.kind == QuantKind::none ||
-                               (C.shape.dim % C.quant.block == 0 && C.shape.ffn % C.quant.block == 0 &&
-                                C.shape.heads * C.shape.head_dim % C.quant.block == 0);
-
 class Cuda {
  public:
   using Act = bf16;     ///< activations, embedding, head, dense weights
@@ -30,6 +24,10 @@ class Cuda {
   static constexpr bool rounds = false;  ///< needs no rounded copies beside those of `widens`
   static constexpr bool widens = true;   ///< a group is one product: [X | XA] [W | s B]^T
   static constexpr int rank_step = 8;    ///< rank caps are multiples of it: 16-byte loads of adapter rows
+  /// 16-byte loads of rows; halves of heads turn in 16-byte loads; attention/common.cuh and decode/decode.cuh. NF4 blocks
+  /// need not divide a row: matrices are dequantized flat.
+  static constexpr ShapeLimits shape_limits{
+      .width_step = 8, .head_dim_step = 16, .largest_head_dim = 256, .trained_head_dims = {32, 64, 128}};
   template <int Cols>
   using View = Mat<bf16, Cols, Space::device>;
   template <int Cols>

@@ -21,17 +21,28 @@
 //   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          quantize.cuh nf4.cuh
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "qlora/error.hpp"
 #include "qlora/ops.hpp"
 #include "qlora/tensor.hpp"
 #include "qlora/view.hpp"
 
 namespace qlora {
 inline namespace v0 {
+
+/// What the kernels of a backend need of a model's numbers.
+struct ShapeLimits {
+  int width_step = 1;                      ///< D, F and, where the model is trained, V are multiples of it
+  int head_dim_step = 2;                   ///< E is a multiple of it
+  int largest_head_dim = 0;                ///< 0: any
+  std::array<int, 3> trained_head_dims{};  ///< the E that attention has a backward pass for; all 0: any
+};
 
 /// What adapters need. The widths stand for any.
 template <class B, class A = typename B::Act, class P = typename B::Param>
@@ -44,6 +55,7 @@ concept Backend = requires(B& b, typename B::template View<64> x, typename B::te
                            const TensorRef& tensor, const Quant& quant, const Nf4Target& target, double* sums,
                            StepScalars* scalars, std::byte* scratch, std::int64_t n) {
   { B::rank_step } -> std::convertible_to<int>;
+  { B::shape_limits } -> std::convertible_to<ShapeLimits>;
   { b.workers() } -> std::same_as<int>;
   { b.arena(n) } -> std::same_as<typename B::Arena>;
   { b.stage(batch) } -> std::same_as<TokenBatch>;
@@ -89,6 +101,74 @@ concept FullBackend = Backend<B> && std::same_as<A, P> &&
     requires(B& b, const std::int32_t* ids, typename B::template ConstView<64> in, typename B::template View<64> x) {
   b.embed_backward(ids, in, x);
 };
+
+// --- what a config must satisfy to run on a backend; dynamic numbers are checked when they are known, by expect_served()
+
+namespace rule {
+[[nodiscard]] constexpr bool is_multiple(int number, int step) { return is_dynamic(number) || number % step == 0; }
+[[nodiscard]] constexpr bool head_dim_has_kernels(int head_dim, const ShapeLimits& limits) {
+  return is_multiple(head_dim, limits.head_dim_step) &&
+         (limits.largest_head_dim == 0 || head_dim <= limits.largest_head_dim);
+}
+[[nodiscard]] constexpr bool head_dim_has_backward(int head_dim, const ShapeLimits& limits) {
+  const auto& known = limits.trained_head_dims;
+  return is_dynamic(head_dim) || known == std::array<int, 3>{} ||
+         std::find(known.begin(), known.end(), head_dim) != known.end();
+}
+}  // namespace rule
+
+template <Config C, class B>
+concept WidthsAreMultiplesOfStep = rule::is_multiple(C.shape.dim, B::shape_limits.width_step) && rule::is_multiple(
+    C.shape.ffn, B::shape_limits.width_step);
+template <Config C, class B>
+concept VocabIsMultipleOfStep = rule::is_multiple(C.shape.vocab, B::shape_limits.width_step);
+template <Config C, class B>
+concept RankIsMultipleOfStep = C.trainable == Trainable::all || rule::is_multiple(C.lora.rank, B::rank_step);
+template <Config C, class B>
+concept HeadDimHasKernels = rule::head_dim_has_kernels(C.shape.head_dim, B::shape_limits);
+template <Config C, class B>
+concept HeadDimHasBackwardKernels = rule::head_dim_has_backward(C.shape.head_dim, B::shape_limits);
+
+/// A config whose models a backend runs.
+template <Config C, class B>
+concept RunsOn = ValidConfig<C> && Backend<B> && WidthsAreMultiplesOfStep<C, B> && RankIsMultipleOfStep<C, B> &&
+    HeadDimHasKernels<C, B>;
+/// A config that a backend trains.
+template <Config C, class B>
+concept CanTrain = RunsOn<C, B> && VocabIsMultipleOfStep<C, B> && HeadDimHasBackwardKernels<C, B> &&
+    (C.trainable == Trainable::adapters || FullBackend<B>);
+
+namespace detail {
+inline void expect_multiple(std::string_view what, int number, int step) {
+  if (number % step == 0) return;
+  throw Error(concat(what, " is ", number, "; this backend needs a multiple of ", step));
+}
+}  // namespace detail
+
+/// Throws Error (input), naming the number, when the kernels of B do not serve a config whose numbers are all known; with
+/// `trains` also when they do not train it.
+template <class B>
+void expect_served(const Config& config, bool trains) {
+  constexpr ShapeLimits limits = B::shape_limits;
+  const Shape& s = config.shape;
+  detail::expect_multiple("dim", s.dim, limits.width_step);
+  detail::expect_multiple("ffn", s.ffn, limits.width_step);
+  detail::expect_multiple("head_dim", s.head_dim, limits.head_dim_step);
+  if (config.trainable == Trainable::adapters) {
+    detail::expect_multiple("the rank cap of adapters", config.lora.rank, B::rank_step);
+  }
+  if (!rule::head_dim_has_kernels(s.head_dim, limits)) {
+    throw Error(
+        detail::concat("head_dim is ", s.head_dim, "; this backend has kernels up to ", limits.largest_head_dim));
+  }
+  if (!trains) return;
+  detail::expect_multiple("vocab", s.vocab, limits.width_step);
+  if (!rule::head_dim_has_backward(s.head_dim, limits)) {
+    const auto& known = limits.trained_head_dims;
+    throw Error(detail::concat("head_dim is ", s.head_dim, "; this backend trains with ", known[0], ", ", known[1],
+                               " or ", known[2]));
+  }
+}
 
 }  // namespace v0
 }  // namespace qlora

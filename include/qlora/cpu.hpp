@@ -44,6 +44,7 @@ class Cpu {
   static constexpr bool rounds = N::rounds;
   static constexpr bool widens = false;  ///< a product reads W and B apart
   static constexpr int rank_step = 1;    ///< rank caps are multiples of it
+  static constexpr ShapeLimits shape_limits{};
   template <int Cols>
   using View = Mat<S, Cols>;
   template <int Cols>

@@ -47,8 +47,9 @@ Result result_of(const Shape& shape, TrainOptions options) {
 }
 
 template <Config C>
-void compare() {
+void compare(bool keep_dequantized) {
   TrainOptions options{.rank = C.lora.rank};
+  options.model.keep_dequantized = keep_dequantized;
   const Result expected = result_of<C>(C.shape, options);
   options.targets = C.lora.targets;
   options.model.shape = C.shape;
@@ -63,10 +64,27 @@ void compare() {
 
 }  // namespace
 
-TEST_CASE("heads of 128, every target") { compare<golden::hd128>(); }
+TEST_CASE("heads of 128, every target") {
+  compare<golden::hd128>(false);
+  compare<golden::hd128>(true);
+}
 
 TEST_CASE("heads of 64, tied, some targets") {
   constexpr Config tied{.shape = {320, 256, 3, 4, 2, 64, 512, true},
                         .lora = {.rank = 16, .targets = Proj::q | Proj::v | Proj::down}};
-  compare<tied>();
+  compare<tied>(false);
+  compare<tied>(true);
+}
+
+TEST_CASE("a shape that the kernels cannot train is refused before anything is read") {
+  const auto unread = [](std::string_view) -> std::optional<TensorRef> {
+    FAIL("read");
+    return std::nullopt;
+  };
+  TrainOptions options{.rank = 8};
+  options.model.shape = {320, 256, 3, 4, 2, 64, 500};
+  CHECK_THROWS_WITH_AS((Trainer<any, Cuda>(unread, options)), "ffn is 500; this backend needs a multiple of 8", Error);
+  options.model.shape = {320, 192, 3, 4, 2, 48, 512};
+  CHECK_THROWS_WITH_AS((Trainer<any, Cuda>(unread, options)), "head_dim is 48; this backend trains with 32, 64 or 128",
+                       Error);
 }

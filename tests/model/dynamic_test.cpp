@@ -188,6 +188,42 @@ TEST_CASE("the plan of a dynamic config is that of its numbers") {
   CHECK_FALSE(fits(known, {"small", 1'000'000}, run));
 }
 
+/// A backend, as far as its limits go: those of a GPU.
+struct Picky {
+  static constexpr int rank_step = 8;
+  static constexpr ShapeLimits shape_limits{
+      .width_step = 8, .head_dim_step = 16, .largest_head_dim = 256, .trained_head_dims = {32, 64, 128}};
+};
+
+TEST_CASE("numbers that a backend has no kernels for are refused when they are known") {
+  const auto refusal = [](const Shape& shape, int rank, bool trains) -> std::string {
+    try {
+      expect_served<Picky>(resolved(any, shape, {.rank = rank}), trains);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::input);
+      return error.what();
+    }
+    return {};
+  };
+  const Shape good{200, 96, 2, 3, 1, 32, 160};
+  const auto with = [&](int Shape::*number, int value) {
+    Shape shape = good;
+    shape.*number = value;
+    return shape;
+  };
+  CHECK(refusal(good, 8, true).empty());
+  CHECK(refusal(with(&Shape::dim, 100), 8, false) == "dim is 100; this backend needs a multiple of 8");
+  CHECK(refusal(with(&Shape::ffn, 165), 8, false) == "ffn is 165; this backend needs a multiple of 8");
+  CHECK(refusal(with(&Shape::head_dim, 40), 8, false) == "head_dim is 40; this backend needs a multiple of 16");
+  CHECK(refusal(with(&Shape::head_dim, 272), 8, false) == "head_dim is 272; this backend has kernels up to 256");
+  CHECK(refusal(good, 12, false) == "the rank cap of adapters is 12; this backend needs a multiple of 8");
+  CHECK(refusal(with(&Shape::vocab, 201), 8, false).empty());  // a model that only answers has no gradient of logits
+  CHECK(refusal(with(&Shape::vocab, 201), 8, true) == "vocab is 201; this backend needs a multiple of 8");
+  CHECK(refusal(with(&Shape::head_dim, 48), 8, false).empty());
+  CHECK(refusal(with(&Shape::head_dim, 48), 8, true) == "head_dim is 48; this backend trains with 32, 64 or 128");
+  CHECK_NOTHROW(expect_served<B>({.shape = {201, 97, 2, 3, 1, 2, 33}, .lora = {.rank = 5}}, true));
+}
+
 TEST_CASE("what cannot run is refused by name") {
   const auto refusal = [](const Config& config, const Shape& shape, const Lora& lora) -> std::string {
     try {

@@ -149,7 +149,7 @@ void finish_loading(Context& context);
 
 // --- nf4/nf4.cuh -----------------------------------------------------------------------------------------------------
 
-/// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of the block.
+/// A matrix (rows, cols) to bf16; rows of `out` are out.stride apart. cols is a multiple of 8; blocks may cross rows.
 void dequantize(Context& context, const Nf4View& w, int rows, int cols, const Quant& quant, Rows<bf16> out);
 /// Dequantizes a whole matrix to float, rounded as w.state says: the values of bitsandbytes.
 void dequantize_float(Context& context, const Nf4View& w, std::int64_t elements, const Quant& quant, float* out);

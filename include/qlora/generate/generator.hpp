@@ -118,7 +118,7 @@ class GeneratorCore {
 
 /// Continues text with a model, adapters on or off as the model is set.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B>
+requires RunsOn<C, B>
 class Generator {
  public:
   explicit Generator(Model<C, B>& model, const DecodeRoom& room = {});
@@ -151,11 +151,11 @@ class Generator {
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeRoom& room)
+requires RunsOn<C, B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeRoom& room)
     : core_(model.backend(), model.weights(), room) {}
 
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> std::vector<Generated> Generator<C, B>::generate(
+requires RunsOn<C, B> std::vector<Generated> Generator<C, B>::generate(
     std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token) {
   return core_.generate(prompts, options, on_token);
 }

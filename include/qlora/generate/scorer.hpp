@@ -194,7 +194,7 @@ class ScorerCore {
 
 /// Scores with a model, adapters on or off as the model is set at each call.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B>
+requires RunsOn<C, B>
 class Scorer {
  public:
   explicit Scorer(Model<C, B>& model, const DecodeRoom& room = {.sequences = 32});
@@ -211,17 +211,16 @@ class Scorer {
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> Scorer<C, B>::Scorer(Model<C, B>& model, const DecodeRoom& room)
+requires RunsOn<C, B> Scorer<C, B>::Scorer(Model<C, B>& model, const DecodeRoom& room)
     : core_(model.backend(), model.weights(), room) {}
 
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> std::vector<std::vector<double>> Scorer<C, B>::score(
-    std::span<const Continuations> questions) {
+requires RunsOn<C, B> std::vector<std::vector<double>> Scorer<C, B>::score(std::span<const Continuations> questions) {
   return core_.score(questions);
 }
 
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B>
+requires RunsOn<C, B>
 void Scorer<C, B>::read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) {
   core_.read(texts, use);
 }

@@ -83,15 +83,23 @@ inline void agree(std::string_view what, int config, int actual) {
   return config;
 }
 
+namespace detail {
+template <class B>
+[[nodiscard]] Config served(const Config& config) {
+  expect_served<B>(config, false);
+  return config;
+}
+}  // namespace detail
+
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B>
+requires RunsOn<C, B>
 class Model {
  public:
   static constexpr Config config = C;
   static constexpr Code code = code_of(C);
 
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
-  /// missing or has another size.
+  /// missing or has another size, or when the backend has no kernels for a number of the shape.
   explicit Model(const TensorSource& source, const ModelOptions& options = {}, B backend = B());
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -120,9 +128,8 @@ class Model {
 
 // Outside the class, and so not inline: a file that uses a model of qlora_add_model does not compile it again.
 template <Config C, class B>
-requires ValidConfig<C> && Backend<B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options,
-                                                         B backend)
-    : resolved_(resolved(C, options.shape, options.lora)),
+requires RunsOn<C, B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options, B backend)
+    : resolved_(detail::served<B>(resolved(C, options.shape, options.lora))),
       backend_(std::move(backend)),
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
       weights_(std::make_unique<Weights<code, B>>(backend_, Dims<code>(resolved_.shape, code_of(resolved_).lora),

@@ -274,10 +274,6 @@ class TrainerCore {
   int step_ = 0;
 };
 
-/// A backend that can train what the config trains.
-template <Config C, class B>
-concept CanTrain = ValidConfig<C> && Backend<B> &&(C.trainable == Trainable::adapters || FullBackend<B>);
-
 namespace detail {
 /// What gets adapters. Throws Error (usage), naming the projections, when the config cannot train just these.
 [[nodiscard]] inline Proj training_targets(const Config& config, const TrainOptions& options) {
@@ -320,6 +316,16 @@ template <Config C, class B>
   return model;
 }
 
+namespace detail {
+/// The same, refused before anything is read when the backend cannot train the config that it makes.
+template <Config C, class B>
+[[nodiscard]] ModelOptions checked_training_model(const TrainOptions& options) {
+  ModelOptions model = training_model<C, B>(options);
+  expect_served<B>(resolved(C, model.shape, model.lora), true);
+  return model;
+}
+}  // namespace detail
+
 /// A model and its training. Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
 /// What reaches the code beneath is defined outside the class: inline functions would be compiled again in every file
 /// that uses a trainer of qlora_add_model.
@@ -345,7 +351,7 @@ class Trainer {
 
 template <Config C, class B>
 requires CanTrain<C, B> Trainer<C, B>::Trainer(const TensorSource& source, const TrainOptions& options, B backend)
-    : model_(source, training_model<C, B>(options), std::move(backend)),
+    : model_(source, detail::checked_training_model<C, B>(options), std::move(backend)),
       core_(model_.backend(), model_.weights(), options, model_.keeps_dequantized()) {}
 
 template <Config C, class B>
