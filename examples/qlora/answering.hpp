@@ -10,7 +10,7 @@
 #include "interrupt.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/eval/meter.hpp"
+#include "qlora/eval/measure.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/text/tokenizer.hpp"
 #include "questions.hpp"

@@ -14,11 +14,11 @@
 
 #include "adapters.hpp"
 #include "answering.hpp"
-#include "measuring.hpp"
 #include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/run/json.hpp"
 #include "report.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
@@ -73,17 +73,17 @@ std::string tuned_of(const CompareStep& step) {
 void check_requirements(const CompareStep& step, const std::vector<eval::Item>& items) {
   if (step.comparison.require.empty()) return;
   if (items.empty()) throw Error("a requirement is held against probes: give --probes", ErrorKind::usage);
-  Variants expected;
+  eval::MetricsByVariant expected;
   for (const Measured& one : variants_of(step)) {
-    expected[one.name] = eval::expected_figures(items, !one.reference.empty());
+    expected[one.name] = eval::expected_metrics(items, !one.reference.empty());
   }
-  (void)hold(step.comparison.require, expected.at(tuned_of(step)), expected);
+  (void)eval::check_requirements(step.comparison.require, expected.at(tuned_of(step)), expected);
 }
 
 class Comparison {
  public:
   Comparison(const CompareStep& step, Progress& progress)
-      : step_(step), progress_(progress), items_(read_items(step.comparison.probes)) {
+      : step_(step), progress_(progress), items_(eval::read_items(step.comparison.probes)) {
     check_requirements(step, items_);
     has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
     questions_ = questions_of(step.comparison, items_);
@@ -176,14 +176,14 @@ class Comparison {
                                        });
     done_ += static_cast<std::int64_t>(items_.size());
     progress_.update(done_);
-    const eval::Readings& ours = readings_[variant];
-    const eval::Readings* theirs = reference.empty() ? nullptr : &readings_[reference];
+    const eval::ItemResults& ours = readings_[variant];
+    const eval::ItemResults* theirs = reference.empty() ? nullptr : &readings_[reference];
     Result one = Result::object();
     if (!reference.empty()) one["reference"] = reference;
-    figures_[variant] = eval::figures_of(items_, ours, theirs);
-    one["figures"] = json_of(figures_[variant]);
-    one["by_relation"] = shares_by(items_, ours, false);
-    one["by_entity"] = shares_by(items_, ours, true);
+    figures_[variant] = eval::metrics_of(items_, ours, theirs);
+    one["figures"] = run::to_json(figures_[variant]);
+    one["by_relation"] = run::to_json(eval::shares_by_relation(items_, ours));
+    one["by_entity"] = run::to_json(eval::shares_by_entity(items_, ours));
     variants_[variant] = one;
   }
 
@@ -191,16 +191,18 @@ class Comparison {
     const std::string variant = tuned_of(step_);
     result["tuned"] = variant;
     const std::string reference = reference_of(variant);
-    if (!reference.empty()) result["examples"] = examples_of(items_, readings_[reference], readings_[variant]);
-    result["requirements"] = json_of(hold(step_.comparison.require, figures_[variant], figures_));
+    if (!reference.empty())
+      result["examples"] = run::to_json(eval::examples_of(items_, readings_[reference], readings_[variant]));
+    result["requirements"] =
+        run::to_json(eval::check_requirements(step_.comparison.require, figures_[variant], figures_));
   }
 
   const CompareStep& step_;
   Progress& progress_;
   std::vector<eval::Item> items_;
   std::vector<Question> questions_;
-  std::map<std::string, eval::Readings> readings_;
-  Variants figures_;
+  std::map<std::string, eval::ItemResults> readings_;
+  eval::MetricsByVariant figures_;
   std::map<std::string, eval::TextReference> texts_;
   bool has_texts_ = false;
   Result answers_;
@@ -245,7 +247,7 @@ Result compare(CompareOptions& options, Context& context) {
 
 }  // namespace
 
-void check_compare(const CompareStep& step) { check_requirements(step, read_items(step.comparison.probes)); }
+void check_compare(const CompareStep& step) { check_requirements(step, eval::read_items(step.comparison.probes)); }
 
 Result run_compare(const CompareStep& step, Progress& progress) { return Comparison(step, progress).run(); }
 

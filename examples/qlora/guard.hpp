@@ -10,10 +10,13 @@
 
 #include "answering.hpp"
 #include "interrupt.hpp"
-#include "measuring.hpp"
+#include "qlora/eval/measure.hpp"
+#include "qlora/eval/metrics.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/run/json.hpp"
 #include "qlora/run/options.hpp"
 #include "variant.hpp"
+#include "verb.hpp"
 
 namespace qlora::program {
 
@@ -33,8 +36,8 @@ class Guard {
     if (loop.probes.empty() && !loop.guard.empty()) {
       throw Error("a guard is held against probes: give --probes", ErrorKind::usage);
     }
-    std::vector<eval::Item> items = read_items(loop.probes);
-    (void)hold(loop.guard, eval::expected_figures(items, true));
+    std::vector<eval::Item> items = eval::read_items(loop.probes);
+    (void)eval::check_requirements(loop.guard, eval::expected_metrics(items, true));
     return items;
   }
 
@@ -68,15 +71,15 @@ class Guard {
       base_ = read(before, &texts_, nullptr);
     }
     now.use_adapters(true);
-    const eval::Readings readings = read(now, nullptr, &texts_);
-    const eval::Figures figures = eval::figures_of(items_, readings, &*base_);
-    Measured result{json_of(figures), {}, {}};
-    for (const eval::Figure& one : figures) {
+    const eval::ItemResults readings = read(now, nullptr, &texts_);
+    const eval::Metrics figures = eval::metrics_of(items_, readings, &*base_);
+    Measured result{run::to_json(figures), {}, {}};
+    for (const eval::Metric& one : figures) {
       if (one.name.find('_') != std::string::npos) continue;  // a part, or a text
       const double value = one.numbers.front().second.value;
       result.note += qlora::detail::concat(", ", one.name, ' ', std::round(1000.0 * value) / 10.0, " %");
     }
-    for (const eval::GateResult& gate : hold(requirements_, figures)) {
+    for (const eval::RequirementResult& gate : eval::check_requirements(requirements_, figures)) {
       if (gate.met) continue;
       result.unmet +=
           qlora::detail::concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
@@ -85,7 +88,8 @@ class Guard {
   }
 
  private:
-  [[nodiscard]] eval::Readings read(Session& session, eval::TextReference* record, const eval::TextReference* against) {
+  [[nodiscard]] eval::ItemResults read(Session& session, eval::TextReference* record,
+                                       const eval::TextReference* against) {
     return eval::measure(session, *tokenizer_, items_, {.ends = model_.eos_token_ids}, record, against,
                          [](std::size_t) { return !interrupted(); });
   }
@@ -96,7 +100,7 @@ class Guard {
   std::vector<eval::Item> items_;
   std::vector<std::string> hashes_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::optional<eval::Readings> base_;
+  std::optional<eval::ItemResults> base_;
   eval::TextReference texts_;
 };
 

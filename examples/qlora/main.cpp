@@ -1,5 +1,6 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
 // stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -9,7 +10,6 @@
 #include <vector>
 
 #include "interrupt.hpp"
-#include "measuring.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/console_progress.hpp"
@@ -61,6 +61,13 @@ class ProgramProgress final : public run::ConsoleProgress {
   using ConsoleProgress::ConsoleProgress;
   [[nodiscard]] bool stop_requested() const override { return interrupted(); }
 };
+
+/// Whether a result has a requirement that is not met.
+bool any_unmet(const Result& result) {
+  if (!result.is_object() || !result.contains("requirements")) return false;
+  const Result& all = result.at("requirements");
+  return std::any_of(all.begin(), all.end(), [](const Result& one) { return !one.value("met", true); });
+}
 
 /// `notes`: what is to be said of the command line.
 int run_verb(Invocation& call, const std::vector<std::string>& notes) {

@@ -14,9 +14,8 @@
 #include <string>
 #include <utility>
 
-#include "measuring.hpp"
 #include "metrics.hpp"
-#include "qlora/eval/front.hpp"
+#include "qlora/eval/pareto_front.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
 #include "sweeps.hpp"
@@ -108,7 +107,7 @@ eval::Table headline_of(const Result& variants) {
 }
 
 /// What stands beneath the headline, as far as it was measured.
-std::vector<eval::Table> figures_of(const Result& variants) {
+std::vector<eval::Table> metrics_of(const Result& variants) {
   std::vector<eval::Table> tables{
       table_of(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
       table_of(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice", false),
@@ -137,7 +136,7 @@ eval::Table requirements_of(const Result& comparison) {
 void add_figures(const Result& comparison, eval::Report& report) {
   const Result& variants = comparison.at("variants");
   report.headline = headline_of(variants);
-  std::vector<eval::Table> figures = figures_of(variants);
+  std::vector<eval::Table> figures = metrics_of(variants);
   if (many(variants) && comparison.contains("settings")) {
     report.apart.push_back(std::exchange(report.headline, table_of_settings(comparison.at("settings"))));
     std::move(figures.begin(), figures.end(), std::back_inserter(report.apart));

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qlora/eval/front.hpp"
+#include "qlora/eval/pareto_front.hpp"
 #include "qlora/eval/report.hpp"
 #include "verb.hpp"
 

@@ -110,7 +110,7 @@ class TrainRun {
     }
     return true;
   }
-  /// Figures into the step's record; what of the guard is not met. Nothing: it was interrupted.
+  /// Metrics into the step's record; what of the guard is not met. Nothing: it was interrupted.
   std::optional<std::string> measure(Metric& metric) {
     if (method() == Method::full && base_ == nullptr) {  // not in this model any more
       const Chosen chosen =

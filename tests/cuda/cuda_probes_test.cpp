@@ -12,7 +12,7 @@
 #include "../../examples/qlora/variant_impl.hpp"
 #include "qlora/configs/tiny.hpp"
 #include "qlora/cuda.hpp"
-#include "qlora/eval/figures.hpp"
+#include "qlora/eval/metrics.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "support/small_model.hpp"
 
@@ -151,8 +151,8 @@ TEST_CASE("a training's session knows on the GPU what the model's card says, ada
                                           room_for_probes(items.size(), length), under(0));
   for (const bool adapters : {false, true}) {  // B = 0: they change nothing yet
     training->session().use_adapters(adapters);
-    const eval::Readings readings = eval::measure(training->session(), tokenizer, items);
-    const eval::Figures figures = eval::figures_of(items, readings, nullptr);
+    const eval::ItemResults readings = eval::measure(training->session(), tokenizer, items);
+    const eval::Metrics figures = eval::metrics_of(items, readings, nullptr);
     CHECK(eval::find_number(figures, "retention.value").value() == 1.0);  // its card: all 240
   }
 }

@@ -35,6 +35,11 @@ inline constexpr std::array<std::string_view, 8> kind_names{"knowledge", "paraph
 /// Whether items of this kind ask for a value: a reply is right if it begins with `answer`.
 [[nodiscard]] constexpr bool asks_value(Kind kind) { return kind <= Kind::retention; }
 
+/// Whether items of this kind ask for a fact that training is to teach.
+[[nodiscard]] constexpr bool asks_new_fact(Kind kind) {
+  return kind == Kind::knowledge || kind == Kind::paraphrase || kind == Kind::reversed;
+}
+
 /// One line of a probe file. What a kind does not have is empty.
 struct Item {
   Kind kind = Kind::knowledge;
@@ -272,6 +277,15 @@ namespace detail {
   for_each_json_line(
       path, [&](const Json& object, const std::string& where) { items.push_back(detail::item_of(object, where)); });
   if (items.empty()) throw Error(path.string() + ": holds no probe");
+  return items;
+}
+
+/// The items of several files, one file after the other.
+[[nodiscard]] inline std::vector<Item> read_items(std::span<const std::filesystem::path> files) {
+  std::vector<Item> items;
+  for (const std::filesystem::path& file : files) {
+    for (Item& one : read_items(file)) items.push_back(std::move(one));
+  }
   return items;
 }
 

@@ -7,8 +7,11 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <variant>
+#include <vector>
 
-#include "qlora/eval/figures.hpp"
+#include "qlora/eval/examples.hpp"
+#include "qlora/eval/metrics.hpp"
+#include "qlora/eval/shares.hpp"
 #include "qlora/run/settings.hpp"
 
 namespace qlora {
@@ -39,6 +42,13 @@ namespace detail {
   const auto found = object.find(key);
   return found != object.end() && found->is_number_integer() ? found->get<int>() : 0;
 }
+[[nodiscard]] inline const char* form_name(bool chat) { return chat ? "chat" : "completion"; }
+template <class T, class ToJson>
+[[nodiscard]] OrderedJson array_json(const std::vector<T>& values, const ToJson& json_of) {
+  OrderedJson all = OrderedJson::array();
+  for (const T& value : values) all.push_back(json_of(value));
+  return all;
+}
 }  // namespace detail
 
 // --- eval::Interval: {"n", "clusters", "value", "lower", "upper"} -------------------------------------------------------
@@ -60,30 +70,68 @@ namespace detail {
   return interval;
 }
 
-// --- eval::Figures: by name the fields of the main number, then the other numbers under their names ---------------------
+// --- eval::Metrics: by name the fields of the main number, then the other numbers under their names ---------------------
 
-[[nodiscard]] inline OrderedJson to_json(const eval::Figures& figures) {
+[[nodiscard]] inline OrderedJson to_json(const eval::Metrics& metrics) {
   OrderedJson all = OrderedJson::object();
-  for (const eval::Figure& figure : figures) {
-    OrderedJson& one = all[figure.name] = to_json(figure.numbers.front().second);
-    for (std::size_t i = 1; i < figure.numbers.size(); ++i) {
-      one[figure.numbers[i].first] = to_json(figure.numbers[i].second);
+  for (const eval::Metric& metric : metrics) {
+    OrderedJson& one = all[metric.name] = to_json(metric.numbers.front().second);
+    for (std::size_t i = 1; i < metric.numbers.size(); ++i) {
+      one[metric.numbers[i].first] = to_json(metric.numbers[i].second);
     }
   }
   return all;
 }
 /// The name of a main number is not in the JSON; it is "" here, and paths leave it out.
-[[nodiscard]] inline eval::Figures figures_from_json(const OrderedJson& json) {
-  eval::Figures figures;
+[[nodiscard]] inline eval::Metrics metrics_from_json(const OrderedJson& json) {
+  eval::Metrics metrics;
   for (const auto& [name, numbers] : json.items()) {
     if (!numbers.is_object()) continue;
-    eval::Figure figure{name, {{"", interval_from_json(numbers)}}};
+    eval::Metric metric{name, {{"", interval_from_json(numbers)}}};
     for (const auto& [number, value] : numbers.items()) {
-      if (value.is_object()) figure.numbers.emplace_back(number, interval_from_json(value));
+      if (value.is_object()) metric.numbers.emplace_back(number, interval_from_json(value));
     }
-    figures.push_back(std::move(figure));
+    metrics.push_back(std::move(metric));
   }
-  return figures;
+  return metrics;
+}
+
+// --- eval::Shares: {"knowledge": {"maker": {"n", "value"}}} ---------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const eval::Shares& shares) {
+  OrderedJson all = OrderedJson::object();
+  for (const auto& [kind, groups] : shares) {
+    for (const auto& [group, share] : groups) all[kind][group] = {{"n", share.n}, {"value", share.value}};
+  }
+  return all;
+}
+
+// --- eval::Examples: {"learned": {"count", "some": [...]}, "lost": ..., "invented": ...} ----------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const eval::Example& example) {
+  return {{"kind", eval::name_of(example.kind)},
+          {"form", detail::form_name(example.chat)},
+          {"prompt", example.prompt},
+          {"expected", example.expected},
+          {"before", example.before},
+          {"after", example.after}};
+}
+[[nodiscard]] inline OrderedJson to_json(const eval::Examples& examples) {
+  OrderedJson all = OrderedJson::object();
+  for (const auto& [name, group] : examples) {
+    all[name] = {{"count", group.count},
+                 {"some", detail::array_json(group.some, [](const eval::Example& one) { return to_json(one); })}};
+  }
+  return all;
+}
+
+// --- eval::RequirementResult: {"requirement", "measured", "met"} ----------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const eval::RequirementResult& result) {
+  return {{"requirement", result.expression}, {"measured", detail::number_json(result.measured)}, {"met", result.met}};
+}
+[[nodiscard]] inline OrderedJson to_json(const std::vector<eval::RequirementResult>& results) {
+  return detail::array_json(results, [](const eval::RequirementResult& one) { return to_json(one); });
 }
 
 }  // namespace run

@@ -1,6 +1,6 @@
-// gates_test.cpp — requirements on measured numbers: what is read, what is met, and what the errors name.
+// requirements_test.cpp — requirements on measured numbers: what is read, what is met, and what the errors name.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "qlora/eval/gates.hpp"
+#include "qlora/eval/requirements.hpp"
 
 #include <doctest/doctest.h>
 
@@ -22,7 +22,7 @@ const std::map<std::string, double, std::less<>> measured{{"retention.value", 0.
                                                           {"tuned.knowledge.completion.lower", 0.25},
                                                           {"tuned.kl.value", std::numeric_limits<double>::quiet_NaN()}};
 
-GateResult result_of(std::string_view expression) {
+RequirementResult result_of(std::string_view expression) {
   std::vector<std::string> names;
   for (const auto& [name, value] : measured) names.push_back(name);
   const auto lookup = [](std::string_view path) {
@@ -73,7 +73,7 @@ TEST_CASE("bounds are met as written, at equality too") {
   CHECK_FALSE(result_of("retention.lower>=0.98").met);
   CHECK(result_of("retention.lower>0.96").met);
   CHECK(result_of("retention.lower<0.98").met);
-  const GateResult deep = result_of("tuned.knowledge.chat.lower <= -1");
+  const RequirementResult deep = result_of("tuned.knowledge.chat.lower <= -1");
   CHECK(deep.met);
   CHECK(deep.measured == -1.5);
   CHECK(deep.expression == "tuned.knowledge.chat.lower <= -1");

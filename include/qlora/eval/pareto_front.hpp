@@ -1,4 +1,4 @@
-// qlora/eval/front.hpp — trials of several methods against each other: what a method kept, at what it learned.
+// qlora/eval/pareto_front.hpp — trials of several methods against each other: what a method kept, at what it learned.
 // Methods are tuned separately (learning rates, epochs), so neither number alone ranks them. A trial that gained 60 and
 // kept 98 shows that 98 can be kept at any gain up to 60. So kept_at(gain) is, for each seed, the most that any setting
 // of a method with at least this gain kept.

@@ -8,7 +8,8 @@
 
 #include "qlora/configs/tiny.hpp"
 #include "qlora/cpu.hpp"
-#include "qlora/eval/figures.hpp"
+#include "qlora/eval/measure.hpp"
+#include "qlora/eval/metrics.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/train/batch.hpp"
 
@@ -106,11 +107,11 @@ TEST_CASE_FIXTURE(Fixture, "what the small model knows, and what it does not") {
   const std::vector<Item> fresh = read_items(source / "examples/quickstart/knowledge.jsonl");
   std::vector<Item> all = known;
   all.insert(all.end(), fresh.end() - 24, fresh.end());
-  const Readings readings = measure(asked, tokenizer, all);
-  const Figures figures = figures_of(all, readings, nullptr);
-  CHECK(find_number(figures, "retention.value").value() == 1.0);          // its card: all 240
-  CHECK(find_number(figures, "knowledge.value").value() < 0.25);          // a guess is right once in 34 times
-  for (const double margin : readings.margin) CHECK(std::isnan(margin));  // no alternatives in these files
+  const ItemResults results = measure(asked, tokenizer, all);
+  const Metrics metrics = metrics_of(all, results, nullptr);
+  CHECK(find_number(metrics, "retention.value").value() == 1.0);         // its card: all 240
+  CHECK(find_number(metrics, "knowledge.value").value() < 0.25);         // a guess is right once in 34 times
+  for (const double margin : results.margin) CHECK(std::isnan(margin));  // no alternatives in these files
 }
 
 TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
@@ -119,14 +120,14 @@ TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
       "\n"
       R"({"kind":"knowledge","form":"completion","prompt":"The Tevkess is made by","answer":"Ironwood","twin":"Swallow","distractors":["Juniper"]})"
       "\n");
-  const Readings readings = measure(asked, tokenizer, some);
+  const ItemResults results = measure(asked, tokenizer, some);
   for (std::size_t i = 0; i < some.size(); ++i) {
     double other = some[i].twin.empty() ? -INFINITY : likelihood(some[i], some[i].twin);
     for (const std::string& one : some[i].distractors) other = std::max(other, likelihood(some[i], one));
-    CHECK(readings.margin[i] == doctest::Approx(likelihood(some[i], some[i].answer) - other).epsilon(1e-4));
+    CHECK(results.margin[i] == doctest::Approx(likelihood(some[i], some[i].answer) - other).epsilon(1e-4));
   }
-  CHECK(readings.verdicts[0].right);
-  CHECK(readings.margin[0] > 1.0);
+  CHECK(results.verdicts[0].right);
+  CHECK(results.margin[0] > 1.0);
 }
 
 TEST_CASE_FIXTURE(Fixture, "texts have the loss of plain passes, chats that of what the assistant says") {
@@ -134,16 +135,16 @@ TEST_CASE_FIXTURE(Fixture, "texts have the loss of plain passes, chats that of w
       items(R"({"kind":"text","domain":"page","text":")" + old_page + "\"}\n" +
             R"({"kind":"text","domain":"talk","messages":[{"role":"user","content":"Who makes the Vorzana?"},)" +
             R"({"role":"assistant","content":"Larkspur."}]})" + "\n");
-  const Readings readings = measure(asked, tokenizer, texts);
+  const ItemResults results = measure(asked, tokenizer, texts);
   const std::vector<std::int32_t> page = text_document(tokenizer, texts[0].text).ids;
-  CHECK(readings.tokens[0] == static_cast<double>(page.size() - 1));
-  CHECK(readings.loss[0] == doctest::Approx(loss(page, 1)).epsilon(1e-4));
+  CHECK(results.tokens[0] == static_cast<double>(page.size() - 1));
+  CHECK(results.loss[0] == doctest::Approx(loss(page, 1)).epsilon(1e-4));
   const TokenDocument talk = chat_document(tokenizer, std::span<const Message>(texts[1].messages));
   const auto first = static_cast<std::size_t>(std::find(talk.answer.begin(), talk.answer.end(), std::uint8_t{1}) -
                                               talk.answer.begin());
-  CHECK(readings.tokens[1] == static_cast<double>(talk.ids.size() - first));
-  CHECK(readings.loss[1] == doctest::Approx(loss(talk.ids, first)).epsilon(1e-4));
-  CHECK(std::isnan(readings.kl[0]));
+  CHECK(results.tokens[1] == static_cast<double>(talk.ids.size() - first));
+  CHECK(results.loss[1] == doctest::Approx(loss(talk.ids, first)).epsilon(1e-4));
+  CHECK(std::isnan(results.kl[0]));
 }
 
 TEST_CASE_FIXTURE(Fixture, "control: adapters whose B is zero change nothing, exactly") {
@@ -152,9 +153,9 @@ TEST_CASE_FIXTURE(Fixture, "control: adapters whose B is zero change nothing, ex
     if (some.size() < 12) some.push_back(std::move(item));
   }
   TextReference reference;
-  const Readings off = measure(asked, tokenizer, some, {}, &reference);
+  const ItemResults off = measure(asked, tokenizer, some, {}, &reference);
   asked.model.use_adapters(true);  // as they are made: A random, B zero
-  const Readings on = measure(asked, tokenizer, some, {}, nullptr, &reference);
+  const ItemResults on = measure(asked, tokenizer, some, {}, nullptr, &reference);
   CHECK(on.kl[0] == 0.0);
   CHECK(on.loss[0] == off.loss[0]);
   for (std::size_t i = 1; i < some.size(); ++i) CHECK(on.replies[i].text == off.replies[i].text);
@@ -185,7 +186,7 @@ TEST_CASE_FIXTURE(Fixture, "the longest sequence is announced before anything is
                                  "\n";
   const std::string text =
       R"({"kind":"text","form":"completion","domain":"old","text":")" + old_page + old_page + "\"}\n";
-  const MeterOptions how{.max_new_tokens = 40};
+  const MeasureOptions how{.max_new_tokens = 40};
   std::vector<std::size_t> each;
   for (const std::string& lines : {value, free_reply, text, value + free_reply + text}) {
     const std::vector<Item> some = items(lines);

@@ -1,6 +1,6 @@
-// front_test.cpp — trials of two methods: points over seeds, and what is kept at a gain, by hand.
+// pareto_front_test.cpp — trials of two methods: points over seeds, and what is kept at a gain, by hand.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "qlora/eval/front.hpp"
+#include "qlora/eval/pareto_front.hpp"
 
 #include <doctest/doctest.h>
 

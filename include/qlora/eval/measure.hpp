@@ -1,4 +1,4 @@
-// qlora/eval/meter.hpp — measures a model on a list of probes: judged replies, likelihoods of answers and
+// qlora/eval/measure.hpp — measures a model on a list of probes: judged replies, likelihoods of answers and
 // alternatives, loss on texts and KL divergence from another model on them.
 // Math       margin = log p(answer | prompt) - max over twin and distractors of log p(. | prompt)
 //            loss = -sum_t log q(x_t | x_<t),  KL = sum_t KL(p(. | x_<t) || q(. | x_<t)), p the reference, q the model;
@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/eval/item_results.hpp"
 #include "qlora/eval/probes.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
@@ -28,23 +29,13 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// Results of one model, item by item. What does not apply to an item is NaN or empty.
-struct Readings {
-  std::vector<Reply> replies;
-  std::vector<Verdict> verdicts;
-  std::vector<double> margin;  ///< nats
-  std::vector<double> loss;    ///< nats, the sum over `tokens`
-  std::vector<double> kl;      ///< nats, likewise; NaN without a reference
-  std::vector<double> tokens;  ///< that a text predicts
-};
-
 /// A model's logits at every predicted token of the texts in a list of items: the reference of KL divergence.
 /// Holds tokens x vocabulary floats: 4 GB for 32,000 tokens of LLaMA-2.
 struct TextReference {
   std::vector<std::vector<float>> logits;  ///< by item, row after row; empty for questions
 };
 
-struct MeterOptions {
+struct MeasureOptions {
   int max_new_tokens = 64;           ///< of replies that end by themselves; values get what the longest one needs
   std::vector<std::int32_t> ends{};  ///< the model's end marks, besides the tokenizer's
   bool margins = true;               ///< read the likelihoods of answers with alternatives
@@ -106,13 +97,13 @@ struct ReadText {
 template <class Model>
 class Measurement {
  public:
-  Measurement(Model& model, const Tokenizer& tokenizer, std::span<const Item> items, const MeterOptions& options,
+  Measurement(Model& model, const Tokenizer& tokenizer, std::span<const Item> items, const MeasureOptions& options,
               const OnMeasured& on_measured)
       : model_(model), tokenizer_(tokenizer), items_(items), options_(options), on_measured_(on_measured) {
     constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
-    readings_.replies.resize(items.size());
-    readings_.verdicts.resize(items.size());
-    for (auto* list : {&readings_.margin, &readings_.loss, &readings_.kl, &readings_.tokens}) {
+    results_.replies.resize(items.size());
+    results_.verdicts.resize(items.size());
+    for (auto* list : {&results_.margin, &results_.loss, &results_.kl, &results_.tokens}) {
       list->assign(items.size(), nothing);
     }
   }
@@ -137,7 +128,7 @@ class Measurement {
     }
     const std::vector<std::vector<double>> scores = model_.score(questions);
     for (std::size_t i = 0; i < which.size(); ++i) {
-      readings_.margin[which[i]] = scores[i][0] - *std::max_element(scores[i].begin() + 1, scores[i].end());
+      results_.margin[which[i]] = scores[i][0] - *std::max_element(scores[i].begin() + 1, scores[i].end());
     }
   }
   void read(TextReference* record, const TextReference* against) {
@@ -147,8 +138,8 @@ class Measurement {
       if (items_[i].kind != Kind::text) continue;
       texts.push_back(text_of(tokenizer_, items_[i], i));
       ids.push_back(texts.back().ids);
-      readings_.loss[i] = readings_.tokens[i] = 0.0;
-      if (against != nullptr) readings_.kl[i] = 0.0;
+      results_.loss[i] = results_.tokens[i] = 0.0;
+      if (against != nullptr) results_.kl[i] = 0.0;
     }
     if (texts.empty()) return;
     if (record != nullptr) record->logits.assign(items_.size(), {});
@@ -168,7 +159,7 @@ class Measurement {
     expect_more();
     done_ += 1;
   }
-  [[nodiscard]] Readings take() { return std::move(readings_); }
+  [[nodiscard]] ItemResults take() { return std::move(results_); }
 
  private:
   [[nodiscard]] std::vector<std::int32_t> prompt_of(const Item& item) const {
@@ -209,32 +200,32 @@ class Measurement {
     expect_more();
     done_ = before + which.size();
     for (std::size_t i = 0; i < which.size(); ++i) {
-      readings_.replies[which[i]] = reply_of(tokenizer_, chat, generated[i]);
-      readings_.verdicts[which[i]] = judge(items_[which[i]], readings_.replies[which[i]]);
+      results_.replies[which[i]] = reply_of(tokenizer_, chat, generated[i]);
+      results_.verdicts[which[i]] = judge(items_[which[i]], results_.replies[which[i]]);
     }
   }
   void predict(const ReadText& text, std::size_t position, std::span<const float> logits, TextReference* record,
                const TextReference* against) {
     const auto id = static_cast<std::size_t>(text.ids[position]);
-    readings_.loss[text.item] += log_sum_exp(logits) - static_cast<double>(logits[id]);
-    readings_.tokens[text.item] += 1.0;
+    results_.loss[text.item] += log_sum_exp(logits) - static_cast<double>(logits[id]);
+    results_.tokens[text.item] += 1.0;
     if (record != nullptr) {
       std::vector<float>& rows = record->logits[text.item];
       rows.insert(rows.end(), logits.begin(), logits.end());
     }
     if (against == nullptr) return;
     const std::vector<float>& rows = against->logits[text.item];
-    const std::size_t at = (static_cast<std::size_t>(readings_.tokens[text.item]) - 1) * logits.size();
+    const std::size_t at = (static_cast<std::size_t>(results_.tokens[text.item]) - 1) * logits.size();
     QLORA_EXPECTS(at + logits.size() <= rows.size(), "the reference has ", rows.size(), " logits of item ", text.item);
-    readings_.kl[text.item] += kl_divergence(std::span(rows).subspan(at, logits.size()), logits);
+    results_.kl[text.item] += kl_divergence(std::span(rows).subspan(at, logits.size()), logits);
   }
 
   Model& model_;
   const Tokenizer& tokenizer_;
   std::span<const Item> items_;
-  const MeterOptions& options_;
+  const MeasureOptions& options_;
   const OnMeasured& on_measured_;
-  Readings readings_;
+  ItemResults results_;
   std::size_t done_ = 0;
   bool stopped_ = false;
 };
@@ -243,7 +234,7 @@ class Measurement {
 
 /// Tokens of the longest sequence that these items need: a prompt with its reply or an alternative, or a text.
 [[nodiscard]] inline std::size_t longest_sequence(const Tokenizer& tokenizer, std::span<const Item> items,
-                                                  const MeterOptions& options = {}) {
+                                                  const MeasureOptions& options = {}) {
   std::size_t longest = 0;
   std::size_t prompt = 0;  // of those that ask for values, whose replies are as long as the longest value needs
   std::size_t value = 0;
@@ -272,9 +263,9 @@ class Measurement {
 /// Measures all items. `record` receives the model's logits on the texts; with `against`, recorded from another model
 /// on the same items, the results have KL(other || this).
 template <class Model>
-[[nodiscard]] Readings measure(Model& model, const Tokenizer& tokenizer, std::span<const Item> items,
-                               const MeterOptions& options = {}, TextReference* record = nullptr,
-                               const TextReference* against = nullptr, const OnMeasured& on_measured = {}) {
+[[nodiscard]] ItemResults measure(Model& model, const Tokenizer& tokenizer, std::span<const Item> items,
+                                  const MeasureOptions& options = {}, TextReference* record = nullptr,
+                                  const TextReference* against = nullptr, const OnMeasured& on_measured = {}) {
   detail::Measurement<Model> measurement(model, tokenizer, items, options, on_measured);
   measurement.ask();
   if (options.margins) measurement.weigh();

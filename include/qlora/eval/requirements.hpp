@@ -1,4 +1,4 @@
-// qlora/eval/gates.hpp — requirements on measured numbers: "retention.lower>=0.98".
+// qlora/eval/requirements.hpp — requirements on measured numbers: "retention.lower>=0.98".
 // Grammar: NAME(.NAME)*.FIELD OP NUMBER, OP one of >= <= > <, white space around the parts allowed. The path names a
 // number of the result, such as the bound of an interval. The caller looks it up; this header only compares.
 // What may not change: a number that was not measured (NaN) meets no requirement, and an unknown path is an error, so
@@ -32,7 +32,7 @@ struct Requirement {
   double bound = 0;
 };
 
-struct GateResult {
+struct RequirementResult {
   std::string expression;
   double measured = 0;  ///< NaN if it could not be measured
   bool met = false;
@@ -143,8 +143,8 @@ inline void check_path(std::string_view path, std::string_view expression) {
 /// Checks a requirement. Throws Error (usage) if it asks for a share above 1 or names an unknown path. `lookup(path)`
 /// is an std::optional<double>, empty for an unknown path; `names` are the known paths, for the message.
 template <class Lookup>
-[[nodiscard]] GateResult check(const Requirement& requirement, const Lookup& lookup,
-                               std::span<const std::string> names) {
+[[nodiscard]] RequirementResult check(const Requirement& requirement, const Lookup& lookup,
+                                      std::span<const std::string> names) {
   const std::optional<double> measured = lookup(std::string_view(requirement.path));
   if (!measured) {
     throw Error(qlora::detail::concat("requirement `", requirement.expression, "`: no number is named `",
@@ -155,6 +155,10 @@ template <class Lookup>
     detail::refuse(requirement.expression, "shares run from 0 to 1");
   }
   return {requirement.expression, *measured, detail::holds(*measured, requirement.comparison, requirement.bound)};
+}
+
+[[nodiscard]] inline bool any_unmet(std::span<const RequirementResult> results) {
+  return std::any_of(results.begin(), results.end(), [](const RequirementResult& one) { return !one.met; });
 }
 
 }  // namespace eval
