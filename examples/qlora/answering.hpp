@@ -12,13 +12,14 @@
 #include "qlora/error.hpp"
 #include "qlora/eval/measure.hpp"
 #include "qlora/run/options.hpp"
+#include "qlora/run/questions.hpp"
 #include "qlora/text/tokenizer.hpp"
-#include "questions.hpp"
 #include "variant.hpp"
 
 namespace qlora::program {
 
 using eval::Reply;
+using run::Question;
 
 /// What every verb asks for that lets one model answer.
 struct AnswerOptions {

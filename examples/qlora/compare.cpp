@@ -30,7 +30,7 @@ namespace fs = std::filesystem;
 
 /// Questions of `questions`, or some of the probes when there are none: a comparison always shows answers.
 std::vector<Question> questions_of(const run::Comparison& compare, const std::vector<eval::Item>& items) {
-  if (!compare.questions.empty()) return read_questions(compare.questions);
+  if (!compare.questions.empty()) return run::read_questions(compare.questions);
   constexpr std::size_t shown = 12;
   std::vector<Question> questions;
   const std::size_t stride = std::max<std::size_t>(1, items.size() / shown);

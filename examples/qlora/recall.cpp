@@ -1,7 +1,5 @@
 // recall.cpp — `qlora recall`: a model writes down what it knows. Documents are sampled from the model itself, from an empty
 // prompt, and mixed into a training run as its replay: a rehearsal of what must not be forgotten that needs no data.
-#include "recollection.hpp"
-
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -12,6 +10,7 @@
 #include "answering.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/text/recalled.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

@@ -15,6 +15,10 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
+#include "qlora/run/fetch.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/merge.hpp"
+#include "qlora/run/pack.hpp"
 #include "report.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
@@ -204,7 +208,7 @@ class JobRun {
       if (all.contains(of)) continue;
       all[of] =
           step({spaced({"fetch", of}), fetch_settings(arm.pages, job_.fetching), arm.pages.files, {pages(arm)}, [&] {
-                  return run_fetch({arm.pages, job_.fetching, pages(arm)}, context_.progress);
+                  return to_json(run::fetch({arm.pages, job_.fetching, pages(arm)}, context_.progress));
                 }});
     }
     return all;
@@ -223,7 +227,7 @@ class JobRun {
   [[nodiscard]] fs::path folder(const ModelSection& model, const Arm& arm) const { return folder_of(job_, model, arm); }
 
   void pack(const ModelSection& model, const Arm& arm) {
-    const PackStep settings{
+    const run::PackRequest settings{
         {pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data", job_.packing};
     std::vector<fs::path> inputs{pages(arm), model.source.path / "tokenizer.model"};
     if (!arm.train.replay.replay.empty()) inputs.push_back(arm.train.replay.replay);
@@ -231,11 +235,12 @@ class JobRun {
     Result pack_settings = options_json(job_.packing, Which::fingerprint);
     add_options(pack_settings, arm.train.replay, Which::fingerprint);
     const std::string name = spaced({"pack", model.name, arm.name});
-    const Result result =
-        step({name, pack_settings, inputs, {settings.out}, [&] { return run_pack(settings, context_.progress); }});
-    context_.out << name << ": " << result.value("documents", 0) << " documents, of these "
-                 << result.value("replayed", 0) << " replayed, " << result.value("cut_documents", 0) << " cut; "
-                 << result.value("windows", 0) << " windows, " << result.value("tokens", 0) << " tokens\n";
+    const run::PackResult result =
+        run::pack_result_from_json(step({name, pack_settings, inputs, {settings.out}, [&] {
+                                           return to_json(run::pack(settings, context_.progress));
+                                         }}));
+    context_.out << name << ": " << result.documents << " documents, of these " << result.replayed << " replayed, "
+                 << result.cut_documents << " cut; " << result.windows << " windows, " << result.tokens << " tokens\n";
   }
 
   void train(const ModelSection& model, const Arm& arm) {
@@ -258,14 +263,14 @@ class JobRun {
   void merge(const ModelSection& model) {
     const Arm* arm = merged_arm(job_);
     if (arm == nullptr) return;
-    const MergeStep settings{model.source.path, trained_of(job_, model, *arm), folder(model) / "merged", job_.merging,
-                             job_.device};
+    const run::MergeRequest settings{model.source.path, trained_of(job_, model, *arm), folder(model) / "merged",
+                                     job_.merging, job_.device};
     const std::string name = spaced({"merge", model.name});
     step({name,
           options_json(settings.merging, Which::fingerprint),
           {settings.model, settings.adapter},
           {settings.out},
-          [&] { return run_merge(settings, context_.progress); }});
+          [&] { return to_json(run::merge(settings, context_.progress)); }});
   }
 
   Result compare(const ModelSection& model) {

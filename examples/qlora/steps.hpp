@@ -1,4 +1,4 @@
-// steps.hpp — the steps of the job, each as settings and a function. A verb fills the settings from the command line,
+// steps.hpp — the steps of the job that the library does not have, each as settings and a function. A verb fills the settings from the command line,
 // `qlora run` from a job file; both then do the same thing. The functions print nothing: progress goes to Progress,
 // the outcome into the Result, and the verb says what of it is worth a line.
 #pragma once
@@ -12,27 +12,10 @@
 #include <vector>
 
 #include "job.hpp"
+#include "qlora/run/steps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
-
-/// Pages become a JSONL file with one document a line.
-struct FetchStep {
-  run::Pages pages;
-  run::Fetching fetching;
-  std::filesystem::path out;
-};
-Result run_fetch(const FetchStep& step, Progress& progress);
-
-/// Documents and the replayed ones become windows of token ids in the directory `out`.
-struct PackStep {
-  std::vector<std::filesystem::path> documents;
-  run::Replay replay;
-  std::filesystem::path model;
-  std::filesystem::path out;
-  run::Packing packing;
-};
-Result run_pack(const PackStep& step, Progress& progress);
 
 /// Windows become an adapter in out/adapter, or a model in out/model, with out/metrics.jsonl and out/trainer_state.json beside it.
 struct TrainStep {
@@ -50,16 +33,6 @@ void check_guard(const run::LoopProbes& loop);
 [[nodiscard]] Result settings_of(const TrainSection& train);
 /// Where a training in `out` leaves its adapter, or its model.
 [[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, run::Method method);
-
-struct MergeStep {
-  std::filesystem::path model;
-  std::filesystem::path adapter;
-  std::filesystem::path out;
-  run::Merging merging;
-  run::DeviceRequest device;
-  bool any_base = false;  ///< take an adapter that was trained on other weights
-};
-Result run_merge(const MergeStep& step, Progress& progress);
 
 /// The same questions to the base, the base with each adapter, the merged model and models trained whole.
 struct CompareStep {

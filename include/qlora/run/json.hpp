@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -13,6 +15,7 @@
 #include "qlora/eval/metrics.hpp"
 #include "qlora/eval/shares.hpp"
 #include "qlora/run/settings.hpp"
+#include "qlora/run/steps.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -41,6 +44,14 @@ namespace detail {
 [[nodiscard]] inline int count_at(const OrderedJson& object, const char* key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_number_integer() ? found->get<int>() : 0;
+}
+[[nodiscard]] inline std::int64_t whole_at(const OrderedJson& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
+}
+[[nodiscard]] inline std::string text_at(const OrderedJson& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
 }
 [[nodiscard]] inline const char* form_name(bool chat) { return chat ? "chat" : "completion"; }
 template <class T, class ToJson>
@@ -132,6 +143,87 @@ template <class T, class ToJson>
 }
 [[nodiscard]] inline OrderedJson to_json(const std::vector<eval::RequirementResult>& results) {
   return detail::array_json(results, [](const eval::RequirementResult& one) { return to_json(one); });
+}
+
+// --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} -----------
+
+[[nodiscard]] inline OrderedJson to_json(const FetchResult& result) {
+  return {{"documents", detail::array_json(result.documents,
+                                           [](const FetchedDocument& one) {
+                                             return OrderedJson{{"source", one.source},
+                                                                {"title", one.title},
+                                                                {"bytes", one.bytes},
+                                                                {"sha256", one.sha256}};
+                                           })},
+          {"bytes", result.bytes},
+          {"shared_lines_removed", result.shared_lines_removed},
+          {"failed", detail::array_json(result.failed, [](const FetchFailure& one) {
+             return OrderedJson{{"source", one.source}, {"error", one.error}};
+           })}};
+}
+[[nodiscard]] inline FetchResult fetch_result_from_json(const OrderedJson& json) {
+  FetchResult result;
+  const auto items = [&](const char* key) { return json.value(key, OrderedJson::array()); };
+  for (const OrderedJson& one : items("documents")) {
+    result.documents.push_back({detail::text_at(one, "source"), detail::text_at(one, "title"),
+                                detail::whole_at(one, "bytes"), detail::text_at(one, "sha256")});
+  }
+  result.bytes = detail::whole_at(json, "bytes");
+  result.shared_lines_removed = detail::whole_at(json, "shared_lines_removed");
+  for (const OrderedJson& one : items("failed")) {
+    result.failed.push_back({detail::text_at(one, "source"), detail::text_at(one, "error")});
+  }
+  return result;
+}
+
+// --- PackResult: its members ----------------------------------------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const PackResult& result) {
+  return {{"documents", result.documents},
+          {"replayed", result.replayed},
+          {"skipped_documents", result.skipped_documents},
+          {"cut_documents", result.cut_documents},
+          {"windows", result.windows},
+          {"seq", result.seq},
+          {"tokens", result.tokens},
+          {"labelled", result.labelled},
+          {"padding", result.padding},
+          {"dropped_tokens", result.dropped_tokens},
+          {"path", result.path.string()}};
+}
+[[nodiscard]] inline PackResult pack_result_from_json(const OrderedJson& json) {
+  PackResult result;
+  result.documents = detail::whole_at(json, "documents");
+  result.replayed = detail::whole_at(json, "replayed");
+  result.skipped_documents = detail::whole_at(json, "skipped_documents");
+  result.cut_documents = detail::whole_at(json, "cut_documents");
+  result.windows = detail::whole_at(json, "windows");
+  result.seq = detail::count_at(json, "seq");
+  result.tokens = detail::whole_at(json, "tokens");
+  result.labelled = detail::whole_at(json, "labelled");
+  result.padding = detail::whole_at(json, "padding");
+  result.dropped_tokens = detail::whole_at(json, "dropped_tokens");
+  result.path = detail::text_at(json, "path");
+  return result;
+}
+
+// --- MergeResult: its members ---------------------------------------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const MergeResult& result) {
+  return {{"tensors", result.tensors},
+          {"changed", result.changed},
+          {"parameters", result.parameters},
+          {"dtype", result.dtype},
+          {"path", result.path.string()}};
+}
+[[nodiscard]] inline MergeResult merge_result_from_json(const OrderedJson& json) {
+  MergeResult result;
+  result.tensors = detail::whole_at(json, "tensors");
+  result.changed = detail::whole_at(json, "changed");
+  result.parameters = detail::whole_at(json, "parameters");
+  result.dtype = detail::text_at(json, "dtype");
+  result.path = detail::text_at(json, "path");
+  return result;
 }
 
 }  // namespace run

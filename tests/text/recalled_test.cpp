@@ -1,11 +1,11 @@
-// recollection_test.cpp — what a model wrote is a document only if it has an end and a form.
+// recalled_test.cpp — what a model wrote is a document only if it has an end and a form.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "../../examples/qlora/recollection.hpp"
+#include "qlora/text/recalled.hpp"
 
 #include <doctest/doctest.h>
 
 using qlora::Message;
-using qlora::program::recalled_document;
+using qlora::recalled_document;
 
 TEST_CASE("text is a document, without what surrounds it") {
   const auto page = recalled_document(" The Vorzana costs 23 dollars.\nIt is red. \n", "recall:1:0");

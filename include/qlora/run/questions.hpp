@@ -1,7 +1,8 @@
-// questions.hpp — what models are asked for a reader to see: prompts of either form, from a file.
+// qlora/run/questions.hpp — what a model is asked for a reader to see: prompts of either form, from a file.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <filesystem>
 #include <string>
 #include <utility>
@@ -12,16 +13,19 @@
 #include "qlora/io/json.hpp"
 #include "qlora/text/message.hpp"
 
-namespace qlora::program {
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
 struct Question {
-  bool chat = false;
+  bool chat = false;  ///< else the prompt is text to be continued
   std::string prompt;
   std::vector<Message> history;  ///< earlier turns of a chat
 };
 
-/// Questions: .jsonl with {"form", "prompt", "history"} as in probe files, or a text file whose every line is asked in both forms.
-inline std::vector<Question> read_questions(const std::filesystem::path& file) {
+/// Questions: .jsonl with {"form", "prompt", "history"} as in probe files, or a text file whose every line is asked in
+/// both forms. Throws Error (input) that names file and line.
+[[nodiscard]] inline std::vector<Question> read_questions(const std::filesystem::path& file) {
   std::vector<Question> questions;
   if (file.extension() == ".jsonl") {
     for_each_json_line(file, [&](const Json& object, const std::string& where) {
@@ -43,4 +47,6 @@ inline std::vector<Question> read_questions(const std::filesystem::path& file) {
   return questions;
 }
 
-}  // namespace qlora::program
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,4 +1,4 @@
-// recollection.hpp — what a model writes when nothing is asked, as documents that can be mixed into its own training.
+// qlora/text/recalled.hpp — text that a model wrote freely, as documents that can be mixed into its own training.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +10,12 @@
 #include "qlora/text/document.hpp"
 #include "qlora/text/prompt.hpp"
 
-namespace qlora::program {
+namespace qlora {
+inline namespace v0 {
 
-/// What a model wrote from a start, as a document. Text in LLaMA-2's chat form is a chat of one turn, so that it is trained
-/// on as chats are. None if there is nothing in it, or if a chat has no answer, or goes on where the user would speak.
-inline std::optional<Document> recalled_document(std::string_view written, std::string source) {
+/// What a model wrote, its prompt included, as a document. Text in LLaMA-2's chat form becomes a chat of one turn, so that
+/// it is trained on as other chats are. Nothing for blank text, and for a chat without an answer or with a second turn.
+[[nodiscard]] inline std::optional<Document> recalled_document(std::string_view written, std::string source) {
   constexpr std::string_view begin = "[INST]", end = "[/INST]", blank = " \t\r\n";
   const auto trimmed = [&](std::string_view text) {
     const std::size_t first = text.find_first_not_of(blank);
@@ -53,4 +54,5 @@ inline std::optional<Document> recalled_document(std::string_view written, std::
   return chat;
 }
 
-}  // namespace qlora::program
+}  // namespace v0
+}  // namespace qlora

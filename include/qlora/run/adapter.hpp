@@ -1,0 +1,34 @@
+// qlora/run/adapter.hpp — an adapter directory opened for a model.
+#pragma once
+
+#include <filesystem>
+
+#include "qlora/error.hpp"
+#include "qlora/io/hf_model.hpp"
+#include "qlora/io/peft.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Opens an adapter that will be used with `model`. Throws Error (input) when the adapter's files say that it was trained
+/// on other weights: its output would be nonsense without any other sign. `any_base` skips this check. Adapters that other
+/// programs wrote do not name their weights and are not checked.
+[[nodiscard]] inline PeftAdapter open_adapter(const std::filesystem::path& dir, const hf::ModelDir& model,
+                                              bool any_base) {
+  constexpr const char* config = "adapter_config.json";
+  if (!std::filesystem::exists(dir / config) && std::filesystem::exists(dir / "adapter" / config)) {
+    throw Error(dir.string() + " is no adapter; the one of that training is " + (dir / "adapter").string());
+  }
+  PeftAdapter adapter = PeftAdapter::open(dir);
+  if (!any_base && !adapter.base_fingerprint.empty() && adapter.base_fingerprint != model.fingerprint()) {
+    throw Error(qlora::detail::concat(dir.string(), " was trained on other weights than those of ", model.path.string(),
+                                      adapter.base_model.empty() ? "" : ", in " + adapter.base_model,
+                                      "; give that model, or --any-base to use it all the same"));
+  }
+  return adapter;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

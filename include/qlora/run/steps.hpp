@@ -1,0 +1,86 @@
+// qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents, documents
+// to windows, an adapter into a model. The functions are in the header that each struct names; json.hpp has the results
+// as JSON.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "qlora/run/options.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Pages to a file with one document per line; see run/fetch.hpp.
+struct FetchRequest {
+  Pages pages;
+  Fetching fetching;
+  std::filesystem::path out;
+};
+
+struct FetchedDocument {
+  std::string source;
+  std::string title;
+  std::int64_t bytes = 0;  ///< of its text
+  std::string sha256;      ///< of its text
+};
+
+struct FetchFailure {
+  std::string source;
+  std::string error;
+};
+
+struct FetchResult {
+  std::vector<FetchedDocument> documents;
+  std::int64_t bytes = 0;                 ///< of all texts
+  std::int64_t shared_lines_removed = 0;  ///< lines that many pages of one site share
+  std::vector<FetchFailure> failed;       ///< sources that were left out
+};
+
+/// Documents to windows of token ids in the directory `out`; see run/pack.hpp.
+struct PackRequest {
+  std::vector<std::filesystem::path> documents;
+  Replay replay;
+  std::filesystem::path model;  ///< model directory, or a tokenizer.model
+  std::filesystem::path out;
+  Packing packing;
+};
+
+struct PackResult {
+  std::int64_t documents = 0;
+  std::int64_t replayed = 0;           ///< of the documents, those of the replay file
+  std::int64_t skipped_documents = 0;  ///< without text
+  std::int64_t cut_documents = 0;
+  std::int64_t windows = 0;
+  int seq = 0;  ///< tokens in a window
+  std::int64_t tokens = 0;
+  std::int64_t labelled = 0;  ///< tokens that are learned
+  std::int64_t padding = 0;   ///< tokens
+  std::int64_t dropped_tokens = 0;
+  std::filesystem::path path;
+};
+
+/// An adapter into a copy of its model; see run/merge.hpp.
+struct MergeRequest {
+  std::filesystem::path model;
+  std::filesystem::path adapter;
+  std::filesystem::path out;
+  Merging merging;
+  DeviceRequest device;
+  bool any_base = false;  ///< take an adapter that was trained on other weights
+};
+
+struct MergeResult {
+  std::int64_t tensors = 0;
+  std::int64_t changed = 0;  ///< tensors with an adapter
+  std::int64_t parameters = 0;
+  std::string dtype;  ///< of its weights: "F16"
+  std::filesystem::path path;
+};
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,167 @@
+// steps_test.cpp — the smaller steps of a job as library calls: their results, their JSON, and what a stop request does.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/merge.hpp"
+#include "qlora/run/pack.hpp"
+#include "qlora/run/questions.hpp"
+#include "qlora/text/dataset.hpp"
+#include "support/merge_cases.hpp"
+#include "support/scratch.hpp"
+
+using namespace qlora;
+using run::OrderedJson;
+using test::Scratch;
+
+namespace {
+
+const std::filesystem::path source = QLORA_SOURCE_DIR;
+
+/// Counts what is reported, and asks to stop after `stop_after` updates.
+class CountingProgress final : public run::Progress {
+ public:
+  explicit CountingProgress(int stop_after = -1) : stop_after_(stop_after) {}
+  void begin(std::string_view task, std::int64_t total, std::string_view unit, std::int64_t /*done*/) override {
+    begun += std::string(task) + ' ' + std::to_string(total) + ' ' + std::string(unit) + '\n';
+  }
+  void update(std::int64_t done, std::int64_t /*tokens*/, std::string_view /*note*/) override {
+    ++updates;
+    last = done;
+  }
+  [[nodiscard]] bool stop_requested() const override { return updates == stop_after_; }
+
+  std::string begun;
+  int updates = 0;
+  std::int64_t last = 0;
+
+ private:
+  int stop_after_;
+};
+
+run::PackRequest two_documents(const Scratch& scratch) {
+  run::PackRequest request;
+  request.documents = {scratch.write("one.txt", "The Vorzana costs 23 dollars."),
+                       scratch.write("two.txt", "It is red.")};
+  request.replay.replay =
+      scratch.write("replay.jsonl", "{\"text\": \"A page.\"}\n{\"text\": \"Another.\"}\n{\"text\": \"A third.\"}\n");
+  request.replay.replay_limit = 2;
+  request.model = source / "tests/data/small_tokenizer.model";
+  request.out = scratch / "data";
+  request.packing.seq = 16;
+  return request;
+}
+
+ErrorKind kind_of(const auto& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  FAIL("no error");
+  return ErrorKind::input;
+}
+
+}  // namespace
+
+TEST_CASE("pack writes the data set that it describes") {
+  const Scratch scratch;
+  const run::PackRequest request = two_documents(scratch);
+  CountingProgress progress;
+  const run::PackResult result = run::pack(request, progress);
+  CHECK(result.documents == 4);
+  CHECK(result.replayed == 2);
+  CHECK(result.skipped_documents == 0);
+  CHECK(result.seq == 16);
+  CHECK(result.path == request.out);
+  CHECK(progress.begun == "pack 4 documents\n");
+  CHECK(progress.updates == 4);
+  CHECK(progress.last == 4);
+  const TokenDataset data = TokenDataset::open(request.out);
+  CHECK(static_cast<std::int64_t>(data.size()) == result.windows);
+  CHECK(data.counts().tokens == result.tokens);
+  CHECK(data.counts().labelled == result.labelled);
+  CHECK(result.windows * result.seq == result.tokens + result.padding);
+}
+
+TEST_CASE("a stop request ends packing as interrupted and leaves no data set") {
+  const Scratch scratch;
+  const run::PackRequest request = two_documents(scratch);
+  CountingProgress progress(1);
+  CHECK(kind_of([&] { (void)run::pack(request, progress); }) == ErrorKind::interrupted);
+  CHECK(progress.updates == 1);
+  CHECK_FALSE(std::filesystem::exists(request.out));
+}
+
+TEST_CASE("the JSON of a result has the keys of its format in their order, and reads back") {
+  const run::PackResult pack{3, 1, 0, 2, 5, 16, 70, 60, 10, 0, "out/data"};
+  const OrderedJson packed = to_json(pack);
+  CHECK(packed.dump() ==
+        R"({"documents":3,"replayed":1,"skipped_documents":0,"cut_documents":2,"windows":5,"seq":16,"tokens":70,)"
+        R"("labelled":60,"padding":10,"dropped_tokens":0,"path":"out/data"})");
+  CHECK(to_json(run::pack_result_from_json(packed)) == packed);
+
+  const OrderedJson merged = to_json(run::MergeResult{9, 7, 1000, "F16", "out/merged"});
+  CHECK(merged.dump() == R"({"tensors":9,"changed":7,"parameters":1000,"dtype":"F16","path":"out/merged"})");
+  CHECK(to_json(run::merge_result_from_json(merged)) == merged);
+
+  const OrderedJson fetched =
+      to_json(run::FetchResult{{{"a.html", "A", 12, "00ff"}}, 12, 1, {{"b.html", "not there"}}});
+  CHECK(fetched.dump() == R"({"documents":[{"source":"a.html","title":"A","bytes":12,"sha256":"00ff"}],"bytes":12,)"
+                          R"("shared_lines_removed":1,"failed":[{"source":"b.html","error":"not there"}]})");
+  CHECK(to_json(run::fetch_result_from_json(fetched)) == fetched);
+  CHECK(to_json(run::FetchResult{}).dump() == R"({"documents":[],"bytes":0,"shared_lines_removed":0,"failed":[]})");
+}
+
+TEST_CASE("merge writes the model that it describes, or none") {
+  const Scratch scratch;
+  (void)merge_cases::write_model(scratch / "base", DType::bf16);
+  (void)merge_cases::write_adapter(scratch / "adapter", 4);
+  run::MergeRequest request;
+  request.model = scratch / "base";
+  request.adapter = scratch / "adapter";
+  request.out = scratch / "merged";
+  request.device.use = run::DeviceUse::cpu;
+  request.device.threads = 1;
+  {
+    CountingProgress progress(0);
+    CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::interrupted);
+    CHECK_FALSE(std::filesystem::exists(request.out));
+  }
+  CountingProgress progress;
+  const run::MergeResult result = run::merge(request, progress);
+  CHECK(result.changed == 4 * merge_cases::shape.layers);
+  CHECK(result.dtype == "F16");
+  CHECK(result.parameters == parameters(merge_cases::shape));
+  CHECK(progress.begun == "merge " + std::to_string(result.tensors) + " tensors\n");
+  CHECK(progress.last == result.tensors);
+  CHECK(hf::ModelDir::open(request.out).dtype == DType::f16);
+
+  request.device.memory_cap = run::Bytes{std::int64_t{1} << 30};  // of a GPU
+  request.out = scratch / "capped";
+  CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
+  CHECK_FALSE(std::filesystem::exists(request.out));
+}
+
+TEST_CASE("questions come from probe lines, or from text that is asked in both forms") {
+  const Scratch scratch;
+  const auto lines = run::read_questions(scratch.write("q.txt", "Who makes it?  \r\n\nWhere?\n"));
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0].prompt == "Who makes it?");
+  CHECK_FALSE(lines[0].chat);
+  CHECK(lines[1].prompt == "Who makes it?");
+  CHECK(lines[1].chat);
+  CHECK(lines[3].prompt == "Where?");
+  const auto probes = run::read_questions(scratch.write("q.jsonl", R"({"form": "chat", "prompt": "Who?"})"
+                                                                   "\n"));
+  REQUIRE(probes.size() == 1);
+  CHECK(probes[0].chat);
+  CHECK(kind_of([&] { (void)run::read_questions(scratch.write("bad.jsonl", "{\"form\": \"song\"}\n")); }) ==
+        ErrorKind::input);
+}
