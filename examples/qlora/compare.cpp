@@ -14,12 +14,14 @@
 
 #include "adapters.hpp"
 #include "answering.hpp"
+#include "metrics.hpp"
 #include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/io/file.hpp"
-#include "qlora/run/json.hpp"
-#include "report.hpp"
+#include "qlora/eval/measure.hpp"
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/report.hpp"
+#include "qlora/run/study_json.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
 
@@ -29,7 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Questions of `questions`, or some of the probes when there are none: a comparison always shows answers.
-std::vector<Question> questions_of(const run::Comparison& compare, const std::vector<eval::Item>& items) {
+std::vector<Question> questions_of(const run::Comparing& compare, const std::vector<eval::Item>& items) {
   if (!compare.questions.empty()) return run::read_questions(compare.questions);
   constexpr std::size_t shown = 12;
   std::vector<Question> questions;
@@ -80,23 +82,19 @@ void check_requirements(const CompareStep& step, const std::vector<eval::Item>& 
   (void)eval::check_requirements(step.comparison.require, expected.at(tuned_of(step)), expected);
 }
 
-class Comparison {
+class CompareRun {
  public:
-  Comparison(const CompareStep& step, Progress& progress)
+  CompareRun(const CompareStep& step, Progress& progress)
       : step_(step), progress_(progress), items_(eval::read_items(step.comparison.probes)) {
     check_requirements(step, items_);
     has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
     questions_ = questions_of(step.comparison, items_);
     if (questions_.empty() && items_.empty())
       throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
-    answers_ = Result::array();
-    for (const Question& one : questions_) {
-      answers_.push_back(
-          {{"form", one.chat ? "chat" : "completion"}, {"prompt", one.prompt}, {"answers", Result::object()}});
-    }
+    for (const Question& one : questions_) result_.answers.push_back({one.chat, one.prompt});
   }
 
-  Result run() {
+  run::Comparison run() {
     const hf::ModelDir model = hf::ModelDir::open(step_.model);
     std::vector<PeftAdapter> adapters;
     Lora room = no_adapters;
@@ -126,9 +124,8 @@ class Comparison {
     if (!step_.merged.empty()) ask_model("merged", step_.merged);
     for (const auto& [name, dir] : step_.models) ask_model(name, dir);
     progress_.end();
-    Result result{{"answers", answers_}, {"variants", variants_}};
-    if (!items_.empty()) finish(result);
-    return result;
+    if (!items_.empty()) judge();
+    return std::move(result_);
   }
 
  private:
@@ -146,7 +143,7 @@ class Comparison {
           progress_.update(done_ + begun);
           return true;
         });
-    for (std::size_t i = 0; i < replies.size(); ++i) answers_[i]["answers"][column] = replies[i].text;
+    for (std::size_t i = 0; i < replies.size(); ++i) result_.answers[i].answers[column] = replies[i].text;
     done_ += static_cast<std::int64_t>(questions_.size());
     progress_.update(done_);
   }
@@ -167,46 +164,40 @@ class Comparison {
     if (items_.empty()) return;
     const std::string reference = reference_of(variant);
     const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
-    readings_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
-                                       {.max_new_tokens = step_.sampling.max_new_tokens, .ends = model.ends()},
-                                       is_reference(variant) ? texts(variant) : nullptr,
-                                       reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
-                                         progress_.update(done_ + static_cast<std::int64_t>(items));
-                                         return !interrupted();
-                                       });
+    results_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
+                                      {.max_new_tokens = step_.sampling.max_new_tokens, .ends = model.ends()},
+                                      is_reference(variant) ? texts(variant) : nullptr,
+                                      reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
+                                        progress_.update(done_ + static_cast<std::int64_t>(items));
+                                        return !interrupted();
+                                      });
     done_ += static_cast<std::int64_t>(items_.size());
     progress_.update(done_);
-    const eval::ItemResults& ours = readings_[variant];
-    const eval::ItemResults* theirs = reference.empty() ? nullptr : &readings_[reference];
-    Result one = Result::object();
-    if (!reference.empty()) one["reference"] = reference;
-    figures_[variant] = eval::metrics_of(items_, ours, theirs);
-    one["figures"] = run::to_json(figures_[variant]);
-    one["by_relation"] = run::to_json(eval::shares_by_relation(items_, ours));
-    one["by_entity"] = run::to_json(eval::shares_by_entity(items_, ours));
-    variants_[variant] = one;
+    const eval::ItemResults& ours = results_[variant];
+    const eval::ItemResults* theirs = reference.empty() ? nullptr : &results_[reference];
+    metrics_[variant] = eval::metrics_of(items_, ours, theirs);
+    result_.variants[variant] = {reference, metrics_[variant], eval::shares_by_relation(items_, ours),
+                                 eval::shares_by_entity(items_, ours)};
   }
 
-  void finish(Result& result) {
-    const std::string variant = tuned_of(step_);
-    result["tuned"] = variant;
-    const std::string reference = reference_of(variant);
-    if (!reference.empty())
-      result["examples"] = run::to_json(eval::examples_of(items_, readings_[reference], readings_[variant]));
-    result["requirements"] =
-        run::to_json(eval::check_requirements(step_.comparison.require, figures_[variant], figures_));
+  void judge() {
+    result_.tuned = tuned_of(step_);
+    const std::string reference = reference_of(result_.tuned);
+    if (!reference.empty()) {
+      result_.examples = eval::examples_of(items_, results_[reference], results_[result_.tuned]);
+    }
+    result_.requirements = eval::check_requirements(step_.comparison.require, metrics_[result_.tuned], metrics_);
   }
 
   const CompareStep& step_;
   Progress& progress_;
   std::vector<eval::Item> items_;
   std::vector<Question> questions_;
-  std::map<std::string, eval::ItemResults> readings_;
-  eval::MetricsByVariant figures_;
+  std::map<std::string, eval::ItemResults> results_;
+  eval::MetricsByVariant metrics_;
   std::map<std::string, eval::TextReference> texts_;
   bool has_texts_ = false;
-  Result answers_;
-  Result variants_ = Result::object();
+  run::Comparison result_;
   std::int64_t done_ = 0;
 };
 
@@ -227,29 +218,29 @@ Result compare(CompareOptions& options, Context& context) {
   if (options.step.adapters.empty() && options.step.merged.empty() && options.full.empty()) {
     throw Error("compare with what? give --adapter, --merged or --full", ErrorKind::usage);
   }
-  const Result result = run_compare(options.step, context.progress);
-  print_comparison(result, context.out);
+  const run::Comparison result = run_compare(options.step, context.progress);
+  run::print_comparison(result, context.out);
   if (!options.report.empty()) {
     // The training that made an adapter left its record beside it.
-    std::vector<std::pair<std::string, fs::path>> metrics;
+    std::vector<run::TrainingCurves> trainings;
     const fs::path record = fs::path(options.adapter).parent_path() / "metrics.jsonl";
-    if (!options.adapter.empty() && fs::exists(record)) metrics.emplace_back("tuned", record);
+    if (!options.adapter.empty() && fs::exists(record)) trainings.push_back(curves_of("tuned", record));
     Result settings{{"model", options.step.model.string()},
                     {"adapter", options.adapter.string()},
                     {"merged", options.step.merged.string()},
                     {"full", options.full.string()}};
     add_options(settings, options.step.sampling, Which::all);
-    write_report(options.report, result, metrics, {{"settings", settings}});
+    run::write_report(options.report, result, {}, trainings, run::tables_of({{"settings", settings}}));
     context.out << options.report.string() << '\n';
   }
-  return result;
+  return run::to_json(result);
 }
 
 }  // namespace
 
 void check_compare(const CompareStep& step) { check_requirements(step, eval::read_items(step.comparison.probes)); }
 
-Result run_compare(const CompareStep& step, Progress& progress) { return Comparison(step, progress).run(); }
+run::Comparison run_compare(const CompareStep& step, Progress& progress) { return CompareRun(step, progress).run(); }
 
 void add_compare(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "compare", "Ask base, tuned and merged model the same questions");

@@ -47,7 +47,7 @@ struct Job {
   std::vector<Arm> arms;
   run::MergeSource merge;
   run::Merging merging;
-  run::Comparison comparison;
+  run::Comparing comparison;
   run::Sampling sampling;
   run::Output output;
   std::vector<std::string> notes;  ///< what the user is to know: old keys that were used

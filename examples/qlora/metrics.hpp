@@ -14,6 +14,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/run/report.hpp"
 
 namespace qlora::program {
 
@@ -65,6 +66,18 @@ inline std::vector<Metric> read_metrics(const std::filesystem::path& file) {
                        line.contains("probes") ? line["probes"] : nlohmann::ordered_json()});
   }
   return metrics;
+}
+
+/// The record that led to a variant, as a report draws it.
+inline run::TrainingCurves curves_of(const std::string& variant, const std::filesystem::path& file) {
+  run::TrainingCurves curves{.name = variant};
+  for (const Metric& m : read_metrics(file)) {
+    curves.step.push_back(m.step);
+    curves.loss.push_back(m.loss);
+    curves.lr.push_back(m.lr);
+    curves.grad_norm.push_back(m.grad_norm);
+  }
+  return curves;
 }
 
 class MetricsLog {

@@ -93,7 +93,7 @@ void print_job_keys(std::ostream& out) {
   print_group<run::MergeSource>(out);
   print_group<run::Merging>(out);
   out << "\n[compare]\n";
-  print_group<run::Comparison>(out);
+  print_group<run::Comparing>(out);
   print_group<run::Sampling>(out);
   out << "\n[output]\n";
   print_group<run::Output>(out);

@@ -10,19 +10,20 @@
 
 #include "interrupt.hpp"
 #include "job.hpp"
+#include "metrics.hpp"
 #include "option_json.hpp"
 #include "option_text.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
 #include "qlora/run/fetch.hpp"
-#include "qlora/run/json.hpp"
 #include "qlora/run/merge.hpp"
 #include "qlora/run/pack.hpp"
-#include "report.hpp"
+#include "qlora/run/report.hpp"
+#include "qlora/run/settings.hpp"
+#include "qlora/run/study_json.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
-#include "sweeps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -77,48 +78,7 @@ Result describe(const Job& job) {
   return all;
 }
 
-/// The words that are there with spaces between: what a step is called, and a column of the report. The only model of a
-/// job need have no name.
-std::string spaced(std::initializer_list<std::string_view> words) {
-  std::string text;
-  for (const std::string_view word : words) {
-    if (!text.empty() && !word.empty()) text += ' ';
-    text += word;
-  }
-  return text;
-}
-
-/// The comparisons of all models as one: the answers of all beside each other, everything else under its model's name.
-/// That of a model without a name is the only one and stays as it is.
-Result joined(const std::vector<ModelSection>& models, const std::vector<Result>& comparisons) {
-  if (models.front().name.empty()) return comparisons.front();
-  Result all = Result::object();
-  all["answers"] = comparisons.front().at("answers");
-  for (Result& exchange : all["answers"]) exchange["answers"] = Result::object();
-  for (std::size_t m = 0; m < models.size(); ++m) {
-    for (const auto& [section, content] : comparisons[m].items()) {
-      if (section == "answers" || section == "tuned") continue;
-      if (content.is_array()) {  // requirements: each with its model's name
-        for (Result one : content) {
-          one["requirement"] = spaced({models[m].name, one.value("requirement", "")});
-          all[section].push_back(one);
-        }
-        continue;
-      }
-      Result& together = all[section];
-      if (together.is_null()) together = Result::object();
-      for (const auto& [name, value] : content.items()) together[spaced({models[m].name, name})] = value;
-    }
-    for (std::size_t i = 0; i < all["answers"].size(); ++i) {
-      Result& beside = all["answers"][i]["answers"];
-      for (const auto& [column, answer] : comparisons[m].at("answers").at(i).at("answers").items()) {
-        // A comparison calls the quantized model "base", which may be the name of a model here.
-        beside[spaced({models[m].name, column == "base" ? "nf4" : column})] = answer;
-      }
-    }
-  }
-  return all;
-}
+using run::spaced;
 
 /// What belongs to one model alone; that of a model without a name lies in the output directory itself.
 fs::path folder_of(const Job& job, const ModelSection& model) {
@@ -166,11 +126,15 @@ class JobRun {
   JobRun(const Job& job, const RunOptions& options, Context& context)
       : job_(job), options_(options), context_(context), out_(job.output.dir), book_(out_ / "run.json") {}
 
-  Result run() {
+  run::JobResult run() {
     const Result fetched = fetch();
-    std::vector<Result> comparisons;
-    for (const ModelSection& model : job_.models) comparisons.push_back(tune(model));
-    return report(fetched, joined(job_.models, comparisons));
+    std::vector<std::string> names;
+    std::vector<run::Comparison> comparisons;
+    for (const ModelSection& model : job_.models) {
+      names.push_back(model.name);
+      comparisons.push_back(tune(model));
+    }
+    return report(fetched, run::join_comparisons(names, comparisons));
   }
 
  private:
@@ -214,7 +178,7 @@ class JobRun {
     return all;
   }
 
-  Result tune(const ModelSection& model) {
+  run::Comparison tune(const ModelSection& model) {
     for (const Arm& arm : job_.arms) {
       if (&packed_for(arm) == &arm) pack(model, arm);
     }
@@ -247,7 +211,7 @@ class JobRun {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
     const TrainStep settings{model.source.path, folder(model, packed_for(arm)) / "data", out, arm.train, job_.device};
-    Result train_settings = settings_of(arm.train);
+    Result train_settings = run::to_json(settings_of(arm.train));
     train_settings["device"] = name_of(job_.device.use);
     train_settings["fast"] = job_.device.fast;
     const std::string name = spaced({"train", model.name, arm.name});
@@ -273,12 +237,12 @@ class JobRun {
           [&] { return to_json(run::merge(settings, context_.progress)); }});
   }
 
-  Result compare(const ModelSection& model) {
+  run::Comparison compare(const ModelSection& model) {
     const CompareStep settings = compare_step(job_, model);
     std::vector<fs::path> inputs{model.source.path};
     if (!settings.merged.empty()) inputs.push_back(settings.merged);
     for (const Arm& arm : job_.arms) inputs.push_back(trained_of(job_, model, arm));
-    const run::Comparison& asked = job_.comparison;
+    const run::Comparing& asked = job_.comparison;
     if (!asked.questions.empty()) inputs.push_back(asked.questions);
     inputs.insert(inputs.end(), asked.probes.begin(), asked.probes.end());
     const fs::path answers = folder(model) / "comparison.json";
@@ -288,78 +252,64 @@ class JobRun {
     compare_settings["judged"] = settings.judged;
     for (const Arm& arm : job_.arms)
       compare_settings["arms"].push_back(arm.name);  // its figures stand under their names
-    return step({name, compare_settings, inputs, {answers}, [&] {
-                   const Result comparison = run_compare(settings, context_.progress);
-                   write_file_atomically(answers,
-                                         comparison.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
-                   return comparison;
-                 }});
+    return run::comparison_from_json(step({name, compare_settings, inputs, {answers}, [&] {
+                                             Result comparison = run::to_json(run_compare(settings, context_.progress));
+                                             write_file_atomically(answers, run::file_text(comparison));
+                                             return comparison;
+                                           }}));
   }
 
-  /// What the report needs of each arm: its line in the front (those of one method, or as it says itself), its point there,
-  /// which arms that differ in nothing but the seed share, and what it says of sweeps and controls.
-  [[nodiscard]] Result arms() const {
-    Result all = Result::object();
+  [[nodiscard]] run::StudyArms arms() const {
+    run::StudyArms all;
     for (const ModelSection& model : job_.models) {
       for (const Arm& arm : job_.arms) {
-        Result setting = settings_of(arm.train);
-        setting.erase("seed");
-        add_options(setting, arm.train.replay, Which::all);
-        if (arm.pages != job_.pages) {
-          const Result pages = options_json(arm.pages, Which::all);
-          setting["pages"] = {pages.at("urls"), pages.at("files")};
-        }
-        const std::string name = spaced({model.name, arm.name});
-        all[name] = {{"group", spaced({model.name, arm.labels.group.empty() ? name_of(arm.train.options.method)
-                                                                            : arm.labels.group})},
-                     {"setting", setting.dump()},
-                     {"seed", arm.train.options.seed}};
-        if (!arm.sweep.empty()) all[name]["sweep"] = arm.sweep;
-        if (!arm.labels.control.empty()) all[name]["control"] = arm.labels.control;
-        if (!arm.labels.front) all[name]["front"] = false;
+        run::StudyArm& one = all[spaced({model.name, arm.name})];
+        one.group =
+            spaced({model.name, arm.labels.group.empty() ? name_of(arm.train.options.method) : arm.labels.group});
+        one.setting = setting_of(arm);
+        if (arm.pages != job_.pages) one.pages = arm.pages;
+        one.seed = arm.train.options.seed;
+        one.sweep = arm.sweep;
+        one.control = arm.labels.control;
+        one.front = arm.labels.front;
       }
     }
     return all;
   }
+  /// What decides the training of an arm but its seed: arms that share it are one point.
+  [[nodiscard]] static run::Settings setting_of(const Arm& arm) {
+    run::Settings setting = settings_of(arm.train);
+    std::erase_if(setting, [](const auto& one) { return one.first == "seed"; });
+    run::add_settings(setting, arm.train.replay, run::Which::all);
+    return setting;
+  }
 
-  Result report(const Result& fetched, const Result& comparison) {
-    Result seconds = Result::object();
+  run::JobResult report(const Result& fetched, const run::Comparison& comparison) {
+    run::JobResult result{comparison, {}, run::study_of(arms(), comparison.variants)};
     Result hashes = Result::object();
     double total = 0;
     for (const auto& [name, step] : book_.steps().items()) {
       const double spent = step.value("seconds", 0.0);
-      seconds[name] = spent;
+      result.seconds[name] = spent;
       total += spent;
       for (const auto& [where, files] : step.at("outputs").items()) {
         for (const auto& [file, hash] : files.items()) hashes[name + ": " + where + "/" + file] = hash;
       }
     }
-    seconds["total"] = total;
-    const Result variants = comparison.contains("variants") ? comparison["variants"] : Result::object();
-    Result result{{"answers", comparison.at("answers")}, {"variants", variants}, {"seconds", seconds}};
-    for (const char* section : {"examples", "requirements"}) {
-      if (comparison.contains(section)) result[section] = comparison.at(section);
-    }
-    Result page = comparison;
-    page["arms"] = result["arms"] = arms();
-    if (!variants.empty()) page["settings"] = result["settings"] = pooled_of(arms(), variants);
-    if (const Result sweeps = sweeps_of(arms(), variants); !sweeps.empty()) page["sweeps"] = result["sweeps"] = sweeps;
-    if (const Result controls = controls_of(arms(), variants); !controls.empty()) {
-      page["controls"] = result["controls"] = controls;
-    }
-    write_file_atomically(out_ / "report.json", result.dump(2, ' ', false, Result::error_handler_t::replace) + "\n");
-    std::vector<std::pair<std::string, fs::path>> metrics;
+    result.seconds["total"] = total;
+    write_file_atomically(out_ / "report.json", run::file_text(run::to_json(result)));
+    std::vector<run::TrainingCurves> trainings;
     for (const ModelSection& model : job_.models) {
       for (const Arm& arm : job_.arms) {
-        metrics.emplace_back(spaced({model.name, arm.name}), folder(model, arm) / "train" / "metrics.jsonl");
+        trainings.push_back(curves_of(spaced({model.name, arm.name}), folder(model, arm) / "train" / "metrics.jsonl"));
       }
     }
     Result details = describe(job_);
-    details["seconds"] = seconds;
+    for (const auto& [name, spent] : result.seconds) details["seconds"][name] = spent;
     for (const auto& [of, pages] : fetched.items()) details[spaced({"pages", of})] = pages;
     details["SHA-256"] = hashes;
-    write_report(out_ / "report.html", page, metrics, details);
-    print_comparison(comparison, context_.out);
+    run::write_report(out_ / "report.html", comparison, result.study, trainings, run::tables_of(details));
+    run::print_comparison(comparison, context_.out);
     context_.out << (out_ / "report.html").string() << '\n' << (out_ / "report.json").string() << '\n';
     return result;
   }
@@ -391,7 +341,7 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   }
   fs::create_directories(job.output.dir);
   const RunLock lock(job.output.dir / "run.lock");
-  return JobRun(job, options, context).run();
+  return run::to_json(JobRun(job, options, context).run());
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "job.hpp"
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/settings.hpp"
 #include "qlora/run/steps.hpp"
 #include "verb.hpp"
 
@@ -30,7 +32,7 @@ Result run_train(const TrainStep& step, Progress& progress);
 void check_guard(const run::LoopProbes& loop);
 /// Everything in [train] that decides the bits of what is trained, the data apart. A guard ends a run, and so decides;
 /// probes that only watch do not.
-[[nodiscard]] Result settings_of(const TrainSection& train);
+[[nodiscard]] run::Settings settings_of(const TrainSection& train);
 /// Where a training in `out` leaves its adapter, or its model.
 [[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, run::Method method);
 
@@ -42,15 +44,13 @@ struct CompareStep {
   std::string merged_from{};                                              ///< the adapter that was merged
   std::string judged{};  ///< what requirements and examples are about; empty: merged_from, else the last one
   std::vector<std::pair<std::string, std::filesystem::path>> models{};  ///< trained whole: name, directory
-  run::Comparison comparison;
+  run::Comparing comparison;
   run::Sampling sampling;
   run::DeviceRequest device;
   bool any_base = false;  ///< take adapters that were trained on other weights
 };
 /// Throws Error (usage) for a requirement that the comparison could not answer. Needs the probes, but none of the models.
 void check_compare(const CompareStep& step);
-/// {"answers": [...], "variants": {NAME: {"reference", "figures", ...}}}, and with probes "tuned" (the variant that is
-/// judged), "examples" and "requirements"; variants is empty without probes.
-Result run_compare(const CompareStep& step, Progress& progress);
+run::Comparison run_compare(const CompareStep& step, Progress& progress);
 
 }  // namespace qlora::program

@@ -12,10 +12,11 @@
 #include "guard.hpp"
 #include "interrupt.hpp"
 #include "metrics.hpp"
-#include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/settings.hpp"
 #include "qlora/text/step_windows.hpp"
 #include "steps.hpp"
 #include "variant.hpp"
@@ -173,7 +174,7 @@ class TrainRun {
 
   /// What a checkpoint must have been made with for this run to go on from it.
   [[nodiscard]] Json fingerprint() const {
-    Json all = Json::parse(settings_of(step_.train).dump());
+    Json all = Json::parse(run::to_json(settings_of(step_.train)).dump());
     all["data"] = data_.fingerprint();
     all["device"] = std::string(name_of(device_));
     all["fast"] = step_.device.fast;
@@ -283,10 +284,10 @@ class TrainRun {
 
 }  // namespace
 
-Result settings_of(const TrainSection& train) {
-  Result all = Result::object();
-  add_options(all, train.options, Which::fingerprint, train.options.method != run::Method::full);
-  if (!train.loop.guard.empty()) add_options(all, train.loop, Which::fingerprint);
+run::Settings settings_of(const TrainSection& train) {
+  run::Settings all;
+  run::add_settings(all, train.options, run::Which::fingerprint, train.options.method != run::Method::full);
+  if (!train.loop.guard.empty()) run::add_settings(all, train.loop, run::Which::fingerprint);
   return all;
 }
 

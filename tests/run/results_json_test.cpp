@@ -6,7 +6,9 @@
 #include <limits>
 #include <string>
 
+#include "qlora/io/file.hpp"
 #include "qlora/run/json.hpp"
+#include "qlora/run/study_json.hpp"
 
 using namespace qlora;
 using run::to_json;
@@ -33,4 +35,45 @@ TEST_CASE("requirements, shares and examples") {
   CHECK(to_json(examples).dump() ==
         R"({"lost":{"count":1,"some":[{"kind":"retention","form":"chat","prompt":"p","expected":"e","before":"b",)"
         R"("after":"a"}]}})");
+}
+
+TEST_CASE("report.json of the study that is committed is read and written again to the byte") {
+  const std::string text = read_text(QLORA_SOURCE_DIR "/docs/forgetting/report.json", 1 << 24);
+  run::JobResult result = run::job_result_from_json(run::OrderedJson::parse(text));
+  CHECK(result.comparison.variants.size() == 45);
+  CHECK(run::file_text(to_json(result)) == text);
+  // What is derived from arms and metrics is derived again, to the byte.
+  result.study = run::study_of(result.study.arms, result.comparison.variants);
+  CHECK(result.study.sweeps.size() == 5);
+  CHECK(run::file_text(to_json(result)) == text);
+}
+
+TEST_CASE("an arm has what it says, and its setting is one text") {
+  run::StudyArm arm{.group = "QLoRA", .setting = {{"lr", 0.1}, {"rank", std::int64_t{4}}, {"rslora", true}}, .seed = 3};
+  CHECK(to_json(arm).dump() == R"({"group":"QLoRA","setting":"{\"lr\":0.1,\"rank\":4,\"rslora\":true}","seed":3})");
+  arm.pages = {{"http://x/"}, {"a.html"}};
+  arm.sweep["rank"] = 4;
+  arm.control = "c";
+  arm.front = false;
+  const run::OrderedJson json = to_json(arm);
+  CHECK(json.dump().ends_with(R"(\"pages\":[[\"http://x/\"],[\"a.html\"]]}","seed":3,"sweep":{"rank":4.0},)"
+                              R"("control":"c","front":false})"));
+  const run::StudyArm read = run::study_arm_from_json(json);
+  CHECK(read.setting == arm.setting);
+  CHECK(read.pages == arm.pages);
+  CHECK(to_json(read) == json);
+}
+
+TEST_CASE("a result that lacks what it must have is refused by the name of the key") {
+  const auto refusal = [](const char* text) -> std::string {
+    try {
+      (void)run::comparison_from_json(run::OrderedJson::parse(text));
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  CHECK(refusal(R"({"answers":[]})").find("no key \"variants\"") != std::string::npos);
+  CHECK(refusal(R"({"answers":[{"form":3}],"variants":{}})").find("\"form\" is no text") != std::string::npos);
+  CHECK(refusal(R"({"answers":[],"variants":{}})") == "accepted");
 }

@@ -2,6 +2,7 @@
 // where their keys are written.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,8 @@
 #include "qlora/eval/examples.hpp"
 #include "qlora/eval/metrics.hpp"
 #include "qlora/eval/shares.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/run/comparison.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/steps.hpp"
 
@@ -33,6 +36,9 @@ using OrderedJson = nlohmann::ordered_json;
 }
 
 namespace detail {
+/// Texts that came from outside may not be UTF-8; JSON is.
+inline constexpr auto replace_invalid = OrderedJson::error_handler_t::replace;
+
 /// What is not known is null.
 [[nodiscard]] inline OrderedJson number_json(double value) {
   return std::isfinite(value) ? OrderedJson(value) : OrderedJson(nullptr);
@@ -53,6 +59,22 @@ namespace detail {
   const auto found = object.find(key);
   return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
 }
+/// A value that must be there; throws Error without it.
+[[nodiscard]] inline const OrderedJson& required(const OrderedJson& object, const char* key) {
+  const auto found = object.find(key);
+  if (found == object.end()) throw Error(qlora::detail::concat("the JSON of a result has no key \"", key, "\""));
+  return *found;
+}
+[[nodiscard]] inline std::string required_text(const OrderedJson& object, const char* key) {
+  const OrderedJson& value = required(object, key);
+  if (!value.is_string()) throw Error(qlora::detail::concat("\"", key, "\" is no text in the JSON of a result"));
+  return value.get<std::string>();
+}
+/// Null where the key is not there: sections that a result may leave out.
+[[nodiscard]] inline const OrderedJson* section(const OrderedJson& object, const char* key) {
+  const auto found = object.find(key);
+  return found == object.end() ? nullptr : &*found;
+}
 [[nodiscard]] inline const char* form_name(bool chat) { return chat ? "chat" : "completion"; }
 template <class T, class ToJson>
 [[nodiscard]] OrderedJson array_json(const std::vector<T>& values, const ToJson& json_of) {
@@ -61,6 +83,11 @@ template <class T, class ToJson>
   return all;
 }
 }  // namespace detail
+
+/// A result as it is written to a file: indented, keys in their order, bytes that are not UTF-8 replaced.
+[[nodiscard]] inline std::string file_text(const OrderedJson& json) {
+  return json.dump(2, ' ', false, detail::replace_invalid) + "\n";
+}
 
 // --- eval::Interval: {"n", "clusters", "value", "lower", "upper"} -------------------------------------------------------
 
@@ -117,6 +144,16 @@ template <class T, class ToJson>
   return all;
 }
 
+[[nodiscard]] inline eval::Shares shares_from_json(const OrderedJson& json) {
+  eval::Shares shares;
+  for (const auto& [kind, groups] : json.items()) {
+    for (const auto& [group, share] : groups.items()) {
+      shares[kind][group] = {detail::count_at(share, "n"), detail::number_at(share, "value")};
+    }
+  }
+  return shares;
+}
+
 // --- eval::Examples: {"learned": {"count", "some": [...]}, "lost": ..., "invented": ...} ----------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::Example& example) {
@@ -136,6 +173,24 @@ template <class T, class ToJson>
   return all;
 }
 
+[[nodiscard]] inline eval::Examples examples_from_json(const OrderedJson& json) {
+  eval::Examples examples;
+  for (const auto& [name, group] : json.items()) {
+    eval::ExampleGroup& into = examples[name];
+    into.count = static_cast<std::size_t>(detail::count_at(group, "count"));
+    for (const OrderedJson& one : detail::required(group, "some")) {
+      const std::string kind = detail::required_text(one, "kind");
+      const auto found = std::find(eval::kind_names.begin(), eval::kind_names.end(), kind);
+      if (found == eval::kind_names.end()) throw Error("no kind of probe is named \"" + kind + "\"");
+      into.some.push_back({static_cast<eval::Kind>(found - eval::kind_names.begin()),
+                           detail::required_text(one, "form") == "chat", detail::required_text(one, "prompt"),
+                           detail::required_text(one, "expected"), detail::required_text(one, "before"),
+                           detail::required_text(one, "after")});
+    }
+  }
+  return examples;
+}
+
 // --- eval::RequirementResult: {"requirement", "measured", "met"} ----------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::RequirementResult& result) {
@@ -143,6 +198,15 @@ template <class T, class ToJson>
 }
 [[nodiscard]] inline OrderedJson to_json(const std::vector<eval::RequirementResult>& results) {
   return detail::array_json(results, [](const eval::RequirementResult& one) { return to_json(one); });
+}
+
+[[nodiscard]] inline std::vector<eval::RequirementResult> requirements_from_json(const OrderedJson& json) {
+  std::vector<eval::RequirementResult> results;
+  for (const OrderedJson& one : json) {
+    results.push_back({detail::required_text(one, "requirement"), detail::number_at(one, "measured"),
+                       detail::required(one, "met").get<bool>()});
+  }
+  return results;
 }
 
 // --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} -----------
@@ -224,6 +288,75 @@ template <class T, class ToJson>
   result.dtype = detail::text_at(json, "dtype");
   result.path = detail::text_at(json, "path");
   return result;
+}
+
+// --- run::Comparison: {"answers": [{"form", "prompt", "answers": {MODEL: TEXT}}], "variants": {NAME: {"reference",
+// "figures", "by_relation", "by_entity"}}}, and with probes "tuned", "examples" and "requirements" ------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const Exchange& exchange) {
+  OrderedJson answers = OrderedJson::object();
+  for (const auto& [model, answer] : exchange.answers) answers[model] = answer;
+  return {{"form", detail::form_name(exchange.chat)}, {"prompt", exchange.prompt}, {"answers", answers}};
+}
+[[nodiscard]] inline OrderedJson to_json(const VariantResult& variant) {
+  OrderedJson one = OrderedJson::object();
+  if (!variant.reference.empty()) one["reference"] = variant.reference;
+  one["figures"] = to_json(variant.metrics);
+  one["by_relation"] = to_json(variant.by_relation);
+  one["by_entity"] = to_json(variant.by_entity);
+  return one;
+}
+[[nodiscard]] inline VariantResult variant_from_json(const OrderedJson& json) {
+  VariantResult variant;
+  if (detail::section(json, "reference") != nullptr) variant.reference = detail::required_text(json, "reference");
+  variant.metrics = metrics_from_json(detail::required(json, "figures"));
+  variant.by_relation = shares_from_json(detail::required(json, "by_relation"));
+  variant.by_entity = shares_from_json(detail::required(json, "by_entity"));
+  return variant;
+}
+
+namespace detail {
+[[nodiscard]] inline OrderedJson answers_json(const Comparison& comparison) {
+  return array_json(comparison.answers, [](const Exchange& one) { return to_json(one); });
+}
+[[nodiscard]] inline OrderedJson variants_json(const Comparison& comparison) {
+  OrderedJson all = OrderedJson::object();
+  for (const auto& [name, variant] : comparison.variants) all[name] = to_json(variant);
+  return all;
+}
+inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
+  if (!comparison.examples.empty()) json["examples"] = to_json(comparison.examples);
+  if (comparison.requirements) json["requirements"] = to_json(*comparison.requirements);
+}
+}  // namespace detail
+
+[[nodiscard]] inline OrderedJson to_json(const Comparison& comparison) {
+  OrderedJson json{{"answers", detail::answers_json(comparison)}, {"variants", detail::variants_json(comparison)}};
+  if (!comparison.tuned.empty()) json["tuned"] = comparison.tuned;
+  detail::add_judgement(comparison, json);
+  return json;
+}
+[[nodiscard]] inline Comparison comparison_from_json(const OrderedJson& json) {
+  Comparison comparison;
+  for (const OrderedJson& one : detail::required(json, "answers")) {
+    Exchange& exchange = comparison.answers.emplace_back();
+    exchange.chat = detail::required_text(one, "form") == "chat";
+    exchange.prompt = detail::required_text(one, "prompt");
+    for (const auto& [model, answer] : detail::required(one, "answers").items()) {
+      exchange.answers[model] = answer.get<std::string>();
+    }
+  }
+  for (const auto& [name, variant] : detail::required(json, "variants").items()) {
+    comparison.variants[name] = variant_from_json(variant);
+  }
+  if (detail::section(json, "tuned") != nullptr) comparison.tuned = detail::required_text(json, "tuned");
+  if (const OrderedJson* examples = detail::section(json, "examples")) {
+    comparison.examples = examples_from_json(*examples);
+  }
+  if (const OrderedJson* requirements = detail::section(json, "requirements")) {
+    comparison.requirements = requirements_from_json(*requirements);
+  }
+  return comparison;
 }
 
 }  // namespace run

@@ -278,32 +278,32 @@ struct Table<Merging> {
 };
 static_assert(well_formed<Merging>());
 
-struct Comparison {
+struct Comparing {
   std::filesystem::path questions;
   std::vector<std::filesystem::path> probes;
   std::vector<std::string> require;
 };
 
 template <>
-struct Table<Comparison> {
+struct Table<Comparing> {
   static constexpr std::string_view title = "Comparison";
   static constexpr std::string_view section = "compare";
   static constexpr std::string_view verbs = "compare";
-  static constexpr auto options = std::to_array<Option<Comparison>>({
+  static constexpr auto options = std::to_array<Option<Comparing>>({
       {.name = "questions",
-       .member = &Comparison::questions,
+       .member = &Comparing::questions,
        .help = "Questions that all models answer: .jsonl with {form, prompt}, or text with one a line",
        .fingerprint = false},
       {.name = "probes",
-       .member = &Comparison::probes,
+       .member = &Comparing::probes,
        .help = "Probe files: questions with known answers, and texts (.jsonl)",
        .fingerprint = false},
       {.name = "require",
-       .member = &Comparison::require,
+       .member = &Comparing::require,
        .help = "Requirements on the tuned model; exit code 1 if one is not met: retention.lower>=0.98"},
   });
 };
-static_assert(well_formed<Comparison>());
+static_assert(well_formed<Comparing>());
 
 struct Plan {
   std::string on = "cpu";
@@ -465,7 +465,7 @@ void for_each_group(const Use& use) {
   use.template operator()<ArmLabels>();
   use.template operator()<MergeSource>();
   use.template operator()<Merging>();
-  use.template operator()<Comparison>();
+  use.template operator()<Comparing>();
   use.template operator()<Sampling>();
   use.template operator()<Output>();
   use.template operator()<Base>();

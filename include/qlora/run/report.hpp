@@ -1,0 +1,384 @@
+// qlora/run/report.hpp — a comparison for a reader: as text, and as one HTML page.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <iomanip>
+#include <iterator>
+#include <limits>
+#include <ostream>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/bars.hpp"
+#include "qlora/eval/pareto_front.hpp"
+#include "qlora/eval/report.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/study.hpp"
+#include "qlora/run/study_report.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// The record of a training: one entry in each list for each step.
+struct TrainingCurves {
+  std::string name{};  ///< the variant that it led to
+  std::vector<double> step{};
+  std::vector<double> loss{};
+  std::vector<double> lr{};
+  std::vector<double> grad_norm{};
+};
+
+namespace detail {
+
+/// "83.8 [75.0, 91.2]": a number in percent (or as it is), with its interval; "-" where it was not measured.
+[[nodiscard]] inline std::string interval_cell(const eval::Interval* number, bool percent) {
+  if (number == nullptr || !std::isfinite(number->value)) return "-";
+  const auto text = [&](double value) {
+    std::array<char, 32> out{};
+    std::snprintf(out.data(), out.size(), percent ? "%.1f" : "%.4f", percent ? 100 * value : value);
+    return std::string(out.data());
+  };
+  if (!std::isfinite(number->lower) || !std::isfinite(number->upper)) return text(number->value);
+  return text(number->value) + " [" + text(number->lower) + ", " + text(number->upper) + "]";
+}
+
+/// Which number of the metrics a table shows; "" is the main one.
+[[nodiscard]] inline std::string path_of(const std::string& metric, const std::string& number) {
+  return number.empty() ? metric : metric + "." + number;
+}
+
+/// Names of metrics that have a number, in the order of the first variant that has them.
+[[nodiscard]] inline std::vector<std::string> metrics_with(const Variants& variants, const std::string& number,
+                                                           bool texts) {
+  std::vector<std::string> names;
+  for (const auto& [name, variant] : variants) {
+    for (const eval::Metric& metric : variant.metrics) {
+      if (metric.name.starts_with("text_") != texts) continue;
+      if (!number.empty() && metric.find(number) == nullptr) continue;
+      if (std::find(names.begin(), names.end(), metric.name) == names.end()) names.push_back(metric.name);
+    }
+  }
+  return names;
+}
+
+/// One row for each metric, one column for each variant.
+[[nodiscard]] inline eval::Table metric_table(const Variants& variants, std::string caption, const std::string& number,
+                                              bool texts) {
+  eval::Table table{std::move(caption), {"", "n"}, {}};
+  const bool compared = number == "change" || number == "kept" || number == "kl";
+  for (const auto& [name, variant] : variants) {
+    const bool alone = !compared || variant.reference.empty();
+    table.columns.push_back(alone ? name : name + " against " + variant.reference);
+  }
+  const bool percent = !texts && number != "margin";
+  for (const std::string& metric : metrics_with(variants, number, texts)) {
+    std::vector<std::string> row{metric, ""};
+    for (const auto& [name, variant] : variants) {
+      const eval::Interval* one = eval::find_interval(variant.metrics, path_of(metric, number));
+      if (one != nullptr && row[1].empty()) row[1] = std::to_string(one->n);
+      row.push_back(interval_cell(one, percent));
+    }
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+/// More variants than a page has room for side by side.
+[[nodiscard]] inline bool many(const Variants& variants) { return variants.size() > 8; }
+
+/// The transposed table, with a row for each variant; `n` goes into the column heads.
+[[nodiscard]] inline eval::Table transposed(const eval::Table& table) {
+  eval::Table out{table.caption, {""}, {}};
+  for (const auto& row : table.rows) out.columns.push_back(row[0] + ", n " + row[1]);
+  for (std::size_t column = 2; column < table.columns.size(); ++column) {
+    std::vector<std::string> row{table.columns[column]};
+    for (const auto& from : table.rows) row.push_back(from[column]);
+    out.rows.push_back(std::move(row));
+  }
+  return out;
+}
+
+[[nodiscard]] inline eval::Table headline_of(const Variants& variants) {
+  eval::Table table = metric_table(
+      variants,
+      "Percent of right replies with 95 % intervals (bootstrap over entities). w16: the base in 16 bits; nf4: the "
+      "base in 4 bits, adapter off.",
+      "", false);
+  return many(variants) ? transposed(table) : table;
+}
+
+/// The tables below the headline that have rows.
+[[nodiscard]] inline std::vector<eval::Table> metric_tables(const Variants& variants) {
+  std::vector<eval::Table> tables{
+      metric_table(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
+      metric_table(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice",
+                   false),
+      metric_table(variants, "Change in percentage points, on the same items.", "change", false),
+      metric_table(variants, "Kept: percent of what the reference had right that is right still.", "kept", false),
+      metric_table(variants, "Loss on texts, nats per token.", "", true),
+      metric_table(variants, "KL(reference || variant) on texts, nats per token.", "kl", true)};
+  std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
+  if (many(variants)) std::transform(tables.begin(), tables.end(), tables.begin(), transposed);
+  return tables;
+}
+
+[[nodiscard]] inline std::string measured_text(const eval::RequirementResult& result) {
+  return Json(result.measured).dump();  // null if it was not measured
+}
+
+[[nodiscard]] inline eval::Table requirement_table(std::span<const eval::RequirementResult> results) {
+  eval::Table table{"Requirements", {"", "measured", "met"}, {}};
+  for (const eval::RequirementResult& one : results) {
+    table.rows.push_back({one.expression, measured_text(one), one.met ? "yes" : "no"});
+  }
+  return table;
+}
+
+/// The headline and the tables of metrics. With many variants the page begins with the settings, seeds pooled, and the
+/// tables of each variant come later.
+inline void add_metrics(const Comparison& comparison, const Study& study, eval::Report& report) {
+  report.headline = headline_of(comparison.variants);
+  std::vector<eval::Table> tables = metric_tables(comparison.variants);
+  if (many(comparison.variants) && !study.settings.empty()) {
+    report.apart.push_back(std::exchange(report.headline, setting_table(study.settings)));
+    std::move(tables.begin(), tables.end(), std::back_inserter(report.apart));
+  } else {
+    report.results = std::move(tables);
+  }
+  if (comparison.requirements && !comparison.requirements->empty()) {
+    report.results.push_back(requirement_table(*comparison.requirements));
+  }
+}
+
+/// The arms that charts and answers leave out if there are many variants: all but the judged one and the first of every
+/// group.
+[[nodiscard]] inline std::set<std::string> hidden_arms(const Comparison& comparison, const StudyArms& arms) {
+  std::set<std::string> hidden;
+  std::set<std::string> groups;
+  if (!many(comparison.variants)) return hidden;
+  for (const auto& [name, arm] : arms) {
+    const bool first = arm.in_front() && groups.insert(arm.group).second;
+    if (!first && comparison.tuned != name) hidden.insert(name);
+  }
+  return hidden;
+}
+
+/// One chart for each kind of probe: shares of right replies by relation or entity. None where there are too many bars.
+inline void add_bars(const Variants& variants, const std::set<std::string>& hidden, eval::Shares VariantResult::*shares,
+                     const std::string& what, std::vector<eval::BarChart>& charts) {
+  constexpr std::size_t most_labels = 40;
+  std::vector<std::string> kinds;
+  for (const auto& [name, variant] : variants) {
+    for (const auto& [kind, groups] : variant.*shares) {
+      if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
+    }
+  }
+  for (const std::string& kind : kinds) {
+    eval::BarChart chart{kind + ", by " + what, {}, {}};
+    for (const auto& [name, variant] : variants) {
+      const OrderedMap<eval::Share>* groups = (variant.*shares).find(kind);
+      if (hidden.contains(name) || groups == nullptr) continue;
+      if (chart.labels.empty()) {
+        for (const auto& [label, share] : *groups) chart.labels.push_back(label);
+      }
+      eval::BarSeries series{name, {}};
+      for (const std::string& label : chart.labels) {
+        const eval::Share* share = groups->find(label);
+        eval::Interval value{.value = std::numeric_limits<double>::quiet_NaN()};
+        if (share != nullptr) value = {.value = share->value, .n = share->n};
+        series.values.push_back(value);
+      }
+      chart.series.push_back(std::move(series));
+    }
+    if (chart.labels.size() <= most_labels) charts.push_back(std::move(chart));
+  }
+}
+
+/// One line for each group of arms, one point for each setting. Empty where fewer than two settings were measured.
+[[nodiscard]] inline std::vector<eval::Plot> front_plots(const std::vector<eval::Trial>& trials) {
+  eval::Plot plot{"What was kept against what was learned",
+                  "new facts learned, %",
+                  "old facts right, % (95 % interval)",
+                  eval::Scale::linear,
+                  {}};
+  std::size_t points = 0;
+  for (const auto& [group, settings] : eval::settings_of(trials)) {
+    eval::Series series{group, {}, {}};
+    for (const eval::SettingPoint& point : settings) {
+      series.x.push_back(100 * point.gain.mean);
+      series.y.push_back(100 * point.kept.over.mean);
+      series.lower.push_back(100 * point.kept.lower);
+      series.upper.push_back(100 * point.kept.upper);
+      ++points;
+    }
+    plot.series.push_back(std::move(series));
+  }
+  if (points < 2) return {};
+  return {std::move(plot)};
+}
+
+/// What each group kept at gains that the groups share; empty for a single group.
+[[nodiscard]] inline std::vector<eval::Table> matched_tables(const std::vector<eval::Trial>& trials) {
+  eval::Table table;
+  table.caption =
+      "Old facts right, percent, at a gain of at least so many percent of the new facts: the best setting of each "
+      "seed, mean over seeds [least, most] (seeds that reached it)";
+  table.columns = {"gain"};
+  const auto groups = eval::settings_of(trials);
+  if (groups.size() < 2) return {};
+  for (const auto& [group, settings] : groups) table.columns.push_back(group);
+  for (int gain = 10; gain <= 90; gain += 10) {
+    std::vector<std::string> row{std::to_string(gain)};
+    bool reached = false;
+    for (const auto& [group, settings] : groups) {
+      const eval::OverSeeds kept = eval::kept_at(trials, group, gain / 100.0);
+      reached = reached || kept.seeds > 0;
+      row.push_back(kept.seeds == 0 ? "-"
+                                    : eval::number(100 * kept.mean) + " [" + eval::number(100 * kept.least) + ", " +
+                                          eval::number(100 * kept.most) + "] (" + std::to_string(kept.seeds) + ")");
+    }
+    if (!reached) break;
+    table.rows.push_back(std::move(row));
+  }
+  return {std::move(table)};
+}
+
+[[nodiscard]] inline const char* form_of(bool chat) { return chat ? "chat" : "completion"; }
+
+/// Replies before and after, one gallery for each group of examples that has any.
+[[nodiscard]] inline std::vector<eval::Gallery> galleries_of(const eval::Examples& examples) {
+  std::vector<eval::Gallery> galleries;
+  for (const auto& [name, group] : examples) {
+    std::string heading = name;
+    heading[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(heading[0])));
+    eval::Gallery gallery{heading + ": " + std::to_string(group.count) + " items", {}};
+    for (const eval::Example& one : group.some) {
+      gallery.exchanges.push_back(
+          {form_of(one.chat), one.prompt, {{"expected", one.expected}, {"before", one.before}, {"after", one.after}}});
+    }
+    if (!gallery.exchanges.empty()) galleries.push_back(std::move(gallery));
+  }
+  return galleries;
+}
+
+[[nodiscard]] inline eval::Plot curve_plot(std::span<const TrainingCurves> trainings, std::string title,
+                                           eval::Scale scale, std::vector<double> TrainingCurves::*curve) {
+  eval::Plot plot{title, "step", title, scale, {}};
+  plot.y_label[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(plot.y_label[0])));
+  for (const TrainingCurves& one : trainings) {
+    eval::Series series{one.name, {}, {}};
+    series.x = one.step;
+    series.y = one.*curve;
+    plot.series.push_back(std::move(series));
+  }
+  return plot;
+}
+
+inline void print_table(const eval::Table& table, std::ostream& out) {
+  std::vector<std::size_t> widths(table.columns.size());
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    widths[i] = table.columns[i].size();
+    for (const auto& row : table.rows) widths[i] = std::max(widths[i], row[i].size());
+  }
+  const auto line = [&](const std::vector<std::string>& cells) {
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      out << (i == 0 ? std::left : std::right) << std::setw(static_cast<int>(widths[i])) << cells[i]
+          << (i + 1 < cells.size() ? "  " : "\n");
+    }
+  };
+  line(table.columns);
+  for (const auto& row : table.rows) line(row);
+}
+
+/// One line of at most `limit` bytes without control characters, for a terminal. The JSON and the page have all of it.
+[[nodiscard]] inline std::string for_terminal(std::string_view text) {
+  constexpr std::size_t limit = 240;
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool starts_character = (byte & 0xC0U) != 0x80U;
+    if (out.size() >= limit && starts_character) return out + " ...";
+    out += byte < 0x20 || byte == 0x7F ? ' ' : c;
+  }
+  return out;
+}
+
+}  // namespace detail
+
+/// The answers, the main metrics and the requirements as text.
+inline void print_comparison(const Comparison& comparison, std::ostream& out) {
+  for (const Exchange& exchange : comparison.answers) {
+    out << "\n[" << detail::form_of(exchange.chat) << "] " << detail::for_terminal(exchange.prompt) << '\n';
+    for (const auto& [model, answer] : exchange.answers) {
+      out << "  " << std::left << std::setw(12) << model << ' ' << detail::for_terminal(answer) << '\n';
+    }
+  }
+  if (comparison.variants.empty()) return;
+  out << '\n';
+  detail::print_table(detail::headline_of(comparison.variants), out);
+  if (!comparison.requirements) return;
+  for (const eval::RequirementResult& one : *comparison.requirements) {
+    out << "requirement " << one.expression << ": " << detail::measured_text(one) << ", "
+        << (one.met ? "met" : "NOT MET") << '\n';
+  }
+}
+
+/// The page: metrics, the study of the arms (empty for a comparison that is not a job's), curves of the trainings, answers,
+/// and the tables of details.
+[[nodiscard]] inline eval::Report report_of(const Comparison& comparison, const Study& study,
+                                            std::span<const TrainingCurves> trainings,
+                                            std::vector<eval::Table> details) {
+  eval::Report report;
+  report.title = "Base and tuned, side by side";
+  report.summary = "What was learned, what was kept, and how training went.";
+  const std::set<std::string> hidden = detail::hidden_arms(comparison, study.arms);
+  if (!comparison.variants.empty()) {
+    detail::add_metrics(comparison, study, report);
+    const std::vector<eval::Trial> trials = trials_of(study.arms, comparison.variants);
+    report.fronts = detail::front_plots(trials);
+    report.sweeps = sweep_charts(study.sweeps);
+    if (!study.controls.empty()) report.controls = control_table(study.controls);
+    report.matched = detail::matched_tables(trials);
+    detail::add_bars(comparison.variants, hidden, &VariantResult::by_relation, "relation", report.bars);
+    detail::add_bars(comparison.variants, hidden, &VariantResult::by_entity, "page", report.bars);
+    report.galleries = detail::galleries_of(comparison.examples);
+  }
+  std::vector<TrainingCurves> shown(trainings.begin(), trainings.end());
+  std::erase_if(shown, [&](const TrainingCurves& one) { return hidden.contains(one.name); });
+  if (!shown.empty()) {
+    report.plots = {detail::curve_plot(shown, "Loss", eval::Scale::linear, &TrainingCurves::loss),
+                    detail::curve_plot(shown, "Learning rate", eval::Scale::linear, &TrainingCurves::lr),
+                    detail::curve_plot(shown, "Gradient norm", eval::Scale::logarithmic, &TrainingCurves::grad_norm)};
+  }
+  for (const Exchange& one : comparison.answers) {
+    eval::Exchange exchange{detail::form_of(one.chat), one.prompt, {}};
+    for (const auto& [model, answer] : one.answers) {
+      if (!hidden.contains(model)) exchange.answers.emplace_back(model, answer);
+    }
+    report.answers.push_back(std::move(exchange));
+  }
+  report.details = std::move(details);
+  return report;
+}
+
+/// Writes the page as one HTML file. Throws Error as write_file_atomically does.
+inline void write_report(const std::filesystem::path& file, const Comparison& comparison, const Study& study,
+                         std::span<const TrainingCurves> trainings, std::vector<eval::Table> details) {
+  write_file_atomically(file, eval::to_html(report_of(comparison, study, trainings, std::move(details))));
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,220 @@
+// qlora/run/study_json.hpp — the result of a job as JSON and back: report.json. Part of what run/json.hpp is for, apart
+// because it is long.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/report.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/study.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+namespace detail {
+
+[[nodiscard]] inline Value value_from_json(const OrderedJson& json) {
+  if (json.is_boolean()) return json.get<bool>();
+  if (json.is_number_integer()) return json.get<std::int64_t>();
+  if (json.is_number()) return json.get<double>();
+  if (json.is_string()) return json.get<std::string>();
+  if (json.is_array()) return json.get<std::vector<std::string>>();
+  throw Error("the JSON of a setting is no value of an option: " + qlora::detail::excerpt(json.dump()));
+}
+
+/// The setting of an arm is one text in report.json: that of a JSON object.
+[[nodiscard]] inline std::string setting_json(const StudyArm& arm) {
+  OrderedJson all = to_json(arm.setting);
+  if (arm.pages != Pages{}) {
+    OrderedJson files = OrderedJson::array();
+    for (const std::filesystem::path& file : arm.pages.files) files.push_back(file.string());
+    all["pages"] = OrderedJson::array({arm.pages.urls, files});
+  }
+  return all.dump();
+}
+inline void read_setting(const std::string& text, StudyArm& arm) {
+  const OrderedJson json = OrderedJson::parse(text, nullptr, false);
+  if (!json.is_object()) throw Error("the setting of an arm is no JSON object: " + qlora::detail::excerpt(text));
+  for (const auto& [name, value] : json.items()) {
+    if (name != "pages") {
+      arm.setting.emplace_back(name, value_from_json(value));
+      continue;
+    }
+    if (!value.is_array() || value.size() != 2) throw Error("the pages of an arm are not urls and files");
+    arm.pages.urls = value.at(0).get<std::vector<std::string>>();
+    for (const OrderedJson& file : value.at(1)) arm.pages.files.emplace_back(file.get<std::string>());
+  }
+}
+
+[[nodiscard]] inline std::vector<std::string> arms_at(const OrderedJson& json) {
+  return required(json, "arms").get<std::vector<std::string>>();
+}
+
+}  // namespace detail
+
+// --- run::StudyArm: {"group", "setting", "seed"}, and "sweep", "control", "front" where they say something ----------------
+
+[[nodiscard]] inline OrderedJson to_json(const StudyArm& arm) {
+  OrderedJson json{{"group", arm.group}, {"setting", detail::setting_json(arm)}, {"seed", arm.seed}};
+  if (!arm.sweep.empty()) json["sweep"] = arm.sweep;
+  if (!arm.control.empty()) json["control"] = arm.control;
+  if (!arm.front) json["front"] = false;
+  return json;
+}
+[[nodiscard]] inline StudyArm study_arm_from_json(const OrderedJson& json) {
+  StudyArm arm;
+  arm.group = detail::required_text(json, "group");
+  detail::read_setting(detail::required_text(json, "setting"), arm);
+  arm.seed = detail::required(json, "seed").get<std::int64_t>();
+  if (const OrderedJson* sweep = detail::section(json, "sweep")) {
+    for (const auto& [name, at] : sweep->items()) arm.sweep[name] = at.get<double>();
+  }
+  if (detail::section(json, "control") != nullptr) arm.control = detail::required_text(json, "control");
+  if (const OrderedJson* front = detail::section(json, "front")) arm.front = front->get<bool>();
+  return arm;
+}
+
+// --- run::PooledMetrics: {PATH: {"n", "seeds", "value", "lower", "upper", "least", "most", "values"}} ---------------------
+
+[[nodiscard]] inline OrderedJson to_json(const eval::PooledSeeds& pooled) {
+  return {{"n", pooled.n},
+          {"seeds", pooled.over.seeds},
+          {"value", pooled.over.mean},
+          {"lower", detail::number_json(pooled.lower)},
+          {"upper", detail::number_json(pooled.upper)},
+          {"least", pooled.over.least},
+          {"most", pooled.over.most},
+          {"values", pooled.values}};
+}
+[[nodiscard]] inline OrderedJson to_json(const PooledMetrics& metrics) {
+  OrderedJson all = OrderedJson::object();
+  for (const auto& [path, pooled] : metrics) all[path] = to_json(pooled);
+  return all;
+}
+[[nodiscard]] inline PooledMetrics pooled_metrics_from_json(const OrderedJson& json) {
+  PooledMetrics metrics;
+  for (const auto& [path, one] : json.items()) {
+    eval::PooledSeeds& pooled = metrics[path];
+    pooled.n = detail::count_at(one, "n");
+    pooled.over.seeds = detail::count_at(one, "seeds");
+    pooled.over.mean = detail::number_at(one, "value");
+    pooled.over.least = detail::number_at(one, "least");
+    pooled.over.most = detail::number_at(one, "most");
+    pooled.lower = detail::number_at(one, "lower");
+    pooled.upper = detail::number_at(one, "upper");
+    pooled.values = detail::required(one, "values").get<std::vector<double>>();
+  }
+  return metrics;
+}
+
+// --- run::SettingResult, run::SweepResult, run::ControlResult -------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const SettingResult& setting) {
+  return {{"name", setting.name}, {"arms", setting.arms}, {"figures", to_json(setting.metrics)}};
+}
+[[nodiscard]] inline OrderedJson to_json(const SweepPoint& point) {
+  return {{"at", point.at}, {"arms", point.arms}, {"figures", to_json(point.metrics)}};
+}
+[[nodiscard]] inline OrderedJson to_json(const SweepResult& sweep) {
+  return {{"sweep", sweep.sweep},
+          {"group", sweep.group},
+          {"points", detail::array_json(sweep.points, [](const SweepPoint& one) { return to_json(one); })}};
+}
+[[nodiscard]] inline OrderedJson to_json(const ControlResult& control) {
+  return {{"control", control.control},
+          {"group", control.group},
+          {"arms", control.arms},
+          {"figures", to_json(control.metrics)}};
+}
+[[nodiscard]] inline SettingResult setting_result_from_json(const OrderedJson& json) {
+  return {detail::required_text(json, "name"), detail::arms_at(json),
+          pooled_metrics_from_json(detail::required(json, "figures"))};
+}
+[[nodiscard]] inline SweepResult sweep_result_from_json(const OrderedJson& json) {
+  SweepResult sweep{detail::required_text(json, "sweep"), detail::required_text(json, "group"), {}};
+  for (const OrderedJson& point : detail::required(json, "points")) {
+    sweep.points.push_back({detail::number_at(point, "at"), detail::arms_at(point),
+                            pooled_metrics_from_json(detail::required(point, "figures"))});
+  }
+  return sweep;
+}
+[[nodiscard]] inline ControlResult control_result_from_json(const OrderedJson& json) {
+  return {detail::required_text(json, "control"), detail::required_text(json, "group"), detail::arms_at(json),
+          pooled_metrics_from_json(detail::required(json, "figures"))};
+}
+
+// --- run::JobResult: the sections of report.json ---------------------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const JobResult& result) {
+  const Study& study = result.study;
+  OrderedJson seconds = OrderedJson::object();
+  for (const auto& [step, spent] : result.seconds) seconds[step] = spent;
+  OrderedJson json{{"answers", detail::answers_json(result.comparison)},
+                   {"variants", detail::variants_json(result.comparison)},
+                   {"seconds", seconds}};
+  detail::add_judgement(result.comparison, json);
+  json["arms"] = OrderedJson::object();
+  for (const auto& [name, arm] : study.arms) json["arms"][name] = to_json(arm);
+  const auto add = [&](const char* section, const auto& results) {
+    if (!results.empty()) json[section] = detail::array_json(results, [](const auto& one) { return to_json(one); });
+  };
+  add("settings", study.settings);
+  add("sweeps", study.sweeps);
+  add("controls", study.controls);
+  return json;
+}
+[[nodiscard]] inline JobResult job_result_from_json(const OrderedJson& json) {
+  JobResult result;
+  result.comparison = comparison_from_json(json);
+  for (const auto& [step, spent] : detail::required(json, "seconds").items())
+    result.seconds[step] = spent.get<double>();
+  for (const auto& [name, arm] : detail::required(json, "arms").items()) {
+    result.study.arms[name] = study_arm_from_json(arm);
+  }
+  const auto read = [&](const char* section, auto& into, const auto& from_json) {
+    const OrderedJson* list = detail::section(json, section);
+    if (list == nullptr) return;
+    for (const OrderedJson& one : *list) into.push_back(from_json(one));
+  };
+  read("settings", result.study.settings, setting_result_from_json);
+  read("sweeps", result.study.sweeps, sweep_result_from_json);
+  read("controls", result.study.controls, control_result_from_json);
+  return result;
+}
+
+// --- details of a report ---------------------------------------------------------------------------------------------------
+
+namespace detail {
+inline void add_rows(const OrderedJson& object, const std::string& prefix, eval::Table& table) {
+  for (const auto& [key, value] : object.items()) {
+    if (value.is_object()) {
+      add_rows(value, prefix + key + ".", table);
+    } else {
+      table.rows.push_back(
+          {prefix + key, value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, replace_invalid)});
+    }
+  }
+}
+}  // namespace detail
+
+/// One table for each object in an object: rows of name and value, values of inner objects as "a.b".
+[[nodiscard]] inline std::vector<eval::Table> tables_of(const OrderedJson& details) {
+  std::vector<eval::Table> tables;
+  for (const auto& [name, object] : details.items()) {
+    eval::Table& table = tables.emplace_back(eval::Table{name, {"name", "value"}, {}});
+    if (object.is_object()) detail::add_rows(object, "", table);
+  }
+  return tables;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,139 @@
+// qlora/run/study_report.hpp — the settings, sweeps and controls of a study as charts and tables of a report.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/eval/report.hpp"
+#include "qlora/eval/svg.hpp"
+#include "qlora/eval/sweep.hpp"
+#include "qlora/run/study.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+namespace detail {
+
+/// "knowledge_chat" as "knowledge (chat)", "paraphrase.net" as "paraphrase, net".
+[[nodiscard]] inline std::string label_of(std::string path) {
+  if (const std::size_t dot = path.find('.'); dot != std::string::npos) path.replace(dot, 1, ", ");
+  for (const std::string form : {"chat", "completion"}) {
+    if (const std::size_t at = path.find("_" + form); at != std::string::npos) {
+      path.replace(at, form.size() + 1, " (" + form + ")");
+    }
+  }
+  return path;
+}
+
+[[nodiscard]] inline std::string percent_text(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.1f", 100 * value);
+  return text.data();
+}
+
+/// "83.8 [75.0, 91.2] (82.1 to 85.0)": mean over seeds, interval, and the range of the seeds if there are several. Lines
+/// break between these three only. "-" where nothing was measured.
+[[nodiscard]] inline std::string pooled_cell(const PooledMetrics& metrics, std::string_view path) {
+  const eval::PooledSeeds* one = metrics.find(path);
+  if (one == nullptr) return "-";
+  std::string text = percent_text(one->over.mean);
+  if (std::isfinite(one->lower) && std::isfinite(one->upper)) {
+    text += " [" + percent_text(one->lower) + ",\u00A0" + percent_text(one->upper) + "]";
+  }
+  if (one->over.seeds > 1) {
+    text += " (" + percent_text(one->over.least) + "\u00A0to\u00A0" + percent_text(one->over.most) + ")";
+  }
+  return text;
+}
+
+/// The paths that the results have, each with the items that it was measured on.
+template <class R>
+[[nodiscard]] std::vector<std::pair<std::string, int>> pooled_paths(const std::vector<R>& results) {
+  OrderedMap<int> paths;
+  for (const R& result : results) {
+    for (const auto& [path, one] : result.metrics) {
+      if (!paths.contains(path)) paths[path] = one.n;
+    }
+  }
+  return {paths.begin(), paths.end()};
+}
+
+/// One row for each result, headed by `head(result)`.
+template <class R, class Head>
+[[nodiscard]] eval::Table pooled_table(const std::vector<R>& results, std::string caption, std::string corner,
+                                       const Head& head) {
+  eval::Table table{std::move(caption), {std::move(corner), "seeds"}, {}};
+  const auto paths = pooled_paths(results);
+  for (const auto& [path, n] : paths) table.columns.push_back(label_of(path) + " (n\u00A0" + std::to_string(n) + ")");
+  for (const R& result : results) {
+    std::vector<std::string> cells{head(result), std::to_string(result.arms.size())};
+    for (const auto& [path, n] : paths) cells.push_back(pooled_cell(result.metrics, path));
+    table.rows.push_back(std::move(cells));
+  }
+  return table;
+}
+
+inline constexpr std::string_view pooled_caption =
+    "Percent: mean over seeds [95 % interval over entities] (least to most of the seeds).";
+
+[[nodiscard]] inline eval::Series sweep_series(const SweepResult& sweep, const std::string& path) {
+  eval::Series line{label_of(path), {}, {}};
+  for (const SweepPoint& point : sweep.points) {
+    const eval::PooledSeeds* one = point.metrics.find(path);
+    if (one == nullptr) continue;
+    line.x.push_back(point.at);
+    line.y.push_back(100 * one->over.mean);
+    line.lower.push_back(100 * one->lower);
+    line.upper.push_back(100 * one->upper);
+    std::vector<double>& seeds = line.behind.emplace_back();
+    if (one->over.seeds < 2) continue;
+    for (const double value : one->values) seeds.push_back(100 * value);
+  }
+  return line;
+}
+
+}  // namespace detail
+
+/// One chart for each sweep, with its numbers as a table.
+[[nodiscard]] inline std::vector<eval::Sweep> sweep_charts(const std::vector<SweepResult>& sweeps) {
+  std::vector<eval::Sweep> charts;
+  for (const SweepResult& sweep : sweeps) {
+    eval::Plot plot{sweep.sweep + " · " + sweep.group, sweep.sweep, "%", eval::Scale::linear, {}};
+    plot.y_holds = {0, 100};
+    for (const SweepPoint& point : sweep.points) plot.x_ticks.push_back(point.at);
+    plot.x_scale = eval::sweep_scale(plot.x_ticks);
+    for (const auto& [path, n] : detail::pooled_paths(sweep.points)) {
+      plot.series.push_back(detail::sweep_series(sweep, path));
+    }
+    const auto head = [](const SweepPoint& point) { return eval::number(point.at, 6); };
+    charts.push_back(
+        {std::move(plot), detail::pooled_table(sweep.points, std::string(detail::pooled_caption), sweep.sweep, head)});
+  }
+  return charts;
+}
+
+[[nodiscard]] inline eval::Table control_table(const std::vector<ControlResult>& controls) {
+  return detail::pooled_table(
+      controls,
+      std::string(detail::pooled_caption) +
+          " A control is trained so that nothing can be known: where it was shown permuted values "
+          "and is asked for the true ones, a net figure above 0 would be the meter's error.",
+      "", [](const ControlResult& one) { return one.control + " (" + one.group + ")"; });
+}
+
+[[nodiscard]] inline eval::Table setting_table(const std::vector<SettingResult>& settings) {
+  return detail::pooled_table(
+      settings, std::string(detail::pooled_caption) + " Net: less what fits a twin world that nobody was shown.", "",
+      [](const SettingResult& one) { return one.name; });
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
