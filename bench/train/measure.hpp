@@ -57,7 +57,10 @@ struct Figures {
 class RandomWeights {
  public:
   explicit RandomWeights(const Shape& shape) : shape_(shape) {
-    const std::int64_t largest = std::max(largest_matrix(shape), std::int64_t{shape.vocab} * shape.dim);
+    std::int64_t largest = std::int64_t{shape.vocab} * shape.dim;
+    for (const Proj one : all_projections) {
+      largest = std::max(largest, std::int64_t{rows_of(shape, one)} * cols_of(shape, one));
+    }
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0.0F, 0.02F);
     std::vector<std::uint16_t> some(1 << 16);

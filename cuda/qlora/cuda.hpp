@@ -1,4 +1,4 @@
-// qlora/cuda.hpp — the CUDA backend: the op table of backend.hpp on one GPU. Plain C++: it takes typed views and passes
+// qlora/cuda.hpp — the CUDA backend: the ops of backend.hpp on one GPU. Plain C++: it takes typed views and passes
 // run-time sizes to the launchers of cuda/launch.hpp. Kernels are in cuda/*.cuh under the name of the op. Activations
 // and products are bf16 with fp32 sums; adapters, gradients, moments and statistics are fp32; frozen weights are NF4.
 // A program links qlora::cuda for the launchers, or is compiled by nvcc and includes qlora/cuda.cuh instead.
@@ -11,6 +11,7 @@
 
 #include "qlora/backend.hpp"
 #include "qlora/cuda/launch.hpp"
+#include "qlora/gpu_storage.hpp"
 #include "qlora/nf4.hpp"
 
 namespace qlora {
@@ -21,9 +22,8 @@ class Cuda {
   using Act = bf16;     ///< activations, embedding, head, dense weights
   using Param = float;  ///< adapters, gradients, moments, norm weights, statistics
   static constexpr Space space = Space::device;
-  static constexpr bool rounds = false;  ///< needs no rounded copies beside those of `widens`
-  static constexpr bool widens = true;   ///< a group is one product: [X | XA] [W | s B]^T
-  static constexpr int rank_step = 8;    ///< rank caps are multiples of it: 16-byte loads of adapter rows
+  static constexpr bool wide_groups = true;  ///< a group is one product: [X | XA] [W | s B]^T
+  static constexpr int rank_step = 8;        ///< 16-byte loads of adapter rows
   /// 16-byte loads of rows; halves of heads turn in 16-byte loads; attention/common.cuh and decode/decode.cuh. NF4 blocks
   /// need not divide a row: matrices are dequantized flat.
   static constexpr ShapeLimits shape_limits{
@@ -80,7 +80,12 @@ class Cuda {
   /// The algorithms chosen so far, as text; a process that loads them computes the same bits.
   [[nodiscard]] std::string algorithms() const { return cuda::algorithms(*context_); }
   void load_algorithms(const std::string& text) { cuda::load_algorithms(*context_, text); }
-  [[nodiscard]] int workers() const { return 0; }  // no scratch per worker
+  /// See gpu_storage.hpp.
+  static constexpr auto workspace_bytes = &gpu_workspace_bytes;
+  [[nodiscard]] static Workspace<bf16, float> carve(const WorkspaceNeeds& needs, std::byte* memory) {
+    return carve_workspace<bf16, float>(workspace_bytes(needs), needs.loss_chunk, memory);
+  }
+  [[nodiscard]] int workers() const { return 0; }
   [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }
   /// Place of the next ops, for a report of what is not finite.
   void at(int layer, Site site) { cuda::set_place(*context_, place_code(layer, site)); }
@@ -248,6 +253,12 @@ class Cuda {
 };
 
 static_assert(Backend<Cuda>);
+// What plans say of a GPU is what this backend's arenas are made from.
+static_assert([] {
+  Storage planned = gpu_storage;
+  planned.context = planned.library = 0;
+  return planned == storage_of<Cuda>(0);
+}());
 
 }  // namespace v0
 }  // namespace qlora

@@ -16,10 +16,11 @@
 #include "options.hpp"
 #include "qlora/config.hpp"
 #include "qlora/configs/llama2.hpp"
+#include "qlora/cpu/workspace.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
-#include "qlora/model/plan.hpp"
+#include "qlora/model/cards.hpp"
 #include "variant.hpp"
 #include "verb.hpp"
 
@@ -43,15 +44,6 @@ Recompute recompute_of(run::Recomputation asked, bool cpu) {
   return asked == run::Recomputation::none    ? Recompute::none
          : asked == run::Recomputation::cheap ? Recompute::cheap
                                               : Recompute::block;
-}
-
-/// The CPU backend keeps everything in 32 bits, and multiplies without a wide copy of the weights.
-Storage cpu_storage() {
-  return {.activation = 4,
-          .frozen = 4,
-          .widens = false,
-          .workers = static_cast<int>(std::max(1U, std::thread::hardware_concurrency())),
-          .logit_gradient = 0};
 }
 
 /// The shape of a model directory, or of a published model by its size.
@@ -82,7 +74,8 @@ Place place_of(const run::Plan& options) {
   }
   if (name == "cpu") {
     const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-    return {"this machine's memory", bytes, 0, cpu_storage()};
+    const auto threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    return {"this machine's memory", bytes, 0, cpu::storage(threads)};
   }
   for (const Gpu& card : gpu::all) {
     if (card.name == name) return {name, card.bytes, gpu_reserve, gpu_storage};
@@ -173,7 +166,7 @@ Result plan(const PlanOptions& options, Context& context) {
   config.lora.rank = options.training.rank;
   if (options.plan.unquantized) config.quant = unquantized;
   const Place place = place_of(options.plan);
-  const bool cpu = !place.store.widens;
+  const bool cpu = !place.store.wide_groups;
   Run run{.batch = options.training.batch,
           .seq = options.packing.seq,
           .recompute = recompute_of(options.training.recompute, cpu),

@@ -1,24 +1,10 @@
-// qlora/backend.hpp — the contract between network code and a backend: the op table.
+// qlora/backend.hpp — the contract between network code and a backend, as three concepts: memory and loading, the ops of
+// the network, the ops of the optimizer.
 // Every op states what it writes: activations with = , gradients of parameters with += . Reductions have a fixed order:
 // the same bits every run. A backend is a value that owns its threads or streams; there are no globals. Ops may return
 // before they are done; what the host reads (download, read) waits.
 // Act is what activations and frozen dense weights are stored in, Param what is trained, and statistics. XA stands behind
 // X in each row, R columns for every adapted part: one product serves the frozen weights and the adapters.
-//
-//   op                    shapes                                                        plain twin           on the GPU
-//   embed                 ids (T), table (V,D) -> x (T,D)                                cpu/embed.hpp        embed.cuh
-//   rmsnorm(_backward)    x (T,D), w (D) -> y (T,D), inv_rms (T)                         cpu/norm.hpp         norm.cuh
-//   linear(_backward)     group: [X | XA] (T,K + parts R), residual -> Y (T,N)           cpu/linear.hpp       linear.cuh
-//   adapter_input         X -> XA                                                        cpu/linear.hpp       linear.cuh
-//   rope                  qkv (T,(H+2K)E) in place, direction -1 in the backward pass    cpu/rope.hpp         rope.cuh
-//   attention(_backward)  qkv -> o (T,HE), lse (H,T), inside document segments           cpu/attention.hpp    attention.cuh
-//   store_kv              keys and values of new tokens into a cache                     cpu/decode.hpp       decode.cuh
-//   attention_cached      new tokens over cached keys and values                         cpu/decode.hpp       decode.cuh
-//   swiglu(_backward)     gate|up (T,2F) -> y (T,F)                                      cpu/swiglu.hpp       swiglu.cuh
-//   cross_entropy         x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D)       cpu/loss.hpp         loss.cuh
-//   gradient_norm adamw   all trained parameters behind one another                      cpu/adamw.hpp        adamw.cuh
-//   adamw8bit             the same with moments in 8 bits                                cpu/adamw8bit.hpp    adamw8bit.cuh
-//   quantize dequantize   w (elements) <-> NF4 codes and scales                          cpu/nf4.hpp          quantize.cuh nf4.cuh
 #pragma once
 
 #include <algorithm>
@@ -29,9 +15,9 @@
 #include <span>
 
 #include "qlora/error.hpp"
-#include "qlora/ops.hpp"
 #include "qlora/tensor.hpp"
 #include "qlora/view.hpp"
+#include "qlora/workspace.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -44,56 +30,97 @@ struct ShapeLimits {
   std::array<int, 3> trained_head_dims{};  ///< the E that attention has a backward pass for; all 0: any
 };
 
-/// What adapters need. The widths stand for any.
+/// A block of backend memory, handed out once from front to back, zeroed.
+template <class A>
+concept BackendArena = requires(A& arena, const A& taken, std::int64_t n) {
+  { arena.template take<float>(n) } -> std::same_as<float*>;
+  { taken.size() } -> std::same_as<std::int64_t>;
+  { taken.used() } -> std::same_as<std::int64_t>;
+};
+
+/// How a backend stores a model and works on it: memory, and what is read into it.
 template <class B, class A = typename B::Act, class P = typename B::Param>
-concept Backend = requires(B& b, typename B::template View<64> x, typename B::template ConstView<64> in,
-                           typename B::template View<128> wide, typename B::template ConstView<128> wide_in, A* a, P* p,
-                           std::span<const LinearPart<A, P>> parts, std::span<const LinearGradient<P>> gradients,
-                           const LinearGroup<A>& group, const AttentionShape& heads, const TokenBatch& batch,
-                           std::span<const CachedSequence<A>> cached, std::span<const std::int32_t> numbers,
-                           const LossScratch<A, P>& loss, const AdamW& rule, std::span<float> host,
-                           const TensorRef& tensor, const Quant& quant, const Nf4Target& target, double* sums,
-                           StepScalars* scalars, std::byte* scratch, std::int64_t n) {
-  { B::rank_step } -> std::convertible_to<int>;
+concept MemoryBackend = BackendArena<typename B::Arena> &&
+    requires(B& b, const B& made, A* a, P* p, const TokenBatch& batch, std::span<const std::int32_t> numbers,
+             std::span<float> host, const TensorRef& tensor, const Quant& quant, const Nf4Target& target,
+             const WorkspaceNeeds& needs, std::byte* memory, StepScalars* scalars, std::int64_t n) {
+  { B::space } -> std::convertible_to<Space>;
+  { B::rank_step } -> std::convertible_to<int>;  // rank caps are multiples of it
   { B::shape_limits } -> std::convertible_to<ShapeLimits>;
-  { b.workers() } -> std::same_as<int>;
+  { B::wide_groups } -> std::convertible_to<bool>;  // see Storage
+  { B::workspace_bytes(needs) } -> std::same_as<WorkspaceBytes>;
+  requires(B::workspace_bytes({}).total() >= 0);  // constexpr: memory plans ask when a program is compiled
+  { B::carve(needs, memory) } -> std::same_as<Workspace<A, P>>;  // memory of workspace_bytes(needs).total()
+  { made.workers() } -> std::same_as<int>;                       // that a workspace has scratch for; 0: they share it
   { b.arena(n) } -> std::same_as<typename B::Arena>;
-  { b.stage(batch) } -> std::same_as<TokenBatch>;
+  { b.stage(batch) } -> std::same_as<TokenBatch>;  // host arrays where ops can read them
   { b.stage(numbers) } -> std::same_as<const std::int32_t*>;
+  // Loading: false when a value is not finite. Stored values are rounded as activations are.
   { b.place(tensor, true, a) } -> std::same_as<bool>;
   { b.place(tensor, true, p) } -> std::same_as<bool>;
   { b.quantize(tensor, quant, target) } -> std::same_as<bool>;
   b.finish_loading();
-  b.dequantize(Nf4View{}, n, quant, p);
-  b.dequantize_rows(Nf4View{}, 1, 64, quant, a, 64);
+  b.dequantize(Nf4View{}, n, quant, p);               // elements -> as they were quantized
+  b.dequantize_rows(Nf4View{}, 1, 64, quant, a, 64);  // (rows, cols) -> rows as products read them, a stride apart
   b.upload(host, p);
-  b.download(a, host);
-  b.download(p, host);
+  made.download(a, host);
+  made.download(p, host);
   b.zero(p, n);
   b.zero(scalars);
   { b.read(scalars) } -> std::same_as<StepScalars>;
-  b.at(1, Site::attention);
-  b.embed(numbers.data(), in, x);
+};
+
+/// The ops of the network. Each stands in cpu/NAME.hpp and cuda/FAMILY/NAME.cuh, NAME before the colon. The widths of
+/// views stand for any.
+template <class B, class A = typename B::Act, class P = typename B::Param>
+concept NetworkBackend = requires(B& b, typename B::template View<64> x, typename B::template ConstView<64> in,
+                                  typename B::template View<128> wide, typename B::template ConstView<128> wide_in,
+                                  A* a, P* p, std::span<const LinearPart<A, P>> parts,
+                                  std::span<const LinearGradient<P>> gradients, const LinearGroup<A>& group,
+                                  const AttentionShape& heads, const TokenBatch& batch,
+                                  std::span<const CachedSequence<A>> cached, const std::int32_t* ids,
+                                  const LossScratch<A, P>& loss, std::byte* scratch, std::int64_t n) {
+  b.at(1, Site::attention);  // where the next ops stand, for reports of what is not finite
+  // embed: ids (T), table (V,D) -> x (T,D)
+  b.embed(ids, in, x);
+  // norm: x (T,D), w (D) -> y (T,D), inv_rms (T)
   b.rmsnorm(1e-5F, in, p, x, p);
   b.rmsnorm_backward(in, in, p, p, true, x, p);
+  // linear: group, [X | XA] (T, K + parts R), residual -> Y (T,N); adapter_input: X -> XA
   b.linear(group, parts, x, wide_in, wide);
   b.adapter_input(group, parts, x);
   b.linear_backward(group, parts, gradients, wide_in, in, true, x);
+  // rope: qkv (T,(H+2K)E) in place, direction -1 in the backward pass
   b.rope_table(1, 1, 1e4, p, p);
-  b.rope(heads, p, p, numbers.data(), 1, wide);
+  b.rope(heads, p, p, ids, 1, wide);
+  // attention: qkv -> o (T,HE), lse (H,T), inside document segments
   b.attention(heads, batch, wide_in, x, p, scratch, n);
   b.attention_backward(heads, batch, in, wide_in, in, p, wide, scratch, n);
+  // decode: keys and values of new tokens into a cache; new tokens over cached keys and values
   b.store_kv(heads, cached, wide_in);
   b.attention_cached(heads, cached, wide_in, x, scratch, n);
+  // swiglu: gate|up (T,2F) -> y (T,F)
   b.template swiglu<64>(wide_in, x);
   b.template swiglu_backward<64>(in, wide_in, wide);
+  // loss: x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D); project: logits (T,V)
   b.cross_entropy(batch, in, a, 32, 1.0, loss, p, a, p);
   b.project(in, a, 32, p);
-  b.add_losses(1, p, scalars);
+};
+
+/// The ops of the optimizer, over all trained parameters behind one another. Named as those of the network.
+template <class B, class P = typename B::Param>
+concept OptimizerBackend = requires(B& b, P* p, const AdamW& rule, double* sums, StepScalars* scalars, std::int64_t n) {
+  b.add_losses(1, p, scalars);  // losses (T) -> scalars->loss +=
+  // adamw: g (n) -> norm and clipping factor; p, g, moments (n) -> p, moments
   b.gradient_norm(n, p, sums, 1.0F, scalars);
   b.adamw(n, rule, scalars, p, p, p, p);
+  // adamw8bit: the same with moments in 8 bits
   b.adamw8bit(n, rule, scalars, p, p, Moments8bit{}, Moments8bit{});
 };
+
+/// All that training of adapters needs, and generation.
+template <class B>
+concept Backend = MemoryBackend<B> && NetworkBackend<B> && OptimizerBackend<B>;
 
 /// What training every weight needs on top.
 template <class B, class A = typename B::Act, class P = typename B::Param>

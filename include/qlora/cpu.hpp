@@ -1,4 +1,4 @@
-// qlora/cpu.hpp — the CPU backend: the op table of backend.hpp on Eigen, assembled from cpu/*.hpp.
+// qlora/cpu.hpp — the CPU backend: the ops of backend.hpp on Eigen, assembled from cpu/*.hpp.
 // It is the reference that proves the GPU, and good enough to train small models. Typed views come in, run-time sizes
 // go on, so that each operator is compiled once per scalar type and not once per model.
 #pragma once
@@ -21,6 +21,7 @@
 #include "qlora/cpu/norm.hpp"
 #include "qlora/cpu/rope.hpp"
 #include "qlora/cpu/swiglu.hpp"
+#include "qlora/cpu/workspace.hpp"
 #ifdef QLORA_PREBUILT_CPU
 #include "qlora/cpu/instances.hpp"
 #endif
@@ -41,9 +42,8 @@ class Cpu {
   using Param = Scalar;  ///< what is trained, and statistics
   using Arena = cpu::Arena;
   static constexpr Space space = Space::host;
-  static constexpr bool rounds = N::rounds;
-  static constexpr bool widens = false;  ///< a product reads W and B apart
-  static constexpr int rank_step = 1;    ///< rank caps are multiples of it
+  static constexpr bool wide_groups = false;  ///< a product reads W and B apart
+  static constexpr int rank_step = 1;
   static constexpr ShapeLimits shape_limits{};
   template <int Cols>
   using View = Mat<S, Cols>;
@@ -53,6 +53,11 @@ class Cpu {
   /// `threads` 0: one per core.
   explicit Cpu(int threads = 0) : pool_(std::make_unique<cpu::ThreadPool>(threads)) {}
 
+  /// See cpu/workspace.hpp.
+  static constexpr auto workspace_bytes = &cpu::workspace_bytes<sizeof(S), N::rounds>;
+  [[nodiscard]] static Workspace<S> carve(const WorkspaceNeeds& needs, std::byte* memory) {
+    return carve_workspace<S, S>(workspace_bytes(needs), needs.loss_chunk, memory);
+  }
   [[nodiscard]] int workers() const { return pool_->size(); }
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
   [[nodiscard]] Arena arena(std::int64_t bytes) { return Arena(bytes); }

@@ -3,10 +3,10 @@
 //   Model       weights and a backend                            model/model.hpp -> weights.hpp -> qlinear.hpp
 //   Trainer     QLoRA steps                                      train/trainer.hpp -> model/network.hpp -> model/block.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
-//   backend     the op table                                     backend.hpp
+//   backend     what the network calls                           backend.hpp
 //     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours
 //     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/rowwise/swiglu.cuh and others
-// To a kernel: block.hpp calls b_.swiglu(...); backend.hpp names the file of every op, here cpu/swiglu.hpp and
+// To a kernel: block.hpp calls b_.swiglu(...); backend.hpp names the files of every op, here cpu/swiglu.hpp and
 // cuda/rowwise/swiglu.cuh.
 // Includes the standard library and Eigen only, no CUDA headers. Files, tokenizer, web pages and reports are headers of
 // their own: qlora/io/hf.hpp, qlora/text/tokenizer.hpp, qlora/web/fetch.hpp, qlora/eval/report.hpp.
@@ -15,6 +15,7 @@
 #include "qlora/configs/llama2.hpp"
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
+#include "qlora/model/cards.hpp"
 #include "qlora/model/init.hpp"
 #include "qlora/model/model.hpp"
 #include "qlora/train/trainer.hpp"

@@ -1,4 +1,4 @@
-// qlora/ops.hpp — the arguments of the op table: plain structs that network code fills and every backend reads.
+// qlora/ops.hpp — the arguments of the ops: plain structs that network code fills and every backend reads.
 // Pointers are in the backend's own memory. Letters as everywhere: T tokens, D dim, H heads, K kv heads, E head dim,
 // F ffn, V vocab, R rank. In a linear group, K stands for its input width.
 #pragma once
@@ -103,19 +103,12 @@ struct LinearGroup {
   int adapted = 0;  ///< parts that have an adapter; their A matrices are stacked in order
   Quant quant{};
   DropoutSite dropout{};
-  Act* weight_scratch = nullptr;   ///< CPU: (largest N, K), unused when all weights are dense; GPU: (sum N, K | XA)
-  Act* input_scratch = nullptr;    ///< (T,K); unused without dropout
+  Act* weight_scratch = nullptr;   ///< dequantized weights as products read them; unused when all weights are dense
+  Act* input_scratch = nullptr;    ///< (T,K), the dropped input where products read one; unused without dropout
   Act* adapter_scratch = nullptr;  ///< copies of adapter matrices as products read them; unused where they read params
 
   [[nodiscard]] constexpr int adapter_width() const { return adapted * rank; }
 };
-
-/// Whether a backend that widens products fuses dropout into the products with A: width K of the input and XA columns
-/// of adapters. Else it stores the dropped input in scratch. (Beyond 384 columns products on a stored input are faster
-/// than recomputing masks.)
-[[nodiscard]] constexpr bool fuses_dropout(int in, int adapter_width) {
-  return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
-}
 
 /// A micro-batch of T tokens: arrays in backend memory, segments in the host's.
 struct TokenBatch {

@@ -2,7 +2,7 @@
 // expect: static assertion failed: the run does not fit
 #include "case.hpp"
 #include "qlora/configs/llama2.hpp"
-#include "qlora/model/plan.hpp"
+#include "qlora/model/cards.hpp"
 
 constexpr qlora::Gpu card = right ? qlora::gpu::a100_80gb : qlora::gpu::a10g_24gb;
 static_assert(qlora::fits<qlora::llama2_70b>(card, {.batch = 1, .seq = 512}), "the run does not fit");

@@ -12,6 +12,7 @@
 #include "../../examples/qlora/variant_impl.hpp"
 #include "qlora/configs/tiny.hpp"
 #include "qlora/cuda.hpp"
+#include "qlora/eval/measure.hpp"
 #include "qlora/eval/metrics.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "support/small_model.hpp"

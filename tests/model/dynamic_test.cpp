@@ -8,6 +8,7 @@
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
+#include "qlora/model/cards.hpp"
 #include "qlora/train/trainer.hpp"
 #include "support/golden_models.hpp"
 #include "support/small_model.hpp"

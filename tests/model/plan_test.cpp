@@ -6,6 +6,7 @@
 #include "qlora/configs/llama2.hpp"
 #include "qlora/cpu.hpp"
 #include "qlora/generate/decoder.hpp"
+#include "qlora/model/cards.hpp"
 #include "qlora/train/trainer.hpp"
 #include "support/small_model.hpp"
 
@@ -24,6 +25,9 @@ static_assert(!fits<llama2_7b>(gpu::a10g_24gb, {.batch = 2, .recompute = Recompu
 // A budget decides at compile time, too.
 static_assert(choose_recompute(llama2_7b, {.batch = 1}, gpu::h200_141gb.bytes).recompute == Recompute::none);
 static_assert(choose_recompute(llama2_7b, {.batch = 8}, gpu::a10g_24gb.bytes).recompute == Recompute::block);
+
+// A plan that is made without a backend's code asks the function that its arenas are made from.
+static_assert(storage_of<Cpu<float>>(3) == cpu::storage(3));
 
 namespace {
 

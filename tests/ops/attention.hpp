@@ -36,8 +36,8 @@ struct Pieces {
 template <class B>
 [[nodiscard]] std::int64_t attention_bytes(const B& backend, const qlora::AttentionShape& heads, int tokens,
                                            int longest) {
-  if (backend.workers() == 0) return qlora::arena_bytes(std::int64_t{tokens} * heads.heads * 4);
-  return backend.workers() * qlora::arena_bytes(std::int64_t{2} * qlora::attention_tile * longest * 4);
+  return B::workspace_bytes({.heads = heads.heads, .tokens = tokens, .longest = longest, .workers = backend.workers()})
+      .attention;
 }
 
 /// gQ and gK come from differences that cancel (to nothing where a document has one token), each term of which is a sum

@@ -106,7 +106,8 @@ void draw_weights(Harness<B>& harness, const LinearCase& c, LinearSetup<B>& setu
     for (std::size_t p = 0; p < c.rows.size(); ++p) {
       setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(harness, c, c.rows[p], 40 + p)}});
     }
-    const std::int64_t size = B::widens ? std::int64_t{c.out()} * wide : std::int64_t{largest} * std::max(c.in, c.rank);
+    const std::int64_t size =
+        B::wide_groups ? std::int64_t{c.out()} * wide : std::int64_t{largest} * std::max(c.in, c.rank);
     if (size > 1 << 24) {
       setup.group.weight_scratch = harness.template raw<Act>(size);
     } else {

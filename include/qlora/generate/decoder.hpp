@@ -46,11 +46,8 @@ class Decoder {
     set(Buffer::gate_up, take(t * 2 * s.ffn));
     set(Buffer::act, take(elements(s, lora, t, Buffer::act)));
     last_ = take(std::int64_t{room.sequences} * s.dim);
-    const WorkSizes sizes = work_sizes(s, lora, B::widens, B::rounds, Weights<K, B>::quantized);
-    context_.linear.weight = take(sizes.weight);
-    context_.linear.adapter = take(sizes.adapter);
-    context_.attention_bytes = decode_attention_bytes(room_, storage_of<B>(b_.workers()));
-    context_.attention = arena_.template take<std::byte>(context_.attention_bytes);
+    const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), room_, b_.workers());
+    context_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
     inv_ = arena_.template take<Param>(t);
     set(Buffer::inv1, inv_);
     set(Buffer::inv2, inv_);

@@ -33,9 +33,7 @@ struct NetworkContext {
   std::span<const CachedSequence<Act>> cached{};  ///< not empty: the tokens extend these sequences
   const Param* cosine = nullptr;
   const Param* sine = nullptr;
-  std::byte* attention = nullptr;
-  std::int64_t attention_bytes = 0;
-  LinearScratch<Act> linear{};
+  Workspace<Act, Param> workspace{};
   DropoutSite dropout{};  ///< threshold 0: none
 
   [[nodiscard]] DropoutSite site(int layer, Group g) const {
@@ -69,7 +67,7 @@ class Block {
     attend(a);
     project_o(a, x);
     feed_forward(a);
-    linear<Group::down>().forward(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)),
+    linear<Group::down>().forward(b_, c_.workspace.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)),
                                   rows(d_.dim(), a.act(Buffer::mid)), out);
   }
 
@@ -81,11 +79,13 @@ class Block {
       attend(a);
       project_o(a, x);
     } else {
-      linear<Group::qkv>().recompute_xa(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)));
+      linear<Group::qkv>().recompute_xa(b_, c_.workspace.linear, site(Group::qkv),
+                                        input<Group::qkv>(a.act(Buffer::norm1)));
       norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
     }
     feed_forward(a);
-    linear<Group::down>().recompute_xa(b_, c_.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)));
+    linear<Group::down>().recompute_xa(b_, c_.workspace.linear, site(Group::down),
+                                       input<Group::down>(a.act(Buffer::act)));
   }
 
   /// g.stream (T,D): gradient of the stream above the block on entry, below it on return. `gradients` is the array of
@@ -110,7 +110,7 @@ class Block {
     const auto gqkv = view(qkv_width(), a.act(Buffer::gate_up));
     b_.attention_backward(d_.attention(), c_.batch, ConstView<C::heads>(go.left(d_.heads())),
                           rows(qkv_width(), a.act(Buffer::qkv)), input<Group::o>(a.act(Buffer::o)).left(d_.heads()),
-                          a.statistic(Buffer::lse), gqkv, c_.attention, c_.attention_bytes);
+                          a.statistic(Buffer::lse), gqkv, c_.workspace.attention, c_.workspace.attention_bytes);
     b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, -1, gqkv);
     const auto gn1 = input<Group::qkv>(g.input);
     backward_group<Group::qkv>(gradients, gqkv, a.act(Buffer::norm1), needs_input, gn1);
@@ -156,33 +156,35 @@ class Block {
     const auto qkv = view(qkv_width(), a.act(Buffer::qkv));
     const ConstView<C::qkv> made(qkv);
     const auto o = input<Group::o>(a.act(Buffer::o)).left(d_.heads());
-    linear<Group::qkv>().forward(b_, c_.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {}, qkv);
+    linear<Group::qkv>().forward(b_, c_.workspace.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {},
+                                 qkv);
     b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
     if (c_.cached.empty()) {
-      b_.attention(d_.attention(), c_.batch, made, o, a.statistic(Buffer::lse), c_.attention, c_.attention_bytes);
+      b_.attention(d_.attention(), c_.batch, made, o, a.statistic(Buffer::lse), c_.workspace.attention,
+                   c_.workspace.attention_bytes);
     } else {
       b_.store_kv(d_.attention(), c_.cached, made);
-      b_.attention_cached(d_.attention(), c_.cached, made, o, c_.attention, c_.attention_bytes);
+      b_.attention_cached(d_.attention(), c_.cached, made, o, c_.workspace.attention, c_.workspace.attention_bytes);
     }
   }
   /// mid = x + W_o o, and its norm.
   void project_o(const Buffers& a, ConstStream x) const {
-    linear<Group::o>().forward(b_, c_.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
+    linear<Group::o>().forward(b_, c_.workspace.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
                                view(d_.dim(), a.act(Buffer::mid)));
     norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
   }
   void feed_forward(const Buffers& a) const {
     b_.at(layer_, Site::feed_forward);
     const auto gate_up = view(d_.template out<Group::gate_up>(), a.act(Buffer::gate_up));
-    linear<Group::gate_up>().forward(b_, c_.linear, site(Group::gate_up), input<Group::gate_up>(a.act(Buffer::norm2)),
-                                     {}, gate_up);
+    linear<Group::gate_up>().forward(b_, c_.workspace.linear, site(Group::gate_up),
+                                     input<Group::gate_up>(a.act(Buffer::norm2)), {}, gate_up);
     b_.template swiglu<C::ffn>(gate_up, input<Group::down>(a.act(Buffer::act)).left(d_.ffn()));
   }
   template <Group G>
   void backward_group(Param* gradients, ConstView<GroupColumns<K, G>::out> gy, Act* x, bool needs_input,
                       View<GroupColumns<K, G>::wide> gx) const {
-    linear<G>().backward(b_, c_.linear, site(G), gradient_slots<K, G>(w_.layout(), layer_, gradients), gy, input<G>(x),
-                         needs_input, gx);
+    linear<G>().backward(b_, c_.workspace.linear, site(G), gradient_slots<K, G>(w_.layout(), layer_, gradients), gy,
+                         input<G>(x), needs_input, gx);
   }
 
   B& b_;

@@ -61,42 +61,6 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 [[nodiscard]] constexpr int input_gradient_row(const Shape& s, const Lora& lora) {
   return std::max(widest_input_row(s, lora), 2 * s.dim);
 }
-/// A row of the dropped input that products read, where they do not drop on their way.
-[[nodiscard]] constexpr int dropped_row(const Shape& s, const Lora& lora, bool widens) {
-  int widest = 0;
-  for (const Group g : all_groups) {
-    const int xa = adapter_width(lora, g);
-    if (xa > 0 && !(widens && fuses_dropout(group_in(s, g), xa))) widest = std::max(widest, group_in(s, g));
-  }
-  return widest;
-}
-[[nodiscard]] constexpr std::int64_t largest_matrix(const Shape& s) {
-  std::int64_t largest = 0;
-  for (const Proj proj : all_projections)
-    largest = std::max(largest, std::int64_t{rows_of(s, proj)} * cols_of(s, proj));
-  return largest;
-}
-/// The largest [W | s B] of a group.
-[[nodiscard]] constexpr std::int64_t largest_wide_group(const Shape& s, const Lora& lora) {
-  std::int64_t largest = 0;
-  for (const Group g : all_groups) {
-    largest = std::max(largest, std::int64_t{group_out(s, g)} * (group_in(s, g) + adapter_width(lora, g)));
-  }
-  return largest;
-}
-/// The largest stacked A.
-[[nodiscard]] constexpr std::int64_t largest_stacked_a(const Shape& s, const Lora& lora) {
-  std::int64_t largest = 0;
-  for (const Group g : all_groups) largest = std::max(largest, std::int64_t{adapter_width(lora, g)} * group_in(s, g));
-  return largest;
-}
-/// The largest adapter operand: a stacked A, or one B.
-[[nodiscard]] constexpr std::int64_t largest_adapter(const Shape& s, const Lora& lora) {
-  std::int64_t largest = largest_stacked_a(s, lora);
-  for (const Proj proj : all_projections) largest = std::max(largest, std::int64_t{rows_of(s, proj)} * lora.rank);
-  return largest;
-}
-
 /// The widths of activations that are part of view types; `dynamic` where the code does not know them.
 template <Code K>
 struct Columns {

@@ -58,7 +58,7 @@ class Network {
   /// Loss of each row of the last forward pass (0 where nothing is predicted), in backend memory.
   const Param* losses() {
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), 0.0, loss_, row_loss_,
+    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), 0.0, context_.workspace.loss, row_loss_,
                      static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
     return row_loss_;
   }
@@ -69,8 +69,8 @@ class Network {
     constexpr bool full = K.trainable == Trainable::all;
     Param* head_gradient = full ? gradients + w_.layout().head() : nullptr;
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, loss_, row_loss_,
-                     gradients_.input, head_gradient);
+    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, context_.workspace.loss,
+                     row_loss_, gradients_.input, head_gradient);
     const Stream gs = view(gradients_.stream);
     b_.at(-1, Site::final_norm_gradient);
     b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_, w_.final_norm(), false, gs,
@@ -143,47 +143,14 @@ class Network {
     gradients_.stream = take(t * s.dim);
     gradients_.input = take(t * input_gradient_row(s, lora));
     hidden_ = gradients_.input + t * s.dim;  // used up before anything but the loss's gradient is written there
-    carve_scratch();
-    context_.attention_bytes = attention_scratch_bytes(s, t, run_.seq, storage_of<B>(b_.workers()));
-    context_.attention = arena_.template take<std::byte>(context_.attention_bytes);
+    const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), run_, b_.workers());
+    context_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
     row_loss_ = take_statistic(t);
     Param* cosine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
     Param* sine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
     b_.rope_table(run_.seq, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
     context_.cosine = cosine;
     context_.sine = sine;
-  }
-
-  /// Products of blocks and the loss never run at the same time: one piece of memory serves both.
-  void carve_scratch() {
-    const Shape& s = w_.layout().shape;
-    const Lora lora = w_.layout().lora;
-    const MemoryPlan p = plan(w_, run_, b_.workers());
-    const std::int64_t bytes = std::max(p[Purpose::weight_scratch] + p[Purpose::input_scratch],
-                                        loss_bytes(s, run_.loss_chunk, storage_of<B>(b_.workers())));
-    std::byte* const first = arena_.template take<std::byte>(bytes);
-    std::byte* at = first;
-    const auto next = [&]<class T>(T*& pointer, std::int64_t count) {
-      pointer = reinterpret_cast<T*>(at);
-      at += arena_bytes(count * static_cast<std::int64_t>(sizeof(T)));
-    };
-    const WorkSizes work =
-        work_sizes(s, lora, B::widens, B::rounds, Weights<K, B>::quantized && !run_.keep_dequantized);
-    next(context_.linear.weight, work.weight);
-    next(context_.linear.adapter, work.adapter);
-    if (run_.dropout && !Weights<K, B>::full) {
-      next(context_.linear.input, capacity_ * dropped_row(s, lora, B::widens));
-    }
-    at = first;
-    loss_.chunk = run_.loss_chunk;
-    next(loss_.rows, std::int64_t{run_.loss_chunk} * s.dim);
-    next(loss_.grads, std::int64_t{run_.loss_chunk} * s.dim);
-    next(loss_.logits, std::int64_t{run_.loss_chunk} * s.vocab);
-    if constexpr (std::is_same_v<Act, Param>) {
-      loss_.logit_grads = loss_.logits;
-    } else {
-      next(loss_.logit_grads, std::int64_t{run_.loss_chunk} * s.vocab);
-    }
   }
 
   B& b_;
@@ -195,7 +162,6 @@ class Network {
   std::vector<Act*> streams_;
   std::vector<LayerBuffers<Act, Param>> layers_;
   GradientBuffers<Act> gradients_;
-  LossScratch<Act, Param> loss_;
   Act* hidden_ = nullptr;
   Param* inv_final_ = nullptr;
   Param* row_loss_ = nullptr;

@@ -12,14 +12,6 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Workspaces that all groups share; one product runs at a time.
-template <class Act>
-struct LinearScratch {
-  Act* weight = nullptr;
-  Act* input = nullptr;
-  Act* adapter = nullptr;
-};
-
 /// One group of one layer, ready to run: views only.
 template <Code K, Group G, class B>
 struct QLinear {

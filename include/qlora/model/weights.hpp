@@ -310,11 +310,12 @@ class Weights {
   void keep_dense(B& backend, Layer& layer) {
     for (const Group g : all_groups) {
       const int in = group_in(layout_.shape, g);
-      const int stride = in + (B::widens ? adapter_width(layout_.lora, g) : 0);
-      Act* dense = B::widens ? arena_.template take<Act>(std::int64_t{group_out(layout_.shape, g)} * stride) : nullptr;
+      const int stride = in + (B::wide_groups ? adapter_width(layout_.lora, g) : 0);
+      Act* dense =
+          B::wide_groups ? arena_.template take<Act>(std::int64_t{group_out(layout_.shape, g)} * stride) : nullptr;
       for (int i = 0; i < part_count(g); ++i) {
         Weight<Act>& weight = layer.linear[static_cast<std::size_t>(first_part(g) + i)];
-        if (!B::widens) dense = arena_.template take<Act>(std::int64_t{weight.rows} * in);
+        if (!B::wide_groups) dense = arena_.template take<Act>(std::int64_t{weight.rows} * in);
         backend.dequantize_rows(weight.nf4, weight.rows, in, K.quant, dense, stride);
         weight.dense = dense;
         weight.stride = stride;

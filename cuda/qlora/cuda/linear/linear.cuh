@@ -22,6 +22,7 @@
 #include <array>
 
 #include "qlora/cuda/context/context.cuh"
+#include "qlora/gpu_storage.hpp"
 
 namespace qlora {
 inline namespace v0 {

@@ -1,0 +1,51 @@
+// qlora/gpu_storage.hpp — how the GPU backend stores a model and what it works in: for plans that are made where there is
+// no GPU. The backend's own sizes come from here.
+#pragma once
+
+#include "qlora/workspace.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Whether dropout is part of the products with A, for inputs of width K and XA columns of adapters; else the dropped
+/// input is stored. (Beyond 384 columns products on a stored input are faster than recomputing masks.)
+[[nodiscard]] constexpr bool fuses_dropout(int in, int adapter_width) {
+  return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
+}
+
+/// Activations in 16 bits, statistics in 32. A group is one product: its weight is [W | s B] of all parts, and its
+/// adapters are a 16-bit copy of the stacked A. Attention keeps a sum for each token and head in the backward pass, and
+/// takes its scratch from the context while decoding.
+[[nodiscard]] constexpr WorkspaceBytes gpu_workspace_bytes(const WorkspaceNeeds& needs) {
+  std::int64_t weight = 0;
+  std::int64_t adapter = 0;
+  int input = 0;
+  for (const GroupSize& group : needs.groups) {
+    weight = std::max(weight, std::int64_t{group.out} * (group.in + group.adapters));
+    adapter = std::max(adapter, std::int64_t{group.adapters} * group.in);
+    if (group.adapters > 0 && !fuses_dropout(group.in, group.adapters)) input = std::max(input, group.in);
+  }
+  const auto halves = [](std::int64_t count) { return arena_bytes(count * 2); };
+  const auto floats = [](std::int64_t count) { return arena_bytes(count * 4); };
+  const std::int64_t logits = std::int64_t{needs.loss_chunk} * needs.vocab;
+  return {.weight = needs.dequantizes ? halves(weight) : 0,
+          .adapter = halves(adapter),
+          .input = needs.dropout ? halves(needs.tokens * input) : 0,
+          .attention = needs.cached ? 0 : floats(needs.tokens * needs.heads),
+          .loss_rows = halves(std::int64_t{needs.loss_chunk} * needs.dim),
+          .logits = floats(logits),
+          .logit_gradients = halves(logits)};
+}
+
+/// One GPU. Context: 500 MB measured for an empty process with cuBLAS loaded on an H200, rounded up; libraries: the 32 MiB
+/// that NVIDIA's guide gives cuBLASLt on Hopper, the ring that small host data passes through, and what fused attention
+/// asks for.
+inline constexpr Storage gpu_storage{.activation = 2,
+                                     .parameter = 4,
+                                     .wide_groups = true,
+                                     .workspace = &gpu_workspace_bytes,
+                                     .context = 550'000'000,
+                                     .library = 128 * 1024 * 1024};
+
+}  // namespace v0
+}  // namespace qlora

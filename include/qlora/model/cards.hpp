@@ -1,0 +1,53 @@
+// qlora/model/cards.hpp — GPUs by name, and whether a training run fits one of them: the memory plan for a GPU, at compile
+// time where the config is static.
+#pragma once
+
+#include "qlora/gpu_storage.hpp"
+#include "qlora/model/plan.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// What a GPU offers: nvidia-smi's memory.total.
+struct Gpu {
+  std::string_view name;
+  std::int64_t bytes = 0;
+};
+namespace gpu {
+inline constexpr std::int64_t mib = 1024 * 1024;
+inline constexpr Gpu t4_16gb{"T4 16 GB", 15360 * mib};
+inline constexpr Gpu rtx3090_24gb{"RTX 3090 24 GB", 24576 * mib};
+inline constexpr Gpu rtx4090_24gb{"RTX 4090 24 GB", 24564 * mib};
+inline constexpr Gpu l4_24gb{"L4 24 GB", 23034 * mib};
+inline constexpr Gpu a10g_24gb{"A10G 24 GB", 23028 * mib};
+inline constexpr Gpu a100_40gb{"A100 40 GB", 40960 * mib};
+inline constexpr Gpu l40s_48gb{"L40S 48 GB", 46068 * mib};
+inline constexpr Gpu a100_80gb{"A100 80 GB", 81920 * mib};
+inline constexpr Gpu h100_80gb{"H100 80 GB", 81559 * mib};
+inline constexpr Gpu h200_141gb{"H200 141 GB", 143771 * mib};
+inline constexpr std::array all{t4_16gb,   rtx3090_24gb, rtx4090_24gb, l4_24gb,   a10g_24gb,
+                                a100_40gb, l40s_48gb,    a100_80gb,    h100_80gb, h200_141gb};
+}  // namespace gpu
+
+/// The plan of a config for one GPU. A config with dynamic numbers has one when they are known: memory_plan(config, run,
+/// gpu_storage).
+template <Config C>
+requires StaticConfig<C>
+[[nodiscard]] constexpr MemoryPlan memory_plan(const Run& run) { return memory_plan(C, run, gpu_storage); }
+
+/// choose_recompute for one GPU, of which the run may take `budget` bytes.
+[[nodiscard]] constexpr Run choose_recompute(const Config& config, const Run& run, std::int64_t budget) {
+  return choose_recompute(config, run, budget, gpu_storage);
+}
+
+/// Whether a training run of a config fits into a GPU.
+[[nodiscard]] constexpr bool fits(const Config& config, const Gpu& card, const Run& run) {
+  return memory_plan(config, run, gpu_storage).total() <= card.bytes;
+}
+/// The same at compile time: static_assert(fits<mine>(gpu::a10g_24gb, {.batch = 2})).
+template <Config C>
+requires StaticConfig<C>
+[[nodiscard]] constexpr bool fits(const Gpu& card, const Run& run) { return fits(C, card, run); }
+
+}  // namespace v0
+}  // namespace qlora

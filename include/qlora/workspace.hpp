@@ -1,0 +1,121 @@
+// qlora/workspace.hpp — the memory that a backend works in beside weights and activations, and how it stores both. A
+// backend states the sizes in one constexpr function and hands out the pieces itself; the memory plan adds up what the
+// same function says, so that plans and arenas agree.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "qlora/ops.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// One group of linear layers, as far as its workspace is concerned.
+struct GroupSize {
+  int in = 0;        ///< K
+  int out = 0;       ///< N of all parts together
+  int tallest = 0;   ///< the largest N of a part
+  int adapters = 0;  ///< columns of XA
+};
+
+/// What a workspace serves: one pass of a training or of a decoder through the network.
+struct WorkspaceNeeds {
+  std::array<GroupSize, 4> groups{};
+  int rank = 0;
+  int heads = 0;
+  int dim = 0;
+  int vocab = 0;
+  std::int64_t tokens = 0;   ///< of the largest micro-batch or call
+  int longest = 0;           ///< keys that a token can see at most
+  bool cached = false;       ///< attention reads caches, and there is no backward pass
+  bool dequantizes = false;  ///< products read weights in 4 bits
+  bool dropout = false;
+  int loss_chunk = 0;  ///< rows whose logits exist at once; 0: no loss
+  int workers = 0;     ///< as the backend says
+};
+
+/// Bytes by purpose, each a multiple of arena_alignment. The loss runs while no product of a block does, and works in the
+/// same memory.
+struct WorkspaceBytes {
+  std::int64_t weight = 0;   ///< the dequantized weight of the product at hand
+  std::int64_t adapter = 0;  ///< its adapters as products read them
+  std::int64_t input = 0;    ///< its dropped input
+  std::int64_t attention = 0;
+  std::int64_t loss_rows = 0;  ///< rows of the loss's input, and as much for their gradients
+  std::int64_t logits = 0;
+  std::int64_t logit_gradients = 0;  ///< 0: they take the place of the logits
+
+  [[nodiscard]] constexpr std::int64_t products() const { return weight + adapter + input; }
+  [[nodiscard]] constexpr std::int64_t loss() const { return 2 * loss_rows + logits + logit_gradients; }
+  [[nodiscard]] constexpr std::int64_t total() const { return std::max(products(), loss()) + attention; }
+};
+
+/// Workspaces that all groups share; one product runs at a time.
+template <class Act>
+struct LinearScratch {
+  Act* weight = nullptr;
+  Act* input = nullptr;
+  Act* adapter = nullptr;
+};
+
+/// A workspace in pieces.
+template <class Act, class Param = Act>
+struct Workspace {
+  LinearScratch<Act> linear{};
+  LossScratch<Act, Param> loss{};
+  std::byte* attention = nullptr;
+  std::int64_t attention_bytes = 0;
+};
+
+/// Cuts `memory`, of bytes.total(), into pieces.
+template <class Act, class Param>
+[[nodiscard]] Workspace<Act, Param> carve_workspace(const WorkspaceBytes& bytes, int loss_chunk, std::byte* memory) {
+  Workspace<Act, Param> out;
+  std::byte* at = memory;
+  const auto next = [&]<class T>(T*& pointer, std::int64_t size) {
+    pointer = reinterpret_cast<T*>(at);
+    at += size;
+  };
+  next(out.linear.weight, bytes.weight);
+  next(out.linear.adapter, bytes.adapter);
+  if (bytes.input > 0) next(out.linear.input, bytes.input);
+  at = memory;
+  out.loss.chunk = loss_chunk;
+  next(out.loss.rows, bytes.loss_rows);
+  next(out.loss.grads, bytes.loss_rows);
+  next(out.loss.logits, bytes.logits);
+  if constexpr (std::is_same_v<Act, Param>) out.loss.logit_grads = out.loss.logits;
+  if (bytes.logit_gradients > 0) next(out.loss.logit_grads, bytes.logit_gradients);
+  out.attention = memory + std::max(bytes.products(), bytes.loss());
+  out.attention_bytes = bytes.attention;
+  return out;
+}
+
+/// How a backend stores a model, and what it works in: all that the memory plan asks of it.
+struct Storage {
+  int activation = 0;        ///< bytes of an activation, and of a frozen dense weight
+  int parameter = 0;         ///< bytes of a trained parameter, a moment and a statistic
+  bool wide_groups = false;  ///< dense weights of a group lie in one matrix, with room for adapters behind each row
+  WorkspaceBytes (*workspace)(const WorkspaceNeeds& needs) = nullptr;
+  int workers = 0;           ///< that a workspace has scratch for
+  std::int64_t context = 0;  ///< bytes that the driver takes for an empty process
+  std::int64_t library = 0;  ///< bytes of libraries' workspaces
+  friend constexpr bool operator==(const Storage&, const Storage&) = default;
+};
+
+/// How a backend stores things; its own arenas are planned with it. `workers` as the backend says.
+template <class B>
+[[nodiscard]] constexpr Storage storage_of(int workers) {
+  return {.activation = sizeof(typename B::Act),
+          .parameter = sizeof(typename B::Param),
+          .wide_groups = B::wide_groups,
+          .workspace = B::workspace_bytes,
+          .workers = workers};
+}
+
+}  // namespace v0
+}  // namespace qlora
