@@ -19,10 +19,9 @@ template <class Number>
   const char* const last = text.data() + text.size();
   const auto [end, problem] = std::from_chars(text.data(), last, value);
   if (problem == std::errc{} && end == last && value >= low && value <= high) return value;  // NaN is in no range
-  throw Error(
-      qlora::detail::concat(option, " is `", text, "`, not a ", std::is_integral_v<Number> ? "whole number" : "number",
-                            " from ", low, " to ", high),
-      ErrorKind::usage);
+  throw Error(concat(option, " is `", text, "`, not a ", std::is_integral_v<Number> ? "whole number" : "number",
+                     " from ", low, " to ", high),
+              ErrorKind::usage);
 }
 
 }  // namespace qlora::bench

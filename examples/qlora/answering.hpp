@@ -57,8 +57,8 @@ class Answerer {
         choose_variant(model_.shape, base == Base::full ? no_adapters : adapters, section_of(device), device.threads);
     session_ = chosen.variant->open(model_, base, adapters, chosen.machine);
     if (tokenizer_.vocab_size() > model_.shape.vocab) {
-      throw Error(qlora::detail::concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(),
-                                        " pieces, the model ", model_.shape.vocab));
+      throw Error(concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(), " pieces, the model ",
+                         model_.shape.vocab));
     }
   }
 

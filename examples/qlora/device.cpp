@@ -21,8 +21,7 @@ DeviceSection section_of(const run::DeviceRequest& request) {
 std::int64_t bytes_of_option(std::string_view option, std::string_view text) {
   const auto bytes = run::parse_bytes(text);
   if (!bytes) {
-    throw Error(qlora::detail::concat(option, " is '", text, "'; a size looks like 24GB, 24GiB or 24000000000"),
-                ErrorKind::usage);
+    throw Error(concat(option, " is '", text, "'; a size looks like 24GB, 24GiB or 24000000000"), ErrorKind::usage);
   }
   return bytes->count;
 }

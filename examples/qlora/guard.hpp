@@ -77,12 +77,11 @@ class Guard {
     for (const eval::Metric& one : figures) {
       if (one.name.find('_') != std::string::npos) continue;  // a part, or a text
       const double value = one.numbers.front().second.value;
-      result.note += qlora::detail::concat(", ", one.name, ' ', std::round(1000.0 * value) / 10.0, " %");
+      result.note += concat(", ", one.name, ' ', std::round(1000.0 * value) / 10.0, " %");
     }
     for (const eval::RequirementResult& gate : eval::check_requirements(requirements_, figures)) {
       if (gate.met) continue;
-      result.unmet +=
-          qlora::detail::concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
+      result.unmet += concat(result.unmet.empty() ? "" : ", ", gate.expression, " (", gate.measured, ")");
     }
     return result;
   }

@@ -19,7 +19,6 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
-using qlora::detail::concat;
 
 Result describe_model(const fs::path& path) {
   const hf::ModelDir model = hf::ModelDir::open(path);

@@ -18,7 +18,6 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
-using qlora::detail::concat;
 
 /// Where a value stands, for messages, and what relative paths are relative to.
 struct Place {

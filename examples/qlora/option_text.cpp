@@ -11,8 +11,6 @@
 namespace qlora::program {
 namespace {
 
-using qlora::detail::concat;
-
 /// A value as the job file has it.
 std::string toml_of(const run::Value& value) {
   const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };

@@ -65,13 +65,13 @@ std::string version_text() {
     const Config& config = one->config();
     text += "\n  ";
     if (!is_dynamic(config.shape)) {
-      text += qlora::detail::concat(config.shape.layers, " layers of width ", config.shape.dim, ", ");
+      text += concat(config.shape.layers, " layers of width ", config.shape.dim, ", ");
     }
     if (config.trainable == Trainable::all) {
       text += "all weights";
     } else {
       text += is_dynamic(config.lora.rank) ? std::string("adapters of any rank")
-                                           : qlora::detail::concat("adapters up to rank ", config.lora.rank);
+                                           : concat("adapters up to rank ", config.lora.rank);
     }
     text += one->device() == Device::cuda ? ", GPU" : ", CPU";
   }

@@ -28,7 +28,6 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
-using qlora::detail::concat;
 
 struct PlanOptions {
   fs::path model;

@@ -33,10 +33,10 @@ inline std::string suggestion(std::string_view wrong, const std::vector<std::str
   const auto nearest =
       std::min_element(known.begin(), known.end(), [&](auto a, auto b) { return edits(wrong, a) < edits(wrong, b); });
   if (nearest != known.end() && edits(wrong, *nearest) <= std::max<std::size_t>(2, wrong.size() / 3)) {
-    return qlora::detail::concat("; did you mean `", *nearest, "`?");
+    return concat("; did you mean `", *nearest, "`?");
   }
   std::string all = "; known are";
-  for (const auto one : known) all += qlora::detail::concat(" ", one);
+  for (const auto one : known) all += concat(" ", one);
   return all;
 }
 

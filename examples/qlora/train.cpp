@@ -105,8 +105,8 @@ class TrainRun {
       saved_step_ = metric.step;
     }
     if (stop) {
-      throw Error(qlora::detail::concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ",
-                                        step_.out.string(), ", the same command goes on from there"),
+      throw Error(concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ", step_.out.string(),
+                         ", the same command goes on from there"),
                   ErrorKind::interrupted);
     }
     return true;
@@ -118,7 +118,7 @@ class TrainRun {
           choose_variant(model_.shape, no_adapters, {.use = "cpu", .memory_cap = {}}, step_.device.threads);
       base_ = chosen.variant->open(model_, Base::full, no_adapters, chosen.machine);
     }
-    progress_.say(qlora::detail::concat("step ", metric.step, ": measuring ", guard_.size(), " probes"));
+    progress_.say(concat("step ", metric.step, ": measuring ", guard_.size(), " probes"));
     try {
       Guard::Measured now = guard_.measure(training_->session(), base_.get());
       metric.probes = std::move(now.figures);
@@ -139,13 +139,13 @@ class TrainRun {
       found = load_latest_checkpoint(root);
     }
     if (!found.checkpoint) {
-      throw Error(qlora::detail::concat("the guard ", unmet, " is not met at step ", step,
-                                        ", where it was first measured; measure more often (--every), or lower --lr"),
+      throw Error(concat("the guard ", unmet, " is not met at step ", step,
+                         ", where it was first measured; measure more often (--every), or lower --lr"),
                   ErrorKind::unmet);
     }
     training_->restore(*found.checkpoint);
-    progress_.say(qlora::detail::concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
-                                        found.checkpoint->step, ", the last that met it"));
+    progress_.say(concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
+                         found.checkpoint->step, ", the last that met it"));
     return step;
   }
 
@@ -162,13 +162,12 @@ class TrainRun {
       throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
     }
     if (data_.info().vocab_size != model_.shape.vocab) {
-      throw Error(qlora::detail::concat(step_.data.string(), " was packed with a vocabulary of ",
-                                        data_.info().vocab_size, ", the model has ", model_.shape.vocab,
-                                        "; pack again with this model's tokenizer"));
+      throw Error(concat(step_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
+                         ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
     }
     if (data_.seq() > model_.max_positions) {
-      throw Error(qlora::detail::concat("windows of ", data_.seq(), " tokens; the model was made for ",
-                                        model_.max_positions, "; pack with a smaller --seq"));
+      throw Error(concat("windows of ", data_.seq(), " tokens; the model was made for ", model_.max_positions,
+                         "; pack with a smaller --seq"));
     }
   }
 
@@ -194,8 +193,8 @@ class TrainRun {
     }
     training_->restore(checkpoint);
     to_measure_ = guard_.active() && owes_measurement(checkpoint);
-    progress_.say(qlora::detail::concat("resuming after step ", checkpoint.step,
-                                        to_measure_ ? ", whose measurement was interrupted" : ""));
+    progress_.say(
+        concat("resuming after step ", checkpoint.step, to_measure_ ? ", whose measurement was interrupted" : ""));
   }
 
   Metric one_step() {

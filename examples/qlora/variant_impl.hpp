@@ -62,18 +62,18 @@ inline std::vector<float> floats_of(const TensorSource& source, const std::strin
 /// Throws Error (input), naming what is missing, when the code cannot hold the adapter whole.
 inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   if (adapter.layers != config.shape.layers) {
-    throw Error(qlora::detail::concat(adapter.path.string(), " has adapters in ", adapter.layers,
-                                      " layers, the model has ", config.shape.layers, " layers"));
+    throw Error(concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ",
+                       config.shape.layers, " layers"));
   }
   for (const Proj proj : all_projections) {
     if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
-      throw Error(qlora::detail::concat(adapter.path.string(), " adapts ", name_of(proj),
-                                        ", which is no target of the code that runs this model"));
+      throw Error(concat(adapter.path.string(), " adapts ", name_of(proj),
+                         ", which is no target of the code that runs this model"));
     }
   }
   if (const int rank = highest_rank(adapter); rank > config.lora.rank) {
-    throw Error(qlora::detail::concat(adapter.path.string(), " has rank ", rank,
-                                      "; the code that runs this model holds ranks up to ", config.lora.rank));
+    throw Error(concat(adapter.path.string(), " has rank ", rank, "; the code that runs this model holds ranks up to ",
+                       config.lora.rank));
   }
 }
 
@@ -141,7 +141,7 @@ class ModelSession final : public Session {
  private:
   void check_length(const char* what, std::size_t tokens) const {
     if (tokens > static_cast<std::size_t>(limit_)) {
-      throw Error(qlora::detail::concat(what, " of ", tokens, " tokens; the model's context holds ", limit_));
+      throw Error(concat(what, " of ", tokens, " tokens; the model's context holds ", limit_));
     }
   }
   [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
@@ -321,8 +321,8 @@ class CompiledTraining final : public Training {
     const int all = trainer_.core().network().layers();
     const int layers = run.recompute_layers < 0 ? all : std::min(run.recompute_layers, all);
     if (run.recompute == Recompute::none) return text + ", all activations kept";
-    return qlora::detail::concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks",
-                                 " computed again in ", layers, " of ", all, " layers");
+    return concat(text, run.recompute == Recompute::cheap ? ", cheap activations" : ", blocks", " computed again in ",
+                  layers, " of ", all, " layers");
   }
 
  private:

@@ -39,10 +39,10 @@ const Variant* find(const Shape& shape, const Lora& adapters, Device device, Met
 }
 
 [[noreturn]] void refuse(Device device, Method method) {
-  throw Error(qlora::detail::concat("this program was built without ",
-                                    method == Method::full ? "training of every weight" : "the code for models",
-                                    device == Device::cuda ? " on a GPU; build it where nvcc is, with -DQLORA_CUDA=ON"
-                                                           : " on the CPU; build it with examples/qlora/variant_*.cpp"),
+  throw Error(concat("this program was built without ",
+                     method == Method::full ? "training of every weight" : "the code for models",
+                     device == Device::cuda ? " on a GPU; build it where nvcc is, with -DQLORA_CUDA=ON"
+                                            : " on the CPU; build it with examples/qlora/variant_*.cpp"),
               ErrorKind::usage);
 }
 
@@ -70,7 +70,7 @@ Chosen choose_variant(const Shape& shape, const Lora& adapters, const DeviceSect
     std::string why;
     const bool usable = cuda_usable(why);
     if (asked.use == "cuda" && !usable) {
-      throw Error(qlora::detail::concat("no GPU can be used: ", why, "; or compute on the processor with --device cpu"),
+      throw Error(concat("no GPU can be used: ", why, "; or compute on the processor with --device cpu"),
                   ErrorKind::resource);
     }
     if (usable && on_gpu != nullptr) {

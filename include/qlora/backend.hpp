@@ -185,15 +185,14 @@ void expect_served(const Config& config, bool trains) {
     detail::expect_multiple("the rank cap of adapters", config.lora.rank, B::rank_step);
   }
   if (!rule::head_dim_has_kernels(s.head_dim, limits)) {
-    throw Error(
-        detail::concat("head_dim is ", s.head_dim, "; this backend has kernels up to ", limits.largest_head_dim));
+    throw Error(concat("head_dim is ", s.head_dim, "; this backend has kernels up to ", limits.largest_head_dim));
   }
   if (!trains) return;
   detail::expect_multiple("vocab", s.vocab, limits.width_step);
   if (!rule::head_dim_has_backward(s.head_dim, limits)) {
     const auto& known = limits.trained_head_dims;
-    throw Error(detail::concat("head_dim is ", s.head_dim, "; this backend trains with ", known[0], ", ", known[1],
-                               " or ", known[2]));
+    throw Error(
+        concat("head_dim is ", s.head_dim, "; this backend trains with ", known[0], ", ", known[1], " or ", known[2]));
   }
 }
 

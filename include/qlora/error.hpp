@@ -33,8 +33,6 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
 };
 
-namespace detail {
-
 /// "a", 3, "b" -> "a3b", with whatever operator<< makes of each part.
 template <class... Parts>
 [[nodiscard]] std::string concat(const Parts&... parts) {
@@ -42,6 +40,8 @@ template <class... Parts>
   (out << ... << parts);
   return std::move(out).str();
 }
+
+namespace detail {
 
 [[noreturn]] inline void fail_expectation(const char* condition, const std::string& message,
                                           std::source_location where = std::source_location::current()) {
@@ -57,4 +57,4 @@ template <class... Parts>
 
 /// Checks what a caller passed in; throws qlora::Error with the given values. QLORA_EXPECTS(n > 0, "n is ", n).
 #define QLORA_EXPECTS(condition, ...) \
-  ((condition) ? void(0) : ::qlora::detail::fail_expectation(#condition, ::qlora::detail::concat(__VA_ARGS__)))
+  ((condition) ? void(0) : ::qlora::detail::fail_expectation(#condition, ::qlora::concat(__VA_ARGS__)))

@@ -42,7 +42,7 @@ class OrderedMap {
   /// Throws Error where there is no such name.
   [[nodiscard]] const T& at(std::string_view name) const {
     const T* found = find(name);
-    if (found == nullptr) throw Error(detail::concat("nothing is named \"", name, "\""));
+    if (found == nullptr) throw Error(concat("nothing is named \"", name, "\""));
     return *found;
   }
   /// Adds a name that is not there at the end, with a value of its own.

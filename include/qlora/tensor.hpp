@@ -54,7 +54,7 @@ inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<f
     case DType::f64:
       return each(double{}, [](double value) { return static_cast<float>(value); });
     default:
-      throw Error(detail::concat("a floating-point tensor is needed, this one holds ", name_of(tensor.dtype)));
+      throw Error(concat("a floating-point tensor is needed, this one holds ", name_of(tensor.dtype)));
   }
 }
 

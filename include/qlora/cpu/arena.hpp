@@ -23,7 +23,7 @@ class Arena {
     const auto rounded = static_cast<std::size_t>(arena_bytes(bytes > 0 ? bytes : 1));
     memory_.reset(static_cast<std::byte*>(std::aligned_alloc(arena_alignment, rounded)));
     if (memory_ == nullptr) {
-      throw Error(qlora::detail::concat("no memory: ", bytes, " bytes are needed in one block"), ErrorKind::resource);
+      throw Error(concat("no memory: ", bytes, " bytes are needed in one block"), ErrorKind::resource);
     }
     std::memset(memory_.get(), 0, rounded);
   }

@@ -32,9 +32,8 @@ class ThreadPool {
       }
     } catch (const std::system_error& error) {
       stop();
-      throw Error(
-          qlora::detail::concat("cannot start thread ", workers_.size() + 2, " of ", count_, ": ", error.what()),
-          ErrorKind::resource);
+      throw Error(concat("cannot start thread ", workers_.size() + 2, " of ", count_, ": ", error.what()),
+                  ErrorKind::resource);
     }
   }
   ThreadPool(const ThreadPool&) = delete;

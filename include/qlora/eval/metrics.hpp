@@ -191,7 +191,7 @@ inline constexpr std::array<std::string_view, 5> field_names{"value", "lower", "
     for (std::size_t i = 0; i < metric.numbers.size(); ++i) {
       for (const std::string_view field : field_names) {
         const std::string number = i == 0 ? std::string() : metric.numbers[i].first + ".";
-        paths.push_back(qlora::detail::concat(metric.name, ".", number, field));
+        paths.push_back(concat(metric.name, ".", number, field));
       }
     }
   }
@@ -241,7 +241,7 @@ using MetricsByVariant = std::map<std::string, Metrics>;
                                                                        const MetricsByVariant& variants = {}) {
   std::vector<std::string> paths = paths_of(own);
   for (const auto& [name, metrics] : variants) {
-    for (const std::string& path : paths_of(metrics)) paths.push_back(qlora::detail::concat(name, ".", path));
+    for (const std::string& path : paths_of(metrics)) paths.push_back(concat(name, ".", path));
   }
   const auto lookup = [&](std::string_view path) {
     const std::size_t dot = path.find('.');

@@ -122,8 +122,8 @@ namespace detail {
   const auto found = std::find(kind_names.begin(), kind_names.end(), name);
   if (found != kind_names.end()) return static_cast<Kind>(found - kind_names.begin());
   std::string all;
-  for (const std::string_view one : kind_names) all += qlora::detail::concat(all.empty() ? "" : ", ", one);
-  throw Error(qlora::detail::concat(where, ": \"kind\" is \"", qlora::detail::excerpt(name), "\", not one of ", all));
+  for (const std::string_view one : kind_names) all += concat(all.empty() ? "" : ", ", one);
+  throw Error(concat(where, ": \"kind\" is \"", qlora::detail::excerpt(name), "\", not one of ", all));
 }
 
 /// A list of messages; absent is empty.

@@ -48,7 +48,7 @@ namespace detail {
 }
 
 [[noreturn]] inline void refuse(std::string_view expression, std::string_view why) {
-  throw Error(qlora::detail::concat("requirement `", expression, "`: ", why, "; one looks like retention.lower>=0.98"),
+  throw Error(concat("requirement `", expression, "`: ", why, "; one looks like retention.lower>=0.98"),
               ErrorKind::usage);
 }
 
@@ -80,8 +80,8 @@ inline void check_path(std::string_view path, std::string_view expression) {
   }
   std::sort(next.begin(), next.end());
   next.erase(std::unique(next.begin(), next.end()), next.end());
-  std::string text = shared.empty() ? "there are" : qlora::detail::concat("`", shared, "` has");
-  for (std::size_t i = 0; i < next.size(); ++i) text += qlora::detail::concat(i == 0 ? " " : ", ", next[i]);
+  std::string text = shared.empty() ? "there are" : concat("`", shared, "` has");
+  for (std::size_t i = 0; i < next.size(); ++i) text += concat(i == 0 ? " " : ", ", next[i]);
   return next.empty() ? "nothing was measured" : text;
 }
 
@@ -118,7 +118,7 @@ inline void check_path(std::string_view path, std::string_view expression) {
   } else if (comparison == "<") {
     result.comparison = Comparison::below;
   } else {
-    detail::refuse(expression, qlora::detail::concat("`", comparison, "` is not one of >= <= > <"));
+    detail::refuse(expression, concat("`", comparison, "` is not one of >= <= > <"));
   }
   result.path = detail::trimmed(expression.substr(0, at));
   detail::check_path(result.path, expression);
@@ -126,7 +126,7 @@ inline void check_path(std::string_view path, std::string_view expression) {
   const char* const last = number.data() + number.size();
   const auto [stop, problem] = std::from_chars(number.data(), last, result.bound);
   if (problem != std::errc{} || stop != last || !std::isfinite(result.bound)) {
-    detail::refuse(expression, qlora::detail::concat("`", number, "` is not a number"));
+    detail::refuse(expression, concat("`", number, "` is not a number"));
   }
   return result;
 }
@@ -147,8 +147,8 @@ template <class Lookup>
                                       std::span<const std::string> names) {
   const std::optional<double> measured = lookup(std::string_view(requirement.path));
   if (!measured) {
-    throw Error(qlora::detail::concat("requirement `", requirement.expression, "`: no number is named `",
-                                      requirement.path, "`; ", detail::known_beside(requirement.path, names)),
+    throw Error(concat("requirement `", requirement.expression, "`: no number is named `", requirement.path, "`; ",
+                       detail::known_beside(requirement.path, names)),
                 ErrorKind::usage);
   }
   if (std::abs(requirement.bound) > 1 && is_share(requirement.path)) {

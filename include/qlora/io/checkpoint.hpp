@@ -165,7 +165,7 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
     bytes += *size + 256;
   }
   expect_free_space(root, bytes);
-  const std::filesystem::path temporary = root / detail::concat(".tmp-", step, "-", ::getpid());
+  const std::filesystem::path temporary = root / concat(".tmp-", step, "-", ::getpid());
   AtomicDirectory directory(detail::checkpoint_path(root, step), temporary,
                             {"state.safetensors", "state.json", "MANIFEST.json"});
   SafetensorsWriter writer(temporary / "state.safetensors", std::move(plan));

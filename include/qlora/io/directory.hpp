@@ -28,8 +28,8 @@ inline void expect_free_space(const std::filesystem::path& directory, std::uint6
   if (::statvfs(directory.c_str(), &status) != 0) throw_errno("cannot ask for free space at", directory, errno);
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   if (free < bytes) {
-    throw Error(detail::concat(directory.string(), ": ", bytes, " bytes are needed, ", free,
-                               " are free; make room or choose another place"),
+    throw Error(concat(directory.string(), ": ", bytes, " bytes are needed, ", free,
+                       " are free; make room or choose another place"),
                 ErrorKind::resource);
   }
 }
@@ -59,15 +59,15 @@ class AtomicDirectory {
     const auto status = std::filesystem::symlink_status(target_, code);
     replaces_ = std::filesystem::exists(status);
     if (replaces_ && !std::filesystem::is_directory(status)) {
-      throw Error(detail::concat(target_.string(), ": exists and is not a directory"), ErrorKind::usage);
+      throw Error(concat(target_.string(), ": exists and is not a directory"), ErrorKind::usage);
     }
     if (replaces_) {
       for (const auto& entry : std::filesystem::directory_iterator(target_)) {
         const std::string name = entry.path().filename().string();
         if (std::find(replaceable.begin(), replaceable.end(), name) == replaceable.end()) {
-          throw Error(detail::concat(target_.string(), ": exists and holds ", name,
-                                     "; choose another directory or remove it first"),
-                      ErrorKind::usage);
+          throw Error(
+              concat(target_.string(), ": exists and holds ", name, "; choose another directory or remove it first"),
+              ErrorKind::usage);
         }
       }
     }

@@ -29,7 +29,7 @@ inline namespace v0 {
 [[noreturn]] inline void throw_errno(std::string_view what, const std::filesystem::path& path, int code) {
   const bool scarce = code == ENOSPC || code == EDQUOT || code == EFBIG || code == ENOMEM || code == EMFILE ||
                       code == ENFILE || code == EIO || code == EROFS;
-  throw Error(detail::concat(what, " ", path.string(), ": ", std::generic_category().message(code)),
+  throw Error(concat(what, " ", path.string(), ": ", std::generic_category().message(code)),
               scarce ? ErrorKind::resource : ErrorKind::input);
 }
 
@@ -69,7 +69,7 @@ class FileDescriptor {
   FileDescriptor file = FileDescriptor::open("cannot read", path, O_RDONLY | O_NONBLOCK);  // a pipe must not block
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) throw_errno("cannot read", path, errno);
-  if (!S_ISREG(status.st_mode)) throw Error(detail::concat("cannot read ", path.string(), ": not a regular file"));
+  if (!S_ISREG(status.st_mode)) throw Error(concat("cannot read ", path.string(), ": not a regular file"));
   size = static_cast<std::size_t>(status.st_size);
   return file;
 }
@@ -125,7 +125,7 @@ inline void expect_pages(std::span<const std::byte> bytes) {
   std::size_t size = 0;
   const FileDescriptor file = open_regular(path, size);
   if (size > max_bytes) {
-    throw Error(detail::concat(path.string(), " holds ", size, " bytes, more than the ", max_bytes, " it may have"));
+    throw Error(concat(path.string(), " holds ", size, " bytes, more than the ", max_bytes, " it may have"));
   }
   std::string text(size, '\0');
   std::size_t done = 0;
@@ -168,8 +168,7 @@ inline void sync_directory(const std::filesystem::path& path) {
 /// ".NAME.tmp-PID-N" next to path: a name that this process has not used and that a stale-file sweep can recognise.
 [[nodiscard]] inline std::filesystem::path temporary_beside(const std::filesystem::path& path) {
   static std::atomic<unsigned> counter{0};
-  return path.parent_path() /
-         detail::concat(".", path.filename().string(), ".tmp-", ::getpid(), "-", counter.fetch_add(1));
+  return path.parent_path() / concat(".", path.filename().string(), ".tmp-", ::getpid(), "-", counter.fetch_add(1));
 }
 
 /// A file that appears under its name complete and durable, or not at all. Without commit() it leaves nothing behind.
@@ -194,7 +193,7 @@ class AtomicFile {
       result = ::fallocate(file_.get(), 0, 0, static_cast<off_t>(bytes));
     } while (result != 0 && errno == EINTR);
     if (result == 0) return;
-    if (errno != EOPNOTSUPP) throw_errno(detail::concat("cannot reserve ", bytes, " bytes for"), path_, errno);
+    if (errno != EOPNOTSUPP) throw_errno(concat("cannot reserve ", bytes, " bytes for"), path_, errno);
     if (::ftruncate(file_.get(), static_cast<off_t>(bytes)) != 0) throw_errno("cannot resize", path_, errno);
   }
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes) { write_all(file_, path_, offset, bytes); }

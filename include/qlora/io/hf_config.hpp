@@ -44,8 +44,6 @@ inline constexpr int max_max_positions = 1 << 24;
 
 namespace detail {
 
-using ::qlora::detail::concat;
-
 [[nodiscard]] inline int int_of(const Json& config, const char* key, std::string_view where, int max) {
   return static_cast<int>(json_int(config, key, where, 1, max));
 }
@@ -157,7 +155,7 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
 
 /// Reads a parsed config.json. `where` is the file's name, for messages. Throws Error naming the key.
 [[nodiscard]] inline ModelConfig parse_config(const Json& config, std::string_view where) {
-  if (!config.is_object()) throw Error(detail::concat(where, ": holds no JSON object"));
+  if (!config.is_object()) throw Error(concat(where, ": holds no JSON object"));
   detail::refuse_other_models(config, where);
   ModelConfig out;
   out.shape = detail::shape_of(config, where);

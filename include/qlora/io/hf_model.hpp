@@ -156,11 +156,11 @@ struct ModelDir : ModelConfig {
   /// Opens and checks; maps the weights but reads none. Throws Error naming file and key or tensor.
   [[nodiscard]] static ModelDir open(const std::filesystem::path& directory) {
     if (!std::filesystem::is_directory(directory)) {
-      throw Error(detail::concat(directory.string(), ": no such model directory"));
+      throw Error(concat(directory.string(), ": no such model directory"));
     }
     const std::filesystem::path config = directory / "config.json";
     if (!std::filesystem::exists(config)) {
-      throw Error(detail::concat(directory.string(), " is no model directory: it has no config.json"));
+      throw Error(concat(directory.string(), " is no model directory: it has no config.json"));
     }
     ModelDir model;
     static_cast<ModelConfig&>(model) = parse_config(read_json_object(config, 1U << 20), config.string());

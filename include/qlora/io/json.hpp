@@ -109,7 +109,7 @@ class JsonGuard final : public JsonHandler {
 /// Reads and parses a JSON file whose top is an object.
 [[nodiscard]] inline Json read_json_object(const std::filesystem::path& path, std::size_t max_bytes = 64U << 20) {
   Json value = parse_json(read_text(path, max_bytes), path.string());
-  if (!value.is_object()) throw Error(detail::concat(path.string(), ": holds no JSON object"));
+  if (!value.is_object()) throw Error(concat(path.string(), ": holds no JSON object"));
   return value;
 }
 
@@ -124,7 +124,7 @@ void for_each_json_line(const std::filesystem::path& path, const Use& use, std::
     at = end + 1;
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = detail::concat(path.string(), ":", number);
+    const std::string where = concat(path.string(), ":", number);
     const Json object = parse_json(line, where);
     if (!object.is_object()) throw Error(where + ": not a JSON object");
     use(object, where);
@@ -142,7 +142,7 @@ void for_each_json_line(const std::filesystem::path& path, const Use& use, std::
 /// one, g++ 13 says that it may dangle (-Wdangling-reference).
 [[nodiscard]] inline Json json_at(const Json& object, std::string_view key, std::string_view where) {
   const Json* value = json_find(object, key);
-  if (value == nullptr) throw Error(detail::concat(where, ": the key '", key, "' is missing"));
+  if (value == nullptr) throw Error(concat(where, ": the key '", key, "' is missing"));
   return *value;
 }
 
@@ -195,14 +195,14 @@ namespace detail {
                                        bool otherwise) {
   const Json* value = json_find(object, key);
   if (value == nullptr) return otherwise;
-  if (!value->is_boolean()) throw Error(detail::concat(where, ": '", key, "' must be true or false"));
+  if (!value->is_boolean()) throw Error(concat(where, ": '", key, "' must be true or false"));
   return value->get<bool>();
 }
 [[nodiscard]] inline std::string json_string_or(const Json& object, std::string_view key, std::string_view where,
                                                 std::string_view otherwise) {
   const Json* value = json_find(object, key);
   if (value == nullptr) return std::string(otherwise);
-  if (!value->is_string()) throw Error(detail::concat(where, ": '", key, "' must be a string"));
+  if (!value->is_string()) throw Error(concat(where, ": '", key, "' must be a string"));
   return value->get<std::string>();
 }
 [[nodiscard]] inline std::string json_string(const Json& object, std::string_view key, std::string_view where) {

@@ -33,13 +33,13 @@ class RunLock {
     if (result != 0) {
       std::string holder = read_text(path, 4096);
       while (!holder.empty() && holder.back() == '\n') holder.pop_back();
-      throw Error(detail::concat(path.string(), " is held by ", detail::excerpt(holder),
-                                 "; wait until that run ends, or choose another output directory"),
+      throw Error(concat(path.string(), " is held by ", detail::excerpt(holder),
+                         "; wait until that run ends, or choose another output directory"),
                   ErrorKind::resource);
     }
     std::array<char, 256> host{};
     if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
-    const std::string text = detail::concat("process ", ::getpid(), " on ", host.data(), "\n");
+    const std::string text = concat("process ", ::getpid(), " on ", host.data(), "\n");
     if (::ftruncate(file_.get(), 0) != 0) throw_errno("cannot write lock", path, errno);
     write_all(file_, path, 0, std::as_bytes(std::span(text)));
   }

@@ -242,8 +242,8 @@ inline MergeReport merge_model(const hf::ModelDir& model, const PeftAdapter& ada
                                MergeLanes& lanes, const MergeOptions& options = {}) {
   QLORA_EXPECTS(!lanes.empty(), "merging needs a lane");
   if (adapter.layers > model.shape.layers) {
-    throw Error(detail::concat(adapter.path.string(), " has ", adapter.layers, " layers, the model ",
-                               model.shape.layers, "; it was trained on another model"));
+    throw Error(concat(adapter.path.string(), " has ", adapter.layers, " layers, the model ", model.shape.layers,
+                       "; it was trained on another model"));
   }
   return detail::Merge(model, adapter, out, options, lanes.size()).run(lanes);
 }

@@ -48,14 +48,14 @@ struct PeftConfig {
 
 /// "layers.3.self_attn.q_proj": how a pattern names one module exactly.
 [[nodiscard]] inline std::string module_name(int layer, Proj one) {
-  return detail::concat("layers.", layer, ".", name_of(one));
+  return concat("layers.", layer, ".", name_of(one));
 }
 namespace detail {
 inline constexpr std::string_view peft_prefix = "base_model.model.";  ///< of every name in a PEFT file
 }
 /// The tensor names of one module: A is (r, in), B is (out, r).
 [[nodiscard]] inline std::string lora_name(int layer, Proj one, char matrix) {
-  return detail::concat(detail::peft_prefix, tensor_name::module(layer, one), ".lora_", matrix, ".weight");
+  return concat(detail::peft_prefix, tensor_name::module(layer, one), ".lora_", matrix, ".weight");
 }
 
 namespace detail {
@@ -281,15 +281,15 @@ struct PeftAdapter : PeftConfig {
     PeftAdapter adapter;
     const std::filesystem::path config = directory / "adapter_config.json";
     if (!std::filesystem::exists(config)) {
-      throw Error(detail::concat(directory.string(), " is no adapter: it has no adapter_config.json"));
+      throw Error(concat(directory.string(), " is no adapter: it has no adapter_config.json"));
     }
     static_cast<PeftConfig&>(adapter) = detail::parse_peft_config(read_json_object(config, 1U << 20), config.string());
     adapter.path = directory;
     const std::filesystem::path weights = directory / "adapter_model.safetensors";
     if (!std::filesystem::exists(weights) && std::filesystem::exists(directory / "adapter_model.bin")) {
-      throw Error(detail::concat(directory.string(),
-                                 ": adapter_model.bin is a pickle file, which can run code and is "
-                                 "not read here; save the adapter again with peft's safe_serialization=True"));
+      throw Error(concat(directory.string(),
+                         ": adapter_model.bin is a pickle file, which can run code and is "
+                         "not read here; save the adapter again with peft's safe_serialization=True"));
     }
     adapter.file_ = std::make_shared<const SafetensorsFile>(weights);
     if (const auto found = adapter.file_->metadata().find(detail::base_key); found != adapter.file_->metadata().end()) {
@@ -318,10 +318,10 @@ struct PeftAdapter : PeftConfig {
       const int rank = rank_of(*this, place->layer, place->one);
       const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
       if (tensor.shape.size() != 2 || tensor.shape[rank_axis] != rank || tensor.shape[1 - rank_axis] <= 0) {
-        throw Error(detail::concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
+        throw Error(concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
       }
       if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
-        throw Error(detail::concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
+        throw Error(concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
       }
       if (!file_->find(lora_name(place->layer, place->one, place->matrix == 'A' ? 'B' : 'A'))) {
         throw Error(where + " has no partner");
@@ -329,8 +329,8 @@ struct PeftAdapter : PeftConfig {
       layers = std::max(layers, place->layer + 1);
     }
     if (layers == 0 || file_->names().size() != detail::matrices_of(targets, layers)) {
-      throw Error(detail::concat(file_->path().string(), ": holds ", file_->names().size(), " LoRA matrices, not the ",
-                                 detail::matrices_of(targets, layers), " of ", layers, " layers; some are missing"));
+      throw Error(concat(file_->path().string(), ": holds ", file_->names().size(), " LoRA matrices, not the ",
+                         detail::matrices_of(targets, layers), " of ", layers, " layers; some are missing"));
     }
   }
 

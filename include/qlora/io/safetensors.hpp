@@ -208,7 +208,7 @@ class SafetensorsFile {
   /// The tensor of that name; throws Error naming file and tensor when it is not there.
   [[nodiscard]] TensorRef at(std::string_view name) const {
     auto tensor = find(name);
-    if (!tensor) throw Error(detail::concat(path_.string(), ": has no tensor '", detail::excerpt(name), "'"));
+    if (!tensor) throw Error(concat(path_.string(), ": has no tensor '", detail::excerpt(name), "'"));
     return *std::move(tensor);
   }
   /// All names, sorted.
@@ -229,12 +229,12 @@ class SafetensorsFile {
   void parse() {
     const std::string what = path_.string();
     const std::span<const std::byte> bytes = file_.bytes();
-    if (bytes.size() < 8) throw Error(detail::concat(what, ": too short for a safetensors file"));
+    if (bytes.size() < 8) throw Error(concat(what, ": too short for a safetensors file"));
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data(), 8);
     if (length > detail::max_safetensors_header || length > bytes.size() - 8) {
-      throw Error(detail::concat(what, ": not a safetensors file, or cut off: its header would have ", length,
-                                 " bytes, the file has ", bytes.size()));
+      throw Error(concat(what, ": not a safetensors file, or cut off: its header would have ", length,
+                         " bytes, the file has ", bytes.size()));
     }
     const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, static_cast<std::size_t>(length));
     detail::refuse_odd_json_bytes(text, what);

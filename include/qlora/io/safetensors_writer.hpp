@@ -92,13 +92,13 @@ class SafetensorsWriter {
       const auto bytes = detail::checked_bytes(tensor.dtype, tensor.shape);
       if (!bytes || tensor.shape.size() > detail::max_safetensors_dims || tensor.name == "__metadata__" ||
           __builtin_add_overflow(end, *bytes, &end)) {
-        throw Error(detail::concat(path.string(), ": cannot hold a tensor '", detail::excerpt(tensor.name),
-                                   "' of this name and shape"));
+        throw Error(concat(path.string(), ": cannot hold a tensor '", detail::excerpt(tensor.name),
+                           "' of this name and shape"));
       }
       std::string name = tensor.name;
       const Part part{std::move(tensor), end - *bytes, *bytes, 0};
       if (!parts_.emplace(name, part).second) {
-        throw Error(detail::concat(path.string(), ": two tensors are named '", detail::excerpt(name), "'"));
+        throw Error(concat(path.string(), ": two tensors are named '", detail::excerpt(name), "'"));
       }
       order_.push_back(std::move(name));
     }
@@ -167,9 +167,9 @@ class SafetensorsWriter {
     if (!metadata.empty()) text += "\"__metadata__\":" + compact(Json(metadata));
     for (const std::string& name : order_) {
       const Part& part = parts_.find(name)->second;
-      text += detail::concat(text.size() > 1 ? "," : "", compact(Json(name)), ":{\"dtype\":\"",
-                             name_of(part.info.dtype), "\",\"shape\":", compact(Json(part.info.shape)),
-                             ",\"data_offsets\":[", part.begin, ",", part.begin + part.size, "]}");
+      text += concat(text.size() > 1 ? "," : "", compact(Json(name)), ":{\"dtype\":\"", name_of(part.info.dtype),
+                     "\",\"shape\":", compact(Json(part.info.shape)), ",\"data_offsets\":[", part.begin, ",",
+                     part.begin + part.size, "]}");
     }
     text += "}";
     text.resize((text.size() + 7) / 8 * 8, ' ');

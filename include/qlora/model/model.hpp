@@ -73,10 +73,10 @@ inline void agree(std::string_view what, int config, int actual) {
   }
   if (rule::shape_is_positive(config.shape) && !rule::rank_fits_every_target(config)) {
     const Shape& s = config.shape;
-    throw Error(detail::concat("LoRA rank ", config.lora.rank, " is outside 1 to ",
-                               std::min({s.dim, s.ffn, s.heads * s.head_dim}), ", the width of this model's narrowest ",
-                               "layer"),
-                ErrorKind::usage);
+    throw Error(
+        concat("LoRA rank ", config.lora.rank, " is outside 1 to ", std::min({s.dim, s.ffn, s.heads * s.head_dim}),
+               ", the width of this model's narrowest ", "layer"),
+        ErrorKind::usage);
   }
   const std::string_view broken = broken_rule(config);
   QLORA_EXPECTS(broken.empty(), "this model cannot run: its config breaks the rule that ", broken);

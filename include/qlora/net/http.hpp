@@ -52,7 +52,6 @@ struct HttpResponse {
 
 namespace detail {
 
-using qlora::detail::concat;
 using Clock = std::chrono::steady_clock;
 
 /// Seconds of a header line "Retry-After: N"; other headers, dates and nonsense are none. At most nine digits, so
@@ -222,7 +221,7 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
   std::string why;
   for (int tries = 0;; ++tries) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - detail::Clock::now());
-    if (left.count() <= 0) throw Error(qlora::detail::concat(source, ": no time left after ", why), ErrorKind::network);
+    if (left.count() <= 0) throw Error(concat(source, ": no time left after ", why), ErrorKind::network);
     detail::Transfer transfer{.options = &options,
                               .body = {},
                               .header_bytes = 0,
@@ -235,8 +234,7 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
     std::chrono::milliseconds pause = options.backoff * (1 << std::min(tries, 10));
     if (transfer.retry_after) pause = std::max<std::chrono::milliseconds>(pause, *transfer.retry_after);
     if (tries >= options.max_retries || pause > options.max_retry_after || detail::Clock::now() + pause > deadline)
-      throw Error(qlora::detail::concat(source, ": ", why, " (", tries + 1, tries == 0 ? " try)" : " tries)"),
-                  ErrorKind::network);
+      throw Error(concat(source, ": ", why, " (", tries + 1, tries == 0 ? " try)" : " tries)"), ErrorKind::network);
     detail::wait(pause, options, source);
   }
 }

@@ -22,9 +22,9 @@ namespace run {
   }
   PeftAdapter adapter = PeftAdapter::open(dir);
   if (!any_base && !adapter.base_fingerprint.empty() && adapter.base_fingerprint != model.fingerprint()) {
-    throw Error(qlora::detail::concat(dir.string(), " was trained on other weights than those of ", model.path.string(),
-                                      adapter.base_model.empty() ? "" : ", in " + adapter.base_model,
-                                      "; give that model, or --any-base to use it all the same"));
+    throw Error(concat(dir.string(), " was trained on other weights than those of ", model.path.string(),
+                       adapter.base_model.empty() ? "" : ", in " + adapter.base_model,
+                       "; give that model, or --any-base to use it all the same"));
   }
   return adapter;
 }

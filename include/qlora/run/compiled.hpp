@@ -24,8 +24,6 @@ inline namespace v0 {
 namespace run {
 namespace detail {
 
-using qlora::detail::concat;
-
 template <class B>
 inline constexpr bool on_gpu = B::space == Space::device;
 

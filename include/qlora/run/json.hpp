@@ -62,12 +62,12 @@ inline constexpr auto replace_invalid = OrderedJson::error_handler_t::replace;
 /// A value that must be there; throws Error without it.
 [[nodiscard]] inline const OrderedJson& required(const OrderedJson& object, const char* key) {
   const auto found = object.find(key);
-  if (found == object.end()) throw Error(qlora::detail::concat("the JSON of a result has no key \"", key, "\""));
+  if (found == object.end()) throw Error(concat("the JSON of a result has no key \"", key, "\""));
   return *found;
 }
 [[nodiscard]] inline std::string required_text(const OrderedJson& object, const char* key) {
   const OrderedJson& value = required(object, key);
-  if (!value.is_string()) throw Error(qlora::detail::concat("\"", key, "\" is no text in the JSON of a result"));
+  if (!value.is_string()) throw Error(concat("\"", key, "\" is no text in the JSON of a result"));
   return value.get<std::string>();
 }
 /// Null where the key is not there: sections that a result may leave out.

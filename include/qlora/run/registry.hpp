@@ -110,12 +110,12 @@ namespace detail {
                                       (code->config().trainable == Trainable::all) == (method == Method::full));
   }
   if (other_configs) {
-    text += qlora::detail::concat(" for a model of ", shape.layers, " layers of width ", shape.dim, " with rank ",
-                                  adapters.rank, "; the configs that it was built for are others");
+    text += concat(" for a model of ", shape.layers, " layers of width ", shape.dim, " with rank ", adapters.rank,
+                   "; the configs that it was built for are others");
   }
-  text += qlora::detail::concat(". Register it in CMakeLists.txt:\n  qlora_register(TARGET ",
-                                method == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
-                                " HEADER qlora/configs/any.hpp", " BACKENDS ", name_of(device), ")");
+  text += concat(". Register it in CMakeLists.txt:\n  qlora_register(TARGET ",
+                 method == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
+                 " HEADER qlora/configs/any.hpp", " BACKENDS ", name_of(device), ")");
   throw Error(text, ErrorKind::usage);
 }
 
@@ -156,7 +156,7 @@ namespace detail {
   }
   if (asked.use == DeviceUse::automatic) return on_cpu();
   if (code == nullptr) detail::refuse_build(shape, adapters, Device::cuda, method);
-  throw Error(qlora::detail::concat("no GPU can be used: ", why, "; or compute on the processor with --device cpu"),
+  throw Error(concat("no GPU can be used: ", why, "; or compute on the processor with --device cpu"),
               ErrorKind::resource);
 }
 

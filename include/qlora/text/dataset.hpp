@@ -125,16 +125,15 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
                 windows.ids.size(), " ids, ", windows.labels.size(), " labels, ", windows.documents.size(),
                 " document numbers for windows of ", seq);
   if (windows.ids.empty())
-    throw Error(detail::concat("no window to write: ", windows.counts.documents, " documents with text, ",
-                               windows.counts.dropped_tokens,
-                               " tokens dropped; shorter windows or more text are needed"));
+    throw Error(concat("no window to write: ", windows.counts.documents, " documents with text, ",
+                       windows.counts.dropped_tokens, " tokens dropped; shorter windows or more text are needed"));
   detail::check_windows(windows.ids, windows.labels, windows.documents, info.vocab_size, info.sources.size(),
                         directory.string());
   try {
     std::filesystem::create_directories(directory);
     detail::clear_dataset(directory);
   } catch (const std::filesystem::filesystem_error& error) {
-    throw Error(detail::concat("cannot write the data set ", directory.string(), ": ", error.code().message()),
+    throw Error(concat("cannot write the data set ", directory.string(), ": ", error.code().message()),
                 ErrorKind::resource);
   }
 
@@ -191,7 +190,7 @@ class TokenDataset {
     TokenDataset result;
     const std::filesystem::path path = directory / "manifest.json";
     if (!std::filesystem::exists(path)) {
-      throw Error(detail::concat(directory.string(), " is no packed data set: it has no manifest.json"));
+      throw Error(concat(directory.string(), " is no packed data set: it has no manifest.json"));
     }
     const std::string text = read_text(path, detail::max_manifest_bytes), where = path.string();
     const Json manifest = parse_json(text, where);
@@ -204,7 +203,7 @@ class TokenDataset {
     for (std::size_t index = 0; index < shards.size(); ++index)
       result.read_shard(directory, shards[index], index, where);
     if (static_cast<std::int64_t>(result.size()) != windows)
-      throw Error(detail::concat(where, ": ", windows, " windows are announced, the shards hold ", result.size()));
+      throw Error(concat(where, ": ", windows, " windows are announced, the shards hold ", result.size()));
     result.check_counts(where);
     return result;
   }
@@ -234,7 +233,7 @@ class TokenDataset {
       throw Error(where + ": not the manifest of a token data set");
     const std::int64_t version = json_int(manifest, "version", where, 1, most);
     if (version != detail::dataset_version)
-      throw Error(detail::concat(where, ": version ", version, " of the format; this program reads version 1"));
+      throw Error(concat(where, ": version ", version, " of the format; this program reads version 1"));
     seq_ = static_cast<int>(json_int(manifest, "seq", where, 2, detail::max_dataset_seq));
     info_.vocab_size =
         static_cast<std::int32_t>(json_int(manifest, "vocab_size", where, 1, std::numeric_limits<std::int32_t>::max()));
@@ -259,20 +258,19 @@ class TokenDataset {
                   const std::string& where) {
     const std::string name = detail::shard_name(index);
     if (!entry.is_object() || json_string(entry, "file", where) != name)
-      throw Error(detail::concat(where, ": shard ", index, " must be the file ", name));
+      throw Error(concat(where, ": shard ", index, " must be the file ", name));
     const std::int64_t windows = json_int(entry, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
     const std::string expected = json_string(entry, "sha256", where), path = (directory / name).string();
     const std::string found = sha256_file(path);
     if (found != expected)
-      throw Error(detail::concat(path, ": damaged: its SHA-256 is ", found, ", the manifest says ",
-                                 detail::excerpt(expected), "; pack the documents again"));
+      throw Error(concat(path, ": damaged: its SHA-256 is ", found, ", the manifest says ", detail::excerpt(expected),
+                         "; pack the documents again"));
     const SafetensorsFile file(path);
     const std::size_t before = columns_[0].size();
     for (std::size_t c = 0; c < columns_.size(); ++c) {
       const TensorRef tensor = file.at(detail::shard_tensors[c]);
       if (tensor.dtype != DType::i32 || tensor.shape != std::vector<std::int64_t>{windows, seq_})
-        throw Error(
-            detail::concat(path, ": ", detail::shard_tensors[c], " must be I32 of shape [", windows, ", ", seq_, "]"));
+        throw Error(concat(path, ": ", detail::shard_tensors[c], " must be I32 of shape [", windows, ", ", seq_, "]"));
       columns_[c].resize(before + tensor.bytes.size() / sizeof(std::int32_t));
       std::memcpy(columns_[c].data() + before, tensor.bytes.data(), tensor.bytes.size());
     }
@@ -285,8 +283,8 @@ class TokenDataset {
     const auto padding = std::count(columns_[2].begin(), columns_[2].end(), no_document);
     const auto tokens = static_cast<std::int64_t>(columns_[0].size()) - padding;
     if (padding != counts_.padding || tokens != counts_.tokens)
-      throw Error(detail::concat(where, ": ", counts_.tokens, " tokens and ", counts_.padding,
-                                 " padding are announced, the shards hold ", tokens, " and ", padding));
+      throw Error(concat(where, ": ", counts_.tokens, " tokens and ", counts_.padding,
+                         " padding are announced, the shards hold ", tokens, " and ", padding));
   }
 
   int seq_ = 1;

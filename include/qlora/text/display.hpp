@@ -82,17 +82,17 @@ template <class TextTokenizer>
     const std::size_t begin = w * length, end = begin + length;
     std::size_t learned = 0;
     for (std::size_t i = begin; i < end; ++i) learned += labels[i] != ignored_label ? 1 : 0;
-    out += detail::concat("\nwindow ", w, ": ", seq, " tokens, ", learned, " learned\n");
+    out += concat("\nwindow ", w, ": ", seq, " tokens, ", learned, " learned\n");
     for (std::size_t i = begin, next = begin; i < end; i = next) {
       const std::int32_t document = documents[i];
       while (next < end && documents[next] == document) ++next;
       if (document == no_document) {
-        out += detail::concat("-- padding, ", next - i, " tokens\n");
+        out += concat("-- padding, ", next - i, " tokens\n");
         continue;
       }
       const auto index = static_cast<std::size_t>(document);
       const std::string name = index < names.size() ? " " + detail::printable(names[index]) : "";
-      out += detail::concat("-- document ", document, name, ", ", next - i, " tokens\n");
+      out += concat("-- document ", document, name, ", ", next - i, " tokens\n");
       for (std::size_t run = i, stop = i; run < next; run = stop) {
         const bool learn = labels[run] != ignored_label;
         while (stop < next && (labels[stop] != ignored_label) == learn) ++stop;

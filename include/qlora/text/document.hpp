@@ -186,17 +186,17 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   const std::string name = path.string();
   const std::string extension = path.extension().string();
   if (extension != ".jsonl" && extension != ".txt" && extension != ".md")
-    throw Error(detail::concat(name, ": not a .jsonl, .txt or .md file"), ErrorKind::usage);
+    throw Error(concat(name, ": not a .jsonl, .txt or .md file"), ErrorKind::usage);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw Error(name + " is a directory");
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(detail::concat("cannot open ", name, ": ", std::strerror(errno)));
+  if (!file) throw Error(concat("cannot open ", name, ": ", std::strerror(errno)));
   std::vector<Document> documents;
   if (extension == ".jsonl") {
     detail::for_each_line(file, name, [&](std::string_view line, std::size_t number) {
       if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.remove_prefix(3);
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
-      documents.push_back(detail::document_from_line(line, detail::concat(name, ":", number)));
+      documents.push_back(detail::document_from_line(line, concat(name, ":", number)));
     });
     return documents;
   }
@@ -229,7 +229,7 @@ inline void write_documents(const std::filesystem::path& path, std::span<const D
       object["sha256"] = sha256(d.messages.empty() ? d.text : detail::messages_json(d.messages));
       lines.append(object.dump()) += '\n';
     } catch (const nlohmann::json::exception&) {
-      throw Error(detail::concat("document ", d.source, " is not valid UTF-8; it was not written to ", path.string()));
+      throw Error(concat("document ", d.source, " is not valid UTF-8; it was not written to ", path.string()));
     }
   }
   write_file_atomically(path, std::string_view(lines));

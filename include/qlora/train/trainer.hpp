@@ -244,8 +244,8 @@ class TrainerCore {
   [[noreturn]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
     std::string where;
     if (fault != 0) {
-      where = detail::concat(", first met in ", name_of(place_site(fault)));
-      if (place_layer(fault) >= 0) where += detail::concat(" of layer ", place_layer(fault));
+      where = concat(", first met in ", name_of(place_site(fault)));
+      if (place_layer(fault) >= 0) where += concat(" of layer ", place_layer(fault));
     } else {
       w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
         if (!where.empty()) return;
@@ -253,9 +253,9 @@ class TrainerCore {
         if (!std::isfinite(b_.read(scalars_).grad_norm)) where = ", first in the gradient of " + name;
       });
     }
-    throw Error(detail::concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where,
-                               "; no weight was changed. Lower the learning rate (now ", report.lr,
-                               ") or look at the data of this step"));
+    throw Error(concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where,
+                       "; no weight was changed. Lower the learning rate (now ", report.lr,
+                       ") or look at the data of this step"));
   }
 
   B& b_;

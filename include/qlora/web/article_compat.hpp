@@ -423,8 +423,7 @@ class PythonHtmlParser {
 /// The text of an HTML page (UTF-8) as LangChain's WebBaseLoader gave it, double spaces removed.
 /// Throws Error for pages that bs4 rejects, and when the page is over a limit.
 [[nodiscard]] inline std::string article_compat_text(std::string_view html, const ExtractOptions& options = {}) {
-  if (html.size() > options.max_bytes)
-    throw Error(qlora::detail::concat("the page is larger than ", options.max_bytes, " bytes"));
+  if (html.size() > options.max_bytes) throw Error(concat("the page is larger than ", options.max_bytes, " bytes"));
   const std::string text = detail::PythonHtmlParser(html, options).run();
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {

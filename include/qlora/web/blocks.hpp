@@ -294,7 +294,7 @@ class BlockBuilder {
     while (!text.empty() && is_space(text.back())) text.pop_back();
     if (!text.empty()) {
       if (item_pending_ && !lists_.empty()) {
-        text.insert(0, lists_.back().ordered ? qlora::detail::concat(lists_.back().items, ". ") : "- ");
+        text.insert(0, lists_.back().ordered ? concat(lists_.back().items, ". ") : "- ");
         current_.kind = BlockKind::item;
       }
       item_pending_ = false;  // the rest of the item has no mark
@@ -417,8 +417,7 @@ struct ParseState {
 
 /// Parses a page (UTF-8) into blocks. Throws Error when it is over the size or the time limit.
 [[nodiscard]] inline BlockBuilder parse_blocks(std::string_view html, const ExtractOptions& options) {
-  if (html.size() > options.max_bytes)
-    throw Error(qlora::detail::concat("the page is larger than ", options.max_bytes, " bytes"));
+  if (html.size() > options.max_bytes) throw Error(concat("the page is larger than ", options.max_bytes, " bytes"));
   const double begin = thread_cpu_seconds();
   const std::string page = Prescan(html).run();
   ParseState state;

@@ -96,9 +96,8 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
 [[nodiscard]] inline std::string decode_iconv(std::string_view bytes, const char* name) {
   const iconv_t converter = ::iconv_open("UTF-8", name);
   if (converter == reinterpret_cast<iconv_t>(-1))
-    throw Error(
-        qlora::detail::concat("this system's iconv does not know ", name, "; install the C library's gconv modules"),
-        ErrorKind::resource);
+    throw Error(concat("this system's iconv does not know ", name, "; install the C library's gconv modules"),
+                ErrorKind::resource);
   std::string out;
   std::array<char, 4096> piece{};
   std::string input(bytes);  // iconv wants a mutable pointer

@@ -47,8 +47,6 @@ struct FetchResult {
 
 namespace detail {
 
-using qlora::detail::concat;
-
 [[nodiscard]] inline std::string utc_now() {
   const std::time_t now = std::time(nullptr);
   std::tm parts{};

@@ -63,7 +63,7 @@ struct LoadResult {
     Extracted main = extract(page.body, options.extract);
     return make_document(page.url, std::move(main.title), std::move(main.text), page.fetched_at);
   } catch (const Error& e) {
-    throw Error(qlora::detail::concat(page.source, ": ", e.what()), e.kind());
+    throw Error(concat(page.source, ": ", e.what()), e.kind());
   }
 }
 

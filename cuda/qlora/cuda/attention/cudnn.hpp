@@ -168,7 +168,7 @@ inline void execute(Context& context, const Plan& plan, const TokenBatch& batch,
       if (problem.ragged) bind_tables(context, problem, batch, pointers);
       auto status = plan.graph->execute(context.fused->handle, pointers, context.fused->workspace);
       if (status.is_bad()) {
-        throw Error(qlora::detail::concat("cuDNN attention: ", status.get_message()), ErrorKind::resource);
+        throw Error(concat("cuDNN attention: ", status.get_message()), ErrorKind::resource);
       }
     }
   }

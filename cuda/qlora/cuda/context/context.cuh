@@ -21,14 +21,14 @@ namespace cuda {
 /// Throws Error (resource) with the CUDA runtime's message; `what` names the operation.
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
-    throw Error(qlora::detail::concat("CUDA: ", what, ": ", cudaGetErrorString(status)), ErrorKind::resource);
+    throw Error(concat("CUDA: ", what, ": ", cudaGetErrorString(status)), ErrorKind::resource);
   }
 }
 /// After a launch: a bad launch configuration is reported at once, a failing kernel by the next call that waits.
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 inline void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS) {
-    throw Error(qlora::detail::concat("cuBLASLt: ", what, ": ", cublasLtGetStatusString(status)), ErrorKind::resource);
+    throw Error(concat("cuBLASLt: ", what, ": ", cublasLtGetStatusString(status)), ErrorKind::resource);
   }
 }
 

@@ -46,8 +46,8 @@ inline void open_device(Context& context) {
   context.capability = properties.major * 10 + properties.minor;
   context.max_shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
   if (properties.major < 8) {
-    throw Error(qlora::detail::concat(context.name, " has compute capability ", properties.major, ".", properties.minor,
-                                      "; bf16 tensor cores begin with 8.0"),
+    throw Error(concat(context.name, " has compute capability ", properties.major, ".", properties.minor,
+                       "; bf16 tensor cores begin with 8.0"),
                 ErrorKind::resource);
   }
   check(cudaFree(nullptr), "making the driver's context");
@@ -207,11 +207,11 @@ QLORA_CUDA_LAUNCHER std::byte* allocate(Context& context, std::int64_t bytes) {
   if (memory == nullptr) {
     const std::int64_t cap = context.options.memory_cap;
     const DeviceInfo info = device_info(context);
-    throw Error(qlora::detail::concat("no room on ", context.name, ": ", bytes, " bytes are needed in one block; ",
-                                      context.taken(), " are taken by this process, ", info.driver_used, " of ",
-                                      info.total, " in all", cap > 0 ? qlora::detail::concat(", the cap is ", cap) : "",
-                                      "; a smaller batch or more recomputation needs less"),
-                ErrorKind::resource);
+    throw Error(
+        concat("no room on ", context.name, ": ", bytes, " bytes are needed in one block; ", context.taken(),
+               " are taken by this process, ", info.driver_used, " of ", info.total, " in all",
+               cap > 0 ? concat(", the cap is ", cap) : "", "; a smaller batch or more recomputation needs less"),
+        ErrorKind::resource);
   }
   context.allocated += bytes;
   zero(context, memory, bytes);

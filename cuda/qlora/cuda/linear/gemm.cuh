@@ -199,8 +199,7 @@ inline MatmulPlan& plan_of(Context& context, const Matmul& p) {
 
 /// What a table of algorithms is valid for: one library version, one kind of GPU, one set of schemes.
 [[nodiscard]] inline std::string table_title(const Context& context) {
-  return qlora::detail::concat("cuBLASLt ", cublasLtGetVersion(), ", ", context.name,
-                               context.options.fast ? ", fast" : "");
+  return concat("cuBLASLt ", cublasLtGetVersion(), ", ", context.name, context.options.fast ? ", fast" : "");
 }
 
 }  // namespace detail

@@ -145,8 +145,8 @@ inline void set_layout(cublasLtMatrixLayoutOpaque_t& layout, cudaDataType_t type
 
 [[nodiscard]] inline std::string shape_text(const Matmul& p) {
   constexpr std::array<const char*, 3> names{"nt", "nn", "tn"};
-  return qlora::detail::concat("product ", names[static_cast<std::size_t>(p.product)], " m ", p.m, " n ", p.n, " k ",
-                               p.k, " strides ", p.a.stride, " ", p.b.stride, " ", p.c_stride, " batch ", p.batch);
+  return concat("product ", names[static_cast<std::size_t>(p.product)], " m ", p.m, " n ", p.n, " k ", p.k, " strides ",
+                p.a.stride, " ", p.b.stride, " ", p.c_stride, " batch ", p.batch);
 }
 
 }  // namespace detail
