@@ -22,9 +22,6 @@
 #include "qlora/cpu/rope.hpp"
 #include "qlora/cpu/swiglu.hpp"
 #include "qlora/cpu/workspace.hpp"
-#ifdef QLORA_PREBUILT_CPU
-#include "qlora/cpu/instances.hpp"
-#endif
 
 namespace qlora {
 inline namespace v0 {

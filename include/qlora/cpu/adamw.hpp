@@ -59,6 +59,10 @@ void adamw(ThreadPool& pool, std::int64_t count, const AdamW& rule, double clip,
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void adamw<float>(ThreadPool&, std::int64_t, const AdamW&, double, const float*, float*, float*, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

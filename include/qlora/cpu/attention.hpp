@@ -162,6 +162,14 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void attention<Numbers<float>>(ThreadPool&, int, const AttentionShape&, std::span<const Segment>,
+                                              const float*, Block<float>, float*, float*, std::int64_t);
+QLORA_INSTANCE void attention_backward<Numbers<float>>(ThreadPool&, int, const AttentionShape&,
+                                                       std::span<const Segment>, Block<const float>, const float*,
+                                                       Block<const float>, const float*, float*, float*, std::int64_t);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

@@ -61,6 +61,12 @@ void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<c
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void attention_cached<Numbers<float>>(ThreadPool&, const AttentionShape&,
+                                                     std::span<const CachedSequence<float>>, const float*, Block<float>,
+                                                     float*, std::int64_t);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

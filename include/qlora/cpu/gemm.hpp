@@ -101,6 +101,15 @@ void product_tn(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void product_nt<float>(ThreadPool&, int, int, int, float, Block<const float>, Block<const float>, int,
+                                      Block<float>);
+QLORA_INSTANCE void product_nn<float>(ThreadPool&, int, int, int, float, Block<const float>, Block<const float>, int,
+                                      Block<float>);
+QLORA_INSTANCE void product_tn<float>(ThreadPool&, int, int, int, float, Block<const float>, Block<const float>, int,
+                                      Block<float>);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

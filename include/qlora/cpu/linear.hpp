@@ -234,6 +234,18 @@ void linear_backward(ThreadPool& pool, const LinearGroup<S>& group, std::span<co
   if (needs_input) N::store(gx, tokens, group.in);
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void adapter_input<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
+                                                  std::span<const LinearPart<float>>, int, Block<float>);
+QLORA_INSTANCE void linear_forward<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
+                                                   std::span<const LinearPart<float>>, int, Block<float>, const float*,
+                                                   float*);
+QLORA_INSTANCE void linear_backward<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
+                                                    std::span<const LinearPart<float>>,
+                                                    std::span<const LinearGradient<float>>, int, const float*,
+                                                    Block<const float>, bool, Block<float>);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

@@ -61,6 +61,11 @@ void cross_entropy(ThreadPool& pool, int dim, int vocab, const TokenBatch& batch
   }
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void cross_entropy<Numbers<float>>(ThreadPool&, int, int, const TokenBatch&, const float*, const float*,
+                                                  float, const LossScratch<float>&, float*, float*, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

@@ -122,6 +122,10 @@ void dequantize_nf4(ThreadPool& pool, const Nf4View& w, std::int64_t elements, c
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void dequantize_nf4<Numbers<float>>(ThreadPool&, const Nf4View&, std::int64_t, const Quant&, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

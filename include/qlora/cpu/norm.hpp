@@ -58,6 +58,13 @@ void rmsnorm_backward(ThreadPool& pool, int tokens, int dim, Block<const S> gy, 
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void rmsnorm<Numbers<float>>(ThreadPool&, int, int, float, Block<const float>, const float*,
+                                            Block<float>, float*);
+QLORA_INSTANCE void rmsnorm_backward<Numbers<float>>(ThreadPool&, int, int, Block<const float>, Block<const float>,
+                                                     const float*, const float*, bool, Block<float>, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

@@ -54,6 +54,11 @@ void rope(ThreadPool& pool, int tokens, const AttentionShape& shape, const S* co
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void rope<Numbers<float>>(ThreadPool&, int, const AttentionShape&, const float*, const float*,
+                                         const std::int32_t*, int, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora

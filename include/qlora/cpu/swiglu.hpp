@@ -52,6 +52,11 @@ void swiglu_backward(ThreadPool& pool, int tokens, int ffn, Block<const S> gy, c
   });
 }
 
+#ifdef QLORA_INSTANCE  // numbers.hpp
+QLORA_INSTANCE void swiglu<Numbers<float>>(ThreadPool&, int, int, const float*, Block<float>);
+QLORA_INSTANCE void swiglu_backward<Numbers<float>>(ThreadPool&, int, int, Block<const float>, const float*, float*);
+#endif
+
 }  // namespace cpu
 }  // namespace v0
 }  // namespace qlora
