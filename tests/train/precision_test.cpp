@@ -178,4 +178,17 @@ TEST_CASE("settings that cannot be meant") {
   refuses([](TrainOptions& how) { how.lr = std::nanf(""); });
   refuses([](TrainOptions& how) { how.warmup_steps = -1; });
   refuses([](TrainOptions& how) { how.rank = -1; });
+  refuses([](TrainOptions& how) { how.overrides = {{.layer = 2, .rank = 2}}; });  // layers 0 and 1
+  refuses([](TrainOptions& how) { how.overrides = {{.layer = -2, .rank = 2}}; });
+  refuses([](TrainOptions& how) { how.overrides = {{.targets = Proj::none, .rank = 2}}; });
+  constexpr Config some = capped.with(Lora{.rank = 8, .targets = Proj::q | Proj::v});
+  TrainOptions how = options(2);
+  how.overrides = {{.targets = Proj::up | Proj::down, .rank = 2}};
+  CHECK_THROWS_WITH_AS((Trainer<some, Cpu<float>>(small_model::weights(some.shape, 3), how, Cpu<float>(1))),
+                       "an override for adapters of mlp.up_proj, mlp.down_proj; this model has those of "
+                       "self_attn.q_proj, self_attn.v_proj",
+                       Error);
+  constexpr Config all = capped.with(Trainable::all);
+  CHECK_THROWS_WITH_AS((Trainer<all, Cpu<float>>(small_model::weights(all.shape, 3), how, Cpu<float>(1))),
+                       doctest::Contains("overrides are for adapters"), Error);
 }

@@ -108,7 +108,9 @@ class Weights {
 
   /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
+  /// Throws Error when an override is for no adapter of the model, or a rank is above the cap.
   void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
+    for (const AdapterOverride& special : rule.overrides) expect_used(special);
     for_each_target([&](int layer, Proj proj) {
       int rank = rule.rank != 0 ? rule.rank : layout_.lora.rank;
       float alpha = rule.alpha;
@@ -244,6 +246,16 @@ class Weights {
            plan[Purpose::embedding_head] + plan[Purpose::trained];
   }
 
+  void expect_used(const AdapterOverride& special) const {
+    QLORA_EXPECTS(special.layer >= -1 && special.layer < layers(), "an override for adapters of layer ", special.layer,
+                  "; the model has layers 0 to ", layers() - 1);
+    for (const Proj proj : all_projections) {
+      if (contains(special.targets, proj) && contains(layout_.lora.targets, proj)) return;
+    }
+    throw Error(concat("an override for adapters of ", names_of(special.targets), "; this model has those of ",
+                       names_of(layout_.lora.targets)),
+                ErrorKind::usage);
+  }
   void set_adapter(int layer, Proj proj, int rank, float alpha, bool rank_stabilized) {
     QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
                   " is outside 1 to ", layout_.lora.rank, ", the cap of this model");

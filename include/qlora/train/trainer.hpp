@@ -193,7 +193,9 @@ class TrainerCore {
     QLORA_EXPECTS(options.batch > 0 && options.seq > 0 && options.loss_chunk > 0 &&
                       std::int64_t{options.batch} * options.seq <= (1 << 24) && options.loss_chunk <= (1 << 24),
                   "batch ", options.batch, ", seq ", options.seq, ", loss_chunk ", options.loss_chunk);
-    constexpr bool float_adapters = !Weights<K, B>::full && std::is_same_v<Param, float>;
+    constexpr bool full = Weights<K, B>::full;
+    QLORA_EXPECTS(!full || options.overrides.empty(), "overrides are for adapters; this config trains every weight");
+    constexpr bool float_adapters = !full && std::is_same_v<Param, float>;
     QLORA_EXPECTS(!options.adamw8bit || float_adapters, "moments in 8 bits are for adapters in float");
     QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
     QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
