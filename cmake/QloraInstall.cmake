@@ -27,7 +27,8 @@ configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/qloraConfig.cmake.in"
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake" COMPATIBILITY SameMinorVersion
                                  ${architecture})
 install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
-              "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" DESTINATION "${qlora_package_dir}" COMPONENT library)
+              "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" "${PROJECT_SOURCE_DIR}/cmake/QloraRegister.cmake"
+        DESTINATION "${qlora_package_dir}" COMPONENT library)
 # for builds without CMake
 configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/qlora.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig" COMPONENT library)

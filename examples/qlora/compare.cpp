@@ -12,16 +12,14 @@
 #include <string>
 #include <vector>
 
-#include "adapters.hpp"
-#include "answering.hpp"
-#include "metrics.hpp"
 #include "option_json.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/eval/measure.hpp"
 #include "qlora/run/comparison.hpp"
+#include "qlora/run/engine.hpp"
 #include "qlora/run/report.hpp"
 #include "qlora/run/study_json.hpp"
+#include "qlora/run/training_log.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
 
@@ -29,6 +27,9 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
+using run::Engine;
+using run::Question;
+using run::Reply;
 
 /// Questions of `questions`, or some of the probes when there are none: a comparison always shows answers.
 std::vector<Question> questions_of(const run::Comparing& compare, const std::vector<eval::Item>& items) {
@@ -96,27 +97,25 @@ class CompareRun {
 
   run::Comparison run() {
     const hf::ModelDir model = hf::ModelDir::open(step_.model);
-    std::vector<PeftAdapter> adapters;
-    Lora room = no_adapters;
+    std::vector<run::NamedAdapter> adapters;
     for (const auto& [name, dir] : step_.adapters) {
-      adapters.push_back(open_adapter(dir, model, step_.any_base));
-      room = room_for(room, adapters.back());
+      (void)run::open_adapter(dir, model, step_.any_base);  // refused before anything is measured
+      adapters.push_back({name, dir});
     }
     const std::size_t answering = 1 + adapters.size() + (step_.merged.empty() ? 0 : 1) + step_.models.size();
     progress_.begin("compare",
                     static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
                     "answers");  // w16 is measured only
     if (!items_.empty()) {
-      Answerer full(step_.model, Base::full, no_adapters, step_.device);
+      Engine full(step_.model, {.base = run::BaseWeights::full, .device = step_.device});
       measure("w16", full);
     }
     {
-      Answerer nf4(step_.model, Base::nf4, room, step_.device);
+      Engine nf4(step_.model, {.adapters = adapters, .any_base = step_.any_base, .device = step_.device});
       answer(nf4, "base");
       measure("nf4", nf4);
-      for (std::size_t i = 0; i < adapters.size(); ++i) {
-        const std::string& name = step_.adapters[i].first;
-        nf4.session().attach(adapters[i]);
+      for (const auto& [name, dir] : adapters) {
+        nf4.use(name);
         answer(nf4, name);
         measure(name, nf4);
       }
@@ -130,15 +129,15 @@ class CompareRun {
 
  private:
   void ask_model(const std::string& name, const fs::path& dir) {
-    Answerer model(dir, Base::full, no_adapters, step_.device);
+    Engine model(dir, {.base = run::BaseWeights::full, .device = step_.device});
     answer(model, name);
     measure(name, model);
   }
 
-  void answer(Answerer& model, const std::string& column) {
+  void answer(Engine& model, const std::string& column) {
     int begun = 0;  // questions grow side by side, and those of either form are counted from 0
     const std::vector<Reply> replies =
-        model.ask(questions_, generation(step_.sampling), [&](int question, std::int32_t) {
+        model.ask(questions_, step_.sampling, progress_, [&](int question, std::int32_t) {
           begun = std::max(begun, question);
           progress_.update(done_ + begun);
           return true;
@@ -160,17 +159,16 @@ class CompareRun {
     const std::vector<Measured> all = variants_of(step_);
     return std::any_of(all.begin(), all.end(), [&](const Measured& one) { return one.reference == variant; });
   }
-  void measure(const std::string& variant, Answerer& model) {
+  void measure(const std::string& variant, Engine& model) {
     if (items_.empty()) return;
     const std::string reference = reference_of(variant);
     const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
-    results_[variant] = eval::measure(model.session(), model.tokenizer(), items_,
-                                      {.max_new_tokens = step_.sampling.max_new_tokens, .ends = model.ends()},
-                                      is_reference(variant) ? texts(variant) : nullptr,
-                                      reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
-                                        progress_.update(done_ + static_cast<std::int64_t>(items));
-                                        return !interrupted();
-                                      });
+    results_[variant] =
+        model.measure(items_, step_.sampling.max_new_tokens, is_reference(variant) ? texts(variant) : nullptr,
+                      reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
+                        progress_.update(done_ + static_cast<std::int64_t>(items));
+                        return !progress_.stop_requested();
+                      });
     done_ += static_cast<std::int64_t>(items_.size());
     progress_.update(done_);
     const eval::ItemResults& ours = results_[variant];
@@ -224,7 +222,7 @@ Result compare(CompareOptions& options, Context& context) {
     // The training that made an adapter left its record beside it.
     std::vector<run::TrainingCurves> trainings;
     const fs::path record = fs::path(options.adapter).parent_path() / "metrics.jsonl";
-    if (!options.adapter.empty() && fs::exists(record)) trainings.push_back(curves_of("tuned", record));
+    if (!options.adapter.empty() && fs::exists(record)) trainings.push_back(run::training_curves("tuned", record));
     Result settings{{"model", options.step.model.string()},
                     {"adapter", options.adapter.string()},
                     {"merged", options.step.merged.string()},

@@ -5,66 +5,66 @@
 #include <ostream>
 #include <string>
 
-#include "adapters.hpp"
-#include "answering.hpp"
-#include "interrupt.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/engine.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
+using run::Engine;
+using run::Question;
+using run::Reply;
 
 struct TalkOptions {
-  AnswerOptions answer;
+  fs::path model;
   fs::path adapter;
+  run::Base weights;
+  run::Sampling sampling;
+  run::DeviceRequest device;
   std::string prompt;
   std::string system;
   bool any_base = false;
 };
 
-Answerer open(const TalkOptions& options) {
-  const auto& [model, weights, sampling, device] = options.answer;
-  if (options.adapter.empty()) return {model, options.answer.base(), no_adapters, device};
-  if (options.answer.base() == Base::full) {
-    throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
-  }
-  const PeftAdapter adapter = open_adapter(options.adapter, hf::ModelDir::open(model), options.any_base);
-  Answerer answerer(model, Base::nf4, room_for(no_adapters, adapter), device);
-  answerer.session().attach(adapter);
-  return answerer;
+Engine open(const TalkOptions& options) {
+  run::EngineOptions how{.base = options.weights.base, .any_base = options.any_base, .device = options.device};
+  if (!options.adapter.empty()) how.adapters.push_back({"adapter", options.adapter});
+  Engine engine(options.model, how);
+  if (!options.adapter.empty()) engine.use("adapter");
+  return engine;
 }
 
 /// Asks one question and writes the answer while it comes; characters are written whole.
-Reply answer(Answerer& answerer, const Question& question, const GenerateOptions& how, std::ostream& out) {
-  StreamDecoder decoder(answerer.tokenizer(), question.chat ? DecodeFrom::start : DecodeFrom::middle);
-  const Reply reply = answerer.ask({question}, how, [&](int, std::int32_t id) {
-    out << decoder.push(id) << std::flush;
+Reply answer(Engine& engine, const Question& question, const run::Sampling& sampling, Context& context) {
+  StreamDecoder decoder(engine.tokenizer(), question.chat ? DecodeFrom::start : DecodeFrom::middle);
+  const Reply reply = engine.ask({question}, sampling, context.progress, [&](int, std::int32_t id) {
+    context.out << decoder.push(id) << std::flush;
     return true;
   })[0];
-  out << decoder.finish() << '\n';
+  context.out << decoder.finish() << '\n';
   return reply;
 }
 
 Result generate(const TalkOptions& options, Context& context) {
-  Answerer answerer = open(options);
+  Engine engine = open(options);
   context.out << options.prompt;
-  const Reply reply = answer(answerer, {false, options.prompt, {}}, generation(options.answer.sampling), context.out);
+  const Reply reply = answer(engine, {false, options.prompt, {}}, options.sampling, context);
   return {{"prompt", options.prompt}, {"text", reply.text}, {"stopped", reply.stopped}};
 }
 
 /// Turns until the input ends; one with --prompt.
 Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   if (prompt_given && options.prompt.empty()) throw Error("--prompt is empty", ErrorKind::usage);
-  Answerer answerer = open(options);
+  Engine engine = open(options);
   Question question{true, {}, {}};
   if (!options.system.empty()) question.history.push_back({"system", options.system});
   Result turns = Result::array();
   const auto turn = [&](const std::string& text) {
     question.prompt = text;
-    const Reply reply = answer(answerer, question, generation(options.answer.sampling), context.out);
+    const Reply reply = answer(engine, question, options.sampling, context);
     question.history.push_back({"user", text});
     question.history.push_back({"assistant", reply.text});
     turns.push_back({{"user", text}, {"assistant", reply.text}, {"stopped", reply.stopped}});
@@ -74,14 +74,17 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
     return {{"turns", turns}};
   }
   context.progress.say("one line, one turn; the end of the input (Ctrl-D) ends the conversation");
-  for (std::string line; !interrupted() && std::getline(std::cin, line);) {
+  for (std::string line; !context.progress.stop_requested() && std::getline(std::cin, line);) {
     if (line.find_first_not_of(" \t\r") != std::string::npos) turn(line);
   }
   return {{"turns", turns}};
 }
 
 void add_talk_options(OptionSet verb, TalkOptions& options) {
-  add_answer_options(verb, options.answer);
+  verb.add("model", options.model, "Model directory").required().type_name("DIR");
+  add_table(verb, options.weights);
+  add_table(verb, options.sampling);
+  add_table(verb, options.device);
   verb.add("-a,--adapter", options.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
   add_any_base(verb, options.any_base);
 }

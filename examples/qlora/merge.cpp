@@ -5,7 +5,6 @@
 #include <memory>
 #include <ostream>
 
-#include "adapters.hpp"
 #include "options.hpp"
 #include "qlora/run/json.hpp"
 #include "verb.hpp"

@@ -88,6 +88,11 @@ class OptionSet {
   LineNotes* notes_;
 };
 
+inline void add_any_base(OptionSet verb, bool& any_base) {
+  verb.add("--any-base", any_base,
+           "Take an adapter that was trained on other weights: the same ones in another type, say");
+}
+
 /// Which options of a table a verb takes, and how.
 struct TableUse {
   std::initializer_list<std::string_view> only{};  ///< empty: all

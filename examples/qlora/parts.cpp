@@ -5,7 +5,7 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "variant.hpp"
+#include "qlora/run/registry.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -61,7 +61,7 @@ std::string version_text() {
 #endif
   for (const Part& part : parts) text += std::string("\n") + part.name + (part.is_here ? ": yes" : ": no");
   text += "\nmodels:";
-  for (const auto& one : variants()) {
+  for (const auto& one : run::registered_code()) {
     const Config& config = one->config();
     text += "\n  ";
     if (!is_dynamic(config.shape)) {
@@ -73,7 +73,7 @@ std::string version_text() {
       text += is_dynamic(config.lora.rank) ? std::string("adapters of any rank")
                                            : concat("adapters up to rank ", config.lora.rank);
     }
-    text += one->device() == Device::cuda ? ", GPU" : ", CPU";
+    text += one->device() == run::Device::cuda ? ", GPU" : ", CPU";
   }
   return text;
 }

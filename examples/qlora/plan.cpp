@@ -12,7 +12,6 @@
 #include <string>
 #include <thread>
 
-#include "device.hpp"
 #include "options.hpp"
 #include "qlora/config.hpp"
 #include "qlora/configs/llama2.hpp"
@@ -21,7 +20,9 @@
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/model/cards.hpp"
-#include "variant.hpp"
+#include "qlora/model/plan.hpp"
+#include "qlora/run/device.hpp"
+#include "qlora/run/session.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -69,7 +70,7 @@ struct Place {
 Place place_of(const run::Plan& options) {
   const std::string& name = options.on;
   if (options.gpu_memory.count > 0) {
-    return {"GPU memory", options.gpu_memory.count, gpu_reserve, gpu_storage};
+    return {"GPU memory", options.gpu_memory.count, run::gpu_reserve, gpu_storage};
   }
   if (name == "cpu") {
     const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
@@ -77,7 +78,7 @@ Place place_of(const run::Plan& options) {
     return {"this machine's memory", bytes, 0, cpu::storage(threads)};
   }
   for (const Gpu& card : gpu::all) {
-    if (card.name == name) return {name, card.bytes, gpu_reserve, gpu_storage};
+    if (card.name == name) return {name, card.bytes, run::gpu_reserve, gpu_storage};
   }
   std::string known = "cpu";
   for (const Gpu& card : gpu::all) known += concat(", '", card.name, "'");
@@ -155,8 +156,8 @@ Result advise(const Config& config, const Run& run, const Place& place, std::ost
   advice["recommended"] = {
       {"batch", chosen.batch}, {"recompute", name}, {"recompute_layers", chosen.recompute_layers}, {"total", total}};
   out << "recommended: --batch " << chosen.batch << " --recompute auto, which is "
-      << recomputed(chosen, config.shape.layers) << ": " << gigabytes(total) << " of " << gigabytes(place.bytes)
-      << '\n';
+      << recomputed(chosen, config.shape.layers) << ": " << run::gigabytes(total) << " of "
+      << run::gigabytes(place.bytes) << '\n';
   return advice;
 }
 
@@ -170,9 +171,9 @@ Result plan(const PlanOptions& options, Context& context) {
           .seq = options.packing.seq,
           .recompute = recompute_of(options.training.recompute, cpu),
           .dropout = !options.plan.no_dropout,
-          .keep_dequantized = cpu ? parameters(config.shape) <= dense_limit : options.device.keep_dequantized,
+          .keep_dequantized = cpu ? parameters(config.shape) <= run::cpu_dense_limit : options.device.keep_dequantized,
           .adamw8bit = options.training.adamw8bit};
-  if (options.plan.probe_tokens > 0) run.probing = room_for_probes(SIZE_MAX, options.plan.probe_tokens);
+  if (options.plan.probe_tokens > 0) run.probing = run::room_for_probes(SIZE_MAX, options.plan.probe_tokens);
   if (!cpu && options.training.recompute == run::Recomputation::automatic &&
       memory_plan(config, run, place.store).total() <= place.budget()) {
     run = choose_recompute(config, run, place.budget(), place.store);  // as `train` does

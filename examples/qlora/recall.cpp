@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "answering.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/engine.hpp"
 #include "qlora/text/recalled.hpp"
 #include "verb.hpp"
 
@@ -19,25 +19,29 @@ namespace {
 namespace fs = std::filesystem;
 
 struct RecallOptions {
-  AnswerOptions answer{.model = {}, .weights = {}, .sampling = run::recall_sampling, .device = {}};
+  fs::path model;
+  run::Base weights;
+  run::Sampling sampling = run::recall_sampling;
+  run::DeviceRequest device;
   run::Recall recall;
   fs::path out;
 };
 
 Result recall(const RecallOptions& options, Context& context) {
   if (options.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
-  const auto& [model, weights, sampling, device] = options.answer;
-  Answerer answerer(model, options.answer.base(), no_adapters, device);
-  const std::vector<Question> asked(static_cast<std::size_t>(options.recall.documents),
-                                    Question{false, options.recall.prompt, {}});
+  const auto& [model, weights, sampling, device, recalled, out] = options;
+  run::Engine engine(model, {.base = weights.base, .device = device});
+  const std::vector<run::Question> asked(static_cast<std::size_t>(options.recall.documents),
+                                         run::Question{false, options.recall.prompt, {}});
   context.progress.begin("recall " + model.string(), options.recall.documents, "documents");
   int begun = 0;
   std::int64_t tokens = 0;
-  const std::vector<Reply> replies = answerer.ask(asked, generation(sampling), [&](int document, std::int32_t) {
-    begun = std::max(begun, document + 1);
-    context.progress.update(begun, ++tokens);
-    return true;
-  });
+  const std::vector<run::Reply> replies =
+      engine.ask(asked, sampling, context.progress, [&](int document, std::int32_t) {
+        begun = std::max(begun, document + 1);
+        context.progress.update(begun, ++tokens);
+        return true;
+      });
   context.progress.end();
   std::vector<Document> documents;
   int cut = 0;
@@ -68,7 +72,10 @@ void add_recall(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "recall", "Let a model write down what it knows, to be replayed while it learns");
   auto options = std::make_shared<RecallOptions>();
-  add_answer_options(verb, options->answer);
+  verb.add("model", options->model, "Model directory").required().type_name("DIR");
+  add_table(verb, options->weights);
+  add_table(verb, options->sampling);
+  add_table(verb, options->device);
   add_table(verb, options->recall);
   verb.add("-o,--out", options->out, "Documents: a .jsonl file for --replay, or for an arm's replay")
       .required()

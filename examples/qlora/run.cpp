@@ -10,7 +10,6 @@
 
 #include "interrupt.hpp"
 #include "job.hpp"
-#include "metrics.hpp"
 #include "option_json.hpp"
 #include "option_text.hpp"
 #include "options.hpp"
@@ -22,6 +21,8 @@
 #include "qlora/run/report.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/study_json.hpp"
+#include "qlora/run/train.hpp"
+#include "qlora/run/training_log.hpp"
 #include "runbook.hpp"
 #include "steps.hpp"
 #include "verb.hpp"
@@ -88,7 +89,7 @@ fs::path folder_of(const Job& job, const ModelSection& model, const Arm& arm) {
   return folder_of(job, model) / arm.name;
 }
 fs::path trained_of(const Job& job, const ModelSection& model, const Arm& arm) {
-  return trained_in(folder_of(job, model, arm) / "train", arm.train.options.method);
+  return run::trained_in(folder_of(job, model, arm) / "train", arm.train.options.method);
 }
 
 /// The arm that is merged; null when every arm trains all weights.
@@ -116,7 +117,9 @@ CompareStep compare_step(const Job& job, const ModelSection& model) {
 
 /// What a comparison at the end, or a guard on the way, could not answer is refused before the job begins.
 void check_requirements(const Job& job) {
-  for (const Arm& arm : job.arms) check_guard(arm.train.loop);
+  for (const Arm& arm : job.arms) {
+    if (!arm.train.loop.guard.empty()) (void)run::read_probes(arm.train.loop);
+  }
   if (!job.comparison.require.empty()) check_compare(compare_step(job, job.models.front()));
 }
 
@@ -210,8 +213,10 @@ class JobRun {
   void train(const ModelSection& model, const Arm& arm) {
     const fs::path out = folder(model, arm) / "train";
     fs::create_directories(out.parent_path());
-    const TrainStep settings{model.source.path, folder(model, packed_for(arm)) / "data", out, arm.train, job_.device};
-    Result train_settings = run::to_json(settings_of(arm.train));
+    const run::TrainRequest settings{
+        model.source.path, folder(model, packed_for(arm)) / "data", out, arm.train.options, arm.train.loop,
+        job_.device};
+    Result train_settings = run::to_json(run::train_settings(arm.train.options, arm.train.loop));
     train_settings["device"] = name_of(job_.device.use);
     train_settings["fast"] = job_.device.fast;
     const std::string name = spaced({"train", model.name, arm.name});
@@ -219,7 +224,7 @@ class JobRun {
     const run::LoopProbes& loop = arm.train.loop;
     if (!loop.guard.empty()) inputs.insert(inputs.end(), loop.probes.begin(), loop.probes.end());
     const Result result =
-        step({name, train_settings, inputs, {out}, [&] { return run_train(settings, context_.progress); }});
+        step({name, train_settings, inputs, {out}, [&] { return Result(run::train(settings, context_.progress)); }});
     context_.out << name << ": " << result.value("steps", 0) << " steps, loss " << result.value("first_loss", 0.0)
                  << " -> " << result.value("last_loss", 0.0) << '\n';
   }
@@ -278,7 +283,7 @@ class JobRun {
   }
   /// What decides the training of an arm but its seed: arms that share it are one point.
   [[nodiscard]] static run::Settings setting_of(const Arm& arm) {
-    run::Settings setting = settings_of(arm.train);
+    run::Settings setting = run::train_settings(arm.train.options, arm.train.loop);
     std::erase_if(setting, [](const auto& one) { return one.first == "seed"; });
     run::add_settings(setting, arm.train.replay, run::Which::all);
     return setting;
@@ -301,7 +306,8 @@ class JobRun {
     std::vector<run::TrainingCurves> trainings;
     for (const ModelSection& model : job_.models) {
       for (const Arm& arm : job_.arms) {
-        trainings.push_back(curves_of(spaced({model.name, arm.name}), folder(model, arm) / "train" / "metrics.jsonl"));
+        trainings.push_back(
+            run::training_curves(spaced({model.name, arm.name}), folder(model, arm) / "train" / "metrics.jsonl"));
       }
     }
     Result details = describe(job_);

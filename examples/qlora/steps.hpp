@@ -19,23 +19,6 @@
 
 namespace qlora::program {
 
-/// Windows become an adapter in out/adapter, or a model in out/model, with out/metrics.jsonl and out/trainer_state.json beside it.
-struct TrainStep {
-  std::filesystem::path model;
-  std::filesystem::path data;
-  std::filesystem::path out;
-  TrainSection train;
-  run::DeviceRequest device;
-};
-Result run_train(const TrainStep& step, Progress& progress);
-/// Throws Error (usage) for a guard that the section's probes could not answer.
-void check_guard(const run::LoopProbes& loop);
-/// Everything in [train] that decides the bits of what is trained, the data apart. A guard ends a run, and so decides;
-/// probes that only watch do not.
-[[nodiscard]] run::Settings settings_of(const TrainSection& train);
-/// Where a training in `out` leaves its adapter, or its model.
-[[nodiscard]] std::filesystem::path trained_in(const std::filesystem::path& out, run::Method method);
-
 /// The same questions to the base, the base with each adapter, the merged model and models trained whole.
 struct CompareStep {
   std::filesystem::path model;

@@ -2,7 +2,7 @@
 // model's.
 //   train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--from MODEL_DIR] [--kind all|pages|chats] [--lr X]
 //               [--seed N] [--steps N] [--threads N] [--checkpoints DIR]
-// Trainable::all: every weight learns. The run saves a checkpoint every 250 steps and goes on from the newest one, so it
+// Trainable::all: every weight learns. The run saves a checkpoint every 250 steps and resumes from the newest one, so it
 // can be stopped at any time; for one binary the result does not depend on how often it was, nor on the threads.
 #include <chrono>
 #include <csignal>
@@ -16,10 +16,12 @@
 #include "qlora/configs/tiny.hpp"
 #include "qlora/io/checkpoint.hpp"
 #include "qlora/io/hf.hpp"
+#include "qlora/io/trainer.hpp"
 #include "qlora/llama2.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/packing.hpp"
 #include "qlora/text/prompt.hpp"
+#include "qlora/text/step_windows.hpp"
 #include "qlora/text/tokenizer.hpp"
 
 namespace {
@@ -126,27 +128,7 @@ TensorSource first_weights(const Arguments& arguments) {
   return from.source();
 }
 
-/// Copies the windows of a step out of the corpus.
-struct StepBatch {
-  std::vector<std::int32_t> ids, labels, documents;
-  Windows gather(const PackedWindows& from, std::span<const std::uint32_t> chosen) {
-    ids.clear();
-    labels.clear();
-    documents.clear();
-    for (const std::uint32_t window : chosen) {
-      const auto first = static_cast<std::ptrdiff_t>(window) * seq;
-      const auto copy = [&](const std::vector<std::int32_t>& source, std::vector<std::int32_t>& to) {
-        to.insert(to.end(), source.begin() + first, source.begin() + first + seq);
-      };
-      copy(from.ids, ids);
-      copy(from.labels, labels);
-      copy(from.documents, documents);
-    }
-    return {seq, ids, labels, documents};
-  }
-};
-
-/// What a run's result depends on beside its corpus. A checkpoint of other settings is not gone on from.
+/// What a run's result depends on beside its corpus. A run does not resume from a checkpoint with other settings.
 Json settings_of(const Arguments& arguments) {
   return {{"from", arguments.from.empty() ? "" : fs::canonical(arguments.from).string()},
           {"kind", arguments.kind},
@@ -156,15 +138,6 @@ Json settings_of(const Arguments& arguments) {
           {"weight_seed", arguments.weight_seed}};
 }
 
-void save(ModelTrainer& trainer, const Arguments& arguments) {
-  std::vector<NamedTensor> tensors;
-  trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
-    tensors.push_back({name, {count}, {data, static_cast<std::size_t>(count)}});
-  });
-  save_checkpoint(arguments.checkpoints, trainer.core().steps_done(), tensors, settings_of(arguments),
-                  kept_checkpoints);
-}
-
 void resume(ModelTrainer& trainer, const Arguments& arguments) {
   if (!fs::exists(arguments.checkpoints)) return;
   const CheckpointSearch found = load_latest_checkpoint(arguments.checkpoints, kept_checkpoints);
@@ -172,25 +145,15 @@ void resume(ModelTrainer& trainer, const Arguments& arguments) {
   if (!found.checkpoint) return;
   QLORA_EXPECTS(found.checkpoint->state == settings_of(arguments), arguments.checkpoints.string(),
                 " holds a run with other settings; remove it or name another folder with --checkpoints");
-  trainer.core().for_each_state([&](const std::string& name, float* data, std::int64_t count) {
-    const TensorRef tensor = found.checkpoint->tensors.at(name);
-    QLORA_EXPECTS(tensor.size() == count, name, " of the checkpoint has ", tensor.size(), " values, not ", count);
-    read_floats(tensor, 0, {data, static_cast<std::size_t>(count)});
-  });
-  trainer.core().set_steps_done(static_cast<int>(found.checkpoint->step));
-  std::fprintf(stderr, "going on after step %d\n", trainer.core().steps_done());
+  restore_trainer(trainer, *found.checkpoint);
+  std::fprintf(stderr, "resuming after step %d\n", trainer.core().steps_done());
 }
 
 void write_model(ModelTrainer& trainer, const Arguments& arguments) {
   hf::ModelConfig config = hf::parse_config(read_json_object(arguments.config, 1 << 20), arguments.config.string());
   QLORA_EXPECTS(config.shape == model.shape, arguments.config.string(), " is of another shape");
   hf::ModelWriter writer(arguments.out, config, {.tokenizer_from = arguments.tokenizer.parent_path()});
-  const float* trained = trainer.model().weights().trained();
-  trainer.model().weights().for_each_trained(
-      [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
-        writer.write(name, {trained + offset, static_cast<std::size_t>(rows * cols)});
-      });
-  writer.finish();
+  write_trained(writer, trainer);
 }
 
 int run(const Arguments& arguments) {
@@ -211,11 +174,11 @@ int run(const Arguments& arguments) {
                        Cpu<>(arguments.threads));
   resume(trainer, arguments);
   DataOrder order(static_cast<int>(corpus.windows()), batch, arguments.order_seed);
-  StepBatch step_batch;
+  StepWindows windows;
   const auto start = std::chrono::steady_clock::now();
   const int first = trainer.core().steps_done();
   for (int step = first; step < arguments.steps && stopping == 0; ++step) {
-    const StepReport report = trainer.step(step_batch.gather(corpus, order.step(step)));
+    const StepReport report = trainer.step(windows.gather(corpus, order.step(step)));
     if (report.step % 50 == 0) {
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
       const double per_step = seconds.count() / (report.step - first);
@@ -223,11 +186,12 @@ int run(const Arguments& arguments) {
                    report.loss, static_cast<double>(report.tokens) / per_step,
                    per_step * (arguments.steps - report.step));
     }
-    if (report.step % save_every == 0) save(trainer, arguments);
+    if (report.step % save_every == 0)
+      save_trainer(trainer, arguments.checkpoints, settings_of(arguments), kept_checkpoints);
   }
   if (trainer.core().steps_done() < arguments.steps) {
-    save(trainer, arguments);
-    throw Error("stopped; the same command goes on", ErrorKind::interrupted);
+    save_trainer(trainer, arguments.checkpoints, settings_of(arguments), kept_checkpoints);
+    throw Error("stopped; the same command resumes", ErrorKind::interrupted);
   }
   write_model(trainer, arguments);
   return 0;

@@ -1,4 +1,4 @@
-// Probes in the loop on the GPU: the program's training keeps room for them under a cap, in smaller groups where memory is
+// Probes in the loop on the GPU: training keeps room for them under a cap, in smaller groups where memory is
 // short, says so where there is none, and its session answers as the shipped model's card states.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
@@ -9,16 +9,16 @@
 #include <string>
 #include <vector>
 
-#include "../../examples/qlora/variant_impl.hpp"
 #include "qlora/configs/tiny.hpp"
 #include "qlora/cuda.hpp"
 #include "qlora/eval/measure.hpp"
 #include "qlora/eval/metrics.hpp"
 #include "qlora/io/hf_writer.hpp"
+#include "qlora/run/compiled.hpp"
 #include "support/small_model.hpp"
 
 using namespace qlora;
-using namespace qlora::program;
+using namespace qlora::run;
 namespace fs = std::filesystem;
 
 namespace {
@@ -41,12 +41,12 @@ std::int64_t cap_for(Recompute policy, int sequences) {
                                           .probing = probes_of(sequences)})
                            .total();
 }
-Machine under(std::int64_t cap) { return {.device = Device::cuda, .memory_cap = cap}; }
+DeviceOptions under(std::int64_t cap) { return {.device = Device::cuda, .memory_cap = cap}; }
 
 /// A model directory of that shape.
 struct Wide {
   fs::path path = fs::temp_directory_path() / ("qlora_cuda_probes_" + std::to_string(getpid()));
-  CompiledVariant<wide, Cuda> variant;
+  run::detail::CompiledCode<wide, Cuda> code;
   small_model::Data data{2, options().seq, wide.shape.vocab, 1, 50};
 
   Wide() {
@@ -68,10 +68,10 @@ struct Wide {
     fs::remove_all(path, ignored);
   }
 
-  std::unique_ptr<Training> train(RecomputeChoice recompute, int sequences, std::int64_t cap) {
-    return variant.train(hf::ModelDir::open(path), options(), recompute, probes_of(sequences), under(cap));
+  std::unique_ptr<TrainingSession> train(Recomputation recompute, int sequences, std::int64_t cap) {
+    return code.train(hf::ModelDir::open(path), options(), recompute, probes_of(sequences), under(cap));
   }
-  std::string refusal(RecomputeChoice recompute, int sequences, std::int64_t cap) {
+  std::string refusal(Recomputation recompute, int sequences, std::int64_t cap) {
     try {
       (void)train(recompute, sequences, cap);
     } catch (const Error& error) {
@@ -106,7 +106,7 @@ TEST_CASE_FIXTURE(Wide,
                   "large: probes that were planned for live beside a training under its cap, by the driver's count") {
   for (const int sequences : {8, 1}) {
     const std::int64_t cap = cap_for(Recompute::block, sequences);
-    const auto training = train(RecomputeChoice::automatic, 8, cap);  // in groups of what fits
+    const auto training = train(Recomputation::automatic, 8, cap);  // in groups of what fits
     (void)training->step(data.all());
     CHECK(read_long(training->session()) <= cap);
     const std::vector<std::vector<std::int32_t>> prompts(8, std::vector<std::int32_t>(longest - 40, 5));
@@ -117,7 +117,7 @@ TEST_CASE_FIXTURE(Wide,
 }
 
 TEST_CASE_FIXTURE(Wide, "large: without a plan the same cap has no room for them") {
-  const auto training = train(RecomputeChoice::automatic, 0, cap_for(Recompute::block, 0));
+  const auto training = train(Recomputation::automatic, 0, cap_for(Recompute::block, 0));
   (void)training->step(data.all());
   CHECK_THROWS_AS(read_long(training->session()), Error);
   CHECK(training->step(data.all()).step == 2);  // and it goes on
@@ -125,18 +125,18 @@ TEST_CASE_FIXTURE(Wide, "large: without a plan the same cap has no room for them
 
 TEST_CASE_FIXTURE(Wide, "large: probes take the place of activations, and are refused by name where there is none") {
   const std::int64_t all_kept = cap_for(Recompute::none, 0);
-  CHECK(train(RecomputeChoice::automatic, 0, all_kept)->about().ends_with("all activations kept"));
+  CHECK(train(Recomputation::automatic, 0, all_kept)->about().ends_with("all activations kept"));
   const std::int64_t one = cap_for(Recompute::block, 1);
-  CHECK(train(RecomputeChoice::automatic, 8, one)->about().ends_with("computed again in 8 of 8 layers"));
-  const std::string why = refusal(RecomputeChoice::automatic, 8, one - 1);
+  CHECK(train(Recomputation::automatic, 8, one)->about().ends_with("computed again in 8 of 8 layers"));
+  const std::string why = refusal(Recomputation::automatic, 8, one - 1);
   CAPTURE(why);
   CHECK(why.find("room for probes of up to 12000 tokens") != std::string::npos);
   CHECK(why.find("every block is computed again") != std::string::npos);
-  const std::string kept = refusal(RecomputeChoice::none, 8, cap_for(Recompute::none, 1) - 1);
+  const std::string kept = refusal(Recomputation::none, 8, cap_for(Recompute::none, 1) - 1);
   CAPTURE(kept);
   CHECK(kept.find("room for probes of up to 12000 tokens") != std::string::npos);
   CHECK(kept.find("more that is computed again") != std::string::npos);
-  CHECK_NOTHROW((void)train(RecomputeChoice::none, 8, cap_for(Recompute::none, 1)));
+  CHECK_NOTHROW((void)train(Recomputation::none, 8, cap_for(Recompute::none, 1)));
 }
 
 TEST_CASE("a training's session knows on the GPU what the model's card says, adapters on and off") {
@@ -147,11 +147,11 @@ TEST_CASE("a training's session knows on the GPU what the model's card says, ada
   std::vector<eval::Item> items = eval::read_items(source / "examples/quickstart/retention.jsonl");
   items.resize(64);
   const auto length = static_cast<int>(eval::longest_sequence(tokenizer, items));
-  const auto training =
-      CompiledVariant<chat, Cuda>().train(model, {.rank = 16, .batch = 2, .seq = 128}, RecomputeChoice::automatic,
-                                          room_for_probes(items.size(), length), under(0));
+  const auto training = run::detail::CompiledCode<chat, Cuda>().train(model, {.rank = 16, .batch = 2, .seq = 128},
+                                                                      Recomputation::automatic,
+                                                                      room_for_probes(items.size(), length), under(0));
   for (const bool adapters : {false, true}) {  // B = 0: they change nothing yet
-    training->session().use_adapters(adapters);
+    training->session().use(adapters ? trained_adapter : std::string_view());
     const eval::ItemResults readings = eval::measure(training->session(), tokenizer, items);
     const eval::Metrics figures = eval::metrics_of(items, readings, nullptr);
     CHECK(eval::find_number(figures, "retention.value").value() == 1.0);  // its card: all 240

@@ -21,7 +21,11 @@ void check_refused(const Outcome& outcome, int code) {
   CHECK(outcome.code == code);
   CHECK(outcome.out.empty());
   CHECK(outcome.err.starts_with("qlora: "));
-  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+  // One line; then, indented, lines to paste.
+  for (std::size_t at = outcome.err.find('\n'); at + 1 < outcome.err.size(); at = outcome.err.find('\n', at + 1)) {
+    CHECK(outcome.err.compare(at + 1, 2, "  ") == 0);
+  }
+  CHECK(outcome.err.ends_with('\n'));
 }
 
 const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "qlora/io/adapter.hpp"
-#include "qlora/io/trainer_checkpoint.hpp"
+#include "qlora/io/trainer.hpp"
 #include "qlora/llama2.hpp"
 #include "qlora/run/registry.hpp"
 
@@ -119,12 +119,12 @@ class ModelSession final : public Session {
   }
 
   void detach(const std::string& name) override {
-    find(name);
+    const auto found = find(name);
     if (loaded_ == name) {
       model_.use_adapters(false);
       loaded_.clear();
     }
-    adapters_.erase(name);
+    adapters_.erase(found);
   }
 
   void use(std::string_view name) override {
@@ -301,11 +301,7 @@ class CompiledTraining final : public TrainingSession {
              [[maybe_unused]] const hf::ModelDir& base) override {
     if constexpr (C.trainable == Trainable::all) {
       hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path});
-      const auto& weights = trainer_.model().weights();
-      weights.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
-        writer.write(name, {weights.trained() + offset, static_cast<std::size_t>(rows * cols)});
-      });
-      writer.finish();
+      write_trained(writer, trainer_);
     } else {
       config.targets = trainer_.model().resolved_config().lora.targets;
       qlora::write_adapter(dir, trainer_.model(), config);
@@ -365,10 +361,8 @@ class CompiledCode final : public ModelCode {
         constexpr Config plain = C.with(unquantized).with(Lora{.rank = B::rank_step, .targets = Proj::q});
         return std::make_unique<OwningSession<plain, B>>(model, options, device);
       }
-      if constexpr (is_dynamic(C.lora)) {
-        options.lora = {.rank = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step,
-                        .targets = adapters.targets};
-      }
+      const int rounded = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step;
+      options.lora = {.rank = is_dynamic(C.lora.rank) ? rounded : adapters.rank, .targets = adapters.targets};
       return std::make_unique<OwningSession<C, B>>(model, options, device);
     }
   }

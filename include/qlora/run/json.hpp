@@ -19,6 +19,7 @@
 #include "qlora/run/comparison.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/steps.hpp"
+#include "qlora/run/train_request.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -357,6 +358,39 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
     comparison.requirements = requirements_from_json(*requirements);
   }
   return comparison;
+}
+
+// --- TrainResult: found by nlohmann/json, `const OrderedJson json = result;` and `json.get<TrainResult>()` ---------------
+
+inline void to_json(OrderedJson& json, const TrainResult& result) {
+  json = {{"steps", result.steps},
+          {"stopped_at", result.stopped_at},
+          {"resumed_after", result.resumed_after},
+          {"windows", result.windows},
+          {"first_loss", result.first_loss},
+          {"last_loss", result.last_loss},
+          {"tok_per_s", result.tok_per_s},
+          {"method", name_of(result.method)},
+          {"trained_parameters", result.trained_parameters},
+          {"device", name_of(result.device)},
+          {"about", result.about},
+          {"memory_bytes", result.memory_bytes},
+          {result.method == Method::full ? "model" : "adapter", result.trained.string()}};
+}
+inline void from_json(const OrderedJson& json, TrainResult& result) {
+  json.at("steps").get_to(result.steps);
+  json.at("stopped_at").get_to(result.stopped_at);
+  json.at("resumed_after").get_to(result.resumed_after);
+  json.at("windows").get_to(result.windows);
+  json.at("first_loss").get_to(result.first_loss);
+  json.at("last_loss").get_to(result.last_loss);
+  json.at("tok_per_s").get_to(result.tok_per_s);
+  result.method = json.at("method") == name_of(Method::full) ? Method::full : Method::qlora;
+  json.at("trained_parameters").get_to(result.trained_parameters);
+  result.device = json.at("device") == name_of(Device::cuda) ? Device::cuda : Device::cpu;
+  json.at("about").get_to(result.about);
+  json.at("memory_bytes").get_to(result.memory_bytes);
+  result.trained = json.at(result.method == Method::full ? "model" : "adapter").get<std::string>();
 }
 
 }  // namespace run

@@ -25,7 +25,7 @@ inline constexpr std::array names_of<DeviceUse>{std::string_view("auto"), std::s
 
 struct DeviceRequest {
   DeviceUse use = DeviceUse::automatic;
-  Bytes memory_cap;
+  Bytes memory_cap{};
   bool fast = false;
   bool keep_dequantized = false;
   int threads = 0;

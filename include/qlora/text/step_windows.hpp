@@ -1,11 +1,13 @@
-// qlora/text/step_windows.hpp — the windows of one training step, gathered from a data set: what Trainer::step takes.
+// qlora/text/step_windows.hpp — the windows of one training step, gathered from packed documents: what Trainer::step takes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "qlora/text/dataset.hpp"
+#include "qlora/text/packing.hpp"
 #include "qlora/train/batch.hpp"
 
 namespace qlora {
@@ -16,19 +18,39 @@ class StepWindows {
  public:
   /// The windows with these numbers, concatenated in this order.
   [[nodiscard]] Windows gather(const TokenDataset& data, std::span<const std::uint32_t> numbers) {
-    ids_.clear();
-    labels_.clear();
-    documents_.clear();
+    clear();
     for (const std::uint32_t number : numbers) {
       const DatasetWindow one = data.window(number);
-      ids_.insert(ids_.end(), one.ids.begin(), one.ids.end());
-      labels_.insert(labels_.end(), one.labels.begin(), one.labels.end());
-      documents_.insert(documents_.end(), one.documents.begin(), one.documents.end());
+      append(one.ids, one.labels, one.documents);
     }
     return {data.seq(), ids_, labels_, documents_};
   }
+  [[nodiscard]] Windows gather(const PackedWindows& data, std::span<const std::uint32_t> numbers) {
+    clear();
+    const auto seq = static_cast<std::size_t>(data.seq);
+    for (const std::uint32_t number : numbers) {
+      const auto window = [&](const std::vector<std::int32_t>& from) {
+        return std::span(from).subspan(number * seq, seq);
+      };
+      append(window(data.ids), window(data.labels), window(data.documents));
+    }
+    return {data.seq, ids_, labels_, documents_};
+  }
 
  private:
+  using Column = std::span<const std::int32_t>;
+
+  void clear() {
+    ids_.clear();
+    labels_.clear();
+    documents_.clear();
+  }
+  void append(Column ids, Column labels, Column documents) {
+    ids_.insert(ids_.end(), ids.begin(), ids.end());
+    labels_.insert(labels_.end(), labels.begin(), labels.end());
+    documents_.insert(documents_.end(), documents.begin(), documents.end());
+  }
+
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> labels_;
   std::vector<std::int32_t> documents_;

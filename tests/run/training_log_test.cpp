@@ -1,17 +1,18 @@
-// metrics_test.cpp — the record of a training run: what a resumed run keeps of it, and its form for transformers.
+// training_log_test.cpp — the record of a training run: what a resumed run keeps of it, and its form for transformers.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "../../examples/qlora/metrics.hpp"
+#include "qlora/run/training_log.hpp"
 
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 using namespace qlora;
-using namespace qlora::program;
+using namespace qlora::run;
 
 namespace {
 
@@ -28,15 +29,15 @@ struct Scratch {
 TEST_CASE("a reopened record drops the steps that will be done again, and a line cut short") {
   const Scratch file("metrics.jsonl");
   {
-    MetricsLog log(file.path, 0);
+    TrainingLog log(file.path, 0);
     for (int step = 1; step <= 5; ++step) log.add({step, step * 0.5, 2.0 / step, 1.0, 1e-3, 100, 90, 1000});
   }
   std::ofstream(file.path, std::ios::app) << "{\"step\": 6, \"lo";
-  CHECK(read_metrics(file.path).size() == 5);
-  MetricsLog log(file.path, 3);
-  REQUIRE(log.metrics().size() == 3);
+  CHECK(read_training_log(file.path).size() == 5);
+  TrainingLog log(file.path, 3);
+  REQUIRE(log.records().size() == 3);
   log.add({4, 2.0, 0.25, 1.0, 1e-3, 100, 90, 1000});
-  const auto metrics = read_metrics(file.path);
+  const auto metrics = read_training_log(file.path);
   REQUIRE(metrics.size() == 4);
   CHECK(metrics[2].loss == 2.0 / 3);
   CHECK(metrics[3].loss == 0.25);
@@ -45,18 +46,25 @@ TEST_CASE("a reopened record drops the steps that will be done again, and a line
 
 TEST_CASE("the newest line is written again with what was measured later, and the record goes on behind it") {
   const Scratch file("metrics.jsonl");
-  MetricsLog log(file.path, 0);
+  TrainingLog log(file.path, 0);
   for (int step = 1; step <= 3; ++step) log.add({step, step * 0.5, 2.0 / step, 1.0, 1e-3, 100, 90, 1000});
   CHECK(log.newest(3).loss == 2.0 / 3);
   CHECK(log.newest(4).step == 4);  // without a line of its own
-  Metric again = log.newest(3);
-  again.probes = {{"retention", {{"value", 0.5}}}};
+  StepRecord again = log.newest(3);
+  again.probes = {
+      {"retention", {{"", {.value = 0.5, .lower = 0.25, .n = 8, .clusters = 4}}, {"net", {.value = 0.125}}}}};
   log.amend(again);
   log.add({4, 2.0, 0.25, 1.0, 1e-3, 100, 90, 1000});
-  const auto metrics = read_metrics(file.path);
+  const auto metrics = read_training_log(file.path);
   REQUIRE(metrics.size() == 4);
-  CHECK(metrics[1].probes.is_null());
-  CHECK(metrics[2].probes == again.probes);
+  CHECK(metrics[1].probes.empty());
+  REQUIRE(metrics[2].probes.size() == 1);
+  CHECK(metrics[2].probes[0].name == "retention");
+  CHECK(eval::find_number(metrics[2].probes, "retention.value") == 0.5);
+  CHECK(eval::find_number(metrics[2].probes, "retention.lower") == 0.25);
+  CHECK(std::isnan(eval::find_number(metrics[2].probes, "retention.upper").value()));  // null in the file
+  CHECK(eval::find_number(metrics[2].probes, "retention.net.value") == 0.125);
+  CHECK(metrics[2].probes[0].numbers[0].second.n == 8);
   CHECK(metrics[2].loss == 2.0 / 3);
   CHECK(metrics[3].step == 4);
   CHECK_THROWS_AS(log.amend(again), Error);  // step 3 is not the newest any more

@@ -1,7 +1,9 @@
-// qlora/io/trainer_checkpoint.hpp — a Trainer's state as a checkpoint: save_trainer(trainer, root, state, keep) and
-// restore_trainer(trainer, checkpoint). A run that resumes so gives the bits of one that was not interrupted.
+// qlora/io/trainer.hpp — the files of a Trainer: its state as a checkpoint, so that a run which resumes gives the bits of one
+// that was not interrupted, and all of its trained weights as a model. Adapters: write_adapter in io/adapter.hpp.
 #pragma once
 
+#include <concepts>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <span>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "qlora/io/checkpoint.hpp"
+#include "qlora/io/hf_writer.hpp"
 #include "qlora/train/trainer.hpp"
 
 namespace qlora {
@@ -68,6 +71,17 @@ void restore_trainer(Trainer<C, B>& trainer, const Checkpoint& checkpoint) {
     }
   }
   trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
+}
+
+/// Writes all weights of a model that was trained whole, on a backend in host memory, and finishes the writer.
+template <Config C, class B>
+requires(C.trainable == Trainable::all && B::space == Space::host) void write_trained(hf::ModelWriter& writer,
+                                                                                      Trainer<C, B>& trainer) {
+  const auto& weights = trainer.model().weights();
+  weights.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+    writer.write(name, {weights.trained() + offset, static_cast<std::size_t>(rows * cols)});
+  });
+  writer.finish();
 }
 
 }  // namespace v0

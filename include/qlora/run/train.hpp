@@ -1,0 +1,310 @@
+// qlora/run/train.hpp — a training run: run::train(request, progress) turns a packed data set into an adapter, or into a
+// model all of whose weights were trained. Everything that decides a step is a function of its number, so an interrupted
+// run continues from its newest checkpoint and gives the bits of one that was not interrupted.
+//   OUT/adapter or OUT/model    what was trained
+//   OUT/metrics.jsonl           training_log.hpp; OUT/trainer_state.json beside it
+//   OUT/checkpoints             io/checkpoint.hpp
+//   OUT/run.lock                held while a run writes there
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/lock.hpp"
+#include "qlora/run/guard.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/options.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/registry.hpp"
+#include "qlora/run/settings.hpp"
+#include "qlora/run/train_request.hpp"
+#include "qlora/run/training_log.hpp"
+#include "qlora/text/step_windows.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Everything in the options that decides the bits of what is trained, the data apart. A guard ends a run, and so
+/// decides; probes that are only measured do not.
+[[nodiscard]] inline Settings train_settings(const Training& options, const LoopProbes& loop) {
+  Settings all;
+  add_settings(all, options, Which::fingerprint, options.method != Method::full);
+  if (!loop.guard.empty()) add_settings(all, loop, Which::fingerprint);
+  return all;
+}
+
+/// Where a training in `out` writes its adapter, or its model.
+[[nodiscard]] inline std::filesystem::path trained_in(const std::filesystem::path& out, Method method) {
+  return out / (method == Method::full ? "model" : "adapter");
+}
+
+namespace detail {
+
+/// Checkpoints that are kept: the newest, and an older one in case the disk damages it.
+inline constexpr int kept_checkpoints = 2;
+
+class TrainingRun {
+ public:
+  TrainingRun(const TrainRequest& request, Progress& progress)
+      : request_(request),
+        options_(request.options),
+        progress_(progress),
+        model_(hf::ModelDir::open(request.model)),
+        data_(TokenDataset::open(request.data)),
+        order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
+               static_cast<std::uint64_t>(options_.seed)),
+        total_(order_.steps_per_epoch() * options_.epochs),
+        guard_(request.loop, model_) {
+    check();
+    const Selection selected = select_code(model_.shape, {.rank = options_.rank}, request.device, options_.method);
+    device_ = selected.device.device;
+    training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
+                                     options_.recompute, guard_.room(), selected.device);
+    progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
+  }
+
+  TrainResult run() {
+    resume();
+    const int first = saved_step_ = training_->steps_done();
+    TrainingLog log(request_.out / "metrics.jsonl", first);
+    progress_.begin("train", total_, "steps", first);
+    began_ = std::chrono::steady_clock::now();
+    bool going = true;
+    if (owes_measurement_) going = settle(log.newest(first), log, true);
+    while (going && training_->steps_done() < total_) going = settle(one_step(), log, false);
+    if (trains_all()) std::filesystem::remove_all(written());  // of a run that was killed after it wrote the model
+    training_->write(written(), adapter_config(), model_);
+    write_state(log);
+    progress_.end((trains_all() ? "model in " : "adapter in ") + written().string());
+    return result(log.records(), first);
+  }
+
+ private:
+  /// Completes a step: its measurement, its record, its checkpoint. `again`: the step is in the record, and its
+  /// measurement was interrupted. False: the guard has ended the run.
+  bool settle(StepRecord record, TrainingLog& log, bool again) {
+    const bool due = again || guard_.due(record.step, total_);
+    std::optional<std::string> unmet;
+    if (due) unmet = measure(record);
+    owes_measurement_ = due && !unmet;
+    if (again) {
+      log.amend(record);
+    } else {
+      log.add(record);
+      tokens_ += record.tokens;
+    }
+    std::array<char, 96> note{};
+    std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", record.loss, record.grad_norm,
+                  gigabytes(training_->memory()).c_str());
+    progress_.update(record.step, tokens_, note.data() + measured_);
+    if (unmet && !unmet->empty()) {
+      stopped_at_ = go_back(record.step, *unmet);
+      return false;
+    }
+    const bool stop = owes_measurement_ || (progress_.stop_requested() && record.step < total_);
+    // Where a guard decides, a checkpoint is a step whose measurement met it, which the run may go back to, or one whose
+    // measurement is owed, which is made before anything else and which the run never goes back to.
+    const bool saved = guard_.decides() ? due : stop || again || record.step % options_.checkpoint_every == 0;
+    if (saved || record.step == total_) {
+      save(log);
+      saved_step_ = record.step;
+    }
+    if (stop) {
+      throw Error(concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ", request_.out.string(),
+                         ", the same command goes on from there"),
+                  ErrorKind::interrupted);
+    }
+    return true;
+  }
+
+  /// Adds metrics to the step's record. The result is what the guard finds unmet; nothing: the measurement was interrupted.
+  std::optional<std::string> measure(StepRecord& record) {
+    if (trains_all() && base_ == nullptr) {  // its weights are not in this model any more
+      const DeviceRequest on_cpu{.use = DeviceUse::cpu, .threads = request_.device.threads};
+      const Selection selected = select_code(model_.shape, no_adapters, on_cpu);
+      base_ = selected.code->open(model_, BaseWeights::full, no_adapters, selected.device);
+    }
+    progress_.say(concat("step ", record.step, ": measuring ", guard_.size(), " probes"));
+    try {
+      Guard::Measured now = guard_.measure(training_->session(), base_.get(), progress_);
+      record.probes = std::move(now.metrics);
+      measured_ = now.note;
+      return now.unmet;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::interrupted) throw;
+      return std::nullopt;
+    }
+  }
+
+  /// Restores the last checkpoint whose measurement met the guard: the newest, but for one whose measurement was owed and
+  /// has just been made. Returns the step that the guard ended.
+  int go_back(int step, const std::string& unmet) {
+    const std::filesystem::path root = request_.out / "checkpoints";
+    CheckpointSearch found = load_latest_checkpoint(root);
+    while (found.checkpoint && owes_measurement(*found.checkpoint)) {
+      qlora::detail::remove_checkpoint(root, found.checkpoint->step);
+      found = load_latest_checkpoint(root);
+    }
+    if (!found.checkpoint) {
+      throw Error(concat("the guard ", unmet, " is not met at step ", step,
+                         ", where it was first measured; measure more often (--every), or lower --lr"),
+                  ErrorKind::unmet);
+    }
+    training_->restore(*found.checkpoint);
+    progress_.say(concat("step ", step, ": the guard ", unmet, " is not met; going back to step ",
+                         found.checkpoint->step, ", the last that met it"));
+    return step;
+  }
+
+  [[nodiscard]] static bool owes_measurement(const Checkpoint& checkpoint) {
+    const Json* owes = json_find(checkpoint.state, "to_measure");
+    return owes != nullptr && *owes == true;
+  }
+  [[nodiscard]] bool trains_all() const { return options_.method == Method::full; }
+  [[nodiscard]] std::filesystem::path written() const { return trained_in(request_.out, options_.method); }
+
+  void check() const {
+    if (trains_all() && options_.adamw8bit) {
+      throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
+    }
+    if (data_.info().vocab_size != model_.shape.vocab) {
+      throw Error(concat(request_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
+                         ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
+    }
+    if (data_.seq() > model_.max_positions) {
+      throw Error(concat("windows of ", data_.seq(), " tokens; the model was made for ", model_.max_positions,
+                         "; pack with a smaller --seq"));
+    }
+  }
+
+  /// What a checkpoint must have been made with for this run to continue from it.
+  [[nodiscard]] Json fingerprint() const {
+    Json all = Json::parse(to_json(train_settings(options_, request_.loop)).dump());
+    all["data"] = data_.fingerprint();
+    all["device"] = std::string(name_of(device_));
+    all["fast"] = request_.device.fast;
+    if (guard_.decides()) all["guard"] = guard_.fingerprint();
+    return all;
+  }
+
+  void resume() {
+    const CheckpointSearch found = load_latest_checkpoint(request_.out / "checkpoints", kept_checkpoints);
+    for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
+    if (!found.checkpoint) return;
+    const Checkpoint& checkpoint = *found.checkpoint;
+    if (json_at(checkpoint.state, "run", checkpoint.path.string()) != fingerprint()) {
+      throw Error(request_.out.string() +
+                      " holds a run with other settings or data; choose another --out, or remove it to begin anew",
+                  ErrorKind::usage);
+    }
+    training_->restore(checkpoint);
+    owes_measurement_ = guard_.active() && owes_measurement(checkpoint);
+    progress_.say(concat("resuming after step ", checkpoint.step,
+                         owes_measurement_ ? ", whose measurement was interrupted" : ""));
+  }
+
+  StepRecord one_step() {
+    const auto started = std::chrono::steady_clock::now();
+    const int at = training_->steps_done();
+    const StepReport report = training_->step(windows_.gather(data_, order_.step(at)));
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+    return {report.step,     static_cast<double>(report.step) / order_.steps_per_epoch(),
+            report.loss,     report.grad_norm,
+            report.lr,       report.tokens,
+            report.labelled, static_cast<double>(report.tokens) / std::max(seconds.count(), 1e-9)};
+  }
+
+  void save(TrainingLog& log) {
+    log.sync();
+    training_->save(request_.out / "checkpoints", {fingerprint().dump(), owes_measurement_}, kept_checkpoints);
+    write_state(log);
+  }
+
+  void write_state(const TrainingLog& log) const {
+    write_trainer_state(request_.out / "trainer_state.json", log.records(),
+                        {total_, options_.epochs, options_.batch, options_.checkpoint_every});
+  }
+
+  [[nodiscard]] PeftConfig adapter_config() const {
+    PeftConfig config;
+    config.r = options_.rank;
+    config.alpha = static_cast<float>(options_.alpha);
+    config.dropout = static_cast<float>(options_.dropout);
+    config.rslora = options_.rslora;
+    config.base_model = request_.model.string();
+    config.base_fingerprint = model_.fingerprint();
+    return config;
+  }
+
+  [[nodiscard]] double last_loss(const std::vector<StepRecord>& records) const {
+    for (auto record = records.rbegin(); record != records.rend(); ++record) {
+      if (record->step == training_->steps_done()) return record->loss;
+    }
+    return 0.0;
+  }
+  [[nodiscard]] double tokens_per_second() const {
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
+    return elapsed.count() > 0 ? static_cast<double>(tokens_) / elapsed.count() : 0.0;
+  }
+
+  [[nodiscard]] TrainResult result(const std::vector<StepRecord>& records, int first) const {
+    return {.steps = training_->steps_done(),
+            .stopped_at = stopped_at_,
+            .resumed_after = first,
+            .windows = data_.size(),
+            .first_loss = records.empty() ? 0.0 : records.front().loss,
+            .last_loss = last_loss(records),
+            .tok_per_s = tokens_per_second(),
+            .method = options_.method,
+            .trained_parameters =
+                trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, {.rank = options_.rank}),
+            .device = device_,
+            .about = training_->about(),
+            .memory_bytes = training_->memory(),
+            .trained = written()};
+  }
+
+  const TrainRequest& request_;
+  const Training& options_;
+  Progress& progress_;
+  hf::ModelDir model_;
+  TokenDataset data_;
+  DataOrder order_;
+  int total_;
+  Device device_ = Device::cpu;
+  Guard guard_;
+  std::unique_ptr<TrainingSession> training_;
+  std::unique_ptr<Session> base_;  ///< of a training of all weights, where the guard needs it
+  std::string measured_;           ///< by the last measurement, for the progress line
+  int saved_step_ = 0;             ///< of the newest checkpoint
+  int stopped_at_ = 0;
+  bool owes_measurement_ = false;  ///< the newest step's measurement was interrupted
+  std::int64_t tokens_ = 0;        ///< of this start's steps
+  std::chrono::steady_clock::time_point began_;
+  StepWindows windows_;
+};
+
+}  // namespace detail
+
+/// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
+/// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
+/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first measurement.
+[[nodiscard]] inline TrainResult train(const TrainRequest& request, Progress& progress) {
+  make_directories(request.out);
+  const RunLock lock(request.out / "run.lock");
+  return detail::TrainingRun(request, progress).run();
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

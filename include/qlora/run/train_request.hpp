@@ -1,0 +1,43 @@
+// qlora/run/train_request.hpp — what a training run takes and returns; see run/train.hpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "qlora/run/device.hpp"
+#include "qlora/run/options.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+struct TrainRequest {
+  std::filesystem::path model{};  ///< model directory
+  std::filesystem::path data{};   ///< packed data set
+  std::filesystem::path out{};
+  Training options{};
+  LoopProbes loop{};
+  DeviceRequest device{};
+};
+
+struct TrainResult {
+  int steps = 0;          ///< done when the run ended
+  int stopped_at = 0;     ///< the step at which the guard ended the run; 0: it did not
+  int resumed_after = 0;  ///< the step of the checkpoint that this start continued from; 0: none
+  std::size_t windows = 0;
+  double first_loss = 0;
+  double last_loss = 0;  ///< of the step that the run ended at, which need not be the last that was made
+  double tok_per_s = 0;  ///< of this start, measurements and checkpoints included
+  Method method = Method::qlora;
+  std::int64_t trained_parameters = 0;
+  Device device = Device::cpu;
+  std::string about;              ///< the device and the recomputation in words
+  std::int64_t memory_bytes = 0;  ///< arenas, and on a GPU the libraries' workspaces
+  std::filesystem::path trained;  ///< directory of the adapter, or of the model
+};
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
