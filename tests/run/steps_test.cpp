@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "qlora/configs/llama2.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/merge.hpp"
 #include "qlora/run/pack.hpp"
+#include "qlora/run/plan.hpp"
 #include "qlora/run/questions.hpp"
 #include "qlora/text/dataset.hpp"
 #include "support/merge_cases.hpp"
@@ -117,6 +119,62 @@ TEST_CASE("the JSON of a result has the keys of its format in their order, and r
                           R"("shared_lines_removed":1,"failed":[{"source":"b.html","error":"not there"}]})");
   CHECK(to_json(run::fetch_result_from_json(fetched)) == fetched);
   CHECK(to_json(run::FetchResult{}).dump() == R"({"documents":[],"bytes":0,"shared_lines_removed":0,"failed":[]})");
+}
+
+TEST_CASE("the JSON of a memory plan has advice for GPUs alone") {
+  run::PlanResult plan;
+  plan.bytes[Purpose::gradients] = 5;
+  plan.device = "A10G 24 GB";
+  plan.device_bytes = 10;
+  plan.reserve = 6;
+  plan.largest_batch = 1;
+  OrderedJson json = to_json(plan);
+  CHECK(json.at("bytes").size() == purpose_count);
+  CHECK(json.at("bytes").at("gradients") == 5);
+  json.erase("bytes");
+  CHECK(json.dump() == R"({"total":5,"device":"A10G 24 GB","device_bytes":10,"fits":false,"largest_batch":1})");
+  plan.advice = run::PlanAdvice{.largest_batches = {0, 2, 3}, .recommended = {}, .total = 0};
+  CHECK(to_json(plan).at("advice").dump() ==
+        R"({"largest_batches":{"none":0,"cheap":2,"block":3},"recommended":null})");
+  plan.advice->recommended = Run{.batch = 3, .recompute = Recompute::cheap, .recompute_layers = 7};
+  plan.advice->total = 4;
+  CHECK(to_json(plan).at("advice").at("recommended").dump() ==
+        R"({"batch":3,"recompute":"cheap","recompute_layers":7,"total":4})");
+}
+
+TEST_CASE("a plan needs no more than the shape, and says what training would choose") {
+  run::PlanRequest request;
+  request.model = "7b";
+  request.plan.on = "A10G 24 GB";
+  request.training.batch = 2;
+  const run::PlanResult fits = run::plan(request);
+  CHECK(fits.layers == llama2_7b.shape.layers);
+  CHECK(fits.fits());
+  CHECK(fits.reserve == run::gpu_reserve);
+  REQUIRE(fits.advice);
+  REQUIRE(fits.advice->recommended);
+  CHECK(fits.advice->recommended->batch == 2);
+  CHECK(fits.advice->total <= fits.device_bytes - fits.reserve);
+  CHECK(fits.advice->largest_batches[0] <= fits.advice->largest_batches[1]);
+  CHECK(fits.advice->largest_batches[1] <= fits.advice->largest_batches[2]);
+  CHECK(fits.largest_batch >= 2);
+  CHECK(fits.bytes[Purpose::probing] == 0);
+
+  request.plan.gpu_memory = run::Bytes{3'000'000'000};
+  const run::PlanResult small = run::plan(request);
+  CHECK_FALSE(small.fits());
+  CHECK(small.largest_batch == 0);
+  REQUIRE(small.advice);
+  CHECK_FALSE(small.advice->recommended);
+
+  request.plan.gpu_memory = {};
+  request.plan.on = "cpu";
+  CHECK_FALSE(run::plan(request).advice);
+  request.plan.on = "abacus";
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
+  request.model = source / "tests";
+  request.plan.on = "cpu";
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::input);
 }
 
 TEST_CASE("merge writes the model that it describes, or none") {

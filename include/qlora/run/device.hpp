@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 #include <string_view>
 
 #include "qlora/config.hpp"
+#include "qlora/model/plan.hpp"
 #include "qlora/run/options.hpp"
 
 namespace qlora {
@@ -48,6 +50,18 @@ struct GpuMemory {
 inline constexpr std::int64_t cpu_dense_limit = 500'000'000;
 [[nodiscard]] constexpr bool keeps_dequantized(const Shape& shape, const DeviceOptions& device) {
   return device.device == Device::cuda ? device.keep_dequantized : parameters(shape) <= cpu_dense_limit;
+}
+
+/// Sequences that a session decodes at once where memory allows it, and new tokens of them in one call.
+inline constexpr std::size_t most_sequences = 32;
+inline constexpr int decode_step_tokens = 512;
+/// Decoding that a training keeps memory for: `count` probes of at most `length` tokens, at most eight at once.
+[[nodiscard]] constexpr DecodeRoom room_for_probes(std::size_t count, int length) {
+  constexpr std::size_t planned = 8;
+  return {.sequences = static_cast<int>(count < planned ? count : planned),
+          .length = length,
+          .step_tokens = decode_step_tokens,
+          .all_logits = true};
 }
 
 /// "22.4 GB".

@@ -291,6 +291,34 @@ template <class T, class ToJson>
   return result;
 }
 
+// --- PlanResult: {"bytes": {PURPOSE: ...}, "total", "device", ..., "advice": {"largest_batches", "recommended"}} ----------
+
+[[nodiscard]] inline OrderedJson to_json(const PlanAdvice& advice) {
+  OrderedJson batches = OrderedJson::object();
+  for (std::size_t i = 0; i < recompute_names.size(); ++i) {
+    batches[std::string(recompute_names[i])] = advice.largest_batches[i];
+  }
+  OrderedJson all = OrderedJson::object();
+  all["largest_batches"] = batches;
+  all["recommended"] = nullptr;
+  if (!advice.recommended) return all;
+  all["recommended"] = {{"batch", advice.recommended->batch},
+                        {"recompute", recompute_name(advice.recommended->recompute)},
+                        {"recompute_layers", advice.recommended->recompute_layers},
+                        {"total", advice.total}};
+  return all;
+}
+
+[[nodiscard]] inline OrderedJson to_json(const PlanResult& result) {
+  OrderedJson bytes = OrderedJson::object();
+  for (std::size_t i = 0; i < purpose_count; ++i) bytes[std::string(purpose_names[i])] = result.bytes.bytes[i];
+  OrderedJson all{{"bytes", bytes},          {"total", result.bytes.total()},
+                  {"device", result.device}, {"device_bytes", result.device_bytes},
+                  {"fits", result.fits()},   {"largest_batch", result.largest_batch}};
+  if (result.advice) all["advice"] = to_json(*result.advice);
+  return all;
+}
+
 // --- run::Comparison: {"answers": [{"form", "prompt", "answers": {MODEL: TEXT}}], "variants": {NAME: {"reference",
 // "figures", "by_relation", "by_entity"}}}, and with probes "tuned", "examples" and "requirements" ------------------------
 

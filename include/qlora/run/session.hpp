@@ -3,7 +3,6 @@
 // virtual. compiled.hpp implements these for every config and backend.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -17,23 +16,12 @@
 #include "qlora/io/hf.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/peft.hpp"
+#include "qlora/run/device.hpp"
 #include "qlora/train/trainer.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace run {
-
-/// Sequences that a session decodes at once where memory allows it, and new tokens of them in one call.
-inline constexpr std::size_t most_sequences = 32;
-inline constexpr int decode_step_tokens = 512;
-/// Decoding that a training keeps memory for: `count` probes of at most `length` tokens, at most eight at once.
-[[nodiscard]] constexpr DecodeRoom room_for_probes(std::size_t count, int length) {
-  constexpr std::size_t planned = 8;
-  return {.sequences = static_cast<int>(count < planned ? count : planned),
-          .length = length,
-          .step_tokens = decode_step_tokens,
-          .all_logits = true};
-}
 
 /// The name of the adapter of a model in training.
 inline constexpr std::string_view trained_adapter = "trained";

@@ -1,13 +1,18 @@
 // qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents, documents
-// to windows, an adapter into a model. The functions are in the header that each struct names; json.hpp has the results
-// as JSON.
+// to windows, an adapter into a model, and the memory that training takes. The functions are in the header that each
+// struct names; json.hpp has the results as JSON.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "qlora/model/plan.hpp"
 #include "qlora/run/options.hpp"
 
 namespace qlora {
@@ -79,6 +84,43 @@ struct MergeResult {
   std::int64_t parameters = 0;
   std::string dtype;  ///< of its weights: "F16"
   std::filesystem::path path;
+};
+
+/// What a model directory, or a published model, takes to train; see run/plan.hpp.
+struct PlanRequest {
+  std::filesystem::path model;  ///< directory with a config.json; or 7b, 13b, 70b for LLaMA-2
+  Plan plan;
+  Training training;
+  Packing packing{.seq = 2048};
+  DeviceRequest device;
+};
+
+/// Ways of recomputing, by their number, as options and results name them.
+inline constexpr std::array<std::string_view, 3> recompute_names{"none", "cheap", "block"};
+[[nodiscard]] constexpr std::string_view recompute_name(Recompute recompute) {
+  return recompute_names[static_cast<std::size_t>(recompute)];
+}
+
+/// What fits a GPU.
+struct PlanAdvice {
+  /// The largest batch for each of recompute_names; 0 where not even one window fits.
+  std::array<int, 3> largest_batches{};
+  /// What `train` chooses for the batch that was asked for, or the largest that fits; nothing where none does.
+  std::optional<Run> recommended;
+  std::int64_t total = 0;  ///< bytes that `recommended` takes
+};
+
+struct PlanResult {
+  Run run;         ///< that is planned
+  int layers = 0;  ///< of the model
+  MemoryPlan bytes;
+  std::string device;
+  std::int64_t device_bytes = 0;
+  std::int64_t reserve = 0;  ///< bytes of the device that no plan uses
+  int largest_batch = 0;
+  std::optional<PlanAdvice> advice;  ///< for GPUs
+
+  [[nodiscard]] bool fits() const { return bytes.total() <= device_bytes - reserve; }
 };
 
 }  // namespace run

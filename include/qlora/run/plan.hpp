@@ -1,0 +1,160 @@
+// qlora/run/plan.hpp — the memory that training a model takes, by purpose; the largest batch that fits for each way of
+// recomputing, and what `train` would choose. Needs the model's config.json, or the name of a published model: no weights
+// and no compiled code.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "qlora/config.hpp"
+#include "qlora/configs/llama2.hpp"
+#include "qlora/cpu/workspace.hpp"
+#include "qlora/error.hpp"
+#include "qlora/io/hf_config.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/model/cards.hpp"
+#include "qlora/run/device.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+namespace detail {
+
+/// The device that is planned for, and how its backend stores tensors.
+struct PlanDevice {
+  std::string name;
+  std::int64_t bytes;
+  std::int64_t reserve;
+  Storage storage;
+
+  [[nodiscard]] std::int64_t budget() const { return bytes - reserve; }
+};
+
+inline PlanDevice plan_device(const Plan& options) {
+  if (options.gpu_memory.count > 0) return {"GPU memory", options.gpu_memory.count, gpu_reserve, gpu_storage};
+  if (options.on == "cpu") {
+    const std::int64_t bytes = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+    const auto threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    return {"this machine's memory", bytes, 0, cpu::storage(threads)};
+  }
+  for (const Gpu& card : gpu::all) {
+    if (card.name == options.on) return {options.on, card.bytes, gpu_reserve, gpu_storage};
+  }
+  std::string known = "cpu";
+  for (const Gpu& card : gpu::all) known += concat(", '", card.name, "'");
+  throw Error(concat("no device '", options.on, "' is known; known are ", known), ErrorKind::usage);
+}
+
+/// The shape of a model directory, or of a published model by its size.
+inline Shape planned_shape(const std::filesystem::path& model) {
+  constexpr std::array<std::pair<std::string_view, const Config*>, 3> published{
+      {{"7b", &llama2_7b}, {"13b", &llama2_13b}, {"70b", &llama2_70b}}};
+  for (const auto& [name, config] : published) {
+    if (model == name && !std::filesystem::exists(model)) return config->shape;
+  }
+  const std::filesystem::path file = model / "config.json";
+  return hf::parse_config(read_json_object(file, 1U << 20), file.string()).shape;
+}
+
+/// `automatic` starts with none on the CPU, as `train` does, and with block on a GPU, where choose_recompute then looks for
+/// less.
+inline Recompute first_recompute(Recomputation asked, bool cpu) {
+  switch (asked) {
+    case Recomputation::automatic:
+      return cpu ? Recompute::none : Recompute::block;
+    case Recomputation::none:
+      return Recompute::none;
+    case Recomputation::cheap:
+      return Recompute::cheap;
+    case Recomputation::block:
+      break;
+  }
+  return Recompute::block;
+}
+
+/// The largest batch whose plan fits; 0 when not even one window does.
+inline int largest_batch(const Config& config, Run run, const PlanDevice& device) {
+  const auto fits = [&](int batch) {
+    run.batch = batch;
+    return memory_plan(config, run, device.storage).total() <= device.budget();
+  };
+  int good = 0;
+  int bad = 1;
+  while (bad <= 65536 && fits(bad)) {
+    good = bad;
+    bad *= 2;
+  }
+  while (bad - good > 1) {
+    const int middle = good + (bad - good) / 2;
+    (fits(middle) ? good : bad) = middle;
+  }
+  return good;
+}
+
+inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDevice& device) {
+  PlanAdvice advice;
+  for (std::size_t i = 0; i < recompute_names.size(); ++i) {
+    Run one = run;
+    one.recompute = static_cast<Recompute>(i);
+    one.recompute_layers = -1;
+    advice.largest_batches[i] = largest_batch(config, one, device);
+  }
+  const int most = *std::max_element(advice.largest_batches.begin(), advice.largest_batches.end());
+  if (most == 0) return advice;
+  Run chosen = run;
+  chosen.batch = std::min(run.batch, most);
+  advice.recommended = choose_recompute(config, chosen, device.budget(), device.storage);
+  advice.total = memory_plan(config, *advice.recommended, device.storage).total();
+  return advice;
+}
+
+}  // namespace detail
+
+/// Reads nothing but the model's config.json. Throws Error: (input) for a model that cannot be read, (usage) for an unknown
+/// device and for options that exclude each other.
+[[nodiscard]] inline PlanResult plan(const PlanRequest& request) {
+  if (request.plan.unquantized && request.device.keep_dequantized) {
+    throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);
+  }
+  Config config{.shape = detail::planned_shape(request.model)};
+  config.lora.rank = request.training.rank;
+  if (request.plan.unquantized) config.quant = unquantized;
+  const detail::PlanDevice device = detail::plan_device(request.plan);
+  const bool cpu = !device.storage.wide_groups;
+  const DeviceOptions placed{.device = cpu ? Device::cpu : Device::cuda,
+                             .keep_dequantized = request.device.keep_dequantized};
+  PlanResult result;
+  result.run = {.batch = request.training.batch,
+                .seq = request.packing.seq,
+                .recompute = detail::first_recompute(request.training.recompute, cpu),
+                .dropout = !request.plan.no_dropout,
+                .keep_dequantized = keeps_dequantized(config.shape, placed),
+                .adamw8bit = request.training.adamw8bit};
+  if (request.plan.probe_tokens > 0) result.run.probing = room_for_probes(SIZE_MAX, request.plan.probe_tokens);
+  if (!cpu && request.training.recompute == Recomputation::automatic &&
+      memory_plan(config, result.run, device.storage).total() <= device.budget()) {
+    result.run = choose_recompute(config, result.run, device.budget(), device.storage);  // as `train` does
+  }
+  result.layers = config.shape.layers;
+  result.bytes = memory_plan(config, result.run, device.storage);
+  result.device = device.name;
+  result.device_bytes = device.bytes;
+  result.reserve = device.reserve;
+  result.largest_batch = detail::largest_batch(config, result.run, device);
+  if (!cpu) result.advice = detail::advice_for(config, result.run, device);
+  return result;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
