@@ -20,8 +20,7 @@ namespace {
 std::string recomputed(const Run& run, int layers) {
   const std::string name(run::recompute_name(run.recompute));
   if (run.recompute == Recompute::none) return name;
-  return concat(name, " in ", run.recompute_layers < 0 ? layers : run.recompute_layers, " of ", layers,
-                               " layers");
+  return concat(name, " in ", run.recompute_layers < 0 ? layers : run.recompute_layers, " of ", layers, " layers");
 }
 
 void print(const run::PlanResult& result, std::ostream& out) {

@@ -14,15 +14,7 @@ TEST_CASE("attention") {
 }
 TEST_CASE("the same bits every run") {
   Cuda gpu;
-  for (const Case<Cuda>& one : attention_cases<Cuda>()) {
-    INFO("case ", one.name);
-    const Outcome first = outcome_of(gpu, one);
-    const Outcome second = outcome_of(gpu, one);
-    REQUIRE(first.outputs.size() == second.outputs.size());
-    for (std::size_t i = 0; i < first.outputs.size(); ++i) {
-      CHECK(first.outputs[i].values == second.outputs[i].values);
-    }
-  }
+  check_repeats(attention_cases<Cuda>(), gpu);
 }
 TEST_CASE("own kernels, where cuDNN might be chosen") {
   Cuda gpu({.use_cudnn = false});

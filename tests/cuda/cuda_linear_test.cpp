@@ -20,13 +20,5 @@ TEST_CASE("long: true widths") {
 TEST_CASE("dropout masks are those of the definition") { check_masks<Cuda>(Cuda()); }
 TEST_CASE("the same bits every run") {
   Cuda gpu;
-  for (const Case<Cuda>& one : linear_cases<Cuda>()) {
-    INFO("case ", one.name);
-    const Outcome first = outcome_of(gpu, one);
-    const Outcome second = outcome_of(gpu, one);
-    REQUIRE(first.outputs.size() == second.outputs.size());
-    for (std::size_t i = 0; i < first.outputs.size(); ++i) {
-      CHECK(first.outputs[i].values == second.outputs[i].values);
-    }
-  }
+  check_repeats(linear_cases<Cuda>(), gpu);
 }

@@ -8,6 +8,7 @@
 #include "qlora/cuda.hpp"
 #include "qlora/generate/decoder.hpp"
 #include "qlora/train/trainer.hpp"
+#include "support/arenas.hpp"
 #include "support/small_model.hpp"
 
 using namespace qlora;
@@ -26,31 +27,13 @@ constexpr Config chat{.shape = /*   */ {1536, 256, 2, 8, 4, 32, 704}, .lora = {.
 
 template <Config C>
 void check_arenas() {
-  TrainOptions how{.loss_chunk = 11};
-  for (const float dropout : {0.0F, 0.1F}) {
-    for (const bool keep : {false, true}) {
-      for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::block}) {
-        for (const int layers : {-1, 0, 2, 9}) {
-          how.batch = layers == 0 ? 1 : 3;  // sizes that cache lines divide, and do not
-          how.seq = layers == 0 ? 64 : 19;
-          how.dropout = dropout;
-          how.model.keep_dequantized = keep;
-          how.recompute = recompute;
-          how.recompute_layers = layers;
-          Cuda gpu;
-          const std::int64_t before = cuda::device_info(gpu.context()).allocated;
-          Trainer<C, Cuda> trainer(small_model::weights(C.shape, 1), how, gpu);
-          const MemoryPlan plan =
-              Network<code_of(C), Cuda>::plan(trainer.model().weights(), trainer.core().network().run(), 0);
-          CHECK(trainer.core().arena_bytes_used() == plan.total());
-          CHECK(trainer.core().network().arena().used() == trainer.core().network().arena().size());
-          const auto& weights = trainer.model().weights().arena();
-          CHECK(weights.used() == weights.size());
-          CHECK(cuda::device_info(gpu.context()).allocated - before == plan.total());
-        }
-      }
-    }
-  }
+  arenas::for_each_options([](const TrainOptions& how) {
+    Cuda gpu;
+    const std::int64_t before = cuda::device_info(gpu.context()).allocated;
+    Trainer<C, Cuda> trainer(small_model::weights(C.shape, 1), how, gpu);
+    const MemoryPlan plan = arenas::check_full(trainer, 0);
+    CHECK(cuda::device_info(gpu.context()).allocated - before == plan.total());
+  });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "qlora/generate/decoder.hpp"
 #include "qlora/model/cards.hpp"
 #include "qlora/train/trainer.hpp"
+#include "support/arenas.hpp"
 #include "support/small_model.hpp"
 
 using namespace qlora;
@@ -44,29 +45,11 @@ constexpr Config tied_full = [] {
 
 template <Config C, class B>
 void check_arenas() {
-  TrainOptions how{.loss_chunk = 11};
   for (const int threads : {1, 3}) {
-    for (const float dropout : {0.0F, 0.1F}) {
-      for (const bool keep : {false, true}) {
-        for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::block}) {
-          for (const int layers : {-1, 0, 2, 9}) {
-            how.batch = layers == 0 ? 1 : 3;  // sizes that cache lines divide, and do not
-            how.seq = layers == 0 ? 64 : 19;
-            how.dropout = dropout;
-            how.model.keep_dequantized = keep;
-            how.recompute = recompute;
-            how.recompute_layers = layers;
-            Trainer<C, B> trainer(small_model::weights(C.shape, 1), how, B(threads));
-            const Run& run = trainer.core().network().run();
-            const MemoryPlan plan = Network<code_of(C), B>::plan(trainer.model().weights(), run, threads);
-            CHECK(trainer.core().arena_bytes_used() == plan.total());
-            CHECK(trainer.core().network().arena().used() == trainer.core().network().arena().size());
-            const auto& weights = trainer.model().weights().arena();
-            CHECK(weights.used() == weights.size());
-          }
-        }
-      }
-    }
+    arenas::for_each_options([&](const TrainOptions& how) {
+      Trainer<C, B> trainer(small_model::weights(C.shape, 1), how, B(threads));
+      arenas::check_full(trainer, threads);
+    });
   }
 }
 

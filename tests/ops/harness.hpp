@@ -260,6 +260,20 @@ void check_cases(const Cases<Reference>& reference, const Cases<Yardstick>& yard
   }
 }
 
+/// Every case twice: the same bits.
+template <class B>
+void check_repeats(const Cases<B>& cases, B& backend) {
+  for (const Case<B>& one : cases) {
+    INFO("case ", one.name);
+    const Outcome first = outcome_of(backend, one);
+    const Outcome second = outcome_of(backend, one);
+    REQUIRE(first.outputs.size() == second.outputs.size());
+    for (std::size_t i = 0; i < first.outputs.size(); ++i) {
+      CHECK(first.outputs[i].values == second.outputs[i].values);
+    }
+  }
+}
+
 /// The cases themselves, on the CPU: nothing is damaged, the yardstick rounds, and not by more than `bound`.
 inline void check_yardstick(const Cases<Reference>& reference, const Cases<Yardstick>& yardstick, double bound) {
   Reference exact;
