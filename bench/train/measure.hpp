@@ -152,7 +152,7 @@ Figures measure(const Settings& settings, const Config& preset = C) {
   figures.loss = report.loss;
   figures.grad_norm = report.grad_norm;
   cuda::DeviceInfo info = cuda::device_info(context);
-  const DecodeRoom probes{.sequences = settings.probe_tokens > 0 ? 8 : 0, .length = settings.probe_tokens};
+  const DecodeLimits probes{.sequences = settings.probe_tokens > 0 ? 8 : 0, .length = settings.probe_tokens};
   if (settings.probe_tokens > 0) {
     constexpr int new_tokens = 16;
     const std::vector<std::vector<std::int32_t>> prompts(

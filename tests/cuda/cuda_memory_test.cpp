@@ -48,12 +48,13 @@ TEST_CASE("a decoder beside a trainer takes exactly what the plan says") {
   Cuda gpu;
   TrainOptions how{.batch = 1, .seq = 64};
   Trainer<chat, Cuda> trainer(small_model::weights(chat.shape, 1), how, gpu);
-  for (const DecodeRoom& room : {DecodeRoom{.sequences = 1, .length = 17, .step_tokens = 5},
-                                 DecodeRoom{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
+  for (const DecodeLimits& limits :
+       {DecodeLimits{.sequences = 1, .length = 17, .step_tokens = 5},
+        DecodeLimits{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
     const std::int64_t before = cuda::device_info(gpu.context()).allocated;
-    const Decoder<code_of(chat), Cuda> decoder(trainer.model().backend(), trainer.model().weights(), room);
+    const Decoder<code_of(chat), Cuda> decoder(trainer.model().backend(), trainer.model().weights(), limits);
     CHECK(decoder.arena().used() == decoder.arena().size());
-    CHECK(cuda::device_info(gpu.context()).allocated - before == decode_bytes(chat, room, gpu_storage));
+    CHECK(cuda::device_info(gpu.context()).allocated - before == decode_bytes(chat, limits, gpu_storage));
   }
 }
 

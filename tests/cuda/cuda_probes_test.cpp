@@ -29,7 +29,7 @@ namespace {
 constexpr Config wide{.shape = /*   */ {512, 1024, 8, 16, 16, 64, 1024}, .lora = {.rank = 8}};
 constexpr int longest = 12000;
 
-DecodeRoom probes_of(int sequences) { return room_for_probes(static_cast<std::size_t>(sequences), longest); }
+DecodeLimits probes_of(int sequences) { return limits_for_probes(static_cast<std::size_t>(sequences), longest); }
 TrainOptions options() { return {.rank = 8, .total_steps = 4, .batch = 2, .seq = 256}; }
 /// A cap for a training with so many probes side by side.
 std::int64_t cap_for(Recompute policy, int sequences) {
@@ -147,9 +147,9 @@ TEST_CASE("a training's session knows on the GPU what the model's card says, ada
   std::vector<eval::Item> items = eval::read_items(source / "examples/quickstart/retention.jsonl");
   items.resize(64);
   const auto length = static_cast<int>(eval::longest_sequence(tokenizer, items));
-  const auto training = run::detail::CompiledCode<chat, Cuda>().train(model, {.rank = 16, .batch = 2, .seq = 128},
-                                                                      Recomputation::automatic,
-                                                                      room_for_probes(items.size(), length), under(0));
+  const auto training = run::detail::CompiledCode<chat, Cuda>().train(
+      model, {.rank = 16, .batch = 2, .seq = 128}, Recomputation::automatic, limits_for_probes(items.size(), length),
+      under(0));
   for (const bool adapters : {false, true}) {  // B = 0: they change nothing yet
     training->session().use(adapters ? trained_adapter : std::string_view());
     const eval::ItemResults readings = eval::measure(training->session(), tokenizer, items);

@@ -32,8 +32,8 @@ struct Fixture {
       for (int i = 0; i < length; ++i) prompt.push_back(static_cast<std::int32_t>(random() % vocab));
     }
   }
-  std::vector<Ids> run(const DecodeRoom& room, const GenerateOptions& options, std::span<const Ids> some) {
-    Generator<net, B> generator(model, room);
+  std::vector<Ids> run(const DecodeLimits& limits, const GenerateOptions& options, std::span<const Ids> some) {
+    Generator<net, B> generator(model, limits);
     std::vector<Ids> answers;
     for (Generated& one : generator.generate(some, options)) answers.push_back(std::move(one.ids));
     return answers;
@@ -92,8 +92,8 @@ TEST_CASE_FIXTURE(Fixture, "the same prompt twice draws twice") {
 }
 
 TEST_CASE_FIXTURE(Fixture, "where a continuation ends") {
-  const DecodeRoom room{.sequences = 2, .length = 30, .step_tokens = 30};
-  Generator<net, B> generator(model, room);
+  const DecodeLimits limits{.sequences = 2, .length = 30, .step_tokens = 30};
+  Generator<net, B> generator(model, limits);
   GenerateOptions options{.max_new_tokens = 10, .sampling = greedy, .stop_ids = {}};
   const Generated whole = generator.generate(prompts[0], options);
   REQUIRE(whole.ids.size() == 10);

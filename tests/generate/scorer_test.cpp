@@ -57,9 +57,9 @@ TEST_CASE_FIXTURE(Fixture, "continuations have the likelihood of whole passes") 
     one.prompt = ids(prompt);
     for (std::size_t c = 0; c < prompt % 4; ++c) one.candidates.push_back(ids(1 + (prompt + c) % 5));
   }
-  for (const DecodeRoom& room : {DecodeRoom{.sequences = 3, .length = 128, .step_tokens = 24},
-                                 DecodeRoom{.sequences = 16, .length = 128, .step_tokens = 512}}) {
-    Scorer<net, B> scorer(model, room);
+  for (const DecodeLimits& limits : {DecodeLimits{.sequences = 3, .length = 128, .step_tokens = 24},
+                                     DecodeLimits{.sequences = 16, .length = 128, .step_tokens = 512}}) {
+    Scorer<net, B> scorer(model, limits);
     const std::vector<std::vector<double>> scores = scorer.score(questions);
     REQUIRE(scores.size() == questions.size());
     for (std::size_t i = 0; i < questions.size(); ++i) {
@@ -80,9 +80,9 @@ TEST_CASE_FIXTURE(Fixture, "continuations have the likelihood of whole passes") 
 
 TEST_CASE_FIXTURE(Fixture, "texts are read as whole passes read them") {
   const std::vector<Ids> texts{ids(30), ids(1), ids(100), ids(2), ids(8)};
-  for (const DecodeRoom& room : {DecodeRoom{.sequences = 2, .length = 128, .step_tokens = 16},
-                                 DecodeRoom{.sequences = 8, .length = 128, .step_tokens = 256}}) {
-    Scorer<net, B> scorer(model, room);
+  for (const DecodeLimits& limits : {DecodeLimits{.sequences = 2, .length = 128, .step_tokens = 16},
+                                     DecodeLimits{.sequences = 8, .length = 128, .step_tokens = 256}}) {
+    Scorer<net, B> scorer(model, limits);
     std::vector<std::size_t> seen(texts.size(), 0);
     std::vector<std::vector<float>> expected;
     for (const Ids& text : texts) expected.push_back(whole(text));

@@ -57,10 +57,11 @@ template <Config C, class B>
 void check_decoder() {
   for (const int threads : {1, 3}) {
     Model<C, B> model(small_model::weights(C.shape, 1), {}, B(threads));
-    for (const DecodeRoom& room : {DecodeRoom{.sequences = 1, .length = 17, .step_tokens = 5},
-                                   DecodeRoom{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
-      const Decoder<code_of(C), B> decoder(model.backend(), model.weights(), room);
-      CHECK(decoder.arena().used() == decode_bytes(C, room, storage_of<B>(threads)));
+    for (const DecodeLimits& limits :
+         {DecodeLimits{.sequences = 1, .length = 17, .step_tokens = 5},
+          DecodeLimits{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
+      const Decoder<code_of(C), B> decoder(model.backend(), model.weights(), limits);
+      CHECK(decoder.arena().used() == decode_bytes(C, limits, storage_of<B>(threads)));
       CHECK(decoder.arena().size() == decoder.arena().used());
     }
   }
@@ -92,7 +93,7 @@ TEST_CASE_TEMPLATE("arenas of trainers and decoders hold exactly what the plan s
 }
 
 TEST_CASE("probes in the loop of LLaMA-2 7B, 8 of 500 tokens, by hand") {
-  const DecodeRoom probes{.sequences = 8, .length = 500, .step_tokens = 512, .all_logits = true};
+  const DecodeLimits probes{.sequences = 8, .length = 500, .step_tokens = 512, .all_logits = true};
   // keys and values, 16 bits each; logits of a whole call in 32 bits; rotary tables for 500 positions
   constexpr std::int64_t cache = 32LL * 8 * 500 * 2 * 4096 * 2;
   constexpr std::int64_t logits = 512LL * 32000 * 4;

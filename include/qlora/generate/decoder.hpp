@@ -24,17 +24,17 @@ class Decoder {
     std::span<const std::int32_t> ids;
   };
 
-  Decoder(B& backend, const Weights<K, B>& weights, const DecodeRoom& room)
-      : b_(backend), w_(weights), room_(room), arena_(backend.arena(bytes_needed(backend, weights, room))) {
-    QLORA_EXPECTS(room.sequences > 0 && room.length > 0 && room.step_tokens >= room.sequences, "room for ",
-                  room.sequences, " sequences of ", room.length, " tokens, ", room.step_tokens, " a step");
+  Decoder(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
+      : b_(backend), w_(weights), limits_(limits), arena_(backend.arena(bytes_needed(backend, weights, limits))) {
+    QLORA_EXPECTS(limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences, "room for ",
+                  limits.sequences, " sequences of ", limits.length, " tokens, ", limits.step_tokens, " a step");
     const auto take = [&](std::int64_t count) { return arena_.template take<Act>(count); };
     const Shape& s = w_.dims().shape();
     const Lora& lora = w_.dims().lora();
-    const std::int64_t t = room.step_tokens;
+    const std::int64_t t = limits.step_tokens;
     const std::int64_t kv = w_.dims().kv();
     for (int layer = 0; layer < w_.layers(); ++layer) {
-      caches_.push_back(take(std::int64_t{room.sequences} * room.length * kv));
+      caches_.push_back(take(std::int64_t{limits.sequences} * limits.length * kv));
     }
     x_ = take(t * s.dim);
     normed_ = take(std::max(elements(s, lora, t, Buffer::norm1), elements(s, lora, t, Buffer::norm2)));
@@ -45,23 +45,23 @@ class Decoder {
     set(Buffer::o, take(elements(s, lora, t, Buffer::o)));
     set(Buffer::gate_up, take(t * 2 * s.ffn));
     set(Buffer::act, take(elements(s, lora, t, Buffer::act)));
-    last_ = take(std::int64_t{room.sequences} * s.dim);
-    const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), room_, b_.workers());
+    last_ = take(std::int64_t{limits.sequences} * s.dim);
+    const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), limits_, b_.workers());
     context_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
     inv_ = arena_.template take<Param>(t);
     set(Buffer::inv1, inv_);
     set(Buffer::inv2, inv_);
-    logits_ = arena_.template take<Param>(room.logit_rows() * s.vocab);
-    Param* cosine = arena_.template take<Param>(std::int64_t{room.length} * (s.head_dim / 2));
-    Param* sine = arena_.template take<Param>(std::int64_t{room.length} * (s.head_dim / 2));
-    b_.rope_table(room.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
+    logits_ = arena_.template take<Param>(limits.logit_rows() * s.vocab);
+    Param* cosine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
+    Param* sine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
+    b_.rope_table(limits.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
     context_.cosine = cosine;
     context_.sine = sine;
-    lengths_.resize(static_cast<std::size_t>(room.sequences), 0);
-    host_logits_.resize(static_cast<std::size_t>(room.logit_rows() * s.vocab));
+    lengths_.resize(static_cast<std::size_t>(limits.sequences), 0);
+    host_logits_.resize(static_cast<std::size_t>(limits.logit_rows() * s.vocab));
   }
 
-  [[nodiscard]] const DecodeRoom& room() const { return room_; }
+  [[nodiscard]] const DecodeLimits& limits() const { return limits_; }
   [[nodiscard]] int vocab() const { return w_.dims().shape().vocab; }
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
   [[nodiscard]] int length(int slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
@@ -82,9 +82,9 @@ class Decoder {
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
     return logits_of(last);
   }
-  /// Logits (tokens, V) for every new token, those of the first addition first. Needs room.all_logits.
+  /// Logits (tokens, V) for every new token, those of the first addition first. Needs limits.all_logits.
   std::span<const float> extend_all(std::span<const Addition> additions) {
-    QLORA_EXPECTS(room_.all_logits, "the decoder has room for the logits of last tokens only");
+    QLORA_EXPECTS(limits_.all_logits, "the decoder has room for the logits of last tokens only");
     return logits_of(run_layers(additions));
   }
 
@@ -116,8 +116,8 @@ class Decoder {
     return std::span<const float>(host_logits_).first(count);
   }
   [[nodiscard]] static std::int64_t bytes_needed(const B& backend, const Weights<K, B>& weights,
-                                                 const DecodeRoom& room) {
-    return decode_bytes(weights.dims().config(), room, storage_of<B>(backend.workers()));
+                                                 const DecodeLimits& limits) {
+    return decode_bytes(weights.dims().config(), limits, storage_of<B>(backend.workers()));
   }
 
   void place(std::span<const Addition> additions) {
@@ -127,12 +127,12 @@ class Decoder {
     sequences_.clear();
     slots_.clear();
     for (const Addition& addition : additions) {
-      QLORA_EXPECTS(addition.slot >= 0 && addition.slot < room_.sequences && !addition.ids.empty(), "slot ",
-                    addition.slot, " of ", room_.sequences, ", ", addition.ids.size(), " ids");
+      QLORA_EXPECTS(addition.slot >= 0 && addition.slot < limits_.sequences && !addition.ids.empty(), "slot ",
+                    addition.slot, " of ", limits_.sequences, ", ", addition.ids.size(), " ids");
       int& length = lengths_[static_cast<std::size_t>(addition.slot)];
       const int added = static_cast<int>(addition.ids.size());
-      QLORA_EXPECTS(length + added <= room_.length, "a sequence of ", length + added, " tokens; there is room for ",
-                    room_.length);
+      QLORA_EXPECTS(length + added <= limits_.length, "a sequence of ", length + added, " tokens; there is room for ",
+                    limits_.length);
       sequences_.push_back(
           {.kv = nullptr, .length = length + added, .first = static_cast<int>(ids_.size()), .added = added});
       slots_.push_back(addition.slot);
@@ -143,19 +143,19 @@ class Decoder {
       }
       last_rows_.push_back(static_cast<std::int32_t>(ids_.size()) - 1);
     }
-    QLORA_EXPECTS(!ids_.empty() && static_cast<int>(ids_.size()) <= room_.step_tokens, ids_.size(),
-                  " new tokens; there is room for ", room_.step_tokens);
+    QLORA_EXPECTS(!ids_.empty() && static_cast<int>(ids_.size()) <= limits_.step_tokens, ids_.size(),
+                  " new tokens; there is room for ", limits_.step_tokens);
   }
   void point_at(int layer) {
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       sequences_[i].kv =
-          caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * room_.length * w_.dims().kv();
+          caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * limits_.length * w_.dims().kv();
     }
   }
 
   B& b_;
   const Weights<K, B>& w_;
-  DecodeRoom room_;
+  DecodeLimits limits_;
   typename B::Arena arena_;
   std::vector<Act*> caches_;  // by layer: (sequences, length, 2KE)
   Act *x_, *normed_, *last_;

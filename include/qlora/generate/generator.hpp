@@ -30,20 +30,21 @@ using OnToken = std::function<bool(int prompt, std::int32_t id)>;
 template <Code K, class B>
 class GeneratorCore {
  public:
-  GeneratorCore(B& backend, const Weights<K, B>& weights, const DecodeRoom& room) : decoder_(backend, weights, room) {}
+  GeneratorCore(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
+      : decoder_(backend, weights, limits) {}
 
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) {
     options.sampling.check();
-    const DecodeRoom& room = decoder_.room();
+    const DecodeLimits& limits = decoder_.limits();
     for (const auto& prompt : prompts) {
-      QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= room.length, "a prompt of ", prompt.size(),
-                    " tokens; the context holds 1 to ", room.length);
+      QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= limits.length, "a prompt of ", prompt.size(),
+                    " tokens; the context holds 1 to ", limits.length);
     }
     std::vector<Generated> results(prompts.size());
     std::vector<Work> active;
     std::vector<int> free;
-    for (int slot = room.sequences - 1; slot >= 0; --slot) free.push_back(slot);
+    for (int slot = limits.sequences - 1; slot >= 0; --slot) free.push_back(slot);
     std::size_t next = 0;
     bool running = true;
     while (running && (next < prompts.size() || !active.empty())) {
@@ -76,8 +77,8 @@ class GeneratorCore {
   /// One decoder step: every active sequence gets its next ids, long prompts in pieces.
   bool advance(std::vector<Work>& active, std::vector<Generated>& results, const GenerateOptions& options,
                const OnToken& on_token) {
-    const int room = decoder_.room().step_tokens;
-    int left = room - static_cast<int>(active.size());  // one token for each is always there
+    const int most = decoder_.limits().step_tokens;
+    int left = most - static_cast<int>(active.size());  // one token for each is always there
     additions_.clear();
     for (Work& work : active) {
       const int count = std::min(static_cast<int>(work.pending.size()), 1 + left);
@@ -107,7 +108,7 @@ class GeneratorCore {
       if (on_token && !on_token(work.prompt, work.newest)) running = false;
       work.pending = std::span<const std::int32_t>(&result.ids.back(), 1);
       work.done = static_cast<int>(result.ids.size()) >= options.max_new_tokens ||
-                  decoder_.length(work.slot) >= decoder_.room().length;
+                  decoder_.length(work.slot) >= decoder_.limits().length;
     }
     return running;
   }
@@ -121,7 +122,7 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Generator {
  public:
-  explicit Generator(Model<C, B>& model, const DecodeRoom& room = {});
+  explicit Generator(Model<C, B>& model, const DecodeLimits& limits = {});
 
   /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
@@ -151,8 +152,8 @@ class Generator {
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires RunsOn<C, B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeRoom& room)
-    : core_(model.backend(), model.weights(), room) {}
+requires RunsOn<C, B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeLimits& limits)
+    : core_(model.backend(), model.weights(), limits) {}
 
 template <Config C, class B>
 requires RunsOn<C, B> std::vector<Generated> Generator<C, B>::generate(

@@ -50,13 +50,13 @@ using OnPrediction = std::function<bool(std::size_t text, std::size_t position, 
 template <Code K, class B>
 class ScorerCore {
  public:
-  ScorerCore(B& backend, const Weights<K, B>& weights, DecodeRoom room)
-      : decoder_(backend, weights, (room.all_logits = true, room)) {}
+  ScorerCore(B& backend, const Weights<K, B>& weights, DecodeLimits limits)
+      : decoder_(backend, weights, (limits.all_logits = true, limits)) {}
 
   /// log p(candidate | prompt) for each candidate of each question.
   std::vector<std::vector<double>> score(std::span<const Continuations> questions) {
     std::vector<std::vector<double>> results(questions.size());
-    const auto step = static_cast<std::size_t>(decoder_.room().step_tokens);
+    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t first = 0; first < questions.size();) {
       std::size_t count = 0;
       for (std::size_t tokens = 0; first + count < questions.size() && count < slots(); ++count) {
@@ -71,7 +71,7 @@ class ScorerCore {
 
   /// Reads all texts. A text of one token predicts nothing.
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) {
-    const auto step = static_cast<std::size_t>(decoder_.room().step_tokens);
+    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t first = 0; first < texts.size();) {
       std::size_t count = 0;
       for (std::size_t tokens = 0; first + count < texts.size() && count < slots(); ++count) {
@@ -88,7 +88,7 @@ class ScorerCore {
   using Addition = typename Decoder<K, B>::Addition;
 
   [[nodiscard]] std::size_t vocab() const { return static_cast<std::size_t>(decoder_.vocab()); }
-  [[nodiscard]] std::size_t slots() const { return static_cast<std::size_t>(decoder_.room().sequences); }
+  [[nodiscard]] std::size_t slots() const { return static_cast<std::size_t>(decoder_.limits().sequences); }
   /// Tokens of the prompt.
   static std::size_t checked(const Continuations& question) {
     QLORA_EXPECTS(!question.prompt.empty(), "a prompt is empty");
@@ -109,7 +109,7 @@ class ScorerCore {
       decoder_.clear(static_cast<int>(i));
       additions_.push_back({static_cast<int>(i), questions[i].prompt});
     }
-    const auto step = static_cast<std::size_t>(decoder_.room().step_tokens);
+    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     while (additions_[0].ids.size() > step) {
       const Addition piece{0, additions_[0].ids.first(step)};
       additions_[0].ids = additions_[0].ids.subspan(step);
@@ -144,9 +144,9 @@ class ScorerCore {
       if (c >= questions[i].candidates.size() || questions[i].candidates[c].size() < 2) continue;
       const std::span<const std::int32_t> seen(questions[i].candidates[c]);
       const std::size_t more = seen.size() - 1;  // nothing is asked behind the last one
-      QLORA_EXPECTS(more <= static_cast<std::size_t>(decoder_.room().step_tokens), "a candidate of ", seen.size(),
-                    " tokens; a step has ", decoder_.room().step_tokens);
-      if (tokens + more > static_cast<std::size_t>(decoder_.room().step_tokens)) break;
+      QLORA_EXPECTS(more <= static_cast<std::size_t>(decoder_.limits().step_tokens), "a candidate of ", seen.size(),
+                    " tokens; a step has ", decoder_.limits().step_tokens);
+      if (tokens + more > static_cast<std::size_t>(decoder_.limits().step_tokens)) break;
       tokens += more;
       additions_.push_back({static_cast<int>(i), seen.first(more)});
     }
@@ -166,7 +166,7 @@ class ScorerCore {
 
   bool read_group(std::span<const std::vector<std::int32_t>> texts, std::size_t first, std::size_t count,
                   const OnPrediction& use) {
-    const auto step = static_cast<std::size_t>(decoder_.room().step_tokens);
+    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t i = 0; i < count; ++i) decoder_.clear(static_cast<int>(i));
     const std::size_t longest = count == 1 ? texts[first].size() : step;
     for (std::size_t done = 0; done < longest; done += step) {  // one round, or the pieces of a long text
@@ -197,10 +197,10 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Scorer {
  public:
-  explicit Scorer(Model<C, B>& model, const DecodeRoom& room = {.sequences = 32});
+  explicit Scorer(Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
 
   /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has an
-  /// id outside the vocabulary, or is longer than the room.
+  /// id outside the vocabulary, or is longer than the limits.
   std::vector<std::vector<double>> score(std::span<const Continuations> questions);
   /// The logits at every token of all texts, see OnPrediction.
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use);
@@ -211,8 +211,8 @@ class Scorer {
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires RunsOn<C, B> Scorer<C, B>::Scorer(Model<C, B>& model, const DecodeRoom& room)
-    : core_(model.backend(), model.weights(), room) {}
+requires RunsOn<C, B> Scorer<C, B>::Scorer(Model<C, B>& model, const DecodeLimits& limits)
+    : core_(model.backend(), model.weights(), limits) {}
 
 template <Config C, class B>
 requires RunsOn<C, B> std::vector<std::vector<double>> Scorer<C, B>::score(std::span<const Continuations> questions) {

@@ -54,7 +54,7 @@ struct MemoryPlan {
 };
 
 /// How much can be decoded at once.
-struct DecodeRoom {
+struct DecodeLimits {
   int sequences = 1;        ///< that grow side by side
   int length = 2048;        ///< tokens in one sequence, prompt included
   int step_tokens = 512;    ///< new tokens of all sequences in one call; longer prompts go in pieces
@@ -72,9 +72,9 @@ struct Run {
   int recompute_layers = -1;               ///< -1: all
   int loss_chunk = 512;                    ///< labelled rows whose logits exist at once
   bool dropout = true;
-  bool keep_dequantized = false;       ///< frozen weights also dense: faster where memory is no concern
-  bool adamw8bit = false;              ///< AdamW's moments in 8 bits
-  DecodeRoom probing{.sequences = 0};  ///< of probes that are measured in the loop; no sequences: none are
+  bool keep_dequantized = false;         ///< frozen weights also dense: faster where memory is no concern
+  bool adamw8bit = false;                ///< AdamW's moments in 8 bits
+  DecodeLimits probing{.sequences = 0};  ///< of probes that are measured in the loop; no sequences: none are
 };
 
 /// What of a model a workspace serves.
@@ -106,29 +106,30 @@ struct Run {
   needs.workers = workers;
   return needs;
 }
-[[nodiscard]] constexpr WorkspaceNeeds workspace_needs(const Config& config, const DecodeRoom& room, int workers) {
+[[nodiscard]] constexpr WorkspaceNeeds workspace_needs(const Config& config, const DecodeLimits& limits, int workers) {
   WorkspaceNeeds needs = workspace_needs(config);
-  needs.tokens = room.step_tokens;
-  needs.longest = room.length;
+  needs.tokens = limits.step_tokens;
+  needs.longest = limits.length;
   needs.cached = true;
   needs.workers = workers;
   return needs;
 }
 
 /// A decoder's arena: keys and values of all its sequences, and one call's activations.
-[[nodiscard]] constexpr std::int64_t decode_bytes(const Config& config, const DecodeRoom& room, const Storage& store) {
+[[nodiscard]] constexpr std::int64_t decode_bytes(const Config& config, const DecodeLimits& limits,
+                                                  const Storage& store) {
   const Shape& s = config.shape;
   const Lora lora = code_of(config).lora;
   const auto acts = [&](std::int64_t count) { return arena_bytes(count * store.activation); };
   const auto stats = [&](std::int64_t count) { return arena_bytes(count * store.parameter); };
-  const std::int64_t t = room.step_tokens;
-  const std::int64_t cache = std::int64_t{2} * s.kv_heads * s.head_dim * room.sequences * room.length;
+  const std::int64_t t = limits.step_tokens;
+  const std::int64_t cache = std::int64_t{2} * s.kv_heads * s.head_dim * limits.sequences * limits.length;
   const std::int64_t normed = std::max(elements(s, lora, t, Buffer::norm1), elements(s, lora, t, Buffer::norm2));
   return s.layers * acts(cache) + 2 * acts(t * s.dim) + acts(normed) + acts(t * group_out(s, Group::qkv)) +
          acts(elements(s, lora, t, Buffer::o)) + acts(t * 2 * s.ffn) + acts(elements(s, lora, t, Buffer::act)) +
-         acts(std::int64_t{room.sequences} * s.dim) +
-         store.workspace(workspace_needs(config, room, store.workers)).total() + stats(t) +
-         stats(room.logit_rows() * s.vocab) + 2 * stats(std::int64_t{room.length} * (s.head_dim / 2));
+         acts(std::int64_t{limits.sequences} * s.dim) +
+         store.workspace(workspace_needs(config, limits, store.workers)).total() + stats(t) +
+         stats(limits.logit_rows() * s.vocab) + 2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
 }
 
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {

@@ -152,7 +152,7 @@ class ModelSession final : public Session {
     check_length("a prompt", longest + 1);
     const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
     const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
-    Generator<C, B> generator(model_, room(prompts.size(), length, false));
+    Generator<C, B> generator(model_, limits(prompts.size(), length, false));
     return generator.generate(prompts, options, on_token);
   }
 
@@ -191,22 +191,23 @@ class ModelSession final : public Session {
     }
   }
   [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
-    return Scorer<C, B>(model_, room(count, static_cast<int>(longest), true));
+    return Scorer<C, B>(model_, limits(count, static_cast<int>(longest), true));
   }
 
   /// Room for 32 sequences, or for as many as the GPU has memory for.
-  [[nodiscard]] DecodeRoom room(std::size_t asked, int length, bool all_logits) {
-    DecodeRoom room{.sequences = static_cast<int>(std::clamp<std::size_t>(asked, 1, most_sequences)),
-                    .length = length,
-                    .step_tokens = decode_step_tokens,
-                    .all_logits = all_logits};
+  [[nodiscard]] DecodeLimits limits(std::size_t asked, int length, bool all_logits) {
+    DecodeLimits limits{.sequences = static_cast<int>(std::clamp<std::size_t>(asked, 1, most_sequences)),
+                        .length = length,
+                        .step_tokens = decode_step_tokens,
+                        .all_logits = all_logits};
 #ifdef QLORA_CUDA
     if constexpr (on_gpu<B>) {
       const std::int64_t free = memory_of(model_.backend(), device_).free();
-      while (room.sequences > 1 && decode_bytes(model_.resolved_config(), room, gpu_storage) > free) --room.sequences;
+      while (limits.sequences > 1 && decode_bytes(model_.resolved_config(), limits, gpu_storage) > free)
+        --limits.sequences;
     }
 #endif
-    return room;
+    return limits;
   }
 
   int limit_;
@@ -249,7 +250,7 @@ class OwningSession final : public Session {
 /// the probes. Probes that do not fit at once are planned for in smaller groups, down to one by one.
 template <Config C, class B>
 [[nodiscard]] TrainOptions with_recompute(TrainOptions options, Recomputation choice,
-                                          [[maybe_unused]] DecodeRoom probes,
+                                          [[maybe_unused]] DecodeLimits probes,
                                           [[maybe_unused]] const DeviceOptions& device,
                                           [[maybe_unused]] const B& backend) {
   const bool automatic = choice == Recomputation::automatic;
@@ -368,7 +369,7 @@ class CompiledCode final : public ModelCode {
   }
 
   [[nodiscard]] std::unique_ptr<TrainingSession> train(const hf::ModelDir& model, TrainOptions options,
-                                                       Recomputation recompute, const DecodeRoom& probes,
+                                                       Recomputation recompute, const DecodeLimits& probes,
                                                        const DeviceOptions& device) const override {
     B backend = make_backend<B>(device);
     options.model = model_options(model, device);

@@ -56,7 +56,7 @@ inline constexpr std::int64_t cpu_dense_limit = 500'000'000;
 inline constexpr std::size_t most_sequences = 32;
 inline constexpr int decode_step_tokens = 512;
 /// Decoding that a training keeps memory for: `count` probes of at most `length` tokens, at most eight at once.
-[[nodiscard]] constexpr DecodeRoom room_for_probes(std::size_t count, int length) {
+[[nodiscard]] constexpr DecodeLimits limits_for_probes(std::size_t count, int length) {
   constexpr std::size_t planned = 8;
   return {.sequences = static_cast<int>(count < planned ? count : planned),
           .length = length,

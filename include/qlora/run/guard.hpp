@@ -50,11 +50,11 @@ class Guard {
   [[nodiscard]] bool decides() const { return !loop_.guard.empty(); }
   [[nodiscard]] bool due(int step, int total) const { return active() && (step % loop_.every == 0 || step == total); }
   /// What measuring decodes beside a training: the longest probe, as many at a time as pay for their memory.
-  [[nodiscard]] DecodeRoom room() const {
+  [[nodiscard]] DecodeLimits limits() const {
     if (!active()) return {.sequences = 0};
     const std::size_t longest = std::min(eval::longest_sequence(*tokenizer_, items_, {.ends = model_.eos_token_ids}),
                                          static_cast<std::size_t>(model_.max_positions));
-    return room_for_probes(items_.size(), static_cast<int>(longest));
+    return limits_for_probes(items_.size(), static_cast<int>(longest));
   }
   /// What of it decides a run's bits.
   [[nodiscard]] Json fingerprint() const {

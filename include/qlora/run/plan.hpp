@@ -140,7 +140,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
                 .dropout = !request.plan.no_dropout,
                 .keep_dequantized = keeps_dequantized(config.shape, placed),
                 .adamw8bit = request.training.adamw8bit};
-  if (request.plan.probe_tokens > 0) result.run.probing = room_for_probes(SIZE_MAX, request.plan.probe_tokens);
+  if (request.plan.probe_tokens > 0) result.run.probing = limits_for_probes(SIZE_MAX, request.plan.probe_tokens);
   if (!cpu && request.training.recompute == Recomputation::automatic &&
       memory_plan(config, result.run, device.storage).total() <= device.budget()) {
     result.run = choose_recompute(config, result.run, device.budget(), device.storage);  // as `train` does

@@ -37,7 +37,7 @@ class ModelCode {
   /// `probes`: what its session decodes between steps, at most; no sequences: nothing. On a GPU memory is kept for that;
   /// throws Error (resource) when there is too little.
   [[nodiscard]] virtual std::unique_ptr<TrainingSession> train(const hf::ModelDir& model, TrainOptions options,
-                                                               Recomputation recompute, const DecodeRoom& probes,
+                                                               Recomputation recompute, const DecodeLimits& probes,
                                                                const DeviceOptions& device) const = 0;
 };
 

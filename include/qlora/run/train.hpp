@@ -69,7 +69,7 @@ class TrainingRun {
     const Selection selected = select_code(model_.shape, {.rank = options_.rank}, request.device, options_.method);
     device_ = selected.device.device;
     training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
-                                     options_.recompute, guard_.room(), selected.device);
+                                     options_.recompute, guard_.limits(), selected.device);
     progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
   }
 
