@@ -199,7 +199,7 @@ struct Run {
   return plan;
 }
 
-namespace detail {
+/// Throws Error (resource): a run takes `needed` bytes, and there are `budget`.
 [[noreturn]] inline void refuse_run(const Run& run, std::int64_t needed, std::int64_t budget) {
   const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes / 1'000'000) / 1000.0; };
   const bool blocks = run.recompute == Recompute::block;
@@ -211,7 +211,6 @@ namespace detail {
                      " or shorter windows need less"),
               ErrorKind::resource);
 }
-}  // namespace detail
 
 /// The run with the least recomputation whose plan fits into `budget` bytes: nothing; else the cheap buffers, in as few
 /// layers as it takes; else whole blocks, in as few layers as it takes. Throws Error with what is needed when not even
@@ -234,7 +233,7 @@ namespace detail {
     (void)fits(policy, enough);
     return run;
   }
-  detail::refuse_run(run, memory_plan(config, run, store).total(), budget);
+  refuse_run(run, memory_plan(config, run, store).total(), budget);
 }
 
 }  // namespace v0

@@ -273,7 +273,7 @@ template <Config C, class B>
     if (automatic) {
       run = choose_recompute(config, run, budget);
     } else if (needed() > budget) {
-      qlora::detail::refuse_run(run, needed(), budget);
+      refuse_run(run, needed(), budget);
     }
     options.recompute = run.recompute;
     options.recompute_layers = run.recompute_layers;
