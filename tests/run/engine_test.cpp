@@ -1,0 +1,178 @@
+// engine_test.cpp — a model opened with adapters by name: the shipped model with random adapters, against a Model that was
+// given the same matrices directly.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/run/engine.hpp"
+
+#include <doctest/doctest.h>
+
+#include <list>
+#include <string>
+#include <vector>
+
+#include "qlora/configs/tiny.hpp"
+#include "qlora/run/compiled.hpp"
+#include "support/scratch.hpp"
+
+using namespace qlora;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr Config config = tiny.with(Lora{.rank = 16, .targets = Proj::q | Proj::down});
+const run::RegisteredCode<config> code;
+const fs::path model_dir = fs::path(QLORA_SOURCE_DIR) / "examples/models/tiny-chat";
+
+/// Random A and B of the adapted modules, in the order of for_each_module.
+struct Matrices {
+  int rank;
+  Proj targets;
+  std::list<std::vector<float>> values{};
+};
+template <class Use>
+void for_each_module(Proj targets, const Use& use) {
+  for (int layer = 0; layer < config.shape.layers; ++layer) {
+    for (const Proj proj : all_projections) {
+      if (contains(targets, proj)) use(layer, proj);
+    }
+  }
+}
+Matrices random_matrices(int rank, Proj targets, std::uint64_t seed) {
+  Matrices made{rank, targets};
+  for_each_module(targets, [&](int layer, Proj proj) {
+    const std::string name = std::to_string(layer) + std::string(name_of(proj));
+    auto& a = made.values.emplace_back(static_cast<std::size_t>(rank * cols_of(config.shape, proj)));
+    qlora::detail::fill_normal(name + "A", seed, 0.06F, a);
+    auto& b = made.values.emplace_back(static_cast<std::size_t>(rows_of(config.shape, proj) * rank));
+    qlora::detail::fill_normal(name + "B", seed, 0.06F, b);
+  });
+  return made;
+}
+
+void write(const fs::path& dir, const Matrices& adapter, float alpha) {
+  PeftConfig peft{.r = adapter.rank, .alpha = alpha, .targets = adapter.targets};
+  std::vector<PeftTensor> tensors;
+  auto next = adapter.values.begin();
+  for_each_module(adapter.targets, [&](int layer, Proj proj) {
+    tensors.push_back({lora_name(layer, proj, 'A'), {adapter.rank, cols_of(config.shape, proj)}, *next++});
+    tensors.push_back({lora_name(layer, proj, 'B'), {rows_of(config.shape, proj), adapter.rank}, *next++});
+  });
+  write_peft(dir, peft, tensors);
+}
+
+const std::vector<std::vector<std::int32_t>> texts{{1, 17, 300, 45, 9, 812}, {1, 5, 6}};
+
+using Logits = std::vector<float>;
+Logits logits_of(run::Session& session) {
+  Logits all;
+  session.read(texts, [&](std::size_t, std::size_t, std::span<const float> logits) {
+    all.insert(all.end(), logits.begin(), logits.end());
+    return true;
+  });
+  return all;
+}
+
+/// The same from a Model that was given the matrices; none: its base.
+Logits expected(const Matrices* adapter, float alpha) {
+  const hf::ModelDir dir = hf::ModelDir::open(model_dir);
+  Model<config, Cpu<>> model(
+      dir.source(), {.rope_theta = dir.rope_theta, .norm_eps = dir.norm_eps, .keep_dequantized = true}, Cpu<>(1));
+  model.use_adapters(adapter != nullptr);
+  if (adapter != nullptr) {
+    auto next = adapter->values.begin();
+    for_each_module(config.lora.targets, [&](int layer, Proj proj) {
+      std::vector<float> a(static_cast<std::size_t>(adapter->rank * cols_of(config.shape, proj)), 0.0F);
+      std::vector<float> b(static_cast<std::size_t>(rows_of(config.shape, proj) * adapter->rank), 0.0F);
+      if (contains(adapter->targets, proj)) {
+        a = *next++;
+        b = *next++;
+      }
+      model.weights().load_adapter(model.backend(), layer, proj, adapter->rank, alpha, false, a, b);
+    });
+  }
+  Logits all;
+  Scorer<config, Cpu<>> scorer(model, {.sequences = 2, .length = 6, .step_tokens = 16, .all_logits = true});
+  scorer.read(texts, [&](std::size_t, std::size_t, std::span<const float> logits) {
+    all.insert(all.end(), logits.begin(), logits.end());
+    return true;
+  });
+  return all;
+}
+
+void check_close(const Logits& ours, const Logits& theirs) {
+  REQUIRE(ours.size() == theirs.size());
+  for (std::size_t i = 0; i < ours.size(); ++i) CHECK(ours[i] == doctest::Approx(theirs[i]).epsilon(1e-4));
+}
+
+std::string refusal(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("adapters are attached, used and detached by name, and the base stays what it was to the bit") {
+  const test::Scratch scratch;
+  const Matrices first = random_matrices(8, Proj::q | Proj::down, 1);
+  const Matrices second = random_matrices(16, Proj::q, 2);
+  write(scratch / "first", first, 16);
+  write(scratch / "second", second, 4);
+
+  run::Engine engine(model_dir, {.adapters = {{"first", scratch / "first"}, {"second", scratch / "second"}}});
+  const Logits base = logits_of(engine.session());
+  check_close(base, expected(nullptr, 0));
+  engine.use("first");
+  const Logits with_first = logits_of(engine.session());
+  check_close(with_first, expected(&first, 16));
+  engine.use("second");  // leaves nothing of the first where it adapts less
+  check_close(logits_of(engine.session()), expected(&second, 4));
+  engine.use("first");
+  CHECK(logits_of(engine.session()) == with_first);
+  engine.use("");
+  CHECK(logits_of(engine.session()) == base);
+  engine.use("first");
+  engine.detach("first");
+  CHECK(logits_of(engine.session()) == base);
+  CHECK(refusal([&] { engine.use("first"); }).find("\"first\"") != std::string::npos);
+  engine.attach("first", scratch / "second");  // the name is free again
+  engine.use("first");
+  check_close(logits_of(engine.session()), expected(&second, 4));
+}
+
+TEST_CASE("an adapter that the code cannot hold whole, and a name that is taken, are refused by name") {
+  const test::Scratch scratch;
+  write(scratch / "qv", random_matrices(8, Proj::q | Proj::v, 1), 16);
+  write(scratch / "q", random_matrices(8, Proj::q, 1), 16);
+  write(scratch / "r17", random_matrices(17, Proj::q, 1), 16);
+  run::Engine engine(model_dir, {.adapters = {{"q", scratch / "q"}}});
+  CHECK(refusal([&] { engine.attach("qv", scratch / "qv"); }).find("self_attn.v_proj") != std::string::npos);
+  CHECK(refusal([&] { engine.attach("r17", scratch / "r17"); }).find("rank 17") != std::string::npos);
+  CHECK(refusal([&] { engine.attach("q", scratch / "q"); }).find("taken") != std::string::npos);
+  CHECK(!refusal([&] { engine.detach("nothing"); }).empty());
+  // Opened with such an adapter, the registry is asked, and names what it lacks.
+  CHECK(refusal([&] {
+          run::Engine(model_dir, {.adapters = {{"r17", scratch / "r17"}}});
+        }).find("rank 17") != std::string::npos);
+  const run::EngineOptions full{.base = run::BaseWeights::full, .adapters = {{"q", scratch / "q"}}};
+  CHECK(refusal([&] { run::Engine(model_dir, full); }).find("4-bit") != std::string::npos);
+  run::Engine plain(model_dir, {.base = run::BaseWeights::full});
+  CHECK(!refusal([&] { plain.attach("q", scratch / "q"); }).empty());
+  CHECK(!refusal([&] { plain.use("q"); }).empty());
+}
+
+TEST_CASE("questions are answered in their order, and a stop request ends the answers with an error") {
+  struct Stopped final : run::Progress {
+    [[nodiscard]] bool stop_requested() const override { return true; }
+  };
+  run::Engine engine(model_dir);
+  const std::vector<run::Question> questions{{true, "Who are you?", {}}, {false, "The", {}}, {true, "Hello", {}}};
+  const auto replies = engine.ask(questions, {.max_new_tokens = 8, .temperature = 0});
+  REQUIRE(replies.size() == 3);
+  for (std::size_t i = 0; i < questions.size(); ++i) {
+    CHECK(engine.ask({questions[i]}, {.max_new_tokens = 8, .temperature = 0})[0].text == replies[i].text);
+  }
+  CHECK_THROWS_AS((void)engine.ask(questions, {.max_new_tokens = 8}, Stopped()), Error);
+}
