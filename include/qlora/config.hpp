@@ -287,7 +287,7 @@ concept StaticConfig = ValidConfig<C> && !is_dynamic(C.shape) && !is_dynamic(C.l
   if (!rule::shape_is_positive(c.shape)) return "every number of the shape is positive";
   if (!rule::kv_heads_divide_heads(c.shape)) return "the number of key heads divides the number of query heads";
   if (!rule::head_dim_is_even(c.shape)) return "head_dim is even";
-  if (!rule::rank_fits_every_target(c)) return "the LoRA rank is at least 1 and at most every input and output width";
+  if (!rule::rank_fits_every_target(c)) return "the LoRA rank is at least 1 and at most the input width of every layer";
   if (!rule::adapters_have_targets(c)) return "adapters have at least one target";
   if (!rule::full_training_is_unquantized(c)) return "full training is unquantized";
   if (!rule::quant_blocks_are_known(c)) return "NF4 blocks have 64 weights, and nested blocks 256 scales";

@@ -135,6 +135,39 @@ TEST_CASE("LLaMA-2 7B on a GPU, batch 2 of 2048, by hand") {
   CHECK(memory_plan<llama2_7b>({.dropout = false})[Purpose::input_scratch] == 0);
 }
 
+TEST_CASE("the pieces of a workspace lie inside it, apart where they are used together") {
+  const auto check = [](const WorkspaceBytes& bytes, const auto& pieces, const WorkspaceNeeds& needs,
+                        const std::byte* memory) {
+    const auto at = [&](const void* piece) { return static_cast<const std::byte*>(piece) - memory; };
+    // One product at a time needs its weight, its adapters and its input; the loss follows when none runs.
+    CHECK(at(pieces.linear.weight) == 0);
+    CHECK(at(pieces.linear.adapter) == bytes.weight);
+    if (bytes.input > 0) CHECK(at(pieces.linear.input) == bytes.weight + bytes.adapter);
+    CHECK((pieces.linear.input == nullptr) == (bytes.input == 0));
+    CHECK(pieces.loss.chunk == needs.loss_chunk);
+    CHECK(at(pieces.loss.rows) == 0);
+    CHECK(at(pieces.loss.grads) == bytes.loss_rows);
+    CHECK(at(pieces.loss.logits) == 2 * bytes.loss_rows);
+    CHECK(at(pieces.loss.logit_grads) == 2 * bytes.loss_rows + (bytes.logit_gradients > 0 ? bytes.logits : 0));
+    CHECK(at(pieces.attention) >= std::max(bytes.products(), bytes.loss()));
+    CHECK(at(pieces.attention) + pieces.attention_bytes == bytes.total());
+  };
+  for (const Config& config : {net, some, plain, full}) {
+    for (const bool keep : {false, true}) {
+      for (const int chunk : {1, 512}) {
+        const Run run{.batch = 3, .seq = 19, .loss_chunk = chunk, .dropout = !keep, .keep_dequantized = keep};
+        const WorkspaceNeeds needs = workspace_needs(config, run, 3);
+        const WorkspaceBytes host = Cpu<float>::workspace_bytes(needs);
+        const WorkspaceBytes device = gpu_workspace_bytes(needs);
+        std::vector<std::byte> memory(static_cast<std::size_t>(std::max(host.total(), device.total())));
+        CHECK(host.total() > 0);
+        check(host, Cpu<float>::carve(needs, memory.data()), needs, memory.data());
+        check(device, carve_workspace<bf16, float>(device, chunk, memory.data()), needs, memory.data());
+      }
+    }
+  }
+}
+
 TEST_CASE("recomputation is chosen by memory: the least that fits, and never more with more memory") {
   constexpr std::int64_t step = 250'000'000;
   for (const Config& config : {llama2_7b, llama2_13b, net}) {

@@ -75,7 +75,7 @@ inline void agree(std::string_view what, int config, int actual) {
     const Shape& s = config.shape;
     throw Error(
         concat("LoRA rank ", config.lora.rank, " is outside 1 to ", std::min({s.dim, s.ffn, s.heads * s.head_dim}),
-               ", the width of this model's narrowest ", "layer"),
+               ", the input width of this model's narrowest layer"),
         ErrorKind::usage);
   }
   const std::string_view broken = broken_rule(config);
