@@ -8,7 +8,7 @@ if(NOT QLORA_HAS_CURL OR NOT QLORA_HAS_XML2)
   list(APPEND QLORA_LEFT_OUT fetch.cpp)
 endif()
 if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
-  list(APPEND QLORA_LEFT_OUT run.cpp job.cpp)
+  list(APPEND QLORA_LEFT_OUT run.cpp job_file.cpp)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 

@@ -50,7 +50,7 @@ void add_train(OptionSet app, Invocation& call) {
       context.out << result.steps << " steps, loss " << result.first_loss << " -> " << result.last_loss << ", "
                   << (result.method == run::Method::full ? "model in " : "adapter in ") << result.trained.string()
                   << '\n';
-      return result;
+      return run::to_json(result);
     };
   });
 }

@@ -1,4 +1,4 @@
-// The meter on the small chat model that is shipped: what it says, how it is judged, likelihoods and texts against plain
+// measure() on the small chat model that is shipped: what it says, how it is judged, likelihoods and texts against plain
 // passes, and the controls: an adapter whose B is zero changes nothing, to the bit.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
@@ -23,7 +23,7 @@ using B = Cpu<float>;
 constexpr Config chat = tiny_chat.with(Lora{.rank = 16});
 const fs::path source(QLORA_SOURCE_DIR);
 
-/// A model as the meter asks for it.
+/// A model as measure() asks for it.
 struct Asked {
   Model<chat, B> model;
   Asked() : model(hf::ModelDir::open(source / "examples/models/tiny-chat").source(), {.keep_dequantized = true}, B(2)) {
@@ -47,7 +47,7 @@ struct Fixture {
   Tokenizer tokenizer = Tokenizer::load(source / "examples/models/tiny-chat/tokenizer.model");
 
   static std::vector<Item> items(const std::string& lines) {
-    const fs::path path = fs::temp_directory_path() / "qlora_meter_test.jsonl";
+    const fs::path path = fs::temp_directory_path() / "qlora_measure_test.jsonl";
     std::ofstream(path) << lines;
     return read_items(path);
   }

@@ -118,7 +118,7 @@ TEST_CASE("an arm says where it stands in sweeps, or what it controls for") {
   CHECK_FALSE(job.at("arms").at("a").contains("control"));
   CHECK(job.at("arms").at("b").at("control") == "permuted");
   CHECK_FALSE(job.at("arms").at("b").contains("sweep"));
-  CHECK(job.at("merge").at("arm") == "a");  // requirements are held against what is merged: no control
+  CHECK(job.at("merge").at("arm") == "a");  // requirements are checked on what is merged: no control
   const auto full = nlohmann::json::parse(
       check(scratch, arms("method = 'full'\n" + second + "method = 'full'\ncontrol = 'permuted'\n")).out);
   CHECK(full.at("merge").at("arm") == "a");
@@ -273,9 +273,9 @@ TEST_CASE("a requirement or a guard that nothing could answer is refused before 
   refused(compare + "w16.retention.kept.value>0']\n", "`w16.retention` has clusters, lower, n, upper, value");
   refused(compare + "retention.value>0,9']\n", "`0,9` is not a number");
   refused(compare + "retention.value=>0.9']\n", "`=>` is not one of");
-  refused("[compare]\nrequire = ['retention.lower>=0']\n", "a requirement is held against probes");
+  refused("[compare]\nrequire = ['retention.lower>=0']\n", "a requirement is checked on probes");
   refused("[train]\nprobes = ['old.jsonl']\nguard = ['knowledge.value>0']\n", "there are retention");
-  refused("[train]\nguard = ['knowledge.value>0']\n", "a guard is held against probes");
+  refused("[train]\nguard = ['knowledge.value>0']\n", "a guard is checked on probes");
 }
 
 TEST_CASE("unknown keys and sections name file, line and what was probably meant") {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "qlora/io/file.hpp"
+#include "qlora/run/job_json.hpp"
 #include "qlora/run/json.hpp"
-#include "qlora/run/study_json.hpp"
 
 using namespace qlora;
 using run::to_json;

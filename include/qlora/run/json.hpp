@@ -388,10 +388,10 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
   return comparison;
 }
 
-// --- TrainResult: found by nlohmann/json, `const OrderedJson json = result;` and `json.get<TrainResult>()` ---------------
+// --- TrainResult: its members; "adapter" or "model" is the directory of what was trained ---------------------------------
 
-inline void to_json(OrderedJson& json, const TrainResult& result) {
-  json = {{"steps", result.steps},
+[[nodiscard]] inline OrderedJson to_json(const TrainResult& result) {
+  return {{"steps", result.steps},
           {"stopped_at", result.stopped_at},
           {"resumed_after", result.resumed_after},
           {"windows", result.windows},
@@ -405,20 +405,22 @@ inline void to_json(OrderedJson& json, const TrainResult& result) {
           {"memory_bytes", result.memory_bytes},
           {result.method == Method::full ? "model" : "adapter", result.trained.string()}};
 }
-inline void from_json(const OrderedJson& json, TrainResult& result) {
-  json.at("steps").get_to(result.steps);
-  json.at("stopped_at").get_to(result.stopped_at);
-  json.at("resumed_after").get_to(result.resumed_after);
-  json.at("windows").get_to(result.windows);
-  json.at("first_loss").get_to(result.first_loss);
-  json.at("last_loss").get_to(result.last_loss);
-  json.at("tok_per_s").get_to(result.tok_per_s);
-  result.method = json.at("method") == name_of(Method::full) ? Method::full : Method::qlora;
-  json.at("trained_parameters").get_to(result.trained_parameters);
-  result.device = json.at("device") == name_of(Device::cuda) ? Device::cuda : Device::cpu;
-  json.at("about").get_to(result.about);
-  json.at("memory_bytes").get_to(result.memory_bytes);
-  result.trained = json.at(result.method == Method::full ? "model" : "adapter").get<std::string>();
+[[nodiscard]] inline TrainResult train_result_from_json(const OrderedJson& json) {
+  TrainResult result;
+  result.steps = detail::count_at(json, "steps");
+  result.stopped_at = detail::count_at(json, "stopped_at");
+  result.resumed_after = detail::count_at(json, "resumed_after");
+  result.windows = static_cast<std::size_t>(detail::whole_at(json, "windows"));
+  result.first_loss = detail::number_at(json, "first_loss");
+  result.last_loss = detail::number_at(json, "last_loss");
+  result.tok_per_s = detail::number_at(json, "tok_per_s");
+  result.method = detail::text_at(json, "method") == name_of(Method::full) ? Method::full : Method::qlora;
+  result.trained_parameters = detail::whole_at(json, "trained_parameters");
+  result.device = detail::text_at(json, "device") == name_of(Device::cuda) ? Device::cuda : Device::cpu;
+  result.about = detail::text_at(json, "about");
+  result.memory_bytes = detail::whole_at(json, "memory_bytes");
+  result.trained = detail::text_at(json, result.method == Method::full ? "model" : "adapter");
+  return result;
 }
 
 }  // namespace run

@@ -1,20 +1,14 @@
-// qlora/run/report.hpp — a comparison for a reader: as text, and as one HTML page.
+// qlora/run/report.hpp — a comparison, and the study of a job around it, as one HTML page.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cctype>
-#include <cmath>
-#include <cstdio>
 #include <filesystem>
-#include <iomanip>
 #include <iterator>
 #include <limits>
-#include <ostream>
 #include <set>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -22,8 +16,8 @@
 #include "qlora/eval/pareto_front.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/file.hpp"
-#include "qlora/io/json.hpp"
 #include "qlora/run/comparison.hpp"
+#include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/study.hpp"
 #include "qlora/run/study_report.hpp"
 
@@ -41,110 +35,6 @@ struct TrainingCurves {
 };
 
 namespace detail {
-
-/// "83.8 [75.0, 91.2]": a number in percent (or as it is), with its interval; "-" where it was not measured.
-[[nodiscard]] inline std::string interval_cell(const eval::Interval* number, bool percent) {
-  if (number == nullptr || !std::isfinite(number->value)) return "-";
-  const auto text = [&](double value) {
-    std::array<char, 32> out{};
-    std::snprintf(out.data(), out.size(), percent ? "%.1f" : "%.4f", percent ? 100 * value : value);
-    return std::string(out.data());
-  };
-  if (!std::isfinite(number->lower) || !std::isfinite(number->upper)) return text(number->value);
-  return text(number->value) + " [" + text(number->lower) + ", " + text(number->upper) + "]";
-}
-
-/// Which number of the metrics a table shows; "" is the main one.
-[[nodiscard]] inline std::string path_of(const std::string& metric, const std::string& number) {
-  return number.empty() ? metric : metric + "." + number;
-}
-
-/// Names of metrics that have a number, in the order of the first variant that has them.
-[[nodiscard]] inline std::vector<std::string> metrics_with(const Variants& variants, const std::string& number,
-                                                           bool texts) {
-  std::vector<std::string> names;
-  for (const auto& [name, variant] : variants) {
-    for (const eval::Metric& metric : variant.metrics) {
-      if (metric.name.starts_with("text_") != texts) continue;
-      if (!number.empty() && metric.find(number) == nullptr) continue;
-      if (std::find(names.begin(), names.end(), metric.name) == names.end()) names.push_back(metric.name);
-    }
-  }
-  return names;
-}
-
-/// One row for each metric, one column for each variant.
-[[nodiscard]] inline eval::Table metric_table(const Variants& variants, std::string caption, const std::string& number,
-                                              bool texts) {
-  eval::Table table{std::move(caption), {"", "n"}, {}};
-  const bool compared = number == "change" || number == "kept" || number == "kl";
-  for (const auto& [name, variant] : variants) {
-    const bool alone = !compared || variant.reference.empty();
-    table.columns.push_back(alone ? name : name + " against " + variant.reference);
-  }
-  const bool percent = !texts && number != "margin";
-  for (const std::string& metric : metrics_with(variants, number, texts)) {
-    std::vector<std::string> row{metric, ""};
-    for (const auto& [name, variant] : variants) {
-      const eval::Interval* one = eval::find_interval(variant.metrics, path_of(metric, number));
-      if (one != nullptr && row[1].empty()) row[1] = std::to_string(one->n);
-      row.push_back(interval_cell(one, percent));
-    }
-    table.rows.push_back(std::move(row));
-  }
-  return table;
-}
-
-/// More variants than a page has room for side by side.
-[[nodiscard]] inline bool many(const Variants& variants) { return variants.size() > 8; }
-
-/// The transposed table, with a row for each variant; `n` goes into the column heads.
-[[nodiscard]] inline eval::Table transposed(const eval::Table& table) {
-  eval::Table out{table.caption, {""}, {}};
-  for (const auto& row : table.rows) out.columns.push_back(row[0] + ", n " + row[1]);
-  for (std::size_t column = 2; column < table.columns.size(); ++column) {
-    std::vector<std::string> row{table.columns[column]};
-    for (const auto& from : table.rows) row.push_back(from[column]);
-    out.rows.push_back(std::move(row));
-  }
-  return out;
-}
-
-[[nodiscard]] inline eval::Table headline_of(const Variants& variants) {
-  eval::Table table = metric_table(
-      variants,
-      "Percent of right replies with 95 % intervals (bootstrap over entities). w16: the base in 16 bits; nf4: the "
-      "base in 4 bits, adapter off.",
-      "", false);
-  return many(variants) ? transposed(table) : table;
-}
-
-/// The tables below the headline that have rows.
-[[nodiscard]] inline std::vector<eval::Table> metric_tables(const Variants& variants) {
-  std::vector<eval::Table> tables{
-      metric_table(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
-      metric_table(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice",
-                   false),
-      metric_table(variants, "Change in percentage points, on the same items.", "change", false),
-      metric_table(variants, "Kept: percent of what the reference had right that is right still.", "kept", false),
-      metric_table(variants, "Loss on texts, nats per token.", "", true),
-      metric_table(variants, "KL(reference || variant) on texts, nats per token.", "kl", true)};
-  std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
-  if (many(variants)) std::transform(tables.begin(), tables.end(), tables.begin(), transposed);
-  return tables;
-}
-
-[[nodiscard]] inline std::string measured_text(const eval::RequirementResult& result) {
-  return Json(result.measured).dump();  // null if it was not measured
-}
-
-[[nodiscard]] inline eval::Table requirement_table(std::span<const eval::RequirementResult> results) {
-  eval::Table table{"Requirements", {"", "measured", "met"}, {}};
-  for (const eval::RequirementResult& one : results) {
-    table.rows.push_back({one.expression, measured_text(one), one.met ? "yes" : "no"});
-  }
-  return table;
-}
 
 /// The headline and the tables of metrics. With many variants the page begins with the settings, seeds pooled, and the
 /// tables of each variant come later.
@@ -255,8 +145,6 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
   return {std::move(table)};
 }
 
-[[nodiscard]] inline const char* form_of(bool chat) { return chat ? "chat" : "completion"; }
-
 /// Replies before and after, one gallery for each group of examples that has any.
 [[nodiscard]] inline std::vector<eval::Gallery> galleries_of(const eval::Examples& examples) {
   std::vector<eval::Gallery> galleries;
@@ -286,54 +174,7 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
   return plot;
 }
 
-inline void print_table(const eval::Table& table, std::ostream& out) {
-  std::vector<std::size_t> widths(table.columns.size());
-  for (std::size_t i = 0; i < widths.size(); ++i) {
-    widths[i] = table.columns[i].size();
-    for (const auto& row : table.rows) widths[i] = std::max(widths[i], row[i].size());
-  }
-  const auto line = [&](const std::vector<std::string>& cells) {
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      out << (i == 0 ? std::left : std::right) << std::setw(static_cast<int>(widths[i])) << cells[i]
-          << (i + 1 < cells.size() ? "  " : "\n");
-    }
-  };
-  line(table.columns);
-  for (const auto& row : table.rows) line(row);
-}
-
-/// One line of at most `limit` bytes without control characters, for a terminal. The JSON and the page have all of it.
-[[nodiscard]] inline std::string for_terminal(std::string_view text) {
-  constexpr std::size_t limit = 240;
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool starts_character = (byte & 0xC0U) != 0x80U;
-    if (out.size() >= limit && starts_character) return out + " ...";
-    out += byte < 0x20 || byte == 0x7F ? ' ' : c;
-  }
-  return out;
-}
-
 }  // namespace detail
-
-/// The answers, the main metrics and the requirements as text.
-inline void print_comparison(const Comparison& comparison, std::ostream& out) {
-  for (const Exchange& exchange : comparison.answers) {
-    out << "\n[" << detail::form_of(exchange.chat) << "] " << detail::for_terminal(exchange.prompt) << '\n';
-    for (const auto& [model, answer] : exchange.answers) {
-      out << "  " << std::left << std::setw(12) << model << ' ' << detail::for_terminal(answer) << '\n';
-    }
-  }
-  if (comparison.variants.empty()) return;
-  out << '\n';
-  detail::print_table(detail::headline_of(comparison.variants), out);
-  if (!comparison.requirements) return;
-  for (const eval::RequirementResult& one : *comparison.requirements) {
-    out << "requirement " << one.expression << ": " << detail::measured_text(one) << ", "
-        << (one.met ? "met" : "NOT MET") << '\n';
-  }
-}
 
 /// The page: metrics, the study of the arms (empty for a comparison that is not a job's), curves of the trainings, answers,
 /// and the tables of details.

@@ -1,4 +1,4 @@
-// qlora/run/study_json.hpp — the result of a job as JSON and back: report.json. Part of what run/json.hpp is for, apart
+// qlora/run/job_json.hpp — a job as JSON, and its result as JSON and back: report.json. Part of run/json.hpp, apart
 // because it is long.
 #pragma once
 
@@ -12,7 +12,9 @@
 
 #include "qlora/eval/report.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/run/job.hpp"
 #include "qlora/run/json.hpp"
+#include "qlora/run/settings.hpp"
 #include "qlora/run/study.hpp"
 
 namespace qlora {
@@ -188,6 +190,41 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   read("sweeps", result.study.sweeps, sweep_result_from_json);
   read("controls", result.study.controls, control_result_from_json);
   return result;
+}
+
+// --- run::Job: its sections as a job file has them, defaults included -----------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const Arm& arm, const Pages& pages_of_job) {
+  Settings settings;
+  add_settings(settings, arm.train.options, Which::all, !arm.trains_all());
+  add_settings(settings, arm.train.replay, Which::all);
+  add_settings(settings, arm.train.loop, Which::all);
+  OrderedJson json = to_json(settings);
+  if (!arm.sweep.empty()) json["sweep"] = arm.sweep;
+  if (!arm.labels.control.empty()) json["control"] = arm.labels.control;
+  if (!arm.labels.front) json["front"] = false;
+  if (arm.pages != pages_of_job) json.update(to_json(settings_of(arm.pages, Which::all)));
+  return json;
+}
+[[nodiscard]] inline OrderedJson to_json(const Job& job) {
+  OrderedJson json = OrderedJson::object();
+  for (const JobModel& model : job.models) {
+    json["model"][model.name.empty() ? "path" : model.name] = model.source.path.string();
+  }
+  const auto section = [](const auto&... tables) {
+    Settings settings;
+    (add_settings(settings, tables, Which::all), ...);
+    return to_json(settings);
+  };
+  json["device"] = section(job.device);
+  json["data"] = section(job.pages, job.fetching);
+  json["pack"] = section(job.packing);
+  json["arms"] = OrderedJson::object();
+  for (const Arm& arm : job.arms) json["arms"][arm.name] = to_json(arm, job.pages);
+  json["merge"] = section(job.merge, job.merging);
+  json["compare"] = section(job.sampling, job.comparison);
+  json["output"] = section(job.output);
+  return json;
 }
 
 // --- details of a report ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// job.cpp — reads job files. Keys, ranges and defaults come from the tables of options.
-#include "job.hpp"
+// job_file.cpp — reads job files. Keys, ranges and defaults come from the tables of options.
+#include "job_file.hpp"
 
 #include <toml++/toml.h>
 
@@ -18,6 +18,8 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
+using run::Arm;
+using run::JobModel;
 
 /// Where a value stands, for messages, and what relative paths are relative to.
 struct Place {
@@ -96,7 +98,7 @@ Target target(S& group) {
   return made;
 }
 
-std::vector<Target> targets(TrainSection& train) {
+std::vector<Target> targets(run::TrainSection& train) {
   return {target(train.options), target(train.replay), target(train.loop)};
 }
 
@@ -155,33 +157,19 @@ void for_each_named(const toml::node& node, const fs::path& file, const std::str
     const toml::node* node_of_name = table.get("name");
     if (node_of_name == nullptr) place.fail(item, concat("each ", place.section, " needs a `name`"));
     const std::string name = text_of(*node_of_name, "name", place);
-    const bool plain = !name.empty() && name.size() <= 64 &&
-                       name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
-    if (!plain) place.fail(*node_of_name, "`name` must be 1 to 64 of a-z 0-9 _ -");
+    if (!run::is_plain_name(name)) place.fail(*node_of_name, "`name` must be 1 to 64 of a-z 0-9 _ -");
     if (!names.insert(name).second) place.fail(*node_of_name, concat("a second ", section, " \"", name, "\""));
     use(table, name, place);
   }
 }
 
-void read_models(const toml::node& node, Job& job, const fs::path& file) {
+void read_models(const toml::node& node, JobFile& read, const fs::path& file) {
   for_each_named(node, file, "model", [&](const toml::table& table, const std::string& name, const Place& place) {
-    ModelSection model{name, {}};
-    read_section(table, {target(model.source)}, place, job.notes, {"name"});
+    JobModel model{name, {}};
+    read_section(table, {target(model.source)}, place, read.notes, {"name"});
     if (model.source.path.empty()) place.fail(table, concat("the ", place.section, " \"", name, "\" needs a `path`"));
-    job.models.push_back(std::move(model));
+    read.job.models.push_back(std::move(model));
   });
-}
-
-/// The sweep in which two arms are one point with one seed: there the one would be counted as another draw of the other.
-std::string same_point(const Arm& a, const Arm& b) {
-  const auto group = [](const Arm& arm) {
-    return arm.labels.group.empty() ? std::string(name_of(arm.train.options.method)) : arm.labels.group;
-  };
-  if (a.train.options.seed != b.train.options.seed || group(a) != group(b)) return {};
-  for (const auto& [name, at] : a.sweep) {
-    if (const auto other = b.sweep.find(name); other != b.sweep.end() && other->second == at) return name;
-  }
-  return {};
 }
 
 /// Refuses what a table says of adapters where there are none. [train] is shared, so it may say it as long as one arm has
@@ -196,16 +184,16 @@ void refuse_adapter_settings(const toml::table& table, const Place& place, std::
   }
 }
 
-Arm read_arm(const toml::table& table, const std::string& name, const Place& place, Job& job) {
-  if (name == "w16" || name == "nf4" || name == "merged") {
+Arm read_arm(const toml::table& table, const std::string& name, const Place& place, JobFile& read) {
+  if (run::is_variant_name(name)) {
     place.fail(*table.get("name"), concat("`name` cannot be \"", name, "\", the report uses it"));
   }
-  Arm arm{.name = name, .pages = job.pages, .train = job.train};
+  Arm arm{.name = name, .pages = read.job.pages, .train = read.job.train};
   const toml::node* own_pages = table.contains("files") ? table.get("files") : table.get("urls");
   if (own_pages != nullptr) arm.pages = {};
   std::vector<Target> all{target(arm.labels), target(arm.pages)};
   for (Target& one : targets(arm.train)) all.push_back(std::move(one));
-  read_section(table, all, place, job.notes, {"name", "sweep"});
+  read_section(table, all, place, read.notes, {"name", "sweep"});
   if (const toml::node* sweep = table.get("sweep"); sweep != nullptr) read_sweep(arm, *sweep, place);
   if (own_pages != nullptr && arm.pages == run::Pages{}) {
     place.fail(*own_pages, concat("the ", place.section, " \"", name,
@@ -221,45 +209,31 @@ Arm read_arm(const toml::table& table, const std::string& name, const Place& pla
   return arm;
 }
 
-void read_arms(const toml::node& node, Job& job, const fs::path& file) {
+void read_arms(const toml::node& node, JobFile& read, const fs::path& file) {
   for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
-    Arm arm = read_arm(table, name, place, job);
-    for (const Arm& other : job.arms) {
-      if (const std::string sweep = same_point(arm, other); !sweep.empty()) {
+    Arm arm = read_arm(table, name, place, read);
+    for (const Arm& other : read.job.arms) {
+      if (const std::string sweep = run::shared_point(arm, other); !sweep.empty()) {
         place.fail(*table.get("sweep"),
                    concat("\"", other.name, "\" and \"", name, "\" have the same value of the sweep \"", sweep,
                           "\" and the same seed; arms that differ in more than the seed need a `group` each"));
       }
     }
-    job.arms.push_back(std::move(arm));
+    read.job.arms.push_back(std::move(arm));
   });
-}
-
-void check_whole(const Job& job, const fs::path& file) {
-  const auto need = [&](bool there, std::string_view what) {
-    if (!there) throw Error(concat(file.string(), ": ", what));
-  };
-  need(!job.models.empty() && !job.models.front().source.path.empty(),
-       "[model] path is missing: the directory of the model to tune");
-  const bool learning =
-      std::none_of(job.arms.begin(), job.arms.end(), [](const Arm& arm) { return arm.pages == run::Pages{}; });
-  need(learning, "[data] needs urls or files: what to learn from");
-  need(!job.output.dir.empty(), "[output] dir is missing: where results go");
-  const bool known =
-      std::any_of(job.arms.begin(), job.arms.end(), [&](const Arm& a) { return a.name == job.merge.arm; });
-  need(known, concat("[merge] arm is \"", job.merge.arm, "\", and no [[arm]] has that name"));
 }
 
 }  // namespace
 
-Job parse_job(std::string_view content, const fs::path& file) {
+JobFile parse_job(std::string_view content, const fs::path& file) {
   toml::table root;
   try {
     root = toml::parse(content, file.string());
   } catch (const toml::parse_error& error) {
     throw Error(concat(file.string(), ":", error.source().begin.line, ": ", error.description()));
   }
-  Job job;
+  JobFile read;
+  run::Job& job = read.job;
   const toml::node* arms = nullptr;
   for (const auto& [name, node] : root) {
     const Place place{file, concat("[", std::string_view(name), "]")};
@@ -271,10 +245,10 @@ Job parse_job(std::string_view content, const fs::path& file) {
     const auto section = [&](const std::vector<Target>& into) {
       if (table == nullptr)
         place.fail(node, concat("`", std::string_view(name), "` is a section: write ", place.section));
-      read_section(*table, into, place, job.notes);
+      read_section(*table, into, place, read.notes);
     };
     if (name == "model" && node.is_array())
-      read_models(node, job, file);
+      read_models(node, read, file);
     else if (name == "model")
       section({target(job.models.emplace_back().source)});
     else if (name == "device")
@@ -297,30 +271,22 @@ Job parse_job(std::string_view content, const fs::path& file) {
           concat("unknown section ", place.section,
                  suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
   }
-  if (arms != nullptr) read_arms(*arms, job, file);
-  if (job.arms.empty()) job.arms.push_back({.name = "qlora", .pages = job.pages, .train = job.train});
-  if (const toml::table* shared = root["train"].as_table();
-      shared != nullptr &&
-      std::all_of(job.arms.begin(), job.arms.end(), [](const Arm& arm) { return arm.trains_all(); })) {
+  if (arms != nullptr) read_arms(*arms, read, file);
+  const auto trains_all = [](const Arm& arm) { return arm.trains_all(); };
+  const bool all_weights = job.arms.empty() ? job.train.options.method == run::Method::full
+                                            : std::all_of(job.arms.begin(), job.arms.end(), trains_all);
+  if (const toml::table* shared = root["train"].as_table(); shared != nullptr && all_weights) {
     refuse_adapter_settings(*shared, {file, "[train]"}, arms == nullptr ? "this job" : "every arm");
   }
-  for (const Arm& arm : job.arms) {
-    if (arm.name == job.merge.arm && arm.trains_all()) {
-      throw Error(
-          concat(file.string(), ": [merge] arm is \"", arm.name, "\", which trains all weights: there is no adapter"));
-    }
+  try {
+    run::complete_job(job);
+  } catch (const Error& error) {
+    throw Error(concat(file.string(), ": ", error.what()), error.kind());
   }
-  if (job.merge.arm.empty()) {  // the last one that has an adapter; requirements are held against it: no control
-    const auto last = [&](const auto& wanted) { return std::find_if(job.arms.rbegin(), job.arms.rend(), wanted); };
-    auto found = last([](const Arm& arm) { return !arm.trains_all() && arm.labels.control.empty(); });
-    if (found == job.arms.rend()) found = last([](const Arm& arm) { return arm.labels.control.empty(); });
-    job.merge.arm = (found == job.arms.rend() ? job.arms.back() : *found).name;
-  }
-  check_whole(job, file);
-  return job;
+  return read;
 }
 
-Job read_job(const fs::path& file) {
+JobFile read_job(const fs::path& file) {
   std::error_code error;
   const auto size = fs::file_size(file, error);
   if (error) throw Error(concat("cannot read the job file ", file.string(), ": ", error.message()));

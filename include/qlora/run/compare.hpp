@@ -1,0 +1,243 @@
+// qlora/run/compare.hpp — run::compare asks several models the same questions: the base, the base with each adapter, the
+// merged model, and models all of whose weights were trained. With probes each variant is measured against another:
+//   nf4 against w16, an adapter against nf4, the merged model against its adapter, a model trained whole against w16
+// so that the costs of quantization, training and merging are seen apart. w16 is measured only.
+// What may not change: answers are sampled with the request's settings, probes are judged on greedy replies, so that
+// metrics do not depend on a seed.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/eval/examples.hpp"
+#include "qlora/eval/measure.hpp"
+#include "qlora/eval/metrics.hpp"
+#include "qlora/eval/probes.hpp"
+#include "qlora/eval/shares.hpp"
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/engine.hpp"
+#include "qlora/run/options.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/questions.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// A model directory by the name that the report gives it.
+struct NamedModel {
+  std::string name;
+  std::filesystem::path dir;
+};
+
+struct CompareRequest {
+  std::filesystem::path model;           ///< the base
+  std::vector<NamedAdapter> adapters{};  ///< trained on the base in 4 bits
+  std::filesystem::path merged{};        ///< may be empty
+  std::string merged_from{};             ///< the adapter that was merged
+  std::string judged{};  ///< the variant of requirements and examples; empty: merged_from, else the last variant
+  std::vector<NamedModel> models{};  ///< all of whose weights were trained
+  Comparing comparison{};
+  Sampling sampling{};
+  DeviceRequest device{};
+  bool any_base = false;  ///< take adapters that were trained on other weights
+};
+
+namespace detail {
+
+/// A variant, and the one that it is measured against; empty: none.
+struct PlannedVariant {
+  std::string name;
+  std::string reference;
+};
+
+/// All variants, in the order of the report.
+[[nodiscard]] inline std::vector<PlannedVariant> planned_variants(const CompareRequest& request) {
+  std::vector<PlannedVariant> all{{"w16", ""}, {"nf4", "w16"}};
+  for (const NamedAdapter& one : request.adapters) all.push_back({one.name, "nf4"});
+  const auto is_source = [&](const PlannedVariant& one) { return one.name == request.merged_from; };
+  const bool from_one = std::any_of(all.begin(), all.end(), is_source);
+  if (!request.merged.empty()) all.push_back({"merged", from_one ? request.merged_from : "w16"});
+  for (const NamedModel& one : request.models) all.push_back({one.name, "w16"});
+  return all;
+}
+
+/// The variant that requirements and examples are about.
+[[nodiscard]] inline std::string judged_variant(const CompareRequest& request) {
+  const std::vector<PlannedVariant> all = planned_variants(request);
+  for (const std::string& wanted : {request.judged, request.merged_from}) {
+    for (const PlannedVariant& one : all) {
+      if (one.name == wanted) return wanted;
+    }
+  }
+  return all.back().name;
+}
+
+inline void check_requirements(const CompareRequest& request, std::span<const eval::Item> items) {
+  if (request.comparison.require.empty()) return;
+  if (items.empty()) throw Error("a requirement is checked on probes: give --probes", ErrorKind::usage);
+  eval::MetricsByVariant expected;
+  for (const PlannedVariant& one : planned_variants(request)) {
+    expected[one.name] = eval::expected_metrics(items, !one.reference.empty());
+  }
+  (void)eval::check_requirements(request.comparison.require, expected.at(judged_variant(request)), expected);
+}
+
+/// The questions of the file, or some of the probes without one: a comparison always shows answers.
+[[nodiscard]] inline std::vector<Question> shown_questions(const Comparing& comparison,
+                                                           std::span<const eval::Item> items) {
+  if (!comparison.questions.empty()) return read_questions(comparison.questions);
+  constexpr std::size_t shown = 12;
+  std::vector<Question> questions;
+  const std::size_t stride = std::max<std::size_t>(1, items.size() / shown);
+  for (std::size_t i = 0; i < items.size(); i += stride) {
+    if (items[i].kind == eval::Kind::text) continue;
+    questions.push_back({items[i].chat, items[i].prompt, items[i].history});
+  }
+  return questions;
+}
+
+class CompareRun {
+ public:
+  CompareRun(const CompareRequest& request, Progress& progress)
+      : request_(request),
+        progress_(progress),
+        items_(eval::read_items(std::span(request.comparison.probes))),
+        variants_(planned_variants(request)) {
+    check_requirements(request, items_);
+    has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
+    questions_ = shown_questions(request.comparison, items_);
+    if (questions_.empty() && items_.empty()) {
+      throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
+    }
+    for (const Question& one : questions_) result_.answers.push_back({one.chat, one.prompt});
+  }
+
+  [[nodiscard]] Comparison run() {
+    const hf::ModelDir model = hf::ModelDir::open(request_.model);
+    for (const NamedAdapter& one : request_.adapters) {
+      (void)open_adapter(one.dir, model, request_.any_base);  // refused before anything is measured
+    }
+    const std::size_t answering =
+        1 + request_.adapters.size() + (request_.merged.empty() ? 0 : 1) + request_.models.size();
+    progress_.begin("compare",
+                    static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
+                    "answers");
+    if (!items_.empty()) {
+      Engine full(request_.model, {.base = BaseWeights::full, .device = request_.device});
+      measure("w16", full);
+    }
+    {
+      Engine nf4(request_.model,
+                 {.adapters = request_.adapters, .any_base = request_.any_base, .device = request_.device});
+      answer("base", nf4);
+      measure("nf4", nf4);
+      for (const NamedAdapter& one : request_.adapters) {
+        nf4.use(one.name);
+        answer(one.name, nf4);
+        measure(one.name, nf4);
+      }
+    }
+    if (!request_.merged.empty()) ask_model({"merged", request_.merged});
+    for (const NamedModel& one : request_.models) ask_model(one);
+    progress_.end();
+    if (!items_.empty()) judge();
+    return std::move(result_);
+  }
+
+ private:
+  void ask_model(const NamedModel& one) {
+    Engine model(one.dir, {.base = BaseWeights::full, .device = request_.device});
+    answer(one.name, model);
+    measure(one.name, model);
+  }
+
+  void answer(const std::string& column, Engine& model) {
+    int begun = 0;  // questions grow side by side, and those of either form are counted from 0
+    const std::vector<Reply> replies =
+        model.ask(questions_, request_.sampling, progress_, [&](int question, std::int32_t) {
+          begun = std::max(begun, question);
+          progress_.update(done_ + begun);
+          return true;
+        });
+    for (std::size_t i = 0; i < replies.size(); ++i) result_.answers[i].answers[column] = replies[i].text;
+    done_ += static_cast<std::int64_t>(questions_.size());
+    progress_.update(done_);
+  }
+
+  [[nodiscard]] std::string reference_of(const std::string& variant) const {
+    for (const PlannedVariant& one : variants_) {
+      if (one.name == variant) return one.reference;
+    }
+    return {};
+  }
+  /// Logits on texts are kept of those that others are measured against.
+  [[nodiscard]] bool is_reference(const std::string& variant) const {
+    return std::any_of(variants_.begin(), variants_.end(),
+                       [&](const PlannedVariant& one) { return one.reference == variant; });
+  }
+  void measure(const std::string& variant, Engine& model) {
+    if (items_.empty()) return;
+    const std::string reference = reference_of(variant);
+    const auto texts = [&](const std::string& name) { return has_texts_ ? &texts_[name] : nullptr; };
+    results_[variant] =
+        model.measure(items_, request_.sampling.max_new_tokens, is_reference(variant) ? texts(variant) : nullptr,
+                      reference.empty() ? nullptr : texts(reference), [&](std::size_t items) {
+                        progress_.update(done_ + static_cast<std::int64_t>(items));
+                        return !progress_.stop_requested();
+                      });
+    done_ += static_cast<std::int64_t>(items_.size());
+    progress_.update(done_);
+    const eval::ItemResults& ours = results_[variant];
+    const eval::ItemResults* theirs = reference.empty() ? nullptr : &results_[reference];
+    metrics_[variant] = eval::metrics_of(items_, ours, theirs);
+    result_.variants[variant] = {reference, metrics_[variant], eval::shares_by_relation(items_, ours),
+                                 eval::shares_by_entity(items_, ours)};
+  }
+
+  void judge() {
+    result_.tuned = judged_variant(request_);
+    const std::string reference = reference_of(result_.tuned);
+    if (!reference.empty()) {
+      result_.examples = eval::examples_of(items_, results_[reference], results_[result_.tuned]);
+    }
+    result_.requirements = eval::check_requirements(request_.comparison.require, metrics_[result_.tuned], metrics_);
+  }
+
+  const CompareRequest& request_;
+  Progress& progress_;
+  std::vector<eval::Item> items_;
+  std::vector<PlannedVariant> variants_;
+  std::vector<Question> questions_;
+  std::map<std::string, eval::ItemResults> results_;
+  eval::MetricsByVariant metrics_;
+  std::map<std::string, eval::TextReference> texts_;
+  bool has_texts_ = false;
+  Comparison result_;
+  std::int64_t done_ = 0;
+};
+
+}  // namespace detail
+
+/// Throws Error (usage) for a requirement that the comparison could not answer. Reads the probes, but no model.
+inline void check_comparison(const CompareRequest& request) {
+  detail::check_requirements(request, eval::read_items(std::span(request.comparison.probes)));
+}
+
+/// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files that
+/// cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
+[[nodiscard]] inline Comparison compare(const CompareRequest& request, Progress& progress) {
+  return detail::CompareRun(request, progress).run();
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,166 @@
+// qlora/run/job.hpp — a job: one or more models, what they learn from, and arms that are trained, merged and compared. A
+// plain struct with the rules that it must meet, whatever file or program it comes from; run/job_run.hpp does it.
+#pragma once
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/run/options.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// One of the models that go through the job.
+struct JobModel {
+  std::string name;  ///< its folder below the output directory, and its name in the report; empty: the only model
+  ModelSource source;
+};
+
+/// What all arms train by, unless an arm has something else.
+struct TrainSection {
+  Training options;
+  Replay replay;
+  LoopProbes loop;
+};
+
+/// One training of each model.
+struct Arm {
+  std::string name = "qlora";
+  std::map<std::string, double> sweep{};  ///< its place in sweeps: name of what is varied, value
+  ArmLabels labels{};
+  Pages pages{};  ///< those of the job, or its own instead of them
+  TrainSection train{};
+
+  [[nodiscard]] bool trains_all() const { return train.options.method == Method::full; }
+  /// The method, or the group that the arm names.
+  [[nodiscard]] std::string group() const {
+    return labels.group.empty() ? std::string(name_of(train.options.method)) : labels.group;
+  }
+};
+
+struct Job {
+  std::vector<JobModel> models;  ///< at least one; a single one may have no name
+  DeviceRequest device;
+  Pages pages;
+  Fetching fetching;
+  Packing packing;
+  TrainSection train;
+  std::vector<Arm> arms;  ///< without any, complete_job adds one
+  MergeSource merge;      ///< without an arm, complete_job chooses one
+  Merging merging;
+  Comparing comparison;
+  Sampling sampling;
+  Output output;
+};
+
+/// Names of arms and models are folders and keys of the report: 1 to 64 of a-z 0-9 _ -.
+[[nodiscard]] inline bool is_plain_name(std::string_view name) {
+  return !name.empty() && name.size() <= 64 &&
+         name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string_view::npos;
+}
+/// Names of variants that no arm may have.
+[[nodiscard]] inline bool is_variant_name(std::string_view name) {
+  return name == "w16" || name == "nf4" || name == "merged";
+}
+
+/// The sweep in which two arms are one point with one seed; empty: none. There the one would be counted as another draw
+/// of the other.
+[[nodiscard]] inline std::string shared_point(const Arm& a, const Arm& b) {
+  if (a.train.options.seed != b.train.options.seed || a.group() != b.group()) return {};
+  for (const auto& [name, at] : a.sweep) {
+    if (const auto other = b.sweep.find(name); other != b.sweep.end() && other->second == at) return name;
+  }
+  return {};
+}
+
+namespace detail {
+
+/// The last arm that has an adapter. Requirements are checked on it, so it is no control if there is another.
+[[nodiscard]] inline const Arm& default_merge_arm(const std::vector<Arm>& arms) {
+  const auto last = [&](const auto& wanted) { return std::find_if(arms.rbegin(), arms.rend(), wanted); };
+  auto found = last([](const Arm& arm) { return !arm.trains_all() && arm.labels.control.empty(); });
+  if (found == arms.rend()) found = last([](const Arm& arm) { return arm.labels.control.empty(); });
+  return found == arms.rend() ? arms.back() : *found;
+}
+
+inline void check_arms(const std::vector<Arm>& arms) {
+  for (std::size_t i = 0; i < arms.size(); ++i) {
+    const Arm& arm = arms[i];
+    if (!is_plain_name(arm.name) || is_variant_name(arm.name)) {
+      throw Error(concat("an arm cannot be named \"", arm.name, "\""));
+    }
+    if (!arm.labels.control.empty() && !arm.sweep.empty()) {
+      throw Error(concat("the arm \"", arm.name, "\" is a control or stands in a sweep, not both"));
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (arms[j].name == arm.name) throw Error(concat("a second arm \"", arm.name, "\""));
+      if (const std::string sweep = shared_point(arms[j], arm); !sweep.empty()) {
+        throw Error(concat("the arms \"", arms[j].name, "\" and \"", arm.name, "\" are one point of the sweep \"",
+                           sweep, "\" with one seed"));
+      }
+    }
+  }
+}
+
+inline void check_models(const std::vector<JobModel>& models) {
+  if (models.empty() || models.front().source.path.empty()) {
+    throw Error("[model] path is missing: the directory of the model to tune");
+  }
+  if (models.size() == 1 && models.front().name.empty()) return;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    if (!is_plain_name(models[i].name)) throw Error(concat("a model cannot be named \"", models[i].name, "\""));
+    if (models[i].source.path.empty()) throw Error(concat("the model \"", models[i].name, "\" has no path"));
+    for (std::size_t j = 0; j < i; ++j) {
+      if (models[j].name == models[i].name) throw Error(concat("a second model \"", models[i].name, "\""));
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Fills in what a job may leave out, the arm and the arm that is merged, and checks the rest. Throws Error (input), whose
+/// text names sections and keys as in a job file.
+inline void complete_job(Job& job) {
+  if (job.arms.empty()) job.arms.push_back({.name = "qlora", .pages = job.pages, .train = job.train});
+  for (const Arm& arm : job.arms) {
+    if (arm.name == job.merge.arm && arm.trains_all()) {
+      throw Error(concat("[merge] arm is \"", arm.name, "\", which trains all weights: there is no adapter"));
+    }
+  }
+  if (job.merge.arm.empty()) job.merge.arm = detail::default_merge_arm(job.arms).name;
+  detail::check_models(job.models);
+  for (const Arm& arm : job.arms) {
+    if (arm.pages == Pages{}) throw Error("[data] needs urls or files: what to learn from");
+  }
+  if (job.output.dir.empty()) throw Error("[output] dir is missing: where results go");
+  if (std::none_of(job.arms.begin(), job.arms.end(), [&](const Arm& arm) { return arm.name == job.merge.arm; })) {
+    throw Error(concat("[merge] arm is \"", job.merge.arm, "\", and no [[arm]] has that name"));
+  }
+  detail::check_arms(job.arms);
+}
+
+/// The folder of a model's results; that of a model without a name is the output directory itself.
+[[nodiscard]] inline std::filesystem::path folder_of(const Job& job, const JobModel& model) {
+  return model.name.empty() ? job.output.dir : job.output.dir / model.name;
+}
+[[nodiscard]] inline std::filesystem::path folder_of(const Job& job, const JobModel& model, const Arm& arm) {
+  return folder_of(job, model) / arm.name;
+}
+
+/// The arm that is merged; null when every arm trains all weights.
+[[nodiscard]] inline const Arm* merged_arm(const Job& job) {
+  for (const Arm& arm : job.arms) {
+    if (arm.name == job.merge.arm && !arm.trains_all()) return &arm;
+  }
+  return nullptr;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
