@@ -265,7 +265,7 @@ grep -q "2 replayed" "$work/out" || fail "the replayed documents are not counted
 [ -s "$work/job/report.html" ] || fail "no page"
 grep -q '"sweep": "rank"' "$work/job/report.json" || fail "no sweep in report.json"
 grep -q '"control": "another page"' "$work/job/report.json" || fail "no control in report.json"
-grep -q "<h2>By what was varied</h2>" "$work/job/report.html" || fail "no sweep on the page"
+grep -q "<h2>Sweeps</h2>" "$work/job/report.html" || fail "no sweep on the page"
 grep -q "another page (qlora)" "$work/job/report.html" || fail "no control on the page"
 ls "$work/job/seed_7/data" >/dev/null 2>&1 && fail "the same pages were packed twice"
 grep -q own.html "$work/job/own_page/data/manifest.json" || fail "the arm's own page was not packed"

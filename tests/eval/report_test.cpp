@@ -208,7 +208,7 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   report.answers = {{evil, evil, {{evil, evil}, {"tuned", "ok"}}}};
   report.details = {{evil, {evil}, {{evil}}}};
   report.results = {{evil, {evil}, {{evil}}}};
-  report.fronts = {plot};
+  report.pareto_fronts = {plot};
   plot.x_ticks = {1, 2};
   report.sweeps = {{plot, {evil, {evil}, {{evil}}}}};
   report.controls = {evil, {evil}, {{evil}}};
@@ -251,7 +251,7 @@ TEST_CASE("the page shows headline, plots with their data, answers and settings"
   report.plots = {plot_of({3, 2, 1})};
   report.answers = {{"chat", "Who?", {{"base", "?"}, {"tuned", "I"}, {"merged", "I"}}}};
   report.details = {{"files", {"file", "SHA-256"}, {{"a", "b"}}}};
-  CHECK(Page(to_html(report)).count("//*[local-name()='h2'][.='Controls' or .='By what was varied']") == 0);
+  CHECK(Page(to_html(report)).count("//*[local-name()='h2'][.='Controls' or .='Sweeps']") == 0);
   const Page page(to_html(report));
   CHECK(page.count("//*[local-name()='tbody']/*[local-name()='tr']") == 2 + 3 + 1);
   CHECK(page.count("//*[local-name()='h4']") == 3);

@@ -84,9 +84,9 @@ TEST_CASE("a page of many models begins with pooled settings and the front, and 
   }
   job.arms["a8"].setting = {{"name", std::string("other")}};
   const std::string page = job.page(run::study_of(job.arms, job.comparison.variants));
-  CHECK(where(page, "<th scope=\"row\">odd</th><td>4</td>") < where(page, "Against each other"));
-  CHECK(where(page, "Against each other") < where(page, "Old facts right, percent, at a gain"));
-  CHECK(where(page, "Old facts right, percent, at a gain") < where(page, "Each model"));
+  CHECK(where(page, "<th scope=\"row\">odd</th><td>4</td>") < where(page, "Learning against forgetting"));
+  CHECK(where(page, "Learning against forgetting") < where(page, "Old facts right, in percent, among"));
+  CHECK(where(page, "Old facts right, in percent, among") < where(page, "Each model"));
   CHECK(where(page, "Each model") < where(page, "<th scope=\"row\">a5</th>"));
 
   const Job six = job_of(6);  // seven models: a column each, at once

@@ -49,7 +49,7 @@ struct OverSeeds {
 /// Measurements of several seeds. Each run is measured on the same items and has an interval over
 /// them. The interval of the mean over seeds has the means of their ends. It is exact if all seeds err on the same
 /// items, else too wide. It does not cover other seeds: least and most show those. Bounds are NaN unless every seed has
-/// them. Proven by tests/program/sweeps_test.cpp.
+/// them. Proven by tests/run/run_study_test.cpp.
 struct PooledSeeds {
   OverSeeds over;
   double lower = std::numeric_limits<double>::quiet_NaN();

@@ -48,15 +48,15 @@ struct Report {
   std::string title;
   std::string summary;  ///< one or two sentences under the title
   Table headline;
-  std::vector<Table> results;  ///< beneath it: other figures, requirements
-  std::vector<Plot> fronts;    ///< models against each other
-  std::vector<Table> matched;  ///< beneath the fronts: the same in numbers
-  std::vector<Sweep> sweeps;   ///< models that differ in one setting
-  Table controls;              ///< control arms
+  std::vector<Table> results;       ///< below it: other metrics, requirements
+  std::vector<Plot> pareto_fronts;  ///< share kept against share learned, by method
+  std::vector<Table> matched;       ///< below the fronts: the share kept at equal shares learned
+  std::vector<Sweep> sweeps;        ///< models that differ in one setting
+  Table controls;                   ///< control arms
   std::vector<BarChart> bars;
   std::vector<Gallery> galleries;
-  std::vector<Table> apart;  ///< tables of each model, where there are too many for the beginning
-  std::vector<Plot> plots;   ///< of training
+  std::vector<Table> per_model;  ///< tables of each model, where there are too many for the beginning
+  std::vector<Plot> plots;       ///< of training
   std::vector<Exchange> answers;
   std::vector<Table> details;  ///< settings, files and hashes, seconds per step
 };
@@ -155,12 +155,12 @@ inline constexpr std::size_t data_rows = 60;
   if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
   if (!report.headline.rows.empty()) {
     // Pooled results are long; line breaks keep all columns visible.
-    out += "<h2>Results</h2>\n" + detail::html_of(report.headline, report.apart.empty() ? "" : "narrow");
+    out += "<h2>Results</h2>\n" + detail::html_of(report.headline, report.per_model.empty() ? "" : "narrow");
   }
   for (const Table& table : report.results) out += detail::html_of(table);
-  out += detail::plots_of("Against each other", report.fronts);
+  out += detail::plots_of("Learning against forgetting", report.pareto_fronts);
   for (const Table& table : report.matched) out += detail::html_of(table);
-  if (!report.sweeps.empty()) out += "<h2>By what was varied</h2>\n";
+  if (!report.sweeps.empty()) out += "<h2>Sweeps</h2>\n";
   for (const Sweep& sweep : report.sweeps) {
     out += "<div class=\"sweep\"><figure>" + to_svg(sweep.plot) + "</figure>" + detail::html_of(sweep.table, "narrow") +
            "</div>\n";
@@ -175,8 +175,8 @@ inline constexpr std::size_t data_rows = 60;
     out += "<h2>" + escape(gallery.heading) + "</h2>\n";
     for (const Exchange& exchange : gallery.exchanges) out += detail::html_of(exchange);
   }
-  if (!report.apart.empty()) out += "<h2>Each model</h2>\n";
-  for (const Table& table : report.apart) out += detail::html_of(table);
+  if (!report.per_model.empty()) out += "<h2>Each model</h2>\n";
+  for (const Table& table : report.per_model) out += detail::html_of(table);
   out += detail::plots_of("Training", report.plots);
   if (!report.answers.empty()) {
     out += "<h2>Answers, side by side</h2>\n";

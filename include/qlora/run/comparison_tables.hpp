@@ -95,8 +95,8 @@ namespace detail {
 [[nodiscard]] inline eval::Table headline_of(const OrderedMap<VariantResult>& variants) {
   eval::Table table = metric_table(
       variants,
-      "Percent of right replies with 95 % intervals (bootstrap over entities). w16: the base in 16 bits; nf4: the "
-      "base in 4 bits, adapter off.",
+      "Right replies in percent, with 95 % bootstrap intervals over entities. w16: the base model in 16 bits; nf4: "
+      "the base model in 4 bits, without an adapter.",
       "", false);
   return many(variants) ? transposed(table) : table;
 }
@@ -104,13 +104,17 @@ namespace detail {
 /// The tables below the headline that have rows.
 [[nodiscard]] inline std::vector<eval::Table> metric_tables(const OrderedMap<VariantResult>& variants) {
   std::vector<eval::Table> tables{
-      metric_table(variants, "Net: percent right less percent that fits a twin world nobody was shown.", "net", false),
-      metric_table(variants, "Choice: percent of items whose answer is likelier than every alternative.", "choice",
+      metric_table(variants,
+                   "Net: percent right minus percent that matches the twin world, on which no model was trained.",
+                   "net", false),
+      metric_table(variants, "Choice: percent of items whose answer is more likely than every alternative.", "choice",
                    false),
-      metric_table(variants, "Change in percentage points, on the same items.", "change", false),
-      metric_table(variants, "Kept: percent of what the reference had right that is right still.", "kept", false),
-      metric_table(variants, "Loss on texts, nats per token.", "", true),
-      metric_table(variants, "KL(reference || variant) on texts, nats per token.", "kl", true)};
+      metric_table(variants, "Change from the reference in percentage points, on the same items.", "change", false),
+      metric_table(variants,
+                   "Kept: of the items that the reference has right, the percentage that this model has right, too.",
+                   "kept", false),
+      metric_table(variants, "Loss on texts in nats per token.", "", true),
+      metric_table(variants, "KL(reference || this model) on texts in nats per token.", "kl", true)};
   std::erase_if(tables, [](const eval::Table& table) { return table.rows.empty(); });
   if (many(variants)) std::transform(tables.begin(), tables.end(), tables.begin(), transposed);
   return tables;

@@ -42,8 +42,8 @@ inline void add_metrics(const Comparison& comparison, const Study& study, eval::
   report.headline = headline_of(comparison.variants);
   std::vector<eval::Table> tables = metric_tables(comparison.variants);
   if (many(comparison.variants) && !study.settings.empty()) {
-    report.apart.push_back(std::exchange(report.headline, setting_table(study.settings)));
-    std::move(tables.begin(), tables.end(), std::back_inserter(report.apart));
+    report.per_model.push_back(std::exchange(report.headline, setting_table(study.settings)));
+    std::move(tables.begin(), tables.end(), std::back_inserter(report.per_model));
   } else {
     report.results = std::move(tables);
   }
@@ -97,7 +97,7 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 }
 
 /// One line for each group of arms, one point for each setting. Empty where fewer than two settings were measured.
-[[nodiscard]] inline std::vector<eval::Plot> front_plots(const std::vector<eval::Trial>& trials) {
+[[nodiscard]] inline std::vector<eval::Plot> pareto_front_plots(const std::vector<eval::Trial>& trials) {
   eval::Plot plot{"What was kept against what was learned",
                   "new facts learned, %",
                   "old facts right, % (95 % interval)",
@@ -123,9 +123,9 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 [[nodiscard]] inline std::vector<eval::Table> matched_tables(const std::vector<eval::Trial>& trials) {
   eval::Table table;
   table.caption =
-      "Old facts right, percent, at a gain of at least so many percent of the new facts: the best setting of each "
-      "seed, mean over seeds [least, most] (seeds that reached it)";
-  table.columns = {"gain"};
+      "Old facts right, in percent, among the settings that learned at least this percentage of the new facts: best "
+      "setting of each seed, mean over seeds [minimum, maximum] (number of seeds)";
+  table.columns = {"learned"};
   const auto groups = eval::settings_of(trials);
   if (groups.size() < 2) return {};
   for (const auto& [group, settings] : groups) table.columns.push_back(group);
@@ -182,13 +182,13 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
                                             std::span<const TrainingCurves> trainings,
                                             std::vector<eval::Table> details) {
   eval::Report report;
-  report.title = "Base and tuned, side by side";
+  report.title = "Base model and tuned models compared";
   report.summary = "What was learned, what was kept, and how training went.";
   const std::set<std::string> hidden = detail::hidden_arms(comparison, study.arms);
   if (!comparison.variants.empty()) {
     detail::add_metrics(comparison, study, report);
     const std::vector<eval::Trial> trials = trials_of(study.arms, comparison.variants);
-    report.fronts = detail::front_plots(trials);
+    report.pareto_fronts = detail::pareto_front_plots(trials);
     report.sweeps = sweep_charts(study.sweeps);
     if (!study.controls.empty()) report.controls = control_table(study.controls);
     report.matched = detail::matched_tables(trials);

@@ -81,7 +81,7 @@ template <class R, class Head>
 }
 
 inline constexpr std::string_view pooled_caption =
-    "Percent: mean over seeds [95 % interval over entities] (least to most of the seeds).";
+    "Percent: mean over seeds [95 % interval over entities] (minimum to maximum over seeds).";
 
 [[nodiscard]] inline eval::Series sweep_series(const SweepResult& sweep, const std::string& path) {
   eval::Series line{label_of(path), {}, {}};
@@ -123,15 +123,17 @@ inline constexpr std::string_view pooled_caption =
   return detail::pooled_table(
       controls,
       std::string(detail::pooled_caption) +
-          " A control is trained so that nothing can be known: where it was shown permuted values "
-          "and is asked for the true ones, a net figure above 0 would be the meter's error.",
+          " A control cannot know the answers: if it was trained on permuted values and is asked for the true "
+          "ones, a net score above 0 is an error of the measurement.",
       "", [](const ControlResult& one) { return one.control + " (" + one.group + ")"; });
 }
 
 [[nodiscard]] inline eval::Table setting_table(const std::vector<SettingResult>& settings) {
   return detail::pooled_table(
-      settings, std::string(detail::pooled_caption) + " Net: less what fits a twin world that nobody was shown.", "",
-      [](const SettingResult& one) { return one.name; });
+      settings,
+      std::string(detail::pooled_caption) +
+          " Net: minus the percentage that matches the twin world, on which no model was trained.",
+      "", [](const SettingResult& one) { return one.name; });
 }
 
 }  // namespace run
