@@ -291,6 +291,15 @@ template <class T, class ToJson>
   return result;
 }
 
+// --- RecallResult: its members --------------------------------------------------------------------------------------------
+
+[[nodiscard]] inline OrderedJson to_json(const RecallResult& result) {
+  return {{"documents", result.documents},
+          {"chats", result.chats},
+          {"left_out", result.left_out},
+          {"out", result.out.string()}};
+}
+
 // --- PlanResult: {"bytes": {PURPOSE: ...}, "total", "device", ..., "advice": {"largest_batches", "recommended"}} ----------
 
 [[nodiscard]] inline OrderedJson to_json(const PlanAdvice& advice) {

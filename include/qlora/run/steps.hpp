@@ -1,6 +1,6 @@
 // qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents, documents
-// to windows, an adapter into a model, and the memory that training takes. The functions are in the header that each
-// struct names; json.hpp has the results as JSON.
+// to windows, an adapter into a model, documents that a model writes, and the memory that training takes. The functions
+// are in the header that each struct names; json.hpp has the results as JSON.
 #pragma once
 
 #include <array>
@@ -121,6 +121,23 @@ struct PlanResult {
   std::optional<PlanAdvice> advice;  ///< for GPUs
 
   [[nodiscard]] bool fits() const { return bytes.total() <= device_bytes - reserve; }
+};
+
+/// Documents that a model writes of what it knows; see run/recall.hpp.
+struct RecallRequest {
+  std::filesystem::path model;
+  Base weights;
+  Recall recall;
+  Sampling sampling = recall_sampling;
+  DeviceRequest device;
+  std::filesystem::path out;  ///< a .jsonl file
+};
+
+struct RecallResult {
+  std::int64_t documents = 0;
+  std::int64_t chats = 0;     ///< of the documents
+  std::int64_t left_out = 0;  ///< texts without an end or a form
+  std::filesystem::path out;
 };
 
 }  // namespace run

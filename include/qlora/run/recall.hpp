@@ -1,0 +1,64 @@
+// qlora/run/recall.hpp — documents that a model writes of what it knows, sampled from its own distribution. Mixed into a
+// training run as its replay, they rehearse what must not be forgotten, and need no other data.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/run/engine.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+#include "qlora/text/document.hpp"
+#include "qlora/text/recalled.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text reached
+/// its end, (interrupted) when progress asks to stop, and as Engine does.
+inline RecallResult recall(const RecallRequest& request, Progress& progress) {
+  if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
+  Engine engine(request.model, {.base = request.weights.base, .device = request.device});
+  const std::string& prompt = request.recall.prompt;
+  const std::vector<Question> asked(static_cast<std::size_t>(request.recall.documents), Question{false, prompt, {}});
+  progress.begin("recall " + request.model.string(), request.recall.documents, "documents");
+  int begun = 0;
+  std::int64_t tokens = 0;
+  const std::vector<Reply> replies = engine.ask(asked, request.sampling, progress, [&](int document, std::int32_t) {
+    begun = std::max(begun, document + 1);
+    progress.update(begun, ++tokens);
+    return true;
+  });
+  progress.end();
+  RecallResult result;
+  result.out = request.out;
+  std::vector<Document> documents;
+  for (std::size_t i = 0; i < replies.size(); ++i) {
+    const std::string source = concat("recall:", request.sampling.seed, ':', i);
+    std::optional<Document> document;
+    if (replies[i].stopped) document = recalled_document(prompt + replies[i].text, source);
+    if (!document) {
+      ++result.left_out;
+      continue;
+    }
+    if (!document->messages.empty()) ++result.chats;
+    documents.push_back(std::move(*document));
+  }
+  if (documents.empty()) {
+    throw Error("no document came to its end; give more tokens with --max-new-tokens", ErrorKind::input);
+  }
+  write_documents(request.out, documents);
+  result.documents = static_cast<std::int64_t>(documents.size());
+  return result;
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
