@@ -60,7 +60,7 @@ void add_plan(OptionSet app, Invocation& call) {
   verb.add("model", request->model, "Model directory, of which only config.json is read; or 7b, 13b, 70b for LLaMA-2")
       .required()
       .type_name("DIR");
-  add_table(verb, request->training, {.only = {"rank", "batch", "recompute", "adamw8bit"}});
+  add_table(verb, request->training, {.only = {"rank", "targets", "batch", "recompute", "adamw8bit"}});
   add_table(verb, request->packing, {.only = {"seq"}});
   add_table(verb, request->device, {.only = {"keep_dequantized"}});
   add_table(verb, request->plan);

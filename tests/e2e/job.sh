@@ -98,6 +98,16 @@ cmp "$work/a" "$work/b" || fail "the resumed run's metrics differ"
 expect 0 info "$work/through/adapter"
 expect 2 train -m "$work/model" -d "$work/data" -o "$work/wide" --rank 512
 grep -q "LoRA rank 512 is outside 1 to [0-9]*, the width" "$work/err" || fail "a rank above the width is not named"
+# Adapters of some projections: the adapter says which, and a run with others is another run.
+some="-m $work/model -d $work/data -o $work/some --rank 4 --epochs 1 --batch 8 --threads 2"
+expect 0 train $some --targets v,q
+tr -d ' \n' <"$work/some/adapter/adapter_config.json" | grep -q '"target_modules":\["q_proj","v_proj"\]' ||
+  fail "the adapter does not say what it adapts"
+expect 2 train $some --targets q
+grep -q "holds a run with other settings" "$work/err" || fail "other targets went on with this run"
+expect 0 train $some --targets q,v
+expect 2 train $some --targets q,w
+grep -q '\-\-targets must be "all", or names of q' "$work/err" || fail "a wrong target is not answered with the right ones"
 
 # merge and compare
 expect 0 merge -m "$work/model" -a "$work/through/adapter" -o "$work/merged"

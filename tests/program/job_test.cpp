@@ -75,6 +75,18 @@ TEST_CASE("arms override [train] wherever it stands") {
   CHECK(nlohmann::json::parse(outcome.out).at("merge").at("arm") == "mixed");
 }
 
+TEST_CASE("arms may differ in what they adapt") {
+  const Scratch scratch;
+  const Outcome outcome = check(scratch, minimal +
+                                             "[[arm]]\nname = 'attention'\ntargets = 'o,q,k,v'\n"
+                                             "[[arm]]\nname = 'everything'\n");
+  REQUIRE(outcome.code == 0);
+  const auto arms = nlohmann::json::parse(outcome.out).at("arms");
+  CHECK(arms.at("attention").at("targets") == "q,k,v,o");
+  CHECK(arms.at("everything").at("targets") == "all");
+  CHECK(contains(refusal(scratch, minimal + "[train]\ntargets = 'q,w'\n"), "`targets` must be \"all\", or names of q"));
+}
+
 TEST_CASE("an arm may learn from pages of its own, with settings of its own") {
   const Scratch scratch;
   const Outcome outcome = check(scratch, minimal +

@@ -2,6 +2,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "qlora/run/options.hpp"
+#include "qlora/run/settings.hpp"
 
 namespace {
 
@@ -173,6 +175,7 @@ namespace {
 /// What trainer_options fills, by the names of qlora::TrainOptions.
 struct Filled {
   int rank = 0;
+  qlora::Proj targets = qlora::Proj::none;
   float alpha = 0, dropout = 0, lr = 0, weight_decay = 0, max_grad_norm = 0;
   bool rank_stabilized = false, adamw8bit = false;
   qlora::Schedule schedule = qlora::Schedule::linear;
@@ -187,7 +190,7 @@ TEST_CASE("every training option that results depend on reaches the trainer, or 
   const Filled before = trainer_options<Filled>(Training{}, 100, 8);
   CHECK(before.total_steps == 100);
   CHECK(before.seq == 8);
-  const std::set<std::string_view> of_the_loop{"method", "epochs", "accumulate"};
+  const std::set<std::string_view> of_the_loop{"epochs", "accumulate"};
   for (const Option<Training>& option : Table<Training>::options) {
     CAPTURE(option.name);
     Training other;
@@ -195,7 +198,8 @@ TEST_CASE("every training option that results depend on reaches the trainer, or 
     if (auto* flag = std::get_if<bool>(&changed)) *flag = !*flag;
     if (auto* whole = std::get_if<std::int64_t>(&changed)) ++*whole;
     if (auto* number = std::get_if<double>(&changed)) *number += 0.25;
-    if (auto* text = std::get_if<std::string>(&changed)) *text = option.choices().back();
+    if (auto* text = std::get_if<std::string>(&changed))
+      *text = option.choices().empty() ? "q,v" : option.choices().back();
     REQUIRE(assign(option, other, changed).empty());
     const bool reaches = option.fingerprint && !of_the_loop.contains(option.name);
     CHECK((trainer_options<Filled>(other, 100, 8) != before) == reaches);
@@ -205,4 +209,41 @@ TEST_CASE("every training option that results depend on reaches the trainer, or 
   CHECK(trainer_options<Filled>(fraction, 110, 8).warmup_steps == 4);  // of 3.3 steps all belong to it
   fraction.warmup = 7;
   CHECK(trainer_options<Filled>(fraction, 110, 8).warmup_steps == 7);
+}
+
+TEST_CASE("targets are names in any order, written in one order") {
+  Training training;
+  const auto& options = Table<Training>::options;
+  const auto& targets =
+      *std::find_if(options.begin(), options.end(), [](const auto& option) { return option.name == "targets"; });
+  CHECK(value_of(targets, training) == Value("all"));
+  REQUIRE(assign(targets, training, Value("v,q")).empty());
+  CHECK(training.targets == (qlora::Proj::q | qlora::Proj::v));
+  CHECK(value_of(targets, training) == Value("q,v"));
+  REQUIRE(assign(targets, training, Value("q,k,v,o,gate,up,down")).empty());
+  CHECK(value_of(targets, training) == Value("all"));
+  for (const char* wrong : {"", "none", "q,", ",q", "q v", "q,w", "Q", "all,q"}) {
+    CAPTURE(wrong);
+    CHECK(assign(targets, training, Value(wrong)).starts_with("must be \"all\", or names of q"));
+    CHECK(training.targets == qlora::Proj::all);
+  }
+  CHECK_FALSE(assign(targets, training, Value(true)).empty());
+  training.method = Method::full;
+  CHECK(trainer_options<Filled>(training, 100, 8).targets == qlora::Proj::none);
+}
+
+TEST_CASE("a fingerprint has an option that is newer than records only where it is not the default") {
+  const auto has_targets = [](const Settings& settings) {
+    return std::any_of(settings.begin(), settings.end(), [](const auto& one) { return one.first == "targets"; });
+  };
+  Training training;
+  CHECK_FALSE(has_targets(settings_of(training, Which::fingerprint)));
+  CHECK(has_targets(settings_of(training, Which::all)));
+  std::string names;
+  for (const auto& [name, value] : settings_of(training, Which::fingerprint)) names += name + ' ';
+  CHECK(names ==
+        "method lr schedule warmup epochs batch accumulate weight_decay max_grad_norm seed rank alpha rslora dropout "
+        "moments8 ");
+  training.targets = qlora::Proj::q;
+  CHECK(has_targets(settings_of(training, Which::fingerprint)));
 }

@@ -90,6 +90,15 @@ struct Choice {
   void (*set)(S&, std::size_t);
 };
 
+/// A member that is written as text and is something else: read by `set`, which returns whether the text was of the form,
+/// and shown by `get`.
+template <class S>
+struct Parsed {
+  std::string_view form;  ///< what the text must be: "names of ..."
+  std::string (*get)(const S&);
+  bool (*set)(S&, std::string_view);
+};
+
 namespace detail {
 template <class S, class E, E S::*Pointer>
 constexpr Choice<S> make_choice() {
@@ -108,9 +117,9 @@ template <auto Pointer>
 inline constexpr auto choice = detail::choice_of<Pointer>(Pointer);
 
 template <class S>
-using Member =
-    std::variant<bool S::*, int S::*, std::int64_t S::*, double S::*, std::string S::*, std::filesystem::path S::*,
-                 Bytes S::*, std::vector<std::string> S::*, std::vector<std::filesystem::path> S::*, Choice<S>>;
+using Member = std::variant<bool S::*, int S::*, std::int64_t S::*, double S::*, std::string S::*,
+                            std::filesystem::path S::*, Bytes S::*, std::vector<std::string> S::*,
+                            std::vector<std::filesystem::path> S::*, Choice<S>, Parsed<S>>;
 
 /// What a user may write for an option.
 enum class Kind : std::uint8_t { flag, integer, number, text, choice, size, path, texts, paths };
@@ -123,6 +132,7 @@ struct Option {
   Range range{};                   ///< of numbers
   std::string_view unit{};         ///< of numbers, in the plural
   bool fingerprint = true;         ///< whether results depend on it
+  bool omit_default = false;       ///< not in a fingerprint at its default: records that are older stay valid
   bool adapters_only = false;      ///< without a meaning where all weights are trained
   std::string_view old_name{};     ///< still accepted, with a note
   std::string_view on_the_line{};  ///< its name on the command line where that is another
@@ -130,8 +140,8 @@ struct Option {
 
   [[nodiscard]] constexpr Kind kind() const {
     constexpr std::array<Kind, std::variant_size_v<Member<S>>> kinds{
-        Kind::flag, Kind::integer, Kind::integer, Kind::number, Kind::text,
-        Kind::path, Kind::size,    Kind::texts,   Kind::paths,  Kind::choice};
+        Kind::flag, Kind::integer, Kind::integer, Kind::number, Kind::text, Kind::path,
+        Kind::size, Kind::texts,   Kind::paths,   Kind::choice, Kind::text};
     return kinds[member.index()];
   }
   /// The values of a choice; empty for other kinds.
@@ -174,6 +184,8 @@ template <class S>
       [&](const auto& member) -> Value {
         if constexpr (std::is_same_v<std::decay_t<decltype(member)>, Choice<S>>) {
           return std::string(member.names[member.get(from)]);
+        } else if constexpr (std::is_same_v<std::decay_t<decltype(member)>, Parsed<S>>) {
+          return member.get(from);
         } else {
           const auto& value = from.*member;
           using T = std::decay_t<decltype(value)>;
@@ -239,6 +251,7 @@ template <class S>
 /// What a value must be: "must be a whole number from 1 to 1024".
 template <class S>
 [[nodiscard]] std::string requirement(const Option<S>& option) {
+  if (const auto* parsed = std::get_if<Parsed<S>>(&option.member)) return "must be " + std::string(parsed->form);
   switch (option.kind()) {
     case Kind::flag:
       return "must be true or false";
@@ -310,9 +323,14 @@ template <class S>
     }
     return "cannot be \"" + *text + "\"";
   }
+  if (const auto* parsed = std::get_if<Parsed<S>>(&option.member)) {
+    const auto* text = std::get_if<std::string>(&value);
+    return text != nullptr && parsed->set(into, *text) ? std::string() : requirement(option);
+  }
   const bool taken = std::visit(
       [&](const auto& member) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, Choice<S>>) {
+        using T = std::decay_t<decltype(member)>;
+        if constexpr (std::is_same_v<T, Choice<S>> || std::is_same_v<T, Parsed<S>>) {
           return false;
         } else {
           return detail::take(into.*member, value, option.range);

@@ -127,7 +127,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
     throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);
   }
   Config config{.shape = detail::planned_shape(request.model)};
-  config.lora.rank = request.training.rank;
+  config.lora = {.rank = request.training.rank, .targets = request.training.targets};
   if (request.plan.unquantized) config.quant = unquantized;
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;

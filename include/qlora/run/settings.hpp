@@ -40,6 +40,8 @@ void add_settings(Settings& into, const S& from, Which which, bool adapters = tr
     if (of_adapters && !adapters) return;
     for (const Option<S>& option : Table<S>::options) {
       if (option.adapters_only != of_adapters || (which == Which::fingerprint && !option.fingerprint)) continue;
+      if (which == Which::fingerprint && option.omit_default && value_of(option, from) == value_of(option, S{}))
+        continue;
       const bool renamed = which == Which::fingerprint && !option.old_name.empty();
       set(into, renamed ? option.old_name : option.name, value_of(option, from));
     }

@@ -66,7 +66,7 @@ class TrainingRun {
         total_(order_.steps_per_epoch() * options_.epochs),
         guard_(request.loop, model_) {
     check();
-    const Selection selected = select_code(model_.shape, {.rank = options_.rank}, request.device, options_.method);
+    const Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
     device_ = selected.device.device;
     training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
                                      options_.recompute, guard_.limits(), selected.device);
@@ -171,6 +171,7 @@ class TrainingRun {
     return owes != nullptr && *owes == true;
   }
   [[nodiscard]] bool trains_all() const { return options_.method == Method::full; }
+  [[nodiscard]] Lora lora() const { return {.rank = options_.rank, .targets = options_.targets}; }
   [[nodiscard]] std::filesystem::path written() const { return trained_in(request_.out, options_.method); }
 
   void check() const {
@@ -266,8 +267,7 @@ class TrainingRun {
             .last_loss = last_loss(records),
             .tok_per_s = tokens_per_second(),
             .method = options_.method,
-            .trained_parameters =
-                trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, {.rank = options_.rank}),
+            .trained_parameters = trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, lora()),
             .device = device_,
             .about = training_->about(),
             .memory_bytes = training_->memory(),

@@ -2,14 +2,18 @@
 // that say everything else about each member. A new hyper-parameter is a member, a row and, in trainer_options(), a line.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "qlora/config.hpp"
 #include "qlora/run/option.hpp"
 #include "qlora/train/schedule.hpp"
 
@@ -26,16 +30,51 @@ template <>
 inline constexpr std::array names_of<Schedule>{std::string_view("linear"), std::string_view("cosine"),
                                                std::string_view("constant")};
 
+/// How a user writes the projections that get adapters.
+inline constexpr std::array<std::pair<Proj, std::string_view>, 7> target_names{{{Proj::q, "q"},
+                                                                                {Proj::k, "k"},
+                                                                                {Proj::v, "v"},
+                                                                                {Proj::o, "o"},
+                                                                                {Proj::gate, "gate"},
+                                                                                {Proj::up, "up"},
+                                                                                {Proj::down, "down"}}};
+
 /// Which activations the backward pass computes again; automatic: on a GPU as few as its memory allows, on the CPU none.
 enum class Recomputation : std::uint8_t { automatic, none, cheap, block };
 template <>
 inline constexpr std::array names_of<Recomputation>{std::string_view("auto"), std::string_view("none"),
                                                     std::string_view("cheap"), std::string_view("block")};
 
+/// "q,v" for a set of projections, and "all" for all of them.
+[[nodiscard]] inline std::string targets_text(Proj targets) {
+  if (targets == Proj::all) return "all";
+  std::string text;
+  for (const auto& [proj, name] : target_names) {
+    if (contains(targets, proj)) text.append(text.empty() ? "" : ",").append(name);
+  }
+  return text;
+}
+/// The set of such a text, in any order; Proj::none for a text of another form.
+[[nodiscard]] inline Proj parse_targets(std::string_view text) {
+  if (text == "all") return Proj::all;
+  Proj targets = Proj::none;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    const std::string_view word = text.substr(at, end - at);
+    const auto found =
+        std::find_if(target_names.begin(), target_names.end(), [&](const auto& known) { return known.second == word; });
+    if (found == target_names.end()) return Proj::none;
+    targets = targets | found->first;
+    at = end + 1;
+  }
+  return targets;
+}
+
 /// Ranges keep typing errors out; they are no tuning advice.
 struct Training {
   Method method = Method::qlora;
   int rank = 64;
+  Proj targets = Proj::all;
   double alpha = 16;
   bool rslora = false;
   double dropout = 0.1;
@@ -63,6 +102,17 @@ struct Table<Training> {
        .member = choice<&Training::method>,
        .help = "What is trained: adapters on the 4-bit model (qlora), or all weights, on the CPU (full)"},
       {.name = "rank", .member = &Training::rank, .help = "Adapter rank", .range = {1, 1024}, .adapters_only = true},
+      {.name = "targets",
+       .member = Parsed<Training>{"\"all\", or names of q, k, v, o, gate, up and down with commas between",
+                                  [](const Training& from) { return targets_text(from.targets); },
+                                  [](Training& into, std::string_view text) {
+                                    const Proj targets = parse_targets(text);
+                                    if (targets != Proj::none) into.targets = targets;
+                                    return targets != Proj::none;
+                                  }},
+       .help = "Projections with adapters: all, or some of q,k,v,o,gate,up,down",
+       .omit_default = true,
+       .adapters_only = true},
       {.name = "alpha",
        .member = &Training::alpha,
        .help = "Adapter scale is alpha / rank",
@@ -177,6 +227,7 @@ template <class TrainOptions>
 [[nodiscard]] TrainOptions trainer_options(const Training& t, int total, int seq) {
   TrainOptions o;
   o.rank = t.rank;
+  if (t.method == Method::qlora) o.targets = t.targets;
   o.alpha = static_cast<float>(t.alpha);
   o.rank_stabilized = t.rslora;
   o.dropout = static_cast<float>(t.dropout);
