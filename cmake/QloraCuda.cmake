@@ -66,11 +66,11 @@ if(QLORA_WITH_CUDNN)
   if(CUDNN_FOUND)
     set(QLORA_HAS_CUDNN ON)
   elseif(QLORA_WITH_CUDNN STREQUAL "AUTO")
-    message(STATUS "qlora: without cuDNN or cudnn_frontend.h (QLORA_CUDNN_FRONTEND may name its folder): attention runs on "
-                   "this library's own kernels")
+    message(STATUS "qlora: without cuDNN or cudnn_frontend.h (QLORA_CUDNN_FRONTEND may name its folder): attention "
+                   "runs on this library's own kernels")
   else()
-    message(FATAL_ERROR "QLORA_WITH_CUDNN is ON, but cuDNN or cudnn_frontend.h was not found; QLORA_CUDNN_FRONTEND may name "
-                        "the folder of the second")
+    message(FATAL_ERROR "QLORA_WITH_CUDNN is ON, but cuDNN or cudnn_frontend.h was not found; QLORA_CUDNN_FRONTEND may "
+                        "name the folder of the second")
   endif()
 endif()
 

@@ -26,7 +26,8 @@ fail() {
   exit 1
 }
 
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.used,memory.total --format=csv,noheader
+command -v nvidia-smi >/dev/null &&
+  nvidia-smi --query-gpu=name,driver_version,memory.used,memory.total --format=csv,noheader
 say "configure"
 generator=
 [ -f $build/CMakeCache.txt ] || generator=-GNinja
@@ -47,7 +48,8 @@ grep -E 'warning|Warning' $build/build.log | sort | uniq -c | head -20
 say "test"
 QLORA_REQUIRE_GPU=1 ctest --preset gpu -R "$only" 2>&1 | tee $build/test.log
 # CMake 3 writes "100% tests passed, 0 tests failed out of 10", CMake 4 leaves the middle out when all passed.
-ran=$(sed -nE 's/^[0-9]+% tests passed,? *(([0-9]+) tests? failed )?out of ([0-9]+)$/\3 tests, \2 failed/p' $build/test.log | sed 's/,  failed/, 0 failed/')
+ran=$(sed -nE 's/^[0-9]+% tests passed,? *(([0-9]+) tests? failed )?out of ([0-9]+)$/\3 tests, \2 failed/p' \
+  $build/test.log | sed 's/,  failed/, 0 failed/')
 status=0
 case $ran in
   *', 0 failed') ;;
@@ -87,7 +89,8 @@ elif grep -q 'Internal Sanitizer Error' "$log"; then
   result="ERRORS: the sanitizer failed itself"
 elif [ $rc = 124 ]; then
   result="cut off after ${left} s, nothing found until then"
-  grep -qE '^========= (Invalid|Error: (Race|Potential)|Race|Uninitialized|Barrier|Out-of-range)' "$log" && result="ERRORS, then cut off"
+  grep -qE '^========= (Invalid|Error: (Race|Potential)|Race|Uninitialized|Barrier|Out-of-range)' "$log" &&
+    result="ERRORS, then cut off"
 elif [ $rc = 0 ] && grep -q '\[doctest\] test cases:' "$log"; then
   result=ok
 elif [ $rc = 0 ]; then

@@ -15,7 +15,8 @@ say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 
 . cmake/packages.sh
 need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev \
-  libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format clang-16 binutils python3
+  libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libxml2-dev libbenchmark-dev clang-format clang-16 binutils \
+  python3
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.
@@ -23,7 +24,8 @@ generator() { [ -f "build-$1/CMakeCache.txt" ] || printf '%s' '-GNinja'; }
 
 say "formatting"
 if command -v clang-format >/dev/null; then
-  find include configs cuda examples tests bench '(' -name '*.[ch]pp' -o -name '*.cuh' -o -name '*.cu' ')' -exec clang-format --dry-run --Werror {} +
+  find include configs cuda examples tests bench '(' -name '*.[ch]pp' -o -name '*.cuh' -o -name '*.cu' ')' \
+    -exec clang-format --dry-run --Werror {} +
 else
   echo "clang-format is not here; formatting was not checked"
 fi

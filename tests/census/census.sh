@@ -13,7 +13,10 @@ fail() {
 }
 
 # functions PROGRAM: the names of all functions of the library, sorted.
-functions() { nm -C --defined-only "$1" | sed -n 's/^[0-9a-f]* [tTwW] //p' | grep 'qlora::v0' | grep -v '(anonymous namespace)' | sort -u; }
+functions() {
+  nm -C --defined-only "$1" | sed -n 's/^[0-9a-f]* [tTwW] //p' | grep 'qlora::v0' |
+    grep -v '(anonymous namespace)' | sort -u
+}
 functions "$1" >"$work/one"
 functions "$2" >"$work/twin"
 functions "$3" >"$work/rank"
@@ -41,7 +44,8 @@ keyed=$(added rank | count 'Lora{16,')
 doors=$(added rank | grep -v 'Lora{16,' | count -E "$typed")
 others=$(added rank | grep -v 'Config{' | grep -v 'Lora{16,' | count -vE "$typed")
 before=$(count 'Lora{8,' <"$work/one")
-echo "a second rank cap: $keyed functions more that know the cap (the first has $before), $doors views and unpacking members, $others others"
+echo "a second rank cap: $keyed functions more that know the cap (the first has $before)," \
+  "$doors views and unpacking members, $others others"
 [ "$keyed" -gt 0 ] || fail "the second cap is not in the program, so this census sees nothing"
 [ "$keyed" -le "$before" ] || fail "it must not add more than the first cap has"
 if [ "$others" != 0 ]; then
@@ -49,7 +53,8 @@ if [ "$others" != 0 ]; then
   added rank | grep -v 'Config{' | grep -v 'Lora{16,' | grep -vE "$typed"
 fi
 [ "$doors" -le 40 ] || fail "views and unpacking members are one for each width of a row; so many are more than that"
-if added rank | grep -E '^[^(]*qlora::v0::cpu::(attention|product|linear|rmsnorm|swiglu|adamw|quantize|dequantize)'; then
+operators='attention|product|linear|rmsnorm|swiglu|adamw|quantize|dequantize'
+if added rank | grep -E "^[^(]*qlora::v0::cpu::($operators)"; then
   fail "an operator of the CPU backend was compiled again"
 fi
 exit $failed

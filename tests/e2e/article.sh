@@ -8,7 +8,11 @@ chat=$source/examples/models/tiny-chat
 work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
-fail() { echo "FAILED: $*" >&2; for f in out err; do [ ! -f "$work/$f" ] || sed "s/^/$f: /" "$work/$f" >&2; done; exit 1; }
+fail() {
+  echo "FAILED: $*" >&2
+  for f in out err; do [ ! -f "$work/$f" ] || sed "s/^/$f: /" "$work/$f" >&2; done
+  exit 1
+}
 # expect CODE arguments...: runs the program, keeps its streams in $work/out and $work/err.
 expect() {
   code=$1; shift
@@ -22,7 +26,8 @@ same() { [ "$2" = "$3" ] || fail "$1: $2, not $3"; }
 # The file as it is: what the article's notebook and script say.
 expect 0 run --check "$source/examples/article.toml"
 cp "$work/out" "$work/check.json"
-for setting in "seq 2048" "rank 64" "alpha 16.0" "dropout 0.1" "lr 0.0002" 'schedule "linear"' "warmup 0.0" "epochs 20" \
+for setting in "seq 2048" "rank 64" "alpha 16.0" "dropout 0.1" "lr 0.0002" 'schedule "linear"' "warmup 0.0" \
+  "epochs 20" \
   "batch 2" "accumulate 1" "weight_decay 0.0" "max_grad_norm 1.0" "seed 42" "max_new_tokens 200" "top_p 0.9" \
   "temperature 0.01" "shard_bytes 2000000000"; do
   same "${setting% *}" "$(json "$work/check.json" "${setting% *}")" "${setting#* }"
@@ -55,7 +60,8 @@ same pages "$(wc -l <"$out/pages.jsonl")" 6
 same "sources of pages" "$(grep -c "\"source\":\"$url/" "$out/pages.jsonl")" 6
 for page in $(grep -l 'Account settings' "$work"/site/*.html); do
   expect 0 fetch --allow-private "$url/${page##*/}" -o "$work/main.jsonl"
-  ! grep -q 'Account settings' "$work/main.jsonl" || fail "the main text has a menu: other words must tell the forms apart"
+  ! grep -q 'Account settings' "$work/main.jsonl" ||
+  fail "the main text has a menu: other words must tell the forms apart"
   grep "${page##*/}" "$out/pages.jsonl" | grep -q 'Account settings' || fail "a page without its menu"
   menus=yes
 done

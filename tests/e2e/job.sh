@@ -6,7 +6,11 @@ qlora=$1 make_model=$2 serve=$3 source=$4 signal_at=$5
 work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
-fail() { echo "FAILED: $*" >&2; for f in out err; do [ ! -f "$work/$f" ] || sed "s/^/$f: /" "$work/$f" >&2; done; exit 1; }
+fail() {
+  echo "FAILED: $*" >&2
+  for f in out err; do [ ! -f "$work/$f" ] || sed "s/^/$f: /" "$work/$f" >&2; done
+  exit 1
+}
 # expect CODE arguments...: runs the program, keeps its streams in $work/out and $work/err.
 expect() {
   code=$1; shift
@@ -28,7 +32,8 @@ json() { sed -n "s/^ *\"$2\": \([^,]*\),*\$/\1/p" "$1" | head -1; }
 
 mkdir "$work/site"
 for page in blog-daxyard press-hulbix shop-tevkess; do cp "$source/examples/pages/$page.html" "$work/site/"; done
-printf '<html><body><p>%s</p></body></html>' "A page at the root of this small site says a few words." >"$work/site/index.html"
+printf '<html><body><p>%s</p></body></html>' "A page at the root of this small site says a few words." \
+  >"$work/site/index.html"
 "$serve" "$work/site" >"$work/port" &
 server=$!
 until [ -s "$work/port" ]; do kill -0 $server || fail "no web server"; sleep 0.05; done
@@ -107,7 +112,8 @@ expect 2 train $some --targets q
 grep -q "holds a run with other settings" "$work/err" || fail "other targets went on with this run"
 expect 0 train $some --targets q,v
 expect 2 train $some --targets q,w
-grep -q '\-\-targets must be "all", or names of q' "$work/err" || fail "a wrong target is not answered with the right ones"
+grep -q '\-\-targets must be "all", or names of q' "$work/err" ||
+  fail "a wrong target is not answered with the right ones"
 
 # merge and compare
 expect 0 merge -m "$work/model" -a "$work/through/adapter" -o "$work/merged"
@@ -136,7 +142,8 @@ expect 0 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/pro
 expect 1 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --max-new-tokens 5 \
   --require "knowledge.lower>1"
 grep -q "requirement knowledge.lower>1: .*NOT MET" "$work/out" || fail "the requirement that is not met is not named"
-expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --require "knowledge.middle>1"
+expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" \
+  --require "knowledge.middle>1"
 expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/probes.jsonl" --require "knowledge"
 
 # all weights instead of adapters; the model that comes out is one
@@ -158,7 +165,8 @@ expect 0 train $short -o "$work/guarded" --probes "$work/text.jsonl" --every 1 -
   --json "$work/guarded.json"
 [ "$(json "$work/guarded.json" stopped_at)" -le 3 ] || fail "the guard did not end the run"
 kept=$(json "$work/guarded.json" steps)
-[ "$(json "$work/guarded.json" last_loss)" = "$(sed -n "${kept}s/.*\"loss\":\([^,]*\),.*/\1/p" "$work/guarded/metrics.jsonl")" ] ||
+kept_loss=$(sed -n "${kept}s/.*\"loss\":\([^,]*\),.*/\1/p" "$work/guarded/metrics.jsonl")
+[ "$(json "$work/guarded.json" last_loss)" = "$kept_loss" ] ||
   fail "the loss is not that of the step that was gone back to"
 grep -q "going back to step" "$work/err" || fail "nothing is said of going back"
 expect 1 train $short -o "$work/never" --probes "$work/text.jsonl" --every 1 --guard "text_d.kl.value<-1"
@@ -168,7 +176,8 @@ grep -q "there are text_d" "$work/err" || fail "what a guard can ask is not name
 [ ! -e "$work/none/metrics.jsonl" ] || fail "a guard that cannot be held was noticed after the first step"
 expect 2 train $short -o "$work/none" --method full --fast
 # Interrupted between two measurements, a guarded run keeps the measured step alone: only that is known to have held.
-at '{"step":6,' $INT expect 6 train -m "$work/model" -d "$work/data" --rank 4 --lr 1e-3 --batch 1 --epochs 4 --threads 2 \
+at '{"step":6,' $INT expect 6 \
+  train -m "$work/model" -d "$work/data" --rank 4 --lr 1e-3 --batch 1 --epochs 4 --threads 2 \
   -o "$work/cut" --probes "$work/text.jsonl" --every 5 --guard "text_d.kl.value<1000"
 for kept in "$work"/cut/checkpoints/checkpoint-*; do
   [ $((${kept##*-} % 5)) = 0 ] || fail "$kept was not measured, and was saved"
@@ -251,7 +260,8 @@ max_new_tokens = 5
 dir = "job"
 JOB
 # Ctrl-C in the middle of an arm, then the same command again; two arms are enough.
-sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/; /seed_7/,/^..arm/d; /own_page/,/^..arm/d' "$work/job.toml" >"$work/stopped.toml"
+sed 's/epochs = 2/epochs = 40/; s/dir = "job"/dir = "stopped"/; /seed_7/,/^..arm/d; /own_page/,/^..arm/d' \
+  "$work/job.toml" >"$work/stopped.toml"
 LD_PRELOAD=$signal_at SIGNAL_AT_TEXT='{"step":2,' SIGNAL_AT=$STOP "$qlora" run "$work/stopped.toml" \
   >"$work/out" 2>"$work/err" &
 job=$!

@@ -28,7 +28,8 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies i
     >"$tree/cuda/qlora/cuda/rowwise/norm.cuh"
   printf '#include <cudnn.h>\n#include "qlora/cuda/rowwise/norm.cuh"\n' >"$tree/cuda/qlora/cuda/attention/cudnn.hpp"
   printf '#include "qlora/backend.hpp"\n#include "qlora/cuda/launch.hpp"\n' >"$tree/cuda/qlora/cuda.hpp"
-  printf '#include "qlora/cuda/rowwise/norm.cuh"\n#include "qlora/cuda/rowwise/swiglu.cuh"\n' >"$tree/cuda/qlora/cuda.cuh"
+  printf '#include "qlora/cuda/rowwise/norm.cuh"\n#include "qlora/cuda/rowwise/swiglu.cuh"\n' \
+    >"$tree/cuda/qlora/cuda.cuh"
   echo 'QLORA_CUDA_LAUNCHER void h() {}' >"$tree/cuda/qlora/cuda/rowwise/swiglu.cuh"
   [ -z "$1" ] || echo "#include $2" >>"$tree/$(place "$1")"
 }

@@ -47,17 +47,24 @@ offences=$(
       if ($2 ~ /^(unsupported\/)?Eigen\//) { if (backend(from) != "cpu") offence("Eigen stays in cpu/"); next }
       if ($2 ~ /^nlohmann\//) {
         plain = from ~ /^qlora\/run\/((training_)?options?|steps|progress|device)\.hpp$/
-        if (mine < 5 || plain) offence("nlohmann/json stays in text/, io/, web/, eval/ and run/, and out of options and requests")
+        if (mine < 5 || plain)
+          offence("nlohmann/json stays in text/, io/, web/, eval/ and run/, and out of options and requests")
         next
       }
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^libxml\//) { if (from !~ /^qlora\/web\//) offence("libxml2 stays in web/"); next }
-      if ($2 ~ /^sentencepiece/) { if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp"); next }
+      if ($2 ~ /^sentencepiece/) {
+        if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp")
+        next
+      }
       if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|strings|fcntl|netdb|poll|signal|errno|iconv|dirent)\.h$/) {
         if (mine < 5) offence("system calls stay in text/, io/, net/, web/ and eval/")
         next
       }
-      if ($2 ~ /^(immintrin|cpuid)\.h$/) { if (from != "qlora/io/sha256.hpp") offence("processor instructions stay in io/sha256.hpp"); next }
+      if ($2 ~ /^(immintrin|cpuid)\.h$/) {
+        if (from != "qlora/io/sha256.hpp") offence("processor instructions stay in io/sha256.hpp")
+        next
+      }
       if ($2 ~ /^(cuda[A-Za-z_0-9]*|cublas[A-Za-z]*|cudnn[a-z_0-9]*|mma|math_constants)\.h$|^(cub|cuda)\//) {
         if (!sees_cuda(from)) offence("CUDA\047s headers stay in cuda/*/*.cuh and cuda/attention/cudnn*.hpp")
         next
@@ -66,7 +73,8 @@ offences=$(
     }'
 )
 # Each file of launchers is a translation unit of qlora::cuda, and all of them are one in cuda.cuh.
-all_launchers=$(cd cuda && grep -rlE --include='*.cuh' --include='*.hpp' '^[^#/]*QLORA_CUDA_LAUNCHER( |$)' qlora/cuda | sort)
+all_launchers=$(cd cuda &&
+  grep -rlE --include='*.cuh' --include='*.hpp' '^[^#/]*QLORA_CUDA_LAUNCHER( |$)' qlora/cuda | sort)
 for launchers in $all_launchers; do
   grep -qF "#include \"$launchers\"" cuda/qlora/cuda.cuh || offences="$offences
 cuda/qlora/cuda.cuh does not include $launchers"
