@@ -85,6 +85,17 @@ TEST_CASE_FIXTURE(Registry,
   CHECK(select_code(other, r8, {}).code == any);
 }
 
+TEST_CASE_FIXTURE(Registry, "training takes code with just the targets that get adapters") {
+  const ModelCode* all = add(tiny.with(Lora{.rank = 8}), Device::cpu);
+  const Lora query{.rank = 8, .targets = Proj::q};
+  CHECK(select_code(tiny.shape, query, {}).code == all);
+  CHECK(refusal([&] { (void)select_code(tiny.shape, query, {}, Method::qlora); }).kind == ErrorKind::usage);
+  CHECK(select_code(tiny.shape, r8, {}, Method::qlora).code == all);
+  const ModelCode* any = add(any_model, Device::cpu);
+  CHECK(select_code(tiny.shape, query, {}, Method::qlora).code == any);
+  CHECK(select_code(tiny.shape, r8, {}, Method::qlora).code == all);
+}
+
 TEST_CASE_FIXTURE(Registry, "the device: a GPU if one is usable, the CPU if not; what is asked for or a refusal") {
   const ModelCode* cpu = add(any_model, Device::cpu);
   const ModelCode* cuda = add(any_model, Device::cuda);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -63,19 +64,21 @@ struct Selection {
 
 namespace detail {
 
-/// Whether code for a config runs a model of this shape with such adapters.
-[[nodiscard]] inline bool serves(const Config& config, const Shape& shape, const Lora& adapters) {
+/// Whether code for a config runs a model of this shape with such adapters. Static code that trains has adapters on all
+/// of its targets; code that answers leaves those without an adapter out.
+[[nodiscard]] inline bool serves(const Config& config, const Shape& shape, const Lora& adapters, bool trains) {
   if (!is_dynamic(config.shape) && config.shape != shape) return false;
   if (config.trainable == Trainable::all) return true;
   const bool rank_fits = is_dynamic(config.lora.rank) || config.lora.rank >= adapters.rank;
-  return rank_fits && (is_dynamic(config.lora.targets) || contains(config.lora.targets, adapters.targets));
+  if (!rank_fits || is_dynamic(config.lora.targets)) return rank_fits;
+  return trains ? config.lora.targets == adapters.targets : contains(config.lora.targets, adapters.targets);
 }
 
 /// A static config of the very shape with the least rank cap if there is one, else a dynamic one; null: neither.
 [[nodiscard]] inline const ModelCode* find_code(const Shape& shape, const Lora& adapters, Device device,
-                                                Method method) {
+                                                std::optional<Method> trains) {
   const ModelCode* best = nullptr;
-  const Trainable wanted = method == Method::full ? Trainable::all : Trainable::adapters;
+  const Trainable wanted = trains == Method::full ? Trainable::all : Trainable::adapters;
   const auto before = [](const Config& a, const Config& b) {
     if (is_dynamic(a.shape) != is_dynamic(b.shape)) return !is_dynamic(a.shape);
     if (is_dynamic(a.lora) != is_dynamic(b.lora)) return !is_dynamic(a.lora);
@@ -83,14 +86,16 @@ namespace detail {
   };
   for (const auto& code : registered_code()) {
     const Config& config = code->config();
-    if (code->device() != device || config.trainable != wanted || !serves(config, shape, adapters)) continue;
+    if (code->device() != device || config.trainable != wanted || !serves(config, shape, adapters, trains.has_value()))
+      continue;
     if (best == nullptr || before(config, best->config())) best = code.get();
   }
   return best;
 }
 
 /// How to build the code that is missing: lines to paste. QLORA_BUILD_DIR is defined by qlora_register().
-[[noreturn]] inline void refuse_build(const Shape& shape, const Lora& adapters, Device device, Method method) {
+[[noreturn]] inline void refuse_build(const Shape& shape, const Lora& adapters, Device device,
+                                      std::optional<Method> trains) {
   const auto built = [&](const auto& code) { return code->device() == device; };
   if (device == Device::cuda && std::none_of(registered_code().begin(), registered_code().end(), built)) {
     std::string text =
@@ -102,38 +107,38 @@ namespace detail {
     throw Error(text, ErrorKind::resource);
   }
   std::string text = "this program has no code ";
-  text += method == Method::full ? "that trains every weight" : "for models with adapters";
+  text += trains == Method::full ? "that trains every weight" : "for models with adapters";
   text += device == Device::cuda ? " on a GPU" : " on the CPU";
   bool other_configs = false;  // for this device and kind of training, but another model
   for (const auto& code : registered_code()) {
     other_configs = other_configs || (code->device() == device &&
-                                      (code->config().trainable == Trainable::all) == (method == Method::full));
+                                      (code->config().trainable == Trainable::all) == (trains == Method::full));
   }
   if (other_configs) {
     text += concat(" for a model of ", shape.layers, " layers of width ", shape.dim, " with rank ", adapters.rank,
                    "; the configs that it was built for are others");
   }
   text += concat(". Register it in CMakeLists.txt:\n  qlora_register(TARGET ",
-                 method == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
+                 trains == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
                  " HEADER qlora/configs/any.hpp", " BACKENDS ", name_of(device), ")");
   throw Error(text, ErrorKind::usage);
 }
 
 }  // namespace detail
 
-/// The code for a model of this shape that holds such adapters, on the device that is asked for. Throws Error (resource)
-/// when a GPU is asked for and none is usable, and (usage) for options of the other device, or, with the lines that build
-/// it, when the program lacks the code.
+/// The code for a model of this shape that holds such adapters, on the device that is asked for. `trains`: that trains
+/// just these adapters, or every weight; nothing: that answers. Throws Error (resource) when a GPU is asked for and none is
+/// usable, and (usage) for options of the other device, or, with the lines that build it, when the program lacks the code.
 [[nodiscard]] inline Selection select_code(const Shape& shape, const Lora& adapters, const DeviceRequest& asked,
-                                           Method method = Method::qlora) {
+                                           std::optional<Method> trains = std::nullopt) {
   const bool gpu_options = asked.fast || asked.keep_dequantized || asked.memory_cap.count > 0;
   const DeviceOptions cpu{.threads = asked.threads};
   const auto on_cpu = [&]() -> Selection {
-    const ModelCode* code = detail::find_code(shape, adapters, Device::cpu, method);
-    if (code == nullptr) detail::refuse_build(shape, adapters, Device::cpu, method);
+    const ModelCode* code = detail::find_code(shape, adapters, Device::cpu, trains);
+    if (code == nullptr) detail::refuse_build(shape, adapters, Device::cpu, trains);
     return {code, cpu};
   };
-  if (method == Method::full) {
+  if (trains == Method::full) {
     if (asked.use == DeviceUse::cuda || gpu_options) {
       throw Error(
           "every weight is trained on the CPU only: leave --device cuda, --fast, --keep-dequantized and --memory-cap "
@@ -149,13 +154,13 @@ namespace detail {
     }
     return on_cpu();
   }
-  const ModelCode* code = detail::find_code(shape, adapters, Device::cuda, method);
+  const ModelCode* code = detail::find_code(shape, adapters, Device::cuda, trains);
   std::string why;
   if (code != nullptr && code->usable(why)) {
     return {code, {Device::cuda, asked.threads, asked.memory_cap.count, asked.fast, asked.keep_dequantized}};
   }
   if (asked.use == DeviceUse::automatic) return on_cpu();
-  if (code == nullptr) detail::refuse_build(shape, adapters, Device::cuda, method);
+  if (code == nullptr) detail::refuse_build(shape, adapters, Device::cuda, trains);
   throw Error(concat("no GPU can be used: ", why, "; or compute on the processor with --device cpu"),
               ErrorKind::resource);
 }
