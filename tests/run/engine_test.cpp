@@ -11,6 +11,8 @@
 
 #include "qlora/configs/tiny.hpp"
 #include "qlora/run/compiled.hpp"
+#include "qlora/run/recall.hpp"
+#include "qlora/text/document.hpp"
 #include "support/scratch.hpp"
 
 using namespace qlora;
@@ -175,4 +177,25 @@ TEST_CASE("questions are answered in their order, and a stop request ends the an
     CHECK(engine.ask({questions[i]}, {.max_new_tokens = 8, .temperature = 0})[0].text == replies[i].text);
   }
   CHECK_THROWS_AS((void)engine.ask(questions, {.max_new_tokens = 8}, Stopped()), Error);
+}
+
+TEST_CASE("recall writes the documents that it counts, the same for the same seed") {
+  const test::Scratch scratch;
+  run::Progress silent;
+  run::RecallRequest request;
+  request.model = model_dir;
+  request.recall = {.documents = 3, .prompt = "[INST]"};
+  request.sampling.max_new_tokens = 60;
+  request.out = scratch / "one.jsonl";
+  const run::RecallResult result = run::recall(request, silent);
+  CHECK(result.documents + result.left_out == 3);
+  const std::vector<Document> documents = read_documents(request.out);
+  CHECK(static_cast<std::int64_t>(documents.size()) == result.documents);
+  for (const Document& document : documents) CHECK(document.source.starts_with("recall:42:"));
+  request.out = scratch / "two.jsonl";
+  CHECK(run::recall(request, silent).chats == result.chats);
+  CHECK(read_documents(request.out).front().sha256 == documents.front().sha256);
+  request.out = scratch / "two.txt";
+  CHECK_THROWS_AS(run::recall(request, silent), Error);
+  CHECK_FALSE(fs::exists(request.out));
 }
