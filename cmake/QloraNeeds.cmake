@@ -12,15 +12,12 @@ if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE [SOURCES OUT2]): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS CUDA
+# qlora_needs(OUT FILE): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS CUDA
 # CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
 # built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or
 # #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is
-# there. OUT2 gets FILE and the .cpp files that stand beside a header that it includes (the program's parts have them),
-# so that a test of such a part links it.
+# there.
 function(qlora_needs out file)
-  cmake_parse_arguments(PARSE_ARGV 2 arg "" "SOURCES" "")
-  set(companions "${file}")
   set(todo "${file}")
   set(seen)
   set(needs)
@@ -30,11 +27,6 @@ function(qlora_needs out file)
       continue()
     endif()
     list(APPEND seen "${path}")
-    string(REGEX REPLACE "[.]hpp$" ".cpp" companion "${path}")
-    if(NOT companion STREQUAL path AND EXISTS "${companion}" AND NOT companion IN_LIST QLORA_LEFT_OUT)
-      list(APPEND companions "${companion}")
-      list(APPEND todo "${companion}")
-    endif()
     file(STRINGS "${path}" lines
          REGEX "^[ \t]*#[ \t]*(include[ \t]*[<\"]|ifdef QLORA_(CUDA|WITH_[A-Z0-9]+)$|else|endif)")
     file(STRINGS "${path}" uses_program REGEX "QLORA_PROGRAM" LIMIT_COUNT 1)
@@ -92,10 +84,6 @@ function(qlora_needs out file)
   endwhile()
   list(REMOVE_DUPLICATES needs)
   set(${out} "${needs}" PARENT_SCOPE)
-  if(arg_SOURCES)
-    list(REMOVE_DUPLICATES companions)
-    set(${arg_SOURCES} "${companions}" PARENT_SCOPE)
-  endif()
 endfunction()
 
 # qlora_missing(OUT NEED...): those of the needs that this build does not have.
@@ -141,23 +129,20 @@ endfunction()
 # ("test", "example", "benchmark") only words that line. Afterwards if(TARGET name) tells.
 function(qlora_executable target kind)
   set(needs)
-  set(sources)
   foreach(source IN LISTS ARGN)
-    qlora_needs(these "${source}" SOURCES beside)
+    qlora_needs(these "${source}")
     list(APPEND needs ${these})
-    list(APPEND sources ${beside})
   endforeach()
   list(REMOVE_DUPLICATES needs)
-  list(REMOVE_DUPLICATES sources)
   qlora_missing(missing ${needs})
   if(missing)
     list(JOIN missing ", " missing)
     message(STATUS "qlora: ${kind} ${target} is left out: without ${missing}")
     return()
   endif()
-  add_executable(${target} ${sources})
+  add_executable(${target} ${ARGN})
   qlora_link_needs(${target} ${needs})
   qlora_warnings(${target})
   set_property(TARGET ${target} PROPERTY QLORA_NEEDS "${needs}")
-  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${sources}) # a new include may be a new need
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN}) # a new include may be a new need
 endfunction()
