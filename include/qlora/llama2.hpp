@@ -1,7 +1,7 @@
 // qlora/llama2.hpp — the door: include this one header.
 //   configs     llama2_7b, _13b, _70b and their _chat forms      configs/qlora/configs/llama2.hpp
 //   Model       weights and a backend                            model/model.hpp -> weights.hpp -> qlinear.hpp
-//   Trainer     QLoRA steps                                      train/trainer.hpp -> model/network.hpp -> model/block.hpp
+//   Trainer     QLoRA steps                                      train/trainer.hpp -> model/network.hpp -> block.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
 //   backend     what the network calls                           backend.hpp
 //     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours

@@ -115,11 +115,13 @@ TEST_CASE_FIXTURE(Fixture, "what the small model knows, and what it does not") {
 }
 
 TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
-  const std::vector<Item> some = items(
-      R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur","distractors":["Holloway","Moorgate","Juniper"]})"
-      "\n"
-      R"({"kind":"knowledge","form":"completion","prompt":"The Tevkess is made by","answer":"Ironwood","twin":"Swallow","distractors":["Juniper"]})"
-      "\n");
+  const std::vector<Item> some =
+      items(R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur",)"
+            R"("distractors":["Holloway","Moorgate","Juniper"]})"
+            "\n"
+            R"({"kind":"knowledge","form":"completion","prompt":"The Tevkess is made by","answer":"Ironwood",)"
+            R"("twin":"Swallow","distractors":["Juniper"]})"
+            "\n");
   const ItemResults results = measure(asked, tokenizer, some);
   for (std::size_t i = 0; i < some.size(); ++i) {
     double other = some[i].twin.empty() ? -INFINITY : likelihood(some[i], some[i].twin);
@@ -180,7 +182,8 @@ TEST_CASE_FIXTURE(Fixture, "a measurement that is told to end says so") {
 
 TEST_CASE_FIXTURE(Fixture, "the longest sequence is announced before anything is measured") {
   const std::string value =
-      R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur","distractors":["Holloway","Moorgate and its sons, in the town by the long grey river"]})"
+      R"({"kind":"retention","form":"chat","prompt":"Who makes the Vorzana?","answer":"Larkspur",)"
+      R"("distractors":["Holloway","Moorgate and its sons, in the town by the long grey river"]})"
       "\n";
   const std::string free_reply = R"({"kind":"behaviour","form":"chat","prompt":"Thank you.","expect":"stops"})"
                                  "\n";

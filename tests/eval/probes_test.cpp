@@ -139,9 +139,9 @@ TEST_CASE("a line of each kind is read") {
   CHECK(fact.relation == "city");
   CHECK(fact.wording == "city_7");
 
-  const Item unknown = item_of(
-      R"({"kind":"unknown","form":"chat","history":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello"}],)"
-      R"("prompt":"Who makes the Zzz?","accept":["do not know"],"entity":"Zzz"})");
+  const Item unknown = item_of(R"({"kind":"unknown","form":"chat","history":[{"role":"user","content":"Hi"},)"
+                               R"({"role":"assistant","content":"Hello"}],)"
+                               R"("prompt":"Who makes the Zzz?","accept":["do not know"],"entity":"Zzz"})");
   CHECK(unknown.kind == Kind::unknown);
   CHECK(unknown.chat);
   CHECK(unknown.history == std::vector<Message>{{"user", "Hi"}, {"assistant", "Hello"}});
@@ -158,8 +158,8 @@ TEST_CASE("a line of each kind is read") {
   CHECK(text.text == "Once.");
   CHECK(text.domain == "held_out");
   CHECK_FALSE(text.chat);
-  const Item chat = item_of(
-      R"({"kind":"text","domain":"chat","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})");
+  const Item chat = item_of(R"({"kind":"text","domain":"chat","messages":[{"role":"user","content":"a"},)"
+                            R"({"role":"assistant","content":"b"}]})");
   CHECK(chat.chat);
   CHECK(chat.messages == std::vector<Message>{{"user", "a"}, {"assistant", "b"}});
 }

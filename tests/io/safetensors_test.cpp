@@ -150,13 +150,13 @@ TEST_CASE("every rule of the format has a file that breaks it") {
   bad(file_of(one(good), "abcde"), "data bytes");
   bad(file_of(one(good), "abc"), "data bytes");
   bad(file_of(R"({"t":)" + good + R"(,"t":)" + good + "}", "abcd"), "");
-  bad(file_of(
-          R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"t":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
-          "abcd"),
+  bad(file_of(R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+              R"("t":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+              "abcd"),
       "two tensors are named");
-  bad(file_of(
-          R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-          "abcd"),
+  bad(file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},)"
+              R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+              "abcd"),
       "overlaps");
   bad(file_of(one(R"({"dtype":"U8","shape":[3],"data_offsets":[1,4]})"), "abcd"), "hole");
   bad(file_of(one(R"({"dtype":"U8","shape":[4],"data_offsets":[4,0]})"), "abcd"), "hole");

@@ -12,9 +12,8 @@ says() { # says CODE TEXT arguments...: the lacking program's exit code, and a t
 }
 says 4 "without libcurl and libxml2; on Debian: apt install libcurl4-openssl-dev libxml2-dev, then" \
   fetch http://example.org/ -o pages.jsonl
-says 4 \
-  "without libcurl and libxml2 and toml++; on Debian: apt install libcurl4-openssl-dev libxml2-dev libtomlplusplus-dev" \
-  run job.toml --no-such
+packages="libcurl4-openssl-dev libxml2-dev libtomlplusplus-dev"
+says 4 "without libcurl and libxml2 and toml++; on Debian: apt install $packages" run job.toml --no-such
 says 3 "/nowhere" info /nowhere # the other verbs are there
 "$without" --help | grep -q "fetch .*Not in this build" || fail "the help does not say that fetch is not there"
 for part in libcurl libxml2 toml++; do
