@@ -2,19 +2,19 @@
 // because it is long.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "qlora/eval/report.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/ordered_map.hpp"
 #include "qlora/run/job.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/settings.hpp"
+#include "qlora/run/steps.hpp"
 #include "qlora/run/study.hpp"
 
 namespace qlora {
@@ -250,6 +250,19 @@ inline void add_rows(const OrderedJson& object, const std::string& prefix, eval:
     if (object.is_object()) detail::add_rows(object, "", table);
   }
   return tables;
+}
+
+/// The details of a job's report: its settings, the seconds of each step, the pages by the arm whose they are, and the
+/// SHA-256 of each file by its step and name.
+[[nodiscard]] inline std::vector<eval::Table> job_tables(const Job& job, const OrderedMap<double>& seconds,
+                                                         const OrderedMap<FetchResult>& pages,
+                                                         const OrderedMap<std::string>& hashes) {
+  OrderedJson details = to_json(job);
+  for (const auto& [step, spent] : seconds) details["seconds"][step] = spent;
+  for (const auto& [arm, fetched] : pages) details[spaced({"pages", arm})] = to_json(fetched);
+  details["SHA-256"] = OrderedJson::object();
+  for (const auto& [file, hash] : hashes) details["SHA-256"][file] = hash;
+  return tables_of(details);
 }
 
 }  // namespace run

@@ -258,7 +258,7 @@ class JobRun {
     JobResult result;
     result.comparison = std::move(comparison);
     result.study = study_of(study_arms(job_), result.comparison.variants);
-    OrderedJson hashes = OrderedJson::object();
+    OrderedMap<std::string> hashes;
     double total = 0;
     for (const CachedRecord& record : cache_.records()) {
       result.seconds[record.name] = record.seconds;
@@ -268,12 +268,9 @@ class JobRun {
       }
     }
     result.seconds["total"] = total;
-    OrderedJson details = to_json(job_);
-    for (const auto& [name, spent] : result.seconds) details["seconds"][name] = spent;
-    for (const auto& [of, pages] : fetched_) details[spaced({"pages", of})] = to_json(pages);
-    details["SHA-256"] = std::move(hashes);
     write_file_atomically(out_ / "report.json", file_text(to_json(result)));
-    write_report(out_ / "report.html", result.comparison, result.study, curves(), tables_of(details));
+    write_report(out_ / "report.html", result.comparison, result.study, curves(),
+                 job_tables(job_, result.seconds, fetched_, hashes));
     return result;
   }
   [[nodiscard]] std::vector<TrainingCurves> curves() const {
