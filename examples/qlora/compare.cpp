@@ -9,6 +9,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/compare.hpp"
+#include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/job_json.hpp"
 #include "qlora/run/report.hpp"
 #include "qlora/run/settings.hpp"

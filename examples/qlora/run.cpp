@@ -11,10 +11,10 @@
 #include "option_text.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/fetch.hpp"
 #include "qlora/run/job_json.hpp"
 #include "qlora/run/job_run.hpp"
-#include "qlora/run/report.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
