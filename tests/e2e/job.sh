@@ -102,7 +102,8 @@ cut -d, -f1-7 "$work/parts/metrics.jsonl" >"$work/b"
 cmp "$work/a" "$work/b" || fail "the resumed run's metrics differ"
 expect 0 info "$work/through/adapter"
 expect 2 train -m "$work/model" -d "$work/data" -o "$work/wide" --rank 512
-grep -q "LoRA rank 512 is outside 1 to [0-9]*, the input width" "$work/err" || fail "a rank above the width is not named"
+grep -q "LoRA rank 512 is outside 1 to [0-9]*, the input width" "$work/err" ||
+  fail "a rank above the width is not named"
 # Adapters of some projections: the adapter says which, and a run with others is another run.
 some="-m $work/model -d $work/data -o $work/some --rank 4 --epochs 1 --batch 8 --threads 2"
 expect 0 train $some --targets v,q
