@@ -99,7 +99,12 @@ class Step {
  public:
   explicit Step(int threads)
       : trainer_(random_weights(model.shape, 1),
-                 {.lr = 1e-3F, .batch = batch, .seq = seq, .model = {.keep_dequantized = true}}, Cpu<>(threads)) {
+                 {.lr = 1e-3F,
+                  .schedule = Schedule::constant,
+                  .batch = batch,
+                  .seq = seq,
+                  .model = {.keep_dequantized = true}},
+                 Cpu<>(threads)) {
     for (int i = 0; i < tokens; ++i) {
       ids_.push_back(static_cast<std::int32_t>((i * 7919 + i / 5) % model.shape.vocab));
       documents_.push_back(i / 96);

@@ -130,6 +130,7 @@ Figures measure(const Settings& settings, const Config& preset = C) {
   TrainOptions options{.rank = preset.lora.rank,
                        .targets = preset.lora.targets,
                        .dropout = settings.dropout,
+                       .total_steps = std::max(TrainOptions{}.total_steps, settings.warmup + settings.steps),
                        .batch = settings.batch,
                        .seq = settings.seq,
                        .recompute = settings.recompute,

@@ -51,6 +51,12 @@ namespace detail {
                      slash == std::string_view::npos ? path : path.substr(slash + 1), ":", where.line(), "]"));
 }
 
+/// Throws Error (usage), naming an option, when its value is not `good`.
+template <class T>
+void expect_option(bool good, std::string_view name, const T& value, std::string_view allowed) {
+  if (!good) throw Error(concat(name, " is ", value, "; it must be ", allowed), ErrorKind::usage);
+}
+
 }  // namespace detail
 }  // namespace v0
 }  // namespace qlora

@@ -109,6 +109,8 @@ TEST_CASE_FIXTURE(Fixture, "where a continuation ends") {
   options.stop_ids = {};
   options.max_new_tokens = 0;
   CHECK(generator.generate(prompts[0], options).ids.empty());
+  options.max_new_tokens = -1;
+  CHECK_THROWS_WITH_AS(generator.generate(prompts[0], options), doctest::Contains("max_new_tokens is -1"), Error);
 
   options.max_new_tokens = 100;  // the context of 30 has room for 19 after 11; the last logits still give one
   CHECK(generator.generate(prompts[0], options).ids.size() == 20);

@@ -105,10 +105,22 @@ TEST_CASE("a draw depends on seed, sequence and position, and on nothing else") 
 }
 
 TEST_CASE("settings that cannot be meant") {
-  CHECK_THROWS_AS((Sampling{.temperature = -1.0F}.check()), Error);
-  CHECK_THROWS_AS((Sampling{.temperature = std::nanf("")}.check()), Error);
-  CHECK_THROWS_AS((Sampling{.top_p = 0.0F}.check()), Error);
-  CHECK_THROWS_AS((Sampling{.top_p = 1.5F}.check()), Error);
-  CHECK_THROWS_AS((Sampling{.top_k = -1}.check()), Error);
+  const auto refuses = [](const Sampling& sampling, const std::string& name) {
+    CAPTURE(name);
+    try {
+      sampling.check();
+      FAIL_CHECK("not refused");
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::usage);
+      CHECK(std::string(error.what()).starts_with(name + " is "));
+    }
+  };
+  refuses({.temperature = -1.0F}, "temperature");
+  refuses({.temperature = 101.0F}, "temperature");
+  refuses({.temperature = std::nanf("")}, "temperature");
+  refuses({.top_p = 0.0F}, "top_p");
+  refuses({.top_p = 1.5F}, "top_p");
+  refuses({.top_p = std::nanf("")}, "top_p");
+  refuses({.top_k = -1}, "top_k");
   CHECK_NOTHROW(Sampling{}.check());
 }

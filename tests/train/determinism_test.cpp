@@ -84,6 +84,17 @@ Outcome run(AnyTrainer& trainer, int steps) {
   outcome.state = state_of(trainer);
   return outcome;
 }
+/// A step on the data of step `step` throws Error (usage) with this text.
+template <class AnyTrainer>
+void expect_refused(AnyTrainer& trainer, int step, const char* text) {
+  try {
+    trainer.step(StepData(step).windows());
+    FAIL_CHECK("not refused");
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::usage);
+    CHECK(std::string(error.what()).find(text) != std::string::npos);
+  }
+}
 
 }  // namespace
 
@@ -190,8 +201,33 @@ TEST_CASE("adapters off: the base model, to the bit") {
   CHECK(logits(trained) != before);
   trained.model().use_adapters(false);
   CHECK(logits(trained) == before);
+  const auto state = state_of(trained);
+  expect_refused(trained, 3, "adapters are off");
+  CHECK(state_of(trained) == state);
+  CHECK(trained.core().steps_done() == 3);
   trained.model().use_adapters(true);
   CHECK(logits(trained) != before);
+  auto undisturbed = make<base>(options());
+  CHECK(run(trained, 5).state == run(undisturbed, 5).state);
+}
+
+TEST_CASE("a step past the schedule is refused, not taken with a learning rate of 0") {
+  for (const Schedule schedule : {Schedule::linear, Schedule::cosine, Schedule::constant}) {
+    TrainOptions how = options();
+    how.schedule = schedule;
+    how.warmup_steps = 0;
+    how.total_steps = 2;
+    auto trainer = make<base>(how);
+    run(trainer, 2);
+    if (schedule == Schedule::constant) {
+      CHECK(trainer.step(StepData(2).windows()).lr == doctest::Approx(5e-3));
+      continue;
+    }
+    const auto state = state_of(trainer);
+    expect_refused(trainer, 2, "total_steps = 2");
+    CHECK(state_of(trainer) == state);
+    CHECK(trainer.core().steps_done() == 2);
+  }
 }
 
 TEST_CASE("a step that is not finite names itself and changes nothing") {
@@ -212,11 +248,24 @@ TEST_CASE("a step that is not finite names itself and changes nothing") {
   CHECK(message.find("step 3") != std::string::npos);
   CHECK(message.find("model.layers.") != std::string::npos);
   CHECK(message.find(".lora_") != std::string::npos);
+  CHECK(message.find("the weights were not finite before this step") != std::string::npos);
+  CHECK(message.find("no weight was changed") == std::string::npos);
   planted = good;
   CHECK(state_of(trainer) == before);
   CHECK(trainer.core().steps_done() == 2);
   auto undisturbed = make<base>(options());
   CHECK(run(trainer, 4).state == run(undisturbed, 4).state);
+}
+
+TEST_CASE("a step whose gradient is not finite while the weights are says that it changed none") {
+  auto trainer = make<base>(options());
+  run(trainer, 2);
+  auto& weights = trainer.model().weights();
+  float& planted = weights.trained()[weights.layout().b(1, Proj::up)];
+  planted = std::numeric_limits<float>::max();
+  const auto before = state_of(trainer);
+  CHECK_THROWS_WITH_AS(trainer.step(StepData(2).windows()), doctest::Contains("; no weight was changed"), Error);
+  CHECK(state_of(trainer) == before);
 }
 
 TEST_CASE("weights that are not finite, windows that are too long") {

@@ -3,6 +3,9 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <limits>
+#include <stdexcept>
+
 #include "qlora/cpu.hpp"
 #include "qlora/train/trainer.hpp"
 #include "support/small_model.hpp"
@@ -168,16 +171,43 @@ TEST_CASE("settings that cannot be meant") {
     change(how);
     CHECK_THROWS_AS((Trainer<capped, Cpu<float>>(small_model::weights(capped.shape, 3), how, Cpu<float>(1))), Error);
   };
-  refuses([](TrainOptions& how) { how.batch = 0; });
-  refuses([](TrainOptions& how) { how.batch = -1; });
-  refuses([](TrainOptions& how) { how.batch = how.seq = 1 << 20; });
-  refuses([](TrainOptions& how) { how.seq = 0; });
-  refuses([](TrainOptions& how) { how.loss_chunk = 0; });
-  refuses([](TrainOptions& how) { how.dropout = 1.0F; });
-  refuses([](TrainOptions& how) { how.dropout = -0.1F; });
-  refuses([](TrainOptions& how) { how.lr = std::nanf(""); });
-  refuses([](TrainOptions& how) { how.warmup_steps = -1; });
-  refuses([](TrainOptions& how) { how.rank = -1; });
+  // Refused by name and before a tensor is read.
+  const auto refuses_option = [](const std::string& name, auto&& change) {
+    TrainOptions how = options(2);
+    change(how);
+    CAPTURE(name);
+    const TensorSource unread = [](std::string_view) -> std::optional<TensorRef> { throw std::logic_error("read"); };
+    try {
+      Trainer<capped, Cpu<float>>(unread, how, Cpu<float>(1));
+      FAIL_CHECK("not refused");
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::usage);
+      CHECK(std::string(error.what()).starts_with(name + " is "));
+    }
+  };
+  const auto refuses_number = [&](const std::string& name, float TrainOptions::*member, std::vector<float> values) {
+    values.insert(values.end(), {std::nanf(""), std::numeric_limits<float>::infinity(), -0.1F});
+    for (const float value : values) refuses_option(name, [&](TrainOptions& how) { how.*member = value; });
+  };
+  refuses_option("batch", [](TrainOptions& how) { how.batch = 0; });
+  refuses_option("batch", [](TrainOptions& how) { how.batch = -1; });
+  refuses_option("batch x seq", [](TrainOptions& how) { how.batch = how.seq = 1 << 20; });
+  refuses_option("seq", [](TrainOptions& how) { how.seq = 0; });
+  refuses_option("loss_chunk", [](TrainOptions& how) { how.loss_chunk = 0; });
+  refuses_option("loss_chunk", [](TrainOptions& how) { how.loss_chunk = (1 << 24) + 1; });
+  refuses_option("warmup_steps", [](TrainOptions& how) { how.warmup_steps = -1; });
+  refuses_option("total_steps", [](TrainOptions& how) { how.total_steps = -1; });
+  refuses_option("rank", [](TrainOptions& how) { how.rank = -1; });
+  refuses_option("rank of an override", [](TrainOptions& how) { how.overrides = {{.rank = -2}}; });
+  refuses_option("alpha of an override", [](TrainOptions& how) { how.overrides = {{.rank = 2, .alpha = -1.0F}}; });
+  refuses_number("alpha", &TrainOptions::alpha, {0.0F});
+  refuses_number("dropout", &TrainOptions::dropout, {1.0F});
+  refuses_number("lr", &TrainOptions::lr, {});
+  refuses_number("beta1", &TrainOptions::beta1, {1.0F});
+  refuses_number("beta2", &TrainOptions::beta2, {1.0F});
+  refuses_number("eps", &TrainOptions::eps, {0.0F});
+  refuses_number("weight_decay", &TrainOptions::weight_decay, {});
+  refuses_number("max_grad_norm", &TrainOptions::max_grad_norm, {});
   refuses([](TrainOptions& how) { how.overrides = {{.layer = 2, .rank = 2}}; });  // layers 0 and 1
   refuses([](TrainOptions& how) { how.overrides = {{.layer = -2, .rank = 2}}; });
   refuses([](TrainOptions& how) { how.overrides = {{.targets = Proj::none, .rank = 2}}; });

@@ -16,6 +16,12 @@ struct GenerateOptions {
   int max_new_tokens = 200;
   Sampling sampling{};
   std::vector<std::int32_t> stop_ids{2};  ///< generation ends before these; LLaMA-2's </s>
+
+  /// Throws Error (usage) for a value outside its range.
+  void check() const {
+    detail::expect_option(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "0 or more");
+    sampling.check();
+  }
 };
 
 /// A continuation, without the prompt and without the stop token.
@@ -35,7 +41,7 @@ class GeneratorCore {
 
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) {
-    options.sampling.check();
+    options.check();
     const DecodeLimits& limits = decoder_.limits();
     for (const auto& prompt : prompts) {
       QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= limits.length, "a prompt of ", prompt.size(),
@@ -124,7 +130,8 @@ class Generator {
  public:
   explicit Generator(Model<C, B>& model, const DecodeLimits& limits = {});
 
-  /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context.
+  /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context, and
+  /// (usage) when an option is outside its range.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                   const GenerateOptions& options = {}, const OnToken& on_token = {});
   Generated generate(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},

@@ -22,10 +22,11 @@ struct Sampling {
   int top_k = 0;
   std::uint64_t seed = 0;
 
+  /// Throws Error (usage) for a value outside its range, NaN included.
   void check() const {
-    QLORA_EXPECTS(temperature >= 0.0F && temperature <= 100.0F, "temperature is ", temperature);
-    QLORA_EXPECTS(top_p > 0.0F && top_p <= 1.0F, "top_p is ", top_p);
-    QLORA_EXPECTS(top_k >= 0, "top_k is ", top_k);
+    detail::expect_option(temperature >= 0.0F && temperature <= 100.0F, "temperature", temperature, "0 to 100");
+    detail::expect_option(top_p > 0.0F && top_p <= 1.0F, "top_p", top_p, "above 0 and at most 1");
+    detail::expect_option(top_k >= 0, "top_k", top_k, "0 (off) or more");
   }
 };
 inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};

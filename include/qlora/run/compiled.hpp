@@ -147,6 +147,7 @@ class ModelSession final : public Session {
 
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) override {
+    options.check();
     std::size_t longest = 1;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
     check_length("a prompt", longest + 1);

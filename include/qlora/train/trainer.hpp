@@ -39,6 +39,43 @@ struct TrainOptions {
   int loss_chunk = 512;
   bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
   ModelOptions model{};
+
+  /// Throws Error (usage), naming the option, for a value outside its range, NaN and infinity included.
+  void check() const {
+    const auto option = [](bool good, std::string_view name, auto value, std::string_view allowed) {
+      detail::expect_option(good, name, value, allowed);
+    };
+    const auto at_least_0 = [&](std::string_view name, float value) {
+      option(std::isfinite(value) && value >= 0.0F, name, value, "0 or more, and finite");
+    };
+    const auto above_0 = [&](std::string_view name, float value) {
+      option(std::isfinite(value) && value > 0.0F, name, value, "above 0, and finite");
+    };
+    const auto below_1 = [&](std::string_view name, float value) {
+      option(value >= 0.0F && value < 1.0F, name, value, "0 or more and below 1");
+    };
+    option(rank >= 0, "rank", rank, "0 (the config's cap) or more");
+    above_0("alpha", alpha);
+    for (const AdapterOverride& special : overrides) {
+      option(special.rank >= 0, "rank of an override", special.rank, "0 (that of the others) or more");
+      at_least_0("alpha of an override", special.alpha);
+    }
+    below_1("dropout", dropout);
+    at_least_0("lr", lr);
+    option(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more");
+    option(total_steps >= 0, "total_steps", total_steps, "0 or more");
+    below_1("beta1", beta1);
+    below_1("beta2", beta2);
+    above_0("eps", eps);
+    at_least_0("weight_decay", weight_decay);
+    at_least_0("max_grad_norm", max_grad_norm);
+    // 2^24 tokens in a micro-batch are beyond any memory and below where int ends.
+    constexpr int most = 1 << 24;
+    option(batch > 0, "batch", batch, "1 or more");
+    option(seq > 0, "seq", seq, "1 or more");
+    option(std::int64_t{batch} * seq <= most, "batch x seq", std::int64_t{batch} * seq, "at most 2^24 tokens");
+    option(loss_chunk > 0 && loss_chunk <= most, "loss_chunk", loss_chunk, "1 to 2^24");
+  }
 };
 
 /// What of the options a memory plan asks for; `keep_dequantized` as the weights are held.
@@ -104,6 +141,7 @@ class TrainerCore {
 
   /// One optimizer step on all these windows, in micro-batches of options.batch.
   StepReport step(const Windows& windows) {
+    expect_trainable();
     windows.check(w_.dims().shape().vocab);
     QLORA_EXPECTS(windows.seq <= options_.seq, "windows of ", windows.seq, " tokens; there is room for ", options_.seq);
     StepReport report;
@@ -188,19 +226,26 @@ class TrainerCore {
     bool decays = true;
   };
 
-  /// Before anything is sized from them. A micro-batch of 2^24 tokens is beyond any memory and below where int ends.
+  /// Before anything is sized from them.
   [[nodiscard]] static const TrainOptions& checked(const TrainOptions& options) {
-    QLORA_EXPECTS(options.batch > 0 && options.seq > 0 && options.loss_chunk > 0 &&
-                      std::int64_t{options.batch} * options.seq <= (1 << 24) && options.loss_chunk <= (1 << 24),
-                  "batch ", options.batch, ", seq ", options.seq, ", loss_chunk ", options.loss_chunk);
+    options.check();
     constexpr bool full = Weights<K, B>::full;
     QLORA_EXPECTS(!full || options.overrides.empty(), "overrides are for adapters; this config trains every weight");
     constexpr bool float_adapters = !full && std::is_same_v<Param, float>;
     QLORA_EXPECTS(!options.adamw8bit || float_adapters, "moments in 8 bits are for adapters in float");
-    QLORA_EXPECTS(options.dropout >= 0.0F && options.dropout < 1.0F, "dropout is ", options.dropout);
-    QLORA_EXPECTS(options.lr >= 0.0F && options.total_steps >= 0 && options.warmup_steps >= 0, "lr ", options.lr,
-                  ", total_steps ", options.total_steps, ", warmup_steps ", options.warmup_steps);
     return options;
+  }
+  /// A step with its adapters off would have no gradient, and momentum would still move the weights; one past the
+  /// schedule would have a learning rate of 0.
+  void expect_trainable() const {
+    if (!Weights<K, B>::full && !w_.uses_adapters()) {
+      throw Error("the adapters are off: a training step needs model().use_adapters(true)", ErrorKind::usage);
+    }
+    if (options_.schedule != Schedule::constant && step_ >= options_.total_steps) {
+      throw Error(concat("step ", step_ + 1, " is past the schedule, which ends after total_steps = ",
+                         options_.total_steps, " with a learning rate of 0"),
+                  ErrorKind::usage);
+    }
   }
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Network<K, B>::plan(w_, run_, b_.workers());
@@ -242,7 +287,7 @@ class TrainerCore {
                moments_[0] + range.first, moments_[1] + range.first);
     }
   }
-  /// Nothing has been updated; says where the trouble is first seen.
+  /// This step has updated nothing; says where the trouble is first seen, and whether an earlier step left it behind.
   [[noreturn]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
     std::string where;
     if (fault != 0) {
@@ -255,8 +300,15 @@ class TrainerCore {
         if (!std::isfinite(b_.read(scalars_).grad_norm)) where = ", first in the gradient of " + name;
       });
     }
-    throw Error(concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where,
-                       "; no weight was changed. Lower the learning rate (now ", report.lr,
+    const std::string what =
+        concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where);
+    b_.gradient_norm(w_.layout().total(), w_.trained(), partial_, 0.0F, scalars_);  // of the weights
+    if (!std::isfinite(b_.read(scalars_).grad_norm)) {
+      throw Error(what +
+                  "; the weights were not finite before this step. Go back to a checkpoint and lower the "
+                  "learning rate");
+    }
+    throw Error(concat(what, "; no weight was changed. Lower the learning rate (now ", report.lr,
                        ") or look at the data of this step"));
   }
 
@@ -319,9 +371,11 @@ template <Config C, class B>
 }
 
 namespace detail {
-/// The same, refused before anything is read when the backend cannot train the config that it makes.
+/// The same, refused before anything is read when an option is outside its range or the backend cannot train the config
+/// that it makes.
 template <Config C, class B>
 [[nodiscard]] ModelOptions checked_training_model(const TrainOptions& options) {
+  options.check();
   ModelOptions model = training_model<C, B>(options);
   expect_served<B>(resolved(C, model.shape, model.lora), true);
   return model;
@@ -335,9 +389,11 @@ template <Config C, class B>
 requires CanTrain<C, B>
 class Trainer {
  public:
+  /// Throws Error as Model does, and (usage) when an option is outside its range.
   explicit Trainer(const TensorSource& source, const TrainOptions& options = {}, B backend = B());
 
-  /// One optimizer step on these windows. Throws Error, with nothing changed, when loss or gradients are not finite.
+  /// One optimizer step on these windows. Throws Error, with nothing changed, when loss or gradients are not finite, and
+  /// (usage) while the model's adapters are off or when a linear or cosine schedule has had its total_steps.
   StepReport step(const Windows& windows);
   /// One step on plain tokens: windows of `seq`, every token a label.
   StepReport step(std::span<const std::int32_t> ids, int seq);
