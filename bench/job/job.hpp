@@ -14,6 +14,7 @@
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "qlora/io/merge.hpp"
+#include "qlora/io/open_model.hpp"
 #include "qlora/io/peft.hpp"
 
 namespace qlora::bench {
@@ -140,7 +141,7 @@ JobFigures run_job(const JobSettings& settings) {
     const hf::ModelDir model = hf::ModelDir::open(base);
     figures.open_s = lap();
     TrainOptions options{.rank = C.lora.rank, .total_steps = settings.steps, .loss_chunk = 1024};
-    options.model = {.rope_theta = model.rope_theta, .norm_eps = model.norm_eps};
+    options.model = model_options(model);
     auto trainer = std::make_unique<Trainer<C, Cuda>>(model.source(), options, backend);
     figures.load_s = lap();
     train<C>(*trainer, settings, figures);

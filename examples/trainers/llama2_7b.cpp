@@ -2,7 +2,7 @@
 //   llama2_7b MODEL_DIR DATA_DIR ADAPTER_DIR
 // Another model takes another preset, GPU and batch: examples/CMakeLists.txt makes such copies of this file.
 #include <qlora/io/adapter.hpp>
-#include <qlora/io/hf.hpp>
+#include <qlora/io/open_model.hpp>
 #include <qlora/llama2.hpp>
 #include <qlora/text/step_windows.hpp>
 
@@ -19,10 +19,9 @@ using Backend = qlora::Cpu<>;
 int main(int argc, char** argv) try {
   QLORA_EXPECTS(argc == 4, "usage: llama2_7b MODEL_DIR DATA_DIR ADAPTER_DIR");
   const auto model = qlora::hf::ModelDir::open(argv[1]);
-  QLORA_EXPECTS(model.shape == mine.shape, argv[1], " is of another shape than llama2_7b");
   const auto data = qlora::TokenDataset::open(argv[2]);
   qlora::TrainOptions options{.batch = 2, .seq = data.seq(), .recompute = qlora::Recompute::block};
-  options.model = {.rope_theta = model.rope_theta, .norm_eps = model.norm_eps};
+  options.model = qlora::model_options(model);
   qlora::DataOrder order(static_cast<int>(data.size()), options.batch, options.seed);
   options.total_steps = 3 * order.steps_per_epoch();
   qlora::Trainer<mine, Backend> trainer(model.source(), options);

@@ -29,6 +29,13 @@ struct TensorRef {
   }
 };
 
+/// "(32, 128)"
+[[nodiscard]] inline std::string shape_text(std::span<const std::int64_t> shape) {
+  std::string text = "(";
+  for (const std::int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
+}
+
 /// Copies `count` elements from index `first` of a floating tensor into float. Throws Error for integer tensors.
 inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<float> out) {
   const std::size_t width = size_of(tensor.dtype);

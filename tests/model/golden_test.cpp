@@ -22,9 +22,7 @@ struct Merged {
     return [this](std::string_view name) -> std::optional<TensorRef> {
       const auto found = weights.find(name);
       if (found == weights.end()) return others(name);
-      return TensorRef{DType::f32,
-                       {static_cast<std::int64_t>(found->second.size())},
-                       std::as_bytes(std::span<const float>(found->second))};
+      return TensorRef{DType::f32, others(name)->shape, std::as_bytes(std::span<const float>(found->second))};
     };
   }
 };

@@ -108,12 +108,6 @@ inline void check_total_size(const Json& index, const Weights& weights, std::str
   refuse_without_safetensors(directory);
 }
 
-[[nodiscard]] inline std::string text_of(const std::vector<std::int64_t>& shape) {
-  std::string text = "(";
-  for (const std::int64_t dim : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(dim);
-  return text + ")";
-}
-
 /// Every expected tensor is there and right, and nothing is there that would be left out of the computation.
 inline void check_weights(const Weights& weights, const Shape& shape, const std::filesystem::path& directory) {
   const std::vector<NamedShape> expected = tensor_names(shape);
@@ -126,8 +120,8 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
                          head ? "; if the head is the embedding table, config.json must say tie_word_embeddings" : ""));
     }
     if (tensor->shape != one.shape) {
-      throw Error(concat(directory.string(), ": the tensor '", one.name, "' has shape ", text_of(tensor->shape),
-                         ", config.json needs ", text_of(one.shape)));
+      throw Error(concat(directory.string(), ": the tensor '", one.name, "' has shape ", shape_text(tensor->shape),
+                         ", config.json needs ", shape_text(one.shape)));
     }
     const DType type = tensor->dtype;
     if (type != DType::f16 && type != DType::bf16 && type != DType::f32 && type != DType::f64) {

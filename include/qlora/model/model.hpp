@@ -2,6 +2,7 @@
 // is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 
@@ -99,7 +100,7 @@ class Model {
   static constexpr Code code = code_of(C);
 
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
-  /// missing or has another size, or when the backend has no kernels for a number of the shape.
+  /// missing or has another shape, or when the backend has no kernels for a number of the shape.
   explicit Model(const TensorSource& source, const ModelOptions& options = {}, B backend = B());
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -116,6 +117,11 @@ class Model {
 
  private:
   [[nodiscard]] static ModelValues values(const ModelOptions& options) {
+    const auto expect = [](std::string_view name, float value) {
+      detail::expect_option(std::isfinite(value) && value >= 0.0F, name, value, "0 (the config's) or more, and finite");
+    };
+    expect("rope_theta", options.rope_theta);
+    expect("norm_eps", options.norm_eps);
     return {.rope_theta = options.rope_theta > 0.0F ? options.rope_theta : C.rope_theta,
             .norm_eps = options.norm_eps > 0.0F ? options.norm_eps : C.norm_eps};
   }

@@ -3,7 +3,9 @@
 // memory while loading is bounded by one tensor.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -262,13 +264,15 @@ class Weights {
     adapters_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized)};
   }
 
-  /// The tensor of that name. Throws Error when it is not there or has another size.
-  [[nodiscard]] static TensorRef find(const TensorSource& source, const std::string& name, std::int64_t rows,
-                                      std::int64_t cols) {
+  /// The tensor of that name. Throws Error when it is not there or has another shape.
+  [[nodiscard]] static TensorRef find(const TensorSource& source, const std::string& name,
+                                      std::initializer_list<std::int64_t> shape) {
     std::optional<TensorRef> tensor = source(name);
     QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name);
-    QLORA_EXPECTS(tensor->size() == rows * cols, name, " has ", tensor->size(), " values, this config needs ", rows,
-                  " x ", cols);
+    if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
+      throw Error(
+          concat(name, " has shape ", shape_text(tensor->shape), ", this config needs ", shape_text(std::span(shape))));
+    }
     return std::move(*tensor);
   }
   /// Not finite is refused while loading: NF4 would make a NaN zero.
@@ -281,16 +285,16 @@ class Weights {
     }
   }
 
-  /// Reads a tensor into `to`, or into fresh frozen memory when it is not trained.
+  /// Reads a tensor into `trained`, or into fresh frozen memory when it is not trained.
   template <class T>
-  const T* place(B& backend, const TensorSource& source, const std::string& name, std::int64_t rows, std::int64_t cols,
-                 Param* trained, bool stored) {
-    const TensorRef tensor = find(source, name, rows, cols);
+  const T* place(B& backend, const TensorSource& source, const std::string& name,
+                 std::initializer_list<std::int64_t> shape, Param* trained, bool stored) {
+    const TensorRef tensor = find(source, name, shape);
     T* to = nullptr;
     if constexpr (full) {
       to = trained;
     } else {
-      to = arena_.template take<T>(rows * cols);
+      to = arena_.template take<T>(tensor.size());
     }
     expect_finite(backend.place(tensor, stored && !full, to), tensor, name);
     return to;
@@ -298,7 +302,7 @@ class Weights {
 
   [[nodiscard]] Weight<Act> quantize(B& backend, const TensorSource& source, const std::string& name, int rows,
                                      int cols) {
-    const TensorRef tensor = find(source, name, rows, cols);
+    const TensorRef tensor = find(source, name, {rows, cols});
     const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, K.quant);
     Nf4Target target;
     Weight<Act> weight{.rows = rows};
@@ -339,11 +343,11 @@ class Weights {
   void load(B& backend, const TensorSource& source, bool keep_dequantized) {
     const Shape& s = layout_.shape;
     const auto to = [&](std::int64_t offset) { return trained_ + (full ? offset : 0); };
-    embedding_ = place<Act>(backend, source, std::string(tensor_name::embedding), s.vocab, s.dim, to(0), true);
+    embedding_ = place<Act>(backend, source, std::string(tensor_name::embedding), {s.vocab, s.dim}, to(0), true);
     for (int l = 0; l < s.layers; ++l) {
       Layer& layer = layers_[static_cast<std::size_t>(l)];
-      layer.norm[0] = place<Param>(backend, source, tensor_name::norm(l, 0), 1, s.dim, to(layout_.norm(l, 0)), false);
-      layer.norm[1] = place<Param>(backend, source, tensor_name::norm(l, 1), 1, s.dim, to(layout_.norm(l, 1)), false);
+      layer.norm[0] = place<Param>(backend, source, tensor_name::norm(l, 0), {s.dim}, to(layout_.norm(l, 0)), false);
+      layer.norm[1] = place<Param>(backend, source, tensor_name::norm(l, 1), {s.dim}, to(layout_.norm(l, 1)), false);
       for (std::size_t i = 0; i < all_projections.size(); ++i) {
         const Proj proj = all_projections[i];
         const std::string name = tensor_name::weight(l, proj);
@@ -352,9 +356,10 @@ class Weights {
         if constexpr (quantized) {
           layer.linear[i] = quantize(backend, source, name, rows, cols);
         } else {
-          layer.linear[i] = {.rows = rows,
-                             .dense = place<Act>(backend, source, name, rows, cols, to(layout_.weight(l, proj)), true),
-                             .stride = cols};
+          layer.linear[i] = {
+              .rows = rows,
+              .dense = place<Act>(backend, source, name, {rows, cols}, to(layout_.weight(l, proj)), true),
+              .stride = cols};
         }
       }
       if constexpr (quantized) {
@@ -362,10 +367,10 @@ class Weights {
       }
     }
     final_norm_ =
-        place<Param>(backend, source, std::string(tensor_name::final_norm), 1, s.dim, to(layout_.final_norm()), false);
-    head_ = s.tied_embeddings
-                ? embedding_
-                : place<Act>(backend, source, std::string(tensor_name::head), s.vocab, s.dim, to(layout_.head()), true);
+        place<Param>(backend, source, std::string(tensor_name::final_norm), {s.dim}, to(layout_.final_norm()), false);
+    head_ = s.tied_embeddings ? embedding_
+                              : place<Act>(backend, source, std::string(tensor_name::head), {s.vocab, s.dim},
+                                           to(layout_.head()), true);
     backend.finish_loading();
   }
 

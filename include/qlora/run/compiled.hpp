@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "qlora/io/adapter.hpp"
+#include "qlora/io/open_model.hpp"
 #include "qlora/io/trainer.hpp"
 #include "qlora/llama2.hpp"
 #include "qlora/run/registry.hpp"
@@ -26,13 +27,6 @@ namespace detail {
 
 template <class B>
 inline constexpr bool on_gpu = B::space == Space::device;
-
-[[nodiscard]] inline ModelOptions model_options(const hf::ModelDir& model, const DeviceOptions& device) {
-  return {.shape = model.shape,
-          .rope_theta = model.rope_theta,
-          .norm_eps = model.norm_eps,
-          .keep_dequantized = keeps_dequantized(model.shape, device)};
-}
 
 template <class B>
 [[nodiscard]] B make_backend(const DeviceOptions& device) {
@@ -224,7 +218,8 @@ template <Config C, class B>
 class OwningSession final : public Session {
  public:
   OwningSession(const hf::ModelDir& model, const ModelOptions& options, const DeviceOptions& device)
-      : model_(model.source(), options, make_backend<B>(device)), session_(model_, model.max_positions, device, false) {
+      : model_(open_model<C, B>(model, options, make_backend<B>(device))),
+        session_(model_, model.max_positions, device, false) {
     model_.use_adapters(false);
   }
 
@@ -356,7 +351,7 @@ class CompiledCode final : public ModelCode {
     if constexpr (C.trainable == Trainable::all) {
       throw Error("code that trains every weight opens no session", ErrorKind::usage);  // see select_code
     } else {
-      ModelOptions options = model_options(model, device);
+      ModelOptions options{.keep_dequantized = keeps_dequantized(model.shape, device)};
       if (base == BaseWeights::full) {
         // Adapters are never attached: the least rank cap whose rows are aligned, so that all configs of a shape share
         // this code.
@@ -373,7 +368,7 @@ class CompiledCode final : public ModelCode {
                                                        Recomputation recompute, const DecodeLimits& probes,
                                                        const DeviceOptions& device) const override {
     B backend = make_backend<B>(device);
-    options.model = model_options(model, device);
+    options.model = model_options(model, {.keep_dequantized = keeps_dequantized(model.shape, device)});
     options = with_recompute<C, B>(options, recompute, probes, device, backend);
     return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend), device);
   }
