@@ -8,16 +8,14 @@
 #include <qlora/run/engine.hpp>
 #include <qlora/run/train.hpp>
 
-static const qlora::run::RegisteredCode<qlora::any_model> code;
+static const qlora::run::RegisteredCode<qlora::any_model> any_model_code;
 
 int main(int argc, char** argv) try {
   if (argc != 5) throw qlora::Error("usage: 02_finetune MODEL_DIR DATA_DIR OUT_DIR PROMPT", qlora::ErrorKind::usage);
   qlora::run::ConsoleProgress progress(std::cerr, qlora::run::style_for(2));
   qlora::run::TrainRequest request{.model = argv[1], .data = argv[2], .out = argv[3]};
   request.options = {.rank = 16, .lr = 1e-3, .epochs = 3, .checkpoint_every = 10};
-#ifdef QLORA_CUDA
-  request.device.memory_cap = {20'000'000'000};  // bytes of GPU memory
-#endif
+  request.device.memory_cap = {20'000'000'000};  // bytes of GPU memory, where one is used
   const qlora::run::TrainResult result = qlora::run::train(request, progress);
   qlora::run::Engine engine(argv[1], {.adapters = {{"tuned", result.trained}}});
   engine.use("tuned");
