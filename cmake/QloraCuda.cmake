@@ -4,7 +4,7 @@
 # Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches kernels
 # through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
 
-set(qlora_cuda_default OFF) # in somebody else's build a second compiler is asked for, not found
+set(qlora_cuda_default OFF) # a build that includes this one must ask for a second compiler
 if(PROJECT_IS_TOP_LEVEL)
   set(qlora_cuda_default AUTO)
 endif()

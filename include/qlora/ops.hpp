@@ -51,7 +51,7 @@ struct CachedSequence {
   int added = 0;    ///< new tokens, at positions length - added ... length - 1
 };
 
-/// A matrix in NF4 that somebody else owns. Exactly one of absmax and absmax8 is set.
+/// A non-owning view of a matrix in NF4. Exactly one of absmax and absmax8 is set.
 struct Nf4View {
   const std::uint8_t* codes = nullptr;
   const float* absmax = nullptr;

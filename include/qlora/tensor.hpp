@@ -18,7 +18,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// A row-major tensor that somebody else owns, often a mapped file. The bytes need not be aligned.
+/// A non-owning view of a row-major tensor, often in a mapped file. The bytes need not be aligned.
 struct TensorRef {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;

@@ -46,7 +46,7 @@ inline void make_directories(const std::filesystem::path& path) {
 class AtomicDirectory {
  public:
   /// The target may not exist, or be an empty directory, or hold nothing but the names in `replaceable`, which are
-  /// then exchanged for the new ones. Anything else is refused: nobody else's file is deleted here.
+  /// then exchanged for the new ones. Anything else is refused, so that no foreign file is deleted.
   explicit AtomicDirectory(const std::filesystem::path& target,
                            std::initializer_list<std::string_view> replaceable = {})
       : AtomicDirectory(target, temporary_beside(without_slash(target)), replaceable) {}

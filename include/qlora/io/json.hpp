@@ -1,4 +1,4 @@
-// qlora/io/json.hpp — JSON from files that nobody vouches for: a strict parse, and getters that name file and key.
+// qlora/io/json.hpp — JSON from untrusted files: a strict parser, and getters whose errors name file and key.
 // Why a guard before the parser: nlohmann keeps the last of two equal keys silently, takes a NUL byte for the end of
 // the text, skips a byte order mark, and nests without limit. All four let two readers see two different documents.
 #pragma once

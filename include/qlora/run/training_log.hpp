@@ -109,18 +109,18 @@ class TrainingLog {
     size_ += line.size();
     records_.push_back(record);
   }
-  /// What is known of the newest step: its line, or its number alone where somebody took the record away.
+  /// The record of the newest step; its number alone if the file was removed.
   [[nodiscard]] StepRecord newest(int step) const {
     return records_.empty() || records_.back().step != step ? StepRecord{.step = step} : records_.back();
   }
-  /// The newest line again, with what was found out about its step since.
+  /// Replaces the newest line, by one with the step's measurement.
   void amend(const StepRecord& record) {
     if (records_.empty() || records_.back().step < record.step) records_.emplace_back();
     QLORA_EXPECTS(records_.back().step <= record.step, "step ", record.step, " is not the newest");
     records_.back() = record;
     write_whole();
   }
-  /// Before a checkpoint counts as written, so that the record is never behind it.
+  /// Makes the record durable. Called before a checkpoint is written, so that the record is never behind it.
   void sync() { sync_file(file_, path_); }
   [[nodiscard]] const std::vector<StepRecord>& records() const { return records_; }
 
