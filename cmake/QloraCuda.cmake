@@ -1,8 +1,8 @@
 # The CUDA side. QLORA_CUDA is AUTO (used where a CUDA 12 toolkit with cuBLASLt is found), ON (an error without) or OFF;
 # it leaves QLORA_HAS_CUDA, QLORA_HAS_CUDNN and the target
 #   qlora::cuda  the kernels and their launchers, a static library, with the definition QLORA_CUDA for who links it
-# Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches kernels
-# through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
+# Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches
+# kernels through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
 
 set(qlora_cuda_default OFF) # a build that includes this one must ask for a second compiler
 if(PROJECT_IS_TOP_LEVEL)
@@ -74,7 +74,8 @@ if(QLORA_WITH_CUDNN)
   endif()
 endif()
 
-# qlora_cuda_toolkit(TARGET [CUDNN]): what compiling a file with CUDA's headers takes; CUDNN adds cuDNN where it is there.
+# qlora_cuda_toolkit(TARGET [CUDNN]): what compiling a file with CUDA's headers takes; CUDNN adds cuDNN where it is
+# there.
 function(qlora_cuda_toolkit target)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/cuda")
@@ -88,8 +89,8 @@ function(qlora_cuda_toolkit target)
   endif()
 endfunction()
 
-# One translation unit for each header that defines launchers, so that they compile side by side; nvcc compiles the .cuh,
-# the C++ compiler the .hpp.
+# One translation unit for each header that defines launchers, so that they compile side by side; nvcc compiles the
+# .cuh, the C++ compiler the .hpp.
 file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/cuda"
      "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cuda/qlora/cuda/*.hpp")
 set(sources)

@@ -24,8 +24,8 @@ class Cuda {
   static constexpr Space space = Space::device;
   static constexpr bool wide_groups = true;  ///< a group is one product: [X | XA] [W | s B]^T
   static constexpr int rank_step = 8;        ///< 16-byte loads of adapter rows
-  /// 16-byte loads of rows; halves of heads turn in 16-byte loads; attention/common.cuh and decode/decode.cuh. NF4 blocks
-  /// need not divide a row: matrices are dequantized flat.
+  /// 16-byte loads of rows; halves of heads turn in 16-byte loads; attention/common.cuh and decode/decode.cuh. NF4
+  /// blocks need not divide a row: matrices are dequantized flat.
   static constexpr ShapeLimits shape_limits{
       .width_step = 8, .head_dim_step = 16, .largest_head_dim = 256, .trained_head_dims = {32, 64, 128}};
   template <int Cols>

@@ -1,5 +1,5 @@
-// compare.cpp — `qlora compare`: the same questions to the base, the base with an adapter on, the merged model and a model
-// that was trained whole; with probes, each is measured against another (run/compare.hpp).
+// compare.cpp — `qlora compare`: the same questions to the base, the base with an adapter on, the merged model and a
+// model that was trained whole; with probes, each is measured against another (run/compare.hpp).
 #include <filesystem>
 #include <memory>
 #include <ostream>

@@ -172,8 +172,8 @@ void read_models(const toml::node& node, JobFile& read, const fs::path& file) {
   });
 }
 
-/// Refuses what a table says of adapters where there are none. [train] is shared, so it may say it as long as one arm has
-/// adapters; an arm speaks for itself. adamw8bit = false says what is so.
+/// Refuses what a table says of adapters where there are none. [train] is shared, so it may say it as long as one arm
+/// has adapters; an arm speaks for itself. adamw8bit = false says what is so.
 void refuse_adapter_settings(const toml::table& table, const Place& place, std::string_view whose) {
   for (const auto& option : run::Table<run::Training>::options) {
     const std::string_view name = option.name;

@@ -1,6 +1,6 @@
-// job_file.hpp — a job as one TOML page. Its keys are the tables of qlora/run/options.hpp. Unknown keys and wrong values
-// are errors with a line number and a suggestion. Relative paths are meant from the folder of the job file, so that a job
-// does the same from wherever it is started.
+// job_file.hpp — a job as one TOML page. Its keys are the tables of qlora/run/options.hpp. Unknown keys and wrong
+// values are errors with a line number and a suggestion. Relative paths are meant from the folder of the job file, so
+// that a job does the same from wherever it is started.
 #pragma once
 
 #include <filesystem>

@@ -1,5 +1,6 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
-// stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but resumable).
+// stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but
+// resumable).
 #include <algorithm>
 #include <filesystem>
 #include <fstream>

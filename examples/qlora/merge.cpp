@@ -1,5 +1,5 @@
-// merge.cpp — `qlora merge`: a model of 16-bit weights with the adapter inside, W + scale B A, for programs that know no
-// adapters.
+// merge.cpp — `qlora merge`: a model of 16-bit weights with the adapter inside, W + scale B A, for programs that know
+// no adapters.
 #include "qlora/run/merge.hpp"
 
 #include <memory>

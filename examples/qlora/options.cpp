@@ -15,7 +15,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// What is wrong with the first option on the line that the verb does not have, and what it may have meant; empty: nothing.
+/// What is wrong with the first option on the line that the verb does not have, and what it may have meant; empty:
+/// nothing.
 std::string misspelt(int argc, const char* const* argv, const CLI::App& app) {
   const CLI::App* verb = &app;
   for (int i = 1; i < argc; ++i) {

@@ -38,7 +38,8 @@ struct Invocation {
 /// A verb with the options that all of them have.
 OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, const std::string& help);
 
-/// Throws Error (resource) when a file that is to be written at the end could not be, for want of its folder: before the work.
+/// Throws Error (resource) when a file that is to be written at the end could not be, for want of its folder: before
+/// the work.
 void check_folder_of(const std::string& option, const std::filesystem::path& file);
 /// Throws Error (usage) when a verb's output would go into a model's directory.
 void check_no_model(const std::filesystem::path& out);

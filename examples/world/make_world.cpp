@@ -1,5 +1,5 @@
-// examples/world/make_world.cpp — writes the small world: corpus, held-out documents, probes, replay and HTML pages; and
-// below study/ what a study of learning and forgetting needs (docs/world.md).
+// examples/world/make_world.cpp — writes the small world: corpus, held-out documents, probes, replay and HTML pages;
+// and below study/ what a study of learning and forgetting needs (docs/world.md).
 //   make_world OUT_DIR [--seed N] [--documents N]
 // The same arguments give the same bytes on every machine.
 #include <filesystem>

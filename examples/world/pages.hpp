@@ -73,9 +73,9 @@ struct Announcement {
   std::string html;
 };
 
-/// One page per new product, and in each further round another one, of another site. Half of a product's facts are said in
-/// the completion probe's own words, half never are. The wording depends on seed, round and a product's place, not on its
-/// values: a twin world's pages differ in values alone.
+/// One page per new product, and in each further round another one, of another site. Half of a product's facts are said
+/// in the completion probe's own words, half never are. The wording depends on seed, round and a product's place, not
+/// on its values: a twin world's pages differ in values alone.
 inline std::vector<Announcement> announcements(const std::vector<Product>& products, std::uint64_t seed,
                                                std::size_t round = 0) {
   Random random = stream(seed + 1000 * round, Stream::pages);

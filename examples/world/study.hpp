@@ -1,5 +1,5 @@
-// examples/world/study.hpp — who is asked what in a study of learning and forgetting: 25 more new products, a twin world
-// with the same names and permuted values, names that are never mentioned, and splits that share no product.
+// examples/world/study.hpp — who is asked what in a study of learning and forgetting: 25 more new products, a twin
+// world with the same names and permuted values, names that are never mentioned, and splits that share no product.
 // Drawn from streams of their own, after the world: corpus, tokenizer text and the quickstart's files stay as they are.
 #pragma once
 
@@ -23,7 +23,8 @@ inline constexpr std::size_t guard_strangers = 6, report_strangers = 18;
 inline constexpr std::size_t report_known = 255, guard_known = 25, replay_known = 80;
 static_assert(report_known + guard_known + replay_known == known_count);
 
-/// One split. The guard's results may steer a run (settings, when to stop); the report's are looked at once, at the end.
+/// One split. The guard's results may steer a run (settings, when to stop); the report's are looked at once, at the
+/// end.
 struct Group {
   std::string name;
   std::vector<Product> known, fresh;
@@ -47,7 +48,8 @@ inline std::pair<std::size_t, std::size_t> parts_of(std::string_view name) {
 }
 
 /// Names by the rules for new ones: three letters from any other; no part in more than eight names, nor in two of this
-/// kind, of which there are some already. All pairs are tried in random order, and in another where they do not suffice.
+/// kind, of which there are some already. All pairs are tried in random order, and in another where they do not
+/// suffice.
 inline std::vector<std::string> draw_names_apart(Random& random, std::size_t count,
                                                  const std::vector<std::string>& others,
                                                  const std::vector<std::string>& of_this_kind) {
@@ -80,8 +82,8 @@ inline std::vector<std::string> draw_names_apart(Random& random, std::size_t cou
   throw std::runtime_error("the name parts do not give enough different names");
 }
 
-/// The same names with each attribute's values permuted so that no product keeps its own. A guess from how often a value
-/// is seen is right in both worlds equally often.
+/// The same names with each attribute's values permuted so that no product keeps its own. A guess from how often a
+/// value is seen is right in both worlds equally often.
 inline std::vector<Product> twins_of(const std::vector<Product>& products, Random& random) {
   std::vector<Product> twins = products;
   for (std::size_t a = 0; a < attribute_count; ++a) {

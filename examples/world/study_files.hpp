@@ -1,5 +1,5 @@
-// examples/world/study_files.hpp — the study's files by name: probes of each split, pages of both worlds, replay, and who
-// belongs to which split. docs/world.md describes them. Key order and spacing are part of the files, whose hashes
+// examples/world/study_files.hpp — the study's files by name: probes of each split, pages of both worlds, replay, and
+// who belongs to which split. docs/world.md describes them. Key order and spacing are part of the files, whose hashes
 // examples/world/study.sha256 keeps.
 #pragma once
 

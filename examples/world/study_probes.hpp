@@ -1,6 +1,6 @@
-// examples/world/study_probes.hpp — the study's items: what is asked of the new products in wording old and new, of known
-// ones, of names and codes that nothing tells of, and the texts that are read. Pages, probes and twins come from one
-// Study value, so that they cannot disagree. The order of the draws is part of the files.
+// examples/world/study_probes.hpp — the study's items: what is asked of the new products in wording old and new, of
+// known ones, of names and codes that nothing tells of, and the texts that are read. Pages, probes and twins come from
+// one Study value, so that they cannot disagree. The order of the draws is part of the files.
 #pragma once
 
 #include <algorithm>

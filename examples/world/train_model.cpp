@@ -2,8 +2,8 @@
 // model's.
 //   train_model CORPUS_JSONL TOKENIZER_MODEL CONFIG_JSON OUT_DIR [--from MODEL_DIR] [--kind all|pages|chats] [--lr X]
 //               [--seed N] [--steps N] [--threads N] [--checkpoints DIR]
-// Trainable::all: every weight learns. The run saves a checkpoint every 250 steps and resumes from the newest one, so it
-// can be stopped at any time; for one binary the result does not depend on how often it was, nor on the threads.
+// Trainable::all: every weight learns. The run saves a checkpoint every 250 steps and resumes from the newest one, so
+// it can be stopped at any time; for one binary the result does not depend on how often it was, nor on the threads.
 #include <chrono>
 #include <csignal>
 #include <cstdint>

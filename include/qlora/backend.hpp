@@ -1,10 +1,10 @@
-// qlora/backend.hpp — the contract between network code and a backend, as three concepts: memory and loading, the ops of
-// the network, the ops of the optimizer.
+// qlora/backend.hpp — the contract between network code and a backend, as three concepts: memory and loading, the ops
+// of the network, the ops of the optimizer.
 // Every op states what it writes: activations with = , gradients of parameters with += . Reductions have a fixed order:
 // the same bits every run. A backend is a value that owns its threads or streams; there are no globals. Ops may return
 // before they are done; what the host reads (download, read) waits.
-// Act is what activations and frozen dense weights are stored in, Param what is trained, and statistics. XA stands behind
-// X in each row, R columns for every adapted part: one product serves the frozen weights and the adapters.
+// Act is what activations and frozen dense weights are stored in, Param what is trained, and statistics. XA stands
+// behind X in each row, R columns for every adapted part: one product serves the frozen weights and the adapters.
 #pragma once
 
 #include <algorithm>
@@ -129,7 +129,8 @@ concept FullBackend = Backend<B> && std::same_as<A, P> &&
   b.embed_backward(ids, in, x);
 };
 
-// --- what a config must satisfy to run on a backend; dynamic numbers are checked when they are known, by expect_served()
+// --- what a config must satisfy to run on a backend; dynamic numbers are checked when they are known, by
+// expect_served()
 
 namespace rule {
 [[nodiscard]] constexpr bool is_multiple(int number, int step) { return is_dynamic(number) || number % step == 0; }
@@ -172,8 +173,8 @@ inline void expect_multiple(std::string_view what, int number, int step) {
 }
 }  // namespace detail
 
-/// Throws Error (input), naming the number, when the kernels of B do not serve a config whose numbers are all known; with
-/// `trains` also when they do not train it.
+/// Throws Error (input), naming the number, when the kernels of B do not serve a config whose numbers are all known;
+/// with `trains` also when they do not train it.
 template <class B>
 void expect_served(const Config& config, bool trains) {
   constexpr ShapeLimits limits = B::shape_limits;

@@ -1,5 +1,5 @@
-// qlora/gpu_storage.hpp — how the GPU backend stores a model and what it works in: for plans that are made where there is
-// no GPU. The backend's own sizes come from here.
+// qlora/gpu_storage.hpp — how the GPU backend stores a model and what it works in: for plans that are made where there
+// is no GPU. The backend's own sizes come from here.
 #pragma once
 
 #include "qlora/workspace.hpp"
@@ -37,9 +37,9 @@ inline namespace v0 {
           .logit_gradients = halves(logits)};
 }
 
-/// One GPU. Context: 500 MB measured for an empty process with cuBLAS loaded on an H200, rounded up; libraries: the 32 MiB
-/// that NVIDIA's guide gives cuBLASLt on Hopper, the ring that small host data passes through, and what fused attention
-/// asks for.
+/// One GPU. Context: 500 MB measured for an empty process with cuBLAS loaded on an H200, rounded up; libraries: the 32
+/// MiB that NVIDIA's guide gives cuBLASLt on Hopper, the ring that small host data passes through, and what fused
+/// attention asks for.
 inline constexpr Storage gpu_storage{.activation = 2,
                                      .parameter = 4,
                                      .wide_groups = true,

@@ -1,6 +1,7 @@
 // qlora/merging.hpp — how adapters are merged into weights, W + s B A, by either backend: the interface between the
 // files of a model (io/merge.hpp) and what computes (cpu/merge.hpp, cuda/weights/merge.cuh).
-// Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then float16, to nearest even.
+// Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then float16, to nearest
+// even.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,8 @@ class MergeLane {
 
   /// The adapter of the pieces that follow; its floats stay until the next begin().
   virtual void begin(const MergeAdapter& adapter) = 0;
-  /// Rows [first, first + rows) of the merged matrix as float16, from those rows as they are stored. They are the lane's
-  /// and good until its next call. Empty when a value is not finite in float16.
+  /// Rows [first, first + rows) of the merged matrix as float16, from those rows as they are stored. They are the
+  /// lane's and good until its next call. Empty when a value is not finite in float16.
   [[nodiscard]] virtual std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
                                                              int rows) = 0;
 };

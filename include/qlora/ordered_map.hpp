@@ -1,5 +1,5 @@
-// qlora/ordered_map.hpp — values by name, in the order in which they were added: for results that are shown and written in
-// that order. Look-ups are linear, so it is for tens of names, not for thousands.
+// qlora/ordered_map.hpp — values by name, in the order in which they were added: for results that are shown and written
+// in that order. Look-ups are linear, so it is for tens of names, not for thousands.
 #pragma once
 
 #include <algorithm>

@@ -13,8 +13,8 @@ inline namespace v0 {
 
 enum class Space : std::uint8_t { host, device };
 
-/// A number of columns: in the type, or as a member where the type says dynamic. A static one leaves no function behind,
-/// not even without optimization.
+/// A number of columns: in the type, or as a member where the type says dynamic. A static one leaves no function
+/// behind, not even without optimization.
 template <int N>
 struct Width {
   static constexpr int columns = N;

@@ -38,8 +38,8 @@ struct WorkspaceNeeds {
   int workers = 0;     ///< as the backend says
 };
 
-/// Bytes by purpose, each a multiple of arena_alignment. The loss runs while no product of a block does, and works in the
-/// same memory.
+/// Bytes by purpose, each a multiple of arena_alignment. The loss runs while no product of a block does, and works in
+/// the same memory.
 struct WorkspaceBytes {
   std::int64_t weight = 0;   ///< the dequantized weight of the product at hand
   std::int64_t adapter = 0;  ///< its adapters as products read them

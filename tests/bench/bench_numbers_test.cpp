@@ -1,4 +1,5 @@
-// bench_numbers_test.cpp — numbers on a benchmark's command line: the whole text, in the range, or an error that names it.
+// bench_numbers_test.cpp — numbers on a benchmark's command line: the whole text, in the range, or an error that names
+// it.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../../bench/numbers.hpp"
 

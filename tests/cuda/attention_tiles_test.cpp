@@ -1,5 +1,5 @@
-// The arithmetic of the attention kernels' tiles, on the host: every visible pair is met once and masked where it must be,
-// chunks in shared memory neither collide nor share banks, and lanes address what the tensor cores expect.
+// The arithmetic of the attention kernels' tiles, on the host: every visible pair is met once and masked where it must
+// be, chunks in shared memory neither collide nor share banks, and lanes address what the tensor cores expect.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,4 +1,5 @@
-// Attention, over the batch and over cached keys and values, on the GPU: near the float CPU as rounding to bfloat16 allows.
+// Attention, over the batch and over cached keys and values, on the GPU: near the float CPU as rounding to bfloat16
+// allows.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -23,8 +23,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Little to train and much to remember: keys and values of a sequence of 12,000 tokens take 393 MB, more than the reserve
-// that no plan gives away.
+// Little to train and much to remember: keys and values of a sequence of 12,000 tokens take 393 MB, more than the
+// reserve that no plan gives away.
 //                                    vocab dim layers heads kv head ffn
 constexpr Config wide{.shape = /*   */ {512, 1024, 8, 16, 16, 64, 1024}, .lora = {.rank = 8}};
 constexpr int longest = 12000;

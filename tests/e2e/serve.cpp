@@ -1,5 +1,5 @@
-// serve.cpp — a web server on the loopback for the end-to-end tests: serves the files of a folder, one request after the
-// other. /missing answers 404, /moved redirects to /, /binary sends what is no text, /broken closes the connection.
+// serve.cpp — a web server on the loopback for the end-to-end tests: serves the files of a folder, one request after
+// the other. /missing answers 404, /moved redirects to /, /binary sends what is no text, /broken closes the connection.
 //   serve FOLDER     prints its port and serves until it is ended
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -1,5 +1,5 @@
-// signal_at.cpp — raises a signal in a program when it writes a given text, so that a test interrupts, stops or kills it
-// at a step and not after a time. Loaded with LD_PRELOAD; the environment names the text (SIGNAL_AT_TEXT) and the
+// signal_at.cpp — raises a signal in a program when it writes a given text, so that a test interrupts, stops or kills
+// it at a step and not after a time. Loaded with LD_PRELOAD; the environment names the text (SIGNAL_AT_TEXT) and the
 // signal's number (SIGNAL_AT). It stands before the calls that metrics.jsonl and the lines on stderr go through.
 #include <dlfcn.h>
 #include <signal.h>

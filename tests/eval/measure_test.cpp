@@ -1,5 +1,5 @@
-// measure() on the small chat model that is shipped: what it says, how it is judged, likelihoods and texts against plain
-// passes, and the controls: an adapter whose B is zero changes nothing, to the bit.
+// measure() on the small chat model that is shipped: what it says, how it is judged, likelihoods and texts against
+// plain passes, and the controls: an adapter whose B is zero changes nothing, to the bit.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

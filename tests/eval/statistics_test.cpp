@@ -1,5 +1,5 @@
-// statistics_test.cpp — bootstrap intervals against closed forms: binomial quantiles, the cluster-robust standard error,
-// the delta method; against a second implementation that copies items; and how often they cover what is true.
+// statistics_test.cpp — bootstrap intervals against closed forms: binomial quantiles, the cluster-robust standard
+// error, the delta method; against a second implementation that copies items; and how often they cover what is true.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/eval/statistics.hpp"
 
@@ -224,7 +224,8 @@ TEST_CASE("95 % intervals cover the truth about that often, and not if clusters 
 }
 
 TEST_CASE("few clusters cover the truth as rarely as docs/probes.md says") {
-  // Clusters of eight zeros and ones of mean p; with probability 0.3 all eight are one draw, so their correlation is 0.3.
+  // Clusters of eight zeros and ones of mean p; with probability 0.3 all eight are one draw, so their correlation is
+  // 0.3.
   const auto coverage = [](double p, int clusters) {
     constexpr unsigned sets = 600;
     std::mt19937_64 random(17);
@@ -269,7 +270,8 @@ TEST_CASE("nothing, one cluster, nothing to divide by") {
   CHECK(std::isnan(undefined.value));
   CHECK(std::isnan(undefined.lower));
 
-  // A quarter of the resamples draws the first cluster twice and is left out; the others all have the ratio of the second.
+  // A quarter of the resamples draws the first cluster twice and is left out; the others all have the ratio of the
+  // second.
   CHECK(same(ratio(std::vector<double>{0, 1}, std::vector<double>{0, 2}, two), {0.5, 0.5, 0.5, 2, 2}));
 }
 

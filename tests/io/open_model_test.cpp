@@ -1,5 +1,5 @@
-// A model directory opened as a Model: what config.json says is compared with the config and used, and each tensor has the
-// shape that the config gives it.
+// A model directory opened as a Model: what config.json says is compared with the config and used, and each tensor has
+// the shape that the config gives it.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/io/open_model.hpp"
 

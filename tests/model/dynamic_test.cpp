@@ -1,5 +1,5 @@
-// A dynamic config has the bits of the static config of the same shape: training, evaluation, generation and logits, for
-// every small shape, tied and untied, and for subsets of targets; and what cannot run is refused by name.
+// A dynamic config has the bits of the static config of the same shape: training, evaluation, generation and logits,
+// for every small shape, tied and untied, and for subsets of targets; and what cannot run is refused by name.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

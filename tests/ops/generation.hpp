@@ -1,4 +1,5 @@
-// tests/ops/generation.hpp — the golden hd128 model (the one whose head size GPUs have kernels for) on a tested backend:
+// tests/ops/generation.hpp — the golden hd128 model (the one whose head size GPUs have kernels for) on a tested
+// backend:
 // logits of bitsandbytes, greedy decoding, and cached decoding against the whole network.
 #pragma once
 

@@ -44,8 +44,8 @@ struct Outcome {
   std::vector<std::string> damage;  ///< what was written that is not the op's
 };
 
-/// Values with deviation near `scale`, rounded to bfloat16; the same for every backend. Sums of four uniform numbers of a
-/// xorshift generator: cheap, since the widest cases draw 10^8 of them.
+/// Values with deviation near `scale`, rounded to bfloat16; the same for every backend. Sums of four uniform numbers of
+/// a xorshift generator: cheap, since the widest cases draw 10^8 of them.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ULL + 1) {}

@@ -1,5 +1,5 @@
-// tests/ops/linear.hpp — cases of linear groups: frozen weights in NF4 or resident, adapters on all parts, some, none or
-// switched off, dropout, residuals, and a backward pass that adds to gradients.
+// tests/ops/linear.hpp — cases of linear groups: frozen weights in NF4 or resident, adapters on all parts, some, none
+// or switched off, dropout, residuals, and a backward pass that adds to gradients.
 #pragma once
 
 #include "harness.hpp"

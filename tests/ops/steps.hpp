@@ -1,5 +1,5 @@
-// tests/ops/steps.hpp — whole training steps on a tested backend, measured as single ops are (harness.hpp): the float CPU is
-// the reference, the CPU that rounds to bfloat16 the yardstick. A test names the config and the backend.
+// tests/ops/steps.hpp — whole training steps on a tested backend, measured as single ops are (harness.hpp): the float
+// CPU is the reference, the CPU that rounds to bfloat16 the yardstick. A test names the config and the backend.
 #pragma once
 
 #include "harness.hpp"

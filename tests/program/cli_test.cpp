@@ -182,7 +182,8 @@ TEST_CASE("plan says what fits a GPU, for published models by name") {
   CHECK(recommended.at("batch") == 2);
   CHECK(recommended.at("total") <= 24'000'000'000);
   CHECK(plan("7b --gpu-memory 141GB --batch 2").at("advice").at("recommended").at("recompute") == "none");
-  // keys and values 2,097,152,000, logits 65,536,000, tables 256,000, activations of 512 tokens 63,504,384, weights 187,631,616
+  // keys and values 2,097,152,000, logits 65,536,000, tables 256,000, activations of 512 tokens 63,504,384, weights
+  // 187,631,616
   const auto block = plan("7b --gpu-memory 24GB --batch 2 --recompute block");
   const auto probed = plan("7b --gpu-memory 24GB --batch 2 --recompute block --probe-tokens 500");
   CHECK(probed.at("bytes").at("probes in the loop") == 2'414'080'000);

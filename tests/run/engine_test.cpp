@@ -1,5 +1,5 @@
-// engine_test.cpp — a model opened with adapters by name: the shipped model with random adapters, against a Model that was
-// given the same matrices directly.
+// engine_test.cpp — a model opened with adapters by name: the shipped model with random adapters, against a Model that
+// was given the same matrices directly.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/run/engine.hpp"
 

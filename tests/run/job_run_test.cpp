@@ -1,5 +1,5 @@
-// job_run_test.cpp — what a job leads to compare, how its arms look to a study, what is refused before any model is opened,
-// and that a job stops and skips as it is told. Whole jobs are run by tests/e2e.
+// job_run_test.cpp — what a job leads to compare, how its arms look to a study, what is refused before any model is
+// opened, and that a job stops and skips as it is told. Whole jobs are run by tests/e2e.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,5 +1,5 @@
-// report_of_many_test.cpp — a page about more than eight models: a row for each in its tables, and in its answers the first
-// arm of each group and the one that is judged.
+// report_of_many_test.cpp — a page about more than eight models: a row for each in its tables, and in its answers the
+// first arm of each group and the one that is judged.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,4 +1,5 @@
-// steps_test.cpp — the smaller steps of a job as library calls: their results, their JSON, and what a stop request does.
+// steps_test.cpp — the smaller steps of a job as library calls: their results, their JSON, and what a stop request
+// does.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -32,7 +32,8 @@ void for_each_options(const Use& use) {
   }
 }
 
-/// Checks that the arenas of `trainer` are full and as large as the plan, which is returned. `workers` as the backend says.
+/// Checks that the arenas of `trainer` are full and as large as the plan, which is returned. `workers` as the backend
+/// says.
 template <Config C, class B>
 MemoryPlan check_full(Trainer<C, B>& trainer, int workers) {
   const auto& network = trainer.core().network();

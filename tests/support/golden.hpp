@@ -1,4 +1,5 @@
-// tests/support/golden.hpp — reads golden results (see golden/README.md), and the two measures that they are compared by.
+// tests/support/golden.hpp — reads golden results (see golden/README.md), and the two measures that they are compared
+// by.
 #pragma once
 
 #include <cmath>

@@ -1,6 +1,6 @@
-// tests/support/gpu_main.cpp — doctest's own code and the main() of the tests that need a GPU. Without a usable one they are
-// skipped, which CTest counts: exit status 77, or 1 where QLORA_REQUIRE_GPU is set, so that a machine that has a GPU cannot
-// pass by skipping.
+// tests/support/gpu_main.cpp — doctest's own code and the main() of the tests that need a GPU. Without a usable one
+// they are skipped, which CTest counts: exit status 77, or 1 where QLORA_REQUIRE_GPU is set, so that a machine that has
+// a GPU cannot pass by skipping.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 

@@ -102,8 +102,8 @@ inline int place_of(std::uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-/// 0 where products and sums on the CPU are rounded one by one, as on the GPU; fused ones may end on the other side of a
-/// rounding to float16.
+/// 0 where products and sums on the CPU are rounded one by one, as on the GPU; fused ones may end on the other side of
+/// a rounding to float16.
 #ifdef __FMA__
 inline constexpr int allowed_places = 1;
 #else

@@ -1,6 +1,7 @@
-// tests/support/plain_products.cu — the products that the library hands to cuBLASLt, as one plain kernel, and cuDNN declined: linked
-// in front of qlora::cuda it replaces both. So a sanitizer that stumbles over NVIDIA's kernels still sees all of ours at
-// work, and the tests hold cuBLASLt's place to a second implementation. One thread for each element of C; sums in order.
+// tests/support/plain_products.cu — the products that the library hands to cuBLASLt, as one plain kernel, and cuDNN
+// declined: linked in front of qlora::cuda it replaces both. So a sanitizer that stumbles over NVIDIA's kernels still
+// sees all of ours at work, and the tests hold cuBLASLt's place to a second implementation. One thread for each element
+// of C; sums in order.
 #include "qlora/cuda/context/context.cuh"
 
 namespace plain {

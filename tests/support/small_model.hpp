@@ -1,5 +1,5 @@
-// tests/support/small_model.hpp — weights and token windows for tests of small models: random, but large enough that attention
-// and the gate do something, and the same for every backend and scalar.
+// tests/support/small_model.hpp — weights and token windows for tests of small models: random, but large enough that
+// attention and the gate do something, and the same for every backend and scalar.
 #pragma once
 
 #include <cmath>

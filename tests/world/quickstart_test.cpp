@@ -1,5 +1,5 @@
-// quickstart_test.cpp — the quickstart's probes: those that the study's guard asks are copies of its files, byte for byte,
-// and its job file names what is there and nothing else.
+// quickstart_test.cpp — the quickstart's probes: those that the study's guard asks are copies of its files, byte for
+// byte, and its job file names what is there and nothing else.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,5 +1,5 @@
-// study_probes_test.cpp — the study's questions: how many of each kind, none twice, right answers, distractors, neighbours and
-// what is to be refused, read from the files themselves.
+// study_probes_test.cpp — the study's questions: how many of each kind, none twice, right answers, distractors,
+// neighbours and what is to be refused, read from the files themselves.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,5 +1,5 @@
-// study_test.cpp — the study's world: hashes, splits, twins, pages and wordings, as the card of the world (docs/world.md)
-// says, read from the files themselves and held against the corpus, the tokenizer's text and the pages.
+// study_test.cpp — the study's world: hashes, splits, twins, pages and wordings, as the card of the world
+// (docs/world.md) says, read from the files themselves and held against the corpus, the tokenizer's text and the pages.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

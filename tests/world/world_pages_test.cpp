@@ -1,5 +1,5 @@
-// world_pages_test.cpp — the small world's HTML pages: the extractor takes out of each layout all that the page says, which
-// the study's probes read in the corpus's order.
+// world_pages_test.cpp — the small world's HTML pages: the extractor takes out of each layout all that the page says,
+// which the study's probes read in the corpus's order.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -28,9 +28,10 @@
 
 #include "qlora/dtype.hpp"
 
-// Operators take run-time sizes, so one float instance of each serves all configs; it stands below the operator. A program
-// that defines QLORA_PREBUILT_CPU (the CMake target qlora::cpu_float does, and brings the object code) gets declarations;
-// the file with the code defines QLORA_INSTANCE as `template`. Without either every file compiles what it uses.
+// Operators take run-time sizes, so one float instance of each serves all configs; it stands below the operator. A
+// program that defines QLORA_PREBUILT_CPU (the CMake target qlora::cpu_float does, and brings the object code) gets
+// declarations; the file with the code defines QLORA_INSTANCE as `template`. Without either every file compiles what it
+// uses.
 #if defined(QLORA_PREBUILT_CPU) && !defined(QLORA_INSTANCE)
 #define QLORA_INSTANCE extern template
 #endif

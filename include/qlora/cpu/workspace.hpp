@@ -1,5 +1,5 @@
-// qlora/cpu/workspace.hpp — the workspace of the CPU backend, and how it stores a model in float: for plans that are made
-// without compiling it.
+// qlora/cpu/workspace.hpp — the workspace of the CPU backend, and how it stores a model in float: for plans that are
+// made without compiling it.
 #pragma once
 
 #include "qlora/workspace.hpp"
@@ -8,8 +8,8 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
-/// A product reads one matrix at a time, W and the adapters apart; with Rounds a rounded copy of an adapter matrix. Every
-/// worker holds two tiles of scores, while decoding one. Gradients of logits take the place of the logits.
+/// A product reads one matrix at a time, W and the adapters apart; with Rounds a rounded copy of an adapter matrix.
+/// Every worker holds two tiles of scores, while decoding one. Gradients of logits take the place of the logits.
 template <int ScalarBytes, bool Rounds>
 [[nodiscard]] constexpr WorkspaceBytes workspace_bytes(const WorkspaceNeeds& needs) {
   std::int64_t matrix = 0;

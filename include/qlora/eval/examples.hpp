@@ -1,5 +1,5 @@
-// qlora/eval/examples.hpp — replies that changed between two models, for a reader: facts that were learned, facts that were
-// lost, and answers that were invented.
+// qlora/eval/examples.hpp — replies that changed between two models, for a reader: facts that were learned, facts that
+// were lost, and answers that were invented.
 #pragma once
 
 #include <algorithm>
@@ -58,9 +58,9 @@ namespace detail {
 
 }  // namespace detail
 
-/// The replies that changed from one model to another. "learned": new facts that only the second has right. "lost": what
-/// the first had right and the second has not. "invented": the same of questions about nothing that exists, to which the
-/// first gave a refusal.
+/// The replies that changed from one model to another. "learned": new facts that only the second has right. "lost":
+/// what the first had right and the second has not. "invented": the same of questions about nothing that exists, to
+/// which the first gave a refusal.
 [[nodiscard]] inline Examples examples_of(std::span<const Item> items, const ItemResults& before,
                                           const ItemResults& after) {
   constexpr std::array<const char*, 3> names{"learned", "lost", "invented"};

@@ -232,10 +232,10 @@ inline constexpr std::array<std::string_view, 5> field_names{"value", "lower", "
 /// The metrics of several models, by the names that the report gives them.
 using MetricsByVariant = std::map<std::string, Metrics>;
 
-/// Checks requirements on the metrics of one model and of those beside it. A path names a number of `own`, or begins with
-/// the name of a variant and names one of its. Throws Error (usage) for a requirement that cannot be parsed and for an
-/// unknown path; so the same call on expected_metrics refuses, before anything is measured, what could not be answered
-/// afterwards.
+/// Checks requirements on the metrics of one model and of those beside it. A path names a number of `own`, or begins
+/// with the name of a variant and names one of its. Throws Error (usage) for a requirement that cannot be parsed and
+/// for an unknown path; so the same call on expected_metrics refuses, before anything is measured, what could not be
+/// answered afterwards.
 [[nodiscard]] inline std::vector<RequirementResult> check_requirements(std::span<const std::string> requirements,
                                                                        const Metrics& own,
                                                                        const MetricsByVariant& variants = {}) {

@@ -1,6 +1,6 @@
 // qlora/generate/decoder.hpp — runs new tokens of many sequences through the network over cached keys and values.
-// Prefill and decoding are the same call: each sequence brings any number of new tokens and gets logits for its last, or
-// for all of them where there is room for that.
+// Prefill and decoding are the same call: each sequence brings any number of new tokens and gets logits for its last,
+// or for all of them where there is room for that.
 // Memory: one arena for caches and activations, taken when the decoder is made.
 #pragma once
 

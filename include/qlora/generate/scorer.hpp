@@ -101,8 +101,8 @@ class ScorerCore {
     return static_cast<double>(logits[static_cast<std::size_t>(id)]) - log_sum_exp(logits);
   }
 
-  /// Prompts into the slots 0, 1, ...; the logits behind each stand in behind_ then. A prompt that is longer than a step
-  /// is alone and goes in pieces.
+  /// Prompts into the slots 0, 1, ...; the logits behind each stand in behind_ then. A prompt that is longer than a
+  /// step is alone and goes in pieces.
   void read_prompts(std::span<const Continuations> questions) {
     additions_.clear();
     for (std::size_t i = 0; i < questions.size(); ++i) {
@@ -199,8 +199,8 @@ class Scorer {
  public:
   explicit Scorer(Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
 
-  /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has an
-  /// id outside the vocabulary, or is longer than the limits.
+  /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has
+  /// an id outside the vocabulary, or is longer than the limits.
   std::vector<std::vector<double>> score(std::span<const Continuations> questions);
   /// The logits at every token of all texts, see OnPrediction.
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use);

@@ -138,8 +138,8 @@ void for_each_json_line(const std::filesystem::path& path, const Use& use, std::
   const auto found = object.find(key);
   return found == object.end() || found->is_null() ? nullptr : &*found;
 }
-/// The value of a key that must be there. A copy: of a reference that comes out of a call with temporaries, and a key is
-/// one, g++ 13 says that it may dangle (-Wdangling-reference).
+/// The value of a key that must be there. A copy: of a reference that comes out of a call with temporaries, and a key
+/// is one, g++ 13 says that it may dangle (-Wdangling-reference).
 [[nodiscard]] inline Json json_at(const Json& object, std::string_view key, std::string_view where) {
   const Json* value = json_find(object, key);
   if (value == nullptr) throw Error(concat(where, ": the key '", key, "' is missing"));

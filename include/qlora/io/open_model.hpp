@@ -1,6 +1,7 @@
 // qlora/io/open_model.hpp — the model of a Hugging Face directory:
 //   auto model = qlora::open_model<mine, qlora::Cpu<>>("models/tiny");
-// The whole shape is compared with config.json: two shapes may have tensors of the same sizes and compute something else.
+// The whole shape is compared with config.json: two shapes may have tensors of the same sizes and compute something
+// else.
 #pragma once
 
 #include <filesystem>
@@ -12,8 +13,8 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Options with the shape, rope_theta and norm_eps of a directory, for a Model or as TrainOptions::model. A rope_theta or
-/// norm_eps that the options give stays. Throws Error (usage) when the options give another shape.
+/// Options with the shape, rope_theta and norm_eps of a directory, for a Model or as TrainOptions::model. A rope_theta
+/// or norm_eps that the options give stays. Throws Error (usage) when the options give another shape.
 [[nodiscard]] inline ModelOptions model_options(const hf::ModelDir& directory, ModelOptions options = {}) {
   if (options.shape != Shape{} && options.shape != directory.shape) {
     throw Error(concat("the options give another shape than ", (directory.path / "config.json").string()),

@@ -1,5 +1,6 @@
-// qlora/io/trainer.hpp — the files of a Trainer: its state as a checkpoint, so that a run which resumes gives the bits of one
-// that was not interrupted, and all of its trained weights as a model. Adapters: write_adapter in io/adapter.hpp.
+// qlora/io/trainer.hpp — the files of a Trainer: its state as a checkpoint, so that a run which resumes gives the bits
+// of one that was not interrupted, and all of its trained weights as a model. Adapters: write_adapter in
+// io/adapter.hpp.
 #pragma once
 
 #include <concepts>

@@ -18,8 +18,8 @@ struct LayerBuffers {
   [[nodiscard]] Param* statistic(Buffer b) const { return reinterpret_cast<Param*>(data[static_cast<std::size_t>(b)]); }
 };
 
-/// Gradients of activations, shared by all layers. That of gate|up takes gate|up's place, and when it is used up, that of
-/// qkv does.
+/// Gradients of activations, shared by all layers. That of gate|up takes gate|up's place, and when it is used up, that
+/// of qkv does.
 template <class Act>
 struct GradientBuffers {
   Act* stream = nullptr;  ///< (T,D)

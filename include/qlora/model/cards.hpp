@@ -1,5 +1,5 @@
-// qlora/model/cards.hpp — GPUs by name, and whether a training run fits one of them: the memory plan for a GPU, at compile
-// time where the config is static.
+// qlora/model/cards.hpp — GPUs by name, and whether a training run fits one of them: the memory plan for a GPU, at
+// compile time where the config is static.
 #pragma once
 
 #include "qlora/gpu_storage.hpp"
@@ -29,8 +29,8 @@ inline constexpr std::array all{t4_16gb,   rtx3090_24gb, rtx4090_24gb, l4_24gb, 
                                 a100_40gb, l40s_48gb,    a100_80gb,    h100_80gb, h200_141gb};
 }  // namespace gpu
 
-/// The plan of a config for one GPU. A config with dynamic numbers has one when they are known: memory_plan(config, run,
-/// gpu_storage).
+/// The plan of a config for one GPU. A config with dynamic numbers has one when they are known: memory_plan(config,
+/// run, gpu_storage).
 template <Config C>
 requires StaticConfig<C>
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Run& run) { return memory_plan(C, run, gpu_storage); }

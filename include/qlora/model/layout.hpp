@@ -127,8 +127,8 @@ class Dims {
   Lora lora_;
 };
 
-/// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA behind
-/// each row. `stream`, the residual stream that enters each
+/// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA
+/// behind each row. `stream`, the residual stream that enters each
 /// layer, is kept for all layers and not listed here.
 enum class Buffer : std::uint8_t { norm1, inv1, qkv, lse, o, mid, norm2, inv2, gate_up, act };
 inline constexpr std::array<Buffer, 10> all_buffers{Buffer::norm1,   Buffer::inv1, Buffer::qkv,   Buffer::lse,

@@ -49,9 +49,9 @@ inline void agree(std::string_view what, int config, int actual) {
 }
 }  // namespace detail
 
-/// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that the
-/// config fixes is another in the model, when it cannot hold the adapters of the options, or when the result breaks a
-/// rule of ValidConfig.
+/// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that
+/// the config fixes is another in the model, when it cannot hold the adapters of the options, or when the result breaks
+/// a rule of ValidConfig.
 [[nodiscard]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
   if (shape != Shape{}) {
     detail::agree("vocab", config.shape.vocab, shape.vocab);

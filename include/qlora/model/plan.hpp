@@ -1,6 +1,6 @@
 // qlora/model/plan.hpp — every byte of a training run by purpose, as constexpr arithmetic.
-// Arenas are allocated from these very numbers (tests hold them equal). What differs between backends, element sizes and
-// workspaces, is asked of Storage.
+// Arenas are allocated from these very numbers (tests hold them equal). What differs between backends, element sizes
+// and workspaces, is asked of Storage.
 #pragma once
 
 #include <array>

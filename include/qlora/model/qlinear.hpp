@@ -44,8 +44,8 @@ struct QLinear {
             .adapter_scratch = scratch.adapter};
   }
 
-  /// y (T,out) = [residual +] frozen and adapter products of x (T, in | XA), whose XA is written on the way and kept for
-  /// the backward pass.
+  /// y (T,out) = [residual +] frozen and adapter products of x (T, in | XA), whose XA is written on the way and kept
+  /// for the backward pass.
   void forward(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout, Input x, ConstOutput residual,
                Output y) const {
     b.linear(group(scratch, dropout), std::span<const Part>(parts), x, residual, y);

@@ -11,9 +11,9 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Opens an adapter that will be used with `model`. Throws Error (input) when the adapter's files say that it was trained
-/// on other weights: its output would be nonsense without any other sign. `any_base` skips this check. Adapters that other
-/// programs wrote do not name their weights and are not checked.
+/// Opens an adapter that will be used with `model`. Throws Error (input) when the adapter's files say that it was
+/// trained on other weights: its output would be nonsense without any other sign. `any_base` skips this check. Adapters
+/// that other programs wrote do not name their weights and are not checked.
 [[nodiscard]] inline PeftAdapter open_adapter(const std::filesystem::path& dir, const hf::ModelDir& model,
                                               bool any_base) {
   constexpr const char* config = "adapter_config.json";

@@ -1,5 +1,5 @@
-// qlora/run/compare.hpp — run::compare asks several models the same questions: the base, the base with each adapter, the
-// merged model, and models all of whose weights were trained. With probes each variant is measured against another:
+// qlora/run/compare.hpp — run::compare asks several models the same questions: the base, the base with each adapter,
+// the merged model, and models all of whose weights were trained. With probes each variant is measured against another:
 //   nf4 against w16, an adapter against nf4, the merged model against its adapter, a model trained whole against w16
 // so that the costs of quantization, training and merging are seen apart. w16 is measured only.
 // What may not change: answers are sampled with the request's settings, probes are judged on greedy replies, so that
@@ -232,8 +232,8 @@ inline void check_comparison(const CompareRequest& request) {
   detail::check_requirements(request, eval::read_items(std::span(request.comparison.probes)));
 }
 
-/// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files that
-/// cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
+/// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files
+/// that cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
 [[nodiscard]] inline Comparison compare(const CompareRequest& request, Progress& progress) {
   return detail::CompareRun(request, progress).run();
 }

@@ -57,8 +57,8 @@ struct Comparison {
 }
 
 /// The comparisons of several models that were asked the same questions as one: all answers to a question beside each
-/// other, and each variant, group of examples and requirement under its model's name, as in "small nf4". That of a single
-/// model without a name stays as it is. Both lists have one entry for each model, at least one.
+/// other, and each variant, group of examples and requirement under its model's name, as in "small nf4". That of a
+/// single model without a name stays as it is. Both lists have one entry for each model, at least one.
 [[nodiscard]] inline Comparison join_comparisons(std::span<const std::string> models,
                                                  std::span<const Comparison> comparisons) {
   QLORA_EXPECTS(!models.empty() && models.size() == comparisons.size(), models.size(), " names for ",

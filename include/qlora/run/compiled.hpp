@@ -242,8 +242,8 @@ class OwningSession final : public Session {
   ModelSession<C, B> session_;
 };
 
-/// Options with the recomputation that is asked for, or the least that fits the memory which the backend's card has beside
-/// the probes. Probes that do not fit at once are planned for in smaller groups, down to one by one.
+/// Options with the recomputation that is asked for, or the least that fits the memory which the backend's card has
+/// beside the probes. Probes that do not fit at once are planned for in smaller groups, down to one by one.
 template <Config C, class B>
 [[nodiscard]] TrainOptions with_recompute(TrainOptions options, Recomputation choice,
                                           [[maybe_unused]] DecodeLimits probes,

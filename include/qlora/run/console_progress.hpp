@@ -1,5 +1,5 @@
-// qlora/run/console_progress.hpp — a progress display on a stream such as stderr, in three styles: a bar on a terminal, a
-// plain line every few seconds elsewhere, and JSON events for other programs.
+// qlora/run/console_progress.hpp — a progress display on a stream such as stderr, in three styles: a bar on a terminal,
+// a plain line every few seconds elsewhere, and JSON events for other programs.
 #pragma once
 
 #include <unistd.h>

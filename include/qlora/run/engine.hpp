@@ -1,5 +1,5 @@
-// qlora/run/engine.hpp — a model directory opened to be asked: code for its shape, the frozen base on the device that was
-// asked for, its tokenizer, and adapters by name.
+// qlora/run/engine.hpp — a model directory opened to be asked: code for its shape, the frozen base on the device that
+// was asked for, its tokenizer, and adapters by name.
 //   run::Engine engine("models/tiny-chat", {.adapters = {{"tuned", "out/adapter"}}});
 //   engine.use("tuned");
 //   std::cout << engine.ask({{.chat = true, .prompt = "Who makes it?"}}, {})[0].text;
@@ -93,8 +93,8 @@ class Engine {
   /// Token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }
 
-  /// Answers to all questions, chats and completions, in their order. `on_token` gets the number of a question among those
-  /// of its form. Throws Error (interrupted) when `progress` asks to stop.
+  /// Answers to all questions, chats and completions, in their order. `on_token` gets the number of a question among
+  /// those of its form. Throws Error (interrupted) when `progress` asks to stop.
   [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, const Sampling& sampling,
                                        const Progress& progress = Progress(), const OnToken& on_token = {}) {
     GenerateOptions options = generation(sampling);

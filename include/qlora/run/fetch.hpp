@@ -47,9 +47,9 @@ inline std::vector<std::string> sources_of(const Pages& pages) {
 
 }  // namespace detail
 
-/// Writes the documents to `request.out`. A source that fails is reported through progress and in the result; the others
-/// are still read. Throws Error: (usage) without sources, the kind of the first failure when no source could be read,
-/// (resource) when the file cannot be written, (interrupted) when progress asks to stop.
+/// Writes the documents to `request.out`. A source that fails is reported through progress and in the result; the
+/// others are still read. Throws Error: (usage) without sources, the kind of the first failure when no source could be
+/// read, (resource) when the file cannot be written, (interrupted) when progress asks to stop.
 inline FetchResult fetch(const FetchRequest& request, Progress& progress) {
   web::LoadOptions options;
   options.fetch.allow_private = request.fetching.allow_private;

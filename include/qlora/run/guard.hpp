@@ -1,5 +1,5 @@
-// qlora/run/guard.hpp — probes in the training loop: what a model has learned and kept so far, beside its base, which is
-// the same model with adapters off, and whether it still meets the guard's requirements.
+// qlora/run/guard.hpp — probes in the training loop: what a model has learned and kept so far, beside its base, which
+// is the same model with adapters off, and whether it still meets the guard's requirements.
 #pragma once
 
 #include <algorithm>

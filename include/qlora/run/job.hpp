@@ -1,5 +1,5 @@
-// qlora/run/job.hpp — a job: one or more models, what they learn from, and arms that are trained, merged and compared. A
-// plain struct with the rules that it must meet, whatever file or program it comes from; run/job_run.hpp does it.
+// qlora/run/job.hpp — a job: one or more models, what they learn from, and arms that are trained, merged and compared.
+// A plain struct with the rules that it must meet, whatever file or program it comes from; run/job_run.hpp does it.
 #pragma once
 
 #include <algorithm>
@@ -124,8 +124,8 @@ inline void check_models(const std::vector<JobModel>& models) {
 
 }  // namespace detail
 
-/// Fills in what a job may leave out, the arm and the arm that is merged, and checks the rest. Throws Error (input), whose
-/// text names sections and keys as in a job file.
+/// Fills in what a job may leave out, the arm and the arm that is merged, and checks the rest. Throws Error (input),
+/// whose text names sections and keys as in a job file.
 inline void complete_job(Job& job) {
   if (job.arms.empty()) job.arms.push_back({.name = "qlora", .pages = job.pages, .train = job.train});
   for (const Arm& arm : job.arms) {

@@ -62,7 +62,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 }  // namespace detail
 
-// --- run::StudyArm: {"group", "setting", "seed"}, and "sweep", "control", "front" where they say something ----------------
+// --- run::StudyArm: {"group", "setting", "seed"}, and "sweep", "control", "front" where they say something -----------
 
 [[nodiscard]] inline OrderedJson to_json(const StudyArm& arm) {
   OrderedJson json{{"group", arm.group}, {"setting", detail::setting_json(arm)}, {"seed", arm.seed}};
@@ -84,7 +84,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   return arm;
 }
 
-// --- run::PooledMetrics: {PATH: {"n", "seeds", "value", "lower", "upper", "least", "most", "values"}} ---------------------
+// --- run::PooledMetrics: {PATH: {"n", "seeds", "value", "lower", "upper", "least", "most", "values"}} ----------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::PooledSeeds& pooled) {
   return {{"n", pooled.n},
@@ -117,7 +117,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   return metrics;
 }
 
-// --- run::SettingResult, run::SweepResult, run::ControlResult -------------------------------------------------------------
+// --- run::SettingResult, run::SweepResult, run::ControlResult --------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const SettingResult& setting) {
   return {{"name", setting.name}, {"arms", setting.arms}, {"figures", to_json(setting.metrics)}};
@@ -153,7 +153,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
           pooled_metrics_from_json(detail::required(json, "figures"))};
 }
 
-// --- run::JobResult: the sections of report.json ---------------------------------------------------------------------------
+// --- run::JobResult: the sections of report.json ---------------------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const JobResult& result) {
   const Study& study = result.study;
@@ -192,7 +192,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   return result;
 }
 
-// --- run::Job: its sections as a job file has them, defaults included -----------------------------------------------------
+// --- run::Job: its sections as a job file has them, defaults included ------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const Arm& arm, const Pages& pages_of_job) {
   Settings settings;
@@ -227,7 +227,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   return json;
 }
 
-// --- details of a report ---------------------------------------------------------------------------------------------------
+// --- details of a report ---------------------------------------------------------------------------------------------
 
 namespace detail {
 inline void add_rows(const OrderedJson& object, const std::string& prefix, eval::Table& table) {

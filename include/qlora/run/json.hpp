@@ -1,5 +1,5 @@
-// qlora/run/json.hpp — the results of run/ as JSON, in the order in which a reader expects them, and back. The only place
-// where their keys are written.
+// qlora/run/json.hpp — the results of run/ as JSON, in the order in which a reader expects them, and back. The only
+// place where their keys are written.
 #pragma once
 
 #include <algorithm>
@@ -90,7 +90,7 @@ template <class T, class ToJson>
   return json.dump(2, ' ', false, detail::replace_invalid) + "\n";
 }
 
-// --- eval::Interval: {"n", "clusters", "value", "lower", "upper"} -------------------------------------------------------
+// --- eval::Interval: {"n", "clusters", "value", "lower", "upper"} ----------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::Interval& interval) {
   return {{"n", interval.n},
@@ -109,7 +109,7 @@ template <class T, class ToJson>
   return interval;
 }
 
-// --- eval::Metrics: by name the fields of the main number, then the other numbers under their names ---------------------
+// --- eval::Metrics: by name the fields of the main number, then the other numbers under their names ------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::Metrics& metrics) {
   OrderedJson all = OrderedJson::object();
@@ -135,7 +135,7 @@ template <class T, class ToJson>
   return metrics;
 }
 
-// --- eval::Shares: {"knowledge": {"maker": {"n", "value"}}} ---------------------------------------------------------------
+// --- eval::Shares: {"knowledge": {"maker": {"n", "value"}}} ----------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::Shares& shares) {
   OrderedJson all = OrderedJson::object();
@@ -155,7 +155,7 @@ template <class T, class ToJson>
   return shares;
 }
 
-// --- eval::Examples: {"learned": {"count", "some": [...]}, "lost": ..., "invented": ...} ----------------------------------
+// --- eval::Examples: {"learned": {"count", "some": [...]}, "lost": ..., "invented": ...} -----------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::Example& example) {
   return {{"kind", eval::name_of(example.kind)},
@@ -192,7 +192,7 @@ template <class T, class ToJson>
   return examples;
 }
 
-// --- eval::RequirementResult: {"requirement", "measured", "met"} ----------------------------------------------------------
+// --- eval::RequirementResult: {"requirement", "measured", "met"} -----------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const eval::RequirementResult& result) {
   return {{"requirement", result.expression}, {"measured", detail::number_json(result.measured)}, {"met", result.met}};
@@ -210,7 +210,7 @@ template <class T, class ToJson>
   return results;
 }
 
-// --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} -----------
+// --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} ------
 
 [[nodiscard]] inline OrderedJson to_json(const FetchResult& result) {
   return {{"documents", detail::array_json(result.documents,
@@ -241,7 +241,7 @@ template <class T, class ToJson>
   return result;
 }
 
-// --- PackResult: its members ----------------------------------------------------------------------------------------------
+// --- PackResult: its members -----------------------------------------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const PackResult& result) {
   return {{"documents", result.documents},
@@ -272,7 +272,7 @@ template <class T, class ToJson>
   return result;
 }
 
-// --- MergeResult: its members ---------------------------------------------------------------------------------------------
+// --- MergeResult: its members ----------------------------------------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const MergeResult& result) {
   return {{"tensors", result.tensors},
@@ -291,7 +291,7 @@ template <class T, class ToJson>
   return result;
 }
 
-// --- RecallResult: its members --------------------------------------------------------------------------------------------
+// --- RecallResult: its members ---------------------------------------------------------------------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const RecallResult& result) {
   return {{"documents", result.documents},
@@ -300,7 +300,7 @@ template <class T, class ToJson>
           {"out", result.out.string()}};
 }
 
-// --- PlanResult: {"bytes": {PURPOSE: ...}, "total", "device", ..., "advice": {"largest_batches", "recommended"}} ----------
+// --- PlanResult: {"bytes": {PURPOSE: ...}, "total", "device", ..., "advice": {"largest_batches", "recommended"}} -----
 
 [[nodiscard]] inline OrderedJson to_json(const PlanAdvice& advice) {
   OrderedJson batches = OrderedJson::object();
@@ -329,7 +329,7 @@ template <class T, class ToJson>
 }
 
 // --- run::Comparison: {"answers": [{"form", "prompt", "answers": {MODEL: TEXT}}], "variants": {NAME: {"reference",
-// "figures", "by_relation", "by_entity"}}}, and with probes "tuned", "examples" and "requirements" ------------------------
+// "figures", "by_relation", "by_entity"}}}, and with probes "tuned", "examples" and "requirements" --------------------
 
 [[nodiscard]] inline OrderedJson to_json(const Exchange& exchange) {
   OrderedJson answers = OrderedJson::object();
@@ -397,7 +397,7 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
   return comparison;
 }
 
-// --- TrainResult: its members; "adapter" or "model" is the directory of what was trained ---------------------------------
+// --- TrainResult: its members; "adapter" or "model" is the directory of what was trained -----------------------------
 
 [[nodiscard]] inline OrderedJson to_json(const TrainResult& result) {
   return {{"steps", result.steps},

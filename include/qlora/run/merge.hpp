@@ -65,8 +65,8 @@ class MergeDevice {
 }  // namespace detail
 
 /// Writes the model directory `request.out`, with the tokenizer of the base. Throws Error: (input) for an adapter of
-/// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked for
-/// or when the directory cannot be written, (interrupted) when progress asks to stop.
+/// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
+/// for or when the directory cannot be written, (interrupted) when progress asks to stop.
 inline MergeResult merge(const MergeRequest& request, Progress& progress) {
   const hf::ModelDir model = hf::ModelDir::open(request.model);
   const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base);

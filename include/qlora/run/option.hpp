@@ -39,8 +39,8 @@ inline constexpr std::array<Unit, 4> units{
     {{"GB", 1'000'000'000}, {"GiB", 1 << 30}, {"MB", 1'000'000}, {"MiB", 1 << 20}}};
 }  // namespace detail
 
-/// "24GB" or "24 GB" (10^9), "24GiB" (2^30), MB and MiB likewise, or a number of bytes of at least 1 MiB: a plain "24" is
-/// a missing unit. "" is 0. Nothing for what is no size.
+/// "24GB" or "24 GB" (10^9), "24GiB" (2^30), MB and MiB likewise, or a number of bytes of at least 1 MiB: a plain "24"
+/// is a missing unit. "" is 0. Nothing for what is no size.
 [[nodiscard]] inline std::optional<Bytes> parse_bytes(std::string_view text) {
   if (text.empty()) return Bytes{};
   double number = 0;
@@ -90,8 +90,8 @@ struct Choice {
   void (*set)(S&, std::size_t);
 };
 
-/// A member that is written as text and is something else: read by `set`, which returns whether the text was of the form,
-/// and shown by `get`.
+/// A member that is written as text and is something else: read by `set`, which returns whether the text was of the
+/// form, and shown by `get`.
 template <class S>
 struct Parsed {
   std::string_view form;  ///< what the text must be: "names of ..."
@@ -309,8 +309,8 @@ bool take(T& target, const Value& value, const Range& range) {
 
 }  // namespace detail
 
-/// Puts a value into its member. Returns what is wrong with the value, which then changed nothing: "must be ..." or, for a
-/// choice, "cannot be ...". Empty: nothing is.
+/// Puts a value into its member. Returns what is wrong with the value, which then changed nothing: "must be ..." or,
+/// for a choice, "cannot be ...". Empty: nothing is.
 template <class S>
 [[nodiscard]] std::string assign(const Option<S>& option, S& into, const Value& value) {
   if (const auto* enumerated = std::get_if<Choice<S>>(&option.member)) {

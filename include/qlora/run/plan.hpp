@@ -1,6 +1,6 @@
 // qlora/run/plan.hpp — the memory that training a model takes, by purpose; the largest batch that fits for each way of
-// recomputing, and what `train` would choose. Needs the model's config.json, or the name of a published model: no weights
-// and no compiled code.
+// recomputing, and what `train` would choose. Needs the model's config.json, or the name of a published model: no
+// weights and no compiled code.
 #pragma once
 
 #include <unistd.h>
@@ -66,8 +66,8 @@ inline Shape planned_shape(const std::filesystem::path& model) {
   return hf::parse_config(read_json_object(file, 1U << 20), file.string()).shape;
 }
 
-/// `automatic` starts with none on the CPU, as `train` does, and with block on a GPU, where choose_recompute then looks for
-/// less.
+/// `automatic` starts with none on the CPU, as `train` does, and with block on a GPU, where choose_recompute then looks
+/// for less.
 inline Recompute first_recompute(Recomputation asked, bool cpu) {
   switch (asked) {
     case Recomputation::automatic:
@@ -120,8 +120,8 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
 
 }  // namespace detail
 
-/// Reads nothing but the model's config.json. Throws Error: (input) for a model that cannot be read, (usage) for an unknown
-/// device and for options that exclude each other.
+/// Reads nothing but the model's config.json. Throws Error: (input) for a model that cannot be read, (usage) for an
+/// unknown device and for options that exclude each other.
 [[nodiscard]] inline PlanResult plan(const PlanRequest& request) {
   if (request.plan.unquantized && request.device.keep_dequantized) {
     throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);

@@ -9,7 +9,8 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// The receiver of progress reports. This base class is silent and never asks to stop; a program derives a display from it.
+/// The receiver of progress reports. This base class is silent and never asks to stop; a program derives a display from
+/// it.
 /// All calls come from the thread that called the library function, except stop_requested(), which any thread may call.
 class Progress {
  public:

@@ -1,5 +1,5 @@
-// qlora/run/recall.hpp — documents that a model writes of what it knows, sampled from its own distribution. Mixed into a
-// training run as its replay, they rehearse what must not be forgotten, and need no other data.
+// qlora/run/recall.hpp — documents that a model writes of what it knows, sampled from its own distribution. Mixed into
+// a training run as its replay, they rehearse what must not be forgotten, and need no other data.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text reached
-/// its end, (interrupted) when progress asks to stop, and as Engine does.
+/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text
+/// reached its end, (interrupted) when progress asks to stop, and as Engine does.
 inline RecallResult recall(const RecallRequest& request, Progress& progress) {
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
   Engine engine(request.model, {.base = request.weights.base, .device = request.device});

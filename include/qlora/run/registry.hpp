@@ -1,6 +1,6 @@
 // qlora/run/registry.hpp — the compiled code that a program holds, and the one place that decides which of it serves a
-// model: shape, adapters, device and kind of training. RegisteredCode (compiled.hpp) puts code on the list, and the CMake
-// function qlora_register() does so in one line.
+// model: shape, adapters, device and kind of training. RegisteredCode (compiled.hpp) puts code on the list, and the
+// CMake function qlora_register() does so in one line.
 #pragma once
 
 #include <algorithm>
@@ -35,8 +35,8 @@ class ModelCode {
   /// `adapters`: the highest rank and all targets of the adapters that will be attached.
   [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
                                                       const DeviceOptions& device) const = 0;
-  /// `probes`: what its session decodes between steps, at most; no sequences: nothing. On a GPU memory is kept for that;
-  /// throws Error (resource) when there is too little.
+  /// `probes`: what its session decodes between steps, at most; no sequences: nothing. On a GPU memory is kept for
+  /// that; throws Error (resource) when there is too little.
   [[nodiscard]] virtual std::unique_ptr<TrainingSession> train(const hf::ModelDir& model, TrainOptions options,
                                                                Recomputation recompute, const DecodeLimits& probes,
                                                                const DeviceOptions& device) const = 0;
@@ -127,8 +127,9 @@ namespace detail {
 }  // namespace detail
 
 /// The code for a model of this shape that holds such adapters, on the device that is asked for. `trains`: that trains
-/// just these adapters, or every weight; nothing: that answers. Throws Error (resource) when a GPU is asked for and none is
-/// usable, and (usage) for options of the other device, or, with the lines that build it, when the program lacks the code.
+/// just these adapters, or every weight; nothing: that answers. Throws Error (resource) when a GPU is asked for and
+/// none is usable, and (usage) for options of the other device, or, with the lines that build it, when the program
+/// lacks the code.
 [[nodiscard]] inline Selection select_code(const Shape& shape, const Lora& adapters, const DeviceRequest& asked,
                                            std::optional<Method> trains = std::nullopt) {
   const bool gpu_options = asked.fast || asked.keep_dequantized || asked.memory_cap.count > 0;

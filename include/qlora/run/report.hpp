@@ -176,8 +176,8 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 
 }  // namespace detail
 
-/// The page: metrics, the study of the arms (empty for a comparison that is not a job's), curves of the trainings, answers,
-/// and the tables of details.
+/// The page: metrics, the study of the arms (empty for a comparison that is not a job's), curves of the trainings,
+/// answers, and the tables of details.
 [[nodiscard]] inline eval::Report report_of(const Comparison& comparison, const Study& study,
                                             std::span<const TrainingCurves> trainings,
                                             std::vector<eval::Table> details) {

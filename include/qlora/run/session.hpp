@@ -1,6 +1,6 @@
-// qlora/run/session.hpp — a compiled model behind virtual interfaces: one that answers, and one in training. So programs
-// are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a step is
-// virtual. compiled.hpp implements these for every config and backend.
+// qlora/run/session.hpp — a compiled model behind virtual interfaces: one that answers, and one in training. So
+// programs are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a
+// step is virtual. compiled.hpp implements these for every config and backend.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +34,9 @@ class Session {
   Session& operator=(const Session&) = delete;
   virtual ~Session() = default;
 
-  /// Holds an adapter under a name that use() takes. Throws Error (input), naming the module, layer or rank, when the code
-  /// cannot run the adapter whole, and (usage) when the name is taken, when the base is not quantized, or when the model
-  /// is in training.
+  /// Holds an adapter under a name that use() takes. Throws Error (input), naming the module, layer or rank, when the
+  /// code cannot run the adapter whole, and (usage) when the name is taken, when the base is not quantized, or when the
+  /// model is in training.
   virtual void attach(const std::string& name, PeftAdapter adapter) = 0;
   /// Releases an adapter; the base is in use if that adapter was. Throws Error (usage) for an unknown name.
   virtual void detach(const std::string& name) = 0;
@@ -75,7 +75,8 @@ class TrainingSession {
   /// Writes what was trained: adapters as a PEFT directory, with the targets of the training, or all weights as a model
   /// directory with the tokenizer of `base`.
   virtual void write(const std::filesystem::path& dir, PeftConfig config, const hf::ModelDir& base) = 0;
-  /// The model as it is between two steps, with trained_adapter in use until it is told otherwise. Lives as long as this.
+  /// The model as it is between two steps, with trained_adapter in use until it is told otherwise. Lives as long as
+  /// this.
   [[nodiscard]] virtual Session& session() = 0;
   /// Bytes used now: arenas, and on a GPU the libraries' workspaces.
   [[nodiscard]] virtual std::int64_t memory() const = 0;

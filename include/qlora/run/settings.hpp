@@ -31,9 +31,9 @@ inline void set(Settings& settings, std::string_view name, Value value) {
 /// Which options of a table: all, or those that results depend on.
 enum class Which : std::uint8_t { all, fingerprint };
 
-/// Adds the options of a table by name. Those of adapters alone come last, if `adapters`: a step's record is found by the
-/// text of its settings, and that was their order when steps were first recorded. For the same reason a renamed option
-/// has its old name in a fingerprint as long as the old name is accepted.
+/// Adds the options of a table by name. Those of adapters alone come last, if `adapters`: a step's record is found by
+/// the text of its settings, and that was their order when steps were first recorded. For the same reason a renamed
+/// option has its old name in a fingerprint as long as the old name is accepted.
 template <HasTable S>
 void add_settings(Settings& into, const S& from, Which which, bool adapters = true) {
   for (const bool of_adapters : {false, true}) {

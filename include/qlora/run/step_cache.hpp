@@ -1,7 +1,7 @@
-// qlora/run/step_cache.hpp — which steps of a job are done. The file run.json holds for each step a key (the hash of its
-// settings and inputs), its result, and the hashes of what it wrote. A step is skipped only if its key is the same and its
-// outputs have the same hashes: a changed setting, a changed input and a damaged output all lead to the step being done
-// again.
+// qlora/run/step_cache.hpp — which steps of a job are done. The file run.json holds for each step a key (the hash of
+// its settings and inputs), its result, and the hashes of what it wrote. A step is skipped only if its key is the same
+// and its outputs have the same hashes: a changed setting, a changed input and a damaged output all lead to the step
+// being done again.
 #pragma once
 
 #include <algorithm>
@@ -32,8 +32,8 @@ namespace run {
 /// Names of files and their SHA-256 in hexadecimal.
 using FileHashes = std::vector<std::pair<std::string, std::string>>;
 
-/// The files below a directory by their relative names, sorted, or one file by its name. Several files are read at a time,
-/// since those of a large model are many gigabytes. Throws Error when there is no such path.
+/// The files below a directory by their relative names, sorted, or one file by its name. Several files are read at a
+/// time, since those of a large model are many gigabytes. Throws Error when there is no such path.
 [[nodiscard]] inline FileHashes file_hashes(const std::filesystem::path& path) {
   namespace fs = std::filesystem;
   if (fs::is_regular_file(path)) return {{path.filename().string(), sha256_file(path)}};
@@ -180,8 +180,8 @@ class StepCache {
     }
   }
 
-  /// What a step left half done may be continued (training resumes) only under the key that it began with. What was done
-  /// under another key, or does not have its hashes any more, is removed.
+  /// What a step left half done may be continued (training resumes) only under the key that it began with. What was
+  /// done under another key, or does not have its hashes any more, is removed.
   void begin(const CachedStep& step, const std::string& key, bool again) {
     const OrderedJson* old = record_of(step.name);
     if (old != nullptr && (again || !has_key(*old, key) || detail::section(*old, "outputs") != nullptr)) {

@@ -1,6 +1,6 @@
-// qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents, documents
-// to windows, an adapter into a model, documents that a model writes, and the memory that training takes. The functions
-// are in the header that each struct names; json.hpp has the results as JSON.
+// qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents,
+// documents to windows, an adapter into a model, documents that a model writes, and the memory that training takes. The
+// functions are in the header that each struct names; json.hpp has the results as JSON.
 #pragma once
 
 #include <array>

@@ -185,8 +185,8 @@ template <class Names>
 
 }  // namespace detail
 
-/// The arms of the Pareto front as trials. Learned: the share of new facts asked in new words, less the share that fits a
-/// twin world where probes have one. Kept: the share of old facts.
+/// The arms of the Pareto front as trials. Learned: the share of new facts asked in new words, less the share that fits
+/// a twin world where probes have one. Kept: the share of old facts.
 [[nodiscard]] inline std::vector<eval::Trial> trials_of(const StudyArms& arms,
                                                         const OrderedMap<VariantResult>& variants) {
   std::vector<eval::Trial> trials;
@@ -258,8 +258,8 @@ template <class Names>
   return all;
 }
 
-/// One result for each sweep and group, in the order in which the arms name them. Arms of one sweep, group and value are
-/// one point: they differ in the seed.
+/// One result for each sweep and group, in the order in which the arms name them. Arms of one sweep, group and value
+/// are one point: they differ in the seed.
 [[nodiscard]] inline std::vector<SweepResult> sweep_results(const StudyArms& arms,
                                                             const OrderedMap<VariantResult>& variants) {
   const detail::Paths paths =

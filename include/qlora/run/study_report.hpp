@@ -38,8 +38,8 @@ namespace detail {
   return text.data();
 }
 
-/// "83.8 [75.0, 91.2] (82.1 to 85.0)": mean over seeds, interval, and the range of the seeds if there are several. Lines
-/// break between these three only. "-" where nothing was measured.
+/// "83.8 [75.0, 91.2] (82.1 to 85.0)": mean over seeds, interval, and the range of the seeds if there are several.
+/// Lines break between these three only. "-" where nothing was measured.
 [[nodiscard]] inline std::string pooled_cell(const PooledMetrics& metrics, std::string_view path) {
   const eval::PooledSeeds* one = metrics.find(path);
   if (one == nullptr) return "-";

@@ -1,6 +1,6 @@
-// qlora/run/train.hpp — a training run: run::train(request, progress) turns a packed data set into an adapter, or into a
-// model all of whose weights were trained. Everything that decides a step is a function of its number, so an interrupted
-// run continues from its newest checkpoint and gives the bits of one that was not interrupted.
+// qlora/run/train.hpp — a training run: run::train(request, progress) turns a packed data set into an adapter, or into
+// a model all of whose weights were trained. Everything that decides a step is a function of its number, so an
+// interrupted run continues from its newest checkpoint and gives the bits of one that was not interrupted.
 //   OUT/adapter or OUT/model    what was trained
 //   OUT/metrics.jsonl           training_log.hpp; OUT/trainer_state.json beside it
 //   OUT/checkpoints             io/checkpoint.hpp
@@ -112,8 +112,8 @@ class TrainingRun {
       return false;
     }
     const bool stop = owes_measurement_ || (progress_.stop_requested() && record.step < total_);
-    // Where a guard decides, a checkpoint is a step whose measurement met it, which the run may go back to, or one whose
-    // measurement is owed, which is made before anything else and which the run never goes back to.
+    // Where a guard decides, a checkpoint is a step whose measurement met it, which the run may go back to, or one
+    // whose measurement is owed, which is made before anything else and which the run never goes back to.
     const bool saved = guard_.decides() ? due : stop || again || record.step % options_.checkpoint_every == 0;
     if (saved || record.step == total_) {
       save(log);
@@ -127,7 +127,8 @@ class TrainingRun {
     return true;
   }
 
-  /// Adds metrics to the step's record. The result is what the guard finds unmet; nothing: the measurement was interrupted.
+  /// Adds metrics to the step's record. The result is what the guard finds unmet; nothing: the measurement was
+  /// interrupted.
   std::optional<std::string> measure(StepRecord& record) {
     if (trains_all() && base_ == nullptr) {  // its weights are not in this model any more
       const DeviceRequest on_cpu{.use = DeviceUse::cpu, .threads = request_.device.threads};
@@ -146,8 +147,8 @@ class TrainingRun {
     }
   }
 
-  /// Restores the last checkpoint whose measurement met the guard: the newest, but for one whose measurement was owed and
-  /// has just been made. Returns the step that the guard ended.
+  /// Restores the last checkpoint whose measurement met the guard: the newest, but for one whose measurement was owed
+  /// and has just been made. Returns the step that the guard ended.
   int go_back(int step, const std::string& unmet) {
     const std::filesystem::path root = request_.out / "checkpoints";
     CheckpointSearch found = load_latest_checkpoint(root);
@@ -298,7 +299,8 @@ class TrainingRun {
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
 /// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first measurement.
+/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first
+/// measurement.
 [[nodiscard]] inline TrainResult train(const TrainRequest& request, Progress& progress) {
   make_directories(request.out);
   const RunLock lock(request.out / "run.lock");

@@ -1,5 +1,5 @@
-// qlora/run/training_log.hpp — the record of a training run: metrics.jsonl, one line a step, and trainer_state.json in the
-// form that transformers writes.
+// qlora/run/training_log.hpp — the record of a training run: metrics.jsonl, one line a step, and trainer_state.json in
+// the form that transformers writes.
 // What may not change: a resumed run's record is that of an uninterrupted one, but for the measured tok_per_s. So the
 // lines of steps that will be repeated are cut off when the record is opened.
 #pragma once

@@ -1,5 +1,6 @@
-// qlora/run/training_options.hpp — the options of training: plain structs whose initialisers are the defaults, and tables
-// that say everything else about each member. A new hyper-parameter is a member, a row and, in trainer_options(), a line.
+// qlora/run/training_options.hpp — the options of training: plain structs whose initialisers are the defaults, and
+// tables that say everything else about each member. A new hyper-parameter is a member, a row and, in
+// trainer_options(), a line.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +40,8 @@ inline constexpr std::array<std::pair<Proj, std::string_view>, 7> target_names{{
                                                                                 {Proj::up, "up"},
                                                                                 {Proj::down, "down"}}};
 
-/// Which activations the backward pass computes again; automatic: on a GPU as few as its memory allows, on the CPU none.
+/// Which activations the backward pass computes again; automatic: on a GPU as few as its memory allows, on the CPU
+/// none.
 enum class Recomputation : std::uint8_t { automatic, none, cheap, block };
 template <>
 inline constexpr std::array names_of<Recomputation>{std::string_view("auto"), std::string_view("none"),
@@ -221,7 +223,8 @@ struct Table<LoopProbes> {
 };
 static_assert(well_formed<LoopProbes>());
 
-/// The trainer's options for a run of `total` steps on windows of `seq` tokens. A template, so that options need no network:
+/// The trainer's options for a run of `total` steps on windows of `seq` tokens. A template, so that options need no
+/// network:
 /// TrainOptions is qlora::TrainOptions.
 template <class TrainOptions>
 [[nodiscard]] TrainOptions trainer_options(const Training& t, int total, int seq) {

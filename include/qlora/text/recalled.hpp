@@ -13,8 +13,9 @@
 namespace qlora {
 inline namespace v0 {
 
-/// What a model wrote, its prompt included, as a document. Text in LLaMA-2's chat form becomes a chat of one turn, so that
-/// it is trained on as other chats are. Nothing for blank text, and for a chat without an answer or with a second turn.
+/// What a model wrote, its prompt included, as a document. Text in LLaMA-2's chat form becomes a chat of one turn, so
+/// that it is trained on as other chats are. Nothing for blank text, and for a chat without an answer or with a second
+/// turn.
 [[nodiscard]] inline std::optional<Document> recalled_document(std::string_view written, std::string source) {
   constexpr std::string_view begin = "[INST]", end = "[/INST]", blank = " \t\r\n";
   const auto trimmed = [&](std::string_view text) {

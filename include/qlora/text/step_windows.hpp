@@ -1,4 +1,5 @@
-// qlora/text/step_windows.hpp — the windows of one training step, gathered from packed documents: what Trainer::step takes.
+// qlora/text/step_windows.hpp — the windows of one training step, gathered from packed documents: what Trainer::step
+// takes.
 #pragma once
 
 #include <cstddef>

@@ -353,8 +353,9 @@ namespace detail {
 }
 }  // namespace detail
 
-/// How the model of a run is opened: with the targets of the options, and where the rank cap is dynamic with the smallest
-/// that the backend has and that no adapter exceeds. Throws Error (usage) when the config cannot train these targets.
+/// How the model of a run is opened: with the targets of the options, and where the rank cap is dynamic with the
+/// smallest that the backend has and that no adapter exceeds. Throws Error (usage) when the config cannot train these
+/// targets.
 template <Config C, class B>
 [[nodiscard]] ModelOptions training_model(const TrainOptions& options) {
   ModelOptions model = options.model;
@@ -392,8 +393,8 @@ class Trainer {
   /// Throws Error as Model does, and (usage) when an option is outside its range.
   explicit Trainer(const TensorSource& source, const TrainOptions& options = {}, B backend = B());
 
-  /// One optimizer step on these windows. Throws Error, with nothing changed, when loss or gradients are not finite, and
-  /// (usage) while the model's adapters are off or when a linear or cosine schedule has had its total_steps.
+  /// One optimizer step on these windows. Throws Error, with nothing changed, when loss or gradients are not finite,
+  /// and (usage) while the model's adapters are off or when a linear or cosine schedule has had its total_steps.
   StepReport step(const Windows& windows);
   /// One step on plain tokens: windows of `seq`, every token a label.
   StepReport step(std::span<const std::int32_t> ids, int seq);
