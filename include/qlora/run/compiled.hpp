@@ -382,7 +382,7 @@ class CompiledCode final : public ModelCode {
 /// Puts the code of a config on the list, for as long as the program runs. A static object, so that it is there before
 /// main begins.
 template <Config C, class B = Cpu<>>
-requires ValidConfig<C>
+requires CanTrain<C, B>
 struct RegisteredCode {
   RegisteredCode() { registered_code().push_back(std::make_unique<detail::CompiledCode<C, B>>()); }
 };
