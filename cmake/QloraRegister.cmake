@@ -46,5 +46,8 @@ static const qlora::run::RegisteredCode<(${config}), ${type_${backend}}> registe
     target_link_libraries(${target} PRIVATE qlora::cuda)
   endif()
   # for the error message of a program that lacks code
-  target_compile_definitions(${target} PRIVATE "QLORA_BUILD_DIR=\"${CMAKE_BINARY_DIR}\"")
+  get_target_property(lists ${target} SOURCE_DIR)
+  target_compile_definitions(
+    ${target} PRIVATE "QLORA_BUILD_DIR=\"${CMAKE_BINARY_DIR}\"" "QLORA_BUILD_TARGET=\"${target}\""
+                      "QLORA_BUILD_LISTS=\"${lists}/CMakeLists.txt\"")
 endfunction()

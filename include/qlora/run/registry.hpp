@@ -93,7 +93,7 @@ namespace detail {
   return best;
 }
 
-/// How to build the code that is missing: lines to paste. QLORA_BUILD_DIR is defined by qlora_register().
+/// How to build the code that is missing: lines to paste. qlora_register() defines where the program is built.
 [[noreturn]] inline void refuse_build(const Shape& shape, const Lora& adapters, Device device,
                                       std::optional<Method> trains) {
   const auto built = [&](const auto& code) { return code->device() == device; };
@@ -118,8 +118,13 @@ namespace detail {
     text += concat(" for a model of ", shape.layers, " layers of width ", shape.dim, " with rank ", adapters.rank,
                    "; the configs that it was built for are others");
   }
-  text += concat(". Register it in CMakeLists.txt:\n  qlora_register(TARGET ",
-                 trains == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
+#ifdef QLORA_BUILD_TARGET
+  text += ". To build it, put this line into " QLORA_BUILD_LISTS ":\n  qlora_register(" QLORA_BUILD_TARGET " ";
+#else
+  text +=
+      ". To build it, put this line, with the name of the program, into its CMakeLists.txt:\n  qlora_register(TARGET ";
+#endif
+  text += concat(trains == Method::full ? "qlora::any_model_all_weights" : "qlora::any_model",
                  " HEADER qlora/configs/any.hpp", " BACKENDS ", name_of(device), ")");
   throw Error(text, ErrorKind::usage);
 }
