@@ -151,7 +151,7 @@ JobFigures run_job(const JobSettings& settings) {
     figures.arena = trainer->core().arena_bytes_used();
     figures.workspace = info.workspace;
     figures.driver = info.driver_used;
-    write_adapter(adapter, trainer->model(), {.r = C.lora.rank, .alpha = 16.0F, .dropout = 0.1F});
+    write_adapter(adapter, trainer->model(), {.dropout = 0.1F});
   }
   figures.adapter_s = lap();
   const hf::ModelDir model = hf::ModelDir::open(base);

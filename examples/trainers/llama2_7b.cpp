@@ -33,7 +33,7 @@ int main(int argc, char** argv) try {
     const double speed = static_cast<double>(report.tokens) / took.count();
     std::printf("step %d of %d  loss %.4f  %.0f tok/s\n", report.step, options.total_steps, report.loss, speed);
   }
-  qlora::write_adapter(argv[3], trainer.model(), {.r = 64, .alpha = options.alpha, .dropout = options.dropout});
+  qlora::write_adapter(argv[3], trainer.model(), {.dropout = options.dropout, .base_fingerprint = model.fingerprint()});
 } catch (const qlora::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());
   return static_cast<int>(error.kind());

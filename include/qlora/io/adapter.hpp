@@ -1,8 +1,14 @@
-// qlora/io/adapter.hpp — the adapters of a model as a PEFT directory: write_adapter(dir, trainer.model(), config).
+// qlora/io/adapter.hpp — the adapters of a model as a PEFT directory:
+//   write_adapter(dir, trainer.model());   read_adapter(model, dir);
+// Rank, alpha, rank stabilisation and targets are those of the model's adapters, so a directory cannot say another
+// scale than the one that was trained with.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <list>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "qlora/io/peft.hpp"
@@ -11,22 +17,160 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Writes what the adapters of a model hold now, without the padding up to the rank cap. `config` says how they are to
-/// be read: r and alpha are those of the training.
+/// What an adapter directory says beside its adapters; see PeftConfig.
+struct AdapterNotes {
+  float dropout = 0;
+  std::string base_model{};
+  std::string revision{};
+  std::string base_fingerprint{};  ///< hf::ModelDir::fingerprint() of the base
+};
+
+namespace detail {
+
+struct PlacedAdapter {
+  int layer = 0;
+  Proj proj = Proj::none;
+  AdapterState state;
+};
+
+/// The first of those that occur most often.
+template <class Value>
+[[nodiscard]] Value most_common(std::span<const PlacedAdapter> adapters, Value AdapterState::*member) {
+  Value best{};
+  std::ptrdiff_t most = 0;
+  for (const PlacedAdapter& one : adapters) {
+    const Value value = one.state.*member;
+    const auto times = std::count_if(adapters.begin(), adapters.end(),
+                                     [&](const PlacedAdapter& other) { return other.state.*member == value; });
+    if (times > most) {
+      most = times;
+      best = value;
+    }
+  }
+  return best;
+}
+
+/// The config of these adapters: the most common rank and alpha, and patterns for the others.
+[[nodiscard]] inline PeftConfig peft_config(std::span<const PlacedAdapter> adapters, const AdapterNotes& notes) {
+  PeftConfig config{.r = most_common(adapters, &AdapterState::rank),
+                    .alpha = most_common(adapters, &AdapterState::alpha),
+                    .dropout = notes.dropout,
+                    .rslora = most_common(adapters, &AdapterState::rank_stabilized),
+                    .targets = Proj::none,
+                    .base_model = notes.base_model,
+                    .revision = notes.revision,
+                    .base_fingerprint = notes.base_fingerprint};
+  for (const auto& [layer, proj, state] : adapters) {
+    const std::string module = module_name(layer, proj);
+    if (state.rank == 0) throw Error(concat("the adapter of ", module, " was never set"), ErrorKind::usage);
+    if (state.rank_stabilized != config.rslora) {
+      throw Error(concat("only some adapters are rank-stabilised, not that of ", module,
+                         "; one adapter directory cannot say both"),
+                  ErrorKind::usage);
+    }
+    config.targets = config.targets | proj;
+    if (state.rank != config.r) config.rank_pattern[module] = state.rank;
+    if (state.alpha != config.alpha) config.alpha_pattern[module] = state.alpha;
+  }
+  return config;
+}
+
+/// A matrix of an adapter as floats; empty when the adapter does not have it.
+[[nodiscard]] inline std::vector<float> floats_of(const TensorSource& source, const std::string& name) {
+  const auto tensor = source(name);
+  if (!tensor) return {};
+  std::vector<float> values(static_cast<std::size_t>(tensor->size()));
+  read_floats(*tensor, 0, values);
+  return values;
+}
+
+}  // namespace detail
+
+/// Writes what the adapters of a model hold now, without the padding up to the rank cap. Throws Error: (usage) when an
+/// adapter was never set, (resource) when the directory cannot be written, and as write_peft does.
 template <Config C, class B>
-void write_adapter(const std::filesystem::path& dir, Model<C, B>& model, const PeftConfig& config) {
+requires(C.trainable == Trainable::adapters) void write_adapter(const std::filesystem::path& dir, Model<C, B>& model,
+                                                                const AdapterNotes& notes = {}) {
   const Shape& s = model.resolved_config().shape;
+  std::vector<detail::PlacedAdapter> adapters;
+  model.weights().for_each_target([&](int layer, Proj proj) {
+    adapters.push_back({layer, proj, model.weights().adapter(layer, proj)});
+  });
+  const PeftConfig config = detail::peft_config(adapters, notes);
   std::list<std::vector<float>> values;  // what the tensors point to
   std::vector<PeftTensor> tensors;
-  model.weights().for_each_target([&](int layer, Proj proj) {
+  for (const auto& [layer, proj, state] : adapters) {
     std::vector<float>& a = values.emplace_back();
     std::vector<float>& b = values.emplace_back();
     model.weights().save_adapter(model.backend(), layer, proj, a, b);
-    const std::int64_t rank = model.weights().adapter(layer, proj).rank;
-    tensors.push_back({lora_name(layer, proj, 'A'), {rank, cols_of(s, proj)}, a});  // (r, in)
-    tensors.push_back({lora_name(layer, proj, 'B'), {rows_of(s, proj), rank}, b});  // (out, r)
-  });
+    tensors.push_back({lora_name(layer, proj, 'A'), {state.rank, cols_of(s, proj)}, a});  // (r, in)
+    tensors.push_back({lora_name(layer, proj, 'B'), {rows_of(s, proj), state.rank}, b});  // (out, r)
+  }
   write_peft(dir, config, tensors);
+}
+
+/// Throws Error (input), naming what does not fit, when a model of this config cannot hold the adapter whole. `config`
+/// has no dynamic number: Model::resolved_config().
+inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
+  const Shape& s = config.shape;
+  if (adapter.layers != s.layers) {
+    throw Error(concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ", s.layers,
+                       " layers"));
+  }
+  for (const Proj proj : all_projections) {
+    if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
+      throw Error(concat(adapter.path.string(), " adapts ", name_of(proj),
+                         ", which is no target of the code that runs this model"));
+    }
+  }
+  if (const int rank = highest_rank(adapter); rank > config.lora.rank) {
+    throw Error(concat(adapter.path.string(), " has rank ", rank, "; the code that runs this model holds ranks up to ",
+                       config.lora.rank));
+  }
+  const TensorSource source = adapter.source();
+  for (const std::string& name : adapter.names()) {
+    const auto place = detail::lora_place(name).value();  // PeftAdapter::open has looked
+    const std::int64_t rank = rank_of(adapter, place.layer, place.one);
+    const std::vector<std::int64_t> expected = place.matrix == 'A'
+                                                   ? std::vector<std::int64_t>{rank, cols_of(s, place.one)}
+                                                   : std::vector<std::int64_t>{rows_of(s, place.one), rank};
+    const std::vector<std::int64_t> actual = source(name).value().shape;
+    if (actual != expected) {
+      throw Error(concat(adapter.path.string(), ": ", name, " has shape ", shape_text(actual), ", this model needs ",
+                         shape_text(expected)));
+    }
+  }
+}
+
+/// Loads an adapter into the model. Modules that it does not adapt get zeros. Throws Error as check_adapter does, with
+/// the model as it was.
+template <Config C, class B>
+requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
+  check_adapter(adapter, model.resolved_config());
+  const Shape& shape = model.resolved_config().shape;
+  const TensorSource source = adapter.source();
+  model.weights().for_each_target([&](int layer, Proj proj) {
+    std::vector<float> a = detail::floats_of(source, lora_name(layer, proj, 'A'));
+    std::vector<float> b = detail::floats_of(source, lora_name(layer, proj, 'B'));
+    int rank = rank_of(adapter, layer, proj);
+    if (a.empty()) {
+      rank = 1;
+      a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
+      b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
+    }
+    model.weights().load_adapter(model.backend(), layer, proj, rank, alpha_of(adapter, layer, proj), adapter.rslora, a,
+                                 b);
+  });
+}
+/// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory. Whether
+/// the adapter was trained on these weights is not known here: compare base_fingerprint with
+/// hf::ModelDir::fingerprint().
+template <Config C, class B>
+requires(C.trainable == Trainable::adapters) PeftAdapter
+    read_adapter(Model<C, B>& model, const std::filesystem::path& dir) {
+  PeftAdapter adapter = PeftAdapter::open(dir);
+  read_adapter(model, adapter);
+  return adapter;
 }
 
 }  // namespace v0

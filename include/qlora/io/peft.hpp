@@ -82,10 +82,13 @@ template <class Value>
 [[nodiscard]] inline int rank_of(const PeftConfig& config, int layer, Proj one) {
   return detail::pattern_value(config.rank_pattern, module_name(layer, one), config.r);
 }
+/// The alpha of a module, from alpha_pattern or alpha.
+[[nodiscard]] inline float alpha_of(const PeftConfig& config, int layer, Proj one) {
+  return detail::pattern_value(config.alpha_pattern, module_name(layer, one), config.alpha);
+}
 /// What the product B A x is multiplied by in a module: alpha/r, or alpha/sqrt(r) when rank-stabilised.
 [[nodiscard]] inline float scale_of(const PeftConfig& config, int layer, Proj one) {
-  const float alpha = detail::pattern_value(config.alpha_pattern, module_name(layer, one), config.alpha);
-  return lora_scale(alpha, rank_of(config, layer, one), config.rslora);
+  return lora_scale(alpha_of(config, layer, one), rank_of(config, layer, one), config.rslora);
 }
 
 namespace detail {

@@ -39,11 +39,12 @@ struct AdapterRule {
   std::vector<AdapterOverride> overrides{};
 };
 
-/// Rank, alpha and scale of one adapter.
+/// Rank, alpha and scale of one adapter. Rank 0: it was never set.
 struct AdapterState {
   int rank = 0;
   float alpha = 0.0F;
   float scale = 0.0F;
+  bool rank_stabilized = false;
 };
 
 template <Code K, class B>
@@ -261,7 +262,7 @@ class Weights {
   void set_adapter(int layer, Proj proj, int rank, float alpha, bool rank_stabilized) {
     QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
                   " is outside 1 to ", layout_.lora.rank, ", the cap of this model");
-    adapters_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized)};
+    adapters_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized), rank_stabilized};
   }
 
   /// The tensor of that name. Throws Error when it is not there or has another shape.

@@ -45,51 +45,6 @@ template <class B>
 }
 #endif
 
-/// A tensor of an adapter as floats; empty when the adapter does not have it.
-[[nodiscard]] inline std::vector<float> floats_of(const TensorSource& source, const std::string& name) {
-  const auto tensor = source(name);
-  if (!tensor) return {};
-  std::vector<float> values(static_cast<std::size_t>(tensor->size()));
-  read_floats(*tensor, 0, values);
-  return values;
-}
-
-/// Throws Error (input), naming what is missing, when the code cannot hold the adapter whole.
-inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
-  if (adapter.layers != config.shape.layers) {
-    throw Error(concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ",
-                       config.shape.layers, " layers"));
-  }
-  for (const Proj proj : all_projections) {
-    if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
-      throw Error(concat(adapter.path.string(), " adapts ", name_of(proj),
-                         ", which is no target of the code that runs this model"));
-    }
-  }
-  if (const int rank = highest_rank(adapter); rank > config.lora.rank) {
-    throw Error(concat(adapter.path.string(), " has rank ", rank, "; the code that runs this model holds ranks up to ",
-                       config.lora.rank));
-  }
-}
-
-/// Loads an adapter into the model. Modules that it does not adapt get zeros.
-template <Config C, class B>
-void load_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
-  const Shape& shape = model.resolved_config().shape;
-  model.weights().for_each_target([&](int layer, Proj proj) {
-    std::vector<float> a = floats_of(adapter.source(), lora_name(layer, proj, 'A'));
-    std::vector<float> b = floats_of(adapter.source(), lora_name(layer, proj, 'B'));
-    int rank = rank_of(adapter, layer, proj);
-    const float alpha = scale_of(adapter, layer, proj) * static_cast<float>(rank);
-    if (a.empty()) {
-      rank = 1;
-      a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
-      b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
-    }
-    model.weights().load_adapter(model.backend(), layer, proj, rank, alpha, false, a, b);
-  });
-}
-
 /// A session over a model that lives elsewhere.
 template <Config C, class B>
 class ModelSession final : public Session {
@@ -127,7 +82,7 @@ class ModelSession final : public Session {
       if (!in_training_) {
         const auto& [known, adapter] = *find(name);
         if (loaded_ != known) {
-          load_adapter(model_, adapter);
+          read_adapter(model_, adapter);
           loaded_ = known;
         }
       } else if (name != trained_adapter) {
@@ -294,14 +249,13 @@ class CompiledTraining final : public TrainingSession {
   }
   void restore(const Checkpoint& checkpoint) override { restore_trainer(trainer_, checkpoint); }
 
-  void write(const std::filesystem::path& dir, [[maybe_unused]] PeftConfig config,
+  void write(const std::filesystem::path& dir, [[maybe_unused]] const AdapterNotes& notes,
              [[maybe_unused]] const hf::ModelDir& base) override {
     if constexpr (C.trainable == Trainable::all) {
       hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path});
       write_trained(writer, trainer_);
     } else {
-      config.targets = trainer_.model().resolved_config().lora.targets;
-      qlora::write_adapter(dir, trainer_.model(), config);
+      write_adapter(dir, trainer_.model(), notes);
     }
   }
 

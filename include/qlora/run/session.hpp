@@ -12,10 +12,10 @@
 
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
+#include "qlora/io/adapter.hpp"
 #include "qlora/io/checkpoint.hpp"
 #include "qlora/io/hf.hpp"
 #include "qlora/io/hf_model.hpp"
-#include "qlora/io/peft.hpp"
 #include "qlora/run/device.hpp"
 #include "qlora/train/trainer.hpp"
 
@@ -72,9 +72,9 @@ class TrainingSession {
   virtual void save(const std::filesystem::path& root, const RunState& state, int keep) = 0;
   /// Continues from a checkpoint of a run with the same settings. Throws Error when it is of another shape.
   virtual void restore(const Checkpoint& checkpoint) = 0;
-  /// Writes what was trained: adapters as a PEFT directory, with the targets of the training, or all weights as a model
-  /// directory with the tokenizer of `base`.
-  virtual void write(const std::filesystem::path& dir, PeftConfig config, const hf::ModelDir& base) = 0;
+  /// Writes what was trained: adapters as a PEFT directory with these notes, or all weights as a model directory with
+  /// the tokenizer of `base`.
+  virtual void write(const std::filesystem::path& dir, const AdapterNotes& notes, const hf::ModelDir& base) = 0;
   /// The model as it is between two steps, with trained_adapter in use until it is told otherwise. Lives as long as
   /// this.
   [[nodiscard]] virtual Session& session() = 0;

@@ -83,7 +83,7 @@ class TrainingRun {
     if (owes_measurement_) going = settle(log.newest(first), log, true);
     while (going && training_->steps_done() < total_) going = settle(one_step(), log, false);
     if (trains_all()) std::filesystem::remove_all(written());  // of a run that was killed after it wrote the model
-    training_->write(written(), adapter_config(), model_);
+    training_->write(written(), adapter_notes(), model_);
     write_state(log);
     progress_.end((trains_all() ? "model in " : "adapter in ") + written().string());
     return result(log.records(), first);
@@ -237,15 +237,10 @@ class TrainingRun {
                         {total_, options_.epochs, options_.batch, options_.checkpoint_every});
   }
 
-  [[nodiscard]] PeftConfig adapter_config() const {
-    PeftConfig config;
-    config.r = options_.rank;
-    config.alpha = static_cast<float>(options_.alpha);
-    config.dropout = static_cast<float>(options_.dropout);
-    config.rslora = options_.rslora;
-    config.base_model = request_.model.string();
-    config.base_fingerprint = model_.fingerprint();
-    return config;
+  [[nodiscard]] AdapterNotes adapter_notes() const {
+    return {.dropout = static_cast<float>(options_.dropout),
+            .base_model = request_.model.string(),
+            .base_fingerprint = model_.fingerprint()};
   }
 
   [[nodiscard]] double last_loss(const std::vector<StepRecord>& records) const {
