@@ -2,12 +2,15 @@
 // The library never prints, exits or aborts; a program maps ErrorKind to its exit code.
 #pragma once
 
+#include <array>
+#include <cstddef>
+#include <cstdio>
 #include <source_location>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <type_traits>
 
 namespace qlora {
 inline namespace v0 {
@@ -33,12 +36,43 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
 };
 
+namespace detail {
+
+// Messages are built in many places, and a stream in each would be a good part of the time that a trainer takes to
+// compile. These write what operator<< of a new stream writes.
+inline void append_number(std::string& out, long long number) { out += std::to_string(number); }
+inline void append_number(std::string& out, unsigned long long number) { out += std::to_string(number); }
+inline void append_number(std::string& out, double number) {
+  std::array<char, 32> text{};
+  out.append(text.data(), static_cast<std::size_t>(std::snprintf(text.data(), text.size(), "%g", number)));
+}
+template <class T>
+void append_part(std::string& out, const T& part) {
+  if constexpr (std::is_convertible_v<const T&, std::string_view>) {
+    out += static_cast<std::string_view>(part);
+  } else if constexpr (std::is_same_v<T, char> || std::is_same_v<T, signed char> || std::is_same_v<T, unsigned char>) {
+    out += static_cast<char>(part);
+  } else if constexpr (std::is_floating_point_v<T>) {
+    append_number(out, static_cast<double>(part));
+  } else if constexpr (std::is_integral_v<T> && std::is_signed_v<T>) {
+    append_number(out, static_cast<long long>(part));
+  } else if constexpr (std::is_integral_v<T>) {
+    append_number(out, static_cast<unsigned long long>(part));
+  } else {
+    std::ostringstream text;
+    text << part;
+    out += text.str();
+  }
+}
+
+}  // namespace detail
+
 /// "a", 3, "b" -> "a3b", with whatever operator<< makes of each part.
 template <class... Parts>
 [[nodiscard]] std::string concat(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return std::move(out).str();
+  std::string out;
+  (detail::append_part(out, parts), ...);
+  return out;
 }
 
 namespace detail {
