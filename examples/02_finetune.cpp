@@ -1,5 +1,5 @@
-// examples/02_finetune.cpp — trains an adapter on a packed data set, then answers a prompt with it. Ctrl-C, a crash or
-// a second call lose nothing: the run resumes from its newest checkpoint.
+// examples/02_finetune.cpp — trains an adapter on a packed data set, then answers a prompt with it. A run that
+// was interrupted resumes from its newest checkpoint.
 //   02_finetune MODEL_DIR DATA_DIR OUT_DIR PROMPT
 #include <iostream>
 #include <qlora/configs/any.hpp>

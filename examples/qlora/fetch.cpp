@@ -39,6 +39,7 @@ void add_fetch(OptionSet app, Invocation& call) {
           throw Error("--out is " + source + ", which is read; choose another file", ErrorKind::usage);
         }
       }
+      check_folder_of("--out", request->out);
       const run::FetchResult result = run::fetch(*request, context.progress);
       for (const run::FetchedDocument& one : result.documents) {
         context.out << one.bytes << " bytes  " << one.source << '\n';

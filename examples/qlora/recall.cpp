@@ -24,6 +24,7 @@ void add_recall(OptionSet app, Invocation& call) {
       .type_name("FILE");
   verb.on_call([&call, request] {
     call.action = [request](Context& context) {
+      check_folder_of("--out", request->out);
       const run::RecallResult result = run::recall(*request, context.progress);
       context.out << result.documents << " documents, " << result.chats << " of them chats, in " << result.out.string()
                   << "; " << result.left_out << " had no end or no form and were left out\n";

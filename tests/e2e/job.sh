@@ -150,10 +150,22 @@ expect 2 compare -m "$work/model" -a "$work/through/adapter" --probes "$work/pro
 # all weights instead of adapters; the model that comes out is one
 expect 0 train -m "$work/model" -d "$work/data" -o "$work/full" --method full --lr 1e-3 --epochs 2 --batch 1 --threads 2
 expect 0 compare -m "$work/model" --full "$work/full/model" --probes "$work/probes.jsonl" --max-new-tokens 5
+# A folder that no training here wrote is never removed, the base last of all.
+mkdir -p "$work/own/model" "$work/base"
+echo thesis >"$work/own/model/thesis.txt"
+cp -r "$work/model" "$work/base/model"
+expect 2 train -m "$work/model" -d "$work/data" -o "$work/own" --method full --epochs 1
+grep -q "holds thesis.txt" "$work/err" || fail "what is in the way is not named"
+[ -f "$work/own/model/thesis.txt" ] || fail "a foreign file was removed"
+expect 2 train -m "$work/base/model" -d "$work/data" -o "$work/base" --method full --epochs 1
+cmp "$work/model/model.safetensors" "$work/base/model/model.safetensors" || fail "the base was changed"
 
 # probes during training: watching changes nothing, a guard ends the run where it still held
 short="-m $work/model -d $work/data --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 4 --threads 2"
 expect 0 train $short -o "$work/alone"
+expect 2 train -m "$work/full/model" -d "$work/data" --rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 4 --threads 2 \
+  -o "$work/alone"
+grep -q "holds a run with other settings" "$work/err" || fail "a run went on with another base model"
 expect 0 train $short -o "$work/watched" --probes "$work/probes.jsonl" --every 3
 cmp "$work/alone/adapter/adapter_model.safetensors" "$work/watched/adapter/adapter_model.safetensors" ||
   fail "measuring changed the training"

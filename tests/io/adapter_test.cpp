@@ -5,7 +5,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -137,6 +139,27 @@ TEST_CASE("what does not fit is refused by name and changes nothing") {
   check(std::integral_constant<Config, deeper>{}, "has adapters in 2 layers, the model has 3 layers");
   check(std::integral_constant<Config, wider>{},
         "layers.0.mlp.up_proj.lora_B.weight has shape (48, 5), this model needs (64, 5)");
+}
+
+TEST_CASE("an adapter with a NaN or an infinity is refused by the name of its tensor") {
+  Model<mine, B> model = fresh<mine>();
+  model.weights().for_each_target([&](int layer, Proj proj) {
+    std::vector<float> a(static_cast<std::size_t>(2 * cols_of(mine.shape, proj)), 0.5F);
+    std::vector<float> b(static_cast<std::size_t>(2 * rows_of(mine.shape, proj)), 0.5F);
+    if (layer == 1 && proj == Proj::v) b[3] = 0.8125F;  // found below, since no writer writes a NaN
+    model.weights().load_adapter(model.backend(), layer, proj, 2, 4.0F, false, a, b);
+  });
+  write_adapter(scratch / "nan", model);
+  std::string file = test::contents(scratch / "nan/adapter_model.safetensors");
+  const float marked = 0.8125F;
+  const float bad = std::numeric_limits<float>::quiet_NaN();
+  const std::size_t at = file.find(std::string(reinterpret_cast<const char*>(&marked), sizeof marked));
+  REQUIRE(at != std::string::npos);
+  std::memcpy(file.data() + at, &bad, sizeof bad);
+  scratch.write("nan/adapter_model.safetensors", file);
+  Model<mine, B> other = fresh<mine>();
+  const std::string why = refusal([&] { (void)read_adapter(other, scratch / "nan"); });
+  CHECK(why.find("layers.1.self_attn.v_proj.lora_B.weight holds a NaN") != std::string::npos);
 }
 
 TEST_CASE("adapters that one directory cannot describe are not written") {

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <filesystem>
@@ -95,6 +96,14 @@ TEST_CASE("a write that fails leaves the old file and no other") {
   CHECK(WEXITSTATUS(status) == 0);
   CHECK(read_text(here / "f", 100) == "old");
   CHECK(std::distance(fs::directory_iterator(here), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("a device or a pipe is not replaced by a file") {
+  const fs::path pipe = fs::temp_directory_path() / ("qlora_file_test_pipe_" + std::to_string(getpid()));
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  CHECK_THROWS_AS(write_file_atomically(pipe, "text"), Error);
+  CHECK(fs::is_fifo(pipe));
+  fs::remove(pipe);
 }
 
 TEST_CASE("killed while writing: the file is one of those that were written, never a part") {

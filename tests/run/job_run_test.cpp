@@ -100,6 +100,25 @@ TEST_CASE("the arms of a study: group, setting without the seed, pages that are 
   CHECK(arms.at("small a").setting != arms.at("small c").setting);
 }
 
+TEST_CASE("an input in a folder that the job removes and writes is refused by name") {
+  const Scratch scratch;
+  const auto refusal = [&](const std::function<void(run::Job&)>& change) {
+    run::Job job = job_in(scratch);
+    change(job);
+    return caught([&] { run::check_job(job); });
+  };
+  const std::filesystem::path out = scratch / "out" / "small";
+  const Caught model = refusal([&](run::Job& job) { job.models[0].source.path = out / "merged"; });
+  CHECK(model.kind == ErrorKind::usage);
+  CHECK(model.what.find("lies in " + (out / "merged").string()) != std::string::npos);
+  (void)refusal([&](run::Job& job) { job.arms[0].pages.files = {out / "a/data/../data/x.jsonl"}; });
+  (void)refusal([&](run::Job& job) { job.arms[1].train.replay.replay = out / "a/train/replay.jsonl"; });
+  (void)refusal([&](run::Job& job) { job.comparison.questions = scratch / "out" / "pages.jsonl"; });
+  run::Job beside = job_in(scratch);
+  beside.models[0].source.path = out / "merged-by-hand";
+  CHECK_NOTHROW(run::check_job(beside));
+}
+
 TEST_CASE("what probes could not answer is refused, and nothing is written") {
   const Scratch scratch;
   run::Job job = job_in(scratch);

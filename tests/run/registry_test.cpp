@@ -133,6 +133,11 @@ TEST_CASE_FIXTURE(Registry, "every weight is trained by code for that, on the CP
   CHECK(refusal([] { (void)select_code(other, r8, {.use = DeviceUse::cuda}, Method::full); }).kind == ErrorKind::usage);
 }
 
+TEST_CASE_FIXTURE(Registry, "without adapters any code for the shape answers") {
+  const ModelCode* v = add(tiny.with(Lora{.rank = 4, .targets = Proj::v}), Device::cpu);
+  CHECK(select_code(tiny.shape, no_adapters, {}).code == v);
+}
+
 TEST_CASE_FIXTURE(Registry, "code that is missing is refused with the lines that build it") {
   add(tiny.with(Lora{.rank = 16}), Device::cpu);
   const Refusal rank = refusal([] { (void)select_code(tiny.shape, {.rank = 17}, {}); });

@@ -32,6 +32,7 @@ struct Job {
   Lines progress;
   int done = 0;
   std::string failure;
+  bool resumes = false;
 
   Job() { scratch.write("in.txt", "input"); }
   run::PackResult run(bool again = false) {
@@ -44,8 +45,8 @@ struct Job {
       result.documents = done;
       return result;
     };
-    return cache.run({"pack a", settings, {scratch / "in.txt"}, {scratch / "out.txt"}}, act, run::pack_result_from_json,
-                     progress, again);
+    return cache.run({"pack a", settings, {scratch / "in.txt"}, {scratch / "out.txt"}, resumes}, act,
+                     run::pack_result_from_json, progress, again);
   }
 };
 
@@ -81,8 +82,18 @@ TEST_CASE("a step may be done again although nothing changed") {
   CHECK(job.progress.lines.back() == "pack a: done again");
 }
 
-TEST_CASE("what a failed step left stays for the next try under the same key, and goes under another") {
+TEST_CASE("what a failed step left goes before the next try, unless the step resumes") {
   Job job;
+  job.failure = "no";
+  CHECK_THROWS_AS((void)job.run(), Error);
+  job.scratch.write("out.txt", "half");
+  CHECK_THROWS_AS((void)job.run(), Error);
+  CHECK_FALSE(fs::exists(job.scratch / "out.txt"));
+}
+
+TEST_CASE("what a step that resumes left stays for the next try under the same key, and goes under another") {
+  Job job;
+  job.resumes = true;
   job.failure = "no";
   CHECK_THROWS_AS((void)job.run(), Error);
   job.scratch.write("out.txt", "half");
@@ -94,6 +105,30 @@ TEST_CASE("what a failed step left stays for the next try under the same key, an
   CHECK_FALSE(fs::exists(job.scratch / "out.txt"));
   job.failure.clear();
   CHECK(job.run().documents == 4);
+}
+
+TEST_CASE("a lock file in an output says nothing of the result") {
+  const Scratch scratch;
+  int done = 0;
+  const auto run_step = [&] {
+    run::StepCache cache(scratch / "run.json", "1");
+    const std::function<run::PackResult()> act = [&] {
+      ++done;
+      fs::create_directories(scratch / "out");
+      scratch.write("out/run.lock", "1");
+      scratch.write("out/result", "result");
+      return run::PackResult{};
+    };
+    Lines progress;
+    (void)cache.run({"train a", {}, {}, {scratch / "out"}, true}, act, run::pack_result_from_json, progress);
+  };
+  run_step();
+  scratch.write("out/run.lock", "another process");
+  run_step();
+  CHECK(done == 1);
+  scratch.write("out/result", "damaged");
+  run_step();
+  CHECK(done == 2);
 }
 
 TEST_CASE("the record: key, time, hashes of outputs and result; the key is a hash of what decides the outcome") {

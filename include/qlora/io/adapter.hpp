@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <list>
 #include <span>
@@ -138,6 +139,10 @@ inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
     if (actual != expected) {
       throw Error(concat(adapter.path.string(), ": ", name, " has shape ", shape_text(actual), ", this model needs ",
                          shape_text(expected)));
+    }
+    const std::vector<float> values = detail::floats_of(source, name);
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+      throw Error(concat(adapter.path.string(), ": ", name, " holds a NaN or an infinity"));
     }
   }
 }

@@ -175,6 +175,12 @@ inline void sync_directory(const std::filesystem::path& path) {
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
+    std::error_code missing;
+    const std::filesystem::file_status old = std::filesystem::status(path_, missing);
+    if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {  // a device would be replaced
+      throw Error(concat("cannot create ", path_.string(), ": a folder or device of that name exists"),
+                  ErrorKind::resource);
+    }
     while (::access(temporary_.c_str(), F_OK) == 0) temporary_ = temporary_beside(path_);  // left by a dead namesake
     file_ = FileDescriptor::open("cannot create", temporary_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
   }

@@ -66,6 +66,17 @@ namespace detail {
               {"vocab_size", s.vocab}};
 }
 
+/// Files of a tokenizer that are copied beside the weights.
+inline constexpr std::array<std::string_view, 5> tokenizer_files{
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+
+/// Whether a file of this name may be one that ModelWriter writes.
+[[nodiscard]] inline bool is_model_file(std::string_view name) {
+  return name == "config.json" || name == "generation_config.json" ||
+         (name.starts_with("model") && name.find(".safetensors") != std::string_view::npos) ||
+         std::find(tokenizer_files.begin(), tokenizer_files.end(), name) != tokenizer_files.end();
+}
+
 /// Writes one model directory. Takes the tensors of tensor_names(shape) in any order; finish() gives it its name.
 /// Different tensors may be written, and different files finished, by different threads at once.
 class ModelWriter {
@@ -189,8 +200,7 @@ class ModelWriter {
 
   void copy_tokenizer() const {
     if (options_.tokenizer_from.empty()) return;
-    for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                             "chat_template.jinja"}) {
+    for (const std::string_view name : tokenizer_files) {
       const std::filesystem::path source = options_.tokenizer_from / name;
       if (!std::filesystem::exists(source)) continue;
       const MappedFile file(source);

@@ -82,6 +82,7 @@ class ModelSession final : public Session {
       if (!in_training_) {
         const auto& [known, adapter] = *find(name);
         if (loaded_ != known) {
+          loaded_.clear();  // reading may fail half way
           read_adapter(model_, adapter);
           loaded_ = known;
         }
@@ -314,6 +315,7 @@ class CompiledCode final : public ModelCode {
       }
       const int rounded = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step;
       options.lora = {.rank = is_dynamic(C.lora.rank) ? rounded : adapters.rank, .targets = adapters.targets};
+      if (is_dynamic(C.lora.targets) && adapters.targets == Proj::none) options.lora.targets = Proj::q;  // the least
       return std::make_unique<OwningSession<C, B>>(model, options, device);
     }
   }

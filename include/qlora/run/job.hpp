@@ -66,7 +66,7 @@ struct Job {
 }
 /// Names of variants that no arm may have.
 [[nodiscard]] inline bool is_variant_name(std::string_view name) {
-  return name == "w16" || name == "nf4" || name == "merged";
+  return name == "w16" || name == "nf4" || name == "merged" || name == "base";
 }
 
 /// The sweep in which two arms are one point with one seed; empty: none. There the one would be counted as another draw

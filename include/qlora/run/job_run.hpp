@@ -70,9 +70,50 @@ struct JobOptions {
   return request;
 }
 
-/// Throws Error (usage) for a requirement that the comparison, or a guard that a training could not answer, before
-/// anything is done. Reads the probes, but no model.
+namespace detail {
+
+/// Outputs are removed before a step is repeated. Throws Error (usage) when one of them is, or holds, an input of the
+/// job.
+inline void check_inputs_outside(const Job& job) {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> inputs{job.comparison.questions};
+  inputs.insert(inputs.end(), job.comparison.probes.begin(), job.comparison.probes.end());
+  std::vector<fs::path> outputs;
+  for (const JobModel& model : job.models) {
+    inputs.push_back(model.source.path);
+    outputs.push_back(folder_of(job, model) / "merged");
+    outputs.push_back(folder_of(job, model) / "comparison.json");
+    for (const Arm& arm : job.arms) {
+      outputs.push_back(folder_of(job, model, arm) / "data");
+      outputs.push_back(folder_of(job, model, arm) / "train");
+    }
+  }
+  for (const Arm& arm : job.arms) {
+    inputs.push_back(arm.train.replay.replay);
+    inputs.insert(inputs.end(), arm.pages.files.begin(), arm.pages.files.end());
+    inputs.insert(inputs.end(), arm.train.loop.probes.begin(), arm.train.loop.probes.end());
+    outputs.push_back(job.output.dir / "pages.jsonl");
+    outputs.push_back(job.output.dir / ("pages_" + arm.name + ".jsonl"));
+  }
+  for (const fs::path& input : inputs) {
+    if (input.empty()) continue;
+    const fs::path place = fs::weakly_canonical(input);
+    for (const fs::path& output : outputs) {
+      const fs::path inside = place.lexically_relative(fs::weakly_canonical(output));
+      if (inside.empty() || *inside.begin() == "..") continue;
+      throw Error(
+          concat(input.string(), " lies in ", output.string(), ", which this job writes; choose another [output] dir"),
+          ErrorKind::usage);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Throws Error (usage) for an input that the job would overwrite, and for a requirement that the comparison, or a
+/// guard that a training could not answer, before anything is done. Reads the probes, but no model.
 inline void check_job(const Job& job) {
+  detail::check_inputs_outside(job);
   for (const Arm& arm : job.arms) {
     if (!arm.train.loop.guard.empty()) (void)read_probes(arm.train.loop);
   }
@@ -213,8 +254,8 @@ class JobRun {
     if (!request.loop.guard.empty()) {
       inputs.insert(inputs.end(), request.loop.probes.begin(), request.loop.probes.end());
     }
-    const TrainResult result = step(JobStep::train, {name, settings, inputs, {request.out}}, train_result_from_json,
-                                    [&] { return run::train(request, progress_); });
+    const TrainResult result = step(JobStep::train, {name, settings, inputs, {request.out}, true},
+                                    train_result_from_json, [&] { return run::train(request, progress_); });
     summary(concat(name, ": ", result.steps, " steps, loss ", result.first_loss, " -> ", result.last_loss));
   }
 
@@ -296,6 +337,7 @@ class JobRun {
 /// Does a complete job (see complete_job); one run at a time in an output directory. Throws Error as the steps do, and
 /// (interrupted) when `progress` asks to stop: the same call then continues.
 [[nodiscard]] inline JobResult run_job(const Job& job, const JobOptions& options, Progress& progress) {
+  check_job(job);
   std::filesystem::create_directories(job.output.dir);
   const RunLock lock(job.output.dir / "run.lock");
   return detail::JobRun(job, options, progress).run();

@@ -48,8 +48,8 @@ class ModelCode {
   return list;
 }
 
-/// The least capacity for adapters that code has.
-inline constexpr Lora no_adapters{.rank = 1, .targets = Proj::q};
+/// Capacity for no adapter: any code has it.
+inline constexpr Lora no_adapters{.rank = 1, .targets = Proj::none};
 
 /// Capacity for one adapter more.
 [[nodiscard]] inline Lora room_for(Lora room, const PeftAdapter& adapter) {

@@ -65,6 +65,7 @@ struct CachedStep {
   Settings settings;                           ///< all that decides the outcome besides the inputs
   std::vector<std::filesystem::path> inputs;   ///< files and directories that are read
   std::vector<std::filesystem::path> outputs;  ///< files and directories that are written
+  bool resumes = false;                        ///< continues from what an interrupted start left in its outputs
 };
 
 /// What is known of a step that was done, or begun.
@@ -137,6 +138,13 @@ class StepCache {
     for (const auto& [file, hash] : file_hashes(path)) hashes[file] = hash;
     return hashes;
   }
+  /// The hashes of outputs without lock files, which say who wrote last and nothing of the result.
+  static OrderedJson without_locks(OrderedJson outputs) {
+    for (auto& files : outputs) {
+      if (files.is_object()) files.erase("run.lock");
+    }
+    return outputs;
+  }
   static OrderedJson outputs_of(const CachedStep& step) {
     OrderedJson outputs = OrderedJson::object();
     for (const std::filesystem::path& path : step.outputs) outputs[path.filename().string()] = hashes_json(path);
@@ -169,7 +177,7 @@ class StepCache {
     for (const std::filesystem::path& path : step.outputs) {
       if (!std::filesystem::exists(path)) return false;
     }
-    return *outputs == outputs_of(step);
+    return without_locks(*outputs) == without_locks(outputs_of(step));
   }
   template <class R>
   [[nodiscard]] std::optional<R> stored(const std::string& name, R (*from_json)(const OrderedJson&)) const {
@@ -184,7 +192,8 @@ class StepCache {
   /// done under another key, or does not have its hashes any more, is removed.
   void begin(const CachedStep& step, const std::string& key, bool again) {
     const OrderedJson* old = record_of(step.name);
-    if (old != nullptr && (again || !has_key(*old, key) || detail::section(*old, "outputs") != nullptr)) {
+    const bool complete = old != nullptr && detail::section(*old, "outputs") != nullptr;
+    if (old != nullptr && (again || !step.resumes || !has_key(*old, key) || complete)) {
       for (const std::filesystem::path& output : step.outputs) std::filesystem::remove_all(output);
     }
     book_["steps"][step.name] = {{"key", key}};

@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -63,7 +64,7 @@ class TrainingRun {
         data_(TokenDataset::open(request.data)),
         order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
                static_cast<std::uint64_t>(options_.seed)),
-        total_(order_.steps_per_epoch() * options_.epochs),
+        total_(total_steps()),
         guard_(request.loop, model_) {
     check();
     const Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
@@ -120,6 +121,11 @@ class TrainingRun {
       saved_step_ = record.step;
     }
     if (stop) {
+      if (saved_step_ == 0) {
+        throw Error(concat("interrupted at step ", record.step, " of ", total_,
+                           " before the first checkpoint of a run ", "with a guard; the same command begins anew"),
+                    ErrorKind::interrupted);
+      }
       throw Error(concat("interrupted; step ", saved_step_, " of ", total_, " is saved in ", request_.out.string(),
                          ", the same command goes on from there"),
                   ErrorKind::interrupted);
@@ -167,6 +173,15 @@ class TrainingRun {
     return step;
   }
 
+  [[nodiscard]] int total_steps() const {
+    const std::int64_t total = std::int64_t{order_.steps_per_epoch()} * options_.epochs;
+    if (total > std::numeric_limits<int>::max()) {
+      throw Error(concat("a run of ", total, " steps: at most ", std::numeric_limits<int>::max(),
+                         " can be counted; train fewer --epochs or larger batches"),
+                  ErrorKind::usage);
+    }
+    return static_cast<int>(total);
+  }
   [[nodiscard]] static bool owes_measurement(const Checkpoint& checkpoint) {
     const Json* owes = json_find(checkpoint.state, "to_measure");
     return owes != nullptr && *owes == true;
@@ -179,6 +194,7 @@ class TrainingRun {
     if (trains_all() && options_.adamw8bit) {
       throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
     }
+    if (trains_all()) check_model_folder();
     if (data_.info().vocab_size != model_.shape.vocab) {
       throw Error(concat(request_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
                          ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
@@ -189,10 +205,30 @@ class TrainingRun {
     }
   }
 
+  /// The folder of the trained model is replaced when the run ends. Throws Error (usage) unless it is absent, empty, or
+  /// holds a model that a run in the same directory wrote.
+  void check_model_folder() const {
+    const std::filesystem::path folder = written();
+    if (!std::filesystem::exists(folder)) return;
+    const auto refuse = [&](const std::string& why) {
+      throw Error(concat(folder.string(), " ", why, "; choose another --out"), ErrorKind::usage);
+    };
+    if (!std::filesystem::is_directory(folder)) refuse("is not a folder");
+    if (std::filesystem::equivalent(folder, request_.model)) refuse("is the model to be trained");
+    const bool is_run = std::filesystem::exists(request_.out / "checkpoints");
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (!is_run || !entry.is_regular_file() || !hf::is_model_file(name)) {
+        refuse(concat("holds ", name, ", which no training here wrote"));
+      }
+    }
+  }
+
   /// What a checkpoint must have been made with for this run to continue from it.
   [[nodiscard]] Json fingerprint() const {
     Json all = Json::parse(to_json(train_settings(options_, request_.loop)).dump());
     all["data"] = data_.fingerprint();
+    all["base"] = model_.fingerprint();
     all["device"] = std::string(name_of(device_));
     all["fast"] = request_.device.fast;
     if (guard_.decides()) all["guard"] = guard_.fingerprint();
@@ -204,9 +240,13 @@ class TrainingRun {
     for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
     if (!found.checkpoint) return;
     const Checkpoint& checkpoint = *found.checkpoint;
-    if (json_at(checkpoint.state, "run", checkpoint.path.string()) != fingerprint()) {
+    const Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
+    Json ours = fingerprint();
+    if (json_find(saved, "base") == nullptr) ours.erase("base");  // of a checkpoint from before it was recorded
+    if (saved != ours) {
       throw Error(request_.out.string() +
-                      " holds a run with other settings or data; choose another --out, or remove it to begin anew",
+                      " holds a run with other settings, data or base model; choose another --out, or remove "
+                      "it to begin anew",
                   ErrorKind::usage);
     }
     training_->restore(checkpoint);
