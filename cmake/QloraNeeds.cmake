@@ -4,7 +4,7 @@
 # Files of the program that this build has no libraries for. Their verbs say so (examples/qlora/parts.cpp); the headers
 # beside them still serve the others.
 set(QLORA_LEFT_OUT)
-if(NOT QLORA_HAS_CURL OR NOT QLORA_HAS_XML2)
+if(NOT QLORA_HAS_CURL OR NOT QLORA_HAS_GUMBO)
   list(APPEND QLORA_LEFT_OUT fetch.cpp)
 endif()
 if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
@@ -12,8 +12,8 @@ if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON SENTENCEPIECE CURL XML2 TOML CLI11 BENCHMARK THREADS CUDA
-# CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
+# qlora_needs(OUT FILE): the names (EIGEN JSON SENTENCEPIECE CURL GUMBO XML2 TOML CLI11 BENCHMARK THREADS
+# CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
 # built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or
 # #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is
 # there.
@@ -69,6 +69,8 @@ function(qlora_needs out file)
         list(APPEND needs SENTENCEPIECE)
       elseif(name MATCHES "^curl/")
         list(APPEND needs CURL)
+      elseif(name MATCHES "^gumbo[.]h$")
+        list(APPEND needs GUMBO)
       elseif(name MATCHES "^libxml/")
         list(APPEND needs XML2)
       elseif(name MATCHES "^toml\\+\\+/")
@@ -106,6 +108,7 @@ function(qlora_link_needs target)
   set(library_JSON qlora::io)
   set(library_SENTENCEPIECE qlora::text)
   set(library_CURL CURL::libcurl)
+  set(library_GUMBO PkgConfig::QLORA_GUMBO)
   set(library_XML2 LibXml2::LibXml2)
   set(library_TOML tomlplusplus::tomlplusplus)
   set(library_CLI11 CLI11::CLI11)

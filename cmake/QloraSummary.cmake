@@ -14,7 +14,7 @@ set(rows
     "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
     "QLORA_HAS_CURL" "libcurl: fetching"
-    "QLORA_HAS_XML2" "libxml2: HTML to text"
+    "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
     "QLORA_HAS_TOML" "toml++: job files"
     "QLORA_HAS_CLI11" "CLI11: command line"
     "QLORA_HAS_BENCHMARK" "Google Benchmark"

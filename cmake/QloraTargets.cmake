@@ -1,7 +1,7 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece
-#   qlora::net    + libcurl                                qlora::web   io, net + libxml2
+#   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
 add_library(qlora INTERFACE)
@@ -40,8 +40,8 @@ if(QLORA_HAS_SENTENCEPIECE)
 endif()
 if(QLORA_HAS_CURL)
   qlora_component(net CURL::libcurl Threads::Threads)
-  if(QLORA_HAS_XML2)
-    qlora_component(web qlora_io qlora_net LibXml2::LibXml2)
+  if(QLORA_HAS_GUMBO)
+    qlora_component(web qlora_io qlora_net PkgConfig::QLORA_GUMBO)
   endif()
 endif()
 

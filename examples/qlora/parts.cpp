@@ -19,7 +19,7 @@ struct Part {
 
 /// `fetch` needs the first two, `run` all of them.
 constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 0},
-                          {"libxml2", "libxml2-dev", QLORA_HAS_XML2 != 0},
+                          {"libgumbo", "libgumbo-dev", QLORA_HAS_GUMBO != 0},
                           {"toml++", "libtomlplusplus-dev", QLORA_HAS_TOML != 0}};
 
 /// A verb that only says which of its parts are not here, whatever its arguments.
@@ -45,10 +45,10 @@ constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 
 
 }  // namespace
 
-#if !QLORA_HAS_CURL || !QLORA_HAS_XML2
+#if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO
 void add_fetch(OptionSet app, Invocation& call) { add_without(app, call, "fetch", std::span(parts).first(2)); }
 #endif
-#if !QLORA_HAS_CURL || !QLORA_HAS_XML2 || !QLORA_HAS_TOML
+#if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO || !QLORA_HAS_TOML
 void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", parts); }
 #endif
 

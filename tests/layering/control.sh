@@ -18,7 +18,7 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies i
   echo '#include "qlora/model/block.hpp"' >"$tree/include/qlora/train/trainer.hpp"
   printf '#include <nlohmann/json.hpp>\n#include <fcntl.h>\n' >"$tree/include/qlora/io/hf.hpp"
   echo '#include <curl/curl.h>' >"$tree/include/qlora/net/http.hpp"
-  printf '#include <libxml/HTMLparser.h>\n#include "qlora/net/http.hpp"\n' >"$tree/include/qlora/web/fetch.hpp"
+  printf '#include <gumbo.h>\n#include "qlora/net/http.hpp"\n' >"$tree/include/qlora/web/fetch.hpp"
   echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/tokenizer.hpp"
   echo '#include "qlora/text/tokenizer.hpp"' >"$tree/include/qlora/run/options.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/configs/qlora/configs/tiny.hpp"
@@ -69,8 +69,8 @@ expect_offence io/hf.hpp '"qlora/run/options.hpp"'
 expect_offence run/options.hpp '<nlohmann/json.hpp>'
 expect_offence run/options.hpp '<toml++/toml.h>'
 expect_offence run/options.hpp '<CLI/CLI.hpp>'
-expect_offence text/tokenizer.hpp '<libxml/HTMLparser.h>'
-expect_offence net/http.hpp '<libxml/HTMLparser.h>'
+expect_offence text/tokenizer.hpp '<gumbo.h>'
+expect_offence net/http.hpp '<gumbo.h>'
 expect_offence web/fetch.hpp '<curl/curl.h>'
 expect_offence model/block.hpp '"qlora/net/http.hpp"'
 expect_offence web/fetch.hpp '<sentencepiece_processor.h>'

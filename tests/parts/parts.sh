@@ -1,4 +1,4 @@
-# parts.sh PROGRAM PROGRAM_WITHOUT: the second lacks libcurl, libxml2 and toml++, and so two verbs.
+# parts.sh PROGRAM PROGRAM_WITHOUT: the second lacks libcurl, libgumbo and toml++, and so two verbs.
 set -eu
 whole=$1 without=$2
 fail() { echo "FAILED: $*" >&2; exit 1; }
@@ -10,13 +10,13 @@ says() { # says CODE TEXT arguments...: the lacking program's exit code, and a t
   [ "$got" = "$code" ] || fail "exit $got, not $code, of: $*"
   case $said in *"$text"*) ;; *) fail "of $*: $said" ;; esac
 }
-says 4 "without libcurl and libxml2; on Debian: apt install libcurl4-openssl-dev libxml2-dev, then" \
+says 4 "without libcurl and libgumbo; on Debian: apt install libcurl4-openssl-dev libgumbo-dev, then" \
   fetch http://example.org/ -o pages.jsonl
-packages="libcurl4-openssl-dev libxml2-dev libtomlplusplus-dev"
-says 4 "without libcurl and libxml2 and toml++; on Debian: apt install $packages" run job.toml --no-such
+packages="libcurl4-openssl-dev libgumbo-dev libtomlplusplus-dev"
+says 4 "without libcurl and libgumbo and toml++; on Debian: apt install $packages" run job.toml --no-such
 says 3 "/nowhere" info /nowhere # the other verbs are there
 "$without" --help | grep -q "fetch .*Not in this build" || fail "the help does not say that fetch is not there"
-for part in libcurl libxml2 toml++; do
+for part in libcurl libgumbo toml++; do
   "$without" --version | grep -qF "$part: no" || fail "--version does not say that $part is not there"
   "$whole" --version | grep -qF "$part: yes" || fail "--version does not say that $part is there"
 done

@@ -151,6 +151,20 @@ TEST_CASE("hostile pages end in bounded memory, with their text or a clear refus
   CHECK_THROWS_AS((void)web::extract(pages[0].second, {.max_cpu_seconds = 0}), qlora::Error);
 }
 
+TEST_CASE("a page is read as browsers read it") {
+  const auto text = [](const char* html) { return web::extract(html).text; };
+  CHECK(text("<html><body><p>One</p></body></html><div><p>Two</p></div>") == "One\nTwo");
+  CHECK(text("<body><p>One</p></body></html><!DOCTYPE html><html><head><title>x</title></head><body><p>Two") ==
+        "One\nTwo");
+  CHECK(text("<p>&copy 1 &notit; &ampx; &#x80;") == "\xC2\xA9 1 \xC2\xACit; &x; \xE2\x82\xAC");
+  CHECK(text("<table><tr><td>a<td>b<tr><td>c<td>d<td>e</table>") == "a: b\nc | d | e");
+  CHECK(text("<title>never closed<body><p>One") == "One");
+  CHECK(text("<p>One <!-- not closed > Two") == "One Two");
+  CHECK(web::find_entity("eacute") == "\xC3\xA9");
+  CHECK(web::find_entity("semi") == ";");
+  CHECK(web::find_entity("notit").empty());
+}
+
 TEST_CASE("every truncation and many damaged copies of the fixtures are survived") {
   std::mt19937 random(7);
   for (const std::string name : {"article", "product", "latin", "form", "broken", "odd", "cut"}) {

@@ -5,6 +5,8 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <array>
+
 #include "qlora/web/pages.hpp"
 #include "support/web_server.hpp"
 
@@ -73,6 +75,60 @@ TEST_CASE("bytes become UTF-8 whatever the label says") {
     CHECK(!d.text.empty());
     CHECK(qlora::find_invalid_utf8(d.text) == std::string::npos);
   }
+}
+
+TEST_CASE("labels of the Encoding Standard are known, in a header and in a page") {
+  // Label, text as UTF-8, and the bytes that Python's codecs make of it.
+  const std::array<std::array<std::string, 3>, 22> cases{{
+      {"x-sjis", "\347\267\221\350\214\266", "\227\316\222\203"},
+      {"ms932", "\347\267\221\350\214\266", "\227\316\222\203"},
+      {"csshiftjis", "\347\267\221\350\214\266", "\227\316\222\203"},
+      {"x-euc-jp", "\347\267\221\350\214\266", "\316\320\303\343"},
+      {"chinese", "\347\273\277\350\214\266", "\302\314\262\350"},
+      {"x-gbk", "\347\273\277\350\214\266", "\302\314\262\350"},
+      {"cn-big5", "\347\266\240\350\214\266", "\272\361\257\371"},
+      {"korean", "\353\205\271\354\260\250", "\263\354\302\367"},
+      {"cyrillic", "\321\207\320\260\320\271", "\347\320\331"},
+      {"koi", "\321\207\320\260\320\271", "\336\301\312"},
+      {"koi8-ru", "\321\207\320\260\320\271", "\336\301\312"},
+      {"866", "\321\207\320\260\320\271", "\347\240\251"},
+      {"x-mac-cyrillic", "\321\207\320\260\320\271", "\367\340\351"},
+      {"x-cp1251", "\321\207\320\260\320\271", "\367\340\351"},
+      {"l2", "wod\304\205", "wod\261"},
+      {"x-cp1250", "wod\304\205", "wod\271"},
+      {"l5", "\303\247ay", "\347ay"},
+      {"csisolatingreek", "\317\204\317\203\316\254\316\271", "\364\363\334\351"},
+      {"logical", "\327\252\327\224", "\372\344"},
+      {"ecma-114", "\330\264\330\247\331\212", "\324\307\352"},
+      {"tis-620", "\340\270\212\340\270\262", "\252\322"},
+      {"cp819", "th\303\251", "th\351"},
+  }};
+  for (const auto& [label, text, bytes] : cases) {
+    INFO(label);
+    CHECK(web::decode_page("<p>" + bytes, "text/html; charset=" + label).text == "<p>" + text);
+    const std::string meta = "<META CONTENT='text/html;charset=" + label + "' HTTP-EQUIV=content-type>";
+    CHECK(web::decode_page(meta + bytes, "").text == meta + text);
+  }
+}
+
+TEST_CASE("of several labels the first of mark, header, meta and XML declaration counts") {
+  const std::string tea = "\xF7\xE0\xE9";  // windows-1251
+  const std::string read = "\xD1\x87\xD0\xB0\xD0\xB9";
+  const auto ends = [&](const std::string& page, const std::string& type) {
+    return web::decode_page(page, type).text.ends_with(read);
+  };
+  CHECK(ends("\xEF\xBB\xBF" + read, "text/html; charset=windows-1251"));
+  CHECK(ends("<meta charset=koi8-r>" + tea, "text/html; charset=windows-1251"));
+  CHECK(ends("<!-- <meta charset=koi8-r> --><meta charset=windows-1251>" + tea, ""));
+  CHECK(ends("<script>'<meta charset=koi8-r>'</script><meta charset=windows-1251>" + tea, ""));
+  CHECK(ends("<style>" + std::string(9000, 'x') + "</style><meta charset=windows-1251>" + tea, ""));
+  CHECK(ends("<?xml version='1.0' encoding='windows-1251'?><html>" + tea, "application/xhtml+xml"));
+  CHECK(ends("<html lang=ru><p>" + tea, ""));
+  CHECK(!ends("<body><meta charset=windows-1251>" + tea, ""));  // not in the head
+  CHECK(ends(read, "text/html; charset=utf-16"));               // no zero byte: not UTF-16
+  const web::Decoded odd = web::decode_page("<meta charset=klingon>" + read, "");
+  CHECK(odd.unknown_label == "klingon");
+  CHECK(odd.text.ends_with(read));
 }
 
 TEST_CASE("what is not text is refused by name") {

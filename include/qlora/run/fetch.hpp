@@ -1,4 +1,4 @@
-// qlora/run/fetch.hpp — web pages and local files to a file with one document per line. Needs libcurl and libxml2.
+// qlora/run/fetch.hpp — web pages and local files to a file with one document per line. Needs libcurl and libgumbo.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // qlora/run/job_run.hpp — run::run_job does a job: fetch, then pack, train, merge and compare for each model, and the
 // report. Steps that are done and unchanged are skipped, training resumes where it was interrupted. The output
 // directory then holds run.json, report.json and report.html, and the folders of models and arms.
-// Fetching needs libcurl and libxml2, so that it comes in as a function: run::fetch of run/fetch.hpp.
+// Fetching needs libcurl and libgumbo, so that it comes in as a function: run::fetch of run/fetch.hpp.
 #pragma once
 
 #include <algorithm>

@@ -5,6 +5,7 @@
 // ASCII inside tags, lone surrogates.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -15,9 +16,8 @@
 #include <vector>
 
 #include "qlora/error.hpp"
-#include "qlora/web/blocks.hpp"
 #include "qlora/web/charset.hpp"
-#include "qlora/web/entities.hpp"
+#include "qlora/web/tree.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -112,7 +112,7 @@ class SoupText {
 class PythonHtmlParser {
  public:
   PythonHtmlParser(std::string_view page, const ExtractOptions& options)
-      : page_(page), begin_(thread_cpu_seconds()), limit_(options.max_cpu_seconds) {}
+      : page_(page), begin_(thread_cpu_seconds()), limit_(cpu_limit(options)) {}
 
   [[nodiscard]] std::string run() {
     go_ahead(false);
@@ -390,10 +390,18 @@ class PythonHtmlParser {
       --k;
     }
     const std::string_view name = page_.substr(i_ + 1, k - i_ - 1);
-    const std::string_view value = find_entity(name);
+    const std::string_view value = entity(name);
     soup_.data(value.empty() ? page_.substr(i_, k - i_) : value);
     i_ = k + (page_[k] == ';' ? 1 : 0);
     return true;
+  }
+
+  /// find_entity(), each name once. A page can hold more names than anyone has use for: then they are not kept.
+  [[nodiscard]] std::string_view entity(std::string_view name) {
+    const auto known = entities_.find(std::string(name));
+    if (known != entities_.end()) return known->second;
+    if (entities_.size() >= 4096) entities_.clear();
+    return entities_[std::string(name)] = find_entity(name);
   }
 
   void number(std::string_view digits, bool is_hex) {
@@ -416,6 +424,7 @@ class PythonHtmlParser {
   SoupText soup_;
   std::array<bool, 256> gone_{};
   bool no_comment_end_ = false;
+  std::unordered_map<std::string, std::string> entities_;
 };
 
 }  // namespace detail

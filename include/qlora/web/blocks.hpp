@@ -1,18 +1,13 @@
-// qlora/web/blocks.hpp — an HTML page as a flat list of text blocks, built by libxml2's push SAX parser.
-// Knows elements, attributes and whitespace; which block is worth keeping is extract.hpp's choice.
-// What may not change: no tree is built, so depth costs nothing; nothing throws through the parser's C frames.
+// qlora/web/blocks.hpp — a page's tree as a flat list of text blocks, each with where it stands.
+// Knows elements, attributes, white space, tables and formulas; which block is worth keeping is extract.hpp's choice.
+// What may not change: nothing recurs over the tree; text inside <pre> keeps its line breaks and indents.
 #pragma once
-
-#include <libxml/HTMLparser.h>
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
-#include <exception>
 #include <iterator>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,239 +15,214 @@
 
 #include "qlora/error.hpp"
 #include "qlora/web/charset.hpp"
+#include "qlora/web/formula.hpp"
+#include "qlora/web/marks.hpp"
 #include "qlora/web/prescan.hpp"
+#include "qlora/web/table.hpp"
+#include "qlora/web/tree.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace web {
-
-/// Limits of one extraction.
-struct ExtractOptions {
-  std::size_t max_bytes = std::size_t{8} << 20;
-  double max_cpu_seconds = 2;  ///< of the calling thread
-};
-
 namespace detail {
 
-enum class BlockKind : std::uint8_t { paragraph, heading, item, row, term };
-
-/// Why a block may be boilerplate, and where it stands; bits of Block::place.
-enum Place : unsigned {
-  in_chrome = 1,    ///< nav, header, footer, aside, or such a role
-  in_form = 2,      ///< form
-  in_suspect = 4,   ///< an element whose class or id speaks of menus, cookies, sharing ...
-  in_main = 8,      ///< main, or role=main
-  in_article = 16,  ///< article
-  in_hidden = 32,   ///< never text: hidden, noscript, template, button ...
-  in_link = 64,
-  in_pre = 128,
+/// An element of the page in document order.
+struct Node {
+  std::uint32_t parent = 0;
+  std::uint32_t end = 0;  ///< behind the last node inside of it
+  unsigned place = 0;     ///< its own and its ancestors' bits of Place
+  unsigned own = 0;       ///< its own alone
+  std::string_view name;  ///< of HTML and MathML elements; empty for others
 };
 
-struct Block {
-  std::string text;
-  BlockKind kind = BlockKind::paragraph;
-  unsigned level = 0;     ///< of a heading
-  unsigned place = 0;     ///< bits of Place
-  std::size_t links = 0;  ///< bytes of text inside links
-  std::size_t list = 0;   ///< which list an item belongs to, from 1
-};
+inline constexpr std::array<std::string_view, 33> block_elements = {
+    "p",       "div",     "section",  "article", "main",       "header",     "footer", "nav",     "aside",
+    "form",    "ul",      "ol",       "dl",      "h1",         "h2",         "h3",     "h4",      "h5",
+    "h6",      "address", "center",   "details", "hr",         "blockquote", "figure", "summary", "pre",
+    "caption", "hgroup",  "fieldset", "legend",  "figcaption", "menu"};
 
-template <std::size_t N>
-[[nodiscard]] bool one_of(std::string_view name, const std::array<std::string_view, N>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-inline constexpr std::array<std::string_view, 22> skipped_elements = {
-    "script", "style",  "noscript", "template", "iframe", "object", "svg",    "canvas", "button", "select", "textarea",
-    "option", "applet", "audio",    "video",    "map",    "math",   "dialog", "head",   "title",  "input",  "datalist"};
-inline constexpr std::array<std::string_view, 29> block_elements = {
-    "p",      "div",     "section", "article",    "main",       "header", "footer",  "nav", "aside",  "form",
-    "ul",     "ol",      "dl",      "h1",         "h2",         "h3",     "h4",      "h5",  "h6",     "address",
-    "center", "details", "hr",      "blockquote", "figcaption", "figure", "summary", "pre", "caption"};
-inline constexpr std::array<std::string_view, 8> chrome_roles = {"navigation", "banner", "contentinfo", "complementary",
-                                                                 "search",     "menu",   "menubar",     "toolbar"};
-/// Words of class and id names (split at anything but letters) that mark boilerplate.
-inline constexpr std::array<std::string_view, 35> suspect_words = {
-    "cookie",        "cookies",    "consent",   "gdpr",     "newsletter",  "subscribe", "breadcrumb",
-    "breadcrumbs",   "share",      "sharing",   "social",   "sidebar",     "menu",      "navbar",
-    "nav",           "navigation", "footer",    "related",  "recommended", "advert",    "ads",
-    "advertisement", "ad",         "promo",     "popup",    "modal",       "banner",    "skip",
-    "pagination",    "pager",      "sponsored", "comments", "toolbar",     "masthead",  "teaser"};
-
-[[nodiscard]] inline bool is_suspect_name(std::string_view names) {
-  std::size_t i = 0;
-  while (i < names.size()) {
-    const std::size_t start = i;
-    while (i < names.size() && is_letter(names[i])) ++i;
-    if (i > start && i - start <= 13 && one_of(lower(names.substr(start, i - start)), suspect_words)) return true;
-    if (i == start) ++i;
-  }
-  return false;
-}
-
-[[nodiscard]] inline bool is_hidden_style(std::string_view style) {
-  std::string squeezed = lower(style.substr(0, 4096));
-  std::erase_if(squeezed, is_space);
-  return squeezed.find("display:none") != std::string::npos || squeezed.find("visibility:hidden") != std::string::npos;
-}
-
-/// Receives the parser's events and leaves blocks, a title and the like.
+/// Walks a tree and leaves nodes, blocks, a title and the like.
 class BlockBuilder {
  public:
+  std::vector<Node> nodes;
   std::vector<Block> blocks;
   std::string title;     ///< of <title>
   std::string og_title;  ///< of <meta property="og:title">
+  std::string refresh;   ///< of <meta http-equiv="refresh">
 
-  void start(std::string_view name, const xmlChar** attributes) {
-    Element element{std::string(name.substr(0, 16)), place_, false};
-    if (name == "html" || name == "body") {
-      stack_.push_back(std::move(element));
-      return;
+  void run(const GumboNode& root) {
+    struct Step {
+      const GumboNode* node;
+      unsigned child;
+    };
+    std::vector<Step> path;
+    const auto children = [](const GumboNode& n) -> const GumboVector& { return n.v.element.children; };
+    start(root);
+    path.push_back({&root, 0});
+    while (!path.empty()) {
+      Step& step = path.back();
+      if (step.child == children(*step.node).length) {
+        end();
+        path.pop_back();
+        continue;
+      }
+      const auto* next = static_cast<const GumboNode*>(children(*step.node).data[step.child++]);
+      if (next->type == GUMBO_NODE_ELEMENT || next->type == GUMBO_NODE_TEMPLATE) {
+        start(*next);
+        path.push_back({next, 0});
+      } else if (next->type != GUMBO_NODE_COMMENT && next->type != GUMBO_NODE_DOCUMENT) {
+        text(next->v.text.text);
+      }
     }
-    place_ |= place_of(name, attributes);
-    element.takes_title = name == "title" && title.empty() && (element.place & in_hidden) == head_only_;
-    if (name == "meta") read_meta(attributes);
-    if (name == "head") head_only_ = in_hidden;
-    open(name);
-    taking_title_ = taking_title_ || element.takes_title;
-    stack_.push_back(std::move(element));
-  }
-
-  void end(std::string_view name) {
-    name = name.substr(0, 16);
-    // The parser closes in order; should it not, look a little deeper and no further, so that this stays linear.
-    std::size_t depth = stack_.size();
-    for (std::size_t looked = 0; depth > 0 && looked < 64; --depth, ++looked)
-      if (stack_[depth - 1].name == name) break;
-    if (depth == 0 || stack_[depth - 1].name != name) return;
-    while (stack_.size() >= depth) {
-      close(stack_.back().name);
-      if (stack_.back().takes_title) taking_title_ = false;
-      if (stack_.back().name == "head") head_only_ = 0;
-      place_ = stack_.back().place;
-      stack_.pop_back();
-    }
-  }
-
-  void text(std::string_view piece) {
-    if (taking_title_) add_collapsed(title, piece);
-    if ((place_ & in_hidden) != 0) return;
-    const std::size_t before = current_.text.size();
-    if (current_.text.empty()) current_.place = place_;
-    if ((place_ & in_pre) != 0)
-      current_.text += piece;
-    else
-      add_collapsed(current_.text, piece);
-    if ((place_ & in_link) != 0) current_.links += current_.text.size() - before;
-  }
-
-  void finish() {
-    while (!stack_.empty()) end(std::string(stack_.back().name));
     flush();
   }
 
  private:
   struct Element {
-    std::string name;
-    unsigned place;  ///< outside of it
-    bool takes_title;
+    std::uint32_t node;
+    unsigned outside;  ///< place around it
+    bool takes_title = false;
+    std::size_t script = 0;  ///< of <sup> and <sub>: where its text begins, plus 1
+    bool shown_formula = false;
   };
-  /// A table being read; deeper ones than max_tables are read as running text.
-  struct Table {
-    std::vector<std::vector<Block>> cells;  ///< of the open row
-    std::vector<Block> outer;               ///< blocks of what holds the table
-    bool row_open = false;
-    bool cell_open = false;
+  struct List {
+    std::size_t id;
+    bool ordered;
+    std::size_t items;
+    int step;
   };
+  /// Deeper tables than these are read as running text.
   static constexpr std::size_t max_tables = 8;
 
-  [[nodiscard]] unsigned place_of(std::string_view name, const xmlChar** attributes) const {
-    unsigned place = 0;
-    const bool inside = (place_ & (in_main | in_article)) != 0;  // an article's own header and footer hold its text
-    if (one_of(name, skipped_elements)) place |= in_hidden;
-    if (name == "nav" || name == "aside" || ((name == "header" || name == "footer") && !inside)) place |= in_chrome;
-    if (name == "form") place |= in_form;
-    if (name == "main") place |= in_main;
-    if (name == "article") place |= in_article;
-    if (name == "a") place |= in_link;
-    if (name == "pre") place |= in_pre;
-    for (std::size_t i = 0; attributes != nullptr && attributes[i] != nullptr; i += 2) {
-      const std::string_view key = reinterpret_cast<const char*>(attributes[i]);
-      const std::string_view value =
-          attributes[i + 1] != nullptr ? reinterpret_cast<const char*>(attributes[i + 1]) : "";
-      if (key == "hidden" || (key == "aria-hidden" && value == "true") || (key == "style" && is_hidden_style(value)))
-        place |= in_hidden;
-      if (key == "role" && value == "main") place |= in_main;
-      if (key == "role" && (value == "dialog" || value == "alertdialog")) place |= in_suspect;
-      if (key == "role" && one_of(value, chrome_roles)) place |= in_chrome;
-      if ((key == "class" || key == "id") && name != "main" && name != "article" &&
-          is_suspect_name(value.substr(0, 4096)))
-        place |= in_suspect;
-    }
-    return place;
+  [[nodiscard]] Node& now() { return nodes[stack_.back().node]; }
+  [[nodiscard]] unsigned place() const { return stack_.empty() ? 0 : nodes[stack_.back().node].place; }
+
+  [[nodiscard]] static std::string_view name_of(const GumboNode& node) {
+    const GumboElement& e = node.v.element;
+    if (e.tag_namespace == GUMBO_NAMESPACE_SVG && e.tag != GUMBO_TAG_SVG) return {};
+    if (e.tag != GUMBO_TAG_UNKNOWN) return gumbo_normalized_tagname(e.tag);
+    GumboStringPiece raw = e.original_tag;
+    gumbo_tag_from_original_text(&raw);
+    return raw.data == nullptr ? std::string_view() : std::string_view(raw.data, raw.length);
   }
 
-  void read_meta(const xmlChar** attributes) {
+  void start(const GumboNode& node) {
+    Node made;
+    made.parent = stack_.empty() ? 0 : stack_.back().node;
+    made.name = name_of(node);
+    const unsigned outside = place();
+    const GumboVector& attributes = node.v.element.attributes;
+    made.own = own_place(made.name, attributes, outside);
+    if (is_heading_button(made.name, attributes, current_.kind == BlockKind::heading)) made.own &= ~unsigned{in_hidden};
+    made.place = outside | made.own;
+    Element element{.node = static_cast<std::uint32_t>(nodes.size()), .outside = outside};
+    const std::string_view name = made.name;
+    element.takes_title = name == "title" && title.empty() && !in_svg_;
+    if (name == "svg") in_svg_ = true;
+    nodes.push_back(made);
+    if (name == "meta") read_meta(attributes);
+    if (element.takes_title) taking_title_ = true;
+    stack_.push_back(element);
+    open(name, attributes);
+  }
+
+  void end() {
+    const Element element = stack_.back();
+    Node& node = nodes[element.node];
+    close(node.name, element);
+    if (element.takes_title) taking_title_ = false;
+    if (node.name == "svg") in_svg_ = false;
+    node.end = static_cast<std::uint32_t>(nodes.size());
+    stack_.pop_back();
+  }
+
+  void text(std::string_view piece) {
+    if (taking_title_) add_collapsed(title, piece);
+    const unsigned here = place();
+    if ((here & in_hidden) != 0) return;
+    if (formula_.open()) return formula_.text(piece);
+    add(piece, here);
+  }
+
+  void add(std::string_view piece, unsigned here) {
+    const std::size_t before = current_.text.size();
+    if (current_.text.empty()) {
+      current_.place = here;
+      current_.node = stack_.back().node;
+    }
+    if ((here & in_pre) != 0)
+      current_.text += piece;
+    else
+      add_collapsed(current_.text, piece);
+    if ((here & in_link) != 0) current_.links += current_.text.size() - before;
+  }
+
+  void read_meta(const GumboVector& attributes) {
     std::string_view property;
     std::string_view content;
-    for (std::size_t i = 0; attributes != nullptr && attributes[i] != nullptr; i += 2) {
-      const std::string_view key = reinterpret_cast<const char*>(attributes[i]);
-      const std::string_view value =
-          attributes[i + 1] != nullptr ? reinterpret_cast<const char*>(attributes[i + 1]) : "";
+    bool refreshes = false;
+    for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
       if (key == "property" || key == "name") property = value;
       if (key == "content") content = value;
-    }
+      refreshes = refreshes || (key == "http-equiv" && lower(value) == "refresh");
+    });
     if (property == "og:title" && og_title.empty()) add_collapsed(og_title, content.substr(0, 4096));
+    if (refreshes && refresh.empty()) refresh = std::string(content) + ' ';
   }
 
-  /// Bytes of the white space at the start: ASCII, no-break, U+2000 to U+200A, narrow no-break; 0 if there is none.
-  [[nodiscard]] static std::size_t space_length(std::string_view text) {
-    if (is_space(text[0])) return 1;
-    if (text.starts_with("\xC2\xA0")) return 2;
-    if (text.starts_with("\xE2\x80\xAF")) return 3;
-    return text.size() >= 3 && text.starts_with("\xE2\x80") && static_cast<unsigned char>(text[2]) <= 0x8A ? 3 : 0;
-  }
-
-  /// Appends with runs of white space as one space, none at the start of a line. Zero-width
-  /// characters and soft hyphens are dropped.
-  static void add_collapsed(std::string& out, std::string_view piece) {
-    for (std::size_t i = 0; i < piece.size();) {
-      const std::string_view rest = piece.substr(i);
-      const std::size_t space = space_length(rest);
-      if (space > 0) {
-        if (!out.empty() && out.back() != ' ' && out.back() != '\n') out += ' ';
-        i += space;
-      } else if (rest.starts_with("\xC2\xAD")) {
-        i += 2;
-      } else if (rest.starts_with("\xE2\x80\x8B") || rest.starts_with("\xEF\xBB\xBF")) {
-        i += 3;
-      } else {
-        const auto c = static_cast<unsigned char>(rest[0]);
-        if (c >= 0x20 && c != 0x7F) out += rest[0];
-        ++i;
-      }
+  void open(std::string_view name, const GumboVector& attributes) {
+    const unsigned here = place();
+    if (name == "math") {
+      std::string_view alternative;
+      for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+        if (key == "alttext") alternative = value;
+      });
+      if ((here & in_hidden) == 0) formula_.start(alternative);
+      return;
     }
-  }
-
-  void open(std::string_view name) {
-    if (name == "br" && (place_ & in_hidden) == 0) {
+    if (formula_.open()) return formula_.open(name);
+    if ((here & in_hidden) != 0) return;
+    if (name == "br") {
       while (current_.text.ends_with(' ')) current_.text.pop_back();
       if (!current_.text.empty()) current_.text += '\n';
+    } else if (name == "sup" || name == "sub") {
+      stack_.back().script = current_.text.size() + 1;
     } else if (one_of(name, block_elements)) {
       flush();
       if (name.size() == 2 && name[0] == 'h' && is_digit(name[1])) {
         current_.kind = BlockKind::heading;
         current_.level = static_cast<unsigned>(name[1] - '0');
       }
-      if (name == "ul" || name == "ol") lists_.push_back({++list_count_, name == "ol", 0});
+      if (name == "ul" || name == "ol") open_list(name == "ol", attributes);
     } else if (name == "li") {
       flush();
       item_pending_ = true;
-      if (!lists_.empty()) ++lists_.back().items;
+      if (!lists_.empty()) open_item(attributes);
     } else if (name == "dt" || name == "dd") {
       flush();
       if (name == "dt") current_.kind = BlockKind::term;
-    } else if (name == "table") {
+    } else {
+      open_table_part(name, attributes);
+    }
+  }
+
+  void open_list(bool ordered, const GumboVector& attributes) {
+    List list{.id = ++list_count_, .ordered = ordered, .items = 0, .step = 1};
+    for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+      if (ordered && key == "start" && small_number(value) > 0) list.items = small_number(value) - 1;
+    });
+    lists_.push_back(list);
+  }
+
+  void open_item(const GumboVector& attributes) {
+    ++lists_.back().items;
+    for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+      if (key == "value" && small_number(value) > 0) lists_.back().items = small_number(value);
+    });
+  }
+
+  void open_table_part(std::string_view name, const GumboVector& attributes) {
+    if (name == "table") {
       flush();
       if (tables_.size() < max_tables) {
         tables_.emplace_back();
@@ -267,12 +237,30 @@ class BlockBuilder {
       flush();
       if (extra_tables_ == 0 && !tables_.empty()) {
         end_cell();
-        tables_.back().row_open = tables_.back().cell_open = true;
+        Table& table = tables_.back();
+        table.row_open = table.cell_open = true;
+        table.rowspan = table.colspan = 1;
+        for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+          if (key == "rowspan") table.rowspan = std::clamp<std::size_t>(small_number(value), 1, 1000);
+          if (key == "colspan") table.colspan = std::clamp<std::size_t>(small_number(value), 1, 100);
+        });
       }
     }
   }
 
-  void close(std::string_view name) {
+  void close(std::string_view name, const Element& element) {
+    if (formula_.open()) {
+      if (name != "math") return formula_.close(name);
+      const std::string shown = formula_.finish();
+      if (!shown.empty()) {
+        if (!current_.text.empty() && (is_letter(current_.text.back()) || is_digit(current_.text.back())))
+          add(" ", place());
+        add(shown, place());
+      }
+      return;
+    }
+    if ((place() & in_hidden) != 0) return;
+    if (element.script > 0) close_script(name, element.script - 1);
     if (one_of(name, block_elements) || name == "li" || name == "dt" || name == "dd") flush();
     if (name == "li") item_pending_ = false;
     if ((name == "ul" || name == "ol") && !lists_.empty()) lists_.pop_back();
@@ -286,15 +274,38 @@ class BlockBuilder {
     }
   }
 
+  /// 10<sup>23</sup> is written 10^23 and x<sub>i</sub> x_i; H<sub>2</sub>O and 1<sup>st</sup> read well as they are.
+  void close_script(std::string_view name, std::size_t from) {
+    std::string& text = current_.text;
+    if (from == 0 || from >= text.size() || (place() & (in_link | in_pre)) != 0 || text[from - 1] == ' ') return;
+    const std::string_view inside = std::string_view(text).substr(from);
+    std::size_t digits = 0;
+    std::size_t letters = 0;
+    std::size_t signs = 0;
+    for (std::size_t i = 0; i < inside.size(); ++i) {
+      digits += is_digit(inside[i]);
+      letters += is_letter(inside[i]);
+      signs += inside[i] == '-' || inside[i] == '+' || inside.substr(i).starts_with("\xE2\x88\x92") ||
+               inside.substr(i).starts_with("\xE2\x80\x93");
+    }
+    if (inside.size() > 8 || inside.find('[') != std::string_view::npos || inside.find(' ') != std::string_view::npos)
+      return;
+    if (name == "sup" ? digits > 0 || letters == 1 : letters > 0 && digits + letters + signs > 0 && letters <= 3)
+      text.insert(from, name == "sup" ? "^" : "_");
+  }
+
   void flush() {
     std::string& text = current_.text;
     if ((current_.place & in_pre) != 0) {
+      if (text.starts_with('\r')) text.erase(0, 1);
       while (text.starts_with('\n')) text.erase(0, 1);
     }
     while (!text.empty() && is_space(text.back())) text.pop_back();
     if (!text.empty()) {
       if (item_pending_ && !lists_.empty()) {
-        text.insert(0, lists_.back().ordered ? concat(lists_.back().items, ". ") : "- ");
+        const std::string mark = lists_.back().ordered ? concat(lists_.back().items, ". ") : "- ";
+        text.insert(0, mark);
+        current_.mark = mark.size();
         current_.kind = BlockKind::item;
       }
       item_pending_ = false;  // the rest of the item has no mark
@@ -314,59 +325,15 @@ class BlockBuilder {
     flush();
     Table& table = tables_.back();
     if (table.cell_open)
-      table.cells.push_back(std::exchange(blocks, {}));
+      table.add_cell(std::exchange(blocks, {}));
     else  // a caption
       std::move(blocks.begin(), blocks.end(), std::back_inserter(table.outer)), blocks.clear();
     table.cell_open = false;
   }
 
-  /// A row of short cells becomes one line; a row that holds running text is layout, and its blocks are kept as they
-  /// are.
   void end_row() {
     end_cell();
-    Table& table = tables_.back();
-    if (!table.row_open) return;
-    table.row_open = false;
-    bool data = true;
-    std::size_t filled = 0;
-    for (const auto& cell : table.cells) {
-      std::size_t bytes = 0;
-      for (const Block& block : cell) {
-        bytes += block.text.size();
-        data = data && block.kind != BlockKind::row && block.kind != BlockKind::heading;
-      }
-      filled += !cell.empty();
-      data = data && cell.size() <= 3 && bytes <= 500;
-    }
-    if (!data) {
-      for (auto& cell : table.cells) std::move(cell.begin(), cell.end(), std::back_inserter(table.outer));
-    } else if (filled > 0) {
-      table.outer.push_back(join_row(table.cells));
-    }
-    table.cells.clear();
-  }
-
-  /// "name: value" for two cells, "a | b | c" for others; empty cells at the end are dropped.
-  [[nodiscard]] static Block join_row(const std::vector<std::vector<Block>>& cells) {
-    Block row;
-    row.kind = BlockKind::row;
-    std::vector<std::string> texts;
-    bool first = true;
-    for (const auto& cell : cells) {
-      std::string text;
-      for (const Block& block : cell) {
-        if (std::exchange(first, false)) row.place = block.place;
-        row.links += block.links;
-        text += (text.empty() ? "" : "; ") + (block.text.starts_with("- ") ? block.text.substr(2) : block.text);
-      }
-      std::replace(text.begin(), text.end(), '\n', ' ');
-      texts.push_back(std::move(text));
-    }
-    while (!texts.empty() && texts.back().empty()) texts.pop_back();
-    const bool pair = texts.size() == 2 && !texts[0].empty();
-    for (std::size_t i = 0; i < texts.size(); ++i)
-      row.text += (i == 0 ? "" : !pair ? " | " : texts[0].ends_with(':') ? " " : ": ") + texts[i];
-    return row;
+    tables_.back().end_row();
   }
 
   void end_table() {
@@ -377,81 +344,30 @@ class BlockBuilder {
     tables_.pop_back();
   }
 
-  struct List {
-    std::size_t id;
-    bool ordered;
-    std::size_t items;
-  };
   std::vector<Element> stack_;
   std::vector<List> lists_;
   std::vector<Table> tables_;
+  Formula formula_;
   Block current_;
-  unsigned place_ = 0;
-  unsigned head_only_ = 0;
   std::size_t list_count_ = 0;
   std::size_t extra_tables_ = 0;
   bool item_pending_ = false;
   bool taking_title_ = false;
+  bool in_svg_ = false;
 };
 
-/// Runs a callback's work and keeps its exception until the parser has returned.
-struct ParseState {
-  BlockBuilder builder;
-  std::exception_ptr failure;
-  template <class Work>
-  void guarded(const Work& work) noexcept {
-    if (failure) return;
-    try {
-      work();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }
-};
-
-[[nodiscard]] inline double thread_cpu_seconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-/// Parses a page (UTF-8) into blocks. Throws Error when it is over the size or the time limit.
+/// Parses a page (UTF-8) into blocks. Throws Error when it is over the size, the memory or the time limit.
 [[nodiscard]] inline BlockBuilder parse_blocks(std::string_view html, const ExtractOptions& options) {
   if (html.size() > options.max_bytes) throw Error(concat("the page is larger than ", options.max_bytes, " bytes"));
   const double begin = thread_cpu_seconds();
   const std::string page = Prescan(html).run();
-  ParseState state;
-  xmlSAXHandler handler{};
-  handler.startElement = [](void* user, const xmlChar* name, const xmlChar** attributes) {
-    auto& s = *static_cast<ParseState*>(user);
-    s.guarded([&] { s.builder.start(reinterpret_cast<const char*>(name), attributes); });
-  };
-  handler.endElement = [](void* user, const xmlChar* name) {
-    auto& s = *static_cast<ParseState*>(user);
-    s.guarded([&] { s.builder.end(reinterpret_cast<const char*>(name)); });
-  };
-  handler.characters = [](void* user, const xmlChar* text, int n) {
-    auto& s = *static_cast<ParseState*>(user);
-    s.guarded([&] { s.builder.text({reinterpret_cast<const char*>(text), static_cast<std::size_t>(n)}); });
-  };
-  handler.ignorableWhitespace = handler.characters;
-  handler.cdataBlock = handler.characters;
-  xmlInitParser();
-  const std::unique_ptr<htmlParserCtxt, decltype(&htmlFreeParserCtxt)> parser(
-      htmlCreatePushParserCtxt(&handler, &state, nullptr, 0, nullptr, XML_CHAR_ENCODING_UTF8), &htmlFreeParserCtxt);
-  if (!parser) throw Error("libxml2 does not start", ErrorKind::resource);
-  htmlCtxtUseOptions(parser.get(), HTML_PARSE_RECOVER | HTML_PARSE_NOERROR | HTML_PARSE_NOWARNING | HTML_PARSE_NONET |
-                                       HTML_PARSE_IGNORE_ENC);
-  // Small, because the clock is looked at between chunks: a stray end tag costs the parser a walk up its whole stack.
-  constexpr std::size_t chunk = std::size_t{2} << 10;
-  for (std::size_t at = 0; at < page.size() && !state.failure; at += chunk) {
-    htmlParseChunk(parser.get(), page.data() + at, static_cast<int>(std::min(chunk, page.size() - at)), 0);
-    if (thread_cpu_seconds() - begin > options.max_cpu_seconds) throw Error("the page takes too long to parse");
-  }
-  htmlParseChunk(parser.get(), nullptr, 0, 1);
-  if (state.failure) std::rethrow_exception(state.failure);
-  state.builder.finish();
-  return std::move(state.builder);
+  const double limit = cpu_limit(options);
+  const Tree tree(page, (std::size_t{256} << 20) + 24 * page.size(), limit);
+  BlockBuilder builder;
+  builder.run(tree.root());
+  if (thread_cpu_seconds() - begin > limit) throw Error("the page takes too long to parse");
+  for (Node& node : builder.nodes) node.name = {};  // they point into the tree
+  return builder;
 }
 
 }  // namespace detail

@@ -1,6 +1,6 @@
 // qlora/web/charset.hpp — bytes of a page to UTF-8, and what kind of bytes they are.
-// Order: Content-Type, byte order mark, <meta>, valid UTF-8, windows-1252. What may not change: the output is valid
-// UTF-8 without NUL whatever comes in; only the encodings listed here are ever asked of iconv.
+// Source: the WHATWG Encoding Standard (labels) and HTML, "determining the character encoding" (order). What may not
+// change: the output is valid UTF-8 without NUL whatever comes in; only the encodings listed here are asked of iconv.
 #pragma once
 
 #include <iconv.h>
@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "qlora/error.hpp"
 #include "qlora/text/document.hpp"
@@ -40,6 +41,11 @@ namespace detail {
   while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
   while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
   return text;
+}
+
+template <std::size_t N>
+[[nodiscard]] bool one_of(std::string_view name, const std::array<std::string_view, N>& names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 /// Appends a code point; surrogates and numbers past U+10FFFF become U+FFFD.
@@ -119,75 +125,66 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
   return out;
 }
 
-/// WHATWG label -> name for iconv ("" if unknown). ASCII and ISO-8859-1 mean windows-1252, as browsers have it.
+// clang-format off
+/// The names that iconv has for the encodings of the WHATWG Encoding Standard, each before that standard's labels.
+inline constexpr std::string_view encoding_table =
+    "UTF-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 \n"
+    "CP866 866 cp866 csibm866 ibm866 \n"
+    "ISO-8859-2 csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2 \n"
+    "ISO-8859-3 csisolatin3 iso-8859-3 iso-ir-109 iso8859-3 iso88593 iso_8859-3 iso_8859-3:1988 l3 latin3 \n"
+    "ISO-8859-4 csisolatin4 iso-8859-4 iso-ir-110 iso8859-4 iso88594 iso_8859-4 iso_8859-4:1988 l4 latin4 \n"
+    "ISO-8859-5 csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595 iso_8859-5 iso_8859-5:1988 \n"
+    "ISO-8859-6 arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e "
+    "iso-8859-6-i iso-ir-127 iso8859-6 iso88596 iso_8859-6 iso_8859-6:1987 \n"
+    "ISO-8859-7 csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso8859-7 iso88597 "
+    "iso_8859-7 iso_8859-7:1987 sun_eu_greek \n"
+    "ISO-8859-8 csiso88598e csiso88598i csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e iso-8859-8-i iso-ir-138 "
+    "iso8859-8 iso88598 iso_8859-8 iso_8859-8:1988 logical visual \n"
+    "ISO-8859-10 csisolatin6 iso-8859-10 iso-ir-157 iso8859-10 iso885910 l6 latin6 \n"
+    "ISO-8859-13 iso-8859-13 iso8859-13 iso885913 \n"
+    "ISO-8859-14 iso-8859-14 iso8859-14 iso885914 \n"
+    "ISO-8859-15 csisolatin9 iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9 \n"
+    "ISO-8859-16 iso-8859-16 \n"
+    "KOI8-R cskoi8r koi koi8 koi8-r koi8_r \n"
+    "KOI8-U koi8-ru koi8-u \n"
+    "MACINTOSH csmacintosh mac macintosh x-mac-roman \n"
+    "CP874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874 \n"
+    "CP1250 cp1250 windows-1250 x-cp1250 \n"
+    "CP1251 cp1251 windows-1251 x-cp1251 \n"
+    "CP1252 ansi_x3.4-1968 ascii cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 "
+    "iso_8859-1 iso_8859-1:1987 l1 latin1 us-ascii windows-1252 x-cp1252 x-user-defined \n"
+    "CP1253 cp1253 windows-1253 x-cp1253 \n"
+    "CP1254 cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5 "
+    "windows-1254 x-cp1254 \n"
+    "CP1255 cp1255 windows-1255 x-cp1255 \n"
+    "CP1256 cp1256 windows-1256 x-cp1256 \n"
+    "CP1257 cp1257 windows-1257 x-cp1257 \n"
+    "CP1258 cp1258 windows-1258 x-cp1258 \n"
+    "MAC-UK x-mac-cyrillic x-mac-ukrainian \n"
+    "GB18030 chinese csgb2312 csiso58gb231280 gb18030 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk \n"
+    "BIG5-HKSCS big5 big5-hkscs cn-big5 csbig5 x-x-big5 \n"
+    "EUC-JP-MS cseucpkdfmtjapanese euc-jp x-euc-jp \n"
+    "ISO-2022-JP csiso2022jp iso-2022-jp \n"
+    "CP932 csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis \n"
+    "CP949 cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601 "
+    "windows-949 \n"
+    "UTF-16BE unicodefffe utf-16be \n"
+    "UTF-16LE csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le \n";
+// clang-format on
+
+/// WHATWG label -> name for iconv ("" if unknown). ASCII and ISO-8859-1 mean windows-1252, as browsers have it; the
+/// encodings that browsers refuse to read are unknown.
 [[nodiscard]] inline std::string encoding_of(std::string_view label) {
   const std::string name = lower(trim(label));
-  static constexpr std::pair<std::string_view, std::string_view> known[] = {{"utf-8", "UTF-8"},
-                                                                            {"utf8", "UTF-8"},
-                                                                            {"unicode-1-1-utf-8", "UTF-8"},
-                                                                            {"us-ascii", "CP1252"},
-                                                                            {"ascii", "CP1252"},
-                                                                            {"iso-8859-1", "CP1252"},
-                                                                            {"iso8859-1", "CP1252"},
-                                                                            {"latin1", "CP1252"},
-                                                                            {"l1", "CP1252"},
-                                                                            {"windows-1252", "CP1252"},
-                                                                            {"cp1252", "CP1252"},
-                                                                            {"x-cp1252", "CP1252"},
-                                                                            {"iso-8859-2", "ISO-8859-2"},
-                                                                            {"latin2", "ISO-8859-2"},
-                                                                            {"iso-8859-3", "ISO-8859-3"},
-                                                                            {"iso-8859-4", "ISO-8859-4"},
-                                                                            {"iso-8859-5", "ISO-8859-5"},
-                                                                            {"iso-8859-6", "ISO-8859-6"},
-                                                                            {"iso-8859-7", "ISO-8859-7"},
-                                                                            {"iso-8859-8", "ISO-8859-8"},
-                                                                            {"iso-8859-9", "CP1254"},
-                                                                            {"latin5", "CP1254"},
-                                                                            {"iso-8859-10", "ISO-8859-10"},
-                                                                            {"iso-8859-13", "ISO-8859-13"},
-                                                                            {"iso-8859-14", "ISO-8859-14"},
-                                                                            {"iso-8859-15", "ISO-8859-15"},
-                                                                            {"latin9", "ISO-8859-15"},
-                                                                            {"iso-8859-16", "ISO-8859-16"},
-                                                                            {"windows-1250", "CP1250"},
-                                                                            {"windows-1251", "CP1251"},
-                                                                            {"cp1251", "CP1251"},
-                                                                            {"windows-1253", "CP1253"},
-                                                                            {"windows-1254", "CP1254"},
-                                                                            {"windows-1255", "CP1255"},
-                                                                            {"windows-1256", "CP1256"},
-                                                                            {"windows-1257", "CP1257"},
-                                                                            {"windows-1258", "CP1258"},
-                                                                            {"windows-874", "CP874"},
-                                                                            {"tis-620", "CP874"},
-                                                                            {"koi8-r", "KOI8-R"},
-                                                                            {"koi8-u", "KOI8-U"},
-                                                                            {"ibm866", "CP866"},
-                                                                            {"cp866", "CP866"},
-                                                                            {"macintosh", "MACINTOSH"},
-                                                                            {"shift_jis", "CP932"},
-                                                                            {"shift-jis", "CP932"},
-                                                                            {"sjis", "CP932"},
-                                                                            {"windows-31j", "CP932"},
-                                                                            {"euc-jp", "EUC-JP"},
-                                                                            {"iso-2022-jp", "ISO-2022-JP"},
-                                                                            {"gb2312", "GB18030"},
-                                                                            {"gbk", "GB18030"},
-                                                                            {"gb18030", "GB18030"},
-                                                                            {"big5", "BIG5-HKSCS"},
-                                                                            {"big5-hkscs", "BIG5-HKSCS"},
-                                                                            {"euc-kr", "CP949"},
-                                                                            {"ks_c_5601-1987", "CP949"},
-                                                                            {"utf-16", "UTF-16LE"},
-                                                                            {"utf-16le", "UTF-16LE"},
-                                                                            {"utf-16be", "UTF-16BE"}};
-  for (const auto& [key, value] : known)
-    if (key == name) return std::string(value);
-  return {};
+  if (name.empty() || name.find_first_of(" \n") != std::string::npos) return {};
+  const std::string word = " " + name + " ";
+  const std::size_t at = encoding_table.find(word);
+  if (at == std::string_view::npos) return {};
+  const std::size_t line = encoding_table.rfind('\n', at) + 1;  // npos + 1 is 0
+  return std::string(encoding_table.substr(line, encoding_table.find(' ', line) - line));
 }
 
-/// Value of charset= in a Content-Type or in a <meta> tag's text.
+/// Value of charset= in a Content-Type or in the content attribute of a <meta>.
 [[nodiscard]] inline std::string charset_parameter(std::string_view text) {
   const std::string low = lower(text);
   std::size_t at = 0;
@@ -198,21 +195,165 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
     if (i == low.size() || low[i] != '=') continue;
     ++i;
     while (i < low.size() && (is_space(low[i]) || low[i] == '"' || low[i] == '\'')) ++i;
-    const std::size_t end = low.find_first_of("\"'; \t\r\n>/", i);
+    const std::size_t end = low.find_first_of("\"'; \t\r\n>", i);
     return low.substr(i, end == std::string::npos ? end : end - i);
   }
   return {};
 }
 
-/// Encoding that a <meta> tag in the first 4 KiB names. UTF-16 there cannot be true (the tag was readable): UTF-8.
-[[nodiscard]] inline std::string meta_encoding(std::string_view page) {
-  const std::string head = lower(page.substr(0, 4096));
-  for (std::size_t at = head.find("<meta"); at != std::string::npos; at = head.find("<meta", at + 5)) {
-    const std::size_t end = head.find('>', at);
-    const std::string name = encoding_of(charset_parameter(std::string_view(head).substr(at, end - at)));
-    if (!name.empty()) return name.starts_with("UTF-16") ? "UTF-8" : name;
+/// What the head of a page says of itself.
+struct HeadLabels {
+  std::string meta;      ///< label of the first <meta> that names an encoding
+  std::string language;  ///< lang of <html>
+};
+
+/// Reads the tags up to <body>, as a browser does: comments, scripts and styles hold no tags.
+class HeadScan {
+ public:
+  explicit HeadScan(std::string_view page) : page_(page) {}
+
+  [[nodiscard]] HeadLabels run() {
+    HeadLabels found;
+    while ((at_ = page_.find('<', at_)) != none) {
+      if (page_.substr(at_, 4) == "<!--") {
+        past("-->", at_ + 2);
+        continue;
+      }
+      const std::size_t letter = at_ + (page_.substr(at_, 2) == "</" ? 2 : 1);
+      if (letter >= page_.size() || !is_letter(page_[letter])) {
+        ++at_;
+        continue;
+      }
+      const bool closes = letter == at_ + 2;
+      std::size_t end = letter;
+      while (end < page_.size() && end - letter < 12 && !is_space(page_[end]) && page_[end] != '>' && page_[end] != '/')
+        ++end;
+      const std::string name = lower(page_.substr(letter, end - letter));
+      if (name == "body" && !closes) break;
+      at_ = end;
+      std::string charset;
+      std::string content;
+      bool declares = false;
+      attributes([&](const std::string& key, std::string_view value) {
+        if (key == "charset" && charset.empty()) charset = trim(value);
+        if (key == "content" && content.empty()) content = value;
+        if (key == "http-equiv") declares = lower(trim(value)) == "content-type";
+        if ((key == "lang" || key == "xml:lang") && name == "html" && found.language.empty())
+          found.language = lower(trim(value));
+      });
+      if (name == "meta" && found.meta.empty()) {
+        if (charset.empty() && declares) charset = charset_parameter(content);
+        found.meta = lower(charset).substr(0, 64);
+      }
+      if (!closes && (name == "script" || name == "style")) past("</" + name, at_);
+    }
+    return found;
   }
-  return {};
+
+ private:
+  static constexpr std::size_t none = std::string_view::npos;
+
+  /// Moves behind `end`, in any case of letters; to the end of the page if there is none.
+  void past(const std::string& end, std::size_t from) {
+    for (at_ = from; (at_ = page_.find(end.substr(0, 2), at_)) != none; ++at_)
+      if (lower(page_.substr(at_, end.size())) == end) break;
+    at_ = at_ == none ? page_.size() : at_ + end.size();
+  }
+
+  template <class Use>
+  void attributes(const Use& use) {
+    while (true) {
+      while (at_ < page_.size() && (is_space(page_[at_]) || page_[at_] == '/')) ++at_;
+      if (at_ >= page_.size() || page_[at_] == '>') return;
+      std::size_t end = page_.find_first_of("= \t\n\r\f/>", at_ + 1);
+      const std::string key = lower(page_.substr(at_, std::min<std::size_t>(end == none ? none : end - at_, 32)));
+      at_ = std::min(end, page_.size());
+      std::size_t next = page_.find_first_not_of(" \t\n\r\f", at_);
+      if (next == none || page_[next] != '=') {
+        use(key, {});
+        continue;
+      }
+      at_ = std::min(page_.find_first_not_of(" \t\n\r\f", next + 1), page_.size());
+      const char quote = at_ < page_.size() ? page_[at_] : '>';
+      if (quote == '"' || quote == '\'') {
+        end = page_.find(quote, at_ + 1);
+        if (end == none) {
+          at_ = page_.size();
+          return;
+        }
+        use(key, page_.substr(at_ + 1, end - at_ - 1));
+        at_ = end + 1;
+      } else {
+        end = std::min(page_.find_first_of(" \t\n\r\f>", at_), page_.size());
+        use(key, page_.substr(at_, end - at_));
+        at_ = end;
+      }
+    }
+  }
+
+  std::string_view page_;
+  std::size_t at_ = 0;
+};
+
+/// Label of an XML declaration at the start.
+[[nodiscard]] inline std::string xml_label(std::string_view page) {
+  page = trim(page.substr(0, 1024));
+  if (!page.starts_with("<?xml")) return {};
+  page = page.substr(0, page.find('>'));
+  const std::size_t at = page.find("encoding");
+  const std::size_t open = at == std::string_view::npos ? at : page.find_first_of("\"'", at);
+  if (open == std::string_view::npos) return {};
+  return lower(page.substr(open + 1, page.find(page[open], open + 1) - open - 1));
+}
+
+/// Encodings of pages in a language that say nothing of theirs (Encoding Standard and HTML, "determining the character
+/// encoding"), the stricter first.
+[[nodiscard]] inline std::vector<std::string> usual_encodings(std::string_view language) {
+  static constexpr std::pair<std::string_view, std::string_view> usual[] = {{"ja", "ISO-2022-JP EUC-JP-MS CP932"},
+                                                                            {"zh-tw", "BIG5-HKSCS"},
+                                                                            {"zh-hk", "BIG5-HKSCS"},
+                                                                            {"zh", "GB18030"},
+                                                                            {"ko", "CP949"},
+                                                                            {"ru", "CP1251"},
+                                                                            {"uk", "CP1251"},
+                                                                            {"bg", "CP1251"},
+                                                                            {"sr", "CP1251"},
+                                                                            {"be", "CP1251"},
+                                                                            {"mk", "CP1251"},
+                                                                            {"pl", "ISO-8859-2"},
+                                                                            {"cs", "CP1250"},
+                                                                            {"sk", "CP1250"},
+                                                                            {"hu", "ISO-8859-2"},
+                                                                            {"sl", "CP1250"},
+                                                                            {"hr", "CP1250"},
+                                                                            {"ro", "CP1250"},
+                                                                            {"el", "CP1253"},
+                                                                            {"tr", "CP1254"},
+                                                                            {"he", "CP1255"},
+                                                                            {"ar", "CP1256"},
+                                                                            {"fa", "CP1256"},
+                                                                            {"lt", "CP1257"},
+                                                                            {"lv", "CP1257"},
+                                                                            {"et", "CP1257"},
+                                                                            {"vi", "CP1258"},
+                                                                            {"th", "CP874"}};
+  std::vector<std::string> names;
+  for (const auto& [key, value] : usual) {
+    if (!language.starts_with(key) || (language.size() > key.size() && is_letter(language[key.size()]))) continue;
+    for (std::size_t at = 0; at < value.size();) {
+      const std::size_t end = std::min(value.find(' ', at), value.size());
+      names.emplace_back(value.substr(at, end - at));
+      at = end + 1;
+    }
+    break;
+  }
+  return names;
+}
+
+[[nodiscard]] inline std::string decode_as(const std::string& name, std::string_view bytes, std::size_t& good,
+                                           std::size_t& bad) {
+  if (name == "CP1252") return decode_windows_1252(bytes);
+  return name == "UTF-8" ? decode_utf8(bytes, good, bad) : decode_iconv(bytes, name.c_str());
 }
 
 }  // namespace detail
@@ -221,31 +362,58 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
 struct Decoded {
   std::string text;
   std::string encoding;
+  std::string unknown_label;  ///< what header or page call their encoding, where nobody knows it
 };
 
-/// Decodes a page. A label that the bytes contradict (more broken than good UTF-8 sequences) is passed over.
+/// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, <meta>, an XML
+/// declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
+/// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
+/// without a zero byte, a Content-Type of windows-1252 (which servers add to any page) over UTF-8.
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
-  std::string mark;
-  std::size_t mark_length = 0;
-  if (bytes.starts_with("\xEF\xBB\xBF")) mark = "UTF-8", mark_length = 3;
-  if (bytes.starts_with("\xFF\xFE")) mark = "UTF-16LE", mark_length = 2;
-  if (bytes.starts_with("\xFE\xFF")) mark = "UTF-16BE", mark_length = 2;
-  const std::string header = detail::encoding_of(detail::charset_parameter(content_type));
-  const bool utf8 = find_invalid_utf8(bytes) == std::string_view::npos;
-  const std::string meta = detail::meta_encoding(bytes);
   Decoded page;
-  for (const std::string& name : {header, mark, meta, std::string(utf8 ? "UTF-8" : ""), std::string("CP1252")}) {
-    if (name.empty()) continue;
-    const std::string_view body = name == mark ? bytes.substr(mark_length) : bytes;
-    std::size_t good = 0;
-    std::size_t bad = 0;
+  std::size_t good = 0;
+  std::size_t bad = 0;
+  const auto take = [&](const std::string& name, std::string_view body) {
+    good = bad = 0;
+    page.text = detail::decode_as(name, body, good, bad);
     page.encoding = name;
-    page.text = name == "CP1252"  ? detail::decode_windows_1252(body)
-                : name == "UTF-8" ? detail::decode_utf8(body, good, bad)
-                                  : detail::decode_iconv(body, name.c_str());
-    if (bad <= good) break;
+    std::erase(page.text, '\0');
+    return bad <= good;
+  };
+  using namespace std::string_view_literals;
+  for (const auto& [mark, name] :
+       {std::pair{"\xEF\xBB\xBF"sv, "UTF-8"}, {"\xFF\xFE"sv, "UTF-16LE"}, {"\xFE\xFF"sv, "UTF-16BE"}})
+    if (bytes.starts_with(mark) && take(name, bytes.substr(mark.size()))) return page;
+  const bool is_utf8 = find_invalid_utf8(bytes) == std::string_view::npos;
+  const bool ascii =
+      std::all_of(bytes.begin(), bytes.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  const detail::HeadLabels head = detail::HeadScan(bytes).run();
+  const std::string header = detail::charset_parameter(content_type);
+  const std::array<std::string, 3> labels = {header, head.meta, detail::xml_label(bytes)};
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    const std::string& label = labels[i];
+    const bool from_header = i == 0;
+    const bool from_meta = i == 1;
+    if (label.empty()) continue;
+    std::string name = detail::encoding_of(label);
+    if (name.empty()) {
+      if (page.unknown_label.empty()) page.unknown_label = label.substr(0, 64);
+      continue;
+    }
+    if (name.starts_with("UTF-16")) {
+      // A <meta> that can be read as ASCII is in UTF-8 (HTML, "prescan a byte stream").
+      if (from_meta)
+        name = "UTF-8";
+      else if (bytes.substr(0, 4096).find('\0') == std::string_view::npos)
+        continue;
+    }
+    if (name == "CP1252" && from_header && is_utf8 && !ascii) continue;
+    if (take(name, bytes)) return page;
   }
-  std::erase(page.text, '\0');
+  if (is_utf8 && take("UTF-8", bytes)) return page;
+  for (const std::string& name : detail::usual_encodings(head.language))
+    if (take(name, bytes) && page.text.find(replacement_character) == std::string::npos) return page;
+  (void)take("CP1252", bytes);
   return page;
 }
 

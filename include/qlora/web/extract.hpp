@@ -32,13 +32,94 @@ struct Extracted {
 
 namespace detail {
 
-/// Bytes of text outside links, over the blocks that have none of `without` and, if given, one of `within`.
-[[nodiscard]] inline std::size_t plain_bytes(const std::vector<Block>& blocks, unsigned without, unsigned within = 0) {
-  std::size_t sum = 0;
-  for (const Block& b : blocks)
-    if ((b.place & without) == 0 && (within == 0 || (b.place & within) != 0))
-      sum += b.text.size() - std::min(b.links, b.text.size());
-  return sum;
+/// Bytes of a block that are not in links.
+[[nodiscard]] inline std::size_t plain_bytes(const Block& block) {
+  return block.text.size() - std::min(block.links + block.mark, block.text.size());
+}
+
+/// Whether a sentence ends in the text: a mark of one before a space or at the end, in any of the usual scripts.
+[[nodiscard]] inline bool has_sentence_end(std::string_view text) {
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const std::string_view rest = text.substr(i + 1);
+    if ((c == '.' || c == '!' || c == '?') && i > 2 &&
+        (rest.empty() || rest[0] == ' ' || rest[0] == '\n' || rest[0] == '"' || rest[0] == '\'' || rest[0] == ')' ||
+         rest.starts_with("\xE2\x80\x9D") || rest.starts_with("\xC2\xBB") || rest.starts_with("\xE2\x80\x9C")))
+      return true;
+    const std::string_view here = text.substr(i, 3);
+    for (const char* mark : {"\xE3\x80\x82", "\xEF\xBC\x81", "\xEF\xBC\x9F", "\xE0\xA5\xA4", "\xDB\x94", "\xD8\x9F",
+                             "\xE2\x80\xA6", "\xEF\xBC\x8E"})
+      if (here.starts_with(mark)) return true;
+  }
+  return false;
+}
+
+/// Running text: long enough to be a sentence or two, few links.
+[[nodiscard]] inline bool is_prose(const Block& block) {
+  const std::size_t plain = plain_bytes(block);
+  if (block.kind == BlockKind::heading || plain < 60 || block.links * 2 > block.text.size()) return false;
+  return plain >= 200 || (block.place & in_pre) != 0 || has_sentence_end(block.text);
+}
+
+/// What a block counts for when the place of the main text is looked for.
+[[nodiscard]] inline double weight_of(const Block& block) {
+  if (is_prose(block)) return static_cast<double>(plain_bytes(block));
+  return block.kind == BlockKind::row || block.kind == BlockKind::item ? 0.5 * static_cast<double>(plain_bytes(block))
+                                                                       : 0.25 * static_cast<double>(plain_bytes(block));
+}
+
+/// Sums over each node and all inside of it.
+[[nodiscard]] inline std::vector<double> weights_of(const BlockBuilder& page, unsigned without) {
+  std::vector<double> sums(page.nodes.size());
+  for (const Block& block : page.blocks)
+    if ((page.nodes[block.node].place & without) == 0) sums[block.node] += weight_of(block);
+  for (std::size_t i = page.nodes.size(); i-- > 1;) sums[page.nodes[i].parent] += sums[i];
+  return sums;
+}
+
+inline constexpr unsigned boilerplate_marks = in_chrome | in_form | in_suspect | in_comment | in_byline | in_caption;
+
+/// Takes back the marks of elements that hold most of the page's text (a whole page in a form, a wrapper named
+/// "with-sidebar"), and tells each node and block where it then stands.
+inline void settle_marks(BlockBuilder& page) {
+  const std::vector<double> all = weights_of(page, 0);
+  for (std::size_t i = 0; i < page.nodes.size(); ++i) {
+    Node& node = page.nodes[i];
+    if ((node.own & boilerplate_marks) != 0 && ((node.own & in_body) != 0 || all[i] > 0.5 * all[0]))
+      node.own &= ~boilerplate_marks;
+    node.place = (i == 0 ? 0 : page.nodes[node.parent].place) | node.own;
+  }
+  for (Block& block : page.blocks) block.place = page.nodes[block.node].place | (block.place & (in_link | in_pre));
+}
+
+/// The node that the main text is inside of.
+[[nodiscard]] inline std::uint32_t main_node(const BlockBuilder& page) {
+  const std::vector<double> weights = weights_of(page, boilerplate_marks);
+  const auto heaviest = [&](unsigned mark, double share) {
+    std::uint32_t best = 0;
+    double most = 0;
+    for (std::uint32_t i = 1; i < page.nodes.size(); ++i) {
+      if ((page.nodes[i].own & mark) == 0) continue;
+      if (weights[i] > most || (best != 0 && i < page.nodes[best].end && weights[i] > 0.95 * most)) {
+        best = i;
+        most = std::max(most, weights[i]);
+      }
+    }
+    return most >= share * weights[0] ? best : 0;
+  };
+  std::uint32_t node = heaviest(in_body, 0.4);
+  if (node == 0) node = heaviest(in_article, 0.5);
+  if (node == 0) node = heaviest(in_main, 0.5);
+  for (bool down = true; down;) {
+    down = false;
+    for (std::uint32_t child = node + 1; child < page.nodes[node].end; child = page.nodes[child].end) {
+      if (weights[child] < 0.9 * weights[node] || weights[child] == 0) continue;
+      node = child;
+      down = true;
+      break;
+    }
+  }
+  return node;
 }
 
 [[nodiscard]] inline bool is_cookie_notice(const Block& block) {
@@ -49,26 +130,6 @@ namespace detail {
        {"use cookies", "uses cookies", "accept", "cookie settings", "cookie preferences", "cookie policy", "consent"})
     if (text.find(phrase) != std::string::npos) return true;
   return false;
-}
-
-/// Which of the places that speak of boilerplate to believe. Marks round nearly all of the text (a whole page in a
-/// form, a wrapper named "with-sidebar") are not believed: below 200 bytes left, a mark that hides four times that is
-/// dropped.
-[[nodiscard]] inline unsigned believed_marks(const std::vector<Block>& blocks) {
-  constexpr std::array<unsigned, 3> weaker = {in_chrome | in_form, in_chrome | in_suspect, in_chrome};
-  unsigned marks = in_chrome | in_form | in_suspect;
-  const std::size_t left = plain_bytes(blocks, marks);
-  for (const unsigned fewer : weaker)
-    if (left < 200 && plain_bytes(blocks, fewer) > 4 * plain_bytes(blocks, marks)) marks = fewer;
-  return plain_bytes(blocks, marks) == 0 ? 0 : marks;
-}
-
-/// The element to keep to: main if it holds enough, else article if it holds half of the text, else none (0).
-[[nodiscard]] inline unsigned main_place(const std::vector<Block>& blocks, unsigned marks) {
-  const std::size_t all = plain_bytes(blocks, marks);
-  const std::size_t in_mains = plain_bytes(blocks, marks, in_main);
-  if (in_mains >= 200 || (in_mains > 0 && in_mains * 2 >= all)) return in_main;
-  return plain_bytes(blocks, marks, in_article) * 2 > all ? unsigned{in_article} : 0U;
 }
 
 /// Drops headings whose whole section was dropped.
@@ -88,12 +149,25 @@ inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<boo
   }
 }
 
-[[nodiscard]] inline std::vector<bool> choose_blocks(const std::vector<Block>& blocks) {
-  const unsigned marks = believed_marks(blocks);
-  const unsigned within = main_place(blocks, marks);
+/// A headline outside of the main text belongs to it where the page does not name it in its metadata, from which the
+/// title comes: it is a heading that <title> begins with.
+inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vector<bool>& keep) {
+  if (!page.og_title.empty()) return;
+  for (std::size_t i = 0; i < keep.size() && page.blocks[i].node < node; ++i) {
+    const Block& block = page.blocks[i];
+    if (block.kind != BlockKind::heading || !page.title.starts_with(block.text)) continue;
+    keep[i] = true;
+    return;
+  }
+}
+
+[[nodiscard]] inline std::vector<bool> choose_blocks(BlockBuilder& page) {
+  settle_marks(page);
+  const std::vector<Block>& blocks = page.blocks;
+  const std::uint32_t node = main_node(page);
   std::map<std::size_t, std::pair<std::size_t, std::size_t>> lists;  // id -> bytes, bytes in links
   for (const Block& b : blocks) {
-    lists[b.list].first += b.text.size();
+    lists[b.list].first += b.text.size() - b.mark;
     lists[b.list].second += b.links;
   }
   std::vector<bool> keep(blocks.size());
@@ -101,12 +175,13 @@ inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<boo
     const Block& b = blocks[i];
     const auto& [list_bytes, list_links] = lists[b.list];
     const bool menu = b.list != 0 && list_links * 10 > list_bytes * 6;
-    const bool only_links = b.kind != BlockKind::heading && b.links * 10 > b.text.size() * 7 &&
-                            b.text.size() - std::min(b.links, b.text.size()) < 40;
-    keep[i] = (b.place & marks) == 0 && (within == 0 || (b.place & within) != 0) && !menu && !only_links &&
-              !is_cookie_notice(b);
+    const bool only_links =
+        b.kind != BlockKind::heading && b.links * 10 > (b.text.size() - b.mark) * 7 && plain_bytes(b) < 40;
+    keep[i] = b.node >= node && b.node < page.nodes[node].end && (b.place & boilerplate_marks) == 0 && !menu &&
+              !only_links && !is_cookie_notice(b);
   }
   drop_bare_headings(blocks, keep);
+  keep_headline(page, node, keep);
   if (std::find(keep.begin(), keep.end(), true) == keep.end()) keep.assign(blocks.size(), true);
   return keep;
 }
@@ -132,8 +207,8 @@ void for_each_text_line(std::string_view text, const Use& use) {
 
 /// Main text of an HTML page given as UTF-8. Throws Error when the page is over a limit or holds no text.
 [[nodiscard]] inline Extracted extract(std::string_view html, const ExtractOptions& options = {}) {
-  const detail::BlockBuilder page = detail::parse_blocks(html, options);
-  const std::vector<bool> keep = detail::choose_blocks(page.blocks);
+  detail::BlockBuilder page = detail::parse_blocks(html, options);
+  const std::vector<bool> keep = detail::choose_blocks(page);
   Extracted result;
   const std::string* before = nullptr;
   for (std::size_t i = 0; i < page.blocks.size(); ++i) {

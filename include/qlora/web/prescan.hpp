@@ -1,166 +1,278 @@
 // qlora/web/prescan.hpp — one linear pass over a page before the HTML parser sees it.
-// Removes what holds no text (comments, declarations, script and style with their content) and what could hurt the
-// parser (tags over 64 KiB or with over 1000 attributes, e.g. pictures inlined as data:), and decodes character
-// references (all HTML5 names; the parser knows those of HTML 4 only). What may not change: no position is scanned
-// twice.
+// Leaves out what holds no text (comments, declarations, script and style with their content) and what makes the tree
+// grow faster than the page: attributes that nobody here reads, attributes of formatting elements (each variant would
+// be opened again in each paragraph), elements below a fixed depth and end tags of what is not open. Text is never
+// left out with a tag. What may not change: no position is scanned twice.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "qlora/web/charset.hpp"
-#include "qlora/web/entities.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace web {
 namespace detail {
 
-inline constexpr std::size_t max_tag_bytes = std::size_t{64} << 10;
-inline constexpr std::size_t max_tag_attributes = 1000;
-
 class Prescan {
  public:
+  /// Deepest nesting of block elements and of others that reaches the parser; browsers stop at 512 in all.
+  static constexpr std::size_t max_blocks = 400;
+  static constexpr std::size_t max_inlines = 100;
+  static constexpr std::size_t max_attributes = 16;
+  static constexpr std::size_t max_value_bytes = std::size_t{8} << 10;
+
   explicit Prescan(std::string_view page) : page_(page) { out_.reserve(page.size()); }
 
   [[nodiscard]] std::string run() {
     while (at_ < page_.size()) {
-      const std::size_t next = page_.find_first_of("<&", at_);
+      const std::size_t next = page_.find('<', at_);
       out_ += page_.substr(at_, next - at_);
-      if (next == std::string_view::npos) break;
+      if (next == none) break;
       at_ = next;
-      if (page_[at_] == '&')
-        reference();
-      else
-        markup();
+      markup();
     }
     return std::move(out_);
   }
 
  private:
+  static constexpr std::size_t none = std::string_view::npos;
+  struct Open {
+    std::string_view name;  ///< as in the page, any case
+    bool block;
+  };
+  struct Attribute {
+    std::string_view name;
+    std::string_view whole;  ///< with its value and quotes
+  };
+
+  static constexpr std::array<std::string_view, 14> void_elements = {
+      "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"};
+  /// Elements whose end is implied: they cannot nest without another block between.
+  static constexpr std::array<std::string_view, 18> implied_ends = {
+      "p",     "li",       "dt",     "dd",       "tr", "td", "th",   "tbody", "thead",
+      "tfoot", "colgroup", "option", "optgroup", "rt", "rp", "html", "head",  "body"};
+  static constexpr std::array<std::string_view, 41> inlines = {
+      "a",   "abbr", "acronym", "b",    "bdi",    "bdo",  "big",    "button", "cite",   "code",   "data",
+      "del", "dfn",  "em",      "font", "i",      "ins",  "kbd",    "label",  "mark",   "nobr",   "picture",
+      "q",   "ruby", "s",       "samp", "select", "slot", "small",  "span",   "strike", "strong", "sub",
+      "sup", "time", "tt",      "u",    "var",    "map",  "canvas", "meter"};
+  static constexpr std::array<std::string_view, 13> formatting = {
+      "b", "big", "code", "em", "font", "i", "nobr", "small", "s", "strike", "strong", "tt", "u"};
+  static constexpr std::array<std::string_view, 6> raw_elements = {"textarea", "title",   "xmp",
+                                                                   "iframe",   "noembed", "noframes"};
+  static constexpr std::array<std::string_view, 27> attributes_read = {
+      "id",       "class",   "hidden",   "aria-hidden", "style", "role",    "href",    "itemprop", "itemtype",
+      "property", "name",    "content",  "http-equiv",  "rel",   "rowspan", "colspan", "start",    "value",
+      "reversed", "alttext", "encoding", "lang",        "type",  "open",    "charset", "xml:lang", "aria-modal"};
+
   [[nodiscard]] char peek(std::size_t ahead) const { return at_ + ahead < page_.size() ? page_[at_ + ahead] : '\0'; }
+
+  [[nodiscard]] static bool same(std::string_view raw, std::string_view low) {
+    return raw.size() == low.size() &&
+           std::equal(raw.begin(), raw.end(), low.begin(), [](char a, char b) { return lower(a) == b; });
+  }
 
   /// Moves past `end`, or to the end of the page.
   void skip_past(std::string_view end) {
     const std::size_t found = page_.find(end, at_);
-    at_ = found == std::string_view::npos ? page_.size() : found + end.size();
-  }
-
-  /// References are decoded here, except those that stand for markup, which the parser must see.
-  void reference() {
-    std::size_t n = 1;
-    if (peek(1) == '#') return number();
-    while (n < 40 && (is_letter(peek(n)) || is_digit(peek(n)))) ++n;
-    const std::string_view name = page_.substr(at_ + 1, n - 1);
-    const std::string_view value = peek(n) == ';' || is_legacy_entity(name) ? find_entity(name) : std::string_view();
-    if (value.empty()) {
-      out_ += "&amp;";
-      ++at_;
-      return;
-    }
-    out_ += value == "<" ? "&lt;" : value == ">" ? "&gt;" : value == "&" ? "&amp;" : value;
-    at_ += n + (peek(n) == ';' ? 1 : 0);
-  }
-
-  /// &#147; and the like mean windows-1252, as in browsers; what is no character becomes U+FFFD, NUL nothing.
-  void number() {
-    const bool hex = lower(peek(2)) == 'x';
-    std::size_t n = hex ? 3 : 2;
-    const std::size_t first = n;
-    std::uint32_t code = 0;
-    for (; is_digit(peek(n)) || (hex && lower(peek(n)) >= 'a' && lower(peek(n)) <= 'f'); ++n) {
-      const auto digit = static_cast<std::uint32_t>(is_digit(peek(n)) ? peek(n) - '0' : lower(peek(n)) - 'a' + 10);
-      code = std::min<std::uint32_t>(code * (hex ? 16U : 10U) + digit, 0x110000);
-    }
-    if (n == first) {
-      out_ += "&amp;";
-      ++at_;
-      return;
-    }
-    if (code >= 0x80 && code < 0xA0) code = windows_1252[code - 0x80U];
-    if (code == '<')
-      out_ += "&lt;";
-    else if (code == '&')
-      out_ += "&amp;";
-    else if (code != 0)
-      append_utf8(out_, code);
-    at_ += n + (peek(n) == ';' ? 1 : 0);
+    at_ = found == none ? page_.size() : found + end.size();
   }
 
   void markup() {
     if (page_.substr(at_, 4) == "<!--") {
-      at_ += 4;
-      const std::size_t close = peek(0) == '>' || open_comment_ ? std::string_view::npos : page_.find("-->", at_);
-      open_comment_ = open_comment_ || (close == std::string_view::npos && peek(0) != '>');
-      if (close != std::string_view::npos) at_ = close;
-      skip_past(">");  // a comment without an end stops at the first >, so that it cannot swallow the page
+      comment();
     } else if (page_.substr(at_, 9) == "<![CDATA[") {
-      at_ += 9;  // its text is text; the closing brackets are dropped with it
+      at_ += 9;  // its text is text, as in XHTML
       const std::size_t end = page_.find("]]>", at_);
       for (const char c : page_.substr(at_, end - at_))
         c == '<' ? out_ += "&lt;" : c == '&' ? out_ += "&amp;" : out_ += c;
       skip_past("]]>");
-    } else if (peek(1) == '!' || peek(1) == '?') {
+    } else if (peek(1) == '!' || peek(1) == '?' || (peek(1) == '/' && !is_letter(peek(2)))) {
+      doctype();
       skip_past(">");
-    } else if (is_letter(peek(1)) || (peek(1) == '/' && is_letter(peek(2)))) {
-      tag();
+    } else if (is_letter(peek(1))) {
+      start_tag();
+    } else if (peek(1) == '/') {
+      end_tag();
     } else {
       out_ += "&lt;";
       ++at_;
     }
   }
 
-  void tag() {
-    const std::size_t start = at_;
-    std::size_t name_end = at_ + 2;
-    while (name_end < page_.size() && name_end - at_ < 20 && !is_space(page_[name_end]) && page_[name_end] != '>' &&
-           page_[name_end] != '/')
-      ++name_end;
-    const std::string name = lower(page_.substr(at_ + 1, name_end - at_ - 1));
-    at_ = name_end;
-    std::size_t attributes = 0;
-    char before = ' ';  // the last character that was not a space
-    for (; at_ < page_.size() && page_[at_] != '>'; ++at_) {
-      const char c = page_[at_];
-      attributes += !is_space(c) && (is_space(page_[at_ - 1]) || page_[at_ - 1] == '/' || page_[at_ - 1] == '"' ||
-                                     page_[at_ - 1] == '\'');
-      if ((c == '"' || c == '\'') && before == '=') {
-        const std::size_t close = open_quote_[c == '"'] ? std::string_view::npos : page_.find(c, at_ + 1);
-        if (close == std::string_view::npos)
-          open_quote_[c == '"'] = true;  // no more of these: never search again
-        else
-          at_ = close;
-      }
-      if (!is_space(c)) before = c;
-    }
-    at_ = std::min(at_ + 1, page_.size());
-    const bool usable = at_ - start <= max_tag_bytes && attributes <= max_tag_attributes && page_[at_ - 1] == '>';
-    if (name == "script" || name == "style")  // an end tag has its slash in the name
-      skip_raw(name);
-    else
-      out_ += usable ? page_.substr(start, at_ - start) : " ";
+  /// The first <!DOCTYPE> is passed on: without it tables stand inside of paragraphs.
+  void doctype() {
+    if (!out_.empty() && out_.find_first_not_of(" \t\r\n\f") != none) return;
+    const std::string_view start = page_.substr(at_, 9);
+    if (same(start, "<!doctype"))
+      out_ += page_.substr(at_, std::min<std::size_t>(page_.find('>', at_) - at_, 400)), out_ += '>';
   }
 
-  /// Content of script and style up to its end tag, in any case.
-  void skip_raw(const std::string& name) {
-    for (std::size_t end = page_.find("</", at_); end != std::string_view::npos; end = page_.find("</", end + 2)) {
-      if (lower(page_.substr(end + 2, name.size())) != name) continue;
-      at_ = end;
-      skip_past(">");
+  /// A comment without an end stops at the first ">", so that it cannot swallow the page.
+  void comment() {
+    at_ += 4;
+    if (peek(0) == '>' || (peek(0) == '-' && peek(1) == '>')) return skip_past(">");
+    const std::size_t plain = open_comment_ ? none : page_.find("-->", at_);
+    open_comment_ = plain == none;
+    if (plain == none) return skip_past(">");
+    const std::size_t odd = page_.substr(at_, plain - at_).find("--!>");
+    at_ = odd == none ? plain + 3 : at_ + odd + 4;
+  }
+
+  /// Reads a tag from its name on. False when the page ends inside of it.
+  [[nodiscard]] bool read_tag(std::string_view& name) {
+    const std::size_t start = at_;
+    while (at_ < page_.size() && !is_space(page_[at_]) && page_[at_] != '>' && page_[at_] != '/') ++at_;
+    name = page_.substr(start, at_ - start);
+    attributes_.clear();
+    while (at_ < page_.size()) {
+      while (at_ < page_.size() && (is_space(page_[at_]) || page_[at_] == '/')) ++at_;
+      if (at_ >= page_.size()) return false;
+      if (page_[at_] == '>') {
+        ++at_;
+        return true;
+      }
+      attribute();
+    }
+    return false;
+  }
+
+  void attribute() {
+    const std::size_t start = at_++;  // the first may be any character, even "="
+    while (at_ < page_.size() && !is_space(page_[at_]) && page_[at_] != '>' && page_[at_] != '/' && page_[at_] != '=')
+      ++at_;
+    const std::string_view name = page_.substr(start, at_ - start);
+    std::size_t next = at_;
+    while (next < page_.size() && is_space(page_[next])) ++next;
+    if (next < page_.size() && page_[next] == '=') {
+      at_ = next + 1;
+      while (at_ < page_.size() && is_space(page_[at_])) ++at_;
+      const char quote = peek(0);
+      if (quote == '"' || quote == '\'') {
+        bool& gone = open_quote_[quote == '"'];
+        const std::size_t close = gone ? none : page_.find(quote, at_ + 1);
+        gone = close == none;  // no more of these: never search again
+        at_ = close == none ? at_ + 1 : close + 1;
+      } else {
+        while (at_ < page_.size() && !is_space(page_[at_]) && page_[at_] != '>') ++at_;
+      }
+    }
+    const std::string_view whole = page_.substr(start, at_ - start);
+    if (whole.size() > max_value_bytes || attributes_.size() >= max_attributes || name.size() > 11) return;
+    for (const std::string_view known : attributes_read)
+      if (same(name, known)) attributes_.push_back({known, whole});
+  }
+
+  void start_tag() {
+    const std::size_t start = at_++;
+    std::string_view raw;
+    if (!read_tag(raw)) {
+      at_ = page_.size();  // the parser would drop it, too
+      if (page_.size() - start < 3) out_ += "&lt;";
+      return;
+    }
+    const std::string name = lower(raw.substr(0, 24));
+    if (name == "script" || name == "style") {
+      if (!skip_raw(name)) at_ = page_.size();
       out_ += ' ';
       return;
     }
-    at_ = page_.size();
+    if (name == "plaintext" || name == "frameset" || name == "frame") return;
+    if (one_of(name, raw_elements)) return raw_element(name);
+    const bool nests = !one_of(name, void_elements) && !one_of(name, implied_ends);
+    if (nests) {
+      const bool block = !one_of(name, inlines);
+      std::size_t& depth = block ? blocks_ : inlines_;
+      if (depth >= (block ? max_blocks : max_inlines)) {
+        out_ += ' ';
+        return;
+      }
+      ++depth;
+      open_.push_back({raw, block});
+    }
+    write(name);
+  }
+
+  void write(const std::string& name) {
+    out_.append("<").append(name);
+    if (!one_of(name, formatting))
+      for (const Attribute& a : attributes_) out_.append(" ").append(a.whole);
+    out_ += '>';
+  }
+
+  void end_tag() {
+    at_ += 2;
+    std::string_view raw;
+    if (!read_tag(raw)) {
+      at_ = page_.size();
+      return;
+    }
+    const std::string name = lower(raw.substr(0, 24));
+    if (!one_of(name, implied_ends) && name != "br") {
+      std::size_t depth = open_.size();
+      while (depth > 0 && !same(open_[depth - 1].name.substr(0, 24), name)) --depth;
+      if (depth == 0) return;
+      // An inline's end does not close the blocks inside of it; a block's end closes all.
+      if (open_[depth - 1].block) {
+        for (; open_.size() >= depth; open_.pop_back()) --(open_.back().block ? blocks_ : inlines_);
+      } else {
+        open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(depth - 1));
+        --inlines_;
+      }
+    }
+    if (name == "html" || name == "body") return;  // what follows is read as a browser shows it: behind the rest
+    out_.append("</").append(name).append(">");
+  }
+
+  /// Content of script and style up to its end tag, in any case.
+  [[nodiscard]] bool skip_raw(const std::string& name) {
+    const std::size_t end = raw_end(name);
+    if (end == none) return false;
+    at_ = end;
+    skip_past(">");
+    return true;
+  }
+
+  [[nodiscard]] std::size_t raw_end(const std::string& name) {
+    if (std::find(endless_.begin(), endless_.end(), name) != endless_.end()) return none;
+    for (std::size_t end = page_.find("</", at_); end != none; end = page_.find("</", end + 2)) {
+      const std::size_t behind = end + 2 + name.size();
+      if (same(page_.substr(end + 2, name.size()), name) &&
+          (behind >= page_.size() || is_space(page_[behind]) || page_[behind] == '>' || page_[behind] == '/'))
+        return end;
+    }
+    endless_.push_back(name);
+    return none;
+  }
+
+  /// An element whose content is text alone. Without its end tag only the tag is dropped; a title ends at the next tag.
+  void raw_element(const std::string& name) {
+    std::size_t end = raw_end(name);
+    if (end == none && name != "title") return;
+    const bool closed = end != none;
+    if (!closed) end = std::min(page_.find('<', at_), page_.size());
+    write(name);
+    out_ += page_.substr(at_, end - at_);
+    out_.append("</").append(name).append(">");
+    at_ = end;
+    if (closed) skip_past(">");
   }
 
   std::string_view page_;
   std::string out_;
   std::size_t at_ = 0;
+  std::vector<Open> open_;
+  std::size_t blocks_ = 0;
+  std::size_t inlines_ = 0;
+  std::vector<Attribute> attributes_;
+  std::vector<std::string> endless_;  ///< raw elements of which no end tag follows
   std::array<bool, 2> open_quote_{};  ///< by kind: no such character follows
   bool open_comment_ = false;         ///< no comment end follows
 };

@@ -1,0 +1,181 @@
+// qlora/web/marks.hpp — what an element's name, role, class and id say about its text.
+// Sources: the HTML standard's sectioning elements, WAI-ARIA landmark roles, schema.org's articleBody, and words that
+// site builders use in class names, in several languages.
+#pragma once
+
+#include <gumbo.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include "qlora/web/charset.hpp"
+#include "qlora/web/prescan.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace web {
+namespace detail {
+
+/// Why a block may be boilerplate, and where it stands.
+enum Place : unsigned {
+  in_chrome = 1U << 0,   ///< nav, header, footer, aside, or such a role
+  in_form = 1U << 1,     ///< form
+  in_suspect = 1U << 2,  ///< an element whose class or id speaks of menus, cookies, sharing ...
+  in_main = 1U << 3,     ///< main, or role=main
+  in_article = 1U << 4,  ///< article
+  in_hidden = 1U << 5,   ///< never text: hidden, noscript, template ...
+  in_link = 1U << 6,
+  in_pre = 1U << 7,
+  in_caption = 1U << 8,   ///< of a picture
+  in_byline = 1U << 9,    ///< who, when, tags
+  in_body = 1U << 10,     ///< an element that says that it holds the article's body
+  in_comment = 1U << 12,  ///< what readers wrote
+};
+
+[[nodiscard]] inline bool is_hidden_style(std::string_view style) {
+  std::string squeezed = lower(style.substr(0, 4096));
+  std::erase_if(squeezed, is_space);
+  return squeezed.find("display:none") != std::string::npos || squeezed.find("visibility:hidden") != std::string::npos;
+}
+
+template <class Use>
+void for_each_attribute(const GumboVector& attributes, const Use& use) {
+  for (unsigned i = 0; i < attributes.length; ++i) {
+    const auto* attribute = static_cast<const GumboAttribute*>(attributes.data[i]);
+    use(std::string_view(attribute->name), std::string_view(attribute->value));
+  }
+}
+
+inline constexpr std::array<std::string_view, 9> chrome_roles = {
+    "navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "toolbar", "tablist"};
+/// Words of class and id names, split at anything but letters and at capitals.
+inline constexpr std::string_view suspect_words =
+    " cookie cookies consent gdpr ccpa privacy newsletter subscribe subscription breadcrumb breadcrumbs share sharing "
+    "shares sharedaddy social sidebar menu navbar nav navi navigation footer related recommended recommendation "
+    "recommendations recirc advert adverts ads advertisement advertising ad promo promos promotion popup modal overlay "
+    "lightbox banner skip pagination pager sponsored sponsor toolbar masthead teaser teasers widget widgets outbrain "
+    "taboola trending popular mostread signup login signin register registration paywall printonly copyright legal "
+    "disclaimer hatnote navbox infobox toc editsection catlinks addthis sociable likes rating ratings votes poll "
+    "readmore donate donation carousel ticker topbar bottombar "
+    // German, French, Spanish, Portuguese, Italian, Dutch, Polish, Nordic, Turkish, Indonesian, Czech
+    "werbung anzeige anzeigen teilen verwandt fusszeile partage partager publicite publicidad publicidade pubblicita "
+    "compartir compartilhar condividi relacionadas relacionados relacionado correlati delen gerelateerd udostepnij "
+    "powiazane reklama reklam reklame annons iklan bagikan paylas boletin sdilet ";
+inline constexpr std::string_view comment_words =
+    " comment comments commentlist commenters disqus respond replies commentary-list kommentare kommentar commentaires "
+    "comentarios commenti reacties komentarze komentarz kommentarer yorumlar komentar komentare livefyre ";
+inline constexpr std::string_view byline_words =
+    " byline bylines dateline author authors authorbox bio postmeta timestamp tag tags taglist pubdate datetime credit "
+    "credits meta metadata published autor auteur autore data-publicacao ";
+inline constexpr std::string_view caption_words =
+    " caption captions figcaption imagecaption photocaption photocredit bildunterschrift legende ";
+/// Names of the element that holds the article's body, compared without hyphens and underscores.
+inline constexpr std::array<std::string_view, 34> body_names = {
+    "articlebody",        "articlecontent", "articletext",   "articlebodytext",   "articlebodycontent",
+    "articlemaincontent", "entrycontent",   "postcontent",   "postbody",          "posttext",
+    "storybody",          "storycontent",   "storytext",     "storybodytext",     "bodycontent",
+    "bodytext",           "bodycopy",       "blogcontent",   "blogpost",          "newscontent",
+    "newstext",           "newsbody",       "contentbody",   "contentarticle",    "articlecopy",
+    "articleblock",       "fulltext",       "textoarticulo", "detailtext",        "artikeltext",
+    "articlecontainer",   "singlecontent",  "pagecontent",   "articlebodywrapper"};
+
+/// Bits of Place that each of the words stands for.
+[[nodiscard]] inline const std::unordered_map<std::string_view, unsigned>& word_places() {
+  static const std::unordered_map<std::string_view, unsigned> places = [] {
+    std::unordered_map<std::string_view, unsigned> made;
+    for (auto [words, place] : {std::pair{suspect_words, in_suspect},
+                                {comment_words, in_comment},
+                                {byline_words, in_byline},
+                                {caption_words, in_caption}}) {
+      while (!words.empty()) {
+        const std::size_t end = words.find(' ');
+        if (end > 0) made[words.substr(0, end)] |= place;
+        words.remove_prefix(end + 1);
+      }
+    }
+    return made;
+  }();
+  return places;
+}
+
+/// What class and id names say.
+[[nodiscard]] inline unsigned place_of_names(std::string_view names) {
+  unsigned place = 0;
+  std::string word;
+  std::string name;  // whole, letters alone
+  const auto end_word = [&] {
+    if (word.size() >= 2 && word.size() <= 20) {
+      const auto known = word_places().find(word);
+      if (known != word_places().end()) place |= known->second;
+    }
+    word.clear();
+  };
+  for (std::size_t i = 0; i <= names.size(); ++i) {
+    const char c = i < names.size() ? names[i] : ' ';
+    if (!is_letter(c)) end_word();
+    if (is_space(c)) {
+      if (one_of(name, body_names)) place |= in_body;
+      name.clear();
+    } else if (is_letter(c)) {
+      if (c >= 'A' && c <= 'Z' && i > 0 && names[i - 1] >= 'a' && names[i - 1] <= 'z') end_word();
+      word += lower(c);
+      if (name.size() < 64) name += lower(c);
+    }
+  }
+  return place;
+}
+
+inline constexpr std::array<std::string_view, 22> skipped_elements = {
+    "script", "style",    "noscript", "template", "iframe", "object", "svg", "canvas",
+    "select", "textarea", "option",   "applet",   "audio",  "video",  "map", "dialog",
+    "head",   "title",    "datalist", "noframes", "button", "noembed"};
+
+/// Bits of Place that an element adds; `outside` are those around it.
+[[nodiscard]] inline unsigned own_place(std::string_view name, const GumboVector& attributes, unsigned outside) {
+  unsigned place = 0;
+  const bool inside = (outside & (in_main | in_article)) != 0;  // an article's own header and footer hold its text
+  if (one_of(name, skipped_elements)) place |= in_hidden;
+  if (name == "nav" || name == "aside" || ((name == "header" || name == "footer") && !inside)) place |= in_chrome;
+  if (name == "form") place |= in_form;
+  if (name == "main") place |= in_main;
+  if (name == "article") place |= in_article;
+  if (name == "a") place |= in_link;
+  if (name == "pre" || name == "listing" || name == "xmp") place |= in_pre;
+  if (name == "figcaption") place |= in_caption;
+  const bool named = name != "html" && name != "body";
+  for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+    if ((key == "hidden" && lower(value) != "until-found") || (key == "aria-hidden" && value == "true") ||
+        (key == "style" && is_hidden_style(value)))
+      place |= in_hidden;
+    if (key == "role" && value == "main") place |= in_main;
+    if (key == "role" && (value == "dialog" || value == "alertdialog")) place |= in_suspect;
+    if (key == "role" && one_of(value, chrome_roles)) place |= in_chrome;
+    if (key == "itemprop" && lower(value) == "articlebody") place |= in_body;
+    if ((key == "class" || key == "id") && named) place |= place_of_names(value.substr(0, 4096));
+  });
+  if (name == "main" || name == "article" || name == "h1") place &= ~unsigned{in_suspect | in_comment | in_byline};
+  return place;
+}
+
+/// A button that is the heading of what it opens.
+[[nodiscard]] inline bool is_heading_button(std::string_view name, const GumboVector& attributes, bool in_heading) {
+  if (name != "button") return false;
+  bool opens = in_heading;
+  for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+    if (key != "class" && key != "id") return;
+    const std::string low = lower(value);
+    for (const char* word : {"accordion", "faq", "question", "collaps", "expand", "disclosure"})
+      opens = opens || low.find(word) != std::string::npos;
+  });
+  return opens;
+}
+
+}  // namespace detail
+}  // namespace web
+}  // namespace v0
+}  // namespace qlora
