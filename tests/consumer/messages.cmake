@@ -1,0 +1,38 @@
+# cmake -DPREFIX=.. -DSOURCE=.. -DBUILD=.. -DCOMPILER=.. -P messages.cmake: find_package(qlora) must say why a component
+# cannot be used. PREFIX holds the installed library, BUILD is a folder for projects that are configured here.
+
+# expect(REGEX ARGUMENT...): configuring with the arguments fails, and the message matches.
+function(expect regex)
+  execute_process(
+    COMMAND "${CMAKE_COMMAND}" -U "CMAKE_DISABLE_FIND_PACKAGE_*" -S "${SOURCE}" -B "${BUILD}" "-DCMAKE_PREFIX_PATH=${PREFIX}"
+            "-DCMAKE_CXX_COMPILER=${COMPILER}" ${ARGN}
+    RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE message)
+  string(REGEX REPLACE "[ \n]+" " " message "${message}") # CMake wraps lines
+  if(status EQUAL 0)
+    message(SEND_ERROR "${ARGN}: configured; expected the message: ${regex}")
+  elseif(NOT message MATCHES "${regex}")
+    message(SEND_ERROR "${ARGN}: expected: ${regex}\nfound: ${message}")
+  endif()
+endfunction()
+
+expect("cdua: no component has this name; there are: cpu io text net web cuda" "-DASK=cpu,cdua")
+expect("cpu: Eigen 3.4 was not found [(]Debian: libeigen3-dev[)]" -DASK=cpu -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
+expect("io: nlohmann/json 3.11 was not found.* text: it needs the component io" -DASK=text
+       -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+file(GLOB_RECURSE text_targets "${PREFIX}/*/qlora_text-targets.cmake")
+if(text_targets)
+  expect("text: sentencepiece is found by pkg-config, which is missing" -DASK=text
+         -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON)
+endif()
+
+# The same package without a component: its export file is what says that it was built.
+set(copy "${BUILD}-prefix")
+file(REMOVE_RECURSE "${copy}")
+file(COPY "${PREFIX}/" DESTINATION "${copy}")
+file(GLOB_RECURSE exports "${copy}/*/qlora_cuda-targets*.cmake" "${copy}/*/qlora_web-targets*.cmake")
+if(exports)
+  file(REMOVE ${exports})
+endif()
+set(PREFIX "${copy}")
+expect("web: this installation of qlora was built without it;.* cuda: .*without it;.*-DQLORA_CUDA=ON"
+       "-DASK=web,cuda")
