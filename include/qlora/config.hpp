@@ -5,6 +5,8 @@
 // options when the program runs, and its checks run then.
 #pragma once
 
+#include "qlora/compiler.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cmath>

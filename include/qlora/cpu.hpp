@@ -23,6 +23,11 @@
 #include "qlora/cpu/swiglu.hpp"
 #include "qlora/cpu/workspace.hpp"
 
+// QLORA_ALLOW_UNOPTIMIZED silences the message.
+#if !defined(__OPTIMIZE__) && !defined(QLORA_PREBUILT_CPU) && !defined(QLORA_ALLOW_UNOPTIMIZED)
+#pragma message("qlora: the CPU backend is some 70 times slower without optimisation: compile with -O2")
+#endif
+
 namespace qlora {
 inline namespace v0 {
 

@@ -3,6 +3,8 @@
 // Reference: tests/dtype_test.cpp walks all 65,536 patterns of both 16-bit types against Eigen's own conversions.
 #pragma once
 
+#include "qlora/compiler.hpp"
+
 #include <bit>
 #include <cstddef>
 #include <cstdint>

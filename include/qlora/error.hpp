@@ -2,6 +2,8 @@
 // The library never prints, exits or aborts; a program maps ErrorKind to its exit code.
 #pragma once
 
+#include "qlora/compiler.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdio>
