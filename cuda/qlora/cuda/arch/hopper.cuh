@@ -13,6 +13,8 @@
 
 #include <cuda.h>
 
+#include <type_traits>
+
 #include "qlora/cuda/arch/primitives.cuh"
 
 namespace qlora {
@@ -125,47 +127,49 @@ __device__ __forceinline__ std::uint64_t operand_at(std::uint64_t from, int byte
   return from + static_cast<std::uint64_t>(bytes >> 4);
 }
 
-// Register lists of wgmma: 32 accumulators of eight column groups, as operands and as placeholders.
+// The instruction: register lists of 32 accumulators, as operands and as placeholders; `add` names the operand that
+// tells whether D is read; `down` is what selects operands that are summed over their rows.
 #define QLORA_FOUR_FLOATS(d, n) "+f"((d)[n][0]), "+f"((d)[n][1]), "+f"((d)[n][2]), "+f"((d)[n][3])
 #define QLORA_ACCUMULATORS(d, n)                                                                                  \
   QLORA_FOUR_FLOATS(d, n), QLORA_FOUR_FLOATS(d, n + 1), QLORA_FOUR_FLOATS(d, n + 2), QLORA_FOUR_FLOATS(d, n + 3), \
       QLORA_FOUR_FLOATS(d, n + 4), QLORA_FOUR_FLOATS(d, n + 5), QLORA_FOUR_FLOATS(d, n + 6),                      \
       QLORA_FOUR_FLOATS(d, n + 7)
-#define QLORA_REGISTERS_0_31                                               \
+#define QLORA_REGISTERS_32                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define QLORA_REGISTERS_32_63                                                        \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+#define QLORA_REGISTERS_64                                                             \
+  QLORA_REGISTERS_32                                                                   \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define QLORA_WGMMA(columns, d, operands, add, down)                                                                 \
+  "{ .reg .pred add; setp.ne.b32 add, " add ", 0; wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" d \
+  "}, " operands ", add, 1, 1" down "; }"
 
-/// D (64,64) = A B^T, or += where `add`: A and B with k along their rows in shared memory.
-__device__ __forceinline__ void multiply(float (&d)[8][4], std::uint64_t a, std::uint64_t b, int add) {
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %34, 0; "
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 "}, %32, %33, add, 1, 1, 0, 0; }"
-      : QLORA_ACCUMULATORS(d, 0)
-      : "l"(a), "l"(b), "r"(add));
-}
-/// The same for D (64,128).
-__device__ __forceinline__ void multiply(float (&d)[16][4], std::uint64_t a, std::uint64_t b, int add) {
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %66, 0; "
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 ", " QLORA_REGISTERS_32_63
-      "}, %64, %65, add, 1, 1, 0, 0; }"
-      : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
-      : "l"(a), "l"(b), "r"(add));
-}
-/// D (64,128) += A B: A in registers, B in shared memory, summed over its rows.
-__device__ __forceinline__ void multiply_add(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QLORA_REGISTERS_0_31 ", " QLORA_REGISTERS_32_63
-               "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-               : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+/// D (64, 8 Columns) = A B, or += where `add`; A is 64 rows, B 16 of the sum's terms by 8 Columns (64 or 128). A is a
+/// descriptor of rows to sum along, and B then too (B^T is rows); or A is in registers, and B is summed over its rows.
+template <int Columns, class A>
+__device__ __forceinline__ void multiply(float (&d)[Columns][4], const A& a, std::uint64_t b, int add) {
+  static_assert(Columns == 8 || Columns == 16, "wgmma: 64 or 128 columns");
+  if constexpr (std::is_array_v<A>) {
+    static_assert(Columns == 16, "wgmma: 128 columns with A in registers");
+    asm volatile(QLORA_WGMMA("128", QLORA_REGISTERS_64, "{%64, %65, %66, %67}, %68", "%69", ", 1")
+                 : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+  } else if constexpr (Columns == 16) {
+    asm volatile(QLORA_WGMMA("128", QLORA_REGISTERS_64, "%64, %65", "%66", ", 0, 0")
+                 : QLORA_ACCUMULATORS(d, 0), QLORA_ACCUMULATORS(d, 8)
+                 : "l"(a), "l"(b), "r"(add));
+  } else {
+    asm volatile(QLORA_WGMMA("64", QLORA_REGISTERS_32, "%32, %33", "%34", ", 0, 0")
+                 : QLORA_ACCUMULATORS(d, 0)
+                 : "l"(a), "l"(b), "r"(add));
+  }
 }
 #undef QLORA_FOUR_FLOATS
 #undef QLORA_ACCUMULATORS
-#undef QLORA_REGISTERS_0_31
-#undef QLORA_REGISTERS_32_63
+#undef QLORA_REGISTERS_32
+#undef QLORA_REGISTERS_64
+#undef QLORA_WGMMA
 
 /// D (64, 8 Columns) = A B^T over 128 columns. A has 64 rows, B has 8 Columns (64 or 128) rows; both are two panels,
 /// a_panel and b_panel bytes apart.
@@ -181,7 +185,7 @@ __device__ __forceinline__ void product_along(float (&d)[Columns][4], std::uint6
 template <int Steps>
 __device__ __forceinline__ void product_down(float (&d)[16][4], const std::uint32_t (&a)[Steps][4], std::uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < Steps; ++k) multiply_add(d, a[k], operand_at(b, k * 16 * 128));
+  for (int k = 0; k < Steps; ++k) multiply(d, a[k], operand_at(b, k * 16 * 128), 1);
 }
 
 }  // namespace device

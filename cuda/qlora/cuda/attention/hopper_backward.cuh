@@ -22,8 +22,8 @@ namespace detail {
   static const bool compiled = [] {
     cudaFuncAttributes keys{};
     cudaFuncAttributes queries{};
-    check(cudaFuncGetAttributes(&keys, attention_hopper_keys_kernel), "attention_hopper_keys");
-    check(cudaFuncGetAttributes(&queries, attention_hopper_queries_kernel), "attention_hopper_queries");
+    check(cudaFuncGetAttributes(&keys, attention_hopper_kernel<HopperKeySide>), "attention_hopper_keys");
+    check(cudaFuncGetAttributes(&queries, attention_hopper_kernel<HopperQuerySide>), "attention_hopper_queries");
     return keys.sharedSizeBytes > 0 && queries.sharedSizeBytes > 0;
   }();
   return compiled;
@@ -39,15 +39,16 @@ inline void launch_hopper_backward(Context& context, const TokenBatch& batch, co
   const CUtensorMap qkv = panel_map(forward.qkv, forward.width, forward.tokens, forward.width);
   const CUtensorMap go = panel_map(args.go.data, forward.heads * HopperSplit::head_dim, forward.tokens, args.go.stride);
   const auto tiles = static_cast<int>(tiles_of(batch.tokens, HopperSplit::rows));
-  const auto blocks = [&](int items) { return dim3(static_cast<unsigned int>(std::min(items, context.sm_count))); };
-  const int key_items = forward.kv_heads * tiles;
-  launch_tiles(context, "attention_hopper_keys", attention_hopper_keys_kernel, blocks(key_items),
-               HopperKeyTiles::threads, HopperKeyTiles::shared_bytes, qkv, go, args,
-               heavy_first(batch.tokens, HopperKeyTiles::rows, true, batch.segments), key_items);
-  const int query_items = forward.heads * tiles;
-  launch_tiles(context, "attention_hopper_queries", attention_hopper_queries_kernel, blocks(query_items),
-               HopperQueryTiles::threads, HopperQueryTiles::shared_bytes, qkv, go, args,
-               heavy_first(batch.tokens, HopperQueryTiles::rows, false, batch.segments), query_items);
+  const auto launch = [&](const char* name, auto side, int heads, bool keys) {
+    using Side = decltype(side);
+    const int items = heads * tiles;
+    launch_tiles(context, name, attention_hopper_kernel<Side>,
+                 dim3(static_cast<unsigned>(std::min(items, context.sm_count))), HopperSplit::threads,
+                 Side::Tiles::shared_bytes, qkv, go, args,
+                 heavy_first(batch.tokens, HopperSplit::rows, keys, batch.segments), items);
+  };
+  launch("attention_hopper_keys", HopperKeySide{}, forward.kv_heads, true);
+  launch("attention_hopper_queries", HopperQuerySide{}, forward.heads, false);
 }
 
 }  // namespace detail

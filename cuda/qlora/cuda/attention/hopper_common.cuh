@@ -63,21 +63,95 @@ struct HopperRing {
   __device__ __forceinline__ void advance() { ++step; }
 };
 
-/// The warp has finished with what the barrier guards.
-__device__ __forceinline__ void release(std::uint32_t barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
+/// Calls use(item, parity) for the block's items of `items`. The parity, of barriers that are completed once per item,
+/// alternates.
+template <class Use>
+__device__ __forceinline__ void for_items(int items, const Use& use) {
+  std::uint32_t parity = 0;
+  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
+    const int item = item_of(round);
+    if (item >= items) continue;
+    use(item, parity);
+    parity ^= 1U;
+  }
 }
 
-/// Initialises the barriers of a ring, then `full` and `empty` of each warpgroup's own rows. A full stage takes `fills`
-/// arrivals, an empty one `releases` from each warpgroup.
-template <int Stages>
-__device__ __forceinline__ void init_barriers(std::uint32_t barriers, int fills, int releases) {
+/// The warp has finished with what the barrier guards. Arrivals of a warpgroup: 4, one per warp, or 128, one per thread.
+template <int Arrivals = 4>
+__device__ __forceinline__ void release(std::uint32_t barrier) {
+  static_assert(Arrivals == 4 || Arrivals == 128, "each warp or each thread arrives");
+  if constexpr (Arrivals == 128) {
+    device::barrier_arrive(barrier);
+  } else {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
+  }
+}
+
+/// Shared memory of a block: tiles (own rows, then stages), what else the stages hold, and barriers (stages, then own
+/// rows).
+struct HopperShared {
+  std::uint32_t own;
+  float* statistics;
+  std::uint32_t barriers;
+};
+template <class Tiles>
+__device__ __forceinline__ std::uint32_t stage_at(const HopperShared& shared, const HopperRing<Tiles::stages>& ring) {
+  return shared.own + Tiles::own_bytes + ring.stage() * Tiles::stage_bytes;
+}
+
+/// Where a consumer warpgroup's own rows and their barriers are.
+template <class Tiles>
+struct HopperConsumer {
+  int row;  ///< first of its rows in the block's item
+  std::uint32_t own;
+  std::uint32_t own_full;
+  __device__ __forceinline__ explicit HopperConsumer(const HopperShared& shared) {
+    const int group = static_cast<int>(threadIdx.x) / 128 - 1;
+    row = group * Tiles::group_rows;
+    own = shared.own + static_cast<std::uint32_t>(group * 2 * Tiles::own_tile);
+    own_full = shared.barriers + static_cast<std::uint32_t>((Tiles::stages + group) * 16);
+  }
+};
+
+/// Gives back the stages of rows [at, last) unread; returns the row after them.
+template <class Tiles>
+__device__ __forceinline__ int skip_stages(HopperRing<Tiles::stages>& ring, int at, int last) {
+  for (; at < last; at += Tiles::stage_rows) {
+    ring.wait_full();
+    release<Tiles::arrivals>(ring.empty());
+    ring.advance();
+  }
+  return at;
+}
+
+/// Starts s = own first tile x first tile of the stage and dp = own second tile x second tile of the stage, both summed
+/// over E. On return s is complete, and so are the products of the previous stage, which is released unless this one is
+/// the `first`.
+template <class Tiles, int Columns>
+__device__ __forceinline__ void multiply_stage(float (&s)[Columns][4], float (&dp)[Columns][4], std::uint32_t own,
+                                               std::uint32_t stage, const HopperRing<Tiles::stages>& ring, bool first) {
+  device::products_begin();
+  device::product_along(s, device::operand_along(own), Tiles::own_panel, device::operand_along(stage), Tiles::panel);
+  device::products_commit();
+  device::products_wait<1>();
+  if (!first) release<Tiles::arrivals>(ring.empty_before());
+  device::products_begin();
+  device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
+                        device::operand_along(stage + Tiles::tile), Tiles::panel);
+  device::products_commit();
+  device::products_wait<1>();
+  device::settled(s);
+}
+
+/// Initialises the barriers of a ring, then `full` and `empty` of each warpgroup's own rows.
+template <class Tiles>
+__device__ __forceinline__ void init_barriers(std::uint32_t barriers) {
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Stages + HopperSplit::groups; ++i) {
+    for (int i = 0; i < Tiles::stages + Tiles::groups; ++i) {
       const std::uint32_t at = barriers + static_cast<std::uint32_t>(i * 16);
-      device::barrier_init(at, i < Stages ? fills : 1);
-      device::barrier_init(at + 8, i < Stages ? HopperSplit::groups * releases : 4);
+      device::barrier_init(at, i < Tiles::stages ? Tiles::fills : 1);
+      device::barrier_init(at + 8, i < Tiles::stages ? Tiles::groups * Tiles::arrivals : 4);
     }
     device::barriers_ready();
   }
@@ -167,6 +241,34 @@ __device__ __forceinline__ void store_rows(const float (&d)[16][4], float factor
       }
     }
   }
+}
+
+/// One of the two kernels. Side has its Tiles and the two roles: copy() for the producer's first `copiers` threads,
+/// compute() for the consumers. Without sm_90a it has no body and no static shared memory.
+template <class Side>
+__global__ static void __launch_bounds__(HopperSplit::threads, 1)
+    attention_hopper_kernel(const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap go,
+                            const BackwardArgs args, const __grid_constant__ TileOrder order, const int items) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Tiles = typename Side::Tiles;
+  static_assert(Tiles::shared_bytes <= 226 * 1024, "attention: a block's shared memory on sm_90");
+  extern __shared__ __align__(1024) unsigned char hopper_shared[];
+  __shared__ __align__(16) std::uint64_t barrier_words[2 * (Tiles::stages + Tiles::groups)];
+  const std::uint32_t start = device::shared_address(hopper_shared);
+  const std::uint32_t tiles = (start + 1023U) & ~1023U;
+  const HopperShared shared{
+      tiles,
+      reinterpret_cast<float*>(hopper_shared + (tiles - start) + Tiles::own_bytes + Tiles::stages * Tiles::stage_bytes),
+      device::shared_address(barrier_words)};
+  init_barriers<Tiles>(shared.barriers);
+  if (threadIdx.x < 128) {
+    device::registers_give<Tiles::copy_registers>();
+    if (threadIdx.x < Side::copiers) Side::copy(args, order, qkv, go, items, shared);
+  } else {
+    device::registers_take<Tiles::multiply_registers>();
+    Side::compute(args, order, items, shared);
+  }
+#endif
 }
 
 /// A tensor map with boxes of 64 rows and one panel, for a (rows, columns) matrix whose rows are `stride` apart.

@@ -23,13 +23,17 @@ namespace detail {
 
 struct HopperKeyTiles : HopperSplit {
   static constexpr int queries = 64;  // per stage
+  static constexpr int stage_rows = queries;
   static constexpr int stages = 4;
   static constexpr int panel = queries * 128;
   static constexpr int tile = 2 * panel;          // Q or gO
   static constexpr int stage_bytes = 2 * tile;    // Q, gO
   static constexpr int statistics = 2 * queries;  // floats per stage: -lse log2(e), delta
-  static constexpr int statistics_at = own_bytes + stages * stage_bytes;
-  static constexpr int shared_bytes = 1024 + statistics_at + stages * statistics * 4;
+  static constexpr int shared_bytes = 1024 + own_bytes + stages * (stage_bytes + statistics * 4);
+  // Full: one arrival per copying lane, two for the lane that also starts tile copies. Empty: one per thread that reads
+  // lse and delta, since threads write these and each writer must know that all reads are complete.
+  static constexpr int fills = 33;
+  static constexpr int arrivals = 128;
 };
 
 /// One item: a kv head, a tile of keys, and the range of queries that see them.
@@ -47,17 +51,14 @@ struct HopperKeyItem {
 
 /// The producer warp: one lane starts the tile copies, all lanes copy lse and delta.
 __device__ __forceinline__ void copy_for_keys(const BackwardArgs& args, const TileOrder& order, const CUtensorMap& qkv,
-                                              const CUtensorMap& go, int items, std::uint32_t own, float* statistics,
-                                              std::uint32_t barriers) {
+                                              const CUtensorMap& go, int items, const HopperShared& shared) {
   using Tiles = HopperKeyTiles;
   const AttentionArgs& forward = args.forward;
   const int group = forward.heads / forward.kv_heads;
   const auto lane = static_cast<int>(threadIdx.x);
-  HopperRing<Tiles::stages> ring(barriers);
-  std::uint32_t parity = 0;
-  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-    if (item_of(round) >= items) continue;
-    const HopperKeyItem item(args, order, item_of(round));
+  HopperRing<Tiles::stages> ring(shared.barriers);
+  for_items(items, [&](int index, std::uint32_t parity) {
+    const HopperKeyItem item(args, order, index);
     const int k_column = (forward.heads + item.kv) * Tiles::head_dim;
     bool own_missing = true;
     for (int head = item.kv * group; head < (item.kv + 1) * group; ++head) {
@@ -65,12 +66,12 @@ __device__ __forceinline__ void copy_for_keys(const BackwardArgs& args, const Ti
       for (int query = item.range.first; query < item.range.last; query += Tiles::queries) {
         ring.wait_empty();
         if (lane == 0) {
-          const std::uint32_t to = own + Tiles::own_bytes + ring.stage() * Tiles::stage_bytes;
+          const std::uint32_t to = stage_at<Tiles>(shared, ring);
           device::barrier_expect(ring.full(), Tiles::stage_bytes);
           copy_tile<Tiles::queries>(to, qkv, head * Tiles::head_dim, query, ring.full());
           copy_tile<Tiles::queries>(to + Tiles::tile, go, head * Tiles::head_dim, query, ring.full());
         }
-        float* const to = statistics + ring.stage() * Tiles::statistics;
+        float* const to = shared.statistics + ring.stage() * Tiles::statistics;
 #pragma unroll
         for (int i = lane; i < Tiles::queries; i += 32) {
           const bool inside = query + i < item.range.last;
@@ -80,15 +81,14 @@ __device__ __forceinline__ void copy_for_keys(const BackwardArgs& args, const Ti
         device::barrier_arrive(ring.full());
         ring.advance();
         if (own_missing && lane == 0) {
-          copy_own(own, barriers + Tiles::stages * 16, parity, qkv, k_column, qkv,
+          copy_own(shared.own, shared.barriers + Tiles::stages * 16, parity, qkv, k_column, qkv,
                    k_column + forward.kv_heads * Tiles::head_dim, item.first_key);
         }
         own_missing = false;
         __syncwarp();
       }
     }
-    parity ^= 1U;
-  }
+  });
 }
 
 /// Turns scores of a warpgroup's keys [first_key, ...) and queries [query, query + 64) into P.
@@ -139,52 +139,31 @@ __device__ __forceinline__ void weigh_gradients(const float (&dp)[8][4], const f
 
 /// A consumer warpgroup.
 __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, const TileOrder& order, int items,
-                                                     std::uint32_t tiles, const float* statistics,
-                                                     std::uint32_t barriers) {
+                                                     const HopperShared& shared) {
   using Tiles = HopperKeyTiles;
   const AttentionArgs& forward = args.forward;
-  const int group = static_cast<int>(threadIdx.x) / 128 - 1;
-  const std::uint32_t own = tiles + static_cast<std::uint32_t>(group * 2 * Tiles::own_tile);
-  const std::uint32_t own_full = barriers + static_cast<std::uint32_t>((Tiles::stages + group) * 16);
+  const HopperConsumer<Tiles> consumer(shared);
   const int heads = forward.heads / forward.kv_heads;
-  HopperRing<Tiles::stages> ring(barriers);
-  std::uint32_t parity = 0;
+  HopperRing<Tiles::stages> ring(shared.barriers);
   float s[8][4] = {};
   float dp[8][4] = {};
-  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-    if (item_of(round) >= items) continue;
-    const HopperKeyItem item(args, order, item_of(round));
-    const int first_key = item.first_key + group * Tiles::group_rows;
+  for_items(items, [&](int index, std::uint32_t parity) {
+    const HopperKeyItem item(args, order, index);
+    const int first_key = item.first_key + consumer.row;
     const int last_key = min(first_key + Tiles::group_rows, forward.tokens) - 1;
     const bool some = first_key <= last_key;  // otherwise this warpgroup's keys are past the last token
     const int first_end = some ? args.ends[first_key] : 0;
     const int last_end = some ? args.ends[last_key] : 0;
     float gk[16][4] = {};
     float gv[16][4] = {};
-    device::barrier_wait(own_full, parity);
+    device::barrier_wait(consumer.own_full, parity);
     for (int head = 0; head < heads; ++head) {
-      int query = item.range.first;
-      for (; query < item.range.last && query < first_key; query += Tiles::queries) {
-        ring.wait_full();
-        device::barrier_arrive(ring.empty());
-        ring.advance();
-      }
+      int query = skip_stages<Tiles>(ring, item.range.first, min(item.range.last, first_key));
       for (; query < last_end; query += Tiles::queries) {
         ring.wait_full();
-        const std::uint32_t stage = tiles + Tiles::own_bytes + ring.stage() * Tiles::stage_bytes;
-        const float* const of_stage = statistics + ring.stage() * Tiles::statistics;
-        device::products_begin();
-        device::product_along(s, device::operand_along(own), Tiles::own_panel, device::operand_along(stage),
-                              Tiles::panel);
-        device::products_commit();
-        device::products_wait<1>();  // the gradients of the previous tile
-        if (query != first_key) device::barrier_arrive(ring.empty_before());
-        device::products_begin();
-        device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
-                              device::operand_along(stage + Tiles::tile), Tiles::panel);
-        device::products_commit();
-        device::products_wait<1>();
-        device::settled(s);
+        const std::uint32_t stage = stage_at<Tiles>(shared, ring);
+        const float* const of_stage = shared.statistics + ring.stage() * Tiles::statistics;
+        multiply_stage<Tiles>(s, dp, consumer.own, stage, ring, query == first_key);
         weigh_queries(s, args, of_stage, first_key, query, query == first_key || query + Tiles::queries > first_end);
         std::uint32_t p[4][4];
         pack_operands(s, p);
@@ -206,46 +185,23 @@ __device__ __forceinline__ void add_queries_of_items(const BackwardArgs& args, c
       device::products_wait<0>();
       device::settled(gk);
       device::settled(gv);
-      if (some) device::barrier_arrive(ring.empty_before());
-      for (; query < item.range.last; query += Tiles::queries) {
-        ring.wait_full();
-        device::barrier_arrive(ring.empty());
-        ring.advance();
-      }
+      if (some) release<Tiles::arrivals>(ring.empty_before());
+      skip_stages<Tiles>(ring, query, item.range.last);
     }
-    release(own_full + 8);
+    release(consumer.own_full + 8);
     bf16* const to = args.gqkv + (forward.heads + item.kv) * Tiles::head_dim;
     store_rows(gk, forward.scale, to, forward.width, first_key, forward.tokens);
     store_rows(gv, 1.0F, to + forward.kv_heads * Tiles::head_dim, forward.width, first_key, forward.tokens);
-    parity ^= 1U;
-  }
+  });
 }
 
-/// Without sm_90a this kernel has no body and no static shared memory.
-__global__ static void __launch_bounds__(HopperKeyTiles::threads, 1)
-    attention_hopper_keys_kernel(const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap go,
-                                 const BackwardArgs args, const __grid_constant__ TileOrder order, const int items) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/// The side of attention_hopper_kernel that owns keys and values.
+struct HopperKeySide {
   using Tiles = HopperKeyTiles;
-  static_assert(Tiles::shared_bytes <= 225 * 1024, "attention: a block's shared memory on sm_90");
-  extern __shared__ __align__(1024) unsigned char hopper_shared[];
-  __shared__ __align__(16) std::uint64_t barrier_words[2 * (Tiles::stages + Tiles::groups)];
-  const std::uint32_t start = device::shared_address(hopper_shared);
-  const std::uint32_t tiles = (start + 1023U) & ~1023U;
-  auto* const statistics = reinterpret_cast<float*>(hopper_shared + (tiles - start) + Tiles::statistics_at);
-  const std::uint32_t barriers = device::shared_address(barrier_words);
-  // Full: one arrival per copying lane, two for the lane that also starts tile copies. Empty: one arrival per thread
-  // that reads lse and delta, since threads write these and each writer must know that all reads are complete.
-  init_barriers<Tiles::stages>(barriers, 33, 128);
-  if (threadIdx.x < 128) {
-    device::registers_give<Tiles::copy_registers>();
-    if (threadIdx.x < 32) copy_for_keys(args, order, qkv, go, items, tiles, statistics, barriers);
-  } else {
-    device::registers_take<Tiles::multiply_registers>();
-    add_queries_of_items(args, order, items, tiles, statistics, barriers);
-  }
-#endif
-}
+  static constexpr int copiers = 32;
+  static constexpr auto copy = copy_for_keys;
+  static constexpr auto compute = add_queries_of_items;
+};
 
 }  // namespace detail
 }  // namespace cuda

@@ -21,11 +21,14 @@ namespace detail {
 
 struct HopperQueryTiles : HopperSplit {
   static constexpr int keys = 128;  // per stage
+  static constexpr int stage_rows = keys;
   static constexpr int stages = 2;
   static constexpr int panel = keys * 128;
   static constexpr int tile = 2 * panel;        // K or V
   static constexpr int stage_bytes = 2 * tile;  // K, V
   static constexpr int shared_bytes = 1024 + own_bytes + stages * stage_bytes;
+  static constexpr int fills = 1;     // the producer thread
+  static constexpr int arrivals = 4;  // one per warp
 };
 
 /// One item: a head, its kv head, a tile of queries, and the range of keys that they see.
@@ -44,29 +47,27 @@ struct HopperQueryItem {
 };
 
 /// The producer thread.
-__device__ __forceinline__ void copy_for_queries(const AttentionArgs& args, const TileOrder& order,
+__device__ __forceinline__ void copy_for_queries(const BackwardArgs& args, const TileOrder& order,
                                                  const CUtensorMap& qkv, const CUtensorMap& go, int items,
-                                                 std::uint32_t own, std::uint32_t barriers) {
+                                                 const HopperShared& shared) {
   using Tiles = HopperQueryTiles;
-  HopperRing<Tiles::stages> ring(barriers);
-  std::uint32_t parity = 0;
-  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-    if (item_of(round) >= items) continue;
-    const HopperQueryItem item(args, order, item_of(round));
+  const int value_columns = args.forward.kv_heads * Tiles::head_dim;
+  HopperRing<Tiles::stages> ring(shared.barriers);
+  for_items(items, [&](int index, std::uint32_t parity) {
+    const HopperQueryItem item(args.forward, order, index);
     for (int key = item.range.first; key < item.range.last; key += Tiles::keys) {
-      const std::uint32_t to = own + Tiles::own_bytes + ring.stage() * Tiles::stage_bytes;
+      const std::uint32_t to = stage_at<Tiles>(shared, ring);
       ring.wait_empty();
       device::barrier_expect(ring.full(), Tiles::stage_bytes);
       copy_tile<Tiles::keys>(to, qkv, item.k_column, key, ring.full());
-      copy_tile<Tiles::keys>(to + Tiles::tile, qkv, item.k_column + args.kv_heads * Tiles::head_dim, key, ring.full());
+      copy_tile<Tiles::keys>(to + Tiles::tile, qkv, item.k_column + value_columns, key, ring.full());
       ring.advance();
       if (key == item.range.first) {
-        copy_own(own, barriers + Tiles::stages * 16, parity, qkv, item.head * Tiles::head_dim, go,
+        copy_own(shared.own, shared.barriers + Tiles::stages * 16, parity, qkv, item.head * Tiles::head_dim, go,
                  item.head * Tiles::head_dim, item.first_row);
       }
     }
-    parity ^= 1U;
-  }
+  });
 }
 
 /// Per-thread state of its two rows, eight apart.
@@ -129,50 +130,30 @@ __device__ __forceinline__ void weigh_gradients(const float (&p)[16][4], const f
 
 /// A consumer warpgroup.
 __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, const TileOrder& order, int items,
-                                                  std::uint32_t tiles, std::uint32_t barriers) {
+                                                  const HopperShared& shared) {
   using Tiles = HopperQueryTiles;
   const AttentionArgs& forward = args.forward;
-  const int group = static_cast<int>(threadIdx.x) / 128 - 1;
-  const std::uint32_t own = tiles + static_cast<std::uint32_t>(group * 2 * Tiles::own_tile);
-  const std::uint32_t own_full = barriers + static_cast<std::uint32_t>((Tiles::stages + group) * 16);
+  const HopperConsumer<Tiles> consumer(shared);
   const float scale_log2 = forward.scale * log2_e;
-  HopperRing<Tiles::stages> ring(barriers);
-  std::uint32_t parity = 0;
+  HopperRing<Tiles::stages> ring(shared.barriers);
   float s[16][4] = {};
   float dp[16][4] = {};
-  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-    if (item_of(round) >= items) continue;
-    const HopperQueryItem item(forward, order, item_of(round));
-    const int row = item.first_row + group * Tiles::group_rows;
+  for_items(items, [&](int index, std::uint32_t parity) {
+    const HopperQueryItem item(forward, order, index);
+    const int row = item.first_row + consumer.row;
     const int last = min(row + Tiles::group_rows, forward.tokens) - 1;
     const bool some = row <= last;  // otherwise this warpgroup's rows are past the last token
     const int first_key = some ? (row - forward.positions[row]) / Tiles::keys * Tiles::keys : item.range.last;
     const int last_start = some ? last - forward.positions[last] : 0;
     const HopperQueryRows rows(args, item.head, row);
     float gq[16][4] = {};
-    int key = item.range.first;
-    for (; key < item.range.last && key < first_key; key += Tiles::keys) {
-      ring.wait_full();
-      release(ring.empty());
-      ring.advance();
-    }
-    device::barrier_wait(own_full, parity);
-    const int first = key;
+    const int first = skip_stages<Tiles>(ring, item.range.first, min(item.range.last, first_key));
+    int key = first;
+    device::barrier_wait(consumer.own_full, parity);
     for (; key <= last; key += Tiles::keys) {
       ring.wait_full();
-      const std::uint32_t stage = tiles + Tiles::own_bytes + ring.stage() * Tiles::stage_bytes;
-      device::products_begin();
-      device::product_along(s, device::operand_along(own), Tiles::own_panel, device::operand_along(stage),
-                            Tiles::panel);
-      device::products_commit();
-      device::products_wait<1>();  // the gradient of the previous tile
-      if (key != first) release(ring.empty_before());
-      device::products_begin();
-      device::product_along(dp, device::operand_along(own + Tiles::own_tile), Tiles::own_panel,
-                            device::operand_along(stage + Tiles::tile), Tiles::panel);
-      device::products_commit();
-      device::products_wait<1>();
-      device::settled(s);
+      const std::uint32_t stage = stage_at<Tiles>(shared, ring);
+      multiply_stage<Tiles>(s, dp, consumer.own, stage, ring, key == first);
       weigh_keys(s, rows, scale_log2, key, key + Tiles::keys - 1 > row || key < last_start);
       device::products_wait<0>();
       device::settled(dp);
@@ -191,38 +172,19 @@ __device__ __forceinline__ void add_keys_of_items(const BackwardArgs& args, cons
     device::products_wait<0>();
     device::settled(gq);
     if (key != first) release(ring.empty_before());
-    release(own_full + 8);
-    for (; key < item.range.last; key += Tiles::keys) {
-      ring.wait_full();
-      release(ring.empty());
-      ring.advance();
-    }
+    release(consumer.own_full + 8);
+    skip_stages<Tiles>(ring, key, item.range.last);
     store_rows(gq, forward.scale, args.gqkv + item.head * Tiles::head_dim, forward.width, row, forward.tokens);
-    parity ^= 1U;
-  }
+  });
 }
 
-/// Without sm_90a this kernel has no body and no static shared memory.
-__global__ static void __launch_bounds__(HopperQueryTiles::threads, 1)
-    attention_hopper_queries_kernel(const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap go,
-                                    const BackwardArgs args, const __grid_constant__ TileOrder order, const int items) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/// The side of attention_hopper_kernel that owns queries.
+struct HopperQuerySide {
   using Tiles = HopperQueryTiles;
-  static_assert(Tiles::shared_bytes <= 226 * 1024, "attention: a block's shared memory on sm_90");
-  extern __shared__ __align__(1024) unsigned char hopper_shared[];
-  __shared__ __align__(16) std::uint64_t barrier_words[2 * (Tiles::stages + Tiles::groups)];
-  const std::uint32_t tiles = (device::shared_address(hopper_shared) + 1023U) & ~1023U;
-  const std::uint32_t barriers = device::shared_address(barrier_words);
-  init_barriers<Tiles::stages>(barriers, 1, 4);
-  if (threadIdx.x < 128) {
-    device::registers_give<Tiles::copy_registers>();
-    if (threadIdx.x == 0) copy_for_queries(args.forward, order, qkv, go, items, tiles, barriers);
-  } else {
-    device::registers_take<Tiles::multiply_registers>();
-    add_keys_of_items(args, order, items, tiles, barriers);
-  }
-#endif
-}
+  static constexpr int copiers = 1;
+  static constexpr auto copy = copy_for_queries;
+  static constexpr auto compute = add_keys_of_items;
+};
 
 }  // namespace detail
 }  // namespace cuda

@@ -26,24 +26,16 @@ static __global__ void __launch_bounds__(row_threads)
   const bf16* from = x.data + tile.row * x.stride;
   bf16* to = out + tile.row * packs * 8;
   device::Pack8 pack[dropout_packs];
+  device::for_packs<dropout_packs>(tile.first, packs, [&](int i, int at) { pack[i] = device::load8(from + at * 8); });
+  device::for_packs<dropout_packs>(tile.first, packs, [&](int i, int at) {
+    float value[8];
+    float factor[8];
+    device::to_floats(pack[i], value);
+    device::dropout_factors(site, static_cast<std::uint32_t>(tile.row), static_cast<std::uint32_t>(at), factor);
 #pragma unroll
-  for (int i = 0; i < dropout_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) pack[i] = device::load8(from + at * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < dropout_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      float value[8];
-      float factor[8];
-      device::to_floats(pack[i], value);
-      device::dropout_factors(site, static_cast<std::uint32_t>(tile.row), static_cast<std::uint32_t>(at), factor);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) value[j] *= factor[j];
-      device::store8(to + at * 8, device::to_pack(value));
-    }
-  }
+    for (int j = 0; j < 8; ++j) value[j] *= factor[j];
+    device::store8(to + at * 8, device::to_pack(value));
+  });
 }
 
 static __global__ void __launch_bounds__(row_threads)
@@ -53,29 +45,21 @@ static __global__ void __launch_bounds__(row_threads)
   bf16* to = gx.data + tile.row * gx.stride;
   device::Pack8 pack[dropout_packs];
   device::Pack8 base[dropout_packs];
+  device::for_packs<dropout_packs>(tile.first, packs, [&](int i, int at) {
+    pack[i] = device::load8(from + at * 8);
+    base[i] = device::load8(to + at * 8);
+  });
+  device::for_packs<dropout_packs>(tile.first, packs, [&](int i, int at) {
+    float value[8];
+    float sum[8];
+    float factor[8];
+    device::to_floats(pack[i], value);
+    device::to_floats(base[i], sum);
+    device::dropout_factors(site, static_cast<std::uint32_t>(tile.row), static_cast<std::uint32_t>(at), factor);
 #pragma unroll
-  for (int i = 0; i < dropout_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      pack[i] = device::load8(from + at * 8);
-      base[i] = device::load8(to + at * 8);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < dropout_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      float value[8];
-      float sum[8];
-      float factor[8];
-      device::to_floats(pack[i], value);
-      device::to_floats(base[i], sum);
-      device::dropout_factors(site, static_cast<std::uint32_t>(tile.row), static_cast<std::uint32_t>(at), factor);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum[j] += value[j] * factor[j];
-      device::store8(to + at * 8, device::to_pack(sum));
-    }
-  }
+    for (int j = 0; j < 8; ++j) sum[j] += value[j] * factor[j];
+    device::store8(to + at * 8, device::to_pack(sum));
+  });
 }
 
 }  // namespace detail

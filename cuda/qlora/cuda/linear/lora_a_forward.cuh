@@ -36,12 +36,7 @@ struct AdapterInputTiles : LoraATiles<Narrow> {
   static constexpr int shared_bytes = 2 * stage_bytes;
 };
 
-struct AdapterInputArgs {
-  int tokens = 0;
-  int width = 0;     ///< K
-  int adapters = 0;  ///< XA
-  int steps = 0;     ///< per split
-  device::MaskSite site{};
+struct AdapterInputArgs : LoraAArgs {
   Rows<const bf16> x{};
   const bf16* a = nullptr;
   Rows<bf16> xa{};
@@ -133,16 +128,23 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
   const bf16* from = args.x.data + static_cast<std::int64_t>(row[0]) * args.x.stride + octet * 8;
   uint4 x[2][2];
   uint4 next[2][2];
+  const auto load_next = [&] {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    next[i / 2][i % 2] = device::load_words(from + i % 2 * 8 * std::int64_t{args.x.stride} + i / 2 * 32, inside[i % 2]);
-  }
+    for (int i = 0; i < 4; ++i) {
+      next[i / 2][i % 2] =
+          device::load_words(from + i % 2 * 8 * std::int64_t{args.x.stride} + i / 2 * 32, inside[i % 2]);
+    }
+  };
+  const auto mask_next = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[i / 2][i % 2] = device::masked(next[i / 2][i % 2], args.site, row[i % 2], octet + i / 2 * 4);
+    }
+  };
+  load_next();
   copy_adapter<Tiles>(tiles, a, args.width, args.adapters - narrow);
   device::copies_commit();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[i / 2][i % 2] = device::masked(next[i / 2][i % 2], args.site, row[i % 2], octet + i / 2 * 4);
-  }
+  mask_next();
 
   const int lane_chunk = lane / 4 * 128 + ((lane % 4) ^ (lane / 4 % 2 * 4)) * 16;
   float sum[Tiles::narrow / 8][4] = {};
@@ -156,37 +158,23 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
                           args.adapters - narrow);
       device::copies_commit();
       from += Tiles::step;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        next[i / 2][i % 2] =
-            device::load_words(from + i % 2 * 8 * std::int64_t{args.x.stride} + i / 2 * 32, inside[i % 2]);
-      }
+      load_next();
     }
     add_products<Tiles>(sum, x, lora_a_shared + s % 2 * Tiles::stage_bytes, lane_chunk);
     // Also runs after the last step, without use: without a branch the masks are computed between the products.
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i / 2][i % 2] = device::masked(next[i / 2][i % 2], args.site, row[i % 2], octet + i / 2 * 4);
-    }
+    mask_next();
   }
   store_adapter_input<Tiles>(args, sum, token, narrow);
 }
 
 /// xa = scale * sum of partial sums, eight columns per thread.
 static __global__ void __launch_bounds__(row_threads)
-    adapter_input_sum_kernel(int packs, int packs_in_row, int splits, float scale, const float* __restrict__ partial,
+    adapter_input_sum_kernel(int packs, int parts, const float* __restrict__ partial, float scale, int packs_in_row,
                              Rows<bf16> xa) {
   const int pack = static_cast<int>(blockIdx.x) * row_threads + static_cast<int>(threadIdx.x);
   if (pack >= packs) return;
   float sum[8];
-  device::load8_constant(partial + static_cast<std::int64_t>(pack) * 8, sum);
-#pragma unroll 4
-  for (int s = 1; s < splits; ++s) {
-    float more[8];
-    device::load8_constant(partial + (static_cast<std::int64_t>(s) * packs + pack) * 8, more);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] += more[i];
-  }
+  device::sum_parts(partial, packs, parts, pack, sum);
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum[i] *= scale;
   const int row = pack / packs_in_row;
@@ -208,20 +196,10 @@ QLORA_CUDA_LAUNCHER void dropped_adapter_input(Context& context, int tokens, int
   detail::for_narrow(narrow.width, [&](auto columns) {
     using Tiles = detail::AdapterInputTiles<columns()>;
     const int tiles = (tokens + Tiles::wide - 1) / Tiles::wide;
-    const SumSplit split = detail::split_for(context, tiles * narrow.count, width / Tiles::step, Tiles::resident,
-                                             std::int64_t{tokens} * adapters);
-    auto* partial = split.count > 1 ? reinterpret_cast<float*>(context.workspace) : nullptr;
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(split.count),
-                    static_cast<unsigned>(narrow.count));
-    const detail::AdapterInputArgs args{tokens, width, adapters, split.steps, device::mask_site(site),
-                                        x,      a,     xa,       partial};
-    detail::launch_lora_a<Tiles>(context, "dropped_adapter_input", detail::adapter_input_kernel<Tiles>, grid, args);
-    if (partial == nullptr) return;
-    const int packs = tokens * (adapters / 8);  // the workspace holds them, so at most 2^20
-    const unsigned blocks = static_cast<unsigned>((packs + row_threads - 1) / row_threads);
-    detail::adapter_input_sum_kernel<<<blocks, row_threads, 0, context.stream>>>(packs, adapters / 8, split.count,
-                                                                                 site.keep_scale, partial, xa);
-    check_launch("dropped_adapter_input, sum of parts");
+    const detail::AdapterInputArgs args{{tokens, width, adapters, 0, device::mask_site(site)}, x, a, xa};
+    detail::launch_split<Tiles>(context, "dropped_adapter_input", detail::adapter_input_kernel<Tiles>, tiles,
+                                narrow.count, width / Tiles::step, std::int64_t{tokens} * adapters, args,
+                                detail::adapter_input_sum_kernel, site.keep_scale, adapters / 8, xa);
   });
 }
 

@@ -34,12 +34,7 @@ struct GradientATiles : LoraATiles<Narrow> {
   static constexpr int shared_bytes = 2 * stage_bytes;
 };
 
-struct GradientAArgs {
-  int tokens = 0;
-  int width = 0;     ///< K
-  int adapters = 0;  ///< XA
-  int steps = 0;     ///< per split
-  device::MaskSite site{};
+struct GradientAArgs : LoraAArgs {
   Rows<const bf16> gxa{};
   Rows<const bf16> x{};
   float* ga = nullptr;
@@ -173,15 +168,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
       for (int i = 0; i < blocks; ++i) {
         device::load_transposed(left[i], left_at[i] + static_cast<std::uint32_t>(stage + k * 16 * Tiles::narrow * 2));
       }
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const uint4 right = *reinterpret_cast<const uint4*>(right_at + k * 4096 + n * 512);
-#pragma unroll
-        for (int i = 0; i < blocks; ++i) {
-          device::mma(sum[i][2 * n], left[i], right.x, right.y);
-          device::mma(sum[i][2 * n + 1], left[i], right.z, right.w);
-        }
-      }
+      device::add_fragments(sum, left, right_at + k * 4096);
     }
     // Also runs after the last step, without use: without a branch the masks are computed between the products.
     x.store(args.site, token + (s + 1) * Tiles::step, column, lora_a_shared + other + own);
@@ -189,22 +176,19 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident) gradie
   store_gradient_a<Tiles>(args, sum, narrow + first_row, group);
 }
 
-/// ga += scale * sum of partial sums, four columns per thread.
+/// ga += scale * sum of partial sums, eight columns per thread.
 static __global__ void __launch_bounds__(row_threads)
-    gradient_a_sum_kernel(int fours, int splits, float scale, const float* __restrict__ partial, float* ga) {
-  const int at = static_cast<int>(blockIdx.x) * row_threads + static_cast<int>(threadIdx.x);
-  if (at >= fours) return;
-  const auto* from = reinterpret_cast<const float4*>(partial) + at;
-  float4 sum = __ldg(from);
-#pragma unroll 4
-  for (int s = 1; s < splits; ++s) {
-    const float4 more = __ldg(from + static_cast<std::int64_t>(s) * fours);
-    sum = float4{sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
-  }
-  auto* to = reinterpret_cast<float4*>(ga) + at;
-  const float4 before = *to;
-  *to = float4{fmaf(sum.x, scale, before.x), fmaf(sum.y, scale, before.y), fmaf(sum.z, scale, before.z),
-               fmaf(sum.w, scale, before.w)};
+    gradient_a_sum_kernel(int packs, int parts, const float* __restrict__ partial, float scale, float* ga) {
+  const int pack = static_cast<int>(blockIdx.x) * row_threads + static_cast<int>(threadIdx.x);
+  if (pack >= packs) return;
+  float sum[8];
+  float before[8];
+  device::sum_parts(partial, packs, parts, pack, sum);
+  float* to = ga + static_cast<std::int64_t>(pack) * 8;
+  device::load8(to, before);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i] = fmaf(sum[i], scale, before[i]);
+  device::store8(to, sum);
 }
 
 }  // namespace detail
@@ -221,20 +205,10 @@ QLORA_CUDA_LAUNCHER void dropped_gradient_a(Context& context, int tokens, int wi
   detail::for_narrow(narrow.width, [&](auto columns) {
     using Tiles = detail::GradientATiles<columns()>;
     const int tiles = (width + Tiles::wide - 1) / Tiles::wide;
-    const SumSplit split = detail::split_for(context, tiles * narrow.count, (tokens + Tiles::step - 1) / Tiles::step,
-                                             Tiles::resident, std::int64_t{adapters} * width);
-    auto* partial = split.count > 1 ? reinterpret_cast<float*>(context.workspace) : nullptr;
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(split.count),
-                    static_cast<unsigned>(narrow.count));
-    const detail::GradientAArgs args{tokens, width, adapters, split.steps, device::mask_site(site),
-                                     gxa,    x,     ga,       partial};
-    detail::launch_lora_a<Tiles>(context, "dropped_gradient_a", detail::gradient_a_kernel<Tiles>, grid, args);
-    if (partial == nullptr) return;
-    const int fours = adapters * (width / 4);  // the workspace holds them, so at most 2^20
-    const unsigned blocks = static_cast<unsigned>((fours + row_threads - 1) / row_threads);
-    detail::gradient_a_sum_kernel<<<blocks, row_threads, 0, context.stream>>>(fours, split.count, site.keep_scale,
-                                                                              partial, ga);
-    check_launch("dropped_gradient_a, sum of parts");
+    const detail::GradientAArgs args{{tokens, width, adapters, 0, device::mask_site(site)}, gxa, x, ga};
+    detail::launch_split<Tiles>(context, "dropped_gradient_a", detail::gradient_a_kernel<Tiles>, tiles, narrow.count,
+                                (tokens + Tiles::step - 1) / Tiles::step, std::int64_t{adapters} * width, args,
+                                detail::gradient_a_sum_kernel, site.keep_scale, ga);
   });
 }
 

@@ -33,12 +33,8 @@ struct AddProductTiles : LoraATiles<Narrow> {
   static constexpr int shared_bytes = a_bytes + 2 * stage_bytes;
 };
 
-struct AddProductArgs {
-  int tokens = 0;
-  int width = 0;     ///< K
-  int adapters = 0;  ///< rows of A, at most the tile's
-  int steps = 0;     ///< tiles of tokens per block
-  device::MaskSite site{};
+/// adapters: at most the tile's; steps: tiles of tokens.
+struct AddProductArgs : LoraAArgs {
   Rows<const bf16> gxa{};
   const bf16* a = nullptr;
   Rows<bf16> gx{};
@@ -123,15 +119,7 @@ static __global__ void __launch_bounds__(Tiles::threads, Tiles::resident)
         const int at = (left_at ^ (k % 4 * 32)) + k / 4 * 128 + i * 16 * Tiles::narrow * 2;
         device::load_matrices(left[i], stage + static_cast<std::uint32_t>(at));
       }
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const uint4 right = *reinterpret_cast<const uint4*>(right_at + k * 4096 + n * 512);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          device::mma(sum[i][2 * n], left[i], right.x, right.y);
-          device::mma(sum[i][2 * n + 1], left[i], right.z, right.w);
-        }
-      }
+      device::add_fragments(sum, left, right_at + k * 4096);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -175,11 +163,8 @@ QLORA_CUDA_LAUNCHER void add_dropped_product(Context& context, int tokens, int w
     const SumSplit split = split_sum(tiles, steps, context.sm_count * Tiles::resident, steps, laying_out);
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(split.count));
     for (int first = 0; first < adapters; first += Tiles::narrow) {  // in order on the stream
-      const detail::AddProductArgs args{tokens,
-                                        width,
-                                        std::min(adapters - first, Tiles::narrow),
-                                        split.steps,
-                                        device::mask_site(site),
+      const int rows = std::min(adapters - first, Tiles::narrow);
+      const detail::AddProductArgs args{{tokens, width, rows, split.steps, device::mask_site(site)},
                                         {gxa.data + first, gxa.stride},
                                         a + std::int64_t{first} * width,
                                         gx};

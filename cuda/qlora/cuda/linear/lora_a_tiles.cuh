@@ -84,10 +84,45 @@ __device__ __forceinline__ void copy_narrow(std::uint32_t tile, const bf16* from
     copy_async16(tile + static_cast<std::uint32_t>(flipped_chunk<Tiles::narrow>(row, chunk)), p, inside);
   }
 }
+/// sum += left right for 16 rows of `right`: fragments of its column tiles, two per 512 bytes, from the lane's on.
+template <int Blocks, int Columns>
+__device__ __forceinline__ void add_fragments(float (&sum)[Blocks][Columns][4], const std::uint32_t (&left)[Blocks][4],
+                                              const unsigned char* right) {
+#pragma unroll
+  for (int n = 0; n < Columns / 2; ++n) {
+    const uint4 both = *reinterpret_cast<const uint4*>(right + n * 512);
+#pragma unroll
+    for (int i = 0; i < Blocks; ++i) {
+      mma(sum[i][2 * n], left[i], both.x, both.y);
+      mma(sum[i][2 * n + 1], left[i], both.z, both.w);
+    }
+  }
+}
+
+/// Sum of a pack over `parts` partial results of `packs` packs each, in order.
+__device__ __forceinline__ void sum_parts(const float* partial, int packs, int parts, int pack, float (&sum)[8]) {
+  load8_constant(partial + static_cast<std::int64_t>(pack) * 8, sum);
+#pragma unroll 4
+  for (int part = 1; part < parts; ++part) {
+    float more[8];
+    load8_constant(partial + (static_cast<std::int64_t>(part) * packs + pack) * 8, more);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] += more[i];
+  }
+}
 
 }  // namespace device
 
 namespace detail {
+
+/// What all kernels of lora_a_*.cuh take.
+struct LoraAArgs {
+  int tokens = 0;
+  int width = 0;     ///< K
+  int adapters = 0;  ///< XA
+  int steps = 0;     ///< per block
+  device::MaskSite site{};
+};
 
 /// Shared by the kernels with a narrow side. Narrow: columns of XA that a block computes or reads.
 template <int Narrow>
@@ -123,10 +158,23 @@ void launch_lora_a(Context& context, const char* name, void (*kernel)(Args), dim
 /// multiprocessor from L2, against steps of 1000 to 1300 clocks.
 inline constexpr int partial_steps = 5;
 
-/// The split of a sum of `steps` for `tiles` blocks, `resident` per multiprocessor, with partial sums of `floats`.
-[[nodiscard]] inline SumSplit split_for(const Context& context, int tiles, int steps, int resident,
-                                        std::int64_t floats) {
-  return split_sum(tiles, steps, context.sm_count * resident, context.workspace_bytes / (floats * 4), partial_steps);
+/// Launches a kernel with `tiles` x `narrow` results, each a sum of `steps`. The sum is split until the GPU is full; if
+/// it is, args.partial is set, and `sum` is launched to add up the parts of `floats`: sum(packs, parts, partial, ...).
+template <class Tiles, class Args, class... SumArgs>
+void launch_split(Context& context, const char* name, void (*kernel)(Args), int tiles, int narrow, int steps,
+                  std::int64_t floats, Args args, void (*sum)(int, int, const float*, SumArgs...),
+                  const std::type_identity_t<SumArgs>&... sum_args) {
+  const SumSplit split = split_sum(tiles * narrow, steps, context.sm_count * Tiles::resident,
+                                   context.workspace_bytes / (floats * 4), partial_steps);
+  args.steps = split.steps;
+  args.partial = split.count > 1 ? reinterpret_cast<float*>(context.workspace) : nullptr;
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(split.count), static_cast<unsigned>(narrow));
+  launch_lora_a<Tiles>(context, name, kernel, grid, args);
+  if (args.partial == nullptr) return;
+  const auto packs = static_cast<int>(floats / 8);  // the workspace holds them, so at most 2^20
+  const auto blocks = static_cast<unsigned>((packs + row_threads - 1) / row_threads);
+  sum<<<blocks, row_threads, 0, context.stream>>>(packs, split.count, args.partial, sum_args...);
+  check_launch(name);
 }
 
 inline void expect_lora_a(const char* op, int width, int adapters) {

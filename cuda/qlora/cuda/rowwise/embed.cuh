@@ -16,34 +16,28 @@ namespace cuda {
 
 namespace detail {
 
-/// The thread's packs of one row, at most `packs` of them in the row.
-__device__ __forceinline__ void copy_row_tile(const bf16* source, bf16* target, int first, int packs) {
+enum class Move : std::uint8_t { gather, scatter };
+
+/// gather: to_i = from_{index_i}; scatter: to_{index_i} = from_i. Rows of `from` are packs * 8 apart.
+template <Move Direction>
+static __global__ void __launch_bounds__(row_threads)
+    move_rows_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from,
+                     bf16* __restrict__ to, int stride) {
+  const device::RowTile tile = device::row_tile<copy_packs>(packs);
+  const std::int64_t other = index[tile.row];
+  const bf16* source = from + (Direction == Move::gather ? other : tile.row) * packs * 8;
+  bf16* target = to + (Direction == Move::gather ? tile.row : other) * stride;
   device::Pack8 pack[copy_packs];
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = first + i * row_threads;
-    if (at < packs) pack[i] = device::load8(source + at * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < copy_packs; ++i) {
-    const int at = first + i * row_threads;
-    if (at < packs) device::store8(target + at * 8, pack[i]);
-  }
+  device::for_packs<copy_packs>(tile.first, packs, [&](int i, int at) { pack[i] = device::load8(source + at * 8); });
+  device::for_packs<copy_packs>(tile.first, packs, [&](int i, int at) { device::store8(target + at * 8, pack[i]); });
 }
 
-/// to_i = from_{index_i}.
-static __global__ void __launch_bounds__(row_threads)
-    gather_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from, Rows<bf16> to) {
-  const device::RowTile tile = device::row_tile<copy_packs>(packs);
-  copy_row_tile(from + std::int64_t{index[tile.row]} * packs * 8, to.data + tile.row * to.stride, tile.first, packs);
-}
-
-/// to_{index_i} = from_i.
-static __global__ void __launch_bounds__(row_threads)
-    scatter_kernel(int packs, const std::int32_t* __restrict__ index, const bf16* __restrict__ from,
-                   bf16* __restrict__ to) {
-  const device::RowTile tile = device::row_tile<copy_packs>(packs);
-  copy_row_tile(from + tile.row * packs * 8, to + std::int64_t{index[tile.row]} * packs * 8, tile.first, packs);
+template <Move Direction>
+void move_rows(Context& context, const char* op, int count, int dim, const std::int32_t* index, const bf16* from,
+               Rows<bf16> to) {
+  const unsigned blocks = row_blocks<copy_packs>(count, dim / 8);
+  move_rows_kernel<Direction><<<blocks, row_threads, 0, context.stream>>>(dim / 8, index, from, to.data, to.stride);
+  check_launch(op);
 }
 
 }  // namespace detail
@@ -54,17 +48,13 @@ QLORA_CUDA_LAUNCHER void embed(Context& context, int tokens, int dim, const std:
   if (tokens <= 0) return;
   expect_packs("embed", "the table", Rows<const bf16>{table, dim}, dim);
   expect_packs("embed", "x", x, dim);
-  const unsigned blocks = row_blocks<copy_packs>(tokens, dim / 8);
-  detail::gather_kernel<<<blocks, row_threads, 0, context.stream>>>(dim / 8, ids, table, x);
-  check_launch("embed");
+  detail::move_rows<detail::Move::gather>(context, "embed", tokens, dim, ids, table, x);
 }
 
 QLORA_CUDA_LAUNCHER void scatter_rows(Context& context, int count, int dim, const std::int32_t* index, const bf16* from,
                                       bf16* to) {
   if (count <= 0) return;
-  const unsigned blocks = row_blocks<copy_packs>(count, dim / 8);
-  detail::scatter_kernel<<<blocks, row_threads, 0, context.stream>>>(dim / 8, index, from, to);
-  check_launch("scatter_rows");
+  detail::move_rows<detail::Move::scatter>(context, "scatter_rows", count, dim, index, from, {to, dim});
 }
 
 }  // namespace cuda

@@ -37,6 +37,11 @@ void with_norm_policy(int packs, Use&& use) {
   if (packs <= 768) return use(NormPolicy<256, 3>{});
   return use(NormPolicy<256, 4>{});
 }
+/// Calls use(i, at) for the packs of a row that the thread keeps in registers: held[i] is pack `at`.
+template <class Policy, class Use>
+__device__ __forceinline__ void for_held(int packs, Use&& use) {
+  device::for_packs<Policy::packs, Policy::threads>(static_cast<int>(threadIdx.x), packs, use);
+}
 template <int Threads>
 __device__ __forceinline__ float row_sum(float value) {
   if constexpr (Threads == 32) {
@@ -76,16 +81,9 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows)
   const int lane = static_cast<int>(threadIdx.x);
   constexpr int held_packs = Policy::threads * Policy::packs;
   device::Pack8 held[Policy::packs];
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    const int at = lane + i * Policy::threads;
-    if (at < packs) held[i] = device::load8(from + at * 8);
-  }
+  for_held<Policy>(packs, [&](int i, int at) { held[i] = device::load8(from + at * 8); });
   float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    if (lane + i * Policy::threads < packs) sum = sum_of_squares(held[i], sum);
-  }
+  for_held<Policy>(packs, [&](int i, int /*at*/) { sum = sum_of_squares(held[i], sum); });
   for (int at = lane + held_packs; at < packs; at += Policy::threads) {
     sum = sum_of_squares(device::load8(from + at * 8), sum);
   }
@@ -95,11 +93,8 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows)
     inv_rms[t] = inverse;
     if (!isfinite(sum)) device::report(fault);  // checks the sum, since an infinite x makes the inverse 0
   }
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    const int at = lane + i * Policy::threads;
-    if (at < packs) device::store8(to + at * 8, normalized(held[i], inverse, w + at * 8));
-  }
+  for_held<Policy>(packs,
+                   [&](int i, int at) { device::store8(to + at * 8, normalized(held[i], inverse, w + at * 8)); });
   for (int at = lane + held_packs; at < packs; at += Policy::threads) {
     device::store8(to + at * 8, normalized(device::load8(from + at * 8), inverse, w + at * 8));
   }
@@ -154,21 +149,13 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows, (backwar
   device::Pack8 g_held[Policy::packs];
   device::Pack8 x_held[Policy::packs];
   device::Pack8 base_held[Accumulate ? Policy::packs : 1];
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    const int at = lane + i * Policy::threads;
-    if (at < packs) {
-      g_held[i] = device::load8(g_row + at * 8);
-      x_held[i] = device::load8(x_row + at * 8);
-      if constexpr (Accumulate) base_held[i] = device::load8(out + at * 8);
-    }
-  }
+  for_held<Policy>(packs, [&](int i, int at) {
+    g_held[i] = device::load8(g_row + at * 8);
+    x_held[i] = device::load8(x_row + at * 8);
+    if constexpr (Accumulate) base_held[i] = device::load8(out + at * 8);
+  });
   float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    const int at = lane + i * Policy::threads;
-    if (at < packs) sum = pull_sum(g_held[i], x_held[i], w + at * 8, sum);
-  }
+  for_held<Policy>(packs, [&](int i, int at) { sum = pull_sum(g_held[i], x_held[i], w + at * 8, sum); });
   for (int at = lane + held_packs; at < packs; at += Policy::threads) {
     sum = pull_sum(device::load8(g_row + at * 8), device::load8(x_row + at * 8), w + at * 8, sum);
   }
@@ -182,14 +169,10 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows, (backwar
     device::forget(x_held[i]);
   }
   w = device::forget(w);
-#pragma unroll
-  for (int i = 0; i < Policy::packs; ++i) {
-    const int at = lane + i * Policy::threads;
-    if (at < packs) {
-      if constexpr (Accumulate) device::to_floats(base_held[i], base);
-      device::store8(out + at * 8, norm_gradient(g_held[i], x_held[i], w + at * 8, inverse, pull, base));
-    }
-  }
+  for_held<Policy>(packs, [&](int i, int at) {
+    if constexpr (Accumulate) device::to_floats(base_held[i], base);
+    device::store8(out + at * 8, norm_gradient(g_held[i], x_held[i], w + at * 8, inverse, pull, base));
+  });
   for (int at = lane + held_packs; at < packs; at += Policy::threads) {
     if constexpr (Accumulate) device::to_floats(device::load8(out + at * 8), base);
     device::store8(out + at * 8, norm_gradient(device::load8(g_row + at * 8), device::load8(x_row + at * 8), w + at * 8,

@@ -18,10 +18,7 @@ inline constexpr int copy_packs = 4;
 
 namespace device {
 
-/// Eight floats as two 16-byte accesses.
-__device__ __forceinline__ void load8(const float* p, float (&out)[8]) {
-  const float4 low = reinterpret_cast<const float4*>(p)[0];
-  const float4 high = reinterpret_cast<const float4*>(p)[1];
+__device__ __forceinline__ void to_floats(const float4& low, const float4& high, float (&out)[8]) {
   out[0] = low.x;
   out[1] = low.y;
   out[2] = low.z;
@@ -30,24 +27,18 @@ __device__ __forceinline__ void load8(const float* p, float (&out)[8]) {
   out[5] = high.y;
   out[6] = high.z;
   out[7] = high.w;
+}
+/// Eight floats as two 16-byte accesses.
+__device__ __forceinline__ void load8(const float* p, float (&out)[8]) {
+  to_floats(reinterpret_cast<const float4*>(p)[0], reinterpret_cast<const float4*>(p)[1], out);
 }
 __device__ __forceinline__ void store8(float* p, const float (&values)[8]) {
   reinterpret_cast<float4*>(p)[0] = float4{values[0], values[1], values[2], values[3]};
   reinterpret_cast<float4*>(p)[1] = float4{values[4], values[5], values[6], values[7]};
 }
-
-/// The same for memory that no kernel in flight writes: such loads may move across stores.
+/// load8 for memory that no kernel in flight writes: such loads may move across stores.
 __device__ __forceinline__ void load8_constant(const float* p, float (&out)[8]) {
-  const float4 low = __ldg(reinterpret_cast<const float4*>(p));
-  const float4 high = __ldg(reinterpret_cast<const float4*>(p) + 1);
-  out[0] = low.x;
-  out[1] = low.y;
-  out[2] = low.z;
-  out[3] = low.w;
-  out[4] = high.x;
-  out[5] = high.y;
-  out[6] = high.z;
-  out[7] = high.w;
+  to_floats(__ldg(reinterpret_cast<const float4*>(p)), __ldg(reinterpret_cast<const float4*>(p) + 1), out);
 }
 
 /// The part of a matrix that a thread processes: packs first, first + row_threads, ... of a row.
@@ -61,6 +52,16 @@ __device__ __forceinline__ RowTile row_tile(int packs) {
   const unsigned runs = (static_cast<unsigned>(packs) + run - 1) / run;
   const unsigned row = blockIdx.x / runs;
   return {static_cast<std::int64_t>(row), static_cast<int>((blockIdx.x - row * runs) * run + threadIdx.x)};
+}
+/// Calls use(i, at) for the thread's packs of a row with `packs`: its i-th is pack `at`, at least `first` and Threads
+/// apart. The loop is unrolled, so that a loop of loads has all of them in flight before the next loop uses them.
+template <int Packs, int Threads = row_threads, class Use>
+__device__ __forceinline__ void for_packs(int first, int packs, Use&& use) {
+#pragma unroll
+  for (int i = 0; i < Packs; ++i) {
+    const int at = first + i * Threads;
+    if (at < packs) use(i, at);
+  }
 }
 
 /// A compiler barrier: it treats these values as new from here on, so that values derived from the old ones (a pack's

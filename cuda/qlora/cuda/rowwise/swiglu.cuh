@@ -31,29 +31,21 @@ static __global__ void __launch_bounds__(row_threads)
   bf16* out = y.data + tile.row * y.stride;
   device::Pack8 gate[swiglu_packs];
   device::Pack8 up[swiglu_packs];
-#pragma unroll
-  for (int i = 0; i < swiglu_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      gate[i] = device::load8(gates + at * 8);
-      up[i] = device::load8(ups + at * 8);
-    }
-  }
+  device::for_packs<swiglu_packs>(tile.first, packs, [&](int i, int at) {
+    gate[i] = device::load8(gates + at * 8);
+    up[i] = device::load8(ups + at * 8);
+  });
   device::FiniteProbe probe;
+  device::for_packs<swiglu_packs>(tile.first, packs, [&](int i, int at) {
+    float g[8];
+    float u[8];
+    device::to_floats(gate[i], g);
+    device::to_floats(up[i], u);
 #pragma unroll
-  for (int i = 0; i < swiglu_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      float g[8];
-      float u[8];
-      device::to_floats(gate[i], g);
-      device::to_floats(up[i], u);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) u[j] *= g[j] * sigmoid(g[j]);
-      probe.see(u);
-      device::store8(out + at * 8, device::to_pack(u));
-    }
-  }
+    for (int j = 0; j < 8; ++j) u[j] *= g[j] * sigmoid(g[j]);
+    probe.see(u);
+    device::store8(out + at * 8, device::to_pack(u));
+  });
   device::report_any(fault, probe.tripped());
 }
 
@@ -67,39 +59,31 @@ static __global__ void __launch_bounds__(row_threads)
   device::Pack8 gate[swiglu_packs];
   device::Pack8 up[swiglu_packs];
   device::Pack8 gradient[swiglu_packs];
-#pragma unroll
-  for (int i = 0; i < swiglu_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      gate[i] = device::load8(gate_up + gate_row + at * 8);
-      up[i] = device::load8(gate_up + up_row + at * 8);
-      gradient[i] = device::load8(gy_row + at * 8);
-    }
-  }
+  device::for_packs<swiglu_packs>(tile.first, packs, [&](int i, int at) {
+    gate[i] = device::load8(gate_up + gate_row + at * 8);
+    up[i] = device::load8(gate_up + up_row + at * 8);
+    gradient[i] = device::load8(gy_row + at * 8);
+  });
   device::FiniteProbe probe;
+  device::for_packs<swiglu_packs>(tile.first, packs, [&](int i, int at) {
+    float g[8];
+    float u[8];
+    float d[8];
+    device::to_floats(gate[i], g);
+    device::to_floats(up[i], u);
+    device::to_floats(gradient[i], d);
 #pragma unroll
-  for (int i = 0; i < swiglu_packs; ++i) {
-    const int at = tile.first + i * row_threads;
-    if (at < packs) {
-      float g[8];
-      float u[8];
-      float d[8];
-      device::to_floats(gate[i], g);
-      device::to_floats(up[i], u);
-      device::to_floats(gradient[i], d);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float sig = sigmoid(g[j]);
-        const float g_up = d[j] * g[j] * sig;
-        g[j] = d[j] * u[j] * sig * (1.0F + g[j] * (1.0F - sig));
-        u[j] = g_up;
-      }
-      probe.see(g);
-      probe.see(u);
-      device::store8(ggate_up + gate_row + at * 8, device::to_pack(g));
-      device::store8(ggate_up + up_row + at * 8, device::to_pack(u));
+    for (int j = 0; j < 8; ++j) {
+      const float sig = sigmoid(g[j]);
+      const float g_up = d[j] * g[j] * sig;
+      g[j] = d[j] * u[j] * sig * (1.0F + g[j] * (1.0F - sig));
+      u[j] = g_up;
     }
-  }
+    probe.see(g);
+    probe.see(u);
+    device::store8(ggate_up + gate_row + at * 8, device::to_pack(g));
+    device::store8(ggate_up + up_row + at * 8, device::to_pack(u));
+  });
   device::report_any(fault, probe.tripped());
 }
 
