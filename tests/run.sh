@@ -16,7 +16,7 @@ say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 . cmake/packages.sh
 need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev doctest-dev libsentencepiece-dev \
   libcli11-dev libtomlplusplus-dev libcurl4-openssl-dev libgumbo-dev libxml2-dev libbenchmark-dev clang-format clang-16 \
-  binutils python3
+  doxygen binutils python3
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.

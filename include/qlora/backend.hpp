@@ -133,11 +133,14 @@ concept FullBackend = Backend<B> && std::same_as<A, P> &&
 // expect_served()
 
 namespace rule {
+/// A number that is not known yet counts as a multiple.
 [[nodiscard]] constexpr bool is_multiple(int number, int step) { return is_dynamic(number) || number % step == 0; }
+/// Attention has kernels for this head dimension, or the backend has no limit.
 [[nodiscard]] constexpr bool head_dim_has_kernels(int head_dim, const ShapeLimits& limits) {
   return is_multiple(head_dim, limits.head_dim_step) &&
          (limits.largest_head_dim == 0 || head_dim <= limits.largest_head_dim);
 }
+/// Attention can also train with it.
 [[nodiscard]] constexpr bool head_dim_has_backward(int head_dim, const ShapeLimits& limits) {
   const auto& known = limits.trained_head_dims;
   return is_dynamic(head_dim) || known == std::array<int, 3>{} ||

@@ -23,13 +23,13 @@ struct Dynamic;
 /// Shape of a LLaMA-architecture model. Letters as in every shape comment: V vocab, D dim, H heads, K kv heads,
 /// E head_dim, F ffn. Weights are (out, in) row-major, as Hugging Face stores them.
 struct Shape {
-  int vocab = 0;
-  int dim = 0;
-  int layers = 0;
-  int heads = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
-  int ffn = 0;
+  int vocab = 0;                 ///< V: rows of the embedding table
+  int dim = 0;                   ///< D: width of the residual stream
+  int layers = 0;                ///< number of decoder blocks
+  int heads = 0;                 ///< H: query heads
+  int kv_heads = 0;              ///< K: key and value heads; H is a multiple of it
+  int head_dim = 0;              ///< E: numbers of a head, even
+  int ffn = 0;                   ///< F: width of the feed-forward block
   bool tied_embeddings = false;  ///< the head is the embedding table
 
   friend constexpr bool operator==(const Shape&, const Shape&) = default;
@@ -50,12 +50,18 @@ enum class Proj : std::uint8_t {
   all = attention | mlp,
 };
 
+/// Stands in place of a number or a set of projections: no shape and no rank has its values.
 struct Dynamic {
+  /// As a number it is -1.
   constexpr operator int() const { return -1; }  // NOLINT: stands in place of a number
+  /// As a set it is 128, a bit that no projection has.
   constexpr operator Proj() const { return static_cast<Proj>(128); }
 };
+/// The value to write where a Config leaves a number or the targets open.
 inline constexpr Dynamic dynamic{};
+/// Whether the number is left open until the program runs.
 [[nodiscard]] constexpr bool is_dynamic(int number) { return number == int{dynamic}; }
+/// Whether the set is left open until the program runs.
 [[nodiscard]] constexpr bool is_dynamic(Proj set) { return set == Proj{dynamic}; }
 
 /// A shape of which nothing is known when the program is compiled.
@@ -66,13 +72,16 @@ inline constexpr Shape dynamic_shape{.vocab = dynamic,
                                      .kv_heads = dynamic,
                                      .head_dim = dynamic,
                                      .ffn = dynamic};
+/// Whether at least one number of the shape is left open; tied_embeddings never is.
 [[nodiscard]] constexpr bool is_dynamic(const Shape& s) {
   return is_dynamic(s.vocab) || is_dynamic(s.dim) || is_dynamic(s.layers) || is_dynamic(s.heads) ||
          is_dynamic(s.kv_heads) || is_dynamic(s.head_dim) || is_dynamic(s.ffn);
 }
+/// The union of two sets.
 [[nodiscard]] constexpr Proj operator|(Proj a, Proj b) {
   return static_cast<Proj>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
 }
+/// Whether every projection of `proj` is in `set`.
 [[nodiscard]] constexpr bool contains(Proj set, Proj proj) {
   return (static_cast<unsigned>(set) & static_cast<unsigned>(proj)) == static_cast<unsigned>(proj);
 }
@@ -114,13 +123,14 @@ inline constexpr std::array<Proj, 7> all_projections{Proj::q,    Proj::k,  Proj:
 /// Low-rank adapters: y += alpha/r * B A x on each target. The rank is a cap: any rank up to it, per layer and
 /// projection, is chosen at run time and padded with zeros that stay zero.
 struct Lora {
-  int rank = 64;
-  Proj targets = Proj::all;
+  int rank = 64;             ///< the cap: 1 to the narrowest input or output of a target
+  Proj targets = Proj::all;  ///< projections that get an adapter
   friend constexpr bool operator==(const Lora&, const Lora&) = default;
 };
 
 /// Rank and targets that are chosen when the program runs.
 inline constexpr Lora dynamic_lora{.rank = dynamic, .targets = dynamic};
+/// Whether rank or targets are left open.
 [[nodiscard]] constexpr bool is_dynamic(const Lora& lora) { return is_dynamic(lora.rank) || is_dynamic(lora.targets); }
 /// What B A is multiplied by: alpha / r, or alpha / sqrt(r) when rank-stabilised (arXiv 2312.03732).
 [[nodiscard]] inline float lora_scale(float alpha, int rank, bool rank_stabilized) {
@@ -128,16 +138,18 @@ inline constexpr Lora dynamic_lora{.rank = dynamic, .targets = dynamic};
   return alpha / (rank_stabilized ? std::sqrt(r) : r);
 }
 
+/// How weights are stored: as they are, or in NF4.
 enum class QuantKind : std::uint8_t { none, nf4 };
 
 /// How frozen linear weights are stored. NF4 blocks run over the flattened (out, in) matrix, as in bitsandbytes.
 struct Quant {
-  QuantKind kind = QuantKind::nf4;
-  int block = 64;            ///< elements that share one absmax
-  bool double_quant = true;  ///< absmax itself in 8 bits
-  int nested_block = 256;    ///< absmax values that share one nested absmax
+  QuantKind kind = QuantKind::nf4;  ///< none: the other members have no meaning
+  int block = 64;                   ///< elements that share one absmax
+  bool double_quant = true;         ///< absmax itself in 8 bits
+  int nested_block = 256;           ///< absmax values that share one nested absmax
   friend constexpr bool operator==(const Quant&, const Quant&) = default;
 };
+/// Weights stay as they are; for full training, and for adapters on weights in 16 or 32 bits.
 inline constexpr Quant unquantized{.kind = QuantKind::none};
 
 /// Completion models continue text; chat models take turns in LLaMA-2's chat form and know when to stop.
@@ -149,29 +161,33 @@ enum class Trainable : std::uint8_t { adapters, all };
 /// A model and how it is trained, as one compile-time value. Structural, no arrays, so that it can be a template
 /// argument; rope_theta and norm_eps are defaults that a model directory may override at run time.
 struct Config {
-  Shape shape;
-  Lora lora{};
-  Quant quant{};
-  Form form = Form::completion;
-  Trainable trainable = Trainable::adapters;
-  float rope_theta = 10000.0F;
-  float norm_eps = 1e-5F;
+  Shape shape;                   ///< numbers that are `dynamic` come from the model directory
+  Lora lora{};                   ///< without a meaning in full training
+  Quant quant{};                 ///< of the frozen projections; embeddings, head and norms are never quantized
+  Form form = Form::completion;  ///< how prompts are written and where a reply ends
+  Trainable trainable = Trainable::adapters;  ///< adapters, or every weight
+  float rope_theta = 10000.0F;                ///< base of the rotary embedding's wavelengths
+  float norm_eps = 1e-5F;                     ///< added to the mean square in RMS normalisation
 
+  /// The same with another rank cap or other targets.
   [[nodiscard]] constexpr Config with(Lora value) const {
     Config copy = *this;
     copy.lora = value;
     return copy;
   }
+  /// The same with weights stored in another way.
   [[nodiscard]] constexpr Config with(Quant value) const {
     Config copy = *this;
     copy.quant = value;
     return copy;
   }
+  /// The same with another form of prompts.
   [[nodiscard]] constexpr Config with(Form value) const {
     Config copy = *this;
     copy.form = value;
     return copy;
   }
+  /// The same with other weights trained; Trainable::all sets `quant` to unquantized.
   [[nodiscard]] constexpr Config with(Trainable value) const {
     Config copy = *this;
     copy.trainable = value;
@@ -232,18 +248,24 @@ struct Config {
 // A rule holds as long as a number that it needs is dynamic: broken_rule() asks again when the number is known.
 
 namespace rule {
+/// At least 1, or not known yet.
 [[nodiscard]] constexpr bool positive(int number) { return number > 0 || is_dynamic(number); }
+/// The seven numbers of a shape are positive.
 [[nodiscard]] constexpr bool shape_is_positive(const Shape& s) {
   return positive(s.vocab) && positive(s.dim) && positive(s.layers) && positive(s.heads) && positive(s.kv_heads) &&
          positive(s.head_dim) && positive(s.ffn);
 }
+/// Every key head serves the same number of query heads.
 [[nodiscard]] constexpr bool kv_heads_divide_heads(const Shape& s) {
   return is_dynamic(s.heads) || is_dynamic(s.kv_heads) || (s.kv_heads > 0 && s.heads % s.kv_heads == 0);
 }
+/// The rotary embedding turns pairs of numbers.
 [[nodiscard]] constexpr bool head_dim_is_even(const Shape& s) {  // rotary embedding turns pairs
   return is_dynamic(s.head_dim) || s.head_dim % 2 == 0;
 }
+/// `rank` is at most a width, if that is known.
 [[nodiscard]] constexpr bool rank_fits(int rank, int width) { return is_dynamic(width) || rank <= width; }
+/// The rank is 1 to dim, ffn and the width of all heads together. Full training has no rank.
 [[nodiscard]] constexpr bool rank_fits_every_target(const Config& c) {
   if (c.trainable == Trainable::all || is_dynamic(c.lora.rank)) return true;
   const Shape& s = c.shape;
@@ -251,12 +273,15 @@ namespace rule {
   return c.lora.rank > 0 && rank_fits(c.lora.rank, s.dim) && rank_fits(c.lora.rank, s.ffn) &&
          (!attention_is_known || c.lora.rank <= s.heads * s.head_dim);
 }
+/// Adapters without a target would train nothing.
 [[nodiscard]] constexpr bool adapters_have_targets(const Config& c) {
   return c.trainable == Trainable::all || c.lora.targets != Proj::none;
 }
+/// Weights in 4 bits cannot be trained.
 [[nodiscard]] constexpr bool full_training_is_unquantized(const Config& c) {
   return c.trainable == Trainable::adapters || c.quant.kind == QuantKind::none;
 }
+/// The block sizes are those of bitsandbytes, 64 and 256, which the kernels are written for.
 [[nodiscard]] constexpr bool quant_blocks_are_known(const Config& c) {
   return c.quant.kind == QuantKind::none || (c.quant.block == 64 && c.quant.nested_block == 256);
 }
@@ -298,12 +323,13 @@ concept StaticConfig = ValidConfig<C> && !is_dynamic(C.shape) && !is_dynamic(C.l
 
 /// The part of a Config that changes generated code. Configs with equal Code share every compute function.
 struct Code {
-  Shape shape;  ///< without the layer count, a loop bound, and without tied_embeddings, which moves a pointer
-  Lora lora;
-  Quant quant;
-  Trainable trainable;
+  Shape shape;          ///< without the layer count, a loop bound, and without tied_embeddings, which moves a pointer
+  Lora lora;            ///< rank 0 without targets in full training
+  Quant quant;          ///< how the frozen projections are stored
+  Trainable trainable;  ///< which weights have gradients
   friend constexpr bool operator==(const Code&, const Code&) = default;
 };
+/// The Code of a Config: no layer count, no tied_embeddings, no LoRA in full training.
 [[nodiscard]] constexpr Code code_of(const Config& config) {
   Code code{config.shape, config.lora, config.quant, config.trainable};
   code.shape.layers = 0;

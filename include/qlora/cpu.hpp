@@ -38,31 +38,36 @@ class Cpu {
   using N = cpu::Numbers<ScalarType, Round>;
 
  public:
-  using Scalar = ScalarType;
-  using S = Scalar;
-  using Act = Scalar;    ///< what activations and frozen dense weights are stored in
-  using Param = Scalar;  ///< what is trained, and statistics
-  using Arena = cpu::Arena;
-  static constexpr Space space = Space::host;
-  static constexpr bool wide_groups = false;  ///< a product reads W and B apart
-  static constexpr int rank_step = 1;
-  static constexpr ShapeLimits shape_limits{};
+  using Scalar = ScalarType;  ///< float for use, double and std::complex<double> for tests of derivatives
+  using S = Scalar;           ///< the same, short
+  using Act = Scalar;         ///< what activations and frozen dense weights are stored in
+  using Param = Scalar;       ///< what is trained, and statistics
+  using Arena = cpu::Arena;   ///< memory for a whole run, handed out from front to back
+  static constexpr Space space = Space::host;   ///< pointers that it takes and gives are the host's
+  static constexpr bool wide_groups = false;    ///< a product reads W and B apart
+  static constexpr int rank_step = 1;           ///< rank caps of every size are served
+  static constexpr ShapeLimits shape_limits{};  ///< shapes of every size are served
   template <int Cols>
-  using View = Mat<S, Cols>;
+  using View = Mat<S, Cols>;  ///< matrix that an op writes
   template <int Cols>
-  using ConstView = Mat<const S, Cols>;
+  using ConstView = Mat<const S, Cols>;  ///< matrix that an op reads
 
   /// `threads` 0: one per core.
   explicit Cpu(int threads = 0) : pool_(std::make_unique<cpu::ThreadPool>(threads)) {}
 
   /// See cpu/workspace.hpp.
   static constexpr auto workspace_bytes = &cpu::workspace_bytes<sizeof(S), N::rounds>;
+  /// Cuts `memory`, of workspace_bytes(needs).total(), into pieces.
   [[nodiscard]] static Workspace<S> carve(const WorkspaceNeeds& needs, std::byte* memory) {
     return carve_workspace<S, S>(workspace_bytes(needs), needs.loss_chunk, memory);
   }
+  /// Threads of the pool, the calling one included.
   [[nodiscard]] int workers() const { return pool_->size(); }
+  /// The threads that ops run on.
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
+  /// A new arena of that many bytes, zeroed. Throws Error (resource) where there is no memory.
   [[nodiscard]] Arena arena(std::int64_t bytes) { return Arena(bytes); }
+  /// Where the following ops run; kept only by backends that report faults by place.
   void at(int /*layer*/, Site /*site*/) {}
 
   /// A tensor into backend memory; `stored` rounds as activations and product operands are rounded. False when a value
@@ -79,68 +84,87 @@ class Cpu {
     if (stored) N::store(to, tensor.size());
     return finite;
   }
+  /// `from` into backend memory, converted to S.
   void upload(std::span<const float> from, S* to) {
     for (std::size_t i = 0; i < from.size(); ++i) to[i] = S(from[i]);
   }
+  /// Backend memory into `to`, rounded to float; of a complex number the real part.
   void download(const S* from, std::span<float> to) const {
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(cpu::real_part(from[i]));
   }
+  /// Sets `count` numbers to 0.
   void zero(S* data, std::int64_t count) {
     cpu::for_ranges(*pool_, count, 1 << 16, [&](std::int64_t first, std::int64_t last, int) {
       cpu::row_array(data + first, last - first).setZero();
     });
   }
+  /// Sets loss, norm and fault to their start.
   void zero(StepScalars* scalars) { *scalars = {}; }
+  /// What the ops so far left.
   [[nodiscard]] StepScalars read(const StepScalars* scalars) { return *scalars; }
   /// Host arrays where the ops can read them; here they are read in place.
   [[nodiscard]] TokenBatch stage(const TokenBatch& host) { return host; }
+  /// One array, likewise; valid as long as `host`.
   [[nodiscard]] const std::int32_t* stage(std::span<const std::int32_t> host) { return host.data(); }
 
+  /// x (T,D) = the rows `ids` (T) of table (V,D).
   template <int D>
   void embed(const std::int32_t* ids, In<S, D> table, Mat<S, D> x) {
     cpu::embed<N>(*pool_, x.rows, x.cols(), ids, table.data, block(x));
   }
+  /// gtable (V,D) += gx (T,D) at the rows `ids`.
   template <int D>
   void embed_backward(const std::int32_t* ids, In<S, D> gx, Mat<S, D> gtable) {
     cpu::embed_backward<N>(*pool_, gx.rows, gx.cols(), ids, gx.data, gtable.data);
   }
+  /// y = x r w with r = 1 / sqrt(mean(x^2) + eps); x y (T,D), w (D); r is kept in inv_rms (T).
   template <int D>
   void rmsnorm(float eps, In<S, D> x, const S* w, Mat<S, D> y, S* inv_rms) {
     cpu::rmsnorm<N>(*pool_, y.rows, y.cols(), S(eps), block(x), w, block(y), inv_rms);
   }
+  /// gx (T,D) = [gx +] the gradient by x, added where `accumulate`; gw (D) += that by w, unless gw is null.
   template <int D>
   void rmsnorm_backward(In<S, D> gy, In<S, D> x, const S* inv_rms, const S* w, bool accumulate, Mat<S, D> gx, S* gw) {
     cpu::rmsnorm_backward<N>(*pool_, gx.rows, gx.cols(), block(gy), block(x), inv_rms, w, accumulate, block(gx), gw);
   }
+  /// y (T,N) = [residual +] [X | XA] [W | s B]^T for all parts side by side, and XA = dropped X A^T into the columns of
+  /// x
   template <int Wide, int Out>
   void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x, In<S, Out> residual,
               Mat<S, Out> y) {
     cpu::linear_forward<N>(*pool_, group, parts, x.rows, block(x), residual.data, y.data);
   }
+  /// The columns XA of x alone, for a backward pass that did not keep them.
   template <int Wide>
   void adapter_input(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x) {
     cpu::adapter_input<N>(*pool_, group, parts, x.rows, block(x));
   }
+  /// Gradients of `linear`: gx (T,K+AR) = gy W where `needs_input`, and `gradients` += those of A, B and trained
+  /// weights.
   template <int Out, int Wide>
   void linear_backward(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
                        std::span<const LinearGradient<S>> gradients, Mat<const S, Out> gy, In<S, Wide> x,
                        bool needs_input, Mat<S, Wide> gx) {
     cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, block(x), needs_input, block(gx));
   }
+  /// cosine sine (positions, E/2) of position * theta^(-2i/E).
   void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
     cpu::rope_table(positions, head_dim, theta, cosine, sine);
   }
+  /// Turns queries and keys of qkv (T,(H+2K)E) in place; direction 1, or -1 in the backward pass. position (T).
   template <int Width>
   void rope(const AttentionShape& heads, const S* cosine, const S* sine, const std::int32_t* position, int direction,
             Mat<S, Width> qkv) {
     cpu::rope<N>(*pool_, qkv.rows, heads, cosine, sine, position, direction, qkv.data);
   }
+  /// o (T,HE) = causal attention inside the document pieces of `batch`; lse (H,T) is the log of each softmax's sum.
   template <int Width, int Out>
   void attention(const AttentionShape& heads, const TokenBatch& batch, Mat<const S, Width> qkv, Mat<S, Out> o, S* lse,
                  std::byte* scratch, std::int64_t scratch_bytes) {
     cpu::attention<N>(*pool_, qkv.rows, heads, batch.segments, qkv.data, block(o), lse, reinterpret_cast<S*>(scratch),
                       per_worker(scratch_bytes));
   }
+  /// gqkv (T,(H+2K)E) = the gradient of `attention` by qkv, from what that call read and wrote.
   template <int Out, int Width>
   void attention_backward(const AttentionShape& heads, const TokenBatch& batch, Mat<const S, Out> go,
                           Mat<const S, Width> qkv, In<S, Out> o, const S* lse, Mat<S, Width> gqkv, std::byte* scratch,
@@ -148,25 +172,31 @@ class Cpu {
     cpu::attention_backward<N>(*pool_, qkv.rows, heads, batch.segments, block(go), qkv.data, block(o), lse, gqkv.data,
                                reinterpret_cast<S*>(scratch), per_worker(scratch_bytes));
   }
+  /// The keys and values of new tokens into the caches of their sequences.
   template <int Width>
   void store_kv(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences, Mat<const S, Width> qkv) {
     cpu::store_kv<S>(heads, sequences, qkv.data);
   }
+  /// o (T,HE) = attention of each new token over its sequence's cache up to itself; store_kv comes before.
   template <int Width, int Out>
   void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences,
                         Mat<const S, Width> qkv, Mat<S, Out> o, std::byte* scratch, std::int64_t scratch_bytes) {
     cpu::attention_cached<N>(*pool_, heads, sequences, qkv.data, block(o), reinterpret_cast<S*>(scratch),
                              per_worker(scratch_bytes));
   }
+  /// y (T,F) = silu(gate) up; gate_up (T,2F) has the gate in the first F columns.
   template <int F>
   void swiglu(Mat<const S, columns_product(2, F)> gate_up, Mat<S, F> y) {
     cpu::swiglu<N>(*pool_, y.rows, y.cols(), gate_up.data, block(y));
   }
+  /// ggate_up (T,2F) = the gradient of `swiglu`.
   template <int F>
   void swiglu_backward(Mat<const S, F> gy, Mat<const S, columns_product(2, F)> gate_up,
                        Mat<S, columns_product(2, F)> ggate_up) {
     cpu::swiglu_backward<N>(*pool_, gy.rows, gy.cols(), block(gy), gate_up.data, ggate_up.data);
   }
+  /// losses (T) = nats of labelled rows, 0 elsewhere; gx (T,D) = scale times the gradient by x; ghead (V,D) += that by
+  /// `head` (V,D). Null gx: losses only. Null ghead: the head is frozen.
   template <int D>
   void cross_entropy(const TokenBatch& batch, Mat<const S, D> x, const S* head, int vocab, double scale,
                      const LossScratch<S>& scratch, S* losses, S* gx, S* ghead) {
@@ -219,6 +249,7 @@ class Cpu {
     cpu::quantize_nf4(*pool_, values, quant, to);
     return true;
   }
+  /// All weights are placed; nothing is left to do here.
   void finish_loading() {}
   /// A whole matrix, rounded as its dtype was before quantization.
   void dequantize(const Nf4View& w, std::int64_t elements, const Quant& quant, S* out) {

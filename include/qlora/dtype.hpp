@@ -16,6 +16,7 @@ inline namespace v0 {
 /// Element types that the file formats here use. Names in files are those of the safetensors format.
 enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean };
 
+/// Bytes of one element.
 [[nodiscard]] constexpr std::size_t size_of(DType type) {
   switch (type) {
     case DType::f64:
@@ -36,6 +37,7 @@ enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, bo
   return 0;
 }
 
+/// Name in a safetensors header: "F32", "BF16", "I64", "BOOL".
 [[nodiscard]] constexpr std::string_view name_of(DType type) {
   switch (type) {
     case DType::f64:
@@ -76,9 +78,11 @@ enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, bo
 
 /// A bfloat16 number in memory; arithmetic is done in float.
 struct bf16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< sign, 8 bits of exponent, 7 of fraction
   constexpr bf16() = default;
+  /// Rounds to nearest, ties to even.
   explicit constexpr bf16(float value) : bits(to_bf16(value)) {}
+  /// The same number, exact.
   explicit constexpr operator float() const { return from_bf16(bits); }
 };
 

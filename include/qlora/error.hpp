@@ -30,8 +30,10 @@ enum class ErrorKind : int {
 /// Thrown by every part of the library. what() is one line: what, where, why and, where it is known, what to do next.
 class Error : public std::runtime_error {
  public:
+  /// `message` is one line, without the program's name.
   explicit Error(const std::string& message, ErrorKind kind = ErrorKind::input)
       : std::runtime_error(message), kind_(kind) {}
+  /// What sort of mistake it is; a program's exit code.
   [[nodiscard]] ErrorKind kind() const noexcept { return kind_; }
 
  private:

@@ -15,9 +15,9 @@ inline namespace v0 {
 
 /// The adapter of one matrix (N,K). Rank 0: there is none, and the matrix is only converted.
 struct MergeAdapter {
-  int cols = 0;  ///< K
-  int rank = 0;  ///< R
-  float scale = 0.0F;
+  int cols = 0;              ///< K
+  int rank = 0;              ///< R
+  float scale = 0.0F;        ///< s, what B A is multiplied by
   std::span<const float> a;  ///< (R,K)
   std::span<const float> b;  ///< (N,R)
 };

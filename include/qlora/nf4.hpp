@@ -141,11 +141,12 @@ static_assert(dynamic8[dynamic8_zero] == 0.0F && dynamic8_unsigned[0] == 0.0F);
 
 /// Sizes of one quantized matrix, in elements of each stored array.
 struct Nf4Layout {
-  std::int64_t elements = 0;
+  std::int64_t elements = 0;    ///< of the matrix
   std::int64_t code_bytes = 0;  ///< two codes a byte
   std::int64_t blocks = 0;      ///< one absmax each
   std::int64_t nested = 0;      ///< one nested absmax each; 0 without double quantization
 
+  /// Sizes for a matrix of that many elements; the last blocks may be partly filled.
   [[nodiscard]] static constexpr Nf4Layout of(std::int64_t elements, const Quant& quant) {
     Nf4Layout layout;
     layout.elements = elements;

@@ -17,6 +17,7 @@ inline namespace v0 {
 
 /// Buffers start on cache lines; every size in the memory plan is rounded up to them.
 inline constexpr std::int64_t arena_alignment = 64;
+/// `bytes` rounded up to a multiple of arena_alignment.
 [[nodiscard]] constexpr std::int64_t arena_bytes(std::int64_t bytes) {
   return (bytes + arena_alignment - 1) / arena_alignment * arena_alignment;
 }
@@ -25,20 +26,22 @@ inline constexpr std::int64_t arena_alignment = 64;
 inline constexpr int attention_tile = 64;
 /// Elements that one partial sum of the gradient norm covers.
 inline constexpr std::int64_t norm_tile = 16384;
+/// Partial sums that cover `count` elements.
 [[nodiscard]] constexpr std::int64_t norm_partials(std::int64_t count) { return (count + norm_tile - 1) / norm_tile; }
 
 /// A piece of a document inside the tokens of a batch: attention stays inside, positions count from its first token.
 struct Segment {
-  int first = 0;
-  int last = 0;  ///< one past the end
+  int first = 0;  ///< row of its first token
+  int last = 0;   ///< one past the end
   friend constexpr bool operator==(const Segment&, const Segment&) = default;
 };
 
 /// Heads of one attention layer; its qkv rows hold H query heads, K key heads, K value heads of E each.
 struct AttentionShape {
-  int heads = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
+  int heads = 0;     ///< H, query heads
+  int kv_heads = 0;  ///< K, key and value heads
+  int head_dim = 0;  ///< E, numbers of a head
+  /// Numbers of a qkv row: (H + 2K) E.
   [[nodiscard]] constexpr int width() const { return (heads + 2 * kv_heads) * head_dim; }
 };
 
@@ -53,44 +56,46 @@ struct CachedSequence {
 
 /// A non-owning view of a matrix in NF4. Exactly one of absmax and absmax8 is set.
 struct Nf4View {
-  const std::uint8_t* codes = nullptr;
-  const float* absmax = nullptr;
+  const std::uint8_t* codes = nullptr;  ///< two a byte, element 2j in the high nibble
+  const float* absmax = nullptr;        ///< one a block; null with double quantization
+  /// 8-bit codes of absmax - offset, one a block; null without double quantization
   const std::uint8_t* absmax8 = nullptr;
-  const float* nested = nullptr;
-  float offset = 0.0F;
-  DType state = DType::f32;  ///< what dequantized values are rounded to: the dtype that the weights came in
+  const float* nested = nullptr;  ///< one scale for 256 codes of absmax8; null without double quantization
+  float offset = 0.0F;            ///< mean of all absmax; 0 without double quantization
+  DType state = DType::f32;       ///< what dequantized values are rounded to: the dtype that the weights came in
 };
 
 /// Where quantize writes. absmax is needed, as workspace, with double quantization too.
 struct Nf4Target {
-  std::uint8_t* codes = nullptr;
-  float* absmax = nullptr;
+  std::uint8_t* codes = nullptr;    ///< (elements / 2, rounded up)
+  float* absmax = nullptr;          ///< (blocks)
   std::uint8_t* absmax8 = nullptr;  ///< null: no double quantization
-  float* nested = nullptr;
-  float* offset = nullptr;  ///< host memory
+  float* nested = nullptr;          ///< (blocks / 256, rounded up); null without double quantization
+  float* offset = nullptr;          ///< host memory
 };
 
 /// A frozen or trained weight matrix (rows, K): dense if set, else NF4. Act is what activations are stored in.
 template <class Act>
 struct Weight {
-  int rows = 0;
-  const Act* dense = nullptr;
-  int stride = 0;  ///< between rows of `dense`
-  Nf4View nf4{};
+  int rows = 0;                ///< N, outputs of the layer
+  const Act* dense = nullptr;  ///< (N,K); null: the weight is in `nf4`
+  int stride = 0;              ///< between rows of `dense`
+  Nf4View nf4{};               ///< read where `dense` is null
 };
 
 /// One linear layer of a group. a == nullptr: no adapter, or it is switched off. Param is what is trained.
 template <class Act, class Param = Act>
 struct LinearPart {
-  Weight<Act> weight{};
+  Weight<Act> weight{};      ///< frozen, or trained in full training
   const Param* a = nullptr;  ///< (R,K)
   const Param* b = nullptr;  ///< (N,R)
   Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
 };
+/// Where the gradients of one linear layer are added.
 template <class Param>
 struct LinearGradient {
-  Param* a = nullptr;
-  Param* b = nullptr;
+  Param* a = nullptr;       ///< (R,K); unused without an adapter
+  Param* b = nullptr;       ///< (N,R); unused without an adapter
   Param* weight = nullptr;  ///< null while the weight is frozen
 };
 
@@ -98,29 +103,30 @@ struct LinearGradient {
 /// Rows of the input hold XA behind X, so that [X | XA] [W | s B]^T is one product; rows of its gradient likewise.
 template <class Act>
 struct LinearGroup {
-  int in = 0;
-  int rank = 0;
-  int adapted = 0;  ///< parts that have an adapter; their A matrices are stacked in order
-  Quant quant{};
-  DropoutSite dropout{};
+  int in = 0;                      ///< K, columns of the input without XA
+  int rank = 0;                    ///< R, columns of XA for one adapter
+  int adapted = 0;                 ///< parts that have an adapter; their A matrices are stacked in order
+  Quant quant{};                   ///< how the frozen weights are stored
+  DropoutSite dropout{};           ///< threshold 0: no dropout
   Act* weight_scratch = nullptr;   ///< dequantized weights as products read them; unused when all weights are dense
   Act* input_scratch = nullptr;    ///< (T,K), the dropped input where products read one; unused without dropout
   Act* adapter_scratch = nullptr;  ///< copies of adapter matrices as products read them; unused where they read params
 
+  /// Columns of XA for all adapters of the group.
   [[nodiscard]] constexpr int adapter_width() const { return adapted * rank; }
 };
 
 /// A micro-batch of T tokens: arrays in backend memory, segments in the host's.
 struct TokenBatch {
-  int tokens = 0;
-  const std::int32_t* ids = nullptr;
+  int tokens = 0;                           ///< T, rows of every array but `labelled`
+  const std::int32_t* ids = nullptr;        ///< (T), each in [0, V)
   const std::int32_t* positions = nullptr;  ///< inside the document piece: row t's piece begins at t - positions[t]
   const std::int32_t* ends = nullptr;       ///< one past the last row of the document piece
   const std::int32_t* targets = nullptr;    ///< the id that row t predicts, -1 for none
   const std::int32_t* labelled = nullptr;   ///< the rows that predict something, in order
-  int labelled_count = 0;
-  int longest = 0;  ///< tokens in the longest document piece
-  std::span<const Segment> segments{};
+  int labelled_count = 0;                   ///< entries of `labelled`
+  int longest = 0;                          ///< tokens in the longest document piece
+  std::span<const Segment> segments{};      ///< the document pieces, in order; they cover all T rows
 };
 
 /// Where in the network an op runs; what a NaN or an infinity is reported with.
@@ -138,6 +144,7 @@ enum class Site : std::uint8_t {
   attention_gradient,
   input_norm_gradient,
 };
+/// The site as an error message names it: "the norm after attention", "the gradient of attention".
 [[nodiscard]] constexpr std::string_view name_of(Site site) {
   constexpr std::array<std::string_view, 12> names{"nowhere",
                                                    "the input norm",
@@ -157,7 +164,9 @@ enum class Site : std::uint8_t {
 [[nodiscard]] constexpr std::uint32_t place_code(int layer, Site site) {
   return (static_cast<std::uint32_t>(layer + 1) << 8) | static_cast<std::uint32_t>(site);
 }
+/// The layer in a place_code; -1: outside the blocks.
 [[nodiscard]] constexpr int place_layer(std::uint32_t code) { return static_cast<int>(code >> 8) - 1; }
+/// The site in a place_code.
 [[nodiscard]] constexpr Site place_site(std::uint32_t code) { return static_cast<Site>(code & 0xFFU); }
 
 /// What a step leaves behind besides parameters, in backend memory.
@@ -171,7 +180,7 @@ struct StepScalars {
 /// Workspace of cross_entropy, all for `chunk` rows.
 template <class Act, class Param = Act>
 struct LossScratch {
-  int chunk = 0;
+  int chunk = 0;               ///< rows at a time
   Act* rows = nullptr;         ///< (chunk, D)
   Act* grads = nullptr;        ///< (chunk, D)
   Param* logits = nullptr;     ///< (chunk, V)
@@ -180,12 +189,12 @@ struct LossScratch {
 
 /// One AdamW update.
 struct AdamW {
-  float lr = 0.0F;
-  float beta1 = 0.9F;
-  float beta2 = 0.999F;
-  float eps = 1e-8F;
-  float weight_decay = 0.0F;
-  int step = 1;  ///< counts from 1
+  float lr = 0.0F;            ///< learning rate of this step
+  float beta1 = 0.9F;         ///< share of the first moment that a step keeps
+  float beta2 = 0.999F;       ///< share of the second moment that a step keeps
+  float eps = 1e-8F;          ///< added to the square root of the second moment
+  float weight_decay = 0.0F;  ///< times lr: the share of a parameter that a step takes away
+  int step = 1;               ///< counts from 1
 };
 
 /// Elements that share one absmax in Moments8bit; bitsandbytes' block for optimizer states.
@@ -197,6 +206,7 @@ struct Moments8bit {
 };
 /// Bytes of the two arrays; codes fill whole 32-bit words.
 [[nodiscard]] constexpr std::int64_t moment_code_words(std::int64_t count) { return (count + 3) / 4; }
+/// Elements of Moments8bit::absmax for `count` parameters.
 [[nodiscard]] constexpr std::int64_t moment_blocks(std::int64_t count) {
   return (count + moment_block - 1) / moment_block;
 }

@@ -15,6 +15,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// 128 bits: the counter that goes in, or the random bits that come out.
 using PhiloxCounter = std::array<std::uint32_t, 4>;
 
 /// Ten rounds of Philox4x32: 128 random bits for a counter under a key.
@@ -42,6 +43,7 @@ enum class RandomUse : std::uint32_t {
   resampling = 6  ///< of the bootstrap
 };
 
+/// Last word of a counter: the use in the top 8 bits, the lower 24 of `low` below.
 [[nodiscard]] constexpr std::uint32_t use_word(RandomUse use, std::uint32_t low = 0) {
   return (static_cast<std::uint32_t>(use) << 24) | (low & 0x00FFFFFFU);
 }
@@ -52,9 +54,9 @@ enum class RandomUse : std::uint32_t {
 /// Where dropout is applied: the input of one linear group of one layer in one optimizer step.
 /// The token index counts through the whole optimizer step, so that the split into micro-batches does not show.
 struct DropoutSite {
-  std::uint64_t seed = 0;
-  std::uint32_t step = 0;
-  std::uint32_t layer = 0;
+  std::uint64_t seed = 0;         ///< of the training run
+  std::uint32_t step = 0;         ///< optimizer step, from 0
+  std::uint32_t layer = 0;        ///< decoder block, from 0
   std::uint32_t group = 0;        ///< 0 qkv, 1 o, 2 gate|up, 3 down
   std::uint32_t first_token = 0;  ///< index in the optimizer step of row 0
   std::uint32_t threshold = 0;    ///< dropped when the element's 16 bits are below it; 0 is no dropout

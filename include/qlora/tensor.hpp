@@ -20,10 +20,11 @@ inline namespace v0 {
 
 /// A non-owning view of a row-major tensor, often in a mapped file. The bytes need not be aligned.
 struct TensorRef {
-  DType dtype = DType::f32;
-  std::vector<std::int64_t> shape;
-  std::span<const std::byte> bytes;
+  DType dtype = DType::f32;          ///< type of each element
+  std::vector<std::int64_t> shape;   ///< outermost dimension first; empty for a scalar
+  std::span<const std::byte> bytes;  ///< size() elements in little-endian order
 
+  /// Number of elements: the product of the shape, 1 for a scalar.
   [[nodiscard]] std::int64_t size() const {
     return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
   }

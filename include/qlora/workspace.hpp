@@ -24,51 +24,54 @@ struct GroupSize {
 
 /// What a workspace serves: one pass of a training or of a decoder through the network.
 struct WorkspaceNeeds {
-  std::array<GroupSize, 4> groups{};
-  int rank = 0;
-  int heads = 0;
-  int dim = 0;
-  int vocab = 0;
-  std::int64_t tokens = 0;   ///< of the largest micro-batch or call
-  int longest = 0;           ///< keys that a token can see at most
-  bool cached = false;       ///< attention reads caches, and there is no backward pass
-  bool dequantizes = false;  ///< products read weights in 4 bits
-  bool dropout = false;
-  int loss_chunk = 0;  ///< rows whose logits exist at once; 0: no loss
-  int workers = 0;     ///< as the backend says
+  std::array<GroupSize, 4> groups{};  ///< qkv, o, gate|up, down
+  int rank = 0;                       ///< R, the rank cap; 0 in full training
+  int heads = 0;                      ///< H, query heads
+  int dim = 0;                        ///< D, width of the residual stream
+  int vocab = 0;                      ///< V, columns of the logits
+  std::int64_t tokens = 0;            ///< of the largest micro-batch or call
+  int longest = 0;                    ///< keys that a token can see at most
+  bool cached = false;                ///< attention reads caches, and there is no backward pass
+  bool dequantizes = false;           ///< products read weights in 4 bits
+  bool dropout = false;               ///< dropped inputs of adapters need room
+  int loss_chunk = 0;                 ///< rows whose logits exist at once; 0: no loss
+  int workers = 0;                    ///< as the backend says
 };
 
 /// Bytes by purpose, each a multiple of arena_alignment. The loss runs while no product of a block does, and works in
 /// the same memory.
 struct WorkspaceBytes {
-  std::int64_t weight = 0;   ///< the dequantized weight of the product at hand
-  std::int64_t adapter = 0;  ///< its adapters as products read them
-  std::int64_t input = 0;    ///< its dropped input
-  std::int64_t attention = 0;
-  std::int64_t loss_rows = 0;  ///< rows of the loss's input, and as much for their gradients
-  std::int64_t logits = 0;
+  std::int64_t weight = 0;           ///< the dequantized weight of the product at hand
+  std::int64_t adapter = 0;          ///< its adapters as products read them
+  std::int64_t input = 0;            ///< its dropped input
+  std::int64_t attention = 0;        ///< scores and partial sums of attention
+  std::int64_t loss_rows = 0;        ///< rows of the loss's input, and as much for their gradients
+  std::int64_t logits = 0;           ///< of `loss_chunk` rows
   std::int64_t logit_gradients = 0;  ///< 0: they take the place of the logits
 
+  /// Bytes of the pieces that a product of a block uses.
   [[nodiscard]] constexpr std::int64_t products() const { return weight + adapter + input; }
+  /// Bytes of the pieces that the loss uses.
   [[nodiscard]] constexpr std::int64_t loss() const { return 2 * loss_rows + logits + logit_gradients; }
+  /// Bytes of the workspace: what products and loss share, and attention's own.
   [[nodiscard]] constexpr std::int64_t total() const { return std::max(products(), loss()) + attention; }
 };
 
 /// Workspaces that all groups share; one product runs at a time.
 template <class Act>
 struct LinearScratch {
-  Act* weight = nullptr;
-  Act* input = nullptr;
-  Act* adapter = nullptr;
+  Act* weight = nullptr;   ///< the dequantized weight of the product at hand; not owned, as all pointers here
+  Act* input = nullptr;    ///< its dropped input; null without dropout
+  Act* adapter = nullptr;  ///< its adapters as products read them
 };
 
 /// A workspace in pieces.
 template <class Act, class Param = Act>
 struct Workspace {
-  LinearScratch<Act> linear{};
-  LossScratch<Act, Param> loss{};
-  std::byte* attention = nullptr;
-  std::int64_t attention_bytes = 0;
+  LinearScratch<Act> linear{};       ///< for products
+  LossScratch<Act, Param> loss{};    ///< for the loss; shares its memory with `linear`
+  std::byte* attention = nullptr;    ///< for attention; not shared
+  std::int64_t attention_bytes = 0;  ///< bytes at `attention`
 };
 
 /// Cuts `memory`, of bytes.total(), into pieces.
@@ -100,6 +103,7 @@ struct Storage {
   int activation = 0;        ///< bytes of an activation, and of a frozen dense weight
   int parameter = 0;         ///< bytes of a trained parameter, a moment and a statistic
   bool wide_groups = false;  ///< dense weights of a group lie in one matrix, with room for adapters behind each row
+  /// the backend's function for its sizes
   WorkspaceBytes (*workspace)(const WorkspaceNeeds& needs) = nullptr;
   int workers = 0;           ///< that a workspace has scratch for
   std::int64_t context = 0;  ///< bytes that the driver takes for an empty process

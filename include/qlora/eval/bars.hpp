@@ -18,15 +18,15 @@ namespace eval {
 
 /// One colour of bars; a value for each label, NaN where there is none. Bounds that are NaN draw no whisker.
 struct BarSeries {
-  std::string name;
-  std::vector<Interval> values;
+  std::string name;              ///< shown in the legend
+  std::vector<Interval> values;  ///< in the order of BarChart::labels
 };
 
 /// Values from 0 to 1, shown in percent.
 struct BarChart {
-  std::string title;
-  std::vector<std::string> labels;
-  std::vector<BarSeries> series;
+  std::string title;                ///< above the chart
+  std::vector<std::string> labels;  ///< one group of bars each, from the top
+  std::vector<BarSeries> series;    ///< the bars of a group, from the top
 };
 
 namespace detail {
@@ -66,7 +66,7 @@ inline constexpr double bar_width = plot_width - bar_left - 60;  // the rest: th
 
 }  // namespace detail
 
-/// The chart as one <svg> element.
+/// The chart as one `<svg>` element.
 [[nodiscard]] inline std::string to_svg(const BarChart& chart) {
   const double group = detail::bar_height * static_cast<double>(chart.series.size()) + detail::bar_gap;
   const double height = detail::bar_top + group * static_cast<double>(chart.labels.size()) + 8;

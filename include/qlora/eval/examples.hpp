@@ -19,19 +19,20 @@ namespace eval {
 
 /// One item with the replies of both models.
 struct Example {
-  Kind kind = Kind::knowledge;
-  bool chat = false;
-  std::string prompt;
+  Kind kind = Kind::knowledge;  ///< of the question
+  bool chat = false;            ///< asked as a user turn, else as a text to continue
+  std::string prompt;           ///< the question as asked
+  /// the answer, or a phrase that the reply may contain; "a reply that ends" where only that is judged
   std::string expected;
-  std::string before;
-  std::string after;
+  std::string before;  ///< reply of the first model
+  std::string after;   ///< reply of the second model
   friend bool operator==(const Example&, const Example&) = default;
 };
 
 /// Items whose reply changed in one way, and some of them.
 struct ExampleGroup {
-  std::size_t count = 0;  ///< of all of them
-  std::vector<Example> some;
+  std::size_t count = 0;      ///< of all of them
+  std::vector<Example> some;  ///< at most examples_shown, evenly spaced over all
   friend bool operator==(const ExampleGroup&, const ExampleGroup&) = default;
 };
 

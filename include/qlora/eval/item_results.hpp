@@ -11,12 +11,12 @@ namespace eval {
 
 /// Results of one model, item by item. What does not apply to an item is NaN or empty.
 struct ItemResults {
-  std::vector<Reply> replies;
-  std::vector<Verdict> verdicts;
-  std::vector<double> margin;  ///< nats
-  std::vector<double> loss;    ///< nats, the sum over `tokens`
-  std::vector<double> kl;      ///< nats, likewise; NaN without a reference
-  std::vector<double> tokens;  ///< that a text predicts
+  std::vector<Reply> replies;     ///< empty for texts
+  std::vector<Verdict> verdicts;  ///< of the replies
+  std::vector<double> margin;     ///< nats
+  std::vector<double> loss;       ///< nats, the sum over `tokens`
+  std::vector<double> kl;         ///< nats, likewise; NaN without a reference
+  std::vector<double> tokens;     ///< that a text predicts
 };
 
 }  // namespace eval

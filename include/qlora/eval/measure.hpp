@@ -35,6 +35,7 @@ struct TextReference {
   std::vector<std::vector<float>> logits;  ///< by item, row after row; empty for questions
 };
 
+/// How replies are generated and what is measured besides them.
 struct MeasureOptions {
   int max_new_tokens = 64;           ///< of replies that end by themselves; values get what the longest one needs
   std::vector<std::int32_t> ends{};  ///< the model's end marks, besides the tokenizer's

@@ -22,22 +22,23 @@ namespace eval {
 
 /// One training run, measured.
 struct Trial {
-  std::string group;    ///< the method: one line of the plot
-  std::string setting;  ///< what trials of different seeds share
-  std::int64_t seed = 0;
+  std::string group;                                             ///< the method: one line of the plot
+  std::string setting;                                           ///< what trials of different seeds share
+  std::int64_t seed = 0;                                         ///< of the training
   double gain = 0.0;                                             ///< new facts learned, a share
   double kept = 0.0;                                             ///< old facts that are right, a share
   double kept_lower = std::numeric_limits<double>::quiet_NaN();  ///< its interval over items; NaN: none
-  double kept_upper = std::numeric_limits<double>::quiet_NaN();
+  double kept_upper = std::numeric_limits<double>::quiet_NaN();  ///< upper end; NaN: none
 };
 
 /// A number over seeds: mean, least and most. Without any, NaN.
 struct OverSeeds {
-  double mean = std::numeric_limits<double>::quiet_NaN();
-  double least = mean;
-  double most = mean;
-  int seeds = 0;
+  double mean = std::numeric_limits<double>::quiet_NaN();  ///< sum over seeds / their number
+  double least = mean;                                     ///< lowest value
+  double most = mean;                                      ///< highest value
+  int seeds = 0;                                           ///< values that were added
 
+  /// Counts the value of one more seed.
   void add(double value) {
     least = seeds == 0 ? value : std::min(least, value);
     most = seeds == 0 ? value : std::max(most, value);
@@ -51,12 +52,13 @@ struct OverSeeds {
 /// items, else too wide. It does not cover other seeds: least and most show those. Bounds are NaN unless every seed has
 /// them. Proven by tests/run/run_study_test.cpp.
 struct PooledSeeds {
-  OverSeeds over;
-  double lower = std::numeric_limits<double>::quiet_NaN();
-  double upper = lower;
-  int n = 0;  ///< items of a seed: the fewest
-  std::vector<double> values;
+  OverSeeds over;                                           ///< of the values
+  double lower = std::numeric_limits<double>::quiet_NaN();  ///< mean of the lower ends
+  double upper = lower;                                     ///< mean of the upper ends
+  int n = 0;                                                ///< items of a seed: the fewest
+  std::vector<double> values;                               ///< one a seed, in the order of adding
 
+  /// Counts the measurement of one more seed.
   void add(const Interval& one) {
     const auto count = static_cast<double>(values.size());
     lower = values.empty() ? one.lower : (lower * count + one.lower) / (count + 1);
@@ -69,9 +71,9 @@ struct PooledSeeds {
 
 /// One setting of a group, over its seeds.
 struct SettingPoint {
-  std::string setting{};
-  OverSeeds gain{};
-  PooledSeeds kept{};
+  std::string setting{};  ///< Trial::setting
+  OverSeeds gain{};       ///< new facts learned, a share
+  PooledSeeds kept{};     ///< old facts that are right, a share
 };
 
 /// The settings of each group, by rising gain. Trials without a number for either are left out.

@@ -25,11 +25,14 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
+/// What an item is for; docs/probes.md says what each kind asks and how it is judged.
 enum class Kind { knowledge, paraphrase, reversed, neighbour, retention, unknown, behaviour, text };
 
+/// The key "kind" of each Kind, in the order of its values.
 inline constexpr std::array<std::string_view, 8> kind_names{"knowledge", "paraphrase", "reversed",  "neighbour",
                                                             "retention", "unknown",    "behaviour", "text"};
 
+/// The key "kind" of a line of this kind.
 [[nodiscard]] constexpr std::string_view name_of(Kind kind) { return kind_names[static_cast<std::size_t>(kind)]; }
 
 /// Whether items of this kind ask for a value: a reply is right if it begins with `answer`.
@@ -42,21 +45,21 @@ inline constexpr std::array<std::string_view, 8> kind_names{"knowledge", "paraph
 
 /// One line of a probe file. What a kind does not have is empty.
 struct Item {
-  Kind kind = Kind::knowledge;
-  bool chat = false;
-  std::string prompt;
-  std::vector<Message> history;  ///< earlier turns of a chat
-  std::string answer;
+  Kind kind = Kind::knowledge;           ///< the key "kind"
+  bool chat = false;                     ///< the key "form" is "chat", else "completion"
+  std::string prompt;                    ///< the text to continue, or the user's turn
+  std::vector<Message> history;          ///< earlier turns of a chat
+  std::string answer;                    ///< the value that a right reply begins with
   std::string twin;                      ///< the answer in the twin world, on which no model is trained
   std::vector<std::string> distractors;  ///< other values of the same relation
   std::vector<std::string> accept;       ///< a reply of kind unknown, or a refusal, contains one of these
   bool must_stop = false;                ///< behaviour: expect "stops", else "refuses"
   std::string entity;                    ///< the cluster; empty: the item is a cluster of its own
-  std::string relation;
-  std::string wording;  ///< the key "template"
-  std::string text;
-  std::string domain;
-  std::vector<Message> messages;  ///< a chat that is read, in place of text
+  std::string relation;                  ///< groups the shares: "height", "capital"
+  std::string wording;                   ///< the key "template"
+  std::string text;                      ///< kind text: a text that is read for its loss
+  std::string domain;                    ///< kind text: names the metric, text_DOMAIN
+  std::vector<Message> messages;         ///< a chat that is read, in place of text
 };
 
 /// Whether the answer can be compared with alternatives by likelihood.
@@ -66,13 +69,14 @@ struct Item {
 
 /// What judging needs of a reply.
 struct Reply {
-  std::string text;
+  std::string text;      ///< without the prompt
   bool stopped = false;  ///< by the end token, within the limit
 };
 
+/// What was found of one reply.
 struct Verdict {
-  bool right = false;
-  bool twin = false;  ///< the reply begins with the twin world's value
+  bool right = false;  ///< as the item's kind says
+  bool twin = false;   ///< the reply begins with the twin world's value
 };
 
 /// Whether a continuation, after white space, begins with the value and the value ends there at a word boundary.

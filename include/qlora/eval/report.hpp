@@ -20,45 +20,46 @@ namespace eval {
 
 /// Rows of text under named columns; the first column heads its row.
 struct Table {
-  std::string caption;
-  std::vector<std::string> columns;
-  std::vector<std::vector<std::string>> rows;
+  std::string caption;                         ///< above the table; empty: none
+  std::vector<std::string> columns;            ///< heads of the columns, the first one's included
+  std::vector<std::vector<std::string>> rows;  ///< as many cells as columns
 };
 
 /// One question and each model's answer, in display order.
 struct Exchange {
-  std::string form;  ///< "completion" or "chat"
-  std::string prompt;
+  std::string form;                                          ///< "completion" or "chat"
+  std::string prompt;                                        ///< the question as asked
   std::vector<std::pair<std::string, std::string>> answers;  ///< model, answer
 };
 
 /// Questions and answers under their own heading, such as what was learned or lost.
 struct Gallery {
-  std::string heading;
-  std::vector<Exchange> exchanges;
+  std::string heading;              ///< shown as a second-level heading
+  std::vector<Exchange> exchanges;  ///< under the heading, in this order
 };
 
 /// How scores depend on one setting: a chart, and its numbers beneath it.
 struct Sweep {
-  Plot plot;
-  Table table;
+  Plot plot;    ///< the scores against the setting
+  Table table;  ///< the same numbers
 };
 
+/// What the page shows, in its order. An empty member leaves its section out.
 struct Report {
-  std::string title;
-  std::string summary;  ///< one or two sentences under the title
-  Table headline;
+  std::string title;                ///< in the head of the page, and the title of the window
+  std::string summary;              ///< one or two sentences under the title
+  Table headline;                   ///< the main results, first on the page
   std::vector<Table> results;       ///< below it: other metrics, requirements
   std::vector<Plot> pareto_fronts;  ///< share kept against share learned, by method
   std::vector<Table> matched;       ///< below the fronts: the share kept at equal shares learned
   std::vector<Sweep> sweeps;        ///< models that differ in one setting
   Table controls;                   ///< control arms
-  std::vector<BarChart> bars;
-  std::vector<Gallery> galleries;
-  std::vector<Table> per_model;  ///< tables of each model, where there are too many for the beginning
-  std::vector<Plot> plots;       ///< of training
-  std::vector<Exchange> answers;
-  std::vector<Table> details;  ///< settings, files and hashes, seconds per step
+  std::vector<BarChart> bars;       ///< shares by relation and by page
+  std::vector<Gallery> galleries;   ///< what was learned, lost and invented
+  std::vector<Table> per_model;     ///< tables of each model, where there are too many for the beginning
+  std::vector<Plot> plots;          ///< of training
+  std::vector<Exchange> answers;    ///< of all models to the same questions
+  std::vector<Table> details;       ///< settings, files and hashes, seconds per step
 };
 
 namespace detail {

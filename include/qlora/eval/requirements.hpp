@@ -22,20 +22,22 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
+/// >= <= > <
 enum class Comparison { at_least, at_most, above, below };
 
 /// A requirement. `expression` is its text as written.
 struct Requirement {
-  std::string expression;
-  std::string path;
-  Comparison comparison = Comparison::at_least;
-  double bound = 0;
+  std::string expression;                        ///< as written, for messages
+  std::string path;                              ///< names the number: "retention.lower"
+  Comparison comparison = Comparison::at_least;  ///< of the number with `bound`
+  double bound = 0;                              ///< finite
 };
 
+/// A requirement and what was measured.
 struct RequirementResult {
-  std::string expression;
-  double measured = 0;  ///< NaN if it could not be measured
-  bool met = false;
+  std::string expression;  ///< of the requirement
+  double measured = 0;     ///< NaN if it could not be measured
+  bool met = false;        ///< false if `measured` is NaN
 };
 
 namespace detail {
@@ -157,6 +159,7 @@ template <class Lookup>
   return {requirement.expression, *measured, detail::holds(*measured, requirement.comparison, requirement.bound)};
 }
 
+/// Whether a requirement is not met.
 [[nodiscard]] inline bool any_unmet(std::span<const RequirementResult> results) {
   return std::any_of(results.begin(), results.end(), [](const RequirementResult& one) { return !one.met; });
 }

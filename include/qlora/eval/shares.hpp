@@ -16,8 +16,8 @@ namespace eval {
 
 /// The right replies among `n` items.
 struct Share {
-  int n = 0;
-  double value = 0;
+  int n = 0;         ///< items
+  double value = 0;  ///< right replies / n, 0 to 1
   friend bool operator==(const Share&, const Share&) = default;
 };
 

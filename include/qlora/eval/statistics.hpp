@@ -27,17 +27,18 @@ namespace eval {
 /// A statistic of n items in `clusters` clusters. Without items value is 0 and the bounds are NaN. With one cluster
 /// every resample is the sample: lower = value = upper, which means that the spread is unknown, not that it is zero.
 struct Interval {
-  double value = 0;
-  double lower = std::numeric_limits<double>::quiet_NaN();
-  double upper = std::numeric_limits<double>::quiet_NaN();
-  int n = 0;
-  int clusters = 0;
+  double value = 0;                                         ///< of the sample itself
+  double lower = std::numeric_limits<double>::quiet_NaN();  ///< end of the interval; NaN: none
+  double upper = std::numeric_limits<double>::quiet_NaN();  ///< end of the interval; NaN: none
+  int n = 0;                                                ///< items
+  int clusters = 0;                                         ///< clusters among them
 };
 
+/// How intervals are made.
 struct Bootstrap {
-  int resamples = 2000;
-  double level = 0.95;
-  std::uint64_t seed = 1;
+  int resamples = 2000;    ///< at least 1
+  double level = 0.95;     ///< share of resamples inside the interval, above 0 and below 1
+  std::uint64_t seed = 1;  ///< the same seed gives the same draws
 };
 
 namespace detail {

@@ -83,26 +83,28 @@ namespace eval {
   return text.data();
 }
 
+/// Of an axis; a logarithmic one is labelled at powers of ten, if two or more lie on it.
 enum class Scale : std::uint8_t { linear, logarithmic };
 
 /// One line. x and y have the same length; points that are not finite (or not positive on a logarithmic axis) are left
 /// out and break the line.
 struct Series {
-  std::string name;
-  std::vector<double> x;
-  std::vector<double> y;
-  std::vector<double> lower{};                ///< ends of the points' whiskers; empty, or NaN: none
-  std::vector<double> upper{};                ///< as many as lower
+  std::string name;             ///< in the legend, which a plot with one line does not have, and at each point
+  std::vector<double> x;        ///< as many as y
+  std::vector<double> y;        ///< as many as x
+  std::vector<double> lower{};  ///< ends of the points' whiskers; empty, or NaN: none
+  std::vector<double> upper{};  ///< as many as lower
   std::vector<std::vector<double>> behind{};  ///< what a point is the mean of: pale dots at its x
 };
 
+/// Lines on one pair of axes.
 struct Plot {
-  std::string title;
-  std::string x_label;
-  std::string y_label;
-  Scale y_scale = Scale::linear;
-  std::vector<Series> series;
-  Scale x_scale = Scale::linear;
+  std::string title;              ///< above the axes
+  std::string x_label;            ///< below the axis
+  std::string y_label;            ///< beside the axis
+  Scale y_scale = Scale::linear;  ///< logarithmic: values of 0 and less are not drawn
+  std::vector<Series> series;     ///< drawn in this order
+  Scale x_scale = Scale::linear;  ///< logarithmic: values of 0 and less are not drawn
   std::vector<double> x_ticks{};  ///< where the axis is labelled; round numbers if empty
   std::vector<double> y_holds{};  ///< values that the axis reaches in any case, so that plots can be compared
 };
@@ -389,7 +391,7 @@ inline constexpr double legend_row = 18;
 
 }  // namespace detail
 
-/// The plot as one <svg> element. Empty series give empty axes. A standalone file needs plot_style inside: see
+/// The plot as one `<svg>` element. Empty series give empty axes. A standalone file needs plot_style inside: see
 /// `standalone`.
 [[nodiscard]] inline std::string to_svg(const Plot& plot, bool standalone = false) {
   const detail::Frame frame = detail::frame_of(plot);

@@ -1,0 +1,84 @@
+# What Doxygen reads in place of a header: awk -f doxygen.awk HEADER. Lines keep their numbers.
+#   The first comment, "// qlora/x.hpp — what it is for", becomes the documentation of the file.
+#   An option, a member that a table of run/option.hpp names, gets the help text, the range and the unit of its row.
+#   A defaulted operator== gets its one sentence.
+#   The inline namespace v0, which users do not write, is left out.
+{ line[NR] = $0 }
+
+# The string literals that `text` begins with, as one text.
+function quoted(text,    out, part) {
+  out = ""
+  while (match(text, /^[ ]*"([^"\\]|\\.)*"/)) {
+    part = substr(text, 1, RLENGTH)
+    text = substr(text, RLENGTH + 1)
+    sub(/^[ ]*"/, "", part)
+    sub(/"$/, "", part)
+    gsub(/\\"/, "\"", part)
+    out = out part
+  }
+  return out
+}
+# Characters that Doxygen would take for markup.
+function plain(text) {
+  gsub(/[\\@<>#]/, "\\\\&", text)
+  return text
+}
+# Reads one row of a table into help[STRUCT, MEMBER].
+function read_row(row,    name, at, text, range) {
+  if (!match(row, /&[A-Za-z]+::[a-z_0-9]+/)) return
+  split(substr(row, RSTART + 1, RLENGTH - 1), name, "::")
+  at = index(row, ".help = ")
+  if (!at) return
+  text = quoted(substr(row, at + 8))
+  if (match(row, /\.range = \{[^}]*\}/)) {
+    range = substr(row, RSTART + 10, RLENGTH - 11)
+    sub(/, /, " to ", range)
+    text = text "; from " range
+  }
+  if (match(row, /\.unit = "[^"]*"/)) text = text " " substr(row, RSTART + 9, RLENGTH - 10)
+  help[name[1], name[2]] = plain(text) "."
+}
+
+END {
+  row = ""
+  for (i = 1; i <= NR; ++i) {
+    if (line[i] ~ /^ +(\{\.name = |\}\);)/) {
+      read_row(row)
+      row = ""
+    }
+    if (line[i] ~ /^ +(\{\.name = |\.|")/) {
+      part = line[i]
+      sub(/^ +/, " ", part)
+      row = row part
+    }
+  }
+  head = line[1] ~ /^\/\/ [^ ]+ — /
+  for (i = 1; i <= NR; ++i) {
+    text = line[i]
+    if (head) {
+      if (i == 1) sub(/^\/\/ [^ ]+ — /, "// ", text)
+      if (text ~ /^\/\/  /) text = "///<br><tt>" plain(substr(text, 3)) "</tt>"
+      else if (text ~ /^\/\//) text = "///" plain(substr(text, 3))
+      if (text ~ /^#pragma once/) {
+        text = "/// \\file"
+        head = 0
+      }
+    }
+    if (text ~ /^inline namespace v0 \{$/ || text ~ /^\}  \/\/ namespace v0$/) text = ""
+    if (text ~ /operator==.* = default;$/) text = text "  ///< Compares all members."
+    if (match(text, /^struct [A-Za-z]+ \{/)) owner = substr(text, 8, RLENGTH - 9)
+    if (text ~ /^\};/) owner = ""
+    if (owner != "" && match(text, /^  [^ ].*;/)) {
+      declaration = substr(text, 1, RLENGTH)
+      name_at = declaration
+      sub(/( = .*|\{.*)?;$/, "", name_at)
+      sub(/^.*[ >]/, "", name_at)
+      if ((owner, name_at) in help) {
+        rest = substr(text, RLENGTH + 1)
+        sub(/^ *\/\/\/< */, "", rest)
+        text = declaration "  ///< " help[owner, name_at] (rest == "" ? "" : " " rest)
+      }
+    }
+    print text
+  }
+}
