@@ -1,7 +1,7 @@
 # What Doxygen reads in place of a header: awk -f doxygen.awk HEADER. Lines keep their numbers.
 #   The first comment, "// qlora/x.hpp — what it is for", becomes the documentation of the file.
 #   An option, a member that a table of run/option.hpp names, gets the help text, the range and the unit of its row.
-#   A defaulted operator== gets its one sentence.
+#   A defaulted operator== and the names_of of an enumeration get their one sentence.
 #   The inline namespace v0, which users do not write, is left out.
 { line[NR] = $0 }
 
@@ -25,8 +25,15 @@ function plain(text) {
 }
 # Reads one row of a table into help[STRUCT, MEMBER].
 function read_row(row,    name, at, text, range) {
-  if (!match(row, /&[A-Za-z]+::[a-z_0-9]+/)) return
-  split(substr(row, RSTART + 1, RLENGTH - 1), name, "::")
+  if (match(row, /&[A-Za-z]+::[a-z_0-9]+/)) {
+    split(substr(row, RSTART + 1, RLENGTH - 1), name, "::")
+  } else if (match(row, /Parsed<[A-Za-z]+>/)) {  # written as text: the row has the member's name
+    name[1] = substr(row, RSTART + 7, RLENGTH - 8)
+    match(row, /\.name = "[^"]*"/)
+    name[2] = substr(row, RSTART + 9, RLENGTH - 10)
+  } else {
+    return
+  }
   at = index(row, ".help = ")
   if (!at) return
   text = quoted(substr(row, at + 8))
@@ -65,6 +72,7 @@ END {
       }
     }
     if (text ~ /^inline namespace v0 \{$/ || text ~ /^\}  \/\/ namespace v0$/) text = ""
+    if (text == "template <>" && line[i + 1] ~ / names_of</) text = "/** Texts of the values, in their order. */ " text
     if (text ~ /operator==.* = default;$/) text = text "  ///< Compares all members."
     if (match(text, /^struct [A-Za-z]+ \{/)) owner = substr(text, 8, RLENGTH - 9)
     if (text ~ /^\};/) owner = ""

@@ -9,12 +9,15 @@ inline namespace v0 {
 
 //                                                  vocab  dim   layers heads kv  head ffn
 inline constexpr Config llama2_7b{
-    .shape = /*  */ {32000, 4096, 32, 32, 32, 128, 11008}};  //  6.7e9: 32 * (4*4096^2 + 3*4096*11008) + ...
-inline constexpr Config llama2_13b{.shape = /* */ {32000, 5120, 40, 40, 40, 128, 13824}};  // 13.0e9
+    .shape = /*  */ {32000, 4096, 32, 32, 32, 128, 11008}};  ///< 6.7e9 weights: 32 * (4*4096^2 + 3*4096*11008) + ...
+inline constexpr Config llama2_13b{.shape = /* */ {32000, 5120, 40, 40, 40, 128, 13824}};  ///< 13.0e9 weights
 inline constexpr Config llama2_70b{
-    .shape = /* */ {32000, 8192, 80, 64, 8, 128, 28672}};  // 69.0e9, 8 query heads share a kv head
+    .shape = /* */ {32000, 8192, 80, 64, 8, 128, 28672}};  ///< 69.0e9 weights, 8 query heads share a kv head
+/// The same shapes, as the chat models are prompted.
 inline constexpr Config llama2_7b_chat = llama2_7b.with(Form::chat);
+/// See llama2_7b_chat.
 inline constexpr Config llama2_13b_chat = llama2_13b.with(Form::chat);
+/// See llama2_7b_chat.
 inline constexpr Config llama2_70b_chat = llama2_70b.with(Form::chat);
 
 // Published parameter counts, and those of LoRA r 64 on every linear (peft's print_trainable_parameters).

@@ -7,8 +7,10 @@
 namespace qlora {
 inline namespace v0 {
 
+/// 3.7e6 weights.
 //                                              vocab dim layers heads kv head ffn
 inline constexpr Config tiny{.shape = /*    */ {1536, 256, 4, 8, 4, 32, 704}};
+/// The same, as tiny-chat is prompted.
 inline constexpr Config tiny_chat = tiny.with(Form::chat);
 
 // One layer: q and o 2 * 256*256, k and v 2 * 128*256 (two heads share a kv head), gate, up and down 3 * 704*256.

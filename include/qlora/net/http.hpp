@@ -31,15 +31,15 @@ struct HttpOptions {
   std::function<bool(const sockaddr*, std::size_t)> also_allow;  ///< addresses let through although not public
   std::size_t max_bytes = std::size_t{8} << 20;                  ///< of a decoded body
   std::size_t max_header_bytes = std::size_t{64} << 10;          ///< of one response
-  std::chrono::milliseconds connect_timeout{10'000};
-  std::chrono::milliseconds total_timeout{30'000};
-  long low_speed_bytes = 1024;  ///< a body slower than this per second ...
-  long low_speed_seconds = 15;  ///< ... for so long is given up
-  long max_redirects = 10;
+  std::chrono::milliseconds connect_timeout{10'000};             ///< to be connected with the server
+  std::chrono::milliseconds total_timeout{30'000};    ///< for the whole fetch, redirects and retries included
+  long low_speed_bytes = 1024;                        ///< a body slower than this per second ...
+  long low_speed_seconds = 15;                        ///< ... for so long is given up
+  long max_redirects = 10;                            ///< a chain longer than this is an error
   int max_retries = 3;                                ///< after 429, 5xx and failed connections
   std::chrono::milliseconds backoff{500};             ///< doubles with each retry
   std::chrono::milliseconds max_retry_after{10'000};  ///< a server that asks for more is given up
-  std::string user_agent = "qlora/0.1";
+  std::string user_agent = "qlora/0.1";               ///< header User-Agent
   std::function<bool()> stop;  ///< asked about once a second; true ends the fetch with ErrorKind::interrupted
 };
 

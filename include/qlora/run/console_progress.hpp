@@ -22,6 +22,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
+/// A bar that is redrawn, one line at intervals, one JSON object a line, or nothing.
 enum class ProgressStyle : std::uint8_t { bar, lines, json, none };
 
 /// A bar on a terminal, unless CI is set or TERM is dumb; else lines.
@@ -50,10 +51,12 @@ inline std::string duration(double seconds) {
   return std::to_string(whole / 3600) + " h " + std::to_string(whole % 3600 / 60) + " min";
 }
 
+/// Progress as text for a terminal or a log. The stream must live as long as this.
 class ConsoleProgress : public Progress {
  public:
   using Seconds = std::function<double()>;  ///< a clock that only goes forward
 
+  /// `color` is for bars. `clock` gives seconds. `line_interval`: seconds between lines.
   explicit ConsoleProgress(std::ostream& out, ProgressStyle style = ProgressStyle::lines, bool color = false,
                            Seconds clock = steady, double line_interval = 5)
       : out_(out),
@@ -109,7 +112,9 @@ class ConsoleProgress : public Progress {
     out_ << line << std::endl;
   }
 
+  /// Seconds since the task began.
   [[nodiscard]] double elapsed() const { return clock_() - started_; }
+  /// Tokens of the task by its seconds; 0 before any time has passed.
   [[nodiscard]] double tokens_per_second() const {
     return elapsed() > 0 ? static_cast<double>(tokens_) / elapsed() : 0;
   }

@@ -35,6 +35,7 @@ namespace run {
   return items;
 }
 
+/// Measures the probes of a training in its steps; inactive without any.
 class Guard {
  public:
   /// Inactive without probes. Throws Error as read_probes does.
@@ -44,10 +45,13 @@ class Guard {
     for (const std::filesystem::path& file : loop.probes) hashes_.push_back(sha256_file(file));
   }
 
+  /// Whether there are probes.
   [[nodiscard]] bool active() const { return !items_.empty(); }
+  /// Number of probes.
   [[nodiscard]] std::size_t size() const { return items_.size(); }
   /// Whether it may end a run. Then a checkpoint is a step whose measurement met all requirements.
   [[nodiscard]] bool decides() const { return !loop_.guard.empty(); }
+  /// Whether step `step` of `total`, counted from 1, is followed by a measurement: every `every` steps, and the last.
   [[nodiscard]] bool due(int step, int total) const { return active() && (step % loop_.every == 0 || step == total); }
   /// What measuring decodes beside a training: the longest probe, as many at a time as pay for their memory.
   [[nodiscard]] DecodeLimits limits() const {
@@ -61,10 +65,11 @@ class Guard {
     return {{"requirements", loop_.guard}, {"every", loop_.every}, {"probes", hashes_}};
   }
 
+  /// One measurement.
   struct Measured {
-    eval::Metrics metrics;
-    std::string unmet;  ///< "retention.lower>=0.95 (0.93)"; empty: all requirements are met
-    std::string note;   ///< the main numbers in a few words
+    eval::Metrics metrics;  ///< beside the base
+    std::string unmet;      ///< "retention.lower>=0.95 (0.93)"; empty: all requirements are met
+    std::string note;       ///< the main numbers in a few words
   };
   /// `base` is the model before training; null: `now` with adapters off. Leaves trained_adapter in use. Throws Error
   /// (interrupted) when `progress` asks to stop.

@@ -26,7 +26,7 @@ namespace run {
 
 /// A size that a user writes with its unit; 0 is written "".
 struct Bytes {
-  std::int64_t count = 0;
+  std::int64_t count = 0;  ///< of bytes, 0 or more
   friend bool operator==(const Bytes&, const Bytes&) = default;
 };
 
@@ -68,8 +68,9 @@ inline constexpr std::array<Unit, 4> units{
 
 /// Both ends belong to the range; NaN lies in none.
 struct Range {
-  double low = -std::numeric_limits<double>::infinity();
-  double high = std::numeric_limits<double>::infinity();
+  double low = -std::numeric_limits<double>::infinity();  ///< the least value
+  double high = std::numeric_limits<double>::infinity();  ///< the greatest value
+  /// Whether the value is in the range; false for NaN.
   [[nodiscard]] constexpr bool contains(double value) const { return value >= low && value <= high; }
 };
 
@@ -77,6 +78,7 @@ struct Range {
 template <class E>
 inline constexpr std::array<std::string_view, 0> names_of{};
 
+/// The text that a user writes for the value.
 template <class E>
 requires(names_of<E>.size() > 0) [[nodiscard]] constexpr std::string_view name_of(E value) {
   return names_of<E>[static_cast<std::size_t>(value)];
@@ -85,8 +87,10 @@ requires(names_of<E>.size() > 0) [[nodiscard]] constexpr std::string_view name_o
 /// A member that is an enum, seen by the names of its values.
 template <class S>
 struct Choice {
-  std::span<const std::string_view> names;
+  std::span<const std::string_view> names;  ///< texts of the values, by their number
+  /// number of the value that the member has
   std::size_t (*get)(const S&);
+  /// gives the member the value of that number
   void (*set)(S&, std::size_t);
 };
 
@@ -95,7 +99,9 @@ struct Choice {
 template <class S>
 struct Parsed {
   std::string_view form;  ///< what the text must be: "names of ..."
+  /// the member as text
   std::string (*get)(const S&);
+  /// reads a text into the member; false: it is of another form and changed nothing
   bool (*set)(S&, std::string_view);
 };
 
@@ -116,6 +122,7 @@ constexpr Choice<S> choice_of(E S::*) {
 template <auto Pointer>
 inline constexpr auto choice = detail::choice_of<Pointer>(Pointer);
 
+/// How an option reaches its member of S.
 template <class S>
 using Member = std::variant<bool S::*, int S::*, std::int64_t S::*, double S::*, std::string S::*,
                             std::filesystem::path S::*, Bytes S::*, std::vector<std::string> S::*,
@@ -124,20 +131,22 @@ using Member = std::variant<bool S::*, int S::*, std::int64_t S::*, double S::*,
 /// What a user may write for an option.
 enum class Kind : std::uint8_t { flag, integer, number, text, choice, size, path, texts, paths };
 
+/// One row of a table: an option by name, and the member of S that it fills.
 template <class S>
 struct Option {
-  std::string_view name;
-  Member<S> member;
-  std::string_view help;
-  Range range{};                   ///< of numbers
-  std::string_view unit{};         ///< of numbers, in the plural
-  bool fingerprint = true;         ///< whether results depend on it
-  bool omit_default = false;       ///< not in a fingerprint at its default: records that are older stay valid
-  bool adapters_only = false;      ///< without a meaning where all weights are trained
-  std::string_view old_name{};     ///< still accepted, with a note
+  std::string_view name;        ///< snake_case: the key of the job file, and with dashes the option of the command line
+  Member<S> member;             ///< what it fills
+  std::string_view help;        ///< a phrase that begins with a capital, without a full stop
+  Range range{};                ///< of numbers
+  std::string_view unit{};      ///< of numbers, in the plural
+  bool fingerprint = true;      ///< whether results depend on it
+  bool omit_default = false;    ///< not in a fingerprint at its default: records that are older stay valid
+  bool adapters_only = false;   ///< without a meaning where all weights are trained
+  std::string_view old_name{};  ///< still accepted, with a note
   std::string_view on_the_line{};  ///< its name on the command line where that is another
   char letter = '\0';              ///< its short form there
 
+  /// What its member takes.
   [[nodiscard]] constexpr Kind kind() const {
     constexpr std::array<Kind, std::variant_size_v<Member<S>>> kinds{
         Kind::flag, Kind::integer, Kind::integer, Kind::number, Kind::text, Kind::path,
@@ -157,13 +166,14 @@ struct Option {
   for (const char c : name) text += c == '_' ? '-' : c;
   return text;
 }
+/// The option's name on the command line, without the leading dashes.
 template <class S>
 [[nodiscard]] std::string line_name(const Option<S>& option) {
   return dashed(option.on_the_line.empty() ? option.name : option.on_the_line);
 }
 
 /// The options that fill an S: a specialisation has `title`, `section` (of the job file; empty: none), `verbs` and
-/// `options`, an array of Option<S>. The initialisers of S are the defaults.
+/// `options`, an array of `Option<S>`. The initialisers of S are the defaults.
 template <class S>
 struct Table;
 
@@ -178,6 +188,7 @@ concept HasTable = requires {
 /// An option's value in a form that every file format has.
 using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>>;
 
+/// The value that the option's member of `from` has.
 template <class S>
 [[nodiscard]] Value value_of(const Option<S>& option, const S& from) {
   return std::visit(

@@ -23,6 +23,7 @@ template <>
 inline constexpr std::array names_of<DeviceUse>{std::string_view("auto"), std::string_view("cpu"),
                                                 std::string_view("cuda")};
 
+/// Where a step computes, and what it may use there.
 struct DeviceRequest {
   DeviceUse use = DeviceUse::automatic;
   Bytes memory_cap{};
@@ -87,6 +88,7 @@ struct Table<Pages> {
 };
 static_assert(well_formed<Pages>());
 
+/// How pages are fetched and made text.
 struct Fetching {
   Compat compat = Compat::none;
   bool allow_private = false;
@@ -126,6 +128,7 @@ inline constexpr std::array names_of<LabelChoice>{std::string_view("all"), std::
 template <>
 inline constexpr std::array names_of<SplitChoice>{std::string_view("carry"), std::string_view("pad")};
 
+/// How documents become windows.
 struct Packing {
   int seq = 512;
   Compat compat = Compat::none;
@@ -198,6 +201,7 @@ enum class BaseWeights : std::uint8_t { nf4, full };
 template <>
 inline constexpr std::array names_of<BaseWeights>{std::string_view("nf4"), std::string_view("full")};
 
+/// The form in which a model that answers holds its weights.
 struct Base {
   BaseWeights base = BaseWeights::nf4;
 };
@@ -215,6 +219,7 @@ struct Table<Base> {
 };
 static_assert(well_formed<Base>());
 
+/// What a model writes of what it knows.
 struct Recall {
   int documents = 500;
   std::string prompt;
@@ -259,6 +264,7 @@ struct Table<MergeSource> {
 };
 static_assert(well_formed<MergeSource>());
 
+/// How a merged model is written.
 struct Merging {
   std::int64_t shard_bytes = 2'000'000'000;
 };
@@ -278,6 +284,7 @@ struct Table<Merging> {
 };
 static_assert(well_formed<Merging>());
 
+/// What models are compared by.
 struct Comparing {
   std::filesystem::path questions;
   std::vector<std::filesystem::path> probes;
@@ -305,6 +312,7 @@ struct Table<Comparing> {
 };
 static_assert(well_formed<Comparing>());
 
+/// What a memory plan is made for.
 struct Plan {
   std::string on = "cpu";
   Bytes gpu_memory;
@@ -340,6 +348,7 @@ template <>
 inline constexpr std::array names_of<ColorUse>{std::string_view("auto"), std::string_view("always"),
                                                std::string_view("never")};
 
+/// What `data show` prints.
 struct Show {
   int windows = 2;
   ColorUse color = ColorUse::automatic;
@@ -369,6 +378,7 @@ inline constexpr std::array names_of<ProgressUse>{std::string_view("auto"), std:
                                                   std::string_view("lines"), std::string_view("json"),
                                                   std::string_view("none")};
 
+/// What a program writes to its terminal.
 struct Console {
   ProgressUse progress = ProgressUse::automatic;
   bool quiet = false;
@@ -436,6 +446,7 @@ struct Table<ArmLabels> {
 };
 static_assert(well_formed<ArmLabels>());
 
+/// Where a job writes.
 struct Output {
   std::filesystem::path dir;
 };
@@ -451,7 +462,7 @@ struct Table<Output> {
 };
 static_assert(well_formed<Output>());
 
-/// Calls use.operator()<S>() for each group, in the order of the documentation.
+/// Calls `use.operator()<S>()` for each group, in the order of the documentation.
 template <class Use>
 void for_each_group(const Use& use) {
   use.template operator()<ModelSource>();

@@ -17,9 +17,10 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
+/// What models are asked.
 struct Question {
-  bool chat = false;  ///< else the prompt is text to be continued
-  std::string prompt;
+  bool chat = false;             ///< else the prompt is text to be continued
+  std::string prompt;            ///< the text to continue, or the user's turn
   std::vector<Message> history;  ///< earlier turns of a chat
 };
 

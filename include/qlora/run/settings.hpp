@@ -15,6 +15,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
+/// Options with their values, in the order in which they were set.
 using Settings = std::vector<std::pair<std::string, Value>>;
 
 /// Sets a value in place, or appends it.
@@ -48,6 +49,7 @@ void add_settings(Settings& into, const S& from, Which which, bool adapters = tr
   }
 }
 
+/// The options of one table, those of adapters alone last.
 template <HasTable S>
 [[nodiscard]] Settings settings_of(const S& from, Which which) {
   Settings all;

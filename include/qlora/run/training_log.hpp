@@ -24,17 +24,18 @@ namespace run {
 
 /// The record of one step.
 struct StepRecord {
-  int step = 0;  ///< counts from 1
-  double epoch = 0;
-  double loss = 0;       ///< nats per labelled token
-  double grad_norm = 0;  ///< before clipping
-  double lr = 0;
+  int step = 0;                      ///< counts from 1
+  double epoch = 0;                  ///< epochs done after this step, a fraction inside one
+  double loss = 0;                   ///< nats per labelled token
+  double grad_norm = 0;              ///< before clipping
+  double lr = 0;                     ///< learning rate of the step
   std::int64_t tokens = 0;           ///< positions of this step, padding included
   std::int64_t labelled_tokens = 0;  ///< of these, the ones that were to be predicted
-  double tok_per_s = 0;
-  eval::Metrics probes{};  ///< measured after this step; empty: nothing was
+  double tok_per_s = 0;              ///< positions a second, of this step
+  eval::Metrics probes{};            ///< measured after this step; empty: nothing was
 };
 
+/// The step as a line of metrics.jsonl.
 [[nodiscard]] inline OrderedJson to_json(const StepRecord& m) {
   OrderedJson line{{"step", m.step},
                    {"epoch", m.epoch},
@@ -48,6 +49,7 @@ struct StepRecord {
   return line;
 }
 
+/// A line of metrics.jsonl; what is missing or of another type is 0.
 [[nodiscard]] inline StepRecord step_record_from_json(const OrderedJson& line) {
   const auto real = [&](const char* key) {
     return line.contains(key) && line[key].is_number() ? line[key].get<double>() : 0.0;
@@ -95,6 +97,7 @@ struct StepRecord {
   return curves;
 }
 
+/// Appends to metrics.jsonl, and keeps all records in memory.
 class TrainingLog {
  public:
   /// Opens the record of a run that has done `steps` steps.
@@ -103,6 +106,7 @@ class TrainingLog {
     write_whole();
   }
 
+  /// Appends one line. Throws Error (resource) when it cannot be written.
   void add(const StepRecord& record) {
     const std::string line = to_json(record).dump() + "\n";
     write_all(file_, path_, size_, std::as_bytes(std::span(line)));
@@ -122,6 +126,7 @@ class TrainingLog {
   }
   /// Makes the record durable. Called before a checkpoint is written, so that the record is never behind it.
   void sync() { sync_file(file_, path_); }
+  /// All steps so far, by rising number.
   [[nodiscard]] const std::vector<StepRecord>& records() const { return records_; }
 
  private:
@@ -141,10 +146,10 @@ class TrainingLog {
 
 /// What trainer_state.json says besides the log.
 struct TrainerState {
-  int max_steps = 0;
-  int epochs = 0;
-  int batch = 0;
-  int save_steps = 0;
+  int max_steps = 0;   ///< optimizer steps of the whole run
+  int epochs = 0;      ///< of the whole run
+  int batch = 0;       ///< windows in a micro-batch
+  int save_steps = 0;  ///< checkpoint interval in steps
 };
 
 /// trainer_state.json with transformers' keys and order, loss of every step in log_history.

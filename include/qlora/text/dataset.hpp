@@ -35,8 +35,8 @@ enum class PackingForm { isolated, article };
 
 /// Where a document of the data set came from, in the order in which the packer got them.
 struct DatasetSource {
-  std::string source;  ///< URL or path
-  std::string title;
+  std::string source;       ///< URL or path
+  std::string title;        ///< may be empty
   std::string sha256;       ///< of its text
   std::int64_t tokens = 0;  ///< begin and end tokens included; 0 if it was skipped
   friend bool operator==(const DatasetSource&, const DatasetSource&) = default;
@@ -44,12 +44,12 @@ struct DatasetSource {
 
 /// Metadata of a data set.
 struct DatasetInfo {
-  std::int32_t vocab_size = 0;
-  std::string tokenizer_sha256;  ///< of tokenizer.model
-  PackingForm form = PackingForm::isolated;
-  LabelChoice labels = LabelChoice::all;
-  SplitChoice split = SplitChoice::carry;
-  std::vector<DatasetSource> sources;
+  std::int32_t vocab_size = 0;               ///< every id is below it
+  std::string tokenizer_sha256;              ///< of tokenizer.model
+  PackingForm form = PackingForm::isolated;  ///< which packer made the windows
+  LabelChoice labels = LabelChoice::all;     ///< which tokens are labels
+  SplitChoice split = SplitChoice::carry;    ///< what happened to documents that did not fit a window
+  std::vector<DatasetSource> sources;        ///< in the order of the document numbers
 };
 
 namespace detail {
@@ -177,9 +177,9 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
 
 /// One window of a data set; the spans live as long as the data set.
 struct DatasetWindow {
-  std::span<const std::int32_t> ids;        // (S)
-  std::span<const std::int32_t> labels;     // (S)
-  std::span<const std::int32_t> documents;  // (S)
+  std::span<const std::int32_t> ids;        ///< (S)
+  std::span<const std::int32_t> labels;     ///< (S), aligned with ids; ignored_label where nothing is predicted
+  std::span<const std::int32_t> documents;  ///< (S), index in DatasetInfo::sources; no_document on padding
 };
 
 /// A data set in memory, verified in full when it is opened.
@@ -208,16 +208,24 @@ class TokenDataset {
     return result;
   }
 
+  /// N, the number of windows.
   [[nodiscard]] std::size_t size() const { return columns_[0].size() / static_cast<std::size_t>(seq_); }
+  /// S, tokens in a window.
   [[nodiscard]] int seq() const { return seq_; }
+  /// What the manifest says of tokenizer, packing and sources.
   [[nodiscard]] const DatasetInfo& info() const { return info_; }
+  /// Counts of documents and tokens, checked against the shards.
   [[nodiscard]] const PackingCounts& counts() const { return counts_; }
   /// SHA-256 of the manifest, which holds those of the shards: equal for equal data sets only.
   [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
 
-  [[nodiscard]] std::span<const std::int32_t> ids() const { return columns_[0]; }        // (N,S)
-  [[nodiscard]] std::span<const std::int32_t> labels() const { return columns_[1]; }     // (N,S)
+  /// Token ids of all windows, (N,S).
+  [[nodiscard]] std::span<const std::int32_t> ids() const { return columns_[0]; }  // (N,S)
+  /// Labels of all windows, (N,S), aligned with ids.
+  [[nodiscard]] std::span<const std::int32_t> labels() const { return columns_[1]; }  // (N,S)
+  /// Document numbers of all windows, (N,S).
   [[nodiscard]] std::span<const std::int32_t> documents() const { return columns_[2]; }  // (N,S)
+  /// The window of that number, from 0. Throws Error beyond the last.
   [[nodiscard]] DatasetWindow window(std::size_t index) const {
     QLORA_EXPECTS(index < size(), "window ", index, " of ", size());
     const auto seq = static_cast<std::size_t>(seq_);

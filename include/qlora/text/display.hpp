@@ -20,6 +20,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// What is shown of a data set, and how.
 struct DisplayOptions {
   int windows = 2;      ///< how many of the first windows
   bool colour = false;  ///< ANSI colours, for terminals

@@ -26,12 +26,12 @@ inline namespace v0 {
 
 /// A piece of training text and where it came from. A chat has messages and no text.
 struct Document {
-  std::string source;      ///< URL or path
-  std::string title;       ///< may be empty
-  std::string text;        ///< valid UTF-8
-  std::string fetched_at;  ///< ISO 8601, UTC; empty for files that do not say
-  std::string sha256;      ///< of text, hexadecimal; for a chat, of its messages as compact JSON
-  std::vector<Message> messages;
+  std::string source;             ///< URL or path
+  std::string title;              ///< may be empty
+  std::string text;               ///< valid UTF-8
+  std::string fetched_at;         ///< ISO 8601, UTC; empty for files that do not say
+  std::string sha256;             ///< of text, hexadecimal; for a chat, of its messages as compact JSON
+  std::vector<Message> messages;  ///< the turns of a chat; empty: a text
   bool operator==(const Document&) const = default;
 };
 

@@ -8,8 +8,8 @@ inline namespace v0 {
 
 /// A turn; role is "system", "user" or "assistant".
 struct Message {
-  std::string role;
-  std::string content;
+  std::string role;     ///< "system", "user" or "assistant"
+  std::string content;  ///< UTF-8
   bool operator==(const Message&) const = default;
 };
 

@@ -20,11 +20,12 @@
 namespace qlora {
 inline namespace v0 {
 
+/// The document number of padding.
 inline constexpr std::int32_t no_document = -1;
 
 /// A document as token ids, begin and end tokens included. A document without ids is skipped and counted.
 struct TokenDocument {
-  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> ids;     ///< empty: the document is skipped
   std::vector<std::uint8_t> answer;  ///< per id, 1 in the assistant's turns; empty if the document is no conversation
 };
 
@@ -40,11 +41,12 @@ enum class SplitChoice {
   pad,    ///< a document that fits into one window starts a new one; only longer documents are cut
 };
 
+/// How documents become windows.
 struct PackingOptions {
-  int seq = 0;  ///< tokens per window, at least 2
-  LabelChoice labels = LabelChoice::all;
-  SplitChoice split = SplitChoice::carry;
-  std::int32_t pad_id = 2;  ///< fills windows; LLaMA-2 has no padding id and uses the end token
+  int seq = 0;                             ///< tokens per window, at least 2
+  LabelChoice labels = LabelChoice::all;   ///< which tokens are predicted
+  SplitChoice split = SplitChoice::carry;  ///< what happens to a document that does not fit
+  std::int32_t pad_id = 2;                 ///< fills windows; LLaMA-2 has no padding id and uses the end token
 };
 
 /// Counts of documents and tokens; documents + skipped_documents is the number of inputs.
@@ -59,19 +61,22 @@ struct PackingCounts {
   friend bool operator==(const PackingCounts&, const PackingCounts&) = default;
 };
 
+/// A document of which no token is in a window.
 struct SkippedDocument {
   std::int64_t document = 0;  ///< index in the input
-  std::string reason;
+  std::string reason;         ///< one phrase, for a reader
 };
 
+/// Windows behind one another, and what became of the documents.
 struct PackedWindows {
-  int seq = 0;
-  std::vector<std::int32_t> ids;        // (N,S)
-  std::vector<std::int32_t> labels;     // (N,S)
-  std::vector<std::int32_t> documents;  // (N,S)
-  PackingCounts counts;
-  std::vector<SkippedDocument> skipped;
+  int seq = 0;                           ///< S, tokens in a window; 0: no windows
+  std::vector<std::int32_t> ids;         ///< (N,S)
+  std::vector<std::int32_t> labels;      ///< (N,S), ignored_label where nothing is predicted
+  std::vector<std::int32_t> documents;   ///< (N,S), no_document on padding
+  PackingCounts counts;                  ///< of all inputs
+  std::vector<SkippedDocument> skipped;  ///< in the order of the inputs
 
+  /// N, the number of windows.
   [[nodiscard]] std::int64_t windows() const { return seq == 0 ? 0 : static_cast<std::int64_t>(ids.size()) / seq; }
 };
 

@@ -19,6 +19,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// The marks of LLaMA-2's chat form; no message may contain one.
 inline constexpr std::array<std::string_view, 4> chat_tags{"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"};
 
 namespace detail {

@@ -28,14 +28,19 @@ namespace sentencepiece_scan {
 /// Values of SentencePiece.Type in the library's schema.
 enum class PieceKind : int { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
 
+/// One entry of the vocabulary.
 struct Piece {
-  std::string text;
-  PieceKind kind = PieceKind::normal;
+  std::string text;                    ///< UTF-8, with space_symbol for spaces
+  PieceKind kind = PieceKind::normal;  ///< the model's type of it
 };
 
+/// Limit of a tokenizer.model.
 inline constexpr std::size_t max_file_bytes = std::size_t{64} << 20;  // LLaMA-2's has 0.5 MB, the largest known 5 MB
+/// Limit of a vocabulary.
 inline constexpr std::size_t max_pieces = std::size_t{1} << 20;
+/// Limit of one piece, in UTF-8.
 inline constexpr std::size_t max_piece_bytes = 256;  // longer ones overflow the stack of some library versions
+/// U+2581, which stands for a space in pieces.
 inline constexpr std::string_view space_symbol = "\xE2\x96\x81";
 
 /// Length of the UTF-8 character at the front of `text`, 0 where there is none (empty, cut short, overlong, surrogate).
@@ -56,6 +61,7 @@ inline constexpr std::string_view space_symbol = "\xE2\x96\x81";
   return follows(2) && follows(3) ? 4 : 0;
 }
 
+/// Whether the whole text is well-formed UTF-8.
 [[nodiscard]] inline bool is_utf8(std::string_view text) {
   while (!text.empty()) {
     const std::size_t length = utf8_length(text);

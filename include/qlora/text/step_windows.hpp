@@ -26,6 +26,7 @@ class StepWindows {
     }
     return {data.seq(), ids_, labels_, documents_};
   }
+  /// The same from windows that were never written to a data set.
   [[nodiscard]] Windows gather(const PackedWindows& data, std::span<const std::uint32_t> numbers) {
     clear();
     const auto seq = static_cast<std::size_t>(data.seq);

@@ -26,6 +26,7 @@ inline namespace v0 {
 /// What the first decoded piece follows: nothing (its leading space is the tokenizer's own and goes) or other text.
 enum class DecodeFrom { start, middle };
 
+/// A LLaMA-2 tokenizer: text to ids and back. All const members may be called from many threads at once.
 class Tokenizer {
  public:
   /// Reads a sentencepiece tokenizer.model. Throws Error when it cannot be read or is not of LLaMA-2's kind.
@@ -65,12 +66,17 @@ class Tokenizer {
   /// become U+FFFD.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids, DecodeFrom from = DecodeFrom::start) const;
 
+  /// V: every id is below it.
   [[nodiscard]] std::int32_t vocab_size() const { return static_cast<std::int32_t>(pieces_.size()); }
   /// Of the model's bytes; data sets carry it, so that training knows which ids it gets.
   [[nodiscard]] const std::string& sha256() const { return sha256_; }
+  /// Id of what is no piece of the vocabulary.
   [[nodiscard]] std::int32_t unk() const { return 0; }
+  /// Id of the mark that begins a text.
   [[nodiscard]] std::int32_t bos() const { return 1; }
+  /// Id of the mark that ends a text.
   [[nodiscard]] std::int32_t eos() const { return 2; }
+  /// Whether the id has no text: begin and end marks, padding. Throws Error for an id outside the vocabulary.
   [[nodiscard]] bool is_control(std::int32_t id) const { return at(id).kind == sentencepiece_scan::PieceKind::control; }
 
   /// The piece as the model spells it: "\u2581Hello", "<0x0A>".
@@ -113,6 +119,7 @@ class Tokenizer {
 /// back until the character is whole or cannot become so. All parts together equal decode() of all ids.
 class StreamDecoder {
  public:
+  /// `tokenizer` must live as long as this.
   explicit StreamDecoder(const Tokenizer& tokenizer, DecodeFrom from = DecodeFrom::start)
       : tokenizer_(&tokenizer), at_start_(from == DecodeFrom::start) {}
 
