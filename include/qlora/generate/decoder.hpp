@@ -9,21 +9,24 @@
 namespace qlora {
 inline namespace v0 {
 
+/// Key and value caches for several sequences, and the forward pass of their new tokens. Backend and weights must live
+/// as long as this.
 template <Code K, class B>
 class Decoder {
  public:
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  using C = Columns<K>;
-  using Stream = typename B::template View<C::dim>;
-  using ConstStream = typename B::template ConstView<C::dim>;
+  using Act = typename B::Act;                                 ///< what activations and caches are stored in
+  using Param = typename B::Param;                             ///< what logits are in
+  using C = Columns<K>;                                        ///< widths that view types have
+  using Stream = typename B::template View<C::dim>;            ///< residual stream, (T,D)
+  using ConstStream = typename B::template ConstView<C::dim>;  ///< residual stream to read
 
   /// New tokens for the sequence in `slot`.
   struct Addition {
-    int slot = 0;
-    std::span<const std::int32_t> ids;
+    int slot = 0;                       ///< from 0 to limits().sequences - 1
+    std::span<const std::int32_t> ids;  ///< at least one; each below vocab()
   };
 
+  /// Takes all its memory. Throws Error (resource) where there is too little.
   Decoder(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
       : b_(backend), w_(weights), limits_(limits), arena_(backend.arena(bytes_needed(backend, weights, limits))) {
     QLORA_EXPECTS(limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences, "room for ",
@@ -61,12 +64,17 @@ class Decoder {
     host_logits_.resize(static_cast<std::size_t>(limits.logit_rows() * s.vocab));
   }
 
+  /// What there is room for.
   [[nodiscard]] const DecodeLimits& limits() const { return limits_; }
+  /// V, columns of the logits.
   [[nodiscard]] int vocab() const { return w_.dims().shape().vocab; }
+  /// The memory of caches, activations and workspaces.
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
+  /// Tokens that the slot holds.
   [[nodiscard]] int length(int slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
   /// Forgets what a slot holds, or what it holds behind its first `length` tokens.
   void clear(int slot) { truncate(slot, 0); }
+  /// Forgets what a slot holds behind its first `length` tokens, which must be there.
   void truncate(int slot, int length) {
     int& now = lengths_[static_cast<std::size_t>(slot)];
     QLORA_EXPECTS(length >= 0 && length <= now, "slot ", slot, " holds ", now, " tokens, not ", length);

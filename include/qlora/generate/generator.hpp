@@ -12,10 +12,11 @@
 namespace qlora {
 inline namespace v0 {
 
+/// How continuations are made.
 struct GenerateOptions {
-  int max_new_tokens = 200;
-  Sampling sampling{};
-  std::vector<std::int32_t> stop_ids{2};  ///< generation ends before these; LLaMA-2's </s>
+  int max_new_tokens = 200;               ///< 0 or more; a reply also ends where the context is full
+  Sampling sampling{};                    ///< how each token is drawn
+  std::vector<std::int32_t> stop_ids{2};  ///< generation ends before these; LLaMA-2's end mark
 
   /// Throws Error (usage) for a value outside its range.
   void check() const {
@@ -26,19 +27,22 @@ struct GenerateOptions {
 
 /// A continuation, without the prompt and without the stop token.
 struct Generated {
-  std::vector<std::int32_t> ids;
-  bool stopped = false;  ///< by a stop token, not by length
+  std::vector<std::int32_t> ids;  ///< one for each new token
+  bool stopped = false;           ///< by a stop token, not by length
 };
 
 /// Called for each new token: the number of its prompt, and the id. Returning false ends all generation.
 using OnToken = std::function<bool(int prompt, std::int32_t id)>;
 
+/// Continuations of many prompts at once, for one Code. See Generator.
 template <Code K, class B>
 class GeneratorCore {
  public:
+  /// Backend and weights must live as long as this.
   GeneratorCore(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
       : decoder_(backend, weights, limits) {}
 
+  /// Continuations of all prompts, in their order. Throws as Generator::generate does. `on_token` may be empty.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) {
     options.check();
@@ -128,12 +132,14 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Generator {
  public:
+  /// `model` must live as long as this; `limits` say what memory is taken for.
   explicit Generator(Model<C, B>& model, const DecodeLimits& limits = {});
 
   /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context, and
   /// (usage) when an option is outside its range.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                   const GenerateOptions& options = {}, const OnToken& on_token = {});
+  /// The continuation of one prompt.
   Generated generate(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
                      const OnToken& on_token = {}) {
     return generate(std::span(&prompt, 1), options, on_token)[0];

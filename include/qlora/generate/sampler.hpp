@@ -17,10 +17,10 @@ inline namespace v0 {
 
 /// Defaults are the article's. temperature 0 is greedy; top_k 0 and top_p 1 are off.
 struct Sampling {
-  float temperature = 0.01F;
-  float top_p = 0.9F;
-  int top_k = 0;
-  std::uint64_t seed = 0;
+  float temperature = 0.01F;  ///< divides the logits, 0 to 100
+  float top_p = 0.9F;  ///< the smallest set of likeliest ids with this probability is drawn from; above 0, at most 1
+  int top_k = 0;       ///< at most this many ids are drawn from
+  std::uint64_t seed = 0;  ///< the same seed draws the same ids
 
   /// Throws Error (usage) for a value outside its range, NaN included.
   void check() const {
@@ -29,6 +29,7 @@ struct Sampling {
     detail::expect_option(top_k >= 0, "top_k", top_k, "0 (off) or more");
   }
 };
+/// Always the likeliest id.
 inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
 
 /// The id of the largest logit, the lowest id among equals.

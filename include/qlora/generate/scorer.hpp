@@ -39,17 +39,19 @@ inline namespace v0 {
 
 /// A prompt and what may come behind it. Neither the prompt nor a candidate is empty.
 struct Continuations {
-  std::vector<std::int32_t> prompt;
-  std::vector<std::vector<std::int32_t>> candidates;
+  std::vector<std::int32_t> prompt;                   ///< ids, the begin mark included
+  std::vector<std::vector<std::int32_t>> candidates;  ///< ids that may follow
 };
 
 /// Called for each token of a text but its first, in order: index of the text, position of the token (from 1), and the
 /// logits (V) that predict it, which are good until the call returns. Returning false ends the reading.
 using OnPrediction = std::function<bool(std::size_t text, std::size_t position, std::span<const float> logits)>;
 
+/// Likelihoods of continuations and logits of texts, for one Code. See Scorer.
 template <Code K, class B>
 class ScorerCore {
  public:
+  /// Backend and weights must live as long as this.
   ScorerCore(B& backend, const Weights<K, B>& weights, DecodeLimits limits)
       : decoder_(backend, weights, (limits.all_logits = true, limits)) {}
 
@@ -197,6 +199,7 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Scorer {
  public:
+  /// `model` must live as long as this; `limits` say what memory is taken for.
   explicit Scorer(Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
 
   /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has

@@ -20,9 +20,9 @@ inline namespace v0 {
 
 /// What an adapter directory says beside its adapters; see PeftConfig.
 struct AdapterNotes {
-  float dropout = 0;
-  std::string base_model{};
-  std::string revision{};
+  float dropout = 0;               ///< rate that it was trained with
+  std::string base_model{};        ///< name or path of the base; may be empty
+  std::string revision{};          ///< of the base; may be empty
   std::string base_fingerprint{};  ///< hf::ModelDir::fingerprint() of the base
 };
 

@@ -30,17 +30,17 @@ inline namespace v0 {
 
 /// A tensor to be saved; the floats stay the caller's.
 struct NamedTensor {
-  std::string name;
-  std::vector<std::int64_t> shape;
-  std::span<const float> data;
+  std::string name;                 ///< unique in its checkpoint
+  std::vector<std::int64_t> shape;  ///< outermost dimension first
+  std::span<const float> data;      ///< as many as the shape says
 };
 
 /// An open checkpoint. The tensors are mapped and live as long as it.
 struct Checkpoint {
-  std::filesystem::path path;
-  std::int64_t step = 0;
-  SafetensorsFile tensors;
-  Json state;
+  std::filesystem::path path;  ///< its directory
+  std::int64_t step = 0;       ///< optimizer steps done
+  SafetensorsFile tensors;     ///< mapped
+  Json state;                  ///< what the writer gave with them
 };
 
 /// What the search for the newest checkpoint found.

@@ -77,6 +77,7 @@ class AtomicDirectory {
       throw_errno("cannot create directory", temporary_, code ? code.value() : EEXIST);
     }
   }
+  /// `other` may only be destroyed afterwards.
   AtomicDirectory(AtomicDirectory&& other) noexcept
       : target_(std::move(other.target_)),
         temporary_(std::exchange(other.temporary_, {})),
@@ -87,7 +88,9 @@ class AtomicDirectory {
     if (!temporary_.empty()) std::filesystem::remove_all(temporary_, ignored);
   }
 
+  /// Where files are written until commit().
   [[nodiscard]] const std::filesystem::path& temporary() const { return temporary_; }
+  /// The name that commit() gives it.
   [[nodiscard]] const std::filesystem::path& target() const { return target_; }
 
   /// Makes the directory durable and gives it its name.

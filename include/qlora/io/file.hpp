@@ -37,8 +37,11 @@ inline namespace v0 {
 class FileDescriptor {
  public:
   FileDescriptor() = default;
+  /// Takes over an open descriptor; -1: none.
   explicit FileDescriptor(int fd) : fd_(fd) {}
+  /// `other` has none afterwards.
   FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  /// The two exchange their descriptors.
   FileDescriptor& operator=(FileDescriptor&& other) noexcept {
     std::swap(fd_, other.fd_);
     return *this;
@@ -57,7 +60,9 @@ class FileDescriptor {
     if (fd < 0) throw_errno(what, path, errno);
     return FileDescriptor(fd);
   }
+  /// The descriptor, still owned by this; -1: none.
   [[nodiscard]] int get() const { return fd_; }
+  /// Gives up ownership: the caller closes it.
   [[nodiscard]] int release() { return std::exchange(fd_, -1); }
 
  private:
@@ -79,6 +84,7 @@ class FileDescriptor {
 class MappedFile {
  public:
   MappedFile() = default;
+  /// Maps a regular file. Throws Error when it cannot be read.
   explicit MappedFile(const std::filesystem::path& path) {
     const FileDescriptor file = open_regular(path, size_);
     if (size_ == 0) return;  // mmap refuses length 0
@@ -88,8 +94,10 @@ class MappedFile {
       throw_errno("cannot map", path, errno);
     }
   }
+  /// `other` is empty afterwards.
   MappedFile(MappedFile&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  /// The two exchange their files.
   MappedFile& operator=(MappedFile&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -99,6 +107,7 @@ class MappedFile {
     if (data_ != nullptr) ::munmap(data_, size_);
   }
 
+  /// The contents; empty for an empty file. Valid as long as this.
   [[nodiscard]] std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
 
  private:
@@ -174,6 +183,8 @@ inline void sync_directory(const std::filesystem::path& path) {
 /// A file that appears under its name complete and durable, or not at all. Without commit() it leaves nothing behind.
 class AtomicFile {
  public:
+  /// Opens a temporary file beside `path`. Throws Error when it cannot, and (resource) where a folder or device has the
+  /// name.
   explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
     std::error_code missing;
     const std::filesystem::file_status old = std::filesystem::status(path_, missing);
@@ -184,6 +195,7 @@ class AtomicFile {
     while (::access(temporary_.c_str(), F_OK) == 0) temporary_ = temporary_beside(path_);  // left by a dead namesake
     file_ = FileDescriptor::open("cannot create", temporary_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
   }
+  /// `other` may only be destroyed afterwards.
   AtomicFile(AtomicFile&& other) noexcept
       : path_(std::move(other.path_)), temporary_(std::exchange(other.temporary_, {})), file_(std::move(other.file_)) {}
   AtomicFile& operator=(AtomicFile&&) = delete;
@@ -202,6 +214,7 @@ class AtomicFile {
     if (errno != EOPNOTSUPP) throw_errno(concat("cannot reserve ", bytes, " bytes for"), path_, errno);
     if (::ftruncate(file_.get(), static_cast<off_t>(bytes)) != 0) throw_errno("cannot resize", path_, errno);
   }
+  /// Writes bytes at an offset; parts may come in any order. Throws Error when the system cannot write them.
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes) { write_all(file_, path_, offset, bytes); }
 
   /// Makes the contents durable and gives them their name, replacing what had it.
@@ -212,6 +225,7 @@ class AtomicFile {
     temporary_.clear();
     sync_directory(path_.parent_path());
   }
+  /// The name that commit() gives it.
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
  private:
@@ -226,6 +240,7 @@ inline void write_file_atomically(const std::filesystem::path& path, std::span<c
   file.write_at(0, bytes);
   file.commit();
 }
+/// Replaces a file by this text, whole or not at all.
 inline void write_file_atomically(const std::filesystem::path& path, std::string_view text) {
   write_file_atomically(path, std::as_bytes(std::span(text)));
 }

@@ -22,24 +22,32 @@ namespace hf {
 
 /// What a model directory says about a model.
 struct ModelConfig {
-  Shape shape;
-  float rope_theta = 10000.0F;
-  float norm_eps = 1e-5F;
+  Shape shape;                           ///< layers included
+  float rope_theta = 10000.0F;           ///< base of the rotary embedding's wavelengths
+  float norm_eps = 1e-5F;                ///< added to the mean square in RMS normalisation
   int bos_token_id = 1;                  ///< -1: the model has none
   std::vector<int> eos_token_ids = {2};  ///< any of these ends a text; the first is the main one
-  int max_positions = 4096;
-  DType dtype = DType::f16;  ///< of the stored weights
+  int max_positions = 4096;              ///< tokens of a context
+  DType dtype = DType::f16;              ///< of the stored weights
 
+  /// The main end mark; -1 without any.
   [[nodiscard]] int eos_token_id() const { return eos_token_ids.empty() ? -1 : eos_token_ids.front(); }
 };
 
 // Far above every published model of this family, and low enough that no product of two of them leaves 64 bits.
+/// Highest vocab_size that a config.json may have.
 inline constexpr int max_vocab = 1 << 20;
+/// Highest hidden_size that a config.json may have.
 inline constexpr int max_dim = 1 << 16;
+/// Highest intermediate_size that a config.json may have.
 inline constexpr int max_ffn = 1 << 19;
+/// Highest num_hidden_layers that a config.json may have.
 inline constexpr int max_layers = 1024;
+/// Highest num_attention_heads and num_key_value_heads that a config.json may have.
 inline constexpr int max_heads = 1024;
+/// Highest head_dim that a config.json may have.
 inline constexpr int max_head_dim = 1024;
+/// Highest max_position_embeddings that a config.json may have.
 inline constexpr int max_max_positions = 1 << 24;
 
 namespace detail {
@@ -169,8 +177,8 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
 
 /// A tensor's Hugging Face name and its shape.
 struct NamedShape {
-  std::string name;
-  std::vector<std::int64_t> shape;
+  std::string name;                 ///< "model.layers.0.input_layernorm.weight"
+  std::vector<std::int64_t> shape;  ///< (out, in) of a matrix, (D) of a norm
 };
 
 /// Every tensor of a model in file order: embedding, layers, final norm, head (none when it is tied).

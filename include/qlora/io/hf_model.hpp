@@ -143,7 +143,7 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
 
 /// An open model directory. Movable; sources and TensorRefs taken from it stay valid when it moves.
 struct ModelDir : ModelConfig {
-  std::filesystem::path path;
+  std::filesystem::path path;                            ///< the directory
   std::optional<std::filesystem::path> tokenizer_model;  ///< sentencepiece model, when there is one
   bool has_chat_template = false;                        ///< the tokenizer's config brings one: likely a chat model
 

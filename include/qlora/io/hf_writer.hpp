@@ -81,6 +81,7 @@ inline constexpr std::array<std::string_view, 5> tokenizer_files{
 /// Different tensors may be written, and different files finished, by different threads at once.
 class ModelWriter {
  public:
+  /// What is written beside the tensors, and in which pieces.
   struct Options {
     std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a shard of its own
     std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
@@ -89,6 +90,7 @@ class ModelWriter {
   /// `model.dtype` (f16, bf16 or f32) is what is written. Throws Error when the target holds files, or the disk is
   /// full.
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model) : ModelWriter(target, model, Options{}) {}
+  /// The same with another limit of the shards, or with tokenizer files.
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model, const Options& options)
       : directory_(target), model_(model), options_(options) {
     QLORA_EXPECTS(model.dtype == DType::f16 || model.dtype == DType::bf16 || model.dtype == DType::f32,
@@ -134,6 +136,7 @@ class ModelWriter {
 
   /// The weight files, and which of them a tensor is in.
   [[nodiscard]] std::size_t files() const { return shards_.size(); }
+  /// Number of the weight file that the tensor is in. Throws Error for a name that the model does not have.
   [[nodiscard]] std::size_t file_of(std::string_view name) const {
     const auto found = shard_of_.find(name);
     QLORA_EXPECTS(found != shard_of_.end(), "a model of this shape has no tensor '", name, "'");

@@ -22,6 +22,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// A value whose objects have their keys sorted.
 using Json = nlohmann::json;
 
 namespace detail {
@@ -176,6 +177,7 @@ namespace detail {
                                            std::int64_t min, std::int64_t max) {
   return detail::checked_int(json_at(object, key, where), key, where, min, max);
 }
+/// A whole number in [min, max], or `otherwise` where the key is absent. Throws Error for what is neither.
 [[nodiscard]] inline std::int64_t json_int_or(const Json& object, std::string_view key, std::string_view where,
                                               std::int64_t min, std::int64_t max, std::int64_t otherwise) {
   const Json* value = json_find(object, key);
@@ -186,11 +188,13 @@ namespace detail {
                                         double max) {
   return detail::checked_number(json_at(object, key, where), key, where, min, max);
 }
+/// A number in [min, max], or `otherwise` where the key is absent. Throws Error for what is neither.
 [[nodiscard]] inline double json_number_or(const Json& object, std::string_view key, std::string_view where, double min,
                                            double max, double otherwise) {
   const Json* value = json_find(object, key);
   return value == nullptr ? otherwise : detail::checked_number(*value, key, where, min, max);
 }
+/// True or false, or `otherwise` where the key is absent. Throws Error for another type.
 [[nodiscard]] inline bool json_bool_or(const Json& object, std::string_view key, std::string_view where,
                                        bool otherwise) {
   const Json* value = json_find(object, key);
@@ -198,6 +202,7 @@ namespace detail {
   if (!value->is_boolean()) throw Error(concat(where, ": '", key, "' must be true or false"));
   return value->get<bool>();
 }
+/// A string, or `otherwise` where the key is absent. Throws Error for another type.
 [[nodiscard]] inline std::string json_string_or(const Json& object, std::string_view key, std::string_view where,
                                                 std::string_view otherwise) {
   const Json* value = json_find(object, key);
@@ -205,6 +210,7 @@ namespace detail {
   if (!value->is_string()) throw Error(concat(where, ": '", key, "' must be a string"));
   return value->get<std::string>();
 }
+/// A string. Throws Error where the key is absent or of another type.
 [[nodiscard]] inline std::string json_string(const Json& object, std::string_view key, std::string_view where) {
   (void)json_at(object, key, where);
   return json_string_or(object, key, where, "");

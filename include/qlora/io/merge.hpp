@@ -36,6 +36,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// How a merged model is written.
 struct MergeOptions {
   std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a file of its own
   std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
@@ -44,13 +45,15 @@ struct MergeOptions {
   std::function<bool(std::int64_t)> on_tensor;
 };
 
+/// What a merge wrote, and how long it took.
 struct MergeReport {
-  std::int64_t tensors = 0;
+  std::int64_t tensors = 0;  ///< tensors that were written
   std::int64_t changed = 0;  ///< those that have an adapter
   double written_s = 0.0;    ///< until the system had taken the last weight
   double durable_s = 0.0;    ///< from there until the directory was durable and had its name
 };
 
+/// The lanes of a merge, one for each thread.
 using MergeLanes = std::vector<std::unique_ptr<MergeLane>>;
 
 /// Lanes beyond this many wait for memory, the bus and the disk more than they work.

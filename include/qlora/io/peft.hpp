@@ -31,11 +31,11 @@ inline namespace v0 {
 
 /// What adapter_config.json says. Pattern keys are "layers.3.self_attn.q_proj"; see module_name().
 struct PeftConfig {
-  int r = 8;
-  float alpha = 16;
-  float dropout = 0;
-  bool rslora = false;  ///< scale alpha / sqrt(r) instead of alpha / r
-  Proj targets = Proj::all;
+  int r = 8;                                     ///< rank of modules without a pattern
+  float alpha = 16;                              ///< alpha of modules without a pattern
+  float dropout = 0;                             ///< rate in training
+  bool rslora = false;                           ///< scale alpha / sqrt(r) instead of alpha / r
+  Proj targets = Proj::all;                      ///< projections that get an adapter
   std::map<std::string, int> rank_pattern{};     ///< modules whose rank is not r
   std::map<std::string, float> alpha_pattern{};  ///< modules whose alpha is not alpha
   std::string base_model{};                      ///< name or path of the base; may be empty
@@ -276,8 +276,8 @@ struct LoraPlace {
 
 /// An open adapter directory. Movable; what source() returns keeps the file mapped.
 struct PeftAdapter : PeftConfig {
-  std::filesystem::path path;
-  int layers = 0;  ///< one more than the highest layer that has an adapter
+  std::filesystem::path path;  ///< the directory
+  int layers = 0;              ///< one more than the highest layer that has an adapter
 
   /// Opens and checks an adapter. Throws Error naming file, key or tensor; pickle files are refused.
   [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory) {
@@ -306,6 +306,7 @@ struct PeftAdapter : PeftConfig {
   [[nodiscard]] TensorSource source() const {
     return [file = file_](std::string_view name) { return file->find(name); };
   }
+  /// Names of all matrices, as in the file.
   [[nodiscard]] std::vector<std::string> names() const { return file_->names(); }
 
  private:
@@ -353,9 +354,9 @@ struct PeftAdapter : PeftConfig {
 
 /// A matrix to be written; name from lora_name(), the floats stay the caller's.
 struct PeftTensor {
-  std::string name;
-  std::vector<std::int64_t> shape;
-  std::span<const float> data;
+  std::string name;                 ///< as lora_name() gives it
+  std::vector<std::int64_t> shape;  ///< A (R,K) or B (N,R)
+  std::span<const float> data;      ///< as many as the shape says
 };
 
 /// Writes an adapter directory that peft loads, whole or not at all. A directory that holds an adapter and nothing else

@@ -218,7 +218,9 @@ class SafetensorsFile {
     for (const auto& entry : entries_) names.push_back(entry.name);
     return names;
   }
+  /// The texts under "__metadata__"; empty without it.
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// The file that is open.
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   /// Finds by name; valid as long as this object stays where it is.
   [[nodiscard]] TensorSource source() const {

@@ -27,9 +27,9 @@ inline namespace v0 {
 
 /// What a file is told about a tensor before its bytes come.
 struct TensorInfo {
-  std::string name;
-  DType dtype = DType::f32;
-  std::vector<std::int64_t> shape;
+  std::string name;                 ///< unique in its file
+  DType dtype = DType::f32;         ///< type of each element
+  std::vector<std::int64_t> shape;  ///< outermost dimension first; empty for a scalar
 };
 
 namespace detail {
@@ -118,6 +118,7 @@ class SafetensorsWriter {
     file_.write_at(data_begin_ + part.begin + offset, bytes);
     part.written += bytes.size();
   }
+  /// Writes all bytes of a tensor.
   void write(std::string_view name, std::span<const std::byte> bytes) { write(name, 0, bytes); }
 
   /// Writes floats from element `first` on in the tensor's own type. Throws Error for values that it cannot hold.

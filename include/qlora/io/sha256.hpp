@@ -121,6 +121,7 @@ inline void sha256_blocks(std::array<std::uint32_t, 8>& state, const std::byte* 
 /// A running hash: update() any number of times, then hex() once.
 class Sha256 {
  public:
+  /// Adds these bytes to what is hashed.
   Sha256& update(std::span<const std::byte> bytes) {
     total_ += bytes.size();
     while (!bytes.empty()) {
@@ -141,6 +142,7 @@ class Sha256 {
     }
     return *this;
   }
+  /// Adds the bytes of a text to what is hashed.
   Sha256& update(std::string_view text) { return update(std::as_bytes(std::span(text))); }
 
   /// The digest as 64 lower-case hexadecimal digits. Ends the hash.
@@ -167,9 +169,11 @@ class Sha256 {
   std::uint64_t total_ = 0;
 };
 
+/// SHA-256 of these bytes, as 64 lower-case hexadecimal digits.
 [[nodiscard]] inline std::string sha256(std::span<const std::byte> bytes) { return Sha256().update(bytes).hex(); }
+/// SHA-256 of the bytes of a text, as 64 lower-case hexadecimal digits.
 [[nodiscard]] inline std::string sha256(std::string_view text) { return Sha256().update(text).hex(); }
-/// Throws Error when the file cannot be read.
+/// SHA-256 of a file's bytes, as above. Throws Error when the file cannot be read.
 [[nodiscard]] inline std::string sha256_file(const std::filesystem::path& path) {
   return sha256(MappedFile(path).bytes());
 }

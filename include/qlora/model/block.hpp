@@ -13,8 +13,11 @@ inline namespace v0 {
 /// Where one layer's buffers lie. Buffers that are not kept point into scratch that all layers share.
 template <class Act, class Param>
 struct LayerBuffers {
+  /// by the number of the buffer; not owned
   std::array<std::byte*, all_buffers.size()> data{};
+  /// A buffer of activations, as its elements.
   [[nodiscard]] Act* act(Buffer b) const { return reinterpret_cast<Act*>(data[static_cast<std::size_t>(b)]); }
+  /// A buffer of statistics: inv1, inv2 or lse.
   [[nodiscard]] Param* statistic(Buffer b) const { return reinterpret_cast<Param*>(data[static_cast<std::size_t>(b)]); }
 };
 
@@ -31,11 +34,12 @@ template <class Act, class Param>
 struct NetworkContext {
   TokenBatch batch{};                             ///< while decoding: tokens and positions alone
   std::span<const CachedSequence<Act>> cached{};  ///< not empty: the tokens extend these sequences
-  const Param* cosine = nullptr;
-  const Param* sine = nullptr;
-  Workspace<Act, Param> workspace{};
-  DropoutSite dropout{};  ///< threshold 0: none
+  const Param* cosine = nullptr;                  ///< (positions, E/2), of the rotary embedding
+  const Param* sine = nullptr;                    ///< (positions, E/2)
+  Workspace<Act, Param> workspace{};              ///< shared by all layers
+  DropoutSite dropout{};                          ///< threshold 0: none
 
+  /// The dropout of one group of one layer in this pass.
   [[nodiscard]] DropoutSite site(int layer, Group g) const {
     DropoutSite here = dropout;
     here.layer = static_cast<std::uint32_t>(layer);
@@ -44,20 +48,22 @@ struct NetworkContext {
   }
 };
 
+/// One decoder block, made for one pass. It owns nothing; all that it is given must outlive it.
 template <Code K, class B>
 class Block {
  public:
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  using C = Columns<K>;
-  using Buffers = LayerBuffers<Act, Param>;
+  using Act = typename B::Act;               ///< what activations are stored in
+  using Param = typename B::Param;           ///< what is trained
+  using C = Columns<K>;                      ///< widths that view types have
+  using Buffers = LayerBuffers<Act, Param>;  ///< activations of this layer
   template <int Cols>
-  using View = typename B::template View<Cols>;
+  using View = typename B::template View<Cols>;  ///< matrix that an op writes
   template <int Cols>
-  using ConstView = typename B::template ConstView<Cols>;
-  using Stream = View<C::dim>;
-  using ConstStream = ConstView<C::dim>;
+  using ConstView = typename B::template ConstView<Cols>;  ///< matrix that an op reads
+  using Stream = View<C::dim>;                             ///< residual stream, (T,D)
+  using ConstStream = ConstView<C::dim>;                   ///< residual stream to read
 
+  /// Block number `layer`, from 0.
   Block(B& backend, const Weights<K, B>& weights, const NetworkContext<Act, Param>& context, int layer)
       : b_(backend), w_(weights), d_(weights.dims()), c_(context), layer_(layer) {}
 

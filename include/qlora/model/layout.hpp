@@ -15,20 +15,26 @@ inline namespace v0 {
 
 /// Linear layers that share an input. A group is the unit of products, dropout masks and fusion.
 enum class Group : std::uint8_t { qkv, o, gate_up, down };
+/// The groups in the order in which a layer runs them.
 inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::gate_up, Group::down};
 
+/// Index in all_projections of the group's first projection.
 [[nodiscard]] constexpr int first_part(Group g) { return std::array{0, 3, 4, 6}[static_cast<std::size_t>(g)]; }
+/// Projections in the group.
 [[nodiscard]] constexpr int part_count(Group g) { return std::array{3, 1, 2, 1}[static_cast<std::size_t>(g)]; }
 /// Projection number `index` of a group, in the order of all_projections.
 [[nodiscard]] constexpr Proj part(Group g, int index) {
   return all_projections[static_cast<std::size_t>(first_part(g) + index)];
 }
+/// The group that a single projection belongs to.
 [[nodiscard]] constexpr Group group_of(Proj proj) {
   if (contains(Proj::q | Proj::k | Proj::v, proj)) return Group::qkv;
   if (proj == Proj::o) return Group::o;
   return proj == Proj::down ? Group::down : Group::gate_up;
 }
+/// K, columns of the group's input.
 [[nodiscard]] constexpr int group_in(const Shape& s, Group g) { return cols_of(s, part(g, 0)); }
+/// N of all parts together, columns of the group's output.
 [[nodiscard]] constexpr int group_out(const Shape& s, Group g) {
   int rows = 0;
   for (int i = 0; i < part_count(g); ++i) rows += rows_of(s, part(g, i));
@@ -51,7 +57,7 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 /// Columns of XA: one rank for each adapter of the group.
 [[nodiscard]] constexpr int adapter_width(const Lora& lora, Group g) { return adapted_parts(lora, g) * lora.rank; }
 
-// What shared workspaces are sized for.
+/// Columns of the widest [X | XA] of a layer; shared workspaces are sized for it.
 [[nodiscard]] constexpr int widest_input_row(const Shape& s, const Lora& lora) {
   int widest = 0;
   for (const Group g : all_groups) widest = std::max(widest, group_in(s, g) + adapter_width(lora, g));
@@ -64,25 +70,29 @@ inline constexpr std::array<Group, 4> all_groups{Group::qkv, Group::o, Group::ga
 /// The widths of activations that are part of view types; `dynamic` where the code does not know them.
 template <Code K>
 struct Columns {
-  static constexpr int dim = K.shape.dim;
-  static constexpr int heads = columns_product(K.shape.heads, K.shape.head_dim);
+  static constexpr int dim = K.shape.dim;                                         ///< D
+  static constexpr int heads = columns_product(K.shape.heads, K.shape.head_dim);  ///< HE
+  /// 2KE: the keys and values of a token
   static constexpr int kv = columns_product(2, columns_product(K.shape.kv_heads, K.shape.head_dim));
-  static constexpr int qkv = columns_sum(heads, kv);
-  static constexpr int ffn = K.shape.ffn;
-  static constexpr int gate_up = columns_product(2, ffn);
+  static constexpr int qkv = columns_sum(heads, kv);       ///< (H+2K)E
+  static constexpr int ffn = K.shape.ffn;                  ///< F
+  static constexpr int gate_up = columns_product(2, ffn);  ///< 2F
 };
 /// The same of one group of linear layers.
 template <Code K, Group G>
 struct GroupColumns {
-  static constexpr int parts = part_count(G);
-  static constexpr bool trains_weights = K.trainable == Trainable::all;
+  static constexpr int parts = part_count(G);                            ///< projections in the group
+  static constexpr bool trains_weights = K.trainable == Trainable::all;  ///< whether its weights have gradients
+  /// K, columns of X
   static constexpr int in = G == Group::o ? Columns<K>::heads : (G == Group::down ? K.shape.ffn : K.shape.dim);
+  /// N of all parts together
   static constexpr int out = G == Group::qkv       ? Columns<K>::qkv
                              : G == Group::gate_up ? Columns<K>::gate_up
                                                    : Columns<K>::dim;
+  /// parts that have an adapter
   static constexpr int adapted = is_dynamic(K.lora.targets) ? int{dynamic} : adapted_parts(K.lora, G);
-  static constexpr int xa = adapted == 0 ? 0 : columns_product(adapted, K.lora.rank);
-  static constexpr int wide = columns_sum(in, xa);  ///< columns of [X | XA]
+  static constexpr int xa = adapted == 0 ? 0 : columns_product(adapted, K.lora.rank);  ///< columns of XA
+  static constexpr int wide = columns_sum(in, xa);                                     ///< columns of [X | XA]
 };
 
 /// All sizes of a network when it runs: shape and adapters with every dynamic number resolved. Widths are returned in
@@ -93,33 +103,43 @@ class Dims {
   /// `shape` and `lora` have no dynamic number and agree with the code's.
   constexpr Dims(const Shape& shape, const Lora& lora) : shape_(shape), lora_(lora) {}
 
+  /// The shape, layers included.
   [[nodiscard]] constexpr const Shape& shape() const { return shape_; }
+  /// The rank cap and the targets; of full training they have no meaning.
   [[nodiscard]] constexpr const Lora& lora() const { return lora_; }
   /// The config that the memory plan is made of.
   [[nodiscard]] constexpr Config config() const {
     return {.shape = shape_, .lora = lora_, .quant = K.quant, .trainable = K.trainable};
   }
 
+  /// D, width of the residual stream.
   [[nodiscard]] constexpr Width<Columns<K>::dim> dim() const { return Width<Columns<K>::dim>(shape_.dim); }
+  /// HE, width of all query heads.
   [[nodiscard]] constexpr Width<Columns<K>::heads> heads() const {
     return Width<Columns<K>::heads>(shape_.heads * shape_.head_dim);
   }
+  /// 2KE, width of the keys and values of a token.
   [[nodiscard]] constexpr Width<Columns<K>::kv> kv() const {
     return Width<Columns<K>::kv>(2 * shape_.kv_heads * shape_.head_dim);
   }
+  /// F, width of the feed-forward block.
   [[nodiscard]] constexpr Width<Columns<K>::ffn> ffn() const { return Width<Columns<K>::ffn>(shape_.ffn); }
+  /// K, columns of the group's input X.
   template <Group G>
   [[nodiscard]] constexpr Width<GroupColumns<K, G>::in> in() const {
     return Width<GroupColumns<K, G>::in>(group_in(shape_, G));
   }
+  /// N of all parts of the group together.
   template <Group G>
   [[nodiscard]] constexpr Width<GroupColumns<K, G>::out> out() const {
     return Width<GroupColumns<K, G>::out>(group_out(shape_, G));
   }
+  /// Columns of the group's [X | XA].
   template <Group G>
   [[nodiscard]] constexpr Width<GroupColumns<K, G>::wide> wide() const {
     return Width<GroupColumns<K, G>::wide>(group_in(shape_, G) + adapter_width(lora_, G));
   }
+  /// Heads of a layer, as attention takes them.
   [[nodiscard]] constexpr AttentionShape attention() const { return {shape_.heads, shape_.kv_heads, shape_.head_dim}; }
 
  private:
@@ -131,10 +151,12 @@ class Dims {
 /// behind each row. `stream`, the residual stream that enters each
 /// layer, is kept for all layers and not listed here.
 enum class Buffer : std::uint8_t { norm1, inv1, qkv, lse, o, mid, norm2, inv2, gate_up, act };
+/// The buffers in the order in which a layer fills them.
 inline constexpr std::array<Buffer, 10> all_buffers{Buffer::norm1,   Buffer::inv1, Buffer::qkv,   Buffer::lse,
                                                     Buffer::o,       Buffer::mid,  Buffer::norm2, Buffer::inv2,
                                                     Buffer::gate_up, Buffer::act};
 
+/// Elements of a buffer of one layer for that many tokens.
 [[nodiscard]] constexpr std::int64_t elements(const Shape& s, const Lora& lora, std::int64_t tokens, Buffer buffer) {
   switch (buffer) {
     case Buffer::norm1:
@@ -168,6 +190,7 @@ inline constexpr std::array<Buffer, 10> all_buffers{Buffer::norm1,   Buffer::inv
 /// (norms, adapter inputs, gate|up and its product); or the whole block from its input.
 enum class Recompute : std::uint8_t { none, cheap, block };
 
+/// Whether the forward pass leaves the buffer for the backward pass under a policy.
 [[nodiscard]] constexpr bool is_kept(Buffer buffer, Recompute policy) {
   if (policy == Recompute::none) return true;
   if (policy == Recompute::block) return false;
@@ -179,14 +202,17 @@ enum class Recompute : std::uint8_t { none, cheap, block };
 /// Adapters:  per layer and group: the stacked A (parts x R, in), then each B (out, R).
 /// All:       embedding | per layer: norm1, norm2, seven linears | final norm | head (unless tied).
 struct TrainedLayout {
-  Shape shape;  ///< layers as at run time
-  Lora lora;
-  Trainable trainable;
+  Shape shape;          ///< layers as at run time
+  Lora lora;            ///< rank 0 without targets in full training
+  Trainable trainable;  ///< which of the two layouts
 
+  /// Elements of the embedding table, and of an untied head.
   [[nodiscard]] constexpr std::int64_t table() const { return std::int64_t{shape.vocab} * shape.dim; }
+  /// Elements of one projection's weight.
   [[nodiscard]] constexpr std::int64_t matrix(Proj proj) const {
     return std::int64_t{rows_of(shape, proj)} * cols_of(shape, proj);
   }
+  /// Elements of the adapters of a group in one layer.
   [[nodiscard]] constexpr std::int64_t group_size(Group g) const {
     std::int64_t sum = std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
     for (int i = 0; i < part_count(g); ++i) {
@@ -194,6 +220,7 @@ struct TrainedLayout {
     }
     return sum;
   }
+  /// Elements of all that is trained in one layer.
   [[nodiscard]] constexpr std::int64_t layer_size() const {
     std::int64_t sum = 0;
     if (trainable == Trainable::all) {
@@ -203,15 +230,17 @@ struct TrainedLayout {
     for (const Group g : all_groups) sum += group_size(g);
     return sum;
   }
+  /// Index of the first element of a layer; of shape.layers, one past the last layer.
   [[nodiscard]] constexpr std::int64_t layer_offset(int layer) const {
     return (trainable == Trainable::all ? table() : 0) + layer * layer_size();
   }
+  /// Elements of the whole array.
   [[nodiscard]] constexpr std::int64_t total() const {
     std::int64_t sum = layer_offset(shape.layers);
     if (trainable == Trainable::all) sum += shape.dim + (shape.tied_embeddings ? 0 : table());
     return sum;
   }
-  /// The stacked A of a group.
+  /// Index of the stacked A (parts x R, K) of a group.
   [[nodiscard]] constexpr std::int64_t stacked_a(int layer, Group g) const {
     std::int64_t at = layer_offset(layer);
     for (const Group before : all_groups) {
@@ -219,10 +248,12 @@ struct TrainedLayout {
     }
     return at;
   }
+  /// Index of A (R,K) of a projection that is a target.
   [[nodiscard]] constexpr std::int64_t a(int layer, Proj proj) const {
     const Group g = group_of(proj);
     return stacked_a(layer, g) + std::int64_t{adapter_slot(lora, proj)} * lora.rank * group_in(shape, g);
   }
+  /// Index of B (N,R) of a projection that is a target.
   [[nodiscard]] constexpr std::int64_t b(int layer, Proj proj) const {
     const Group g = group_of(proj);
     std::int64_t at = stacked_a(layer, g) + std::int64_t{adapter_width(lora, g)} * group_in(shape, g);
@@ -231,10 +262,12 @@ struct TrainedLayout {
     }
     return at;
   }
-  // Trainable::all only:
+  /// Index of a norm weight (D); `which`: 0 before attention, 1 before the feed-forward block, 2 one past both. For
+  /// Trainable::all, as the three below.
   [[nodiscard]] constexpr std::int64_t norm(int layer, int which) const {
     return layer_offset(layer) + std::int64_t{which} * shape.dim;
   }
+  /// Index of the weight (N,K) of a projection.
   [[nodiscard]] constexpr std::int64_t weight(int layer, Proj proj) const {
     std::int64_t at = norm(layer, 2);
     for (const Proj before : all_projections) {
@@ -243,7 +276,9 @@ struct TrainedLayout {
     }
     return at;
   }
+  /// Index of the weight (D) of the norm before the head.
   [[nodiscard]] constexpr std::int64_t final_norm() const { return layer_offset(shape.layers); }
+  /// Index of the weight (V,D) of the head; of a tied one, that of the embedding.
   [[nodiscard]] constexpr std::int64_t head() const { return shape.tied_embeddings ? 0 : final_norm() + shape.dim; }
 };
 

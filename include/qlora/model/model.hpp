@@ -92,12 +92,13 @@ template <class B>
 }
 }  // namespace detail
 
+/// A model on a backend: its weights in backend memory, to train, generate or score with.
 template <Config C, class B>
 requires RunsOn<C, B>
 class Model {
  public:
-  static constexpr Config config = C;
-  static constexpr Code code = code_of(C);
+  static constexpr Config config = C;       ///< as written, with dynamic numbers left open
+  static constexpr Code code = code_of(C);  ///< what its compute functions are compiled for
 
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
   /// missing or has another shape, or when the backend has no kernels for a number of the shape.
@@ -105,11 +106,15 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
+  /// The backend that it computes with.
   [[nodiscard]] B& backend() { return backend_; }
+  /// Its weights, in backend memory.
   [[nodiscard]] Weights<code, B>& weights() { return *weights_; }
+  /// Its weights, to read.
   [[nodiscard]] const Weights<code, B>& weights() const { return *weights_; }
   /// The config with every dynamic number resolved.
   [[nodiscard]] const Config& resolved_config() const { return resolved_; }
+  /// Whether frozen weights are also held dense.
   [[nodiscard]] bool keeps_dequantized() const { return keep_dequantized_; }
 
   /// With adapters off the model is its base, to the bit.

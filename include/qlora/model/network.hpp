@@ -10,14 +10,15 @@
 namespace qlora {
 inline namespace v0 {
 
+/// The forward and backward pass of a whole model for training. Backend and weights must live as long as this.
 template <Code K, class B>
 class Network {
  public:
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  using C = Columns<K>;
-  using Stream = typename B::template View<C::dim>;
-  using ConstStream = typename B::template ConstView<C::dim>;
+  using Act = typename B::Act;                                 ///< what activations are stored in
+  using Param = typename B::Param;                             ///< what is trained
+  using C = Columns<K>;                                        ///< widths that view types have
+  using Stream = typename B::template View<C::dim>;            ///< residual stream, (T,D)
+  using ConstStream = typename B::template ConstView<C::dim>;  ///< residual stream to read
 
   /// Room for micro-batches of up to run.batch windows of run.seq tokens.
   Network(B& backend, Weights<K, B>& weights, const Run& run)
@@ -29,8 +30,11 @@ class Network {
     carve();
   }
 
+  /// The memory of activations and workspaces.
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
+  /// The micro-batches and the recomputation that it has room for.
   [[nodiscard]] const Run& run() const { return run_; }
+  /// Number of decoder blocks.
   [[nodiscard]] int layers() const { return w_.layers(); }
 
   /// Final hidden states for the tokens, after the last norm. The batch's arrays are host memory that lives until the

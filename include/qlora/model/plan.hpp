@@ -17,6 +17,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// What memory is for.
 enum class Purpose : std::uint8_t {
   nf4_codes,
   nf4_scales,
@@ -37,17 +38,23 @@ enum class Purpose : std::uint8_t {
   context,       ///< what the driver takes for an empty process
   library,       ///< workspaces of libraries
 };
+/// Number of values of Purpose.
 inline constexpr std::size_t purpose_count = 18;
+/// The purposes in words, in the order of their values.
 inline constexpr std::array<std::string_view, purpose_count> purpose_names{
     "NF4 codes",          "NF4 scales",    "dense linears",     "embedding, head, norms", "trained parameters",
     "gradients",          "moments",       "activations",       "layer scratch",          "backward scratch",
     "weight scratch",     "input scratch", "attention scratch", "loss scratch",           "tables",
     "probes in the loop", "context",       "libraries"};
 
+/// Bytes of a run by purpose. Arenas are allocated from it.
 struct MemoryPlan {
-  std::array<std::int64_t, purpose_count> bytes{};
+  std::array<std::int64_t, purpose_count> bytes{};  ///< by the number of the purpose
+  /// Bytes for one purpose.
   [[nodiscard]] constexpr std::int64_t& operator[](Purpose p) { return bytes[static_cast<std::size_t>(p)]; }
+  /// Bytes for one purpose.
   [[nodiscard]] constexpr std::int64_t operator[](Purpose p) const { return bytes[static_cast<std::size_t>(p)]; }
+  /// Bytes of all purposes.
   [[nodiscard]] constexpr std::int64_t total() const {
     return std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0});
   }
@@ -71,10 +78,10 @@ struct Run {
   Recompute recompute = Recompute::block;  ///< for the first `recompute_layers` layers; the others keep everything
   int recompute_layers = -1;               ///< -1: all
   int loss_chunk = 512;                    ///< labelled rows whose logits exist at once
-  bool dropout = true;
-  bool keep_dequantized = false;         ///< frozen weights also dense: faster where memory is no concern
-  bool adamw8bit = false;                ///< AdamW's moments in 8 bits
-  DecodeLimits probing{.sequences = 0};  ///< of probes that are measured in the loop; no sequences: none are
+  bool dropout = true;                     ///< whether the trainer drops adapter inputs
+  bool keep_dequantized = false;           ///< frozen weights also dense: faster where memory is no concern
+  bool adamw8bit = false;                  ///< AdamW's moments in 8 bits
+  DecodeLimits probing{.sequences = 0};    ///< of probes that are measured in the loop; no sequences: none are
 };
 
 /// What of a model a workspace serves.
@@ -106,6 +113,7 @@ struct Run {
   needs.workers = workers;
   return needs;
 }
+/// The workspace of a decoder; `workers` as the backend says.
 [[nodiscard]] constexpr WorkspaceNeeds workspace_needs(const Config& config, const DecodeLimits& limits, int workers) {
   WorkspaceNeeds needs = workspace_needs(config);
   needs.tokens = limits.step_tokens;
@@ -132,6 +140,7 @@ struct Run {
          stats(limits.logit_rows() * s.vocab) + 2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
 }
 
+/// What training takes with every number of the config known; `store` is the backend's storage_of.
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
   const Shape& s = config.shape;
   const bool full = config.trainable == Trainable::all;

@@ -15,24 +15,26 @@ inline namespace v0 {
 /// One group of one layer, ready to run: views only.
 template <Code K, Group G, class B>
 struct QLinear {
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  using Part = LinearPart<Act, Param>;
-  using Gradient = LinearGradient<Param>;
-  using C = GroupColumns<K, G>;
-  using Input = typename B::template View<C::wide>;
-  using Output = typename B::template View<C::out>;
-  using ConstInput = typename B::template ConstView<C::wide>;
-  using ConstOutput = typename B::template ConstView<C::out>;
+  using Act = typename B::Act;                       ///< what activations and frozen dense weights are stored in
+  using Param = typename B::Param;                   ///< what is trained
+  using Part = LinearPart<Act, Param>;               ///< one projection
+  using Gradient = LinearGradient<Param>;            ///< where its gradients go
+  using C = GroupColumns<K, G>;                      ///< widths that view types have
+  using Input = typename B::template View<C::wide>;  ///< [X | XA], (T, K + XA)
+  using Output = typename B::template View<C::out>;  ///< Y, (T, N of all parts)
+  using ConstInput = typename B::template ConstView<C::wide>;  ///< [X | XA] to read
+  using ConstOutput = typename B::template ConstView<C::out>;  ///< Y to read
 
-  std::array<Part, C::parts> parts{};
-  Width<C::in> in;
-  Width<K.lora.rank> rank;
-  Width<C::adapted> adapted;
+  std::array<Part, C::parts> parts{};  ///< in the order of all_projections
+  Width<C::in> in;                     ///< K, columns of X
+  Width<K.lora.rank> rank;             ///< R, columns of XA for one adapter
+  Width<C::adapted> adapted;           ///< parts that have an adapter
 
+  /// Without weights: Weights::linear fills the parts.
   explicit QLinear(const Dims<K>& dims)
       : in(dims.template in<G>()), rank(dims.lora().rank), adapted(adapted_parts(dims.lora(), G)) {}
 
+  /// What the backend is told of the group for one call.
   [[nodiscard]] LinearGroup<Act> group(const LinearScratch<Act>& scratch, const DropoutSite& dropout) const {
     return {.in = in,
             .rank = rank,

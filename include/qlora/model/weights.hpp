@@ -19,41 +19,42 @@ inline namespace v0 {
 
 /// Numbers of a model that are values and not code.
 struct ModelValues {
-  float rope_theta = 10000.0F;
-  float norm_eps = 1e-5F;
+  float rope_theta = 10000.0F;  ///< base of the rotary embedding's wavelengths
+  float norm_eps = 1e-5F;       ///< added to the mean square in RMS normalisation
 };
 
 /// Rank and scale of some adapters, other than the rest's.
 struct AdapterOverride {
-  int layer = -1;  ///< -1: every layer
-  Proj targets = Proj::all;
-  int rank = 0;
-  float alpha = 0.0F;
+  int layer = -1;            ///< -1: every layer
+  Proj targets = Proj::all;  ///< projections that it is for
+  int rank = 0;              ///< 0: that of the rule
+  float alpha = 0.0F;        ///< 0: that of the rule
 };
 
 /// How adapters are set up at run time. The scale of B A is alpha / r, or alpha / sqrt(r) when rank-stabilised.
 struct AdapterRule {
-  int rank = 0;  ///< 0: the cap of the config
-  float alpha = 16.0F;
-  bool rank_stabilized = false;
-  std::vector<AdapterOverride> overrides{};
+  int rank = 0;                              ///< 0: the cap of the config
+  float alpha = 16.0F;                       ///< numerator of the scale
+  bool rank_stabilized = false;              ///< the scale is alpha / sqrt(r)
+  std::vector<AdapterOverride> overrides{};  ///< where several fit, the last one counts
 };
 
 /// Rank, alpha and scale of one adapter. Rank 0: it was never set.
 struct AdapterState {
-  int rank = 0;
-  float alpha = 0.0F;
-  float scale = 0.0F;
-  bool rank_stabilized = false;
+  int rank = 0;                  ///< columns of A that are not padding
+  float alpha = 0.0F;            ///< numerator of the scale
+  float scale = 0.0F;            ///< what B A is multiplied by
+  bool rank_stabilized = false;  ///< scale is alpha / sqrt(rank)
 };
 
+/// The weights of a model in backend memory, frozen and trained, and its adapters' ranks and scales.
 template <Code K, class B>
 class Weights {
  public:
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  static constexpr bool full = K.trainable == Trainable::all;
-  static constexpr bool quantized = K.quant.kind == QuantKind::nf4;
+  using Act = typename B::Act;      ///< what activations and frozen dense weights are stored in
+  using Param = typename B::Param;  ///< what is trained
+  static constexpr bool full = K.trainable == Trainable::all;  ///< every weight is trained, and there are no adapters
+  static constexpr bool quantized = K.quant.kind == QuantKind::nf4;  ///< the frozen projections are in NF4
 
   /// Reads, quantizes and places every weight. `keep_dequantized` holds frozen linears dense as well.
   Weights(B& backend, const Dims<K>& dims, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
@@ -67,19 +68,29 @@ class Weights {
     load(backend, source, keep_dequantized);
   }
 
+  /// All sizes of the model.
   [[nodiscard]] const Dims<K>& dims() const { return dims_; }
+  /// Where each trained tensor lies in trained().
   [[nodiscard]] const TrainedLayout& layout() const { return layout_; }
+  /// Number of decoder blocks.
   [[nodiscard]] int layers() const { return layout_.shape.layers; }
+  /// The model's numbers that are not sizes.
   [[nodiscard]] const ModelValues& values() const { return values_; }
+  /// The memory that all of this lies in.
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
 
   /// Everything the optimizer changes: (layout().total()).
   [[nodiscard]] Param* trained() { return trained_; }
+  /// Everything the optimizer changes, to read.
   [[nodiscard]] const Param* trained() const { return trained_; }
 
+  /// The embedding table (V,D).
   [[nodiscard]] const Act* embedding() const { return embedding_; }
+  /// The head (V,D); a tied one is the embedding table.
   [[nodiscard]] const Act* head() const { return head_; }
+  /// Weight (D) of the norm before the head.
   [[nodiscard]] const Param* final_norm() const { return final_norm_; }
+  /// Norm weight (D) of a layer; `which`: 0 before attention, 1 before the feed-forward block.
   [[nodiscard]] const Param* norm(int layer, int which) const {
     return layers_[static_cast<std::size_t>(layer)].norm[which];
   }
@@ -105,8 +116,10 @@ class Weights {
 
   /// With adapters off the model is its base, to the bit.
   void use_adapters(bool on) { adapters_on_ = on; }
+  /// Whether linear() has adapters.
   [[nodiscard]] bool uses_adapters() const { return adapters_on_; }
 
+  /// Rank and scale of one adapter.
   [[nodiscard]] const AdapterState& adapter(int layer, Proj proj) const { return adapters_[slot(layer, proj)]; }
 
   /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on

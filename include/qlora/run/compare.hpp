@@ -34,10 +34,11 @@ namespace run {
 
 /// A model directory by the name that the report gives it.
 struct NamedModel {
-  std::string name;
-  std::filesystem::path dir;
+  std::string name;           ///< in the report, unique among all variants
+  std::filesystem::path dir;  ///< model directory
 };
 
+/// The models that are compared, and by what.
 struct CompareRequest {
   std::filesystem::path model;           ///< the base
   std::vector<NamedAdapter> adapters{};  ///< trained on the base in 4 bits
@@ -45,10 +46,10 @@ struct CompareRequest {
   std::string merged_from{};             ///< the adapter that was merged
   std::string judged{};  ///< the variant of requirements and examples; empty: merged_from, else the last variant
   std::vector<NamedModel> models{};  ///< all of whose weights were trained
-  Comparing comparison{};
-  Sampling sampling{};
-  DeviceRequest device{};
-  bool any_base = false;  ///< take adapters that were trained on other weights
+  Comparing comparison{};            ///< questions, probes and requirements
+  Sampling sampling{};               ///< of the answers to `questions`
+  DeviceRequest device{};            ///< where the models run, one after the other
+  bool any_base = false;             ///< take adapters that were trained on other weights
 };
 
 namespace detail {

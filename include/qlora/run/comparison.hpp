@@ -25,21 +25,22 @@ namespace run {
 
 /// A question, and the answers by the models' names.
 struct Exchange {
-  bool chat = false;
-  std::string prompt;
-  OrderedMap<std::string> answers{};
+  bool chat = false;                  ///< asked as a user turn, else as a text to continue
+  std::string prompt;                 ///< the question as asked
+  OrderedMap<std::string> answers{};  ///< texts, without the prompt
 };
 
 /// One of the models that are compared, measured on the probes.
 struct VariantResult {
-  std::string reference{};  ///< the variant that it is measured against; empty: none
-  eval::Metrics metrics{};
-  eval::Shares by_relation{};
-  eval::Shares by_entity{};
+  std::string reference{};     ///< the variant that it is measured against; empty: none
+  eval::Metrics metrics{};     ///< by kind of probe and text domain
+  eval::Shares by_relation{};  ///< shares of right replies
+  eval::Shares by_entity{};    ///< shares of right replies to what asks for new facts
 };
 
+/// What a comparison found.
 struct Comparison {
-  std::vector<Exchange> answers{};
+  std::vector<Exchange> answers{};       ///< in the order of the questions
   OrderedMap<VariantResult> variants{};  ///< empty without probes
   std::string tuned{};                   ///< the variant that requirements and examples are about; empty: none
   eval::Examples examples{};             ///< empty: none were collected

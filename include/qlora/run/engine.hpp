@@ -29,20 +29,22 @@ namespace run {
 
 using eval::Reply;
 
+/// An adapter directory by the name that `use` takes.
 struct NamedAdapter {
-  std::string name;
-  std::filesystem::path dir;
+  std::string name;           ///< unique among the adapters of a model
+  std::filesystem::path dir;  ///< PEFT directory
 };
 
 /// How a model is opened.
 struct EngineOptions {
-  BaseWeights base = BaseWeights::nf4;
+  BaseWeights base = BaseWeights::nf4;   ///< how the frozen weights are held
   std::vector<NamedAdapter> adapters{};  ///< attached when the model is opened; none is in use then
   bool any_base = false;                 ///< take adapters that were trained on other weights; see open_adapter
   Lora capacity = no_adapters;           ///< of adapters that are attached later, where they are larger than these
-  DeviceRequest device{};
+  DeviceRequest device{};                ///< where to run
 };
 
+/// The options of a program as those of a Generator.
 [[nodiscard]] inline GenerateOptions generation(const Sampling& sampling) {
   GenerateOptions options;
   options.max_new_tokens = sampling.max_new_tokens;
@@ -84,11 +86,14 @@ class Engine {
   void attach(const std::string& name, const std::filesystem::path& dir) {
     session_->attach(name, open_adapter(dir, model_, any_base_));
   }
+  /// Lets an adapter go; its place may be used again. Throws Error (usage) for an unknown name.
   void detach(const std::string& name) { session_->detach(name); }
   /// Which adapter answers from now on; empty: the base. Throws Error (usage) for an unknown name.
   void use(std::string_view name) { session_->use(name); }
 
+  /// The model directory that is open.
   [[nodiscard]] const hf::ModelDir& model() const { return model_; }
+  /// The model's tokenizer.
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
   /// Token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }

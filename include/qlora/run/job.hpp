@@ -18,25 +18,26 @@ namespace run {
 
 /// One of the models that go through the job.
 struct JobModel {
-  std::string name;  ///< its folder below the output directory, and its name in the report; empty: the only model
-  ModelSource source;
+  std::string name;    ///< its folder below the output directory, and its name in the report; empty: the only model
+  ModelSource source;  ///< where it is read from
 };
 
 /// What all arms train by, unless an arm has something else.
 struct TrainSection {
-  Training options;
-  Replay replay;
-  LoopProbes loop;
+  Training options;  ///< of every training
+  Replay replay;     ///< documents that are mixed in
+  LoopProbes loop;   ///< probes in the loop
 };
 
 /// One training of each model.
 struct Arm {
-  std::string name = "qlora";
+  std::string name = "qlora";             ///< its folder and its name in the report; see is_plain_name
   std::map<std::string, double> sweep{};  ///< its place in sweeps: name of what is varied, value
-  ArmLabels labels{};
-  Pages pages{};  ///< those of the job, or its own instead of them
-  TrainSection train{};
+  ArmLabels labels{};                     ///< what the report calls it
+  Pages pages{};                          ///< those of the job, or its own instead of them
+  TrainSection train{};                   ///< that of the job, with what the arm sets itself
 
+  /// Whether it trains every weight, and has no adapter.
   [[nodiscard]] bool trains_all() const { return train.options.method == Method::full; }
   /// The method, or the group that the arm names.
   [[nodiscard]] std::string group() const {
@@ -44,19 +45,21 @@ struct Arm {
   }
 };
 
+/// A whole job: the models, what each arm trains on, and what they are compared by. See complete_job and
+/// run/job_run.hpp.
 struct Job {
   std::vector<JobModel> models;  ///< at least one; a single one may have no name
-  DeviceRequest device;
-  Pages pages;
-  Fetching fetching;
-  Packing packing;
-  TrainSection train;
-  std::vector<Arm> arms;  ///< without any, complete_job adds one
-  MergeSource merge;      ///< without an arm, complete_job chooses one
-  Merging merging;
-  Comparing comparison;
-  Sampling sampling;
-  Output output;
+  DeviceRequest device;          ///< of training, merging and comparison
+  Pages pages;                   ///< of arms without pages of their own
+  Fetching fetching;             ///< how pages become text
+  Packing packing;               ///< how text becomes windows
+  TrainSection train;            ///< of arms that set nothing else
+  std::vector<Arm> arms;         ///< without any, complete_job adds one
+  MergeSource merge;             ///< without an arm, complete_job chooses one
+  Merging merging;               ///< how the merged model is written
+  Comparing comparison;          ///< questions, probes and requirements
+  Sampling sampling;             ///< of the answers to questions
+  Output output;                 ///< where everything is written
 };
 
 /// Names of arms and models are folders and keys of the report: 1 to 64 of a-z 0-9 _ -.
@@ -149,6 +152,7 @@ inline void complete_job(Job& job) {
 [[nodiscard]] inline std::filesystem::path folder_of(const Job& job, const JobModel& model) {
   return model.name.empty() ? job.output.dir : job.output.dir / model.name;
 }
+/// The folder of one arm's data set and training.
 [[nodiscard]] inline std::filesystem::path folder_of(const Job& job, const JobModel& model, const Arm& arm) {
   return folder_of(job, model) / arm.name;
 }

@@ -64,6 +64,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 // --- run::StudyArm: {"group", "setting", "seed"}, and "sweep", "control", "front" where they say something -----------
 
+/// {"group", "setting", "seed"}, and "sweep", "control" and "front" where they say something.
 [[nodiscard]] inline OrderedJson to_json(const StudyArm& arm) {
   OrderedJson json{{"group", arm.group}, {"setting", detail::setting_json(arm)}, {"seed", arm.seed}};
   if (!arm.sweep.empty()) json["sweep"] = arm.sweep;
@@ -71,6 +72,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   if (!arm.front) json["front"] = false;
   return json;
 }
+/// The arm that to_json wrote. Throws Error where "group", "setting" or "seed" is missing.
 [[nodiscard]] inline StudyArm study_arm_from_json(const OrderedJson& json) {
   StudyArm arm;
   arm.group = detail::required_text(json, "group");
@@ -86,6 +88,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 // --- run::PooledMetrics: {PATH: {"n", "seeds", "value", "lower", "upper", "least", "most", "values"}} ----------------
 
+/// {"n", "seeds", "value", "lower", "upper", "least", "most", "values"}; a bound that is NaN is null.
 [[nodiscard]] inline OrderedJson to_json(const eval::PooledSeeds& pooled) {
   return {{"n", pooled.n},
           {"seeds", pooled.over.seeds},
@@ -96,11 +99,13 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
           {"most", pooled.over.most},
           {"values", pooled.values}};
 }
+/// An object with the pooled metrics by path.
 [[nodiscard]] inline OrderedJson to_json(const PooledMetrics& metrics) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [path, pooled] : metrics) all[path] = to_json(pooled);
   return all;
 }
+/// The metrics that to_json wrote. Throws Error where "values" is missing.
 [[nodiscard]] inline PooledMetrics pooled_metrics_from_json(const OrderedJson& json) {
   PooledMetrics metrics;
   for (const auto& [path, one] : json.items()) {
@@ -119,27 +124,33 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 // --- run::SettingResult, run::SweepResult, run::ControlResult --------------------------------------------------------
 
+/// {"name", "arms", "figures"}
 [[nodiscard]] inline OrderedJson to_json(const SettingResult& setting) {
   return {{"name", setting.name}, {"arms", setting.arms}, {"figures", to_json(setting.metrics)}};
 }
+/// {"at", "arms", "figures"}
 [[nodiscard]] inline OrderedJson to_json(const SweepPoint& point) {
   return {{"at", point.at}, {"arms", point.arms}, {"figures", to_json(point.metrics)}};
 }
+/// {"sweep", "group", "points"}
 [[nodiscard]] inline OrderedJson to_json(const SweepResult& sweep) {
   return {{"sweep", sweep.sweep},
           {"group", sweep.group},
           {"points", detail::array_json(sweep.points, [](const SweepPoint& one) { return to_json(one); })}};
 }
+/// {"control", "group", "arms", "figures"}
 [[nodiscard]] inline OrderedJson to_json(const ControlResult& control) {
   return {{"control", control.control},
           {"group", control.group},
           {"arms", control.arms},
           {"figures", to_json(control.metrics)}};
 }
+/// The result that to_json wrote. Throws Error where a key is missing.
 [[nodiscard]] inline SettingResult setting_result_from_json(const OrderedJson& json) {
   return {detail::required_text(json, "name"), detail::arms_at(json),
           pooled_metrics_from_json(detail::required(json, "figures"))};
 }
+/// The result that to_json wrote. Throws Error where a key is missing.
 [[nodiscard]] inline SweepResult sweep_result_from_json(const OrderedJson& json) {
   SweepResult sweep{detail::required_text(json, "sweep"), detail::required_text(json, "group"), {}};
   for (const OrderedJson& point : detail::required(json, "points")) {
@@ -148,6 +159,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   }
   return sweep;
 }
+/// The result that to_json wrote. Throws Error where a key is missing.
 [[nodiscard]] inline ControlResult control_result_from_json(const OrderedJson& json) {
   return {detail::required_text(json, "control"), detail::required_text(json, "group"), detail::arms_at(json),
           pooled_metrics_from_json(detail::required(json, "figures"))};
@@ -155,6 +167,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 // --- run::JobResult: the sections of report.json ---------------------------------------------------------------------
 
+/// The whole of report.json but its details.
 [[nodiscard]] inline OrderedJson to_json(const JobResult& result) {
   const Study& study = result.study;
   OrderedJson seconds = OrderedJson::object();
@@ -173,6 +186,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   add("controls", study.controls);
   return json;
 }
+/// The result that to_json wrote. Throws Error where a key that every report has is missing.
 [[nodiscard]] inline JobResult job_result_from_json(const OrderedJson& json) {
   JobResult result;
   result.comparison = comparison_from_json(json);
@@ -194,6 +208,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 
 // --- run::Job: its sections as a job file has them, defaults included ------------------------------------------------
 
+/// What the arm trains by, with its pages where they are not `pages_of_job`.
 [[nodiscard]] inline OrderedJson to_json(const Arm& arm, const Pages& pages_of_job) {
   Settings settings;
   add_settings(settings, arm.train.options, Which::all, !arm.trains_all());
@@ -206,6 +221,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   if (arm.pages != pages_of_job) json.update(to_json(settings_of(arm.pages, Which::all)));
   return json;
 }
+/// A section for each group of options, defaults included; "model" and "arms" by name.
 [[nodiscard]] inline OrderedJson to_json(const Job& job) {
   OrderedJson json = OrderedJson::object();
   for (const JobModel& model : job.models) {

@@ -37,12 +37,14 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
+/// The steps of a job, in the order in which they run.
 enum class JobStep : std::uint8_t { fetch, pack, train, merge, compare };
 template <>
 inline constexpr std::array names_of<JobStep>{std::string_view("fetch"), std::string_view("pack"),
                                               std::string_view("train"), std::string_view("merge"),
                                               std::string_view("compare")};
 
+/// What a program gives a job besides its file.
 struct JobOptions {
   std::string version{};         ///< of the program: steps that another version did are done again
   std::vector<JobStep> again{};  ///< done again even where nothing changed

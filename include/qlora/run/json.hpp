@@ -28,6 +28,7 @@ namespace run {
 /// JSON whose keys keep their order.
 using OrderedJson = nlohmann::ordered_json;
 
+/// An object with the options by name, in the order of the settings.
 [[nodiscard]] inline OrderedJson to_json(const Settings& settings) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [name, value] : settings) {
@@ -92,6 +93,7 @@ template <class T, class ToJson>
 
 // --- eval::Interval: {"n", "clusters", "value", "lower", "upper"} ----------------------------------------------------
 
+/// {"n", "clusters", "value", "lower", "upper"}; a number that is NaN is null.
 [[nodiscard]] inline OrderedJson to_json(const eval::Interval& interval) {
   return {{"n", interval.n},
           {"clusters", interval.clusters},
@@ -99,6 +101,7 @@ template <class T, class ToJson>
           {"lower", detail::number_json(interval.lower)},
           {"upper", detail::number_json(interval.upper)}};
 }
+/// The interval that to_json wrote; null is NaN.
 [[nodiscard]] inline eval::Interval interval_from_json(const OrderedJson& json) {
   eval::Interval interval;
   interval.n = detail::count_at(json, "n");
@@ -111,6 +114,7 @@ template <class T, class ToJson>
 
 // --- eval::Metrics: by name the fields of the main number, then the other numbers under their names ------------------
 
+/// An object with the metrics by name, in their order: the fields of the main number, then the other numbers.
 [[nodiscard]] inline OrderedJson to_json(const eval::Metrics& metrics) {
   OrderedJson all = OrderedJson::object();
   for (const eval::Metric& metric : metrics) {
@@ -137,6 +141,7 @@ template <class T, class ToJson>
 
 // --- eval::Shares: {"knowledge": {"maker": {"n", "value"}}} ----------------------------------------------------------
 
+/// {KIND: {RELATION or ENTITY: {"n", "value"}}}
 [[nodiscard]] inline OrderedJson to_json(const eval::Shares& shares) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [kind, groups] : shares) {
@@ -145,6 +150,7 @@ template <class T, class ToJson>
   return all;
 }
 
+/// The shares that to_json wrote.
 [[nodiscard]] inline eval::Shares shares_from_json(const OrderedJson& json) {
   eval::Shares shares;
   for (const auto& [kind, groups] : json.items()) {
@@ -157,6 +163,7 @@ template <class T, class ToJson>
 
 // --- eval::Examples: {"learned": {"count", "some": [...]}, "lost": ..., "invented": ...} -----------------------------
 
+/// {"kind", "form", "prompt", "expected", "before", "after"}
 [[nodiscard]] inline OrderedJson to_json(const eval::Example& example) {
   return {{"kind", eval::name_of(example.kind)},
           {"form", detail::form_name(example.chat)},
@@ -165,6 +172,7 @@ template <class T, class ToJson>
           {"before", example.before},
           {"after", example.after}};
 }
+/// {"learned": {"count", "some": [EXAMPLE]}, "lost": ..., "invented": ...}
 [[nodiscard]] inline OrderedJson to_json(const eval::Examples& examples) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [name, group] : examples) {
@@ -174,6 +182,7 @@ template <class T, class ToJson>
   return all;
 }
 
+/// The examples that to_json wrote. Throws Error for a missing key or an unknown kind.
 [[nodiscard]] inline eval::Examples examples_from_json(const OrderedJson& json) {
   eval::Examples examples;
   for (const auto& [name, group] : json.items()) {
@@ -194,13 +203,16 @@ template <class T, class ToJson>
 
 // --- eval::RequirementResult: {"requirement", "measured", "met"} -----------------------------------------------------
 
+/// {"requirement", "measured", "met"}; what could not be measured is null.
 [[nodiscard]] inline OrderedJson to_json(const eval::RequirementResult& result) {
   return {{"requirement", result.expression}, {"measured", detail::number_json(result.measured)}, {"met", result.met}};
 }
+/// An array of the results, in their order.
 [[nodiscard]] inline OrderedJson to_json(const std::vector<eval::RequirementResult>& results) {
   return detail::array_json(results, [](const eval::RequirementResult& one) { return to_json(one); });
 }
 
+/// The results that to_json wrote; null is NaN.
 [[nodiscard]] inline std::vector<eval::RequirementResult> requirements_from_json(const OrderedJson& json) {
   std::vector<eval::RequirementResult> results;
   for (const OrderedJson& one : json) {
@@ -212,6 +224,7 @@ template <class T, class ToJson>
 
 // --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} ------
 
+/// The documents without their texts, the sources that failed, and the counts.
 [[nodiscard]] inline OrderedJson to_json(const FetchResult& result) {
   return {{"documents", detail::array_json(result.documents,
                                            [](const FetchedDocument& one) {
@@ -226,6 +239,7 @@ template <class T, class ToJson>
              return OrderedJson{{"source", one.source}, {"error", one.error}};
            })}};
 }
+/// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline FetchResult fetch_result_from_json(const OrderedJson& json) {
   FetchResult result;
   const auto items = [&](const char* key) { return json.value(key, OrderedJson::array()); };
@@ -243,6 +257,7 @@ template <class T, class ToJson>
 
 // --- PackResult: its members -----------------------------------------------------------------------------------------
 
+/// The members of a PackResult under their names.
 [[nodiscard]] inline OrderedJson to_json(const PackResult& result) {
   return {{"documents", result.documents},
           {"replayed", result.replayed},
@@ -256,6 +271,7 @@ template <class T, class ToJson>
           {"dropped_tokens", result.dropped_tokens},
           {"path", result.path.string()}};
 }
+/// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline PackResult pack_result_from_json(const OrderedJson& json) {
   PackResult result;
   result.documents = detail::whole_at(json, "documents");
@@ -274,6 +290,7 @@ template <class T, class ToJson>
 
 // --- MergeResult: its members ----------------------------------------------------------------------------------------
 
+/// The members of a MergeResult under their names.
 [[nodiscard]] inline OrderedJson to_json(const MergeResult& result) {
   return {{"tensors", result.tensors},
           {"changed", result.changed},
@@ -281,6 +298,7 @@ template <class T, class ToJson>
           {"dtype", result.dtype},
           {"path", result.path.string()}};
 }
+/// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline MergeResult merge_result_from_json(const OrderedJson& json) {
   MergeResult result;
   result.tensors = detail::whole_at(json, "tensors");
@@ -293,6 +311,7 @@ template <class T, class ToJson>
 
 // --- RecallResult: its members ---------------------------------------------------------------------------------------
 
+/// The members of a RecallResult under their names.
 [[nodiscard]] inline OrderedJson to_json(const RecallResult& result) {
   return {{"documents", result.documents},
           {"chats", result.chats},
@@ -302,6 +321,7 @@ template <class T, class ToJson>
 
 // --- PlanResult: {"bytes": {PURPOSE: ...}, "total", "device", ..., "advice": {"largest_batches", "recommended"}} -----
 
+/// {"largest_batches", "recommended"}: batches by the name of the recomputation; no recommended run is null.
 [[nodiscard]] inline OrderedJson to_json(const PlanAdvice& advice) {
   OrderedJson batches = OrderedJson::object();
   for (std::size_t i = 0; i < recompute_names.size(); ++i) {
@@ -318,6 +338,7 @@ template <class T, class ToJson>
   return all;
 }
 
+/// Bytes by purpose and in all, and what fits the device; "advice" for GPUs alone.
 [[nodiscard]] inline OrderedJson to_json(const PlanResult& result) {
   OrderedJson bytes = OrderedJson::object();
   for (std::size_t i = 0; i < purpose_count; ++i) bytes[std::string(purpose_names[i])] = result.bytes.bytes[i];
@@ -331,11 +352,13 @@ template <class T, class ToJson>
 // --- run::Comparison: {"answers": [{"form", "prompt", "answers": {MODEL: TEXT}}], "variants": {NAME: {"reference",
 // "figures", "by_relation", "by_entity"}}}, and with probes "tuned", "examples" and "requirements" --------------------
 
+/// {"form", "prompt", "answers": {MODEL: TEXT}}
 [[nodiscard]] inline OrderedJson to_json(const Exchange& exchange) {
   OrderedJson answers = OrderedJson::object();
   for (const auto& [model, answer] : exchange.answers) answers[model] = answer;
   return {{"form", detail::form_name(exchange.chat)}, {"prompt", exchange.prompt}, {"answers", answers}};
 }
+/// {"reference", "figures", "by_relation", "by_entity"}, the first only where there is one.
 [[nodiscard]] inline OrderedJson to_json(const VariantResult& variant) {
   OrderedJson one = OrderedJson::object();
   if (!variant.reference.empty()) one["reference"] = variant.reference;
@@ -344,6 +367,7 @@ template <class T, class ToJson>
   one["by_entity"] = to_json(variant.by_entity);
   return one;
 }
+/// The result that to_json wrote. Throws Error where a key but "reference" is missing.
 [[nodiscard]] inline VariantResult variant_from_json(const OrderedJson& json) {
   VariantResult variant;
   if (detail::section(json, "reference") != nullptr) variant.reference = detail::required_text(json, "reference");
@@ -368,12 +392,14 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
 }
 }  // namespace detail
 
+/// {"answers", "variants"}, and with probes "tuned", "examples" and "requirements".
 [[nodiscard]] inline OrderedJson to_json(const Comparison& comparison) {
   OrderedJson json{{"answers", detail::answers_json(comparison)}, {"variants", detail::variants_json(comparison)}};
   if (!comparison.tuned.empty()) json["tuned"] = comparison.tuned;
   detail::add_judgement(comparison, json);
   return json;
 }
+/// The comparison that to_json wrote. Throws Error where "answers" or "variants" is missing.
 [[nodiscard]] inline Comparison comparison_from_json(const OrderedJson& json) {
   Comparison comparison;
   for (const OrderedJson& one : detail::required(json, "answers")) {
@@ -399,6 +425,7 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
 
 // --- TrainResult: its members; "adapter" or "model" is the directory of what was trained -----------------------------
 
+/// The members of a TrainResult under their names; `trained` is "adapter" or "model".
 [[nodiscard]] inline OrderedJson to_json(const TrainResult& result) {
   return {{"steps", result.steps},
           {"stopped_at", result.stopped_at},
@@ -414,6 +441,7 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
           {"memory_bytes", result.memory_bytes},
           {result.method == Method::full ? "model" : "adapter", result.trained.string()}};
 }
+/// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline TrainResult train_result_from_json(const OrderedJson& json) {
   TrainResult result;
   result.steps = detail::count_at(json, "steps");

@@ -29,6 +29,7 @@ class ModelCode {
 
   /// May have dynamic numbers.
   [[nodiscard]] virtual const Config& config() const = 0;
+  /// Where this code runs.
   [[nodiscard]] virtual Device device() const = 0;
   /// Whether its device is there. If not, `why` is the reason.
   [[nodiscard]] virtual bool usable(std::string& why) const = 0;
@@ -58,8 +59,8 @@ inline constexpr Lora no_adapters{.rank = 1, .targets = Proj::none};
 
 /// Code for a model, and where it will run.
 struct Selection {
-  const ModelCode* code = nullptr;
-  DeviceOptions device;
+  const ModelCode* code = nullptr;  ///< never null; owned by the registry
+  DeviceOptions device;             ///< as chosen for the code
 };
 
 namespace detail {

@@ -27,11 +27,11 @@ namespace run {
 
 /// The record of a training: one entry in each list for each step.
 struct TrainingCurves {
-  std::string name{};  ///< the variant that it led to
-  std::vector<double> step{};
-  std::vector<double> loss{};
-  std::vector<double> lr{};
-  std::vector<double> grad_norm{};
+  std::string name{};               ///< the variant that it led to
+  std::vector<double> step{};       ///< optimizer step, from 1
+  std::vector<double> loss{};       ///< nats per labelled token
+  std::vector<double> lr{};         ///< learning rate
+  std::vector<double> grad_norm{};  ///< before clipping
 };
 
 namespace detail {

@@ -44,6 +44,7 @@ class Session {
   /// unknown name.
   virtual void use(std::string_view name) = 0;
 
+  /// Continuations of all prompts, in their order, as Generator::generate makes them. `on_token` may be empty.
   [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                                         const GenerateOptions& options, const OnToken& on_token) = 0;
   /// log p(candidate | prompt) in nats, for each candidate of each question.
@@ -66,7 +67,9 @@ class TrainingSession {
   TrainingSession& operator=(const TrainingSession&) = delete;
   virtual ~TrainingSession() = default;
 
+  /// One optimizer step on these windows, as Trainer::step makes it.
   virtual StepReport step(const Windows& windows) = 0;
+  /// Optimizer steps of the whole run so far, those before a resume included.
   [[nodiscard]] virtual int steps_done() const = 0;
   /// Saves parameters, moments and `state` as root/checkpoint-STEP and keeps the `keep` newest checkpoints.
   virtual void save(const std::filesystem::path& root, const RunState& state, int keep) = 0;

@@ -61,7 +61,7 @@ using FileHashes = std::vector<std::pair<std::string, std::string>>;
 
 /// What decides the outcome of a step, and where the outcome lies.
 struct CachedStep {
-  std::string name;
+  std::string name;                            ///< unique in its cache
   Settings settings;                           ///< all that decides the outcome besides the inputs
   std::vector<std::filesystem::path> inputs;   ///< files and directories that are read
   std::vector<std::filesystem::path> outputs;  ///< files and directories that are written
@@ -70,11 +70,12 @@ struct CachedStep {
 
 /// What is known of a step that was done, or begun.
 struct CachedRecord {
-  std::string name;
+  std::string name;                                         ///< CachedStep::name
   double seconds = 0;                                       ///< 0: it was not completed
   std::vector<std::pair<std::string, FileHashes>> outputs;  ///< by the name of the output
 };
 
+/// The steps of a job that were done, in one file: what can be skipped, and what its outputs were.
 class StepCache {
  public:
   /// `file` is read if it is there; one that cannot be understood only means that nothing can be skipped. `version` is

@@ -21,82 +21,88 @@ namespace run {
 
 /// Pages to a file with one document per line; see run/fetch.hpp.
 struct FetchRequest {
-  Pages pages;
-  Fetching fetching;
-  std::filesystem::path out;
+  Pages pages;                ///< URLs and files
+  Fetching fetching;          ///< limits, and how pages become text
+  std::filesystem::path out;  ///< a .jsonl file
 };
 
+/// A document that was written.
 struct FetchedDocument {
-  std::string source;
-  std::string title;
+  std::string source;      ///< URL or path
+  std::string title;       ///< may be empty
   std::int64_t bytes = 0;  ///< of its text
   std::string sha256;      ///< of its text
 };
 
+/// A source that gave no document.
 struct FetchFailure {
-  std::string source;
-  std::string error;
+  std::string source;  ///< URL or path
+  std::string error;   ///< one line
 };
 
+/// What was fetched.
 struct FetchResult {
-  std::vector<FetchedDocument> documents;
-  std::int64_t bytes = 0;                 ///< of all texts
-  std::int64_t shared_lines_removed = 0;  ///< lines that many pages of one site share
-  std::vector<FetchFailure> failed;       ///< sources that were left out
+  std::vector<FetchedDocument> documents;  ///< in the order of the sources
+  std::int64_t bytes = 0;                  ///< of all texts
+  std::int64_t shared_lines_removed = 0;   ///< lines that many pages of one site share
+  std::vector<FetchFailure> failed;        ///< sources that were left out
 };
 
 /// Documents to windows of token ids in the directory `out`; see run/pack.hpp.
 struct PackRequest {
-  std::vector<std::filesystem::path> documents;
-  Replay replay;
-  std::filesystem::path model;  ///< model directory, or a tokenizer.model
-  std::filesystem::path out;
-  Packing packing;
+  std::vector<std::filesystem::path> documents;  ///< .jsonl, .txt or .md files, or folders of them
+  Replay replay;                                 ///< documents that are mixed in
+  std::filesystem::path model;                   ///< model directory, or a tokenizer.model
+  std::filesystem::path out;                     ///< directory of the data set
+  Packing packing;                               ///< how windows are cut and labelled
 };
 
+/// The data set that was written.
 struct PackResult {
-  std::int64_t documents = 0;
+  std::int64_t documents = 0;          ///< that were read
   std::int64_t replayed = 0;           ///< of the documents, those of the replay file
   std::int64_t skipped_documents = 0;  ///< without text
-  std::int64_t cut_documents = 0;
-  std::int64_t windows = 0;
-  int seq = 0;  ///< tokens in a window
-  std::int64_t tokens = 0;
-  std::int64_t labelled = 0;  ///< tokens that are learned
-  std::int64_t padding = 0;   ///< tokens
-  std::int64_t dropped_tokens = 0;
-  std::filesystem::path path;
+  std::int64_t cut_documents = 0;      ///< in more than one window
+  std::int64_t windows = 0;            ///< that were written
+  int seq = 0;                         ///< tokens in a window
+  std::int64_t tokens = 0;             ///< in the windows, padding not counted
+  std::int64_t labelled = 0;           ///< tokens that are learned
+  std::int64_t padding = 0;            ///< tokens
+  std::int64_t dropped_tokens = 0;     ///< in no window; the article's form only
+  std::filesystem::path path;          ///< directory of the data set
 };
 
 /// An adapter into a copy of its model; see run/merge.hpp.
 struct MergeRequest {
-  std::filesystem::path model;
-  std::filesystem::path adapter;
-  std::filesystem::path out;
-  Merging merging;
-  DeviceRequest device;
-  bool any_base = false;  ///< take an adapter that was trained on other weights
+  std::filesystem::path model;    ///< model directory
+  std::filesystem::path adapter;  ///< PEFT directory
+  std::filesystem::path out;      ///< model directory that is written
+  Merging merging;                ///< size of its files
+  DeviceRequest device;           ///< where the products are computed
+  bool any_base = false;          ///< take an adapter that was trained on other weights
 };
 
+/// The model that was written.
 struct MergeResult {
-  std::int64_t tensors = 0;
-  std::int64_t changed = 0;  ///< tensors with an adapter
-  std::int64_t parameters = 0;
-  std::string dtype;  ///< of its weights: "F16"
-  std::filesystem::path path;
+  std::int64_t tensors = 0;     ///< that were written
+  std::int64_t changed = 0;     ///< tensors with an adapter
+  std::int64_t parameters = 0;  ///< weights in all tensors
+  std::string dtype;            ///< of its weights: "F16"
+  std::filesystem::path path;   ///< the directory
 };
 
 /// What a model directory, or a published model, takes to train; see run/plan.hpp.
 struct PlanRequest {
-  std::filesystem::path model;  ///< directory with a config.json; or 7b, 13b, 70b for LLaMA-2
-  Plan plan;
-  Training training;
-  Packing packing{.seq = 2048};
-  DeviceRequest device;
+  std::filesystem::path model;   ///< directory with a config.json; or 7b, 13b, 70b for LLaMA-2
+  Plan plan;                     ///< what it is made for
+  Training training;             ///< rank, targets, batch and recomputation
+  Packing packing{.seq = 2048};  ///< of it only seq counts
+  DeviceRequest device;          ///< of it only keep_dequantized counts
 };
 
 /// Ways of recomputing, by their number, as options and results name them.
 inline constexpr std::array<std::string_view, 3> recompute_names{"none", "cheap", "block"};
+/// "none", "cheap" or "block".
 [[nodiscard]] constexpr std::string_view recompute_name(Recompute recompute) {
   return recompute_names[static_cast<std::size_t>(recompute)];
 }
@@ -110,34 +116,37 @@ struct PlanAdvice {
   std::int64_t total = 0;  ///< bytes that `recommended` takes
 };
 
+/// Memory of a planned run.
 struct PlanResult {
-  Run run;         ///< that is planned
-  int layers = 0;  ///< of the model
-  MemoryPlan bytes;
-  std::string device;
-  std::int64_t device_bytes = 0;
-  std::int64_t reserve = 0;  ///< bytes of the device that no plan uses
-  int largest_batch = 0;
+  Run run;                           ///< that is planned
+  int layers = 0;                    ///< of the model
+  MemoryPlan bytes;                  ///< by purpose
+  std::string device;                ///< the GPU by name, or "cpu"
+  std::int64_t device_bytes = 0;     ///< of its memory
+  std::int64_t reserve = 0;          ///< bytes of the device that no plan uses
+  int largest_batch = 0;             ///< windows in a micro-batch that fit with this recomputation; 0: not even one
   std::optional<PlanAdvice> advice;  ///< for GPUs
 
+  /// Whether the planned run fits the device.
   [[nodiscard]] bool fits() const { return bytes.total() <= device_bytes - reserve; }
 };
 
 /// Documents that a model writes of what it knows; see run/recall.hpp.
 struct RecallRequest {
-  std::filesystem::path model;
-  Base weights;
-  Recall recall;
-  Sampling sampling = recall_sampling;
-  DeviceRequest device;
-  std::filesystem::path out;  ///< a .jsonl file
+  std::filesystem::path model;          ///< model directory
+  Base weights;                         ///< how its weights are held
+  Recall recall;                        ///< how many documents, and how they begin
+  Sampling sampling = recall_sampling;  ///< how tokens are drawn
+  DeviceRequest device;                 ///< where to run
+  std::filesystem::path out;            ///< a .jsonl file
 };
 
+/// What was written.
 struct RecallResult {
-  std::int64_t documents = 0;
-  std::int64_t chats = 0;     ///< of the documents
-  std::int64_t left_out = 0;  ///< texts without an end or a form
-  std::filesystem::path out;
+  std::int64_t documents = 0;  ///< in `out`
+  std::int64_t chats = 0;      ///< of the documents
+  std::int64_t left_out = 0;   ///< texts without an end or a form
+  std::filesystem::path out;   ///< the file
 };
 
 }  // namespace run

@@ -28,16 +28,18 @@ namespace run {
 
 /// What a study needs to know of an arm.
 struct StudyArm {
-  std::string group{};  ///< the method, or as the job names it: one line of the Pareto front
-  Settings setting{};   ///< what decides the training but the seed: arms that share it are one point
-  Pages pages{};        ///< part of the setting, where they are not those of the job
-  std::int64_t seed = 0;
+  std::string group{};                    ///< the method, or as the job names it: one line of the Pareto front
+  Settings setting{};                     ///< what decides the training but the seed: arms that share it are one point
+  Pages pages{};                          ///< part of the setting, where they are not those of the job
+  std::int64_t seed = 0;                  ///< of the training
   std::map<std::string, double> sweep{};  ///< name of what is varied, value
   std::string control{};                  ///< what the arm is a control for; empty: it is none
   bool front = true;                      ///< whether it is a point of the Pareto front
 
+  /// Whether it is a point of the Pareto front; controls are none.
   [[nodiscard]] bool in_front() const { return front && control.empty(); }
 };
+/// By the arm's name in the comparison.
 using StudyArms = OrderedMap<StudyArm>;
 
 /// Metrics of arms that differ in nothing but the seed, by their path, as "paraphrase.net".
@@ -45,42 +47,45 @@ using PooledMetrics = OrderedMap<eval::PooledSeeds>;
 
 /// One setting over its seeds, or one model that is no arm.
 struct SettingResult {
-  std::string name;  ///< the group with what sets the setting apart there: "QLoRA, lr 0.002"
-  std::vector<std::string> arms;
-  PooledMetrics metrics;
+  std::string name;               ///< the group with what sets the setting apart there: "QLoRA, lr 0.002"
+  std::vector<std::string> arms;  ///< names in the comparison
+  PooledMetrics metrics;          ///< pooled over the arms
 };
 
 /// The arms of one group that have one value in a sweep.
 struct SweepPoint {
-  double at = 0;
-  std::vector<std::string> arms;
-  PooledMetrics metrics;
+  double at = 0;                  ///< the value of what is varied
+  std::vector<std::string> arms;  ///< names in the comparison
+  PooledMetrics metrics;          ///< pooled over the arms
 };
+/// How metrics depend on one varied setting, in one group.
 struct SweepResult {
-  std::string sweep;  ///< what is varied
-  std::string group;
+  std::string sweep;               ///< what is varied
+  std::string group;               ///< of the arms
   std::vector<SweepPoint> points;  ///< by rising value
 };
 
+/// What the arms of one control show.
 struct ControlResult {
-  std::string control;
-  std::string group;
-  std::vector<std::string> arms;
-  PooledMetrics metrics;
+  std::string control;            ///< what it controls for, as the job says it
+  std::string group;              ///< of the arms
+  std::vector<std::string> arms;  ///< names in the comparison
+  PooledMetrics metrics;          ///< pooled over the arms
 };
 
+/// What is derived from the arms of a job.
 struct Study {
-  StudyArms arms{};
-  std::vector<SettingResult> settings{};
-  std::vector<SweepResult> sweeps{};
-  std::vector<ControlResult> controls{};
+  StudyArms arms{};                       ///< in the order of the job
+  std::vector<SettingResult> settings{};  ///< of the models that are no arms, and of the arms in the Pareto front
+  std::vector<SweepResult> sweeps{};      ///< one for each varied setting and group
+  std::vector<ControlResult> controls{};  ///< in the order of the first arm of each
 };
 
 /// What a job found: report.json.
 struct JobResult {
   Comparison comparison{};       ///< of all its models
   OrderedMap<double> seconds{};  ///< of each step, and their "total"
-  Study study{};
+  Study study{};                 ///< of its arms
 };
 
 namespace detail {

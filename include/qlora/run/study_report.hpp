@@ -119,6 +119,7 @@ inline constexpr std::string_view pooled_caption =
   return charts;
 }
 
+/// A row for each control, with the metrics of its arms pooled over seeds.
 [[nodiscard]] inline eval::Table control_table(const std::vector<ControlResult>& controls) {
   return detail::pooled_table(
       controls,
@@ -128,6 +129,7 @@ inline constexpr std::string_view pooled_caption =
       "", [](const ControlResult& one) { return one.control + " (" + one.group + ")"; });
 }
 
+/// A row for each setting, with the metrics of its arms pooled over seeds.
 [[nodiscard]] inline eval::Table setting_table(const std::vector<SettingResult>& settings) {
   return detail::pooled_table(
       settings,

@@ -106,7 +106,7 @@ class TrainingLog {
     write_whole();
   }
 
-  /// Appends one line. Throws Error (resource) when it cannot be written.
+  /// Appends one line. Throws Error when it cannot be written.
   void add(const StepRecord& record) {
     const std::string line = to_json(record).dump() + "\n";
     write_all(file_, path_, size_, std::as_bytes(std::span(line)));

@@ -15,12 +15,14 @@ inline namespace v0 {
 
 /// Whole windows of `seq` tokens behind one another, (N x seq) each. `documents` may be empty: one document a window.
 struct Windows {
-  int seq = 0;
-  std::span<const std::int32_t> ids;
-  std::span<const std::int32_t> labels;
-  std::span<const std::int32_t> documents;
+  int seq = 0;                              ///< S, tokens in a window
+  std::span<const std::int32_t> ids;        ///< (N,S)
+  std::span<const std::int32_t> labels;     ///< (N,S), aligned with ids; ignored_label where nothing is predicted
+  std::span<const std::int32_t> documents;  ///< (N,S), or empty; attention stays inside equal numbers
 
+  /// N, the number of windows.
   [[nodiscard]] int count() const { return seq > 0 ? static_cast<int>(ids.size()) / seq : 0; }
+  /// Windows [first, first + windows), which must be there. The spans are those of this one.
   [[nodiscard]] Windows slice(int first, int windows) const {
     const auto at = static_cast<std::size_t>(first) * static_cast<std::size_t>(seq);
     const auto size = static_cast<std::size_t>(windows) * static_cast<std::size_t>(seq);
@@ -45,6 +47,7 @@ struct Windows {
 /// Turns windows into positions, targets and document segments; its memory is taken once.
 class BatchBuilder {
  public:
+  /// Room for micro-batches of so many tokens.
   explicit BatchBuilder(std::size_t tokens) {
     positions_.reserve(tokens);
     targets_.reserve(tokens);
@@ -89,6 +92,7 @@ class BatchBuilder {
             .segments = segments_};
   }
 
+  /// Tokens that have a label and, in the same document, a token before them.
   [[nodiscard]] static std::int64_t count_labelled(const Windows& windows) {
     std::int64_t count = 0;
     const auto seq = static_cast<std::size_t>(windows.seq);
@@ -114,9 +118,11 @@ class BatchBuilder {
 /// Every epoch visits each window once, in its own order; the last step of an epoch may be smaller.
 class DataOrder {
  public:
+  /// `windows` of the data set, `per_step` of them in an optimizer step.
   DataOrder(int windows, int per_step, std::uint64_t seed) : windows_(windows), per_step_(per_step), seed_(seed) {
     QLORA_EXPECTS(windows > 0 && per_step > 0, windows, " windows, ", per_step, " a step");
   }
+  /// Optimizer steps of an epoch, a smaller last one included.
   [[nodiscard]] int steps_per_epoch() const { return (windows_ + per_step_ - 1) / per_step_; }
   /// Window numbers of optimizer step `step`, from 0.
   [[nodiscard]] std::span<const std::uint32_t> step(int step) {

@@ -9,6 +9,7 @@
 namespace qlora {
 inline namespace v0 {
 
+/// How the learning rate falls after the warmup.
 enum class Schedule : std::uint8_t { linear, cosine, constant };
 
 /// Learning rate of optimizer step `step` (from 0) of `total`: rises linearly over `warmup` steps, then falls to 0

@@ -16,29 +16,29 @@ inline namespace v0 {
 
 /// What a training run may choose. Defaults are the article's and the Hugging Face Trainer's.
 struct TrainOptions {
-  int rank = 0;               ///< 0: the config's cap
-  Proj targets = Proj::none;  ///< what gets adapters; none: the config's targets, all where those are dynamic
-  float alpha = 16.0F;
-  bool rank_stabilized = false;
-  std::vector<AdapterOverride> overrides{};
-  float dropout = 0.1F;  ///< on the input of adapters
-  float lr = 2e-4F;
-  Schedule schedule = Schedule::linear;
-  int warmup_steps = 0;
-  int total_steps = 160;  ///< the schedule's horizon
-  float beta1 = 0.9F;
-  float beta2 = 0.999F;
-  float eps = 1e-8F;
-  float weight_decay = 0.0F;   ///< not applied to norm weights
-  float max_grad_norm = 1.0F;  ///< 0: no clipping
-  std::uint64_t seed = 42;
-  int batch = 2;  ///< windows in one micro-batch
-  int seq = 2048;
-  Recompute recompute = Recompute::none;
-  int recompute_layers = -1;
-  int loss_chunk = 512;
+  int rank = 0;                  ///< 0: the config's cap
+  Proj targets = Proj::none;     ///< what gets adapters; none: the config's targets, all where those are dynamic
+  float alpha = 16.0F;           ///< numerator of the adapters' scale, above 0
+  bool rank_stabilized = false;  ///< the scale is alpha / sqrt(r)
+  std::vector<AdapterOverride> overrides{};  ///< ranks and alphas of some adapters; not in full training
+  float dropout = 0.1F;                      ///< on the input of adapters
+  float lr = 2e-4F;                          ///< peak learning rate
+  Schedule schedule = Schedule::linear;      ///< how it falls after the warmup
+  int warmup_steps = 0;                      ///< steps in which it rises from 0
+  int total_steps = 160;                     ///< the schedule's horizon
+  float beta1 = 0.9F;                        ///< share of AdamW's first moment that a step keeps
+  float beta2 = 0.999F;                      ///< share of its second moment that a step keeps
+  float eps = 1e-8F;                         ///< added to the square root of the second moment
+  float weight_decay = 0.0F;                 ///< not applied to norm weights
+  float max_grad_norm = 1.0F;                ///< 0: no clipping
+  std::uint64_t seed = 42;                   ///< of dropout masks and of the adapters' first A
+  int batch = 2;                             ///< windows in one micro-batch
+  int seq = 2048;                            ///< tokens in a window at most
+  Recompute recompute = Recompute::none;     ///< for the first `recompute_layers` layers; the others keep everything
+  int recompute_layers = -1;                 ///< -1: all
+  int loss_chunk = 512;                      ///< labelled rows whose logits exist at once
   bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
-  ModelOptions model{};
+  ModelOptions model{};    ///< how the model is opened
 
   /// Throws Error (usage), naming the option, for a value outside its range, NaN and infinity included.
   void check() const {
@@ -92,26 +92,28 @@ struct TrainOptions {
 
 /// What a step did. grad_norm is before clipping.
 struct StepReport {
-  int step = 0;  ///< counts from 1
-  double loss = 0.0;
-  double grad_norm = 0.0;
-  double lr = 0.0;
-  std::int64_t tokens = 0;
-  std::int64_t labelled = 0;
+  int step = 0;               ///< counts from 1
+  double loss = 0.0;          ///< nats per labelled token
+  double grad_norm = 0.0;     ///< norm of all gradients together
+  double lr = 0.0;            ///< learning rate of the step
+  std::int64_t tokens = 0;    ///< positions, padding included
+  std::int64_t labelled = 0;  ///< tokens that were predicted
 };
 
 /// Mean loss over labelled tokens, and how many there were.
 struct Evaluation {
-  double loss = 0.0;
-  std::int64_t labelled = 0;
+  double loss = 0.0;          ///< nats per labelled token; 0 without any
+  std::int64_t labelled = 0;  ///< tokens that were predicted
 };
 
 /// The optimizer and its state, for one Code.
 template <Code K, class B>
 class TrainerCore {
  public:
-  using Param = typename B::Param;
+  using Param = typename B::Param;  ///< what is trained
 
+  /// Takes all memory of a run. Backend and weights must live as long as this. Throws Error (usage) when an option is
+  /// outside its range.
   TrainerCore(B& backend, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
       : b_(backend),
         w_(weights),
@@ -190,7 +192,9 @@ class TrainerCore {
 
   /// Steps done so far; a resumed run sets it.
   [[nodiscard]] int steps_done() const { return step_; }
+  /// Says how many steps the restored state has seen: learning rate, dropout and moments depend on it.
   void set_steps_done(int steps) { step_ = steps; }
+  /// The options that it was made with.
   [[nodiscard]] const TrainOptions& options() const { return options_; }
 
   /// Calls visit(name, data, count) for the arrays that, with the step number, are the whole state of a run: dropout,
@@ -213,6 +217,7 @@ class TrainerCore {
   }
   /// Gradients of the last step, before clipping, laid out as the trained parameters.
   [[nodiscard]] const Param* gradients() const { return gradients_; }
+  /// What runs the forward and the backward pass.
   [[nodiscard]] Network<K, B>& network() { return network_; }
   /// Bytes of all arenas of the run, weights included.
   [[nodiscard]] std::int64_t arena_bytes_used() const {
@@ -398,9 +403,12 @@ class Trainer {
   StepReport step(const Windows& windows);
   /// One step on plain tokens: windows of `seq`, every token a label.
   StepReport step(std::span<const std::int32_t> ids, int seq);
+  /// Mean loss over the labelled tokens of all these windows, without dropout; nothing changes.
   Evaluation evaluate(const Windows& windows);
 
+  /// The model that is trained. With its adapters off no step can be made.
   [[nodiscard]] Model<C, B>& model() { return model_; }
+  /// The optimizer and its state, for what saves and restores it.
   [[nodiscard]] TrainerCore<code_of(C), B>& core() { return core_; }
 
  private:
