@@ -165,6 +165,51 @@ TEST_CASE("a page is read as browsers read it") {
   CHECK(web::find_entity("notit").empty());
 }
 
+TEST_CASE("code, tables, formulas and repetition keep their form") {
+  const auto text = [](const std::string& html) { return web::extract(html).text; };
+  CHECK(text("<pre>if (a) {\n  b();\n\n}</pre>") == "if (a) {\n  b();\n\n}");
+  CHECK(text("<p>Code:<table><tr><td class=gutter><pre>1\n2</pre><td><pre>for x in y:\n    f(x)</pre></table>") ==
+        "Code:\nfor x in y:\n    f(x)");
+  CHECK(text("<table><tr><th>Item<th>Price<th>Stock<tr><td rowspan=2>Pot<td>9<td><tr><td>10<td>2</table>") ==
+        "Item | Price | Stock\nPot | 9\nPot | 10 | 2");
+  CHECK(text("<table><tr><td>Address<td>Mill Lane 1<br>Leeds<tr><td>Phone<td>12</table>") ==
+        "Address: Mill Lane 1; Leeds\nPhone: 12");
+  CHECK(text("<p>10<sup>23</sup>, x<sub>i</sub>, H<sub>2</sub>O, 1<sup>st</sup>") == "10^23, x_i, H2O, 1st");
+  CHECK(text("<p>It is <math><mfrac><mn>1</mn><mn>2</mn></mfrac><mi>k</mi><msup><mi>x</mi><mn>2</mn></msup></math>.") ==
+        "It is 1/2 k x^2.");
+  CHECK(text("<p>So <math alttext='F = k x'><mi>F</mi></math>.") == "So F = k x.");
+  CHECK(text("<h2><button>Why does it flicker?</button></h2><p>Turn it up.") == "Why does it flicker?\nTurn it up.");
+  CHECK(text("<p>Row, row.</p><p>Row, row.</p>") == "Row, row.\nRow, row.");
+  CHECK(text("<ol start=5><li>five<li value=9>nine</ol>") == "5. five\n9. nine");
+}
+
+TEST_CASE("what surrounds an article goes, in any of the usual forms") {
+  const std::string story =
+      "<p>The old mill at the river was sold on Monday to a family from the next valley.</p>"
+      "<p>They want to bake bread there again, as the last miller did for forty years.</p>"
+      "<p>The council has agreed, and the wheel is to turn again before the summer.</p>";
+  const std::string expected =
+      "The old mill at the river was sold on Monday to a family from the next valley.\n"
+      "They want to bake bread there again, as the last miller did for forty years.\n"
+      "The council has agreed, and the wheel is to turn again before the summer.";
+  for (const char* around :
+       {"<div>@</div><div class=comments><p>I bought my flour there as a child, it was very good flour "
+        "indeed.</p></div>",
+        "<div>@</div><div id=kommentare><p>I bought my flour there as a child, it was very good flour "
+        "indeed.</p></div>",
+        "<nav><ul><li><a href=a>News</a><li><a href=b>Sports</a></ul></nav><article>@</article>",
+        "<article><div class=byline>By A. Miller, May 3</div>@<div class=share-buttons>Share</div></article>",
+        "<article>@<figure><img><figcaption>The mill in 1910. Photograph: town archive</figcaption></figure></article>",
+        "<main>@<h3>Related articles</h3><ul><li><a href=a>A bridge is closed</a><li><a href=b>A tower</a></ul></main>",
+        "<p>Advertisement</p>@<p>Lesen Sie auch:</p><p><a href=x>Die neue M\xC3\xBChle</a></p>",
+        "<div class=post-content>@</div><div><p>We use cookies; accept all of them to go on reading.</p></div>",
+        "<form><div class=with-sidebar>@</div></form>", "<div class='hentry tag-comments'>@</div>"}) {
+    std::string html = around;
+    html.replace(html.find('@'), 1, story);
+    CHECK_MESSAGE(web::extract(html).text == expected, around);
+  }
+}
+
 TEST_CASE("every truncation and many damaged copies of the fixtures are survived") {
   std::mt19937 random(7);
   for (const std::string name : {"article", "product", "latin", "form", "broken", "odd", "cut"}) {

@@ -368,7 +368,8 @@ struct Decoded {
 /// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, <meta>, an XML
 /// declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
 /// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
-/// without a zero byte, a Content-Type of windows-1252 (which servers add to any page) over UTF-8.
+/// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no other encoding's text is by chance;
+/// two are enough against a Content-Type of windows-1252, which servers add to any page).
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
   Decoded page;
   std::size_t good = 0;
@@ -385,8 +386,8 @@ struct Decoded {
        {std::pair{"\xEF\xBB\xBF"sv, "UTF-8"}, {"\xFF\xFE"sv, "UTF-16LE"}, {"\xFE\xFF"sv, "UTF-16BE"}})
     if (bytes.starts_with(mark) && take(name, bytes.substr(mark.size()))) return page;
   const bool is_utf8 = find_invalid_utf8(bytes) == std::string_view::npos;
-  const bool ascii =
-      std::all_of(bytes.begin(), bytes.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  const auto beyond_ascii =
+      std::count_if(bytes.begin(), bytes.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80; });
   const detail::HeadLabels head = detail::HeadScan(bytes).run();
   const std::string header = detail::charset_parameter(content_type);
   const std::array<std::string, 3> labels = {header, head.meta, detail::xml_label(bytes)};
@@ -407,7 +408,7 @@ struct Decoded {
       else if (bytes.substr(0, 4096).find('\0') == std::string_view::npos)
         continue;
     }
-    if (name == "CP1252" && from_header && is_utf8 && !ascii) continue;
+    if (name != "UTF-8" && is_utf8 && beyond_ascii >= (name == "CP1252" && from_header ? 2 : 64)) continue;
     if (take(name, bytes)) return page;
   }
   if (is_utf8 && take("UTF-8", bytes)) return page;

@@ -19,6 +19,7 @@
 #include "qlora/error.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/web/blocks.hpp"
+#include "qlora/web/notices.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -77,6 +78,14 @@ namespace detail {
   return sums;
 }
 
+/// Blocks of running text in each node.
+[[nodiscard]] inline std::vector<std::uint32_t> prose_counts(const BlockBuilder& page) {
+  std::vector<std::uint32_t> sums(page.nodes.size());
+  for (const Block& block : page.blocks) sums[block.node] += is_prose(block);
+  for (std::size_t i = page.nodes.size(); i-- > 1;) sums[page.nodes[i].parent] += sums[i];
+  return sums;
+}
+
 inline constexpr unsigned boilerplate_marks = in_chrome | in_form | in_suspect | in_comment | in_byline | in_caption;
 
 /// Takes back the marks of elements that hold most of the page's text (a whole page in a form, a wrapper named
@@ -92,28 +101,45 @@ inline void settle_marks(BlockBuilder& page) {
   for (Block& block : page.blocks) block.place = page.nodes[block.node].place | (block.place & (in_link | in_pre));
 }
 
+[[nodiscard]] inline std::uint32_t common_ancestor(const BlockBuilder& page, std::uint32_t first,
+                                                   std::uint32_t second) {
+  while (first != 0 && page.nodes[first].end <= second) first = page.nodes[first].parent;
+  return first;
+}
+
 /// The node that the main text is inside of.
-[[nodiscard]] inline std::uint32_t main_node(const BlockBuilder& page) {
-  const std::vector<double> weights = weights_of(page, boilerplate_marks);
+[[nodiscard]] inline std::uint32_t main_node(const BlockBuilder& page, unsigned without) {
+  const std::vector<double> weights = weights_of(page, without);
   const auto heaviest = [&](unsigned mark, double share) {
     std::uint32_t best = 0;
     double most = 0;
+    double sum = 0;            // of the outermost ones
+    std::uint32_t last = 0;    // end of the outermost one before
+    std::uint32_t around = 0;  // what holds all of them
     for (std::uint32_t i = 1; i < page.nodes.size(); ++i) {
       if ((page.nodes[i].own & mark) == 0) continue;
+      if (i >= last) {
+        sum += weights[i];
+        last = page.nodes[i].end;
+        if (weights[i] > 0) around = around == 0 ? i : common_ancestor(page, around, i);
+      }
       if (weights[i] > most || (best != 0 && i < page.nodes[best].end && weights[i] > 0.95 * most)) {
         best = i;
         most = std::max(most, weights[i]);
       }
     }
-    return most >= share * weights[0] ? best : 0;
+    if (sum < share * weights[0]) return std::uint32_t{0};
+    if (most < (mark == in_body ? 0.95 : 0.5) * sum && around != 0 && weights[around] < 1.2 * sum) return around;
+    return most >= 0.5 * sum && most >= share * weights[0] ? best : 0;
   };
-  std::uint32_t node = heaviest(in_body, 0.4);
-  if (node == 0) node = heaviest(in_article, 0.5);
+  std::uint32_t node = heaviest(in_body, 0.15);
+  if (node == 0) node = heaviest(in_article, 0.4);
   if (node == 0) node = heaviest(in_main, 0.5);
+  const std::vector<std::uint32_t> counts = prose_counts(page);
   for (bool down = true; down;) {
     down = false;
     for (std::uint32_t child = node + 1; child < page.nodes[node].end; child = page.nodes[child].end) {
-      if (weights[child] < 0.9 * weights[node] || weights[child] == 0) continue;
+      if (weights[child] < 0.9 * weights[node] || counts[child] < 2) continue;
       node = child;
       down = true;
       break;
@@ -122,30 +148,38 @@ inline void settle_marks(BlockBuilder& page) {
   return node;
 }
 
-[[nodiscard]] inline bool is_cookie_notice(const Block& block) {
-  if (block.text.size() > 600 || (block.place & (in_main | in_article)) != 0) return false;
-  const std::string text = lower(block.text);
-  if (text.find("cookie") == std::string::npos) return false;
-  for (const char* phrase :
-       {"use cookies", "uses cookies", "accept", "cookie settings", "cookie preferences", "cookie policy", "consent"})
-    if (text.find(phrase) != std::string::npos) return true;
-  return false;
-}
-
-/// Drops headings whose whole section was dropped.
+/// Drops headings whose whole section was dropped, and lines like "See:" before what was.
 inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<bool>& keep) {
   const Block* next = nullptr;  // next kept block
   bool dropped = false;         // something between was dropped
   for (std::size_t i = blocks.size(); i-- > 0;) {
     const bool bare = blocks[i].kind == BlockKind::heading && dropped &&
                       (next == nullptr || (next->kind == BlockKind::heading && next->level <= blocks[i].level));
-    if (!keep[i] || bare) {
+    const bool announces = dropped && blocks[i].kind == BlockKind::paragraph && blocks[i].text.size() <= 80 &&
+                           blocks[i].text.ends_with(':') && (next == nullptr || next->kind != BlockKind::item);
+    if (!keep[i] || bare || announces) {
       keep[i] = false;
       dropped = true;
     } else {
       next = &blocks[i];
       dropped = false;
     }
+  }
+}
+
+/// Running text between the headline and the main text is its lead.
+inline void keep_lead(const BlockBuilder& page, std::uint32_t node, unsigned without, std::vector<bool>& keep) {
+  std::size_t first = 0;
+  while (first < keep.size() && page.blocks[first].node < node) ++first;
+  std::size_t kept = 0;
+  for (std::size_t i = first; i-- > 0 && first - i <= 12;) {
+    const Block& block = page.blocks[i];
+    if (block.kind == BlockKind::heading && block.level == 1) {
+      return;
+    }
+    if ((block.place & without) != 0 || block.kind != BlockKind::paragraph || !is_prose(block) || kept == 2) continue;
+    keep[i] = true;
+    ++kept;
   }
 }
 
@@ -164,7 +198,13 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
 [[nodiscard]] inline std::vector<bool> choose_blocks(BlockBuilder& page) {
   settle_marks(page);
   const std::vector<Block>& blocks = page.blocks;
-  const std::uint32_t node = main_node(page);
+  unsigned without = boilerplate_marks;
+  // Where next to nothing is left, names are believed less.
+  const double left = weights_of(page, without)[0];
+  constexpr unsigned by_name = in_suspect | in_byline | in_caption;
+  if (left < 300 && weights_of(page, without & ~by_name)[0] > 3 * left) without &= ~by_name;
+  if (left == 0 && weights_of(page, without)[0] == 0) without = 0;
+  const std::uint32_t node = main_node(page, without);
   std::map<std::size_t, std::pair<std::size_t, std::size_t>> lists;  // id -> bytes, bytes in links
   for (const Block& b : blocks) {
     lists[b.list].first += b.text.size() - b.mark;
@@ -175,12 +215,14 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
     const Block& b = blocks[i];
     const auto& [list_bytes, list_links] = lists[b.list];
     const bool menu = b.list != 0 && list_links * 10 > list_bytes * 6;
+    const bool byline = (b.place & without & in_byline) != 0 && !is_prose(b) && b.kind != BlockKind::row;
     const bool only_links =
         b.kind != BlockKind::heading && b.links * 10 > (b.text.size() - b.mark) * 7 && plain_bytes(b) < 40;
-    keep[i] = b.node >= node && b.node < page.nodes[node].end && (b.place & boilerplate_marks) == 0 && !menu &&
-              !only_links && !is_cookie_notice(b);
+    keep[i] = b.node >= node && b.node < page.nodes[node].end && (b.place & without & ~in_byline) == 0 && !byline &&
+              !menu && !only_links && !is_cookie_notice(b) && !is_notice(b);
   }
   drop_bare_headings(blocks, keep);
+  keep_lead(page, node, without, keep);
   keep_headline(page, node, keep);
   if (std::find(keep.begin(), keep.end(), true) == keep.end()) keep.assign(blocks.size(), true);
   return keep;
@@ -210,14 +252,12 @@ void for_each_text_line(std::string_view text, const Use& use) {
   detail::BlockBuilder page = detail::parse_blocks(html, options);
   const std::vector<bool> keep = detail::choose_blocks(page);
   Extracted result;
-  const std::string* before = nullptr;
   for (std::size_t i = 0; i < page.blocks.size(); ++i) {
     const detail::Block& block = page.blocks[i];
     if (result.title.empty() && block.kind == detail::BlockKind::heading && block.level == 1) result.title = block.text;
-    if (!keep[i] || (before != nullptr && *before == block.text)) continue;
-    if (before != nullptr) result.text += '\n';
+    if (!keep[i]) continue;
+    if (!result.text.empty()) result.text += '\n';
     result.text += block.text;
-    before = &block.text;
   }
   if (result.text.empty()) throw Error("the page holds no text");
   for (const std::string* better : {&page.og_title, &page.title})

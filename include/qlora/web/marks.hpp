@@ -61,7 +61,7 @@ inline constexpr std::string_view suspect_words =
     "lightbox banner skip pagination pager sponsored sponsor toolbar masthead teaser teasers widget widgets outbrain "
     "taboola trending popular mostread signup login signin register registration paywall printonly copyright legal "
     "disclaimer hatnote navbox infobox toc editsection catlinks addthis sociable likes rating ratings votes poll "
-    "readmore donate donation carousel ticker topbar bottombar "
+    "readmore donate donation carousel ticker topbar bottombar author authors authorbox bio autor auteur autore "
     // German, French, Spanish, Portuguese, Italian, Dutch, Polish, Nordic, Turkish, Indonesian, Czech
     "werbung anzeige anzeigen teilen verwandt fusszeile partage partager publicite publicidad publicidade pubblicita "
     "compartir compartilhar condividi relacionadas relacionados relacionado correlati delen gerelateerd udostepnij "
@@ -70,10 +70,13 @@ inline constexpr std::string_view comment_words =
     " comment comments commentlist commenters disqus respond replies commentary-list kommentare kommentar commentaires "
     "comentarios commenti reacties komentarze komentarz kommentarer yorumlar komentar komentare livefyre ";
 inline constexpr std::string_view byline_words =
-    " byline bylines dateline author authors authorbox bio postmeta timestamp tag tags taglist pubdate datetime credit "
-    "credits meta metadata published autor auteur autore data-publicacao ";
+    " byline bylines dateline postmeta timestamp tag tags taglist pubdate datetime credit credits meta metadata "
+    "published ";
 inline constexpr std::string_view caption_words =
     " caption captions figcaption imagecaption photocaption photocredit bildunterschrift legende ";
+/// "has-sidebar", "no-ads": the name speaks of the element's surroundings.
+inline constexpr std::array<std::string_view, 8> negating_words = {"has",     "with", "no",   "not",
+                                                                   "without", "hide", "show", "is"};
 /// Names of the element that holds the article's body, compared without hyphens and underscores.
 inline constexpr std::array<std::string_view, 34> body_names = {
     "articlebody",        "articlecontent", "articletext",   "articlebodytext",   "articlebodycontent",
@@ -106,13 +109,19 @@ inline constexpr std::array<std::string_view, 34> body_names = {
 /// What class and id names say.
 [[nodiscard]] inline unsigned place_of_names(std::string_view names) {
   unsigned place = 0;
+  bool embedded = false;  // a post of another site, shown inside of the text
+  bool entry = false;     // a whole post of a blog, whose names list its tags
   std::string word;
-  std::string name;  // whole, letters alone
+  std::string before;  // the word before it in the same name
+  std::string name;    // whole, letters alone
   const auto end_word = [&] {
-    if (word.size() >= 2 && word.size() <= 20) {
+    if (word.empty()) return;
+    if (word.size() >= 2 && word.size() <= 20 && !one_of(before, negating_words)) {
       const auto known = word_places().find(word);
       if (known != word_places().end()) place |= known->second;
     }
+    embedded = embedded || word == "embed" || word == "embedded" || word == "tweet";
+    before = std::move(word);
     word.clear();
   };
   for (std::size_t i = 0; i <= names.size(); ++i) {
@@ -120,20 +129,28 @@ inline constexpr std::array<std::string_view, 34> body_names = {
     if (!is_letter(c)) end_word();
     if (is_space(c)) {
       if (one_of(name, body_names)) place |= in_body;
+      entry = entry || name == "hentry" || name == "typepost";
       name.clear();
+      before.clear();
     } else if (is_letter(c)) {
       if (c >= 'A' && c <= 'Z' && i > 0 && names[i - 1] >= 'a' && names[i - 1] <= 'z') end_word();
       word += lower(c);
       if (name.size() < 64) name += lower(c);
     }
   }
-  return place;
+  if (embedded) place &= ~unsigned{in_suspect};
+  return entry ? (place & in_body) | in_article : place;
 }
 
 inline constexpr std::array<std::string_view, 22> skipped_elements = {
     "script", "style",    "noscript", "template", "iframe", "object", "svg", "canvas",
     "select", "textarea", "option",   "applet",   "audio",  "video",  "map", "dialog",
     "head",   "title",    "datalist", "noframes", "button", "noembed"};
+
+/// An id made of a heading's words ("sharing-with-a-single-developer") speaks of the text's subject.
+[[nodiscard]] inline bool is_slug(std::string_view id) {
+  return std::count_if(id.begin(), id.end(), [](char c) { return c == '-' || c == '_'; }) >= 3;
+}
 
 /// Bits of Place that an element adds; `outside` are those around it.
 [[nodiscard]] inline unsigned own_place(std::string_view name, const GumboVector& attributes, unsigned outside) {
@@ -156,9 +173,11 @@ inline constexpr std::array<std::string_view, 22> skipped_elements = {
     if (key == "role" && (value == "dialog" || value == "alertdialog")) place |= in_suspect;
     if (key == "role" && one_of(value, chrome_roles)) place |= in_chrome;
     if (key == "itemprop" && lower(value) == "articlebody") place |= in_body;
-    if ((key == "class" || key == "id") && named) place |= place_of_names(value.substr(0, 4096));
+    if (key == "class" && named) place |= place_of_names(value.substr(0, 4096));
+    if (key == "id" && named && !is_slug(value)) place |= place_of_names(value.substr(0, 4096));
   });
-  if (name == "main" || name == "article" || name == "h1") place &= ~unsigned{in_suspect | in_comment | in_byline};
+  const bool heading = name.size() == 2 && name[0] == 'h' && is_digit(name[1]);
+  if (name == "main" || name == "article" || heading) place &= ~unsigned{in_suspect | in_comment | in_byline};
   return place;
 }
 

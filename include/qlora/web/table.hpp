@@ -177,7 +177,7 @@ struct Table {
       texts.push_back(std::move(text));
     }
     while (!texts.empty() && texts.back().empty()) texts.pop_back();
-    const bool pair = texts.size() == 2 && !texts[0].empty();
+    const bool pair = cells_.size() == 2 && texts.size() == 2 && !texts[0].empty();
     for (std::size_t i = 0; i < texts.size(); ++i)
       row.text += (i == 0 ? "" : !pair ? " | " : texts[0].ends_with(':') ? " " : ": ") + texts[i];
     return row;
