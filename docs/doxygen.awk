@@ -1,5 +1,6 @@
 # What Doxygen reads in place of a header: awk -f doxygen.awk HEADER. Lines keep their numbers.
-#   The first comment, "// qlora/x.hpp — what it is for", becomes the documentation of the file.
+#   The first comment, "// qlora/x.hpp — what it is for", becomes the documentation of the file. Indented lines in it
+#   keep their columns.
 #   An option, a member that a table of run/option.hpp names, gets the help text, the range and the unit of its row.
 #   A defaulted operator== and the names_of of an enumeration get their one sentence.
 #   The inline namespace v0, which users do not write, is left out.
@@ -59,15 +60,20 @@ END {
       row = row part
     }
   }
+  columns = 0
   head = line[1] ~ /^\/\/ [^ ]+ — /
   for (i = 1; i <= NR; ++i) {
     text = line[i]
     if (head) {
       if (i == 1) sub(/^\/\/ [^ ]+ — /, "// ", text)
-      if (text ~ /^\/\/  /) text = "///<br><tt>" plain(substr(text, 3)) "</tt>"
-      else if (text ~ /^\/\//) text = "///" plain(substr(text, 3))
+      indented = text ~ /^\/\/  /
+      if (text ~ /^\/\//) {
+        mark = indented == columns ? "" : indented ? " <pre>" : " </pre>"
+        text = "///" mark plain(substr(text, mark == " <pre>" ? 4 : 3))
+        columns = indented
+      }
       if (text ~ /^#pragma once/) {
-        text = "/// \\file"
+        text = "///" (columns ? " </pre>" : "") " \\file"
         head = 0
       }
     }

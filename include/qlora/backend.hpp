@@ -148,15 +148,20 @@ namespace rule {
 }
 }  // namespace rule
 
+/// D and F are multiples of ShapeLimits::width_step.
 template <Config C, class B>
 concept WidthsAreMultiplesOfStep = rule::is_multiple(C.shape.dim, B::shape_limits.width_step) && rule::is_multiple(
     C.shape.ffn, B::shape_limits.width_step);
+/// V is a multiple of ShapeLimits::width_step, as training needs it.
 template <Config C, class B>
 concept VocabIsMultipleOfStep = rule::is_multiple(C.shape.vocab, B::shape_limits.width_step);
+/// The rank cap is a multiple of the backend's rank_step. Full training has no rank.
 template <Config C, class B>
 concept RankIsMultipleOfStep = C.trainable == Trainable::all || rule::is_multiple(C.lora.rank, B::rank_step);
+/// See rule::head_dim_has_kernels.
 template <Config C, class B>
 concept HeadDimHasKernels = rule::head_dim_has_kernels(C.shape.head_dim, B::shape_limits);
+/// See rule::head_dim_has_backward.
 template <Config C, class B>
 concept HeadDimHasBackwardKernels = rule::head_dim_has_backward(C.shape.head_dim, B::shape_limits);
 

@@ -287,18 +287,25 @@ namespace rule {
 }
 }  // namespace rule
 
+/// See rule::shape_is_positive.
 template <Config C>
 concept ShapeIsPositive = rule::shape_is_positive(C.shape);
+/// See rule::kv_heads_divide_heads.
 template <Config C>
 concept KvHeadsDivideHeads = rule::kv_heads_divide_heads(C.shape);
+/// See rule::head_dim_is_even.
 template <Config C>
 concept HeadDimIsEven = rule::head_dim_is_even(C.shape);
+/// See rule::rank_fits_every_target.
 template <Config C>
 concept RankFitsEveryTarget = rule::rank_fits_every_target(C);
+/// See rule::adapters_have_targets.
 template <Config C>
 concept AdaptersHaveTargets = rule::adapters_have_targets(C);
+/// See rule::full_training_is_unquantized.
 template <Config C>
 concept FullTrainingIsUnquantized = rule::full_training_is_unquantized(C);
+/// See rule::quant_blocks_are_known.
 template <Config C>
 concept QuantBlocksAreKnown = rule::quant_blocks_are_known(C);
 /// A Config that Model, Trainer and Generator accept.

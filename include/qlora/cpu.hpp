@@ -127,8 +127,7 @@ class Cpu {
   void rmsnorm_backward(In<S, D> gy, In<S, D> x, const S* inv_rms, const S* w, bool accumulate, Mat<S, D> gx, S* gw) {
     cpu::rmsnorm_backward<N>(*pool_, gx.rows, gx.cols(), block(gy), block(x), inv_rms, w, accumulate, block(gx), gw);
   }
-  /// y (T,N) = [residual +] [X | XA] [W | s B]^T for all parts side by side, and XA = dropped X A^T into the columns of
-  /// x
+  /// y (T,N) = [residual +] [X | XA] [W | s B]^T, all parts side by side. Writes XA = dropped X A^T behind X in x.
   template <int Wide, int Out>
   void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x, In<S, Out> residual,
               Mat<S, Out> y) {
@@ -139,8 +138,8 @@ class Cpu {
   void adapter_input(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x) {
     cpu::adapter_input<N>(*pool_, group, parts, x.rows, block(x));
   }
-  /// Gradients of `linear`: gx (T,K+AR) = gy W where `needs_input`, and `gradients` += those of A, B and trained
-  /// weights.
+  /// Gradients of `linear`: gx = [gX | gXA], gX only where `needs_input`; `gradients` += those of A, B and of weights
+  /// that are trained.
   template <int Out, int Wide>
   void linear_backward(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
                        std::span<const LinearGradient<S>> gradients, Mat<const S, Out> gy, In<S, Wide> x,

@@ -26,7 +26,16 @@ inline namespace v0 {
 namespace eval {
 
 /// What an item is for; docs/probes.md says what each kind asks and how it is judged.
-enum class Kind { knowledge, paraphrase, reversed, neighbour, retention, unknown, behaviour, text };
+enum class Kind {
+  knowledge,   ///< a new fact, in wording that the pages may use
+  paraphrase,  ///< a new fact, in wording that no training text has
+  reversed,    ///< the entity of a new fact, given the value
+  neighbour,   ///< an old fact about an entity that resembles a new one
+  retention,   ///< an old fact
+  unknown,     ///< an entity that was never mentioned
+  behaviour,   ///< how a chat model behaves
+  text         ///< a text that is read for its loss
+};
 
 /// The key "kind" of each Kind, in the order of its values.
 inline constexpr std::array<std::string_view, 8> kind_names{"knowledge", "paraphrase", "reversed",  "neighbour",

@@ -22,7 +22,7 @@ namespace qlora {
 inline namespace v0 {
 namespace eval {
 
-/// >= <= > <
+/// What a number is to be, against the bound: >= <= > <
 enum class Comparison { at_least, at_most, above, below };
 
 /// A requirement. `expression` is its text as written.

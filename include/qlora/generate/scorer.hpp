@@ -39,7 +39,7 @@ inline namespace v0 {
 
 /// A prompt and what may come behind it. Neither the prompt nor a candidate is empty.
 struct Continuations {
-  std::vector<std::int32_t> prompt;                   ///< ids, the begin mark included
+  std::vector<std::int32_t> prompt;                   ///< ids as the model reads them, the begin mark included
   std::vector<std::vector<std::int32_t>> candidates;  ///< ids that may follow
 };
 

@@ -148,9 +148,19 @@ class Dims {
 };
 
 /// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA
-/// behind each row. `stream`, the residual stream that enters each
-/// layer, is kept for all layers and not listed here.
-enum class Buffer : std::uint8_t { norm1, inv1, qkv, lse, o, mid, norm2, inv2, gate_up, act };
+/// behind each row. `stream`, the residual stream that enters each layer, is kept for all layers and not listed here.
+enum class Buffer : std::uint8_t {
+  norm1,    ///< [X | XA] of qkv, (T, D + XA): the stream after the first norm
+  inv1,     ///< (T), 1 / root mean square of the first norm
+  qkv,      ///< (T,(H+2K)E), rotated
+  lse,      ///< (H,T), log of the softmax's sum
+  o,        ///< [X | XA] of o, (T, HE + XA): what attention gives
+  mid,      ///< (T,D), the stream after attention
+  norm2,    ///< [X | XA] of gate|up, (T, D + XA): the stream after the second norm
+  inv2,     ///< (T), 1 / root mean square of the second norm
+  gate_up,  ///< (T,2F); its gradient takes its place, and then that of qkv
+  act       ///< [X | XA] of down, (T, F + XA): silu(gate) up
+};
 /// The buffers in the order in which a layer fills them.
 inline constexpr std::array<Buffer, 10> all_buffers{Buffer::norm1,   Buffer::inv1, Buffer::qkv,   Buffer::lse,
                                                     Buffer::o,       Buffer::mid,  Buffer::norm2, Buffer::inv2,

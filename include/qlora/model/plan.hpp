@@ -19,24 +19,24 @@ inline namespace v0 {
 
 /// What memory is for.
 enum class Purpose : std::uint8_t {
-  nf4_codes,
-  nf4_scales,
-  dense_linears,   ///< frozen linears that are not quantized, or their resident dequantized form
-  embedding_head,  ///< frozen embedding, head and norms
-  trained,         ///< adapters (or all weights), in full precision
-  gradients,
-  moments,
-  activations,       ///< kept for the backward pass, all layers
-  layer_scratch,     ///< activations that are made again, one layer's worth
-  backward_scratch,  ///< gradients of the stream and of a group's input
-  weight_scratch,    ///< the dequantized weight of the product at hand, and its adapters as products read them
-  input_scratch,     ///< the dropped input of the product at hand
-  attention_scratch,
-  loss_scratch,  ///< a chunk of logits, as far as it does not fit the scratch of products; losses
-  tables,        ///< rotary tables, indices, partial sums
-  probing,       ///< a decoder beside the trainer: probes that are measured between two steps
-  context,       ///< what the driver takes for an empty process
-  library,       ///< workspaces of libraries
+  nf4_codes,          ///< of the frozen projections
+  nf4_scales,         ///< of their blocks
+  dense_linears,      ///< frozen linears that are not quantized, or their resident dequantized form
+  embedding_head,     ///< frozen embedding, head and norms
+  trained,            ///< adapters (or all weights), in full precision
+  gradients,          ///< of what is trained
+  moments,            ///< of AdamW, two a number
+  activations,        ///< kept for the backward pass, all layers
+  layer_scratch,      ///< activations that are made again, one layer's worth
+  backward_scratch,   ///< gradients of the stream and of a group's input
+  weight_scratch,     ///< the dequantized weight of the product at hand, and its adapters as products read them
+  input_scratch,      ///< the dropped input of the product at hand
+  attention_scratch,  ///< scores and partial sums of attention
+  loss_scratch,       ///< a chunk of logits, as far as it does not fit the scratch of products; losses
+  tables,             ///< rotary tables, indices, partial sums
+  probing,            ///< a decoder beside the trainer: probes that are measured between two steps
+  context,            ///< what the driver takes for an empty process
+  library,            ///< workspaces of libraries
 };
 /// Number of values of Purpose.
 inline constexpr std::size_t purpose_count = 18;

@@ -22,8 +22,13 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// A bar that is redrawn, one line at intervals, one JSON object a line, or nothing.
-enum class ProgressStyle : std::uint8_t { bar, lines, json, none };
+/// How progress is shown.
+enum class ProgressStyle : std::uint8_t {
+  bar,    ///< one line that is drawn again and again
+  lines,  ///< a line at intervals
+  json,   ///< a JSON object a line, at intervals
+  none    ///< nothing
+};
 
 /// A bar on a terminal, unless CI is set or TERM is dumb; else lines.
 inline ProgressStyle style_for(int descriptor) {

@@ -129,7 +129,17 @@ using Member = std::variant<bool S::*, int S::*, std::int64_t S::*, double S::*,
                             std::vector<std::filesystem::path> S::*, Choice<S>, Parsed<S>>;
 
 /// What a user may write for an option.
-enum class Kind : std::uint8_t { flag, integer, number, text, choice, size, path, texts, paths };
+enum class Kind : std::uint8_t {
+  flag,     ///< true or false
+  integer,  ///< a whole number
+  number,   ///< any number
+  text,     ///< a text, which may stand for something else: see Parsed
+  choice,   ///< one of Option::choices()
+  size,     ///< a size in bytes with its unit: see parse_bytes
+  path,     ///< a file or folder
+  texts,    ///< a list of texts
+  paths     ///< a list of files and folders
+};
 
 /// One row of a table: an option by name, and the member of S that it fills.
 template <class S>
@@ -177,6 +187,7 @@ template <class S>
 template <class S>
 struct Table;
 
+/// A group of options: a struct with a Table.
 template <class S>
 concept HasTable = requires {
   Table<S>::title;

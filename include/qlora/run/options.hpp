@@ -197,7 +197,10 @@ struct Table<Sampling> {
 static_assert(well_formed<Sampling>());
 
 /// How the weights of a model that answers are held.
-enum class BaseWeights : std::uint8_t { nf4, full };
+enum class BaseWeights : std::uint8_t {
+  nf4,  ///< quantized to 4 bits, as they are trained on
+  full  ///< as they are in the files, without adapters
+};
 template <>
 inline constexpr std::array names_of<BaseWeights>{std::string_view("nf4"), std::string_view("full")};
 
