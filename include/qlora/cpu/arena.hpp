@@ -17,8 +17,10 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
+/// Host memory for a whole run, taken at once and handed out from front to back.
 class Arena {
  public:
+  /// Takes and zeroes that many bytes. Throws Error (resource) where there is no memory.
   explicit Arena(std::int64_t bytes) : size_(bytes) {
     const auto rounded = static_cast<std::size_t>(arena_bytes(bytes > 0 ? bytes : 1));
     memory_.reset(static_cast<std::byte*>(std::aligned_alloc(arena_alignment, rounded)));
@@ -39,7 +41,9 @@ class Arena {
     return reinterpret_cast<T*>(here);
   }
 
+  /// Bytes in all.
   [[nodiscard]] std::int64_t size() const { return size_; }
+  /// Bytes that were handed out.
   [[nodiscard]] std::int64_t used() const { return used_; }
 
  private:

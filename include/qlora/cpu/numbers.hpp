@@ -8,10 +8,10 @@
 #pragma once
 
 #ifndef EIGEN_DONT_PARALLELIZE
-#define EIGEN_DONT_PARALLELIZE  // see threads.hpp
+#define EIGEN_DONT_PARALLELIZE  ///< see cpu/threads.hpp
 #endif
 #ifndef EIGEN_STACK_ALLOCATION_LIMIT
-#define EIGEN_STACK_ALLOCATION_LIMIT 2097152  // a product of one tile packs well below this: no heap use inside a step
+#define EIGEN_STACK_ALLOCATION_LIMIT 2097152  ///< a product of one tile packs well below it: no heap inside a step
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push  // g++ 12 takes the undefined lanes of AVX-512 intrinsics for uninitialized variables
@@ -47,17 +47,19 @@ namespace cpu {
 /// A row-major matrix inside a larger one: element (i, j) is data[i * stride + j].
 template <class S>
 struct Block {
-  S* data = nullptr;
-  std::int64_t stride = 0;
+  S* data = nullptr;        ///< element (0, 0); not owned
+  std::int64_t stride = 0;  ///< elements from one row's begin to the next one's
+  /// The first element of a row.
   [[nodiscard]] S* row(std::int64_t index) const { return data + index * stride; }
 };
 
+/// What operators are compiled for; see the head of this file.
 template <class Scalar, Rounding Round = Rounding::none>
 struct Numbers {
-  using S = Scalar;
+  using S = Scalar;  ///< type of all numbers
   /// Sums over many tokens: one width up, where there is one.
   using Sum = std::conditional_t<std::is_same_v<Scalar, float>, double, Scalar>;
-  static constexpr bool rounds = Round == Rounding::bf16;
+  static constexpr bool rounds = Round == Rounding::bf16;  ///< whether stored values are rounded to bfloat16
   static_assert(!rounds || std::is_same_v<Scalar, float>, "rounding to bfloat16 is defined for float");
 
   /// The value that a bfloat16 activation would hold.
@@ -65,29 +67,38 @@ struct Numbers {
     if constexpr (rounds) return from_bf16(to_bf16(value));
     return value;
   }
+  /// Rounds `count` stored values in place; does nothing where nothing is rounded.
   static void store(S* values, std::int64_t count) {
     if constexpr (rounds) {
       for (std::int64_t i = 0; i < count; ++i) values[i] = stored(values[i]);
     }
   }
+  /// The same for a matrix of `rows` x `cols`.
   static void store(Block<S> values, std::int64_t rows, std::int64_t cols) {
     for (std::int64_t i = 0; i < (rounds ? rows : 0); ++i) store(values.row(i), cols);
   }
 };
 
+/// What comparisons use of a number.
 [[nodiscard]] inline float real_part(float value) { return value; }
+/// What comparisons use of a number.
 [[nodiscard]] inline double real_part(double value) { return value; }
+/// What comparisons use of a number: the derivative stays out of them.
 [[nodiscard]] inline double real_part(const std::complex<double>& value) { return value.real(); }
 
+/// Numbers behind one another, as Eigen computes with them.
 template <class S>
 using RowArray = Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>>;
+/// The same to read.
 template <class S>
 using ConstRowArray = Eigen::Map<const Eigen::Array<S, 1, Eigen::Dynamic>>;
 
+/// `count` numbers as an Eigen array; not owned.
 template <class S>
 [[nodiscard]] RowArray<S> row_array(S* data, std::int64_t count) {
   return {data, count};
 }
+/// The same to read.
 template <class S>
 [[nodiscard]] ConstRowArray<S> row_array(const S* data, std::int64_t count) {
   return {data, count};

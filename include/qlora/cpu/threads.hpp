@@ -19,6 +19,7 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
+/// Threads that wait for tiles. Used by one thread at a time.
 class ThreadPool {
  public:
   /// `threads` includes the caller; 0 takes one per core.
