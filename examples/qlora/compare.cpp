@@ -4,16 +4,12 @@
 #include <memory>
 #include <ostream>
 #include <string>
-#include <vector>
 
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/comparison_tables.hpp"
-#include "qlora/run/job_json.hpp"
-#include "qlora/run/report.hpp"
-#include "qlora/run/settings.hpp"
-#include "qlora/run/training_log.hpp"
+#include "steps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -28,19 +24,6 @@ struct CompareOptions {
   fs::path report;
 };
 
-void write_page(const CompareOptions& options, const run::Comparison& comparison) {
-  // The training that made an adapter left its record beside it.
-  std::vector<run::TrainingCurves> trainings;
-  const fs::path record = options.adapter.parent_path() / "metrics.jsonl";
-  if (!options.adapter.empty() && fs::exists(record)) trainings.push_back(run::training_curves("tuned", record));
-  run::Settings settings{{"model", options.request.model.string()},
-                         {"adapter", options.adapter.string()},
-                         {"merged", options.request.merged.string()},
-                         {"full", options.full.string()}};
-  run::add_settings(settings, options.request.sampling, run::Which::all);
-  run::write_report(options.report, comparison, {}, trainings, run::tables_of({{"settings", run::to_json(settings)}}));
-}
-
 Result compare(CompareOptions& options, Context& context) {
   if (!options.adapter.empty()) {
     options.request.adapters = {{"tuned", options.adapter}};
@@ -54,10 +37,15 @@ Result compare(CompareOptions& options, Context& context) {
   const run::Comparison comparison = run::compare(options.request, context.progress);
   run::print_comparison(comparison, context.out);
   if (!options.report.empty()) {
-    write_page(options, comparison);
+    write_page(options.report, comparison,
+               {.model = options.request.model,
+                .adapter = options.adapter,
+                .merged = options.request.merged,
+                .full = options.full,
+                .sampling = options.request.sampling});
     context.out << options.report.string() << '\n';
   }
-  return run::to_json(comparison);
+  return result_of(comparison);
 }
 
 }  // namespace

@@ -121,19 +121,21 @@ Result show(const ShowOptions& options, Context& context) {
               << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
               << (color ? "inverse: not learned" : "in brackets: not learned") << "\n\n";
   WindowPrinter printer(context.out, tokenizer ? &*tokenizer : nullptr, color);
-  Result windows = Result::array();
+  ShownData shown{.windows = data.size(),
+                  .seq = data.seq(),
+                  .tokens = data.counts().tokens,
+                  .labelled = data.counts().labelled,
+                  .fingerprint = data.fingerprint(),
+                  .shown = {}};
   for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.show.windows)); ++i) {
     const DatasetWindow window = data.window(i);
     context.out << "window " << i << '\n';
     printer.print(window, data.info());
-    windows.push_back({{"ids", window.ids}, {"labels", window.labels}, {"documents", window.documents}});
+    shown.shown.push_back({{window.ids.begin(), window.ids.end()},
+                           {window.labels.begin(), window.labels.end()},
+                           {window.documents.begin(), window.documents.end()}});
   }
-  return {{"windows", data.size()},
-          {"seq", data.seq()},
-          {"tokens", data.counts().tokens},
-          {"labelled", data.counts().labelled},
-          {"fingerprint", data.fingerprint()},
-          {"shown", windows}};
+  return result_of(shown);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // fetch.cpp — `qlora fetch`: web pages and local files to documents, one JSON line each. A page that fails is named on
 // stderr and in the result; the rest go on.
+#define QLORA_RUN_CODE  // qlora/run/prebuilt.hpp: fetching is compiled here
 #include "qlora/run/fetch.hpp"
 
 #include <filesystem>
@@ -10,7 +11,6 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/run/json.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -46,7 +46,7 @@ void add_fetch(OptionSet app, Invocation& call) {
       }
       context.out << result.documents.size() << " documents in " << request->out.string() << ", "
                   << result.failed.size() << " sources left out\n";
-      return to_json(result);
+      return result_of(result);
     };
   });
 }

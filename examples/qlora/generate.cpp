@@ -52,7 +52,7 @@ Result generate(const TalkOptions& options, Context& context) {
   Engine engine = open(options);
   context.out << options.prompt;
   const Reply reply = answer(engine, {false, options.prompt, {}}, options.sampling, context);
-  return {{"prompt", options.prompt}, {"text", reply.text}, {"stopped", reply.stopped}};
+  return result_of(Continuation{options.prompt, reply.text, reply.stopped});
 }
 
 /// Turns until the input ends; one with --prompt.
@@ -61,23 +61,23 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   Engine engine = open(options);
   Question question{true, {}, {}};
   if (!options.system.empty()) question.history.push_back({"system", options.system});
-  Result turns = Result::array();
+  Conversation conversation;
   const auto turn = [&](const std::string& text) {
     question.prompt = text;
     const Reply reply = answer(engine, question, options.sampling, context);
     question.history.push_back({"user", text});
     question.history.push_back({"assistant", reply.text});
-    turns.push_back({{"user", text}, {"assistant", reply.text}, {"stopped", reply.stopped}});
+    conversation.turns.push_back({text, reply.text, reply.stopped});
   };
   if (!options.prompt.empty()) {
     turn(options.prompt);
-    return {{"turns", turns}};
+    return result_of(conversation);
   }
   context.progress.say("one line, one turn; the end of the input (Ctrl-D) ends the conversation");
   for (std::string line; !context.progress.stop_requested() && std::getline(std::cin, line);) {
     if (line.find_first_not_of(" \t\r") != std::string::npos) turn(line);
   }
-  return {{"turns", turns}};
+  return result_of(conversation);
 }
 
 void add_talk_options(OptionSet verb, TalkOptions& options) {

@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <iomanip>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <ostream>
 #include <string>
 
@@ -19,11 +20,12 @@ namespace qlora::program {
 namespace {
 
 namespace fs = std::filesystem;
+using OrderedJson = nlohmann::ordered_json;
 
-Result describe_model(const fs::path& path) {
+OrderedJson describe_model(const fs::path& path) {
   const hf::ModelDir model = hf::ModelDir::open(path);
   const Shape& s = model.shape;
-  Result targets = Result::object();
+  OrderedJson targets = OrderedJson::object();
   for (const int rank : {8, 16, 64}) {
     targets[std::to_string(rank)] = adapter_parameters(s, {.rank = rank, .targets = Proj::all});
   }
@@ -49,11 +51,11 @@ Result describe_model(const fs::path& path) {
 }
 
 /// Tensors, elements and bytes of a safetensors file, and its shapes by name.
-Result describe_tensors(const fs::path& path) {
+OrderedJson describe_tensors(const fs::path& path) {
   const SafetensorsFile file(path);
   std::int64_t elements = 0;
   std::size_t bytes = 0;
-  Result tensors = Result::object();
+  OrderedJson tensors = OrderedJson::object();
   for (const std::string& name : file.names()) {
     const TensorRef tensor = file.at(name);
     elements += tensor.size();
@@ -65,10 +67,10 @@ Result describe_tensors(const fs::path& path) {
           {"tensors", tensors}};
 }
 
-Result describe_adapter(const fs::path& path) {
+OrderedJson describe_adapter(const fs::path& path) {
   const Json config = read_json_object(path / "adapter_config.json", 1U << 20);
-  Result all = describe_tensors(path / "adapter_model.safetensors");
-  Result result{{"kind", "adapter"}, {"path", path.string()}};
+  OrderedJson all = describe_tensors(path / "adapter_model.safetensors");
+  OrderedJson result{{"kind", "adapter"}, {"path", path.string()}};
   for (const char* key : {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
                           "rank_pattern", "alpha_pattern", "base_model_name_or_path"}) {
     if (config.contains(key)) result[key] = config[key];
@@ -79,13 +81,13 @@ Result describe_adapter(const fs::path& path) {
 }
 
 /// A packed data set's own manifest, as it stands.
-Result describe_data(const fs::path& path) {
-  Result result{{"kind", "data"}, {"path", path.string()}};
+OrderedJson describe_data(const fs::path& path) {
+  OrderedJson result{{"kind", "data"}, {"path", path.string()}};
   result["manifest"] = read_json_object(path / "manifest.json");
   return result;
 }
 
-Result describe(const fs::path& path) {
+OrderedJson describe(const fs::path& path) {
   if (!fs::exists(path)) throw Error(path.string() + " is not there");
   if (fs::is_regular_file(path)) return describe_tensors(path);
   if (fs::exists(path / "adapter_config.json")) return describe_adapter(path);
@@ -94,7 +96,7 @@ Result describe(const fs::path& path) {
   throw Error(path.string() + " is no model (config.json), adapter (adapter_config.json) or data set (manifest.json)");
 }
 
-void print(const Result& result, std::ostream& out, const std::string& indent = {}) {
+void print(const OrderedJson& result, std::ostream& out, const std::string& indent = {}) {
   for (const auto& [key, value] : result.items()) {
     if (value.is_object() && !value.empty()) {
       out << indent << key << '\n';
@@ -102,7 +104,7 @@ void print(const Result& result, std::ostream& out, const std::string& indent = 
     } else {
       out << indent << std::left << std::setw(24) << key << ' '
           << (value.is_string() ? value.get<std::string>()
-                                : value.dump(-1, ' ', false, Result::error_handler_t::replace))
+                                : value.dump(-1, ' ', false, OrderedJson::error_handler_t::replace))
           << '\n';
     }
   }
@@ -116,9 +118,9 @@ void add_info(OptionSet app, Invocation& call) {
   verb.add("path", *path, "Directory or .safetensors file").required().type_name("PATH");
   verb.on_call([&call, path] {
     call.action = [path](Context& context) {
-      const Result result = describe(*path);
+      const OrderedJson result = describe(*path);
       print(result, context.out);
-      return result;
+      return Result{result.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n"};
     };
   });
 }

@@ -1,7 +1,6 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
 // stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but
 // resumable).
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -30,7 +29,7 @@ int complain(std::string message, ErrorKind kind) {
 
 void write_result(const std::filesystem::path& path, const Result& result) {
   std::ofstream file(path, std::ios::binary);
-  file << result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  file << result.json;
   file.close();
   if (!file)
     throw Error("cannot write the result to " + path.string() + "; check the folder and the space left",
@@ -63,13 +62,6 @@ class ProgramProgress final : public run::ConsoleProgress {
   [[nodiscard]] bool stop_requested() const override { return interrupted(); }
 };
 
-/// Whether a result has a requirement that is not met.
-bool any_unmet(const Result& result) {
-  if (!result.is_object() || !result.contains("requirements")) return false;
-  const Result& all = result.at("requirements");
-  return std::any_of(all.begin(), all.end(), [](const Result& one) { return !one.value("met", true); });
-}
-
 /// `notes`: what is to be said of the command line.
 int run_verb(Invocation& call, const std::vector<std::string>& notes) {
   ProgramProgress progress(std::cerr, style_of(call.console), run::color_for(STDERR_FILENO));
@@ -81,7 +73,7 @@ int run_verb(Invocation& call, const std::vector<std::string>& notes) {
   std::cout.flush();
   if (!std::cout) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
   if (!call.json.empty()) write_result(call.json, result);
-  return any_unmet(result) ? 1 : 0;
+  return result.unmet ? 1 : 0;
 }
 
 int run_mapped(Invocation& call, const std::vector<std::string>& notes) {

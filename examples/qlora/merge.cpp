@@ -6,7 +6,6 @@
 #include <ostream>
 
 #include "options.hpp"
-#include "qlora/run/json.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -25,7 +24,7 @@ void add_merge(OptionSet app, Invocation& call) {
       const run::MergeResult result = run::merge(*request, context.progress);
       context.out << result.changed << " of " << result.tensors << " tensors changed, model in " << result.path.string()
                   << '\n';
-      return to_json(result);
+      return result_of(result);
     };
   });
 }

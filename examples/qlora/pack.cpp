@@ -5,7 +5,6 @@
 #include <ostream>
 
 #include "options.hpp"
-#include "qlora/run/json.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -25,7 +24,7 @@ void add_pack(OptionSet app, Invocation& call) {
                   << " without text, " << result.cut_documents << " cut) -> " << result.windows << " windows of "
                   << result.seq << ": " << result.tokens << " tokens, " << result.labelled << " labelled, "
                   << result.padding << " padding, " << result.dropped_tokens << " dropped\n";
-      return to_json(result);
+      return result_of(result);
     };
   });
 }

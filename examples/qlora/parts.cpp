@@ -5,7 +5,7 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/run/registry.hpp"
+#include "steps.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -60,21 +60,7 @@ std::string version_text() {
   text += "\nCUDA: no";
 #endif
   for (const Part& part : parts) text += std::string("\n") + part.name + (part.is_here ? ": yes" : ": no");
-  text += "\nmodels:";
-  for (const auto& one : run::registered_code()) {
-    const Config& config = one->config();
-    text += "\n  ";
-    if (!is_dynamic(config.shape)) {
-      text += concat(config.shape.layers, " layers of width ", config.shape.dim, ", ");
-    }
-    if (config.trainable == Trainable::all) {
-      text += "all weights";
-    } else {
-      text += is_dynamic(config.lora.rank) ? std::string("adapters of any rank")
-                                           : concat("adapters up to rank ", config.lora.rank);
-    }
-    text += one->device() == run::Device::cuda ? ", GPU" : ", CPU";
-  }
+  text += "\nmodels:" + configs_text();
   return text;
 }
 

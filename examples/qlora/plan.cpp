@@ -10,7 +10,6 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/run/json.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -70,7 +69,7 @@ void add_plan(OptionSet app, Invocation& call) {
       if (both) throw Error("--gpu-memory stands for --on; give one of them", ErrorKind::usage);
       const run::PlanResult result = run::plan(*request);
       print(result, context.out);
-      return to_json(result);
+      return result_of(result);
     };
   });
 }

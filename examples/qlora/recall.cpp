@@ -5,7 +5,6 @@
 #include <ostream>
 
 #include "options.hpp"
-#include "qlora/run/json.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -28,7 +27,7 @@ void add_recall(OptionSet app, Invocation& call) {
       const run::RecallResult result = run::recall(*request, context.progress);
       context.out << result.documents << " documents, " << result.chats << " of them chats, in " << result.out.string()
                   << "; " << result.left_out << " had no end or no form and were left out\n";
-      return to_json(result);
+      return result_of(result);
     };
   });
 }

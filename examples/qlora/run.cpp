@@ -13,7 +13,6 @@
 #include "qlora/error.hpp"
 #include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/fetch.hpp"
-#include "qlora/run/job_json.hpp"
 #include "qlora/run/job_run.hpp"
 #include "verb.hpp"
 
@@ -50,7 +49,7 @@ std::vector<run::JobStep> steps_of(const std::vector<std::string>& chosen) {
 Result run_job(const RunOptions& options, const OptionSet& given, Context& context) {
   if (options.keys) {
     options.markdown ? print_options_page(context.out) : print_job_keys(context.out);
-    return Result::object();
+    return no_result();
   }
   if (options.job.empty())
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
@@ -61,8 +60,8 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   for (run::Arm& arm : job.arms) copy_given(given, options.training, arm.train.options);
   run::check_job(job);
   if (options.check) {
-    Result plan = run::to_json(job);
-    context.out << plan.dump(2) << '\n';
+    Result plan = result_of(job);
+    context.out << plan.json;
     return plan;
   }
   const run::JobOptions how{.version = QLORA_VERSION,
@@ -72,7 +71,7 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   const run::JobResult result = run::run_job(job, how, context.progress);
   run::print_comparison(result.comparison, context.out);
   context.out << (job.output.dir / "report.html").string() << '\n' << (job.output.dir / "report.json").string() << '\n';
-  return run::to_json(result);
+  return result_of(result);
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
-#include "qlora/run/json.hpp"
 #include "qlora/run/train.hpp"
 #include "verb.hpp"
 
@@ -50,7 +49,7 @@ void add_train(OptionSet app, Invocation& call) {
       context.out << result.steps << " steps, loss " << result.first_loss << " -> " << result.last_loss << ", "
                   << (result.method == run::Method::full ? "model in " : "adapter in ") << result.trained.string()
                   << '\n';
-      return run::to_json(result);
+      return result_of(result);
     };
   });
 }

@@ -5,20 +5,17 @@
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "qlora/run/options.hpp"
 #include "qlora/run/progress.hpp"
+#include "result.hpp"
 
 namespace qlora::program {
 
 class OptionSet;
 using run::Progress;
-
-/// A verb's machine-readable result: what `--json FILE` writes.
-using Result = nlohmann::ordered_json;
 
 /// What an action works with: where results go, and where it says how far it is.
 struct Context {

@@ -11,33 +11,12 @@
 
 #include "qlora/eval/item_results.hpp"
 #include "qlora/eval/probes.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/ordered_map.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// One item with the replies of both models.
-struct Example {
-  Kind kind = Kind::knowledge;  ///< of the question
-  bool chat = false;            ///< asked as a user turn, else as a text to continue
-  std::string prompt;           ///< the question as asked
-  /// the answer, or a phrase that the reply may contain; "a reply that ends" where only that is judged
-  std::string expected;
-  std::string before;  ///< reply of the first model
-  std::string after;   ///< reply of the second model
-  friend bool operator==(const Example&, const Example&) = default;
-};
-
-/// Items whose reply changed in one way, and some of them.
-struct ExampleGroup {
-  std::size_t count = 0;      ///< of all of them
-  std::vector<Example> some;  ///< at most examples_shown, evenly spaced over all
-  friend bool operator==(const ExampleGroup&, const ExampleGroup&) = default;
-};
-
-/// By name: "learned", "lost" and "invented".
-using Examples = OrderedMap<ExampleGroup>;
 
 /// Examples of a group that examples_of keeps.
 inline constexpr std::size_t examples_shown = 8;

@@ -24,28 +24,12 @@
 
 #include "qlora/eval/item_results.hpp"
 #include "qlora/eval/requirements.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/eval/statistics.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// The numbers of one name; the first is the main one, whose name may be omitted in a path.
-struct Metric {
-  std::string name;                                       ///< as in the table above: "retention", "text_world"
-  std::vector<std::pair<std::string, Interval>> numbers;  ///< main number first
-
-  /// The interval of a number, such as "twin"; null where it was not measured. Valid as long as this Metric is
-  /// unchanged.
-  [[nodiscard]] const Interval* find(std::string_view number) const {
-    for (const auto& [name_of_number, interval] : numbers) {
-      if (name_of_number == number) return &interval;
-    }
-    return nullptr;
-  }
-};
-/// Of one model, in the order of the kinds.
-using Metrics = std::vector<Metric>;
 
 namespace detail {
 

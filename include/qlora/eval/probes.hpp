@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/message.hpp"
 #include "qlora/text/prompt.hpp"
@@ -24,33 +25,6 @@
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// What an item is for; docs/probes.md says what each kind asks and how it is judged.
-enum class Kind {
-  knowledge,   ///< a new fact, in wording that the pages may use
-  paraphrase,  ///< a new fact, in wording that no training text has
-  reversed,    ///< the entity of a new fact, given the value
-  neighbour,   ///< an old fact about an entity that resembles a new one
-  retention,   ///< an old fact
-  unknown,     ///< an entity that was never mentioned
-  behaviour,   ///< how a chat model behaves
-  text         ///< a text that is read for its loss
-};
-
-/// The key "kind" of each Kind, in the order of its values.
-inline constexpr std::array<std::string_view, 8> kind_names{"knowledge", "paraphrase", "reversed",  "neighbour",
-                                                            "retention", "unknown",    "behaviour", "text"};
-
-/// The key "kind" of a line of this kind.
-[[nodiscard]] constexpr std::string_view name_of(Kind kind) { return kind_names[static_cast<std::size_t>(kind)]; }
-
-/// Whether items of this kind ask for a value: a reply is right if it begins with `answer`.
-[[nodiscard]] constexpr bool asks_value(Kind kind) { return kind <= Kind::retention; }
-
-/// Whether items of this kind ask for a fact that training is to teach.
-[[nodiscard]] constexpr bool asks_new_fact(Kind kind) {
-  return kind == Kind::knowledge || kind == Kind::paraphrase || kind == Kind::reversed;
-}
 
 /// One line of a probe file. What a kind does not have is empty.
 struct Item {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/results.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -31,13 +32,6 @@ struct Requirement {
   std::string path;                              ///< names the number: "retention.lower"
   Comparison comparison = Comparison::at_least;  ///< of the number with `bound`
   double bound = 0;                              ///< finite
-};
-
-/// A requirement and what was measured.
-struct RequirementResult {
-  std::string expression;  ///< of the requirement
-  double measured = 0;     ///< NaN if it could not be measured
-  bool met = false;        ///< false if `measured` is NaN
 };
 
 namespace detail {

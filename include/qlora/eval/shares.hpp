@@ -8,21 +8,12 @@
 
 #include "qlora/eval/item_results.hpp"
 #include "qlora/eval/probes.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/ordered_map.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// The right replies among `n` items.
-struct Share {
-  int n = 0;         ///< items
-  double value = 0;  ///< right replies / n, 0 to 1
-  friend bool operator==(const Share&, const Share&) = default;
-};
-
-/// By the name of the kind, then by relation or entity.
-using Shares = OrderedMap<OrderedMap<Share>>;
 
 namespace detail {
 

@@ -18,21 +18,12 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/rng.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// A statistic of n items in `clusters` clusters. Without items value is 0 and the bounds are NaN. With one cluster
-/// every resample is the sample: lower = value = upper, which means that the spread is unknown, not that it is zero.
-struct Interval {
-  double value = 0;                                         ///< of the sample itself
-  double lower = std::numeric_limits<double>::quiet_NaN();  ///< end of the interval; NaN: none
-  double upper = std::numeric_limits<double>::quiet_NaN();  ///< end of the interval; NaN: none
-  int n = 0;                                                ///< items
-  int clusters = 0;                                         ///< clusters among them
-};
 
 /// How intervals are made.
 struct Bootstrap {

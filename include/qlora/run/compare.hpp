@@ -6,6 +6,27 @@
 // metrics do not depend on a seed.
 #pragma once
 
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Throws Error (usage) for a requirement that the comparison could not answer. Reads the probes, but no model.
+QLORA_STEP void check_comparison(const CompareRequest& request);
+
+/// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files
+/// that cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
+[[nodiscard]] QLORA_STEP Comparison compare(const CompareRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -22,35 +43,13 @@
 #include "qlora/eval/metrics.hpp"
 #include "qlora/eval/probes.hpp"
 #include "qlora/eval/shares.hpp"
-#include "qlora/run/comparison.hpp"
 #include "qlora/run/engine.hpp"
 #include "qlora/run/options.hpp"
-#include "qlora/run/progress.hpp"
 #include "qlora/run/questions.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace run {
-
-/// A model directory by the name that the report gives it.
-struct NamedModel {
-  std::string name;           ///< in the report, unique among all variants
-  std::filesystem::path dir;  ///< model directory
-};
-
-/// The models that are compared, and by what.
-struct CompareRequest {
-  std::filesystem::path model;           ///< the base
-  std::vector<NamedAdapter> adapters{};  ///< trained on the base in 4 bits
-  std::filesystem::path merged{};        ///< may be empty
-  std::string merged_from{};             ///< the adapter that was merged
-  std::string judged{};  ///< the variant of requirements and examples; empty: merged_from, else the last variant
-  std::vector<NamedModel> models{};  ///< all of whose weights were trained
-  Comparing comparison{};            ///< questions, probes and requirements
-  Sampling sampling{};               ///< of the answers to `questions`
-  DeviceRequest device{};            ///< where the models run, one after the other
-  bool any_base = false;             ///< take adapters that were trained on other weights
-};
 
 namespace detail {
 
@@ -228,17 +227,15 @@ class CompareRun {
 
 }  // namespace detail
 
-/// Throws Error (usage) for a requirement that the comparison could not answer. Reads the probes, but no model.
-inline void check_comparison(const CompareRequest& request) {
+QLORA_STEP void check_comparison(const CompareRequest& request) {
   detail::check_requirements(request, eval::read_items(std::span(request.comparison.probes)));
 }
 
-/// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files
-/// that cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
-[[nodiscard]] inline Comparison compare(const CompareRequest& request, Progress& progress) {
+[[nodiscard]] QLORA_STEP Comparison compare(const CompareRequest& request, Progress& progress) {
   return detail::CompareRun(request, progress).run();
 }
 
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

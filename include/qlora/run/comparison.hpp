@@ -13,10 +13,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
-#include "qlora/eval/examples.hpp"
-#include "qlora/eval/metrics.hpp"
-#include "qlora/eval/requirements.hpp"
-#include "qlora/eval/shares.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/ordered_map.hpp"
 
 namespace qlora {

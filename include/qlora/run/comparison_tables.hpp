@@ -1,6 +1,23 @@
 // qlora/run/comparison_tables.hpp — the metrics of a comparison as tables, and the whole of it as text for a terminal.
 #pragma once
 
+#include <iosfwd>
+
+#include "qlora/run/comparison.hpp"
+#include "qlora/run/prebuilt.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// The answers, the main metrics and the requirements as text.
+QLORA_STEP void print_comparison(const Comparison& comparison, std::ostream& out);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,9 +31,9 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/eval/metrics.hpp"
 #include "qlora/eval/report.hpp"
 #include "qlora/io/json.hpp"
-#include "qlora/run/comparison.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -165,8 +182,7 @@ inline void print_table(const eval::Table& table, std::ostream& out) {
 
 }  // namespace detail
 
-/// The answers, the main metrics and the requirements as text.
-inline void print_comparison(const Comparison& comparison, std::ostream& out) {
+QLORA_STEP void print_comparison(const Comparison& comparison, std::ostream& out) {
   for (const Exchange& exchange : comparison.answers) {
     out << "\n[" << detail::form_of(exchange.chat) << "] " << detail::for_terminal(exchange.prompt) << '\n';
     for (const auto& [model, answer] : exchange.answers) {
@@ -186,3 +202,4 @@ inline void print_comparison(const Comparison& comparison, std::ostream& out) {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

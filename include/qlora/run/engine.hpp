@@ -21,6 +21,7 @@
 #include "qlora/run/progress.hpp"
 #include "qlora/run/questions.hpp"
 #include "qlora/run/registry.hpp"
+#include "qlora/run/steps.hpp"
 #include "qlora/text/tokenizer.hpp"
 
 namespace qlora {
@@ -28,12 +29,6 @@ inline namespace v0 {
 namespace run {
 
 using eval::Reply;
-
-/// An adapter directory by the name that `use` takes.
-struct NamedAdapter {
-  std::string name;           ///< unique among the adapters of a model
-  std::filesystem::path dir;  ///< PEFT directory
-};
 
 /// How a model is opened.
 struct EngineOptions {

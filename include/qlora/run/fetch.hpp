@@ -1,6 +1,24 @@
 // qlora/run/fetch.hpp — web pages and local files to a file with one document per line. Needs libcurl and libgumbo.
 #pragma once
 
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Writes the documents to `request.out`. A source that fails is reported through progress and in the result; the
+/// others are still read. Throws Error: (usage) without sources, the kind of the first failure when no source could be
+/// read, (resource) when the file cannot be written, (interrupted) when progress asks to stop.
+QLORA_STEP FetchResult fetch(const FetchRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -10,8 +28,6 @@
 #include <vector>
 
 #include "qlora/error.hpp"
-#include "qlora/run/progress.hpp"
-#include "qlora/run/steps.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/web/pages.hpp"
 
@@ -47,10 +63,7 @@ inline std::vector<std::string> sources_of(const Pages& pages) {
 
 }  // namespace detail
 
-/// Writes the documents to `request.out`. A source that fails is reported through progress and in the result; the
-/// others are still read. Throws Error: (usage) without sources, the kind of the first failure when no source could be
-/// read, (resource) when the file cannot be written, (interrupted) when progress asks to stop.
-inline FetchResult fetch(const FetchRequest& request, Progress& progress) {
+QLORA_STEP FetchResult fetch(const FetchRequest& request, Progress& progress) {
   web::LoadOptions options;
   options.fetch.allow_private = request.fetching.allow_private;
   options.fetch.max_bytes = static_cast<std::size_t>(request.fetching.max_bytes);
@@ -87,3 +100,4 @@ inline FetchResult fetch(const FetchRequest& request, Progress& progress) {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

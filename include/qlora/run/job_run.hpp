@@ -4,34 +4,19 @@
 // Fetching needs libcurl and libgumbo, so that it comes in as a function: run::fetch of run/fetch.hpp.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
-#include "qlora/error.hpp"
-#include "qlora/io/file.hpp"
-#include "qlora/io/lock.hpp"
-#include "qlora/run/compare.hpp"
-#include "qlora/run/guard.hpp"
 #include "qlora/run/job.hpp"
-#include "qlora/run/job_json.hpp"
-#include "qlora/run/merge.hpp"
 #include "qlora/run/option.hpp"
-#include "qlora/run/pack.hpp"
+#include "qlora/run/prebuilt.hpp"
 #include "qlora/run/progress.hpp"
-#include "qlora/run/report.hpp"
-#include "qlora/run/settings.hpp"
-#include "qlora/run/step_cache.hpp"
 #include "qlora/run/steps.hpp"
 #include "qlora/run/study.hpp"
-#include "qlora/run/train.hpp"
-#include "qlora/run/training_log.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -51,6 +36,41 @@ struct JobOptions {
   std::function<FetchResult(const FetchRequest&, Progress&)> fetch{};  ///< needed unless all pages are fetched
   std::function<void(const std::string&)> on_summary{};  ///< gets one line about each data set and each training
 };
+
+/// Throws Error (usage) for an input that the job would overwrite, and for a requirement that the comparison, or a
+/// guard that a training could not answer, before anything is done. Reads the probes, but no model.
+QLORA_STEP void check_job(const Job& job);
+
+/// Does a complete job (see complete_job); one run at a time in an output directory. Throws Error as the steps do, and
+/// (interrupted) when `progress` asks to stop: the same call then continues.
+[[nodiscard]] QLORA_STEP JobResult run_job(const Job& job, const JobOptions& options, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/lock.hpp"
+#include "qlora/run/compare.hpp"
+#include "qlora/run/guard.hpp"
+#include "qlora/run/job_json.hpp"
+#include "qlora/run/merge.hpp"
+#include "qlora/run/pack.hpp"
+#include "qlora/run/report.hpp"
+#include "qlora/run/settings.hpp"
+#include "qlora/run/step_cache.hpp"
+#include "qlora/run/train.hpp"
+#include "qlora/run/training_log.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
 /// What a job leads to compare for one of its models.
 [[nodiscard]] inline CompareRequest compare_request(const Job& job, const JobModel& model) {
@@ -112,9 +132,7 @@ inline void check_inputs_outside(const Job& job) {
 
 }  // namespace detail
 
-/// Throws Error (usage) for an input that the job would overwrite, and for a requirement that the comparison, or a
-/// guard that a training could not answer, before anything is done. Reads the probes, but no model.
-inline void check_job(const Job& job) {
+QLORA_STEP void check_job(const Job& job) {
   detail::check_inputs_outside(job);
   for (const Arm& arm : job.arms) {
     if (!arm.train.loop.guard.empty()) (void)read_probes(arm.train.loop);
@@ -336,9 +354,7 @@ class JobRun {
 
 }  // namespace detail
 
-/// Does a complete job (see complete_job); one run at a time in an output directory. Throws Error as the steps do, and
-/// (interrupted) when `progress` asks to stop: the same call then continues.
-[[nodiscard]] inline JobResult run_job(const Job& job, const JobOptions& options, Progress& progress) {
+[[nodiscard]] QLORA_STEP JobResult run_job(const Job& job, const JobOptions& options, Progress& progress) {
   check_job(job);
   std::filesystem::create_directories(job.output.dir);
   const RunLock lock(job.output.dir / "run.lock");
@@ -348,3 +364,4 @@ class JobRun {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

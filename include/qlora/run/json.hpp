@@ -12,9 +12,7 @@
 #include <variant>
 #include <vector>
 
-#include "qlora/eval/examples.hpp"
-#include "qlora/eval/metrics.hpp"
-#include "qlora/eval/shares.hpp"
+#include "qlora/eval/results.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/run/comparison.hpp"
 #include "qlora/run/settings.hpp"

@@ -2,6 +2,24 @@
 // adapters. io/merge.hpp has the files; here the device is chosen that computes them.
 #pragma once
 
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Writes the model directory `request.out`, with the tokenizer of the base. Throws Error: (input) for an adapter of
+/// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
+/// for or when the directory cannot be written, (interrupted) when progress asks to stop.
+QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -12,8 +30,6 @@
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/merge.hpp"
 #include "qlora/run/adapter.hpp"
-#include "qlora/run/progress.hpp"
-#include "qlora/run/steps.hpp"
 #ifdef QLORA_CUDA
 #include "qlora/cuda/launch.hpp"
 #endif
@@ -64,10 +80,7 @@ class MergeDevice {
 
 }  // namespace detail
 
-/// Writes the model directory `request.out`, with the tokenizer of the base. Throws Error: (input) for an adapter of
-/// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
-/// for or when the directory cannot be written, (interrupted) when progress asks to stop.
-inline MergeResult merge(const MergeRequest& request, Progress& progress) {
+QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
   const hf::ModelDir model = hf::ModelDir::open(request.model);
   const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base);
   detail::MergeDevice device(request.device);
@@ -96,3 +109,4 @@ inline MergeResult merge(const MergeRequest& request, Progress& progress) {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

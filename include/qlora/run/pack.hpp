@@ -1,6 +1,23 @@
 // qlora/run/pack.hpp — documents to windows of token ids: each document by itself, and every dropped token counted.
 #pragma once
 
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Writes the data set `request.out`. Throws Error: (input) for documents that cannot be read or tokenized, (resource)
+/// when the directory cannot be written, (interrupted) when progress asks to stop.
+QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -9,8 +26,6 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
-#include "qlora/run/progress.hpp"
-#include "qlora/run/steps.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/packing.hpp"
@@ -49,9 +64,7 @@ inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& docum
 
 }  // namespace detail
 
-/// Writes the data set `request.out`. Throws Error: (input) for documents that cannot be read or tokenized, (resource)
-/// when the directory cannot be written, (interrupted) when progress asks to stop.
-inline PackResult pack(const PackRequest& request, Progress& progress) {
+QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
   const std::filesystem::path tokenizer_file =
       std::filesystem::is_directory(request.model) ? request.model / "tokenizer.model" : request.model;
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_file);
@@ -99,3 +112,4 @@ inline PackResult pack(const PackRequest& request, Progress& progress) {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

@@ -2,6 +2,23 @@
 // a training run as its replay, they rehearse what must not be forgotten, and need no other data.
 #pragma once
 
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text
+/// reached its end, (interrupted) when progress asks to stop, and as Engine does.
+QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -12,8 +29,6 @@
 
 #include "qlora/error.hpp"
 #include "qlora/run/engine.hpp"
-#include "qlora/run/progress.hpp"
-#include "qlora/run/steps.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/recalled.hpp"
 
@@ -21,9 +36,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text
-/// reached its end, (interrupted) when progress asks to stop, and as Engine does.
-inline RecallResult recall(const RecallRequest& request, Progress& progress) {
+QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress) {
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
   Engine engine(request.model, {.base = request.weights.base, .device = request.device});
   const std::string& prompt = request.recall.prompt;
@@ -62,3 +75,4 @@ inline RecallResult recall(const RecallRequest& request, Progress& progress) {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

@@ -1,6 +1,6 @@
 // qlora/run/steps.hpp — what the smaller steps of a job take and return, as plain structs: pages to documents,
-// documents to windows, an adapter into a model, documents that a model writes, and the memory that training takes. The
-// functions are in the header that each struct names; json.hpp has the results as JSON.
+// documents to windows, an adapter into a model, documents that a model writes, a comparison, and the memory that
+// training takes. The functions are in the header that each struct names; json.hpp has the results as JSON.
 #pragma once
 
 #include <array>
@@ -147,6 +147,32 @@ struct RecallResult {
   std::int64_t chats = 0;      ///< of the documents
   std::int64_t left_out = 0;   ///< texts without an end or a form
   std::filesystem::path out;   ///< the file
+};
+
+/// An adapter directory by the name that Engine::use takes.
+struct NamedAdapter {
+  std::string name;           ///< unique among the adapters of a model
+  std::filesystem::path dir;  ///< PEFT directory
+};
+
+/// A model directory by the name that the report gives it.
+struct NamedModel {
+  std::string name;           ///< in the report, unique among all variants
+  std::filesystem::path dir;  ///< model directory
+};
+
+/// The models that are compared, and by what; see run/compare.hpp.
+struct CompareRequest {
+  std::filesystem::path model;           ///< the base
+  std::vector<NamedAdapter> adapters{};  ///< trained on the base in 4 bits
+  std::filesystem::path merged{};        ///< may be empty
+  std::string merged_from{};             ///< the adapter that was merged
+  std::string judged{};  ///< the variant of requirements and examples; empty: merged_from, else the last variant
+  std::vector<NamedModel> models{};  ///< all of whose weights were trained
+  Comparing comparison{};            ///< questions, probes and requirements
+  Sampling sampling{};               ///< of the answers to `questions`
+  DeviceRequest device{};            ///< where the models run, one after the other
+  bool any_base = false;             ///< take adapters that were trained on other weights
 };
 
 }  // namespace run

@@ -2,24 +2,16 @@
 // varied, and what the controls show. Everything is derived from the arms and the metrics of a comparison.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <map>
 #include <string>
-#include <string_view>
-#include <utility>
-#include <variant>
 #include <vector>
 
-#include "qlora/eval/metrics.hpp"
 #include "qlora/eval/pareto_front.hpp"
-#include "qlora/io/json.hpp"
 #include "qlora/ordered_map.hpp"
 #include "qlora/run/comparison.hpp"
 #include "qlora/run/options.hpp"
+#include "qlora/run/prebuilt.hpp"
 #include "qlora/run/settings.hpp"
 
 namespace qlora {
@@ -88,6 +80,25 @@ struct JobResult {
   Study study{};                 ///< of its arms
 };
 
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+#include "qlora/eval/metrics.hpp"
+#include "qlora/io/json.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
 namespace detail {
 
 using Paths = std::vector<std::string>;
@@ -331,3 +342,4 @@ template <class Names>
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

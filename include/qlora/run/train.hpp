@@ -7,29 +7,13 @@
 //   OUT/run.lock                held while a run writes there
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <chrono>
-#include <cstdio>
 #include <filesystem>
-#include <limits>
-#include <memory>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
 
-#include "qlora/error.hpp"
-#include "qlora/io/lock.hpp"
-#include "qlora/run/guard.hpp"
-#include "qlora/run/json.hpp"
 #include "qlora/run/options.hpp"
+#include "qlora/run/prebuilt.hpp"
 #include "qlora/run/progress.hpp"
-#include "qlora/run/registry.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/train_request.hpp"
-#include "qlora/run/training_log.hpp"
-#include "qlora/text/step_windows.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -48,6 +32,40 @@ namespace run {
 [[nodiscard]] inline std::filesystem::path trained_in(const std::filesystem::path& out, Method method) {
   return out / (method == Method::full ? "model" : "adapter");
 }
+
+/// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
+/// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
+/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first
+/// measurement.
+[[nodiscard]] QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/lock.hpp"
+#include "qlora/run/guard.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/registry.hpp"
+#include "qlora/run/training_log.hpp"
+#include "qlora/text/step_windows.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
 namespace detail {
 
@@ -332,11 +350,7 @@ class TrainingRun {
 
 }  // namespace detail
 
-/// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
-/// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first
-/// measurement.
-[[nodiscard]] inline TrainResult train(const TrainRequest& request, Progress& progress) {
+QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress) {
   make_directories(request.out);
   const RunLock lock(request.out / "run.lock");
   return detail::TrainingRun(request, progress).run();
@@ -345,3 +359,4 @@ class TrainingRun {
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE

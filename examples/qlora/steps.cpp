@@ -1,0 +1,56 @@
+// steps.cpp — the code of all steps but fetch, which needs libraries of its own: qlora/run/prebuilt.hpp. The verbs see
+// their declarations, so that each step is compiled once.
+#define QLORA_RUN_CODE
+#include "steps.hpp"
+
+#include <vector>
+
+#include "qlora/run/compare.hpp"
+#include "qlora/run/comparison_tables.hpp"
+#include "qlora/run/job_json.hpp"
+#include "qlora/run/job_run.hpp"
+#include "qlora/run/merge.hpp"
+#include "qlora/run/pack.hpp"
+#include "qlora/run/recall.hpp"
+#include "qlora/run/registry.hpp"
+#include "qlora/run/report.hpp"
+#include "qlora/run/settings.hpp"
+#include "qlora/run/train.hpp"
+#include "qlora/run/training_log.hpp"
+
+namespace qlora::program {
+
+namespace fs = std::filesystem;
+
+void write_page(const fs::path& file, const run::Comparison& comparison, const PageSettings& settings) {
+  std::vector<run::TrainingCurves> trainings;
+  const fs::path record = settings.adapter.parent_path() / "metrics.jsonl";
+  if (!settings.adapter.empty() && fs::exists(record)) trainings.push_back(run::training_curves("tuned", record));
+  run::Settings all{{"model", settings.model.string()},
+                    {"adapter", settings.adapter.string()},
+                    {"merged", settings.merged.string()},
+                    {"full", settings.full.string()}};
+  run::add_settings(all, settings.sampling, run::Which::all);
+  run::write_report(file, comparison, {}, trainings, run::tables_of({{"settings", run::to_json(all)}}));
+}
+
+std::string configs_text() {
+  std::string text;
+  for (const auto& code : run::registered_code()) {
+    const Config& config = code->config();
+    text += "\n  ";
+    if (!is_dynamic(config.shape)) {
+      text += concat(config.shape.layers, " layers of width ", config.shape.dim, ", ");
+    }
+    if (config.trainable == Trainable::all) {
+      text += "all weights";
+    } else {
+      text += is_dynamic(config.lora.rank) ? std::string("adapters of any rank")
+                                           : concat("adapters up to rank ", config.lora.rank);
+    }
+    text += code->device() == run::Device::cuda ? ", GPU" : ", CPU";
+  }
+  return text;
+}
+
+}  // namespace qlora::program
