@@ -18,7 +18,7 @@ set(rows
     "QLORA_HAS_TOML" "toml++: job files"
     "QLORA_HAS_CLI11" "CLI11: command line"
     "QLORA_HAS_BENCHMARK" "Google Benchmark"
-    "DOXYGEN_FOUND" "Doxygen: the reference"
+    "QLORA_HAS_DOXYGEN" "Doxygen: the reference"
     "QLORA_BUILD_PROGRAM" "build the program"
     "QLORA_BUILD_EXAMPLES" "build the examples"
     "QLORA_BUILD_TESTS" "build the tests"
