@@ -100,7 +100,7 @@ class Cpu {
   }
   /// Sets loss, norm and fault to their start.
   void zero(StepScalars* scalars) { *scalars = {}; }
-  /// What the ops so far left.
+  /// Loss, norm and fault as the ops so far left them.
   [[nodiscard]] StepScalars read(const StepScalars* scalars) { return *scalars; }
   /// Host arrays where the ops can read them; here they are read in place.
   [[nodiscard]] TokenBatch stage(const TokenBatch& host) { return host; }
@@ -218,12 +218,13 @@ class Cpu {
     const double limit = static_cast<double>(max_norm) / (scalars->grad_norm + 1e-6);
     scalars->clip = max_norm > 0.0F ? std::min(1.0, limit) : 1.0;
   }
-  /// Does nothing when loss or norm is not finite.
+  /// One update of p (count) by g times scalars->clip, with the moments m and v (count) each. Does nothing when loss or
+  /// norm is not finite.
   void adamw(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p, S* m, S* v) {
     if (!std::isfinite(scalars->loss) || !std::isfinite(scalars->grad_norm)) return;
     cpu::adamw(*pool_, count, rule, scalars->clip, g, p, m, v);
   }
-  /// For float alone.
+  /// The same with moments in 8 bits. Throws Error (usage) for another type than float.
   void adamw8bit(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const S* g, S* p,
                  const Moments8bit& m, const Moments8bit& v) {
     if (!std::isfinite(scalars->loss) || !std::isfinite(scalars->grad_norm)) return;

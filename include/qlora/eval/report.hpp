@@ -148,7 +148,7 @@ inline constexpr std::size_t data_rows = 60;
 
 }  // namespace detail
 
-/// The whole page.
+/// The page as HTML that is also well-formed XML.
 [[nodiscard]] inline std::string to_html(const Report& report) {
   std::string out =
       "<!DOCTYPE html>\n<html xmlns=\"http://www.w3.org/1999/xhtml\" lang=\"en\"><head><meta charset=\"utf-8\"/>\n"

@@ -90,7 +90,7 @@ class Engine {
   [[nodiscard]] const hf::ModelDir& model() const { return model_; }
   /// The model's tokenizer.
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
-  /// Token ids in and out.
+  /// The open model, for token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }
 
   /// Answers to all questions, chats and completions, in their order. `on_token` gets the number of a question among
