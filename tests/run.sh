@@ -1,7 +1,7 @@
 #!/bin/sh
 # The test command: sh tests/run.sh
 # Installs what is missing (Debian 12, as root or with sudo), checks formatting, builds, runs every test that needs no
-# GPU, then the sanitizers' subset, and looks for warnings with clang. Prints CTest's summaries; exits non-zero on the
+# GPU, then the sanitizers' subsets, and looks for warnings with clang. Prints CTest's summaries; exits non-zero on the
 # first failure.
 #
 #   QLORA_LLAMA2_TOKENIZER   path of LLaMA-2's tokenizer.model; its tests are skipped without it
@@ -30,7 +30,7 @@ else
   echo "clang-format is not here; formatting was not checked"
 fi
 
-for preset in dev asan; do
+for preset in dev asan tsan; do
   say "$preset: configure"
   # shellcheck disable=SC2046
   cmake --preset "$preset" $(generator "$preset")

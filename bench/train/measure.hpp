@@ -159,7 +159,7 @@ Figures measure(const Settings& settings, const Config& preset = C) {
     const std::vector<std::vector<std::int32_t>> prompts(
         8, std::vector<std::int32_t>(static_cast<std::size_t>(settings.probe_tokens - new_tokens), 5));
     started = Clock::now();
-    Generator<C, Cuda> generator(trainer->model(), probes);
+    Generator<C, Cuda> generator(trainer->context(), probes);
     (void)generator.generate(prompts, {.max_new_tokens = new_tokens, .sampling = {.temperature = 0.0F}, .stop_ids = {}},
                              {});
     figures.probes_ms = seconds(started) * 1e3;

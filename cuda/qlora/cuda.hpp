@@ -17,6 +17,8 @@
 namespace qlora {
 inline namespace v0 {
 
+/// A value is one stream, and copies of it the same one: used by one thread at a time. Contexts of one model each have a
+/// fork().
 class Cuda {
  public:
   using Act = bf16;     ///< activations, embedding, head, dense weights
@@ -73,8 +75,7 @@ class Cuda {
   };
 
   /// Throws Error (resource) when there is no usable GPU.
-  explicit Cuda(const cuda::ContextOptions& options = {})
-      : context_(cuda::create_context(options), [](cuda::Context* c) { cuda::destroy_context(c); }) {}
+  explicit Cuda(const cuda::ContextOptions& options = {}) : Cuda(cuda::create_context(options)) {}
 
   [[nodiscard]] cuda::Context& context() const { return *context_; }
   /// The algorithms chosen so far, as text; a process that loads them computes the same bits.
@@ -86,6 +87,10 @@ class Cuda {
     return carve_workspace<bf16, float>(workspace_bytes(needs), needs.loss_chunk, memory);
   }
   [[nodiscard]] int workers() const { return 0; }
+  /// Another stream of this card with handles and workspaces of its own: 48 MiB of the card and 16 MiB of pinned memory.
+  /// The cap, the count of allocated bytes and the chosen algorithms are shared, so that the bits are the same.
+  [[nodiscard]] Cuda fork() const { return Cuda(cuda::fork_context(*context_)); }
+  void bind() { cuda::use_device(*context_); }
   [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }
   /// Place of the next ops, for a report of what is not finite.
   void at(int layer, Site site) { cuda::set_place(*context_, place_code(layer, site)); }
@@ -244,6 +249,8 @@ class Cuda {
   }
 
  private:
+  explicit Cuda(cuda::Context* context) : context_(context, [](cuda::Context* c) { cuda::destroy_context(c); }) {}
+
   template <class T, int Cols>
   [[nodiscard]] static cuda::Rows<T> rows(const Mat<T, Cols, Space::device>& m) {
     return {m.data, m.stride};

@@ -52,6 +52,10 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
   requires(B::workspace_bytes({}).total() >= 0);  // constexpr: memory plans ask when a program is compiled
   { B::carve(needs, memory) } -> std::same_as<Workspace<A, P>>;  // memory of workspace_bytes(needs).total()
   { made.workers() } -> std::same_as<int>;                       // that a workspace has scratch for; 0: they share it
+  // One backend serves one thread at a time. A fork serves another one beside it, with threads or a stream of its own,
+  // on the same device: each reads what is in arenas of the other once the call that wrote it has returned.
+  { made.fork() } -> std::same_as<B>;
+  b.bind();  // before the first op of a call: the thread that calls it uses the backend now
   { b.arena(n) } -> std::same_as<typename B::Arena>;
   { b.stage(batch) } -> std::same_as<TokenBatch>;  // host arrays where ops can read them
   { b.stage(numbers) } -> std::same_as<const std::int32_t*>;

@@ -63,6 +63,10 @@ class Cpu {
   }
   /// Threads of the pool, the calling one included.
   [[nodiscard]] int workers() const { return pool_->size(); }
+  /// As many threads for another context; memory is the process's.
+  [[nodiscard]] Cpu fork() const { return Cpu(workers()); }
+  /// Nothing to do before a thread uses it.
+  void bind() {}
   /// The threads that ops run on.
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
   /// A new arena of that many bytes, zeroed. Throws Error (resource) where there is no memory.

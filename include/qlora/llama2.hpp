@@ -1,6 +1,7 @@
 // qlora/llama2.hpp — the door: include this one header.
 //   configs     llama2_7b, _13b, _70b and their _chat forms      configs/qlora/configs/llama2.hpp
-//   Model       weights and a backend                            model/model.hpp -> weights.hpp -> qlinear.hpp
+//   Model       weights, and adapters by name                    model/model.hpp -> weights.hpp -> qlinear.hpp
+//   Context     where one thread computes with a model           model/context.hpp
 //   Trainer     QLoRA steps                                      train/trainer.hpp -> model/network.hpp -> block.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
 //   backend     what the network calls                           backend.hpp

@@ -5,6 +5,7 @@
 #include "qlora/model/model.hpp"
 
 struct Partial : qlora::Cpu<float> {
+  [[nodiscard]] Partial fork() const { return {}; }
 #ifndef POSITIVE
   void adamw8bit() = delete;  // hides the op
 #endif

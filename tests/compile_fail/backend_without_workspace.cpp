@@ -5,6 +5,7 @@
 #include "qlora/model/model.hpp"
 
 struct Partial : qlora::Cpu<float> {
+  [[nodiscard]] Partial fork() const { return {}; }
 #ifndef POSITIVE
   static qlora::WorkspaceBytes workspace_bytes(const qlora::WorkspaceNeeds& needs) {  // not known to a memory plan
     return qlora::cpu::workspace_bytes<4, false>(needs);

@@ -37,9 +37,8 @@ bool fits_bf16(std::span<const float> values) {
 TEST_CASE("logits are near those of bitsandbytes in bf16, and not those of float") {
   const golden::Model model("hd128");
   qlora::Model<golden::hd128, Rounded> net(model.directory.source(), {}, Rounded(2));
-  net.use_adapters(false);
   const Run run{.batch = 2, .seq = 64, .dropout = false};
-  Network<code_of(golden::hd128), Rounded> pass(net.backend(), net.weights(), run);
+  Network<code_of(golden::hd128), Rounded> pass(net.context(), run);
   const std::vector<float> logits = golden::logits(pass, model.ints("input_ids"), golden::hd128.shape.vocab);
   const SafetensorsFile theirs(golden::folder() / "hd128" / "bnb_logits.safetensors");
   CHECK(golden::relative(logits, golden::floats(theirs, "bnb.logits")) < 1e-2);

@@ -279,8 +279,8 @@ void check_network(int rank, Recompute recompute) {
   site.seed = 77;
   site.step = 3;
   const Run run{.batch = 2, .seq = 38, .recompute = recompute, .loss_chunk = 13};
-  Network<code_of(C), R> real_pass(real.backend(), real.weights(), run);
-  Network<code_of(C), Z> complex_pass(complex.backend(), complex.weights(), run);
+  Network<code_of(C), R> real_pass(real.context(), run);
+  Network<code_of(C), Z> complex_pass(complex.context(), run);
 
   const TrainedLayout& layout = real.weights().layout();
   const double scale = 1.0 / static_cast<double>(tokens.labelled_count);

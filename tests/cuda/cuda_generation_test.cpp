@@ -15,7 +15,7 @@ TEST_CASE("cached decoding in pieces gives the logits of the whole network") { c
 TEST_CASE("head sizes without kernels are refused with a clear error") {
   const golden::Model golden_model("gqa");  // heads of 16
   Model<golden::gqa, Cuda> model(golden_model.directory.source(), {}, Cuda());
-  Network<code_of(golden::gqa), Cuda> pass(model.backend(), model.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  Network<code_of(golden::gqa), Cuda> pass(model.context(), {.batch = 2, .seq = 64, .dropout = false});
   const std::vector<std::int32_t> ids = golden_model.ints("input_ids");
   BatchBuilder builder(ids.size());
   std::string message;

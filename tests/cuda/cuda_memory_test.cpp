@@ -52,7 +52,7 @@ TEST_CASE("a decoder beside a trainer takes exactly what the plan says") {
        {DecodeLimits{.sequences = 1, .length = 17, .step_tokens = 5},
         DecodeLimits{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
     const std::int64_t before = cuda::device_info(gpu.context()).allocated;
-    const Decoder<code_of(chat), Cuda> decoder(trainer.model().backend(), trainer.model().weights(), limits);
+    const Decoder<code_of(chat), Cuda> decoder(trainer.model().context(), limits);
     CHECK(decoder.arena().used() == decoder.arena().size());
     CHECK(cuda::device_info(gpu.context()).allocated - before == decode_bytes(chat, limits, gpu_storage));
   }

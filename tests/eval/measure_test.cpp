@@ -26,9 +26,8 @@ const fs::path source(QLORA_SOURCE_DIR);
 /// A model as measure() asks for it.
 struct Asked {
   Model<chat, B> model;
-  Asked() : model(hf::ModelDir::open(source / "examples/models/tiny-chat").source(), {.keep_dequantized = true}, B(2)) {
-    model.use_adapters(false);
-  }
+  Asked()
+      : model(hf::ModelDir::open(source / "examples/models/tiny-chat").source(), {.keep_dequantized = true}, B(2)) {}
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& how,
                                   const OnToken& on_token) {
     return Generator<chat, B>(model, {.sequences = 8, .length = 128, .step_tokens = 256})
@@ -60,7 +59,7 @@ struct Fixture {
   }
   /// Sum of -log p of the ids from `first` on, in one pass.
   double loss(const std::vector<std::int32_t>& ids, std::size_t first) {
-    Network<code_of(chat), B> pass(asked.model.backend(), asked.model.weights(),
+    Network<code_of(chat), B> pass(asked.model.context(),
                                    {.batch = 1, .seq = 512, .dropout = false, .keep_dequantized = true});
     std::vector<std::int32_t> labels = ids;
     std::fill_n(labels.begin(), first, -100);
@@ -156,7 +155,7 @@ TEST_CASE_FIXTURE(Fixture, "control: adapters whose B is zero change nothing, ex
   }
   TextReference reference;
   const ItemResults off = measure(asked, tokenizer, some, {}, &reference);
-  asked.model.use_adapters(true);  // as they are made: A random, B zero
+  asked.model.weights().init_adapters(asked.model.backend(), {}, 1);  // A random, B zero
   const ItemResults on = measure(asked, tokenizer, some, {}, nullptr, &reference);
   CHECK(on.kl[0] == 0.0);
   CHECK(on.loss[0] == off.loss[0]);

@@ -43,8 +43,8 @@ struct Fixture {
 }  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "cached decoding in pieces gives the logits of the whole network") {
-  Network<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 1, .seq = 80, .dropout = false});
-  Decoder<code_of(net), B> decoder(model.backend(), model.weights(), {.sequences = 3, .length = 80, .step_tokens = 90});
+  Network<code_of(net), B> pass(model.context(), {.batch = 1, .seq = 80, .dropout = false});
+  Decoder<code_of(net), B> decoder(model.context(), {.sequences = 3, .length = 80, .step_tokens = 90});
   const Ids& ids = prompts[5];  // 70 tokens: more than one tile of queries
   BatchBuilder builder(ids.size());
   pass.forward(builder.build({static_cast<int>(ids.size()), ids, ids, {}}));

@@ -32,7 +32,7 @@ struct Fixture {
   }
   /// Logits (T,V) of the whole network over a text.
   std::vector<float> whole(const Ids& text) {
-    Network<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 1, .seq = 128, .dropout = false});
+    Network<code_of(net), B> pass(model.context(), {.batch = 1, .seq = 128, .dropout = false});
     BatchBuilder builder(text.size());
     pass.forward(builder.build({static_cast<int>(text.size()), text, text, {}}));
     std::vector<float> logits(text.size() * vocab);
@@ -108,8 +108,8 @@ TEST_CASE_FIXTURE(Fixture, "reading ends when it is told to") {
 TEST_CASE_FIXTURE(Fixture, "with its adapters off a model is its base: KL is exactly 0") {
   const std::vector<Ids> texts{ids(40), ids(25)};
   const auto logits_of = [&](bool adapters) {
-    model.use_adapters(adapters);
     Scorer<net, B> scorer(model, {.sequences = 2, .length = 64, .step_tokens = 64});
+    if (!adapters) scorer.context().use_base();
     std::vector<float> all;
     scorer.read(texts, [&](std::size_t, std::size_t, std::span<const float> logits) {
       all.insert(all.end(), logits.begin(), logits.end());

@@ -108,10 +108,10 @@ Merged check_adapters(const golden::Model& model) {
   auto& backend = trainer.model().backend();
   golden::load_adapters(weights, backend, model, "lora.weight.", 8, 16.0F, false);
 
-  trainer.model().use_adapters(false);
+  trainer.context().use_base();
   CHECK(golden::largest_difference(golden::logits(trainer.core().network(), ids, C.shape.vocab),
                                    model.floats("nf4.logits")) < 1e-4);
-  trainer.model().use_adapters(true);
+  trainer.context().use_own();
   const std::vector<float> logits = golden::logits(trainer.core().network(), ids, C.shape.vocab);
   CHECK(golden::relative(logits, model.floats("lora.logits")) < 1e-4);
   CHECK(golden::largest_difference(logits, model.floats("lora.logits")) < 1e-4);
@@ -172,7 +172,7 @@ void check_rank_stabilized(const golden::Model& model) {
   constexpr Config qv = C.with(Lora{.rank = 6, .targets = Proj::q | Proj::v});
   qlora::Model<qv, B> net(model.directory.source(), {}, B(2));
   golden::load_adapters(net.weights(), net.backend(), model, "rslora_qv.weight.", 4, 8.0F, true);
-  Network<code_of(qv), B> pass(net.backend(), net.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  Network<code_of(qv), B> pass(net.context(), {.batch = 2, .seq = 64, .dropout = false});
   const std::vector<float> logits = golden::logits(pass, model.ints("input_ids"), C.shape.vocab);
   CHECK(golden::largest_difference(logits, model.floats("rslora_qv.logits")) < 1e-4);
 }

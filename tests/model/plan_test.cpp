@@ -60,7 +60,7 @@ void check_decoder() {
     for (const DecodeLimits& limits :
          {DecodeLimits{.sequences = 1, .length = 17, .step_tokens = 5},
           DecodeLimits{.sequences = 7, .length = 64, .step_tokens = 33, .all_logits = true}}) {
-      const Decoder<code_of(C), B> decoder(model.backend(), model.weights(), limits);
+      const Decoder<code_of(C), B> decoder(model.context(), limits);
       CHECK(decoder.arena().used() == decode_bytes(C, limits, storage_of<B>(threads)));
       CHECK(decoder.arena().size() == decoder.arena().used());
     }

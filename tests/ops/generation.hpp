@@ -18,7 +18,7 @@ static_assert(vocab == static_cast<std::size_t>(net.shape.vocab));
 /// Logits of every token of (N x 64) ids, in host memory.
 template <class B>
 [[nodiscard]] std::vector<float> logits_of(Model<net, B>& model, const std::vector<std::int32_t>& ids) {
-  Network<code_of(net), B> pass(model.backend(), model.weights(), {.batch = 2, .seq = 64, .dropout = false});
+  Network<code_of(net), B> pass(model.context(), {.batch = 2, .seq = 64, .dropout = false});
   BatchBuilder builder(ids.size());
   pass.forward(builder.build({64, ids, ids, {}}));
   const auto count = static_cast<std::int64_t>(ids.size() * vocab);
@@ -35,7 +35,6 @@ template <class B>
 void check_logits(B backend) {
   const golden::Model golden_model("hd128");
   Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
-  model.use_adapters(false);
   const std::vector<float> ours = logits_of(model, golden_model.ints("input_ids"));
   const SafetensorsFile theirs(golden::folder() / "hd128" / "bnb_logits.safetensors");
   CHECK(golden::relative(ours, golden::floats(theirs, "bnb.logits")) < 1e-2);
@@ -53,8 +52,7 @@ void check_greedy(B backend) {
   REQUIRE(whole.size() == 64);
   std::size_t certain = whole.size();
   {
-    Decoder<code_of(net), B> decoder(model.backend(), model.weights(),
-                                     {.sequences = 1, .length = 64, .step_tokens = 24});
+    Decoder<code_of(net), B> decoder(model.context(), {.sequences = 1, .length = 64, .step_tokens = 24});
     const std::span<const std::int32_t> all(whole);
     for (std::size_t done = 0; done + 1 < whole.size();) {
       const std::size_t piece = done == 0 ? 16 : 1;
@@ -92,7 +90,7 @@ void check_cached(B backend) {
   golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
   const std::vector<std::int32_t> ids = golden_model.ints("input_ids");
   const std::vector<float> whole = logits_of(model, ids);
-  Decoder<code_of(net), B> decoder(model.backend(), model.weights(), {.sequences = 3, .length = 64, .step_tokens = 90});
+  Decoder<code_of(net), B> decoder(model.context(), {.sequences = 3, .length = 64, .step_tokens = 90});
   const std::span<const std::int32_t> all(ids);
   std::size_t done = 0;
   for (const std::size_t piece : {1U, 2U, 30U, 1U, 29U, 1U}) {

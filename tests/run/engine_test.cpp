@@ -6,7 +6,9 @@
 #include <doctest/doctest.h>
 
 #include <list>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "qlora/configs/tiny.hpp"
@@ -78,7 +80,6 @@ Logits expected(const Matrices* adapter, float alpha) {
   const hf::ModelDir dir = hf::ModelDir::open(model_dir);
   Model<config, Cpu<>> model(
       dir.source(), {.rope_theta = dir.rope_theta, .norm_eps = dir.norm_eps, .keep_dequantized = true}, Cpu<>(1));
-  model.use_adapters(adapter != nullptr);
   if (adapter != nullptr) {
     auto next = adapter->values.begin();
     for_each_module(config.lora.targets, [&](int layer, Proj proj) {
@@ -142,6 +143,43 @@ TEST_CASE("adapters are attached, used and detached by name, and the base stays 
   engine.attach("first", scratch / "second");  // the name is free again
   engine.use("first");
   check_close(logits_of(engine.session()), expected(&second, 4));
+}
+
+TEST_CASE("sessions answer at once, each with its adapter and scale, and outlive the engine") {
+  const test::Scratch scratch;
+  write(scratch / "first", random_matrices(8, Proj::q | Proj::down, 1), 16);
+  write(scratch / "second", random_matrices(16, Proj::q, 2), 4);
+  write(scratch / "half", random_matrices(8, Proj::q | Proj::down, 1), 8);
+  std::optional<run::Engine> engine(
+      std::in_place, model_dir,
+      run::EngineOptions{
+          .adapters = {{"first", scratch / "first"}, {"second", scratch / "second"}, {"half", scratch / "half"}}});
+  struct Use {
+    std::string adapter;
+    float scale;
+  };
+  const std::vector<Use> uses{{"", 1.0F}, {"first", 1.0F}, {"second", 1.0F}, {"first", 0.5F}, {"half", 1.0F}};
+  std::vector<Logits> alone;
+  for (const Use& one : uses) {
+    engine->use(one.adapter, one.scale);
+    alone.push_back(logits_of(engine->session()));
+  }
+  CHECK(alone[3] == alone[4]);
+  CHECK(alone[3] != alone[1]);
+  std::vector<Logits> together(uses.size());
+  std::vector<run::EngineSession> sessions;
+  for (const Use& one : uses) {
+    sessions.push_back(engine->open_session(1));
+    sessions.back().use(one.adapter, one.scale);
+  }
+  engine.reset();
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < uses.size(); ++i) {
+    threads.emplace_back([&, i] { together[i] = logits_of(sessions[i].session()); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < uses.size(); ++i) CHECK(together[i] == alone[i]);
+  CHECK(refusal([&] { sessions[0].use("third"); }).find("\"third\"") != std::string::npos);
 }
 
 TEST_CASE("an adapter that the code cannot hold whole, and a name that is taken, are refused by name") {

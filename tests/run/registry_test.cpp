@@ -26,8 +26,8 @@ class StandIn final : public ModelCode {
     if (!present_) why = "the driver is not there";
     return present_;
   }
-  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir&, BaseWeights, const Lora&,
-                                              const DeviceOptions&) const override {
+  [[nodiscard]] std::unique_ptr<LoadedModel> open(const hf::ModelDir&, BaseWeights, const Lora&,
+                                                  const DeviceOptions&) const override {
     return nullptr;
   }
   [[nodiscard]] std::unique_ptr<TrainingSession> train(const hf::ModelDir&, TrainOptions, Recomputation,

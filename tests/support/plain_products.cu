@@ -49,6 +49,8 @@ namespace qlora {
 inline namespace v0 {
 namespace cuda {
 
+std::shared_ptr<GemmState> new_gemm_state() { return nullptr; }
+
 void matmul(Context& context, const Matmul& p) {
   const bool tn = p.product == qlora::cuda::Product::tn;
   const bool nt = p.product == qlora::cuda::Product::nt;

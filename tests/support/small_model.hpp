@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "qlora/model/adapters.hpp"
 #include "qlora/model/init.hpp"
 #include "qlora/train/batch.hpp"
 
@@ -53,19 +54,26 @@ struct Data {
   [[nodiscard]] qlora::Windows all() const { return {seq, ids, labels, documents}; }
 };
 
-/// Random A and B for every adapter of `weights`, of this rank, the same for every scalar and rank cap.
-template <class Weights, class Backend>
-void load_random_adapters(Weights& weights, Backend& backend, const qlora::Shape& shape, int rank, float alpha,
-                          std::uint64_t seed) {
-  weights.for_each_target([&](int layer, qlora::Proj one) {
+/// Random A and B for every adapter of a set, of this rank, the same for every scalar and rank cap.
+template <class Backend>
+void load_random_adapters(qlora::AdapterSet<Backend>& set, Backend& backend, const qlora::Shape& shape, int rank,
+                          float alpha, std::uint64_t seed) {
+  set.for_each([&](int layer, qlora::Proj one) {
     const std::string name = std::to_string(layer) + std::string(qlora::name_of(one));
     const int in = qlora::cols_of(shape, one);
     std::vector<float> a(static_cast<std::size_t>(rank) * static_cast<std::size_t>(in));
     std::vector<float> b(static_cast<std::size_t>(qlora::rows_of(shape, one)) * static_cast<std::size_t>(rank));
     qlora::detail::fill_normal(name + "A", seed, 1.0F / std::sqrt(static_cast<float>(in)), a);
     qlora::detail::fill_normal(name + "B", seed, 0.1F, b);
-    weights.load_adapter(backend, layer, one, rank, alpha, false, a, b);
+    set.load(backend, layer, one, rank, alpha, false, a, b);
   });
+}
+/// The same for a model's own.
+template <class Weights, class Backend>
+requires requires(Weights& weights) { weights.own(); }
+void load_random_adapters(Weights& weights, Backend& backend, const qlora::Shape& shape, int rank, float alpha,
+                          std::uint64_t seed) {
+  load_random_adapters(weights.own(), backend, shape, rank, alpha, seed);
 }
 
 }  // namespace small_model

@@ -199,13 +199,14 @@ TEST_CASE("adapters off: the base model, to the bit") {
   auto trained = make<base>(options());
   run(trained, 3);
   CHECK(logits(trained) != before);
-  trained.model().use_adapters(false);
-  CHECK(logits(trained) == before);
-  const auto state = state_of(trained);
-  expect_refused(trained, 3, "adapters are off");
-  CHECK(state_of(trained) == state);
-  CHECK(trained.core().steps_done() == 3);
-  trained.model().use_adapters(true);
+  {
+    const AdaptersOff off(trained.context());
+    CHECK(logits(trained) == before);
+    const auto state = state_of(trained);
+    expect_refused(trained, 3, "adapters are off");
+    CHECK(state_of(trained) == state);
+    CHECK(trained.core().steps_done() == 3);
+  }
   CHECK(logits(trained) != before);
   auto undisturbed = make<base>(options());
   CHECK(run(trained, 5).state == run(undisturbed, 5).state);

@@ -54,12 +54,17 @@ struct DeviceInfo {
   int compute_capability = 0;  ///< 90 for sm_90
   std::int64_t total = 0;
   std::int64_t driver_used = 0;
-  std::int64_t allocated = 0;  ///< arenas
-  std::int64_t workspace = 0;  ///< workspaces of libraries and the staging ring
+  std::int64_t allocated = 0;  ///< arenas, of this context and its forks
+  std::int64_t workspace = 0;  ///< workspaces of libraries and staging rings, of the same
 };
 /// Number of usable devices; `why` gives the reason when there is none.
 int device_count(std::string* why = nullptr);
 Context* create_context(const ContextOptions& options);
+/// A context of the same card for another thread, with a stream, handles and workspaces of its own; cap, counts and
+/// chosen algorithms are shared. `context` may be in use by its thread meanwhile.
+Context* fork_context(const Context& context);
+/// Makes the context's card the current one of the calling thread.
+void use_device(const Context& context);
 void destroy_context(Context* context);
 DeviceInfo device_info(const Context& context);
 /// Allocates zeroed device memory. Throws Error (resource) with the sizes when it does not fit the card or the cap.

@@ -5,12 +5,13 @@
 #pragma once
 
 #include "qlora/model/block.hpp"
+#include "qlora/model/context.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-/// Key and value caches for several sequences, and the forward pass of their new tokens. Backend and weights must live
-/// as long as this.
+/// Key and value caches for several sequences, and the forward pass of their new tokens. Used by one thread at a time,
+/// within a call of its context.
 template <Code K, class B>
 class Decoder {
  public:
@@ -26,9 +27,13 @@ class Decoder {
     std::span<const std::int32_t> ids;  ///< at least one; each below vocab()
   };
 
-  /// Takes all its memory. Throws Error (resource) where there is too little.
-  Decoder(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
-      : b_(backend), w_(weights), limits_(limits), arena_(backend.arena(bytes_needed(backend, weights, limits))) {
+  /// Takes all its memory. The context outlives the decoder. Throws Error (resource) where there is too little.
+  Decoder(Context<K, B>& context, const DecodeLimits& limits)
+      : context_(context),
+        b_(context.backend()),
+        w_(context.weights()),
+        limits_(limits),
+        arena_(b_.arena(bytes_needed(b_, w_, limits))) {
     QLORA_EXPECTS(limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences, "room for ",
                   limits.sequences, " sequences of ", limits.length, " tokens, ", limits.step_tokens, " a step");
     const auto take = [&](std::int64_t count) { return arena_.template take<Act>(count); };
@@ -50,7 +55,7 @@ class Decoder {
     set(Buffer::act, take(elements(s, lora, t, Buffer::act)));
     last_ = take(std::int64_t{limits.sequences} * s.dim);
     const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), limits_, b_.workers());
-    context_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
+    pass_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
     inv_ = arena_.template take<Param>(t);
     set(Buffer::inv1, inv_);
     set(Buffer::inv2, inv_);
@@ -58,8 +63,8 @@ class Decoder {
     Param* cosine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
     Param* sine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
     b_.rope_table(limits.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
-    context_.cosine = cosine;
-    context_.sine = sine;
+    pass_.cosine = cosine;
+    pass_.sine = sine;
     lengths_.resize(static_cast<std::size_t>(limits.sequences), 0);
     host_logits_.resize(static_cast<std::size_t>(limits.logit_rows() * s.vocab));
   }
@@ -105,13 +110,14 @@ class Decoder {
   Stream run_layers(std::span<const Addition> additions) {
     place(additions);
     const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
-    context_.batch.tokens = x.rows;
-    context_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
-    context_.cached = sequences_;
+    pass_.batch.tokens = x.rows;
+    pass_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
+    pass_.cached = sequences_;
+    pass_.adapters = context_.applied();
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       point_at(layer);
-      Block<K, B>(b_, w_, context_, layer).forward(buffers_, x, x);
+      Block<K, B>(b_, w_, pass_, layer).forward(buffers_, x, x);
     }
     return x;
   }
@@ -161,6 +167,7 @@ class Decoder {
     }
   }
 
+  Context<K, B>& context_;
   B& b_;
   const Weights<K, B>& w_;
   DecodeLimits limits_;
@@ -169,7 +176,7 @@ class Decoder {
   Act *x_, *normed_, *last_;
   Param *inv_, *logits_;
   LayerBuffers<Act, Param> buffers_;
-  NetworkContext<Act, Param> context_;
+  Pass<B> pass_;
   std::vector<int> lengths_;
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> positions_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "qlora/generate/decoder.hpp"
@@ -38,14 +39,14 @@ using OnToken = std::function<bool(int prompt, std::int32_t id)>;
 template <Code K, class B>
 class GeneratorCore {
  public:
-  /// Backend and weights must live as long as this.
-  GeneratorCore(B& backend, const Weights<K, B>& weights, const DecodeLimits& limits)
-      : decoder_(backend, weights, limits) {}
+  /// The context outlives the core.
+  GeneratorCore(Context<K, B>& context, const DecodeLimits& limits) : context_(context), decoder_(context, limits) {}
 
   /// Continuations of all prompts, in their order. Throws as Generator::generate does. `on_token` may be empty.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) {
     options.check();
+    const auto entry = context_.enter();
     const DecodeLimits& limits = decoder_.limits();
     for (const auto& prompt : prompts) {
       QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= limits.length, "a prompt of ", prompt.size(),
@@ -123,17 +124,24 @@ class GeneratorCore {
     return running;
   }
 
+  Context<K, B>& context_;
   Decoder<K, B> decoder_;
   std::vector<Addition> additions_;
 };
 
-/// Continues text with a model, adapters on or off as the model is set.
+/// Continues text with a model. Used by one thread at a time; many of them, each with a context of its own, run at once
+/// on one model.
 template <Config C, class B>
 requires RunsOn<C, B>
 class Generator {
  public:
-  /// `model` must live as long as this; `limits` say what memory is taken for.
-  explicit Generator(Model<C, B>& model, const DecodeLimits& limits = {});
+  /// In a new context of the model, which context() gives.
+  explicit Generator(const Model<C, B>& model, const DecodeLimits& limits = {});
+  /// In a context of the model that outlives the generator.
+  explicit Generator(Context<code_of(C), B>& context, const DecodeLimits& limits = {});
+
+  /// Which adapters it applies, and how strongly: generator.context().use("legal", 0.5F).
+  [[nodiscard]] Context<code_of(C), B>& context() { return *context_; }
 
   /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context, and
   /// (usage) when an option is outside its range.
@@ -160,18 +168,26 @@ class Generator {
   }
 
  private:
-  GeneratorCore<code_of(C), B> core_;
+  std::unique_ptr<Context<code_of(C), B>> made_;  // null: the context is another's
+  Context<code_of(C), B>* context_;
+  std::unique_ptr<GeneratorCore<code_of(C), B>> core_;
 };
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires RunsOn<C, B> Generator<C, B>::Generator(Model<C, B>& model, const DecodeLimits& limits)
-    : core_(model.backend(), model.weights(), limits) {}
+requires RunsOn<C, B> Generator<C, B>::Generator(const Model<C, B>& model, const DecodeLimits& limits)
+    : made_(model.make_context()),
+      context_(made_.get()),
+      core_(std::make_unique<GeneratorCore<code_of(C), B>>(*context_, limits)) {}
+
+template <Config C, class B>
+requires RunsOn<C, B> Generator<C, B>::Generator(Context<code_of(C), B>& context, const DecodeLimits& limits)
+    : context_(&context), core_(std::make_unique<GeneratorCore<code_of(C), B>>(context, limits)) {}
 
 template <Config C, class B>
 requires RunsOn<C, B> std::vector<Generated> Generator<C, B>::generate(
     std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token) {
-  return core_.generate(prompts, options, on_token);
+  return core_->generate(prompts, options, on_token);
 }
 
 }  // namespace v0

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <utility>
 
 #include "qlora/generate/decoder.hpp"
@@ -51,12 +52,13 @@ using OnPrediction = std::function<bool(std::size_t text, std::size_t position, 
 template <Code K, class B>
 class ScorerCore {
  public:
-  /// Backend and weights must live as long as this.
-  ScorerCore(B& backend, const Weights<K, B>& weights, DecodeLimits limits)
-      : decoder_(backend, weights, (limits.all_logits = true, limits)) {}
+  /// The context outlives the core.
+  ScorerCore(Context<K, B>& context, DecodeLimits limits)
+      : context_(context), decoder_(context, (limits.all_logits = true, limits)) {}
 
   /// log p(candidate | prompt) for each candidate of each question.
   std::vector<std::vector<double>> score(std::span<const Continuations> questions) {
+    const auto entry = context_.enter();
     std::vector<std::vector<double>> results(questions.size());
     const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t first = 0; first < questions.size();) {
@@ -73,6 +75,7 @@ class ScorerCore {
 
   /// Reads all texts. A text of one token predicts nothing.
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) {
+    const auto entry = context_.enter();
     const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t first = 0; first < texts.size();) {
       std::size_t count = 0;
@@ -189,18 +192,25 @@ class ScorerCore {
     return true;
   }
 
+  Context<K, B>& context_;
   Decoder<K, B> decoder_;
   std::vector<Addition> additions_;
   std::vector<float> behind_;
 };
 
-/// Scores with a model, adapters on or off as the model is set at each call.
+/// Scores with a model. Used by one thread at a time; many of them, each with a context of its own, run at once on one
+/// model.
 template <Config C, class B>
 requires RunsOn<C, B>
 class Scorer {
  public:
-  /// `model` must live as long as this; `limits` say what memory is taken for.
-  explicit Scorer(Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
+  /// In a new context of the model, which context() gives.
+  explicit Scorer(const Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
+  /// In a context of the model that outlives the scorer.
+  explicit Scorer(Context<code_of(C), B>& context, const DecodeLimits& limits = {.sequences = 32});
+
+  /// Which adapters it applies, and how strongly.
+  [[nodiscard]] Context<code_of(C), B>& context() { return *context_; }
 
   /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has
   /// an id outside the vocabulary, or is longer than the limits.
@@ -209,23 +219,31 @@ class Scorer {
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use);
 
  private:
-  ScorerCore<code_of(C), B> core_;
+  std::unique_ptr<Context<code_of(C), B>> made_;  // null: the context is another's
+  Context<code_of(C), B>* context_;
+  std::unique_ptr<ScorerCore<code_of(C), B>> core_;
 };
 
 // Outside the class, and so not inline: see Model.
 template <Config C, class B>
-requires RunsOn<C, B> Scorer<C, B>::Scorer(Model<C, B>& model, const DecodeLimits& limits)
-    : core_(model.backend(), model.weights(), limits) {}
+requires RunsOn<C, B> Scorer<C, B>::Scorer(const Model<C, B>& model, const DecodeLimits& limits)
+    : made_(model.make_context()),
+      context_(made_.get()),
+      core_(std::make_unique<ScorerCore<code_of(C), B>>(*context_, limits)) {}
+
+template <Config C, class B>
+requires RunsOn<C, B> Scorer<C, B>::Scorer(Context<code_of(C), B>& context, const DecodeLimits& limits)
+    : context_(&context), core_(std::make_unique<ScorerCore<code_of(C), B>>(context, limits)) {}
 
 template <Config C, class B>
 requires RunsOn<C, B> std::vector<std::vector<double>> Scorer<C, B>::score(std::span<const Continuations> questions) {
-  return core_.score(questions);
+  return core_->score(questions);
 }
 
 template <Config C, class B>
 requires RunsOn<C, B>
 void Scorer<C, B>::read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) {
-  core_.read(texts, use);
+  core_->read(texts, use);
 }
 
 }  // namespace v0

@@ -1,5 +1,5 @@
 // qlora/io/adapter.hpp — the adapters of a model as a PEFT directory:
-//   write_adapter(dir, trainer.model());   read_adapter(model, dir);
+//   write_adapter(dir, trainer.model());   read_adapter(model, dir);   attach_adapter(model, "legal", dir);
 // Rank, alpha, rank stabilisation and targets are those of the model's adapters, so a directory cannot say another
 // scale than the one that was trained with.
 #pragma once
@@ -8,8 +8,10 @@
 #include <cmath>
 #include <filesystem>
 #include <list>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qlora/io/peft.hpp"
@@ -88,10 +90,13 @@ template <class Value>
 }  // namespace detail
 
 /// Writes what the adapters of a model hold now, without the padding up to the rank cap. Throws Error: (usage) when an
-/// adapter was never set, (resource) when the directory cannot be written, and as write_peft does.
+/// adapter was never set or a training step is running, (resource) when the directory cannot be written, and as
+/// write_peft does.
 template <Config C, class B>
-requires(C.trainable == Trainable::adapters) void write_adapter(const std::filesystem::path& dir, Model<C, B>& model,
+requires(C.trainable == Trainable::adapters) void write_adapter(const std::filesystem::path& dir,
+                                                                const Model<C, B>& model,
                                                                 const AdapterNotes& notes = {}) {
+  const Reading reading(model.weights().own_gate());
   const Shape& s = model.resolved_config().shape;
   std::vector<detail::PlacedAdapter> adapters;
   model.weights().for_each_target([&](int layer, Proj proj) {
@@ -147,14 +152,13 @@ inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   }
 }
 
-/// Loads an adapter into the model. Modules that it does not adapt get zeros. Throws Error as check_adapter does, with
-/// the model as it was.
-template <Config C, class B>
-requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
-  check_adapter(adapter, model.resolved_config());
-  const Shape& shape = model.resolved_config().shape;
+namespace detail {
+/// Fills a set from an adapter that check_adapter has let through.
+template <class B>
+void fill(AdapterSet<B>& set, B& backend, const PeftAdapter& adapter) {
+  const Shape& shape = set.layout().shape;
   const TensorSource source = adapter.source();
-  model.weights().for_each_target([&](int layer, Proj proj) {
+  set.for_each([&](int layer, Proj proj) {
     std::vector<float> a = detail::floats_of(source, lora_name(layer, proj, 'A'));
     std::vector<float> b = detail::floats_of(source, lora_name(layer, proj, 'B'));
     int rank = rank_of(adapter, layer, proj);
@@ -163,9 +167,18 @@ requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& mode
       a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
       b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
     }
-    model.weights().load_adapter(model.backend(), layer, proj, rank, alpha_of(adapter, layer, proj), adapter.rslora, a,
-                                 b);
+    set.load(backend, layer, proj, rank, alpha_of(adapter, layer, proj), adapter.rslora, a, b);
   });
+}
+}  // namespace detail
+
+/// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does,
+/// with the model as it was, and (usage) while the model's own adapters or its context are in use.
+template <Config C, class B>
+requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
+  check_adapter(adapter, model.resolved_config());
+  const auto entry = model.context().enter_training();
+  detail::fill(model.weights().own(), model.backend(), adapter);
 }
 /// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory. Whether
 /// the adapter was trained on these weights is not known here: compare base_fingerprint with
@@ -175,6 +188,30 @@ requires(C.trainable == Trainable::adapters) PeftAdapter
     read_adapter(Model<C, B>& model, const std::filesystem::path& dir) {
   PeftAdapter adapter = PeftAdapter::open(dir);
   read_adapter(model, adapter);
+  return adapter;
+}
+
+/// Holds an adapter under a name, beside the model's own and others, in memory of its own; generators and scorers may
+/// run meanwhile in their contexts. Throws Error as check_adapter does, and (usage) when the name is empty or taken, or
+/// while the model's context is in use.
+template <Config C, class B>
+requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& model, const std::string& name,
+                                                                 const PeftAdapter& adapter) {
+  model.weights().expect_free(name);
+  check_adapter(adapter, model.resolved_config());
+  auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
+  {
+    const auto entry = model.context().enter();
+    detail::fill(*set, model.backend(), adapter);
+  }
+  model.attach(name, std::move(set));
+}
+/// The same from a path, and what its files say. Throws Error also when it is no adapter directory.
+template <Config C, class B>
+requires(C.trainable == Trainable::adapters) PeftAdapter
+    attach_adapter(Model<C, B>& model, const std::string& name, const std::filesystem::path& dir) {
+  PeftAdapter adapter = PeftAdapter::open(dir);
+  attach_adapter(model, name, adapter);
   return adapter;
 }
 

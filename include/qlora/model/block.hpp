@@ -30,8 +30,12 @@ struct GradientBuffers {
 };
 
 /// What all blocks of one pass through the network share.
-template <class Act, class Param>
-struct NetworkContext {
+template <class B>
+struct Pass {
+  using Act = typename B::Act;      ///< what activations are stored in
+  using Param = typename B::Param;  ///< what statistics are stored in
+
+  AppliedAdapters<B> adapters{};                  ///< what linear layers add to the base
   TokenBatch batch{};                             ///< while decoding: tokens and positions alone
   std::span<const CachedSequence<Act>> cached{};  ///< not empty: the tokens extend these sequences
   const Param* cosine = nullptr;                  ///< (positions, E/2), of the rotary embedding
@@ -64,8 +68,8 @@ class Block {
   using ConstStream = ConstView<C::dim>;                   ///< residual stream to read
 
   /// Block number `layer`, from 0.
-  Block(B& backend, const Weights<K, B>& weights, const NetworkContext<Act, Param>& context, int layer)
-      : b_(backend), w_(weights), d_(weights.dims()), c_(context), layer_(layer) {}
+  Block(B& backend, const Weights<K, B>& weights, const Pass<B>& pass, int layer)
+      : b_(backend), w_(weights), d_(weights.dims()), c_(pass), layer_(layer) {}
 
   /// x (T,D) is the stream that enters, out (T,D) the stream that leaves.
   void forward(const Buffers& a, ConstStream x, Stream out) const {
@@ -143,7 +147,7 @@ class Block {
   [[nodiscard]] Width<C::qkv> qkv_width() const { return d_.template out<Group::qkv>(); }
   template <Group G>
   [[nodiscard]] QLinear<K, G, B> linear() const {
-    return w_.template linear<G>(layer_);
+    return w_.template linear<G>(layer_, c_.adapters);
   }
   [[nodiscard]] DropoutSite site(Group g) const { return c_.site(layer_, g); }
   [[nodiscard]] Param* norm_gradient(Param* gradients, int which) const {
@@ -196,7 +200,7 @@ class Block {
   B& b_;
   const Weights<K, B>& w_;
   const Dims<K>& d_;
-  const NetworkContext<Act, Param>& c_;
+  const Pass<B>& c_;
   int layer_;
 };
 

@@ -1,4 +1,4 @@
-// qlora/model/model.hpp — Model<C, B>: a config, its weights and a backend in one value. A thin shell: the code beneath
+// qlora/model/model.hpp — Model<C, B>: a config, its weights and the context that loaded them in one value. A thin shell: the code beneath
 // is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
 #pragma once
 
@@ -92,7 +92,10 @@ template <class B>
 }
 }  // namespace detail
 
-/// A model on a backend: its weights in backend memory, to train, generate or score with.
+/// A model: its weights in backend memory, to train, generate or score with.
+/// Const members may be called by any number of threads at once, and attach() and detach() with them; what takes the
+/// model's own context, training and loading adapters, is for one thread at a time. Generators, scorers and contexts
+/// keep the weights alive and stay valid when the model moves.
 template <Config C, class B>
 requires RunsOn<C, B>
 class Model {
@@ -103,11 +106,13 @@ class Model {
   /// Reads all weights by their Hugging Face names and quantizes them as the config says. Throws Error when a tensor is
   /// missing or has another shape, or when the backend has no kernels for a number of the shape.
   explicit Model(const TensorSource& source, const ModelOptions& options = {}, B backend = B());
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
 
-  /// The backend that it computes with.
-  [[nodiscard]] B& backend() { return backend_; }
+  /// The context that loaded the weights; a trainer trains in it.
+  [[nodiscard]] Context<code, B>& context() { return *context_; }
+  /// The backend of that context.
+  [[nodiscard]] B& backend() { return context_->backend(); }
+  /// The same, to look at.
+  [[nodiscard]] const B& backend() const { return context_->backend(); }
   /// Its weights, in backend memory.
   [[nodiscard]] Weights<code, B>& weights() { return *weights_; }
   /// Its weights, to read.
@@ -117,8 +122,22 @@ class Model {
   /// Whether frozen weights are also held dense.
   [[nodiscard]] bool keeps_dequantized() const { return keep_dequantized_; }
 
-  /// With adapters off the model is its base, to the bit.
-  void use_adapters(bool on) { weights_->use_adapters(on); }
+  /// A context for one more thread, with as many threads of its own as the model was opened with, or with `backend`:
+  /// Cpu<>(2), on a GPU one of the same device.
+  [[nodiscard]] Context<code, B> new_context() const { return {weights_, backend().fork()}; }
+  /// The same with another backend of the device.
+  [[nodiscard]] Context<code, B> new_context(B backend) const { return {weights_, std::move(backend)}; }
+  /// The same on the heap.
+  [[nodiscard]] std::unique_ptr<Context<code, B>> make_context() const;
+  /// The same with another backend of the device.
+  [[nodiscard]] std::unique_ptr<Context<code, B>> make_context(B backend) const;
+
+  /// Holds adapters under a name that contexts use. Throws Error (usage) when it is empty or taken.
+  void attach(const std::string& name, std::shared_ptr<const AdapterSet<B>> adapters) {
+    weights_->attach(name, std::move(adapters));
+  }
+  /// Forgets a name; contexts that use these adapters keep them. Throws Error (usage) for an unknown name.
+  void detach(std::string_view name) { weights_->detach(name); }
 
  private:
   [[nodiscard]] static ModelValues values(const ModelOptions& options) {
@@ -132,19 +151,29 @@ class Model {
   }
 
   Config resolved_;
-  B backend_;
   bool keep_dequantized_;
-  std::unique_ptr<Weights<code, B>> weights_;
+  std::shared_ptr<Weights<code, B>> weights_;
+  std::unique_ptr<Context<code, B>> context_;
 };
 
 // Outside the class, and so not inline: a file that uses a model of qlora_add_model does not compile it again.
 template <Config C, class B>
 requires RunsOn<C, B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options, B backend)
     : resolved_(detail::served<B>(resolved(C, options.shape, options.lora))),
-      backend_(std::move(backend)),
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
-      weights_(std::make_unique<Weights<code, B>>(backend_, Dims<code>(resolved_.shape, code_of(resolved_).lora),
-                                                  values(options), source, keep_dequantized_)) {}
+      weights_(std::make_shared<Weights<code, B>>(backend, Dims<code>(resolved_.shape, code_of(resolved_).lora),
+                                                  values(options), source, keep_dequantized_)),
+      context_(std::make_unique<Context<code, B>>(weights_, std::move(backend))) {}
+
+template <Config C, class B>
+requires RunsOn<C, B>
+auto Model<C, B>::make_context() const -> std::unique_ptr<Context<code, B>> { return make_context(backend().fork()); }
+
+template <Config C, class B>
+requires RunsOn<C, B>
+auto Model<C, B>::make_context(B backend) const -> std::unique_ptr<Context<code, B>> {
+  return std::make_unique<Context<code, B>>(weights_, std::move(backend));
+}
 
 }  // namespace v0
 }  // namespace qlora

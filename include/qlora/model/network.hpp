@@ -6,11 +6,12 @@
 #include <cmath>
 
 #include "qlora/model/block.hpp"
+#include "qlora/model/context.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-/// The forward and backward pass of a whole model for training. Backend and weights must live as long as this.
+/// The forward and backward pass of a whole model for training. Used by one thread at a time, within a call of its context.
 template <Code K, class B>
 class Network {
  public:
@@ -20,13 +21,14 @@ class Network {
   using Stream = typename B::template View<C::dim>;            ///< residual stream, (T,D)
   using ConstStream = typename B::template ConstView<C::dim>;  ///< residual stream to read
 
-  /// Room for micro-batches of up to run.batch windows of run.seq tokens.
-  Network(B& backend, Weights<K, B>& weights, const Run& run)
-      : b_(backend),
-        w_(weights),
+  /// Room for micro-batches of up to run.batch windows of run.seq tokens. The context outlives the network.
+  Network(Context<K, B>& context, const Run& run)
+      : context_(context),
+        b_(context.backend()),
+        w_(context.weights()),
         run_(run),
         capacity_(static_cast<std::int64_t>(run.batch) * run.seq),
-        arena_(backend.arena(bytes_needed(backend, weights, run))) {
+        arena_(b_.arena(bytes_needed(b_, w_, run))) {
     carve();
   }
 
@@ -44,12 +46,13 @@ class Network {
                   " tokens; there is room for ", capacity_);
     QLORA_EXPECTS(batch.longest <= run_.seq, "a document piece of ", batch.longest, " tokens; there is room for ",
                   run_.seq);  // rotary tables and scores have room for run.seq positions
-    context_.batch = b_.stage(batch);
-    context_.dropout = dropout;
+    pass_.batch = b_.stage(batch);
+    pass_.dropout = dropout;
+    pass_.adapters = context_.applied();
     const int layers = w_.layers();
-    b_.template embed<C::dim>(context_.batch.ids, {w_.embedding(), vocab(), w_.dims().dim()}, stream(0));
+    b_.template embed<C::dim>(pass_.batch.ids, {w_.embedding(), vocab(), w_.dims().dim()}, stream(0));
     for (int layer = 0; layer < layers; ++layer) {
-      Block<K, B>(b_, w_, context_, layer).forward(buffers(layer), stream(layer), stream(layer + 1));
+      Block<K, B>(b_, w_, pass_, layer).forward(buffers(layer), stream(layer), stream(layer + 1));
     }
     b_.at(-1, Site::final_norm);
     b_.rmsnorm(w_.values().norm_eps, stream(layers), w_.final_norm(), hidden(), inv_final_);
@@ -62,7 +65,7 @@ class Network {
   /// Loss of each row of the last forward pass (0 where nothing is predicted), in backend memory.
   const Param* losses() {
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), 0.0, context_.workspace.loss, row_loss_,
+    b_.cross_entropy(pass_.batch, ConstStream(hidden()), w_.head(), vocab(), 0.0, pass_.workspace.loss, row_loss_,
                      static_cast<Act*>(nullptr), static_cast<Param*>(nullptr));
     return row_loss_;
   }
@@ -73,19 +76,19 @@ class Network {
     constexpr bool full = K.trainable == Trainable::all;
     Param* head_gradient = full ? gradients + w_.layout().head() : nullptr;
     b_.at(-1, Site::loss);
-    b_.cross_entropy(context_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, context_.workspace.loss,
-                     row_loss_, gradients_.input, head_gradient);
+    b_.cross_entropy(pass_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, pass_.workspace.loss, row_loss_,
+                     gradients_.input, head_gradient);
     const Stream gs = view(gradients_.stream);
     b_.at(-1, Site::final_norm_gradient);
     b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_, w_.final_norm(), false, gs,
                         full ? gradients + w_.layout().final_norm() : nullptr);
     for (int layer = layers - 1; layer >= 0; --layer) {
-      const Block<K, B> block(b_, w_, context_, layer);
+      const Block<K, B> block(b_, w_, pass_, layer);
       block.recompute(buffers(layer), policy(layer), stream(layer));
       block.backward(buffers(layer), gradients_, stream(layer), gradients, full || layer > 0);
     }
     if constexpr (full) {
-      b_.template embed_backward<C::dim>(context_.batch.ids, gs, {gradients, vocab(), w_.dims().dim()});
+      b_.template embed_backward<C::dim>(pass_.batch.ids, gs, {gradients, vocab(), w_.dims().dim()});
     }
     return row_loss_;
   }
@@ -114,7 +117,7 @@ class Network {
     return layer < again ? run_.recompute : Recompute::none;
   }
   [[nodiscard]] int vocab() const { return w_.dims().shape().vocab; }
-  [[nodiscard]] Stream view(Act* data) const { return {data, context_.batch.tokens, w_.dims().dim()}; }
+  [[nodiscard]] Stream view(Act* data) const { return {data, pass_.batch.tokens, w_.dims().dim()}; }
   [[nodiscard]] Stream stream(int layer) const { return view(streams_[static_cast<std::size_t>(layer)]); }
   [[nodiscard]] Stream hidden() const { return view(hidden_); }
   [[nodiscard]] const LayerBuffers<Act, Param>& buffers(int layer) const {
@@ -148,21 +151,22 @@ class Network {
     gradients_.input = take(t * input_gradient_row(s, lora));
     hidden_ = gradients_.input + t * s.dim;  // used up before anything but the loss's gradient is written there
     const WorkspaceNeeds needs = workspace_needs(w_.dims().config(), run_, b_.workers());
-    context_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
+    pass_.workspace = B::carve(needs, arena_.template take<std::byte>(B::workspace_bytes(needs).total()));
     row_loss_ = take_statistic(t);
     Param* cosine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
     Param* sine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
     b_.rope_table(run_.seq, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
-    context_.cosine = cosine;
-    context_.sine = sine;
+    pass_.cosine = cosine;
+    pass_.sine = sine;
   }
 
+  Context<K, B>& context_;
   B& b_;
-  Weights<K, B>& w_;
+  const Weights<K, B>& w_;
   Run run_;
   std::int64_t capacity_;
   typename B::Arena arena_;
-  NetworkContext<Act, Param> context_;
+  Pass<B> pass_;
   std::vector<Act*> streams_;
   std::vector<LayerBuffers<Act, Param>> layers_;
   GradientBuffers<Act> gradients_;

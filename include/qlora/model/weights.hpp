@@ -1,14 +1,20 @@
 // qlora/model/weights.hpp — all weights of a model in backend memory: frozen ones quantized while they are read,
-// trained ones behind one another as the optimizer wants them. Needs: a TensorSource with Hugging Face names. Host
-// memory while loading is bounded by one tensor.
+// trained ones behind one another as the optimizer wants them, and sets of adapters by name. Needs: a TensorSource with
+// Hugging Face names. Host memory while loading is bounded by one tensor.
+// Frozen weights never change once they are loaded: any number of contexts compute with them at once.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "qlora/model/adapters.hpp"
 #include "qlora/model/names.hpp"
 #include "qlora/model/plan.hpp"
 #include "qlora/model/qlinear.hpp"
@@ -23,31 +29,8 @@ struct ModelValues {
   float norm_eps = 1e-5F;       ///< added to the mean square in RMS normalisation
 };
 
-/// Rank and scale of some adapters, other than the rest's.
-struct AdapterOverride {
-  int layer = -1;            ///< -1: every layer
-  Proj targets = Proj::all;  ///< projections that it is for
-  int rank = 0;              ///< 0: that of the rule
-  float alpha = 0.0F;        ///< 0: that of the rule
-};
-
-/// How adapters are set up at run time. The scale of B A is alpha / r, or alpha / sqrt(r) when rank-stabilised.
-struct AdapterRule {
-  int rank = 0;                              ///< 0: the cap of the config
-  float alpha = 16.0F;                       ///< numerator of the scale
-  bool rank_stabilized = false;              ///< the scale is alpha / sqrt(r)
-  std::vector<AdapterOverride> overrides{};  ///< where several fit, the last one counts
-};
-
-/// Rank, alpha and scale of one adapter. Rank 0: it was never set.
-struct AdapterState {
-  int rank = 0;                  ///< columns of A that are not padding
-  float alpha = 0.0F;            ///< numerator of the scale
-  float scale = 0.0F;            ///< what B A is multiplied by
-  bool rank_stabilized = false;  ///< scale is alpha / sqrt(rank)
-};
-
-/// The weights of a model in backend memory, frozen and trained, and its adapters' ranks and scales.
+/// The weights of a model. Const members may be called by any number of threads at once, and attach() and detach() with
+/// them; the others are for the thread that trains or loads the model's own adapters, under own_gate().
 template <Code K, class B>
 class Weights {
  public:
@@ -61,10 +44,10 @@ class Weights {
       : values_(values),
         dims_(dims),
         layout_{dims.shape(), dims.lora(), K.trainable},
-        adapters_(static_cast<std::size_t>(layers()) * 7),
+        own_(layout_),
         layers_(static_cast<std::size_t>(layers())),
         arena_(backend.arena(bytes_needed(dims, keep_dequantized))) {
-    trained_ = arena_.template take<Param>(layout_.total());
+    if constexpr (full) trained_ = arena_.template take<Param>(layout_.total());
     load(backend, source, keep_dequantized);
   }
 
@@ -79,10 +62,15 @@ class Weights {
   /// The memory that all of this lies in.
   [[nodiscard]] const typename B::Arena& arena() const { return arena_; }
 
-  /// Everything the optimizer changes: (layout().total()).
-  [[nodiscard]] Param* trained() { return trained_; }
-  /// Everything the optimizer changes, to read.
-  [[nodiscard]] const Param* trained() const { return trained_; }
+  /// Bytes of backend memory: the arena, and that of the model's own adapters.
+  [[nodiscard]] std::int64_t bytes_used() const { return arena_.used() + own_.bytes(); }
+
+  /// Everything the optimizer changes: (layout().total()). Null where that is adapters which were never set.
+  [[nodiscard]] Param* trained() { return full ? trained_ : own_.values(); }
+  /// The same, to read.
+  [[nodiscard]] const Param* trained() const { return full ? trained_ : own_.values(); }
+  /// Guards what trained() points to.
+  [[nodiscard]] AccessGate& own_gate() const { return own_.gate(); }
 
   /// The embedding table (V,D).
   [[nodiscard]] const Act* embedding() const { return embedding_; }
@@ -95,116 +83,76 @@ class Weights {
     return layers_[static_cast<std::size_t>(layer)].norm[which];
   }
 
-  /// One group of a layer, with adapters or as the base model.
+  /// One group of a layer with these adapters.
   template <Group G>
-  [[nodiscard]] QLinear<K, G, B> linear(int layer) const {
+  [[nodiscard]] QLinear<K, G, B> linear(int layer, const AppliedAdapters<B>& adapters) const {
     QLinear<K, G, B> group(dims_);
     for (int i = 0; i < part_count(G); ++i) {
       const Proj proj = part(G, i);
       LinearPart<Act, Param>& here = group.parts[static_cast<std::size_t>(i)];
       here.weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(first_part(G) + i)];
       if constexpr (!full) {
-        if (adapters_on_ && contains(layout_.lora.targets, proj)) {
-          here.a = trained_ + layout_.a(layer, proj);
-          here.b = trained_ + layout_.b(layer, proj);
-          here.scale = Param(adapter(layer, proj).scale);
+        if (adapters.set != nullptr && contains(layout_.lora.targets, proj)) {
+          here.a = adapters.set->values() + layout_.a(layer, proj);
+          here.b = adapters.set->values() + layout_.b(layer, proj);
+          here.scale = Param(adapters.set->state(layer, proj).scale * adapters.scale);
         }
       }
     }
     return group;
   }
 
-  /// With adapters off the model is its base, to the bit.
-  void use_adapters(bool on) { adapters_on_ = on; }
-  /// Whether linear() has adapters.
-  [[nodiscard]] bool uses_adapters() const { return adapters_on_; }
-
-  /// Rank and scale of one adapter.
-  [[nodiscard]] const AdapterState& adapter(int layer, Proj proj) const { return adapters_[slot(layer, proj)]; }
-
-  /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
-  /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
-  /// Throws Error when an override is for no adapter of the model, or a rank is above the cap.
+  /// The adapters that a trainer trains and read_adapter() loads. Not set: the model is its base.
+  [[nodiscard]] AdapterSet<B>& own() { return own_; }
+  /// The same, to read.
+  [[nodiscard]] const AdapterSet<B>& own() const { return own_; }
+  /// Rank and scale of one of the own adapters.
+  [[nodiscard]] const AdapterState& adapter(int layer, Proj proj) const { return own_.state(layer, proj); }
+  /// Sets all of the own adapters; see AdapterSet::init. Throws Error (usage) while they are in use.
   void init_adapters(B& backend, const AdapterRule& rule, std::uint64_t seed) {
-    for (const AdapterOverride& special : rule.overrides) expect_used(special);
-    for_each_target([&](int layer, Proj proj) {
-      int rank = rule.rank != 0 ? rule.rank : layout_.lora.rank;
-      float alpha = rule.alpha;
-      for (const AdapterOverride& special : rule.overrides) {
-        if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, proj)) continue;
-        if (special.rank != 0) rank = special.rank;
-        if (special.alpha > 0.0F) alpha = special.alpha;
-      }
-      set_adapter(layer, proj, rank, alpha, rule.rank_stabilized);
-      const int in = cols_of(layout_.shape, proj);
-      const float bound = 1.0F / std::sqrt(static_cast<float>(in));
-      std::vector<float> a(static_cast<std::size_t>(layout_.lora.rank) * static_cast<std::size_t>(in), 0.0F);
-      for (int r = 0; r < rank; ++r) {
-        for (int c = 0; c < in; ++c) {
-          const auto words =
-              philox({static_cast<std::uint32_t>(c), static_cast<std::uint32_t>(r), static_cast<std::uint32_t>(layer),
-                      use_word(RandomUse::adapter_init, static_cast<std::uint32_t>(proj))},
-                     seed);
-          a[static_cast<std::size_t>(r * in + c)] = (2.0F * unit_float(words[0]) - 1.0F) * bound;
-        }
-      }
-      backend.upload(a, trained_ + layout_.a(layer, proj));
-      backend.zero(trained_ + layout_.b(layer, proj), std::int64_t{rows_of(layout_.shape, proj)} * layout_.lora.rank);
-    });
+    const Writing writing(own_gate());
+    own_.init(backend, rule, seed);
   }
-
-  /// Sets one adapter from A (rank, in) and B (out, rank); what is left up to the cap becomes zero.
+  /// Sets one of the own adapters; see AdapterSet::load. Throws Error (usage) while they are in use.
   void load_adapter(B& backend, int layer, Proj proj, int rank, float alpha, bool rank_stabilized,
                     std::span<const float> a, std::span<const float> b) {
-    QLORA_EXPECTS(contains(layout_.lora.targets, proj), name_of(proj),
-                  " has an adapter, but is no target of this model");
-    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
-    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
-    set_adapter(layer, proj, rank, alpha, rank_stabilized);
-    const auto r = static_cast<std::size_t>(rank);
-    QLORA_EXPECTS(a.size() == r * in && b.size() == out * r, "adapter of layer ", layer, " ", name_of(proj), " has ",
-                  a.size(), " and ", b.size(), " values, rank ", rank, " needs ", r * in, " and ", out * r);
-    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
-    std::vector<float> padded(cap * in, 0.0F);
-    std::copy(a.begin(), a.end(), padded.begin());
-    backend.upload(padded, trained_ + layout_.a(layer, proj));
-    padded.assign(out * cap, 0.0F);
-    for (std::size_t row = 0; row < out; ++row) {
-      for (std::size_t col = 0; col < r; ++col) padded[row * cap + col] = b[row * r + col];
-    }
-    backend.upload(padded, trained_ + layout_.b(layer, proj));
+    const Writing writing(own_gate());
+    own_.load(backend, layer, proj, rank, alpha, rank_stabilized, a, b);
   }
-
-  /// One adapter without its padding: A (rank, in), B (out, rank).
+  /// One of the own adapters without its padding; see AdapterSet::save.
   void save_adapter(const B& backend, int layer, Proj proj, std::vector<float>& a, std::vector<float>& b) const {
-    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
-    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
-    const auto rank = static_cast<std::size_t>(adapter(layer, proj).rank);
-    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
-    a.resize(rank * in);
-    backend.download(trained_ + layout_.a(layer, proj), a);
-    std::vector<float> padded(out * cap);
-    backend.download(trained_ + layout_.b(layer, proj), padded);
-    b.resize(out * rank);
-    for (std::size_t row = 0; row < out; ++row) {
-      for (std::size_t col = 0; col < rank; ++col) b[row * rank + col] = padded[row * cap + col];
-    }
+    own_.save(backend, layer, proj, a, b);
   }
-
   /// Calls visit(layer, projection) for every adapter.
   template <class Visit>
   void for_each_target(Visit&& visit) const {
-    for (int layer = 0; layer < layers(); ++layer) {
-      for (const Proj proj : all_projections) {
-        if (contains(layout_.lora.targets, proj)) visit(layer, proj);
-      }
-    }
+    own_.for_each(visit);
+  }
+
+  /// Holds adapters under a name. Throws Error (usage) when the name is empty or taken.
+  void attach(const std::string& name, std::shared_ptr<const AdapterSet<B>> adapters) {
+    const std::lock_guard lock(named_mutex_);
+    if (name.empty() || !named_.try_emplace(name, std::move(adapters)).second) refuse_name(name);
+  }
+  /// Throws Error (usage) when attach() would, before adapters are read for nothing.
+  void expect_free(std::string_view name) const {
+    const std::lock_guard lock(named_mutex_);
+    if (name.empty() || named_.contains(name)) refuse_name(name);
+  }
+  /// Forgets a name; contexts that use these adapters keep them. Throws Error (usage) for an unknown name.
+  void detach(std::string_view name) {
+    const std::lock_guard lock(named_mutex_);
+    named_.erase(find_named(name));
+  }
+  /// The adapters of a name. Throws Error (usage) for an unknown one.
+  [[nodiscard]] std::shared_ptr<const AdapterSet<B>> named(std::string_view name) const {
+    const std::lock_guard lock(named_mutex_);
+    return find_named(name)->second;
   }
 
   /// A dequantized or dense linear weight (out, in), in float: for merging and for looking at.
   [[nodiscard]] std::vector<float> dense_weight(B& backend, int layer, Proj proj) const {
-    const Weight<Act>& weight =
-        layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(index_of(proj))];
+    const Weight<Act>& weight = layers_[static_cast<std::size_t>(layer)].linear[index_of(proj)];
     std::vector<float> out(static_cast<std::size_t>(layout_.matrix(proj)));
     if (!quantized) {
       backend.download(weight.dense, out);
@@ -247,35 +195,24 @@ class Weights {
     std::array<Weight<Act>, 7> linear{};
   };
 
-  [[nodiscard]] static constexpr int index_of(Proj proj) {
-    int index = 0;
-    while (all_projections[static_cast<std::size_t>(index)] != proj) ++index;
-    return index;
+  [[nodiscard]] static std::size_t index_of(Proj proj) {
+    return static_cast<std::size_t>(std::find(all_projections.begin(), all_projections.end(), proj) -
+                                    all_projections.begin());
   }
-  [[nodiscard]] static std::size_t slot(int layer, Proj proj) {
-    return static_cast<std::size_t>(layer) * 7 + static_cast<std::size_t>(index_of(proj));
+  [[noreturn]] static void refuse_name(std::string_view name) {
+    throw Error(concat("\"", name, "\" cannot name an adapter: ", name.empty() ? "it is empty" : "it is taken"),
+                ErrorKind::usage);
+  }
+  [[nodiscard]] auto find_named(std::string_view name) const {
+    const auto found = named_.find(name);
+    if (found == named_.end()) throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
+    return found;
   }
   [[nodiscard]] static std::int64_t bytes_needed(const Dims<K>& dims, bool keep_dequantized) {
     const Run run{.seq = 1, .keep_dequantized = keep_dequantized};
     const MemoryPlan plan = memory_plan(dims.config(), run, storage_of<B>(0));
     return plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] + plan[Purpose::dense_linears] +
-           plan[Purpose::embedding_head] + plan[Purpose::trained];
-  }
-
-  void expect_used(const AdapterOverride& special) const {
-    QLORA_EXPECTS(special.layer >= -1 && special.layer < layers(), "an override for adapters of layer ", special.layer,
-                  "; the model has layers 0 to ", layers() - 1);
-    for (const Proj proj : all_projections) {
-      if (contains(special.targets, proj) && contains(layout_.lora.targets, proj)) return;
-    }
-    throw Error(concat("an override for adapters of ", names_of(special.targets), "; this model has those of ",
-                       names_of(layout_.lora.targets)),
-                ErrorKind::usage);
-  }
-  void set_adapter(int layer, Proj proj, int rank, float alpha, bool rank_stabilized) {
-    QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
-                  " is outside 1 to ", layout_.lora.rank, ", the cap of this model");
-    adapters_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized), rank_stabilized};
+           plan[Purpose::embedding_head] + (full ? plan[Purpose::trained] : 0);
   }
 
   /// The tensor of that name. Throws Error when it is not there or has another shape.
@@ -391,14 +328,15 @@ class Weights {
   ModelValues values_;
   Dims<K> dims_;
   TrainedLayout layout_;
-  std::vector<AdapterState> adapters_;
+  AdapterSet<B> own_;  // of a config without adapters: its gate alone
+  mutable std::mutex named_mutex_;
+  std::map<std::string, std::shared_ptr<const AdapterSet<B>>, std::less<>> named_;
   std::vector<Layer> layers_;
   typename B::Arena arena_;
-  Param* trained_ = nullptr;
+  Param* trained_ = nullptr;  // where every weight is trained
   const Act* embedding_ = nullptr;
   const Act* head_ = nullptr;
   const Param* final_norm_ = nullptr;
-  bool adapters_on_ = true;
 };
 
 }  // namespace v0

@@ -8,8 +8,8 @@
 
 #include <algorithm>
 #include <concepts>
-#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,55 +45,15 @@ template <class B>
 }
 #endif
 
-/// A session over a model that lives elsewhere.
+/// Generates and scores in a context. `adapter_` is what its calls apply, whatever the context is set to between them.
 template <Config C, class B>
-class ModelSession final : public Session {
+class ModelSession : public Session {
  public:
-  /// `limit`: the longest sequence, in tokens. `in_training`: the model's adapters are a trainer's.
-  ModelSession(Model<C, B>& model, int limit, const DeviceOptions& device, bool in_training)
-      : limit_(limit), device_(device), model_(model), in_training_(in_training) {}
+  using Context = qlora::Context<code_of(C), B>;
 
-  void attach(const std::string& name, PeftAdapter adapter) override {
-    if (in_training_) throw Error("no adapter is attached to a model in training", ErrorKind::usage);
-    if constexpr (!has_adapters) {
-      throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
-    } else {
-      if (name.empty() || adapters_.contains(name)) {
-        throw Error(concat("\"", name, "\" cannot name an adapter: ", name.empty() ? "it is empty" : "it is taken"),
-                    ErrorKind::usage);
-      }
-      check_adapter(adapter, model_.resolved_config());
-      adapters_.emplace(name, std::move(adapter));
-    }
-  }
-
-  void detach(const std::string& name) override {
-    const auto found = find(name);
-    if (loaded_ == name) {
-      model_.use_adapters(false);
-      loaded_.clear();
-    }
-    adapters_.erase(found);
-  }
-
-  void use(std::string_view name) override {
-    if constexpr (has_adapters) {
-      if (name.empty()) return model_.use_adapters(false);
-      if (!in_training_) {
-        const auto& [known, adapter] = *find(name);
-        if (loaded_ != known) {
-          loaded_.clear();  // reading may fail half way
-          read_adapter(model_, adapter);
-          loaded_ = known;
-        }
-      } else if (name != trained_adapter) {
-        refuse(name);
-      }
-      model_.use_adapters(true);
-    } else if (!name.empty() && !(in_training_ && name == trained_adapter)) {
-      refuse(name);
-    }
-  }
+  /// `limit`: the longest sequence, in tokens. The context outlives the session.
+  ModelSession(Context& context, const Config& config, int limit, const DeviceOptions& device)
+      : context_(context), config_(config), limit_(limit), device_(device) {}
 
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) override {
@@ -103,7 +63,8 @@ class ModelSession final : public Session {
     check_length("a prompt", longest + 1);
     const std::int64_t wanted = static_cast<std::int64_t>(longest) + options.max_new_tokens;
     const int length = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
-    Generator<C, B> generator(model_, limits(prompts.size(), length, false));
+    const Applied applied(context_, adapter_);
+    Generator<C, B> generator(context_, limits(prompts.size(), length, false));
     return generator.generate(prompts, options, on_token);
   }
 
@@ -115,6 +76,7 @@ class ModelSession final : public Session {
       }
     }
     check_length("a prompt with its answer", longest);
+    const Applied applied(context_, adapter_);
     return scorer(questions.size(), longest).score(questions);
   }
 
@@ -122,27 +84,18 @@ class ModelSession final : public Session {
     std::size_t longest = 1;
     for (const auto& text : texts) longest = std::max(longest, text.size());
     check_length("a text", longest);
+    const Applied applied(context_, adapter_);
     scorer(texts.size(), longest).read(texts, use);
   }
 
  private:
-  static constexpr bool has_adapters = C.quant.kind != QuantKind::none;
-
-  [[noreturn]] static void refuse(std::string_view name) {
-    throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
-  }
-  [[nodiscard]] auto find(std::string_view name) const {
-    const auto found = adapters_.find(name);
-    if (found == adapters_.end()) refuse(name);
-    return found;
-  }
   void check_length(const char* what, std::size_t tokens) const {
     if (tokens > static_cast<std::size_t>(limit_)) {
       throw Error(concat(what, " of ", tokens, " tokens; the model's context holds ", limit_));
     }
   }
   [[nodiscard]] Scorer<C, B> scorer(std::size_t count, std::size_t longest) {
-    return Scorer<C, B>(model_, limits(count, static_cast<int>(longest), true));
+    return Scorer<C, B>(context_, limits(count, static_cast<int>(longest), true));
   }
 
   /// Room for 32 sequences, or for as many as the GPU has memory for.
@@ -153,49 +106,92 @@ class ModelSession final : public Session {
                         .all_logits = all_logits};
 #ifdef QLORA_CUDA
     if constexpr (on_gpu<B>) {
-      const std::int64_t free = memory_of(model_.backend(), device_).free();
-      while (limits.sequences > 1 && decode_bytes(model_.resolved_config(), limits, gpu_storage) > free)
-        --limits.sequences;
+      const std::int64_t free = memory_of(context_.backend(), device_).free();
+      while (limits.sequences > 1 && decode_bytes(config_, limits, gpu_storage) > free) --limits.sequences;
     }
 #endif
     return limits;
   }
 
+  Context& context_;
+  Config config_;
   int limit_;
   DeviceOptions device_;
-  Model<C, B>& model_;
-  bool in_training_;
-  std::map<std::string, PeftAdapter, std::less<>> adapters_;
-  std::string loaded_;  ///< the adapter whose matrices the model holds
+
+ protected:
+  using Applied = UsingAdapters<code_of(C), B>;
+  [[nodiscard]] Context& context() const { return context_; }
+
+  typename Context::Adapters adapter_ = Context::base();
 };
 
-/// A session with a model of its own.
+/// A session on a loaded model, in a context of its own.
 template <Config C, class B>
-class OwningSession final : public Session {
+class LoadedSession final : public ModelSession<C, B> {
  public:
-  OwningSession(const hf::ModelDir& model, const ModelOptions& options, const DeviceOptions& device)
-      : model_(open_model<C, B>(model, options, make_backend<B>(device))),
-        session_(model_, model.max_positions, device, false) {
-    model_.use_adapters(false);
+  LoadedSession(std::unique_ptr<Context<code_of(C), B>> context, const Config& config, int limit,
+                const DeviceOptions& device)
+      : ModelSession<C, B>(*context, config, limit, device), made_(std::move(context)) {}
+
+  void use(std::string_view name, float scale) override {
+    this->adapter_ = name.empty() ? this->context().base() : this->context().choice(name, scale);
   }
 
-  void attach(const std::string& name, PeftAdapter adapter) override { session_.attach(name, std::move(adapter)); }
-  void detach(const std::string& name) override { session_.detach(name); }
-  void use(std::string_view name) override { session_.use(name); }
-  std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
-                                  const OnToken& on_token) override {
-    return session_.generate(prompts, options, on_token);
+ private:
+  std::unique_ptr<Context<code_of(C), B>> made_;
+};
+
+/// The session of a model in training, in the trainer's context.
+template <Config C, class B>
+class TrainedSession final : public ModelSession<C, B> {
+ public:
+  TrainedSession(Model<C, B>& model, int limit, const DeviceOptions& device)
+      : ModelSession<C, B>(model.context(), model.resolved_config(), limit, device) {
+    use(trained_adapter, 1.0F);
   }
-  std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
-    return session_.score(questions);
+
+  void use(std::string_view name, float scale) override {
+    if (!name.empty() && name != trained_adapter) {
+      throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
+    }
+    this->adapter_ = name.empty() ? this->context().base() : this->context().own_choice(scale);
   }
-  void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
-    session_.read(texts, use);
+};
+
+/// A model for sessions.
+template <Config C, class B>
+class CompiledModel final : public LoadedModel {
+ public:
+  CompiledModel(const hf::ModelDir& model, const ModelOptions& options, const DeviceOptions& device)
+      : model_(open_model<C, B>(model, options, make_backend<B>(device))),
+        limit_(model.max_positions),
+        device_(device) {}
+
+  void attach(const std::string& name, const PeftAdapter& adapter) override {
+    if constexpr (C.quant.kind == QuantKind::none) {
+      throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
+    } else {
+      const std::lock_guard lock(loading_);
+      attach_adapter(model_, name, adapter);
+    }
+  }
+  void detach(std::string_view name) override { model_.detach(name); }
+
+  [[nodiscard]] std::unique_ptr<Session> open_session(int threads) const override {
+    DeviceOptions device = device_;
+    if (threads != 0) {
+      if constexpr (on_gpu<B>) throw Error("a session on a GPU has no threads to choose", ErrorKind::usage);
+      device.threads = threads;
+    }
+    auto context = threads == 0 ? model_.make_context() : model_.make_context(make_backend<B>(device));
+    return std::make_unique<LoadedSession<C, B>>(std::move(context), model_.resolved_config(), limit_, device);
   }
 
  private:
   Model<C, B> model_;
-  ModelSession<C, B> session_;
+  std::mutex loading_;  ///< one adapter at a time is loaded, in the model's own context
+  int limit_;
+  DeviceOptions device_;
 };
 
 /// Options with the recomputation that is asked for, or the least that fits the memory which the backend's card has
@@ -239,7 +235,7 @@ class CompiledTraining final : public TrainingSession {
  public:
   CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend, const DeviceOptions& device)
       : trainer_(model.source(), options, std::move(backend)),
-        session_(trainer_.model(), model.max_positions, device, true) {}
+        session_(trainer_.model(), model.max_positions, device) {}
 
   StepReport step(const Windows& windows) override { return trainer_.step(windows); }
   [[nodiscard]] int steps_done() const override { return trainer_.core().steps_done(); }
@@ -284,8 +280,8 @@ class CompiledTraining final : public TrainingSession {
   }
 
  private:
-  mutable Trainer<C, B> trainer_;  // its accessors are not const
-  ModelSession<C, B> session_;
+  Trainer<C, B> trainer_;
+  TrainedSession<C, B> session_;
 };
 
 template <Config C, class B>
@@ -301,8 +297,8 @@ class CompiledCode final : public ModelCode {
     return true;
   }
 
-  [[nodiscard]] std::unique_ptr<Session> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
-                                              const DeviceOptions& device) const override {
+  [[nodiscard]] std::unique_ptr<LoadedModel> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
+                                                  const DeviceOptions& device) const override {
     if constexpr (C.trainable == Trainable::all) {
       throw Error("code that trains every weight opens no session", ErrorKind::usage);  // see select_code
     } else {
@@ -311,12 +307,12 @@ class CompiledCode final : public ModelCode {
         // Adapters are never attached: the least rank cap whose rows are aligned, so that all configs of a shape share
         // this code.
         constexpr Config plain = C.with(unquantized).with(Lora{.rank = B::rank_step, .targets = Proj::q});
-        return std::make_unique<OwningSession<plain, B>>(model, options, device);
+        return std::make_unique<CompiledModel<plain, B>>(model, options, device);
       }
       const int rounded = (std::max(adapters.rank, 1) + B::rank_step - 1) / B::rank_step * B::rank_step;
       options.lora = {.rank = is_dynamic(C.lora.rank) ? rounded : adapters.rank, .targets = adapters.targets};
       if (is_dynamic(C.lora.targets) && adapters.targets == Proj::none) options.lora.targets = Proj::q;  // the least
-      return std::make_unique<OwningSession<C, B>>(model, options, device);
+      return std::make_unique<CompiledModel<C, B>>(model, options, device);
     }
   }
 

@@ -3,12 +3,15 @@
 //   run::Engine engine("models/tiny-chat", {.adapters = {{"tuned", "out/adapter"}}});
 //   engine.use("tuned");
 //   std::cout << engine.ask({{.chat = true, .prompt = "Who makes it?"}}, {})[0].text;
+// A program with several threads gives each a session of its own: run::EngineSession mine = engine.open_session();
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -50,46 +53,28 @@ struct EngineOptions {
   return options;
 }
 
-/// Used by one thread at a time.
-class Engine {
+/// What sessions read of a model directory, beside its weights. Any number of threads may read it at once.
+struct ModelFiles {
+  hf::ModelDir model;   ///< config and weights
+  Tokenizer tokenizer;  ///< of that model
+};
+
+/// Asks a model with one adapter or none. Used by one thread at a time; sessions of one engine run side by side, and
+/// keep what they need of it.
+class EngineSession {
  public:
-  /// Throws Error: (input) for a directory or an adapter that cannot be used, (resource) for too little memory or a GPU
-  /// that is not there, (usage) for options that do not go together or code that the program lacks.
-  explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
-      : model_(hf::ModelDir::open(dir)),
-        tokenizer_(Tokenizer::load(dir / "tokenizer.model")),
-        any_base_(options.any_base) {
-    if (tokenizer_.vocab_size() > model_.shape.vocab) {
-      throw Error(concat(dir.string(), ": the tokenizer has ", tokenizer_.vocab_size(), " pieces, the model ",
-                         model_.shape.vocab));
-    }
-    if (options.base == BaseWeights::full && !options.adapters.empty()) {
-      throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
-    }
-    std::vector<std::pair<std::string, PeftAdapter>> adapters;
-    Lora capacity = options.base == BaseWeights::full ? no_adapters : options.capacity;
-    for (const NamedAdapter& one : options.adapters) {
-      adapters.emplace_back(one.name, open_adapter(one.dir, model_, any_base_));
-      capacity = room_for(capacity, adapters.back().second);
-    }
-    const Selection selected = select_code(model_.shape, capacity, options.device);
-    session_ = selected.code->open(model_, options.base, capacity, selected.device);
-    for (auto& [name, adapter] : adapters) session_->attach(name, std::move(adapter));
-  }
+  /// A session of a loaded model, with the files that it was loaded from.
+  EngineSession(std::shared_ptr<const ModelFiles> files, std::unique_ptr<Session> session)
+      : files_(std::move(files)), session_(std::move(session)) {}
 
-  /// Holds the adapter of a directory under a name. Throws Error as open_adapter and Session::attach do.
-  void attach(const std::string& name, const std::filesystem::path& dir) {
-    session_->attach(name, open_adapter(dir, model_, any_base_));
+  /// Which adapter answers from now on, and how strongly; empty: the base. Throws Error (usage) for an unknown name, or
+  /// a scale that is not finite.
+  void use(std::string_view name, float scale = 1.0F) {
+    session_->use(name, scale);
+    adapter_ = name;
   }
-  /// Lets an adapter go; its place may be used again. Throws Error (usage) for an unknown name.
-  void detach(const std::string& name) { session_->detach(name); }
-  /// Which adapter answers from now on; empty: the base. Throws Error (usage) for an unknown name.
-  void use(std::string_view name) { session_->use(name); }
-
-  /// The model directory that is open.
-  [[nodiscard]] const hf::ModelDir& model() const { return model_; }
-  /// The model's tokenizer.
-  [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
+  /// The name that use() was last given.
+  [[nodiscard]] const std::string& adapter() const { return adapter_; }
   /// The open model, for token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }
 
@@ -106,10 +91,10 @@ class Engine {
         const Question& question = questions[i];
         if (question.chat != chat) continue;
         which.push_back(i);
-        prompts.push_back(eval::question_tokens(tokenizer_, chat, question.prompt, question.history));
+        prompts.push_back(eval::question_tokens(files_->tokenizer, chat, question.prompt, question.history));
       }
       if (prompts.empty()) continue;
-      options.stop_ids = eval::stop_tokens(tokenizer_, chat, model_.eos_token_ids);
+      options.stop_ids = eval::stop_tokens(files_->tokenizer, chat, files_->model.eos_token_ids);
       const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
         return !progress.stop_requested() && (!on_token || on_token(prompt, id));
       });
@@ -117,7 +102,7 @@ class Engine {
         throw Error("interrupted while answering; ask again", ErrorKind::interrupted);
       }
       for (std::size_t i = 0; i < which.size(); ++i) {
-        replies[which[i]] = eval::reply_of(tokenizer_, chat, generated[i]);
+        replies[which[i]] = eval::reply_of(files_->tokenizer, chat, generated[i]);
       }
     }
     return replies;
@@ -129,15 +114,89 @@ class Engine {
                                           eval::TextReference* record = nullptr,
                                           const eval::TextReference* against = nullptr,
                                           const eval::OnMeasured& on_measured = {}) {
-    return eval::measure(*session_, tokenizer_, items, {.max_new_tokens = max_new_tokens, .ends = model_.eos_token_ids},
-                         record, against, on_measured);
+    return eval::measure(*session_, files_->tokenizer, items,
+                         {.max_new_tokens = max_new_tokens, .ends = files_->model.eos_token_ids}, record, against,
+                         on_measured);
   }
 
  private:
-  hf::ModelDir model_;
-  Tokenizer tokenizer_;
-  bool any_base_;
+  std::shared_ptr<const ModelFiles> files_;
   std::unique_ptr<Session> session_;
+  std::string adapter_;
+};
+
+/// A model that is open. attach() and open_session() may be called by any number of threads at once; the others are the
+/// engine's first session, for one thread at a time.
+class Engine {
+ public:
+  /// Throws Error: (input) for a directory or an adapter that cannot be used, (resource) for too little memory or a GPU
+  /// that is not there, (usage) for options that do not go together or code that the program lacks.
+  explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
+      : files_(std::make_shared<const ModelFiles>(hf::ModelDir::open(dir), Tokenizer::load(dir / "tokenizer.model"))),
+        any_base_(options.any_base) {
+    const hf::ModelDir& model = files_->model;
+    const Tokenizer& tokenizer = files_->tokenizer;
+    if (tokenizer.vocab_size() > model.shape.vocab) {
+      throw Error(concat(dir.string(), ": the tokenizer has ", tokenizer.vocab_size(), " pieces, the model ",
+                         model.shape.vocab));
+    }
+    if (options.base == BaseWeights::full && !options.adapters.empty()) {
+      throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
+    }
+    std::vector<std::pair<std::string, PeftAdapter>> adapters;
+    Lora capacity = options.base == BaseWeights::full ? no_adapters : options.capacity;
+    for (const NamedAdapter& one : options.adapters) {
+      adapters.emplace_back(one.name, open_adapter(one.dir, model, any_base_));
+      capacity = room_for(capacity, adapters.back().second);
+    }
+    const Selection selected = select_code(model.shape, capacity, options.device);
+    loaded_ = selected.code->open(model, options.base, capacity, selected.device);
+    for (const auto& [name, adapter] : adapters) loaded_->attach(name, adapter);
+    first_.emplace(open_session());
+  }
+
+  /// A session that applies no adapter yet, with `threads` threads of its own; 0: as many as the engine was opened with.
+  /// Throws Error (usage) for threads on a GPU.
+  [[nodiscard]] EngineSession open_session(int threads = 0) const { return {files_, loaded_->open_session(threads)}; }
+
+  /// Holds the adapter of a directory under a name. Throws Error as open_adapter and LoadedModel::attach do.
+  void attach(const std::string& name, const std::filesystem::path& dir) {
+    loaded_->attach(name, open_adapter(dir, files_->model, any_base_));
+  }
+  /// Forgets a name; sessions keep an adapter that they use, but the first one goes back to the base. Throws Error
+  /// (usage) for an unknown name.
+  void detach(const std::string& name) {
+    loaded_->detach(name);
+    if (first_->adapter() == name) first_->use("");
+  }
+
+  /// The model directory that is open.
+  [[nodiscard]] const hf::ModelDir& model() const { return files_->model; }
+  /// The model's tokenizer.
+  [[nodiscard]] const Tokenizer& tokenizer() const { return files_->tokenizer; }
+
+  /// EngineSession::use of the first session.
+  void use(std::string_view name, float scale = 1.0F) { first_->use(name, scale); }
+  /// The open model, for token ids in and out.
+  [[nodiscard]] Session& session() { return first_->session(); }
+  /// EngineSession::ask of the first session.
+  [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, const Sampling& sampling,
+                                       const Progress& progress = Progress(), const OnToken& on_token = {}) {
+    return first_->ask(questions, sampling, progress, on_token);
+  }
+  /// EngineSession::measure of the first session.
+  [[nodiscard]] eval::ItemResults measure(std::span<const eval::Item> items, int max_new_tokens,
+                                          eval::TextReference* record = nullptr,
+                                          const eval::TextReference* against = nullptr,
+                                          const eval::OnMeasured& on_measured = {}) {
+    return first_->measure(items, max_new_tokens, record, against, on_measured);
+  }
+
+ private:
+  std::shared_ptr<const ModelFiles> files_;
+  bool any_base_;
+  std::unique_ptr<LoadedModel> loaded_;
+  std::optional<EngineSession> first_;
 };
 
 }  // namespace run

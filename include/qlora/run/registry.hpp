@@ -34,8 +34,8 @@ class ModelCode {
   /// Whether its device is there. If not, `why` is the reason.
   [[nodiscard]] virtual bool usable(std::string& why) const = 0;
   /// `adapters`: the highest rank and all targets of the adapters that will be attached.
-  [[nodiscard]] virtual std::unique_ptr<Session> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
-                                                      const DeviceOptions& device) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<LoadedModel> open(const hf::ModelDir& model, BaseWeights base,
+                                                          const Lora& adapters, const DeviceOptions& device) const = 0;
   /// `probes`: what its session decodes between steps, at most; no sequences: nothing. On a GPU memory is kept for
   /// that; throws Error (resource) when there is too little.
   [[nodiscard]] virtual std::unique_ptr<TrainingSession> train(const hf::ModelDir& model, TrainOptions options,

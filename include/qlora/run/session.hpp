@@ -1,10 +1,11 @@
-// qlora/run/session.hpp — a compiled model behind virtual interfaces: one that answers, and one in training. So
-// programs are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a
+// qlora/run/session.hpp — a compiled model behind virtual interfaces: one that is loaded, sessions on it that answer,
+// and one in training. So programs are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a
 // step is virtual. compiled.hpp implements these for every config and backend.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,7 +27,8 @@ namespace run {
 /// The name of the adapter of a model in training.
 inline constexpr std::string_view trained_adapter = "trained";
 
-/// A loaded model. Used by one thread at a time.
+/// One thread's use of a model: which adapter it applies, and where it computes. Used by one thread at a time; sessions
+/// of one model run side by side.
 class Session {
  public:
   Session() = default;
@@ -34,15 +36,10 @@ class Session {
   Session& operator=(const Session&) = delete;
   virtual ~Session() = default;
 
-  /// Holds an adapter under a name that use() takes. Throws Error (input), naming the module, layer or rank, when the
-  /// code cannot run the adapter whole, and (usage) when the name is taken, when the base is not quantized, or when the
-  /// model is in training.
-  virtual void attach(const std::string& name, PeftAdapter adapter) = 0;
-  /// Releases an adapter; the base is in use if that adapter was. Throws Error (usage) for an unknown name.
-  virtual void detach(const std::string& name) = 0;
-  /// Which adapter the calls below use; empty: none, and the model is its base to the bit. Throws Error (usage) for an
-  /// unknown name.
-  virtual void use(std::string_view name) = 0;
+  /// Which adapter the calls below use, `scale` times as strong as it was trained; empty: none, and the model is its
+  /// base to the bit. An adapter that is detached stays in use here until another is chosen. Throws Error (usage) for an
+  /// unknown name, or a scale that is not finite.
+  virtual void use(std::string_view name, float scale = 1.0F) = 0;
 
   /// Continuations of all prompts, in their order, as Generator::generate makes them. `on_token` may be empty.
   [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
@@ -51,6 +48,24 @@ class Session {
   [[nodiscard]] virtual std::vector<std::vector<double>> score(std::span<const Continuations> questions) = 0;
   /// The logits at every token of all texts.
   virtual void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) = 0;
+};
+
+/// A model whose weights are loaded once for all its sessions. Any number of threads may call it at once.
+class LoadedModel {
+ public:
+  LoadedModel() = default;
+  LoadedModel(const LoadedModel&) = delete;
+  LoadedModel& operator=(const LoadedModel&) = delete;
+  virtual ~LoadedModel() = default;
+
+  /// Holds an adapter under a name that Session::use takes. Throws Error (input), naming the module, layer or rank, when
+  /// the code cannot run the adapter whole, and (usage) when the name is taken or the base is not quantized.
+  virtual void attach(const std::string& name, const PeftAdapter& adapter) = 0;
+  /// Forgets a name. Throws Error (usage) for an unknown one.
+  virtual void detach(std::string_view name) = 0;
+  /// A session that applies no adapter, with `threads` threads of its own; 0: as many as the model was opened with.
+  /// Keeps the weights alive. Throws Error (usage) for threads on a GPU.
+  [[nodiscard]] virtual std::unique_ptr<Session> open_session(int threads = 0) const = 0;
 };
 
 /// What a checkpoint holds beside the tensors.

@@ -157,7 +157,7 @@ class TrainingRun {
     if (trains_all() && base_ == nullptr) {  // its weights are not in this model any more
       const DeviceRequest on_cpu{.use = DeviceUse::cpu, .threads = request_.device.threads};
       const Selection selected = select_code(model_.shape, no_adapters, on_cpu);
-      base_ = selected.code->open(model_, BaseWeights::full, no_adapters, selected.device);
+      base_ = selected.code->open(model_, BaseWeights::full, no_adapters, selected.device)->open_session();
     }
     progress_.say(concat("step ", record.step, ": measuring ", guard_.size(), " probes"));
     try {

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cmath>
+#include <memory>
 #include <string>
 
 #include "qlora/model/model.hpp"
@@ -112,16 +113,17 @@ class TrainerCore {
  public:
   using Param = typename B::Param;  ///< what is trained
 
-  /// Takes all memory of a run. Backend and weights must live as long as this. Throws Error (usage) when an option is
-  /// outside its range.
-  TrainerCore(B& backend, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
-      : b_(backend),
+  /// Takes all memory of a run. Trains what the weights hold, in a context on these very weights; both outlive the core.
+  /// Throws Error (usage) when an option is outside its range.
+  TrainerCore(Context<K, B>& context, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
+      : context_(context),
+        b_(context.backend()),
         w_(weights),
         options_(checked(options)),
         run_(run_of(options, keep_dequantized)),
-        network_(backend, weights, run_),
+        network_(context, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
-        arena_(backend.arena(bytes_needed())) {
+        arena_(b_.arena(bytes_needed())) {
     const std::int64_t count = w_.layout().total();
     gradients_ = arena_.template take<Param>(count);
     for (std::size_t i = 0; i < 2; ++i) {
@@ -143,6 +145,7 @@ class TrainerCore {
 
   /// One optimizer step on all these windows, in micro-batches of options.batch.
   StepReport step(const Windows& windows) {
+    const auto entry = context_.enter_training();
     expect_trainable();
     windows.check(w_.dims().shape().vocab);
     QLORA_EXPECTS(windows.seq <= options_.seq, "windows of ", windows.seq, " tokens; there is room for ", options_.seq);
@@ -175,6 +178,7 @@ class TrainerCore {
 
   /// Mean loss over the labelled tokens of all these windows, without dropout.
   Evaluation evaluate(const Windows& windows) {
+    const auto entry = context_.enter();
     windows.check(w_.dims().shape().vocab);
     Evaluation result;
     b_.zero(scalars_);
@@ -219,9 +223,11 @@ class TrainerCore {
   [[nodiscard]] const Param* gradients() const { return gradients_; }
   /// What runs the forward and the backward pass.
   [[nodiscard]] Network<K, B>& network() { return network_; }
+  /// The same, to look at.
+  [[nodiscard]] const Network<K, B>& network() const { return network_; }
   /// Bytes of all arenas of the run, weights included.
   [[nodiscard]] std::int64_t arena_bytes_used() const {
-    return arena_.used() + network_.arena().used() + w_.arena().used();
+    return arena_.used() + network_.arena().used() + w_.bytes_used();
   }
 
  private:
@@ -243,8 +249,11 @@ class TrainerCore {
   /// A step with its adapters off would have no gradient, and momentum would still move the weights; one past the
   /// schedule would have a learning rate of 0.
   void expect_trainable() const {
-    if (!Weights<K, B>::full && !w_.uses_adapters()) {
-      throw Error("the adapters are off: a training step needs model().use_adapters(true)", ErrorKind::usage);
+    if (!context_.uses_own()) {
+      throw Error(
+          "the adapters are off: a training step needs the model's own ones, with scale 1; call "
+          "context().use_own()",
+          ErrorKind::usage);
     }
     if (options_.schedule != Schedule::constant && step_ >= options_.total_steps) {
       throw Error(concat("step ", step_ + 1, " is past the schedule, which ends after total_steps = ",
@@ -317,6 +326,7 @@ class TrainerCore {
                        ") or look at the data of this step"));
   }
 
+  Context<K, B>& context_;
   B& b_;
   Weights<K, B>& w_;
   TrainOptions options_;
@@ -388,7 +398,9 @@ template <Config C, class B>
 }
 }  // namespace detail
 
-/// A model and its training. Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
+/// A model and its training. Used by one thread at a time; generators and scorers on trainer.model() may run in others
+/// between steps, and during a step throw Error (usage) if they apply what it trains.
+/// Trainer<mine, Cpu<>> trainer{source, {.lr = 2e-4F}};  trainer.step(windows);
 /// What reaches the code beneath is defined outside the class: inline functions would be compiled again in every file
 /// that uses a trainer of qlora_add_model.
 template <Config C, class B>
@@ -408,29 +420,36 @@ class Trainer {
 
   /// The model that is trained. With its adapters off no step can be made.
   [[nodiscard]] Model<C, B>& model() { return model_; }
+  /// The same, to read.
+  [[nodiscard]] const Model<C, B>& model() const { return model_; }
+  /// Where it trains: AdaptersOff off(trainer.context()) makes evaluate() that of the base.
+  [[nodiscard]] Context<code_of(C), B>& context() { return model_.context(); }
   /// The optimizer and its state, for what saves and restores it.
-  [[nodiscard]] TrainerCore<code_of(C), B>& core() { return core_; }
+  [[nodiscard]] TrainerCore<code_of(C), B>& core() { return *core_; }
+  /// The same, to read.
+  [[nodiscard]] const TrainerCore<code_of(C), B>& core() const { return *core_; }
 
  private:
   Model<C, B> model_;
-  TrainerCore<code_of(C), B> core_;
+  std::unique_ptr<TrainerCore<code_of(C), B>> core_;
 };
 
 template <Config C, class B>
 requires CanTrain<C, B> Trainer<C, B>::Trainer(const TensorSource& source, const TrainOptions& options, B backend)
     : model_(source, detail::checked_training_model<C, B>(options), std::move(backend)),
-      core_(model_.backend(), model_.weights(), options, model_.keeps_dequantized()) {}
+      core_(std::make_unique<TrainerCore<code_of(C), B>>(model_.context(), model_.weights(), options,
+                                                         model_.keeps_dequantized())) {}
 
 template <Config C, class B>
-requires CanTrain<C, B> StepReport Trainer<C, B>::step(const Windows& windows) { return core_.step(windows); }
+requires CanTrain<C, B> StepReport Trainer<C, B>::step(const Windows& windows) { return core_->step(windows); }
 
 template <Config C, class B>
 requires CanTrain<C, B> StepReport Trainer<C, B>::step(std::span<const std::int32_t> ids, int seq) {
-  return core_.step({seq, ids, ids, {}});
+  return core_->step({seq, ids, ids, {}});
 }
 
 template <Config C, class B>
-requires CanTrain<C, B> Evaluation Trainer<C, B>::evaluate(const Windows& windows) { return core_.evaluate(windows); }
+requires CanTrain<C, B> Evaluation Trainer<C, B>::evaluate(const Windows& windows) { return core_->evaluate(windows); }
 
 }  // namespace v0
 }  // namespace qlora

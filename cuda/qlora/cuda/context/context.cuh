@@ -1,5 +1,6 @@
 // qlora/cuda/context/context.cuh — one GPU as the launchers see it: stream, library handles, workspaces, fault word,
-// profile. One host thread at a time uses a context; its current device must be the context's.
+// profile. One host thread at a time uses a context; its current device must be the context's (use_device). Forks of a
+// context serve other threads; what they share, counts of bytes and algorithms, is safe for all of them.
 #pragma once
 
 #include <cublasLt.h>
@@ -7,6 +8,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,8 +34,9 @@ inline void check(cublasStatus_t status, const char* what) {
   }
 }
 
-struct GemmState;   // linear/gemm.cuh: the cuBLASLt handle and the table of chosen algorithms
+struct GemmState;   // linear/gemm.cuh: the table of chosen algorithms
 struct FusedState;  // attention/cudnn.hpp: the cuDNN handle and the built plans
+std::shared_ptr<GemmState> new_gemm_state();
 
 /// Where a kernel reports the first NaN or infinity.
 struct Fault {
@@ -66,7 +69,13 @@ struct Profile {
   std::size_t used = 0;  ///< spans recorded since the last report
 };
 
-/// Created by create_context, destroyed by destroy_context; launchers read the members.
+/// Bytes of device memory of a context and its forks.
+struct Counts {
+  std::atomic<std::int64_t> allocated{0};  ///< by allocate()
+  std::atomic<std::int64_t> overhead{0};   ///< own_bytes of all
+};
+
+/// Created by create_context or fork_context, destroyed by destroy_context; launchers read the members.
 class Context {
  public:
   ContextOptions options{};
@@ -76,9 +85,9 @@ class Context {
   int sm_count = 0;
   int capability = 0;          ///< 90 for sm_90
   int max_shared_bytes = 0;    ///< per block, opt-in
-  std::int64_t others = 0;     ///< bytes of the card in use by other processes when this context was created
-  std::int64_t allocated = 0;  ///< by allocate()
-  std::int64_t overhead = 0;   ///< device memory of workspace, staging ring and fault word
+  std::int64_t others = 0;     ///< bytes of the card in use by other processes when the first context was created
+  std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring and fault word
+  std::shared_ptr<Counts> counts = std::make_shared<Counts>();
   std::uint32_t place = 0;
   std::uint32_t* fault_word = nullptr;  ///< device memory
   std::byte* workspace = nullptr;       ///< shared by all libraries on this stream
@@ -111,6 +120,7 @@ class Context {
     (void)cudaFree(fault_word);
     (void)cudaFree(load_memory);
     if (stream != nullptr) (void)cudaStreamDestroy(stream);
+    counts->overhead -= own_bytes;
   }
 
   void close_lanes() {

@@ -59,8 +59,24 @@ inline void open_device(Context& context) {
 [[nodiscard]] inline std::byte* own_memory(Context& context, std::int64_t bytes) {
   void* memory = nullptr;
   check(cudaMalloc(&memory, static_cast<std::size_t>(bytes)), "allocating workspaces");
-  context.overhead += bytes;
+  context.own_bytes += bytes;
+  context.counts->overhead += bytes;
   return static_cast<std::byte*>(memory);
+}
+
+/// Stream, handle, workspaces and staging ring.
+inline void open_stream(Context& context) {
+  check(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream");
+  context.fault_word = reinterpret_cast<std::uint32_t*>(own_memory(context, staging_alignment));
+  check(cudaMemsetAsync(context.fault_word, 0, staging_alignment, context.stream), "clearing the fault word");
+  context.workspace = own_memory(context, blas_workspace_bytes);
+  context.workspace_bytes = blas_workspace_bytes;
+  context.ring.device = own_memory(context, staging_bytes);
+  void* pinned = nullptr;
+  check(cudaMallocHost(&pinned, static_cast<std::size_t>(staging_bytes)), "pinning host memory");
+  context.ring.host = static_cast<std::byte*>(pinned);
+  check(cublasLtCreate(&context.blas), "making a handle");
+  check(cudaStreamSynchronize(context.stream), "making a context");
 }
 
 inline void open_lanes(Context& context) {
@@ -170,18 +186,28 @@ QLORA_CUDA_LAUNCHER Context* create_context(const ContextOptions& options) {
   auto context = std::make_unique<Context>();
   context->options = options;
   detail::open_device(*context);
-  check(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking), "making a stream");
-  context->fault_word = reinterpret_cast<std::uint32_t*>(detail::own_memory(*context, detail::staging_alignment));
-  check(cudaMemsetAsync(context->fault_word, 0, detail::staging_alignment, context->stream), "clearing the fault word");
-  context->workspace = detail::own_memory(*context, detail::blas_workspace_bytes);
-  context->workspace_bytes = detail::blas_workspace_bytes;
-  context->ring.device = detail::own_memory(*context, detail::staging_bytes);
-  void* pinned = nullptr;
-  check(cudaMallocHost(&pinned, static_cast<std::size_t>(detail::staging_bytes)), "pinning host memory");
-  context->ring.host = static_cast<std::byte*>(pinned);
-  check(cublasLtCreate(&context->blas), "making a handle");
-  check(cudaStreamSynchronize(context->stream), "making a context");
+  context->gemm = new_gemm_state();
+  detail::open_stream(*context);
   return context.release();
+}
+
+QLORA_CUDA_LAUNCHER Context* fork_context(const Context& from) {
+  use_device(from);
+  auto context = std::make_unique<Context>();
+  context->options = from.options;
+  context->name = from.name;
+  context->sm_count = from.sm_count;
+  context->capability = from.capability;
+  context->max_shared_bytes = from.max_shared_bytes;
+  context->others = from.others;
+  context->counts = from.counts;
+  context->gemm = from.gemm;
+  detail::open_stream(*context);
+  return context.release();
+}
+
+QLORA_CUDA_LAUNCHER void use_device(const Context& context) {
+  check(cudaSetDevice(context.options.device), "choosing the device");
 }
 
 QLORA_CUDA_LAUNCHER void destroy_context(Context* context) { delete context; }
@@ -196,8 +222,8 @@ QLORA_CUDA_LAUNCHER DeviceInfo device_info(const Context& context) {
   info.compute_capability = context.capability;
   info.total = static_cast<std::int64_t>(total);
   info.driver_used = static_cast<std::int64_t>(total - free);
-  info.allocated = context.allocated;
-  info.workspace = context.overhead + fused_workspace(context);
+  info.allocated = context.counts->allocated;
+  info.workspace = context.counts->overhead + fused_workspace(context);
   return info;
 }
 
@@ -213,7 +239,7 @@ QLORA_CUDA_LAUNCHER std::byte* allocate(Context& context, std::int64_t bytes) {
                cap > 0 ? concat(", the cap is ", cap) : "", "; a smaller batch or more recomputation needs less"),
         ErrorKind::resource);
   }
-  context.allocated += bytes;
+  context.counts->allocated += bytes;
   zero(context, memory, bytes);
   synchronize(context);
   return memory;
@@ -221,7 +247,7 @@ QLORA_CUDA_LAUNCHER std::byte* allocate(Context& context, std::int64_t bytes) {
 
 QLORA_CUDA_LAUNCHER void release(Context& context, std::byte* memory, std::int64_t bytes) {
   if (memory == nullptr) return;
-  context.allocated -= bytes;
+  context.counts->allocated -= bytes;
   (void)cudaStreamSynchronize(context.stream);
   (void)cudaFree(memory);  // called from destructors; the next call reports a pending error
 }

@@ -177,9 +177,9 @@ struct Twin {
   return found.list[static_cast<std::size_t>(best)].algo;
 }
 
-inline MatmulPlan& plan_of(Context& context, const Matmul& p) {
-  if (context.gemm == nullptr) context.gemm = std::make_shared<GemmState>();
+inline const MatmulPlan& plan_of(Context& context, const Matmul& p) {
   GemmState& state = *context.gemm;
+  const std::lock_guard lock(state.guard);
   const MatmulKey key = key_of(p);
   if (const auto known = state.plans.find(key); known != state.plans.end()) return known->second;
   MatmulPlan plan = describe(key);
@@ -204,6 +204,8 @@ inline MatmulPlan& plan_of(Context& context, const Matmul& p) {
 
 }  // namespace detail
 
+QLORA_CUDA_LAUNCHER std::shared_ptr<GemmState> new_gemm_state() { return std::make_shared<GemmState>(); }
+
 QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
   const bool tn = p.product == Product::tn;
   const bool nt = p.product == Product::nt;
@@ -222,7 +224,7 @@ QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
 QLORA_CUDA_LAUNCHER std::string algorithms(const Context& context) {
   std::ostringstream out;
   out << detail::table_title(context) << '\n';
-  if (context.gemm == nullptr) return out.str();
+  const std::lock_guard lock(context.gemm->guard);
   for (const auto& [key, algorithm] : context.gemm->algorithms) {
     out << std::dec;
     detail::for_each_field(key, [&](std::int64_t field) { out << field << ' '; });
@@ -239,7 +241,7 @@ QLORA_CUDA_LAUNCHER void load_algorithms(Context& context, const std::string& te
   std::istringstream lines(text);
   std::string line;
   if (!std::getline(lines, line) || line != detail::table_title(context)) return;
-  if (context.gemm == nullptr) context.gemm = std::make_shared<GemmState>();
+  const std::lock_guard lock(context.gemm->guard);
   for (int number = 2; std::getline(lines, line); ++number) {
     std::istringstream in(line);
     detail::MatmulKey key;

@@ -9,6 +9,7 @@
 #include <bit>
 #include <compare>
 #include <map>
+#include <mutex>
 
 #include "qlora/cuda/context/context.cuh"
 
@@ -92,8 +93,9 @@ struct MatmulPlan {
 
 }  // namespace detail
 
-/// Cached plans and algorithms.
+/// Cached plans and algorithms, of a context and its forks.
 struct GemmState {
+  std::mutex guard;                                              // plans stay where they are and do not change
   std::map<detail::MatmulKey, detail::MatmulPlan> plans;         // by exact shape
   std::map<detail::MatmulKey, cublasLtMatmulAlgo_t> algorithms;  // by tuning_key
 };

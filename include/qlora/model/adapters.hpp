@@ -1,0 +1,202 @@
+// qlora/model/adapters.hpp — adapters on all targets of a model: matrices in backend memory, rank and scale of each.
+// A model holds its own set, which a trainer changes, and others by name. Sets of one model have one layout, so that
+// any of them runs on the same code.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qlora/backend.hpp"
+#include "qlora/model/access.hpp"
+#include "qlora/model/layout.hpp"
+#include "qlora/rng.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// Rank and scale of some adapters, other than the rest's.
+struct AdapterOverride {
+  int layer = -1;            ///< -1: every layer
+  Proj targets = Proj::all;  ///< projections that it is for
+  int rank = 0;              ///< 0: that of the rule
+  float alpha = 0.0F;        ///< 0: that of the rule
+};
+
+/// How adapters are set up at run time. The scale of B A is alpha / r, or alpha / sqrt(r) when rank-stabilised.
+struct AdapterRule {
+  int rank = 0;                              ///< 0: the cap of the config
+  float alpha = 16.0F;                       ///< numerator of the scale
+  bool rank_stabilized = false;              ///< the scale is alpha / sqrt(r)
+  std::vector<AdapterOverride> overrides{};  ///< where several fit, the last one counts
+};
+
+/// Rank, alpha and scale of one adapter. Rank 0: it was never set.
+struct AdapterState {
+  int rank = 0;                  ///< columns of A that are not padding
+  float alpha = 0.0F;            ///< numerator of the scale
+  float scale = 0.0F;            ///< what B A is multiplied by
+  bool rank_stabilized = false;  ///< scale is alpha / sqrt(rank)
+};
+
+/// Adapters of a model, padded with zeros up to its rank cap. Takes memory when it is first set. Const members may be
+/// called by any number of threads at once; the others, and reading values(), need the gate.
+template <class B>
+class AdapterSet {
+ public:
+  /// What matrices are stored in.
+  using Param = typename B::Param;
+
+  /// No memory yet, and nothing set.
+  explicit AdapterSet(const TrainedLayout& layout)
+      : layout_(layout), states_(static_cast<std::size_t>(layout.shape.layers) * all_projections.size()) {}
+  AdapterSet(const AdapterSet&) = delete;
+  AdapterSet& operator=(const AdapterSet&) = delete;
+
+  /// Where the matrices lie in values().
+  [[nodiscard]] const TrainedLayout& layout() const { return layout_; }
+  /// A and B of all targets as `layout` says: (layout().total()); null until the set is first set.
+  [[nodiscard]] Param* values() { return values_; }
+  /// The same, to read.
+  [[nodiscard]] const Param* values() const { return values_; }
+  /// Whether there is something to apply.
+  [[nodiscard]] bool is_set() const { return values_ != nullptr; }
+  /// Rank and scale of one adapter.
+  [[nodiscard]] const AdapterState& state(int layer, Proj proj) const { return states_[slot(layer, proj)]; }
+  /// Held by whoever reads or writes the matrices.
+  [[nodiscard]] AccessGate& gate() const { return gate_; }
+  /// Bytes of backend memory.
+  [[nodiscard]] std::int64_t bytes() const { return arena_ ? arena_->used() : 0; }
+
+  /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
+  /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
+  /// Throws Error when an override is for no adapter of the model, or a rank is above the cap.
+  void init(B& backend, const AdapterRule& rule, std::uint64_t seed) {
+    for (const AdapterOverride& special : rule.overrides) expect_used(special);
+    take_memory(backend);
+    for_each([&](int layer, Proj proj) {
+      int rank = rule.rank != 0 ? rule.rank : layout_.lora.rank;
+      float alpha = rule.alpha;
+      for (const AdapterOverride& special : rule.overrides) {
+        if ((special.layer >= 0 && special.layer != layer) || !contains(special.targets, proj)) continue;
+        if (special.rank != 0) rank = special.rank;
+        if (special.alpha > 0.0F) alpha = special.alpha;
+      }
+      set_state(layer, proj, rank, alpha, rule.rank_stabilized);
+      const int in = cols_of(layout_.shape, proj);
+      const float bound = 1.0F / std::sqrt(static_cast<float>(in));
+      std::vector<float> a(static_cast<std::size_t>(layout_.lora.rank) * static_cast<std::size_t>(in), 0.0F);
+      for (int r = 0; r < rank; ++r) {
+        for (int c = 0; c < in; ++c) {
+          const auto words =
+              philox({static_cast<std::uint32_t>(c), static_cast<std::uint32_t>(r), static_cast<std::uint32_t>(layer),
+                      use_word(RandomUse::adapter_init, static_cast<std::uint32_t>(proj))},
+                     seed);
+          a[static_cast<std::size_t>(r * in + c)] = (2.0F * unit_float(words[0]) - 1.0F) * bound;
+        }
+      }
+      // The upload waits, so that B is zero for other streams too when this is done.
+      backend.zero(values_ + layout_.b(layer, proj), std::int64_t{rows_of(layout_.shape, proj)} * layout_.lora.rank);
+      backend.upload(a, values_ + layout_.a(layer, proj));
+    });
+  }
+
+  /// Sets one adapter from A (rank, in) and B (out, rank); what is left up to the cap becomes zero.
+  void load(B& backend, int layer, Proj proj, int rank, float alpha, bool rank_stabilized, std::span<const float> a,
+            std::span<const float> b) {
+    QLORA_EXPECTS(contains(layout_.lora.targets, proj), name_of(proj),
+                  " has an adapter, but is no target of this model");
+    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
+    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
+    const AdapterState before = state(layer, proj);
+    set_state(layer, proj, rank, alpha, rank_stabilized);
+    const auto r = static_cast<std::size_t>(rank);
+    if (a.size() != r * in || b.size() != out * r) {
+      states_[slot(layer, proj)] = before;
+      throw Error(concat("adapter of layer ", layer, " ", name_of(proj), " has ", a.size(), " and ", b.size(),
+                         " values, rank ", rank, " needs ", r * in, " and ", out * r));
+    }
+    take_memory(backend);
+    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
+    std::vector<float> padded(cap * in, 0.0F);
+    std::copy(a.begin(), a.end(), padded.begin());
+    backend.upload(padded, values_ + layout_.a(layer, proj));
+    padded.assign(out * cap, 0.0F);
+    for (std::size_t row = 0; row < out; ++row) {
+      for (std::size_t col = 0; col < r; ++col) padded[row * cap + col] = b[row * r + col];
+    }
+    backend.upload(padded, values_ + layout_.b(layer, proj));
+  }
+
+  /// One adapter without its padding: A (rank, in), B (out, rank).
+  void save(const B& backend, int layer, Proj proj, std::vector<float>& a, std::vector<float>& b) const {
+    const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
+    const auto out = static_cast<std::size_t>(rows_of(layout_.shape, proj));
+    const auto rank = static_cast<std::size_t>(state(layer, proj).rank);
+    const auto cap = static_cast<std::size_t>(layout_.lora.rank);
+    a.resize(rank * in);
+    b.resize(out * rank);
+    if (rank == 0) return;
+    backend.download(values_ + layout_.a(layer, proj), a);
+    std::vector<float> padded(out * cap);
+    backend.download(values_ + layout_.b(layer, proj), padded);
+    for (std::size_t row = 0; row < out; ++row) {
+      for (std::size_t col = 0; col < rank; ++col) b[row * rank + col] = padded[row * cap + col];
+    }
+  }
+
+  /// Calls visit(layer, projection) for every adapter.
+  template <class Visit>
+  void for_each(Visit&& visit) const {
+    for (int layer = 0; layer < layout_.shape.layers; ++layer) {
+      for (const Proj proj : all_projections) {
+        if (contains(layout_.lora.targets, proj)) visit(layer, proj);
+      }
+    }
+  }
+
+ private:
+  [[nodiscard]] static std::size_t slot(int layer, Proj proj) {
+    const auto at = std::find(all_projections.begin(), all_projections.end(), proj) - all_projections.begin();
+    return static_cast<std::size_t>(layer) * all_projections.size() + static_cast<std::size_t>(at);
+  }
+  void take_memory(B& backend) {
+    if (values_ != nullptr) return;
+    arena_.emplace(backend.arena(arena_bytes(layout_.total() * static_cast<std::int64_t>(sizeof(Param)))));
+    values_ = arena_->template take<Param>(layout_.total());
+  }
+  void expect_used(const AdapterOverride& special) const {
+    QLORA_EXPECTS(special.layer >= -1 && special.layer < layout_.shape.layers, "an override for adapters of layer ",
+                  special.layer, "; the model has layers 0 to ", layout_.shape.layers - 1);
+    for (const Proj proj : all_projections) {
+      if (contains(special.targets, proj) && contains(layout_.lora.targets, proj)) return;
+    }
+    throw Error(concat("an override for adapters of ", names_of(special.targets), "; this model has those of ",
+                       names_of(layout_.lora.targets)),
+                ErrorKind::usage);
+  }
+  void set_state(int layer, Proj proj, int rank, float alpha, bool rank_stabilized) {
+    QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
+                  " is outside 1 to ", layout_.lora.rank, ", the cap of this model");
+    states_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized), rank_stabilized};
+  }
+
+  TrainedLayout layout_;
+  std::vector<AdapterState> states_;
+  std::optional<typename B::Arena> arena_;
+  Param* values_ = nullptr;
+  mutable AccessGate gate_;
+};
+
+/// The adapters that a pass through the network applies; no set: the base, to the bit.
+template <class B>
+struct AppliedAdapters {
+  const AdapterSet<B>* set = nullptr;  ///< the matrices
+  float scale = 1.0F;                  ///< times the scale of each adapter
+};
+
+}  // namespace v0
+}  // namespace qlora
