@@ -34,6 +34,15 @@ if(QLORA_WITH_SENTENCEPIECE AND PkgConfig_FOUND)
 endif()
 qlora_optional_done(SENTENCEPIECE libsentencepiece-dev "no tokenizer; token shards still load")
 
+qlora_optional(PCRE2)
+if(QLORA_WITH_PCRE2 AND PkgConfig_FOUND)
+  pkg_check_modules(QLORA_PCRE2 QUIET IMPORTED_TARGET libpcre2-8>=10.40) # it has no CMake package
+  if(QLORA_PCRE2_FOUND)
+    set(QLORA_HAS_PCRE2 ON)
+  endif()
+endif()
+qlora_optional_done(PCRE2 libpcre2-dev "no tokenizer.json whose words are split by a regular expression")
+
 qlora_optional(CURL)
 if(QLORA_WITH_CURL)
   find_package(CURL 7.85 QUIET)

@@ -13,6 +13,7 @@ set(rows
     "nlohmann_json_VERSION" "nlohmann/json: model and adapter files"
     "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
+    "QLORA_HAS_PCRE2" "PCRE2: byte-level tokenizers"
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
     "QLORA_HAS_TOML" "toml++: job files"

@@ -1,6 +1,6 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
-#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece
+#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
@@ -37,6 +37,10 @@ target_compile_options(qlora_cpu_float PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)
 qlora_component(io nlohmann_json::nlohmann_json)
 if(QLORA_HAS_SENTENCEPIECE)
   qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
+  if(QLORA_HAS_PCRE2)
+    target_link_libraries(qlora_text INTERFACE PkgConfig::QLORA_PCRE2)
+    target_compile_definitions(qlora_text INTERFACE QLORA_WITH_PCRE2)
+  endif()
 endif()
 if(QLORA_HAS_CURL)
   qlora_component(net CURL::libcurl Threads::Threads)

@@ -109,7 +109,7 @@ Result show(const ShowOptions& options, Context& context) {
   const TokenDataset data = TokenDataset::open(options.data);
   std::optional<Tokenizer> tokenizer;
   if (!options.model.empty()) {
-    const fs::path file = fs::is_directory(options.model) ? options.model / "tokenizer.model" : options.model;
+    const fs::path file = fs::is_directory(options.model) ? qlora::tokenizer_file(options.model) : options.model;
     tokenizer = Tokenizer::load(file);
     if (sha256_file(file) != data.info().tokenizer_sha256) {
       throw Error(file.string() + " is not the tokenizer that " + options.data.string() + " was packed with");

@@ -43,7 +43,7 @@ OrderedJson describe_model(const fs::path& path) {
           {"rope_theta", model.rope_theta},
           {"norm_eps", shortest_decimal(model.norm_eps)},
           {"max_positions", model.max_positions},
-          {"tokenizer", model.tokenizer_model ? model.tokenizer_model->filename().string() : "none"},
+          {"tokenizer", model.tokenizer_file ? model.tokenizer_file->filename().string() : "none"},
           {"chat_template", model.has_chat_template},
           {"parameters", parameters(s)},
           {"linear_parameters", linear_parameters(s)},

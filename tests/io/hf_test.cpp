@@ -76,7 +76,7 @@ TEST_CASE("the golden models") {
   CHECK(gqa.max_positions == 512);
   CHECK(gqa.bos_token_id == 1);
   CHECK(gqa.eos_token_ids == std::vector<int>{2});
-  CHECK_FALSE(gqa.tokenizer_model.has_value());
+  CHECK_FALSE(gqa.tokenizer_file.has_value());
   CHECK_FALSE(gqa.has_chat_template);
   const hf::ModelDir tied = hf::ModelDir::open(golden / "tied/model");
   CHECK(tied.shape == Shape{320, 96, 2, 3, 1, 32, 256, true});
@@ -223,7 +223,7 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   CHECK(whole.norm_eps == model.norm_eps);
   CHECK(whole.rope_theta == model.rope_theta);
   CHECK(whole.has_chat_template);
-  CHECK(whole.tokenizer_model == scratch.path / "whole/tokenizer.model");
+  CHECK(whole.tokenizer_file == scratch.path / "whole/tokenizer.model");
   CHECK(same_weights(model, whole));
   CHECK(same_weights(model, sharded));
   CHECK(whole.fingerprint() == sharded.fingerprint());

@@ -19,7 +19,7 @@ plant() { # plant FILE INCLUDE: the clean tree and one more include; FILE lies i
   printf '#include <nlohmann/json.hpp>\n#include <fcntl.h>\n' >"$tree/include/qlora/io/hf.hpp"
   echo '#include <curl/curl.h>' >"$tree/include/qlora/net/http.hpp"
   printf '#include <gumbo.h>\n#include "qlora/net/http.hpp"\n' >"$tree/include/qlora/web/fetch.hpp"
-  echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/tokenizer.hpp"
+  echo '#include <sentencepiece_processor.h>' >"$tree/include/qlora/text/sentencepiece.hpp"
   echo '#include "qlora/text/tokenizer.hpp"' >"$tree/include/qlora/run/options.hpp"
   echo '#include "qlora/error.hpp"' >"$tree/configs/qlora/configs/tiny.hpp"
   printf '#include "qlora/cpu/gemm.hpp"\n#include "qlora/train/trainer.hpp"\n' >"$tree/include/qlora/llama2.hpp"

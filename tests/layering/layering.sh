@@ -54,9 +54,10 @@ offences=$(
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
       if ($2 ~ /^sentencepiece/) {
-        if (from != "qlora/text/tokenizer.hpp") offence("sentencepiece stays in text/tokenizer.hpp")
+        if (from != "qlora/text/sentencepiece.hpp") offence("sentencepiece stays in text/sentencepiece.hpp")
         next
       }
+      if ($2 ~ /^pcre2/) { if (from != "qlora/text/regex.hpp") offence("PCRE2 stays in text/regex.hpp"); next }
       if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|strings|fcntl|netdb|poll|signal|errno|iconv|dirent)\.h$/) {
         if (mine < 5) offence("system calls stay in text/, io/, net/, web/ and eval/")
         next

@@ -54,7 +54,8 @@ using OnMeasured = std::function<bool(std::size_t items)>;
     messages.push_back({"user", prompt});
     return chat_tokens(tokenizer, messages);
   }
-  std::vector<std::int32_t> ids{tokenizer.bos()};
+  std::vector<std::int32_t> ids;
+  if (tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
   const std::vector<std::int32_t> text = tokenizer.encode(prompt);
   ids.insert(ids.end(), text.begin(), text.end());
   return ids;

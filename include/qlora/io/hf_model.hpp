@@ -143,9 +143,9 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
 
 /// An open model directory. Movable; sources and TensorRefs taken from it stay valid when it moves.
 struct ModelDir : ModelConfig {
-  std::filesystem::path path;                            ///< the directory
-  std::optional<std::filesystem::path> tokenizer_model;  ///< sentencepiece model, when there is one
-  bool has_chat_template = false;                        ///< the tokenizer's config brings one: likely a chat model
+  std::filesystem::path path;                           ///< the directory
+  std::optional<std::filesystem::path> tokenizer_file;  ///< tokenizer.model or tokenizer.json, when there is one
+  bool has_chat_template = false;                       ///< the tokenizer's config brings one: likely a chat model
 
   /// Opens and checks; maps the weights but reads none. Throws Error naming file and key or tensor.
   [[nodiscard]] static ModelDir open(const std::filesystem::path& directory) {
@@ -194,7 +194,9 @@ struct ModelDir : ModelConfig {
       const Json ids = read_json_object(generation, 1U << 20);
       if (json_find(ids, "eos_token_id") != nullptr) detail::read_token_ids(ids, generation.string(), *this);
     }
-    if (std::filesystem::exists(path / "tokenizer.model")) tokenizer_model = path / "tokenizer.model";
+    for (const char* name : {"tokenizer.json", "tokenizer.model"}) {  // the last one that is there rules
+      if (std::filesystem::exists(path / name)) tokenizer_file = path / name;
+    }
     const std::filesystem::path tokenizer = path / "tokenizer_config.json";
     has_chat_template = std::filesystem::exists(path / "chat_template.jinja") ||
                         (std::filesystem::exists(tokenizer) &&

@@ -41,7 +41,7 @@ class Guard {
   /// Inactive without probes. Throws Error as read_probes does.
   Guard(const LoopProbes& loop, const hf::ModelDir& model) : loop_(loop), model_(model), items_(read_probes(loop)) {
     if (items_.empty()) return;
-    tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(model.path / "tokenizer.model"));
+    tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(tokenizer_file(model.path)));
     for (const std::filesystem::path& file : loop.probes) hashes_.push_back(sha256_file(file));
   }
 

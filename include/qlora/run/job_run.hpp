@@ -246,7 +246,7 @@ class JobRun {
   void pack(const JobModel& model, const Arm& arm) {
     const PackRequest request{
         {pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data", job_.packing};
-    std::vector<Path> inputs{pages(arm), model.source.path / "tokenizer.model"};
+    std::vector<Path> inputs{pages(arm), tokenizer_file(model.source.path)};
     if (!arm.train.replay.replay.empty()) inputs.push_back(arm.train.replay.replay);
     std::filesystem::create_directories(request.out.parent_path());
     Settings settings = settings_of(job_.packing, Which::fingerprint);

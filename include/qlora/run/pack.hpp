@@ -65,14 +65,14 @@ inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& docum
 }  // namespace detail
 
 QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
-  const std::filesystem::path tokenizer_file =
-      std::filesystem::is_directory(request.model) ? request.model / "tokenizer.model" : request.model;
-  const Tokenizer tokenizer = Tokenizer::load(tokenizer_file);
+  const std::filesystem::path file =
+      std::filesystem::is_directory(request.model) ? tokenizer_file(request.model) : request.model;
+  const Tokenizer tokenizer = Tokenizer::load(file);
   const bool article = request.packing.compat == Compat::article;
   std::int64_t replayed = 0;
   const std::vector<Document> documents = detail::documents_of(request, replayed);
   DatasetInfo info{.vocab_size = tokenizer.vocab_size(),
-                   .tokenizer_sha256 = sha256_file(tokenizer_file),
+                   .tokenizer_sha256 = sha256_file(file),
                    .form = article ? PackingForm::article : PackingForm::isolated,
                    .labels = request.packing.labels,
                    .split = request.packing.split,

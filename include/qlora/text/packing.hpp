@@ -80,13 +80,13 @@ struct PackedWindows {
   [[nodiscard]] std::int64_t windows() const { return seq == 0 ? 0 : static_cast<std::int64_t>(ids.size()) / seq; }
 };
 
-/// BOS, the text's ids, EOS; nothing at all for a text without ids.
+/// BOS (where there is one: it is not negative), the text's ids, EOS; nothing at all for a text without ids.
 [[nodiscard]] inline TokenDocument framed_document(std::span<const std::int32_t> text, std::int32_t bos,
                                                    std::int32_t eos) {
   TokenDocument result;
   if (text.empty()) return result;
   result.ids.reserve(text.size() + 2);
-  result.ids.push_back(bos);
+  if (bos >= 0) result.ids.push_back(bos);
   result.ids.insert(result.ids.end(), text.begin(), text.end());
   result.ids.push_back(eos);
   return result;

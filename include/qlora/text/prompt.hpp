@@ -79,6 +79,13 @@ namespace detail {
 
 [[nodiscard]] inline std::string chat_prompt(std::string_view user) { return concat("[INST] ", user, " [/INST]"); }
 
+/// LLaMA-2's form begins each turn with a begin token.
+template <class TextTokenizer>
+void check_chat_form(const TextTokenizer& tokenizer) {
+  if (tokenizer.bos() < 0)
+    throw Error("the tokenizer has no begin token, so its model cannot be asked in LLaMA-2's chat form");
+}
+
 /// Appends one finished pair; flags are 1 from the first token that begins after the prompt, the end mark included.
 template <class TextTokenizer>
 void append_pair(const TextTokenizer& tokenizer, std::string_view user, std::string_view answer, TokenDocument& out) {
@@ -103,6 +110,7 @@ void append_pair(const TextTokenizer& tokenizer, std::string_view user, std::str
 /// alternate or a message contains one of chat_tags.
 template <class TextTokenizer>
 [[nodiscard]] std::vector<std::int32_t> chat_tokens(const TextTokenizer& tokenizer, std::span<const Message> messages) {
+  detail::check_chat_form(tokenizer);
   const auto turns = detail::chat_turns(messages);
   if (turns.size() % 2 == 0) throw Error("the conversation ends with the assistant: nothing is left to answer");
   TokenDocument document;
@@ -118,6 +126,7 @@ template <class TextTokenizer>
 /// an assistant's message. Throws Error as chat_tokens does.
 template <class TextTokenizer>
 [[nodiscard]] TokenDocument chat_document(const TextTokenizer& tokenizer, std::span<const Message> messages) {
+  detail::check_chat_form(tokenizer);
   const auto turns = detail::chat_turns(messages);
   if (turns.size() % 2 != 0) throw Error("the conversation ends with the user: there is no answer to learn");
   TokenDocument document;
@@ -125,7 +134,7 @@ template <class TextTokenizer>
   return document;
 }
 
-/// A text for training: BOS, its ids, EOS; without ids when the text is empty.
+/// A text for training: BOS where the tokenizer has one, its ids, EOS; without ids when the text is empty.
 template <class TextTokenizer>
 [[nodiscard]] TokenDocument text_document(const TextTokenizer& tokenizer, std::string_view text) {
   return framed_document(tokenizer.encode(text), tokenizer.bos(), tokenizer.eos());

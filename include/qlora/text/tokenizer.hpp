@@ -1,11 +1,10 @@
-// qlora/text/tokenizer.hpp — LLaMA-2's tokenizer: text to piece ids by sentencepiece, ids to text by our own decoder.
-// What may not change: text never becomes an id below 3 (unknown, begin, end); "<s>" in a page is three plain pieces.
-// The scan in sentencepiece_scan.hpp guarantees that; every model passes it before sentencepiece reads it.
-// Reference: tests/text/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
+// qlora/text/tokenizer.hpp — text to ids and ids to text, by the tokenizer that lies beside a model.
+// Two files are read: tokenizer.model (sentencepiece.hpp) and tokenizer.json (tokenizer_json.hpp). Decoding is ours, and
+// the same for both; it can stream.
+// Reference: tests/text/tokenizer_test.cpp and tokenizer_json_test.cpp, ids and texts of the Python packages.
 #pragma once
 
-#include <sentencepiece_processor.h>
-
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -17,8 +16,11 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
 #include "qlora/io/sha256.hpp"
-#include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/sentencepiece.hpp"
+#include "qlora/text/tokenizer_json.hpp"
+#include "qlora/text/tokenizer_model.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -26,11 +28,23 @@ inline namespace v0 {
 /// What the first decoded piece follows: nothing (its leading space is the tokenizer's own and goes) or other text.
 enum class DecodeFrom { start, middle };
 
-/// A LLaMA-2 tokenizer: text to ids and back. All const members may be called from many threads at once.
+/// The tokenizer file of a model directory: tokenizer.model where there is one, else tokenizer.json. The path of
+/// tokenizer.model where there is neither.
+[[nodiscard]] inline std::filesystem::path tokenizer_file(const std::filesystem::path& dir) {
+  const std::filesystem::path json = dir / "tokenizer.json";
+  return !exists(dir / "tokenizer.model") && exists(json) ? json : dir / "tokenizer.model";
+}
+
+/// The tokenizer of a model: text to ids and back. All const members may be called from many threads at once.
 class Tokenizer {
  public:
-  /// Reads a sentencepiece tokenizer.model. Throws Error when it cannot be read or is not of LLaMA-2's kind.
+  /// Reads a tokenizer.model, or a tokenizer.json with the tokenizer_config.json beside it. Throws Error when it cannot
+  /// be read or is of a kind that is not supported.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path) {
+    if (path.extension() == ".json") {
+      const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
+      return {bytes, std::make_unique<JsonTokenizer>(bytes, path.string(), end_token(path.parent_path()))};
+    }
     const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
     try {
       return parse(bytes);
@@ -39,103 +53,92 @@ class Tokenizer {
     }
   }
 
-  /// The same from the bytes of such a file.
+  /// From the bytes of a tokenizer.model.
   [[nodiscard]] static Tokenizer parse(std::string_view model) {
-    Tokenizer result;
-    result.sha256_ = qlora::sha256(model);
-    result.pieces_ = sentencepiece_scan::scan(model);
-    result.processor_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
-    const auto status = result.processor_->LoadFromSerializedProto(model);
-    if (!status.ok()) throw Error("tokenizer model refused by sentencepiece: " + status.ToString());
-    if (result.processor_->GetPieceSize() != result.vocab_size())
-      throw Error("tokenizer model refused: sentencepiece counts its pieces differently");
-    return result;
+    return {model, std::make_unique<SentencePieceModel>(model)};
   }
 
-  /// Ids of the text, without begin and end marks. A space goes before the text, as in LLaMA-2; NUL is a character like
-  /// any other; bytes that are not UTF-8 become U+FFFD. Every id is at least 3. Safe to call from many threads.
+  /// Ids of the text, without begin and end marks. No id of the result is a control id: "<s>" in a page is plain pieces.
+  /// Bytes that are not UTF-8 become U+FFFD. Safe to call from many threads.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const {
     QLORA_EXPECTS(text.size() <= max_text_bytes, "a text of ", text.size(), " bytes; split it into documents");
-    std::vector<int> ids;
-    const auto status = processor_->Encode(text, &ids);
-    if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
-    return {ids.begin(), ids.end()};
+    return model_->encode(text);
   }
 
-  /// Text of the ids. Begin and end tokens give no text, the unknown piece reads " \u2047 ", bytes that make no UTF-8
-  /// become U+FFFD.
+  /// Text of the ids. Begin and end tokens give no text, sentencepiece's unknown piece reads " \u2047 ", bytes that make
+  /// no UTF-8 become U+FFFD.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids, DecodeFrom from = DecodeFrom::start) const;
 
   /// V: every id is below it.
-  [[nodiscard]] std::int32_t vocab_size() const { return static_cast<std::int32_t>(pieces_.size()); }
-  /// Of the model's bytes; data sets carry it, so that training knows which ids it gets.
+  [[nodiscard]] std::int32_t vocab_size() const { return model_->vocab_size(); }
+  /// Of the file's bytes; data sets carry it, so that training knows which ids it gets.
   [[nodiscard]] const std::string& sha256() const { return sha256_; }
-  /// Id of what is no piece of the vocabulary.
-  [[nodiscard]] std::int32_t unk() const { return 0; }
-  /// Id of the mark that begins a text.
-  [[nodiscard]] std::int32_t bos() const { return 1; }
+  /// Id of what is no piece of the vocabulary; -1 where the tokenizer has none.
+  [[nodiscard]] std::int32_t unk() const { return model_->special_ids().unk; }
+  /// Id of the mark that begins a text; -1 where nothing goes before a text.
+  [[nodiscard]] std::int32_t bos() const { return model_->special_ids().bos; }
   /// Id of the mark that ends a text.
-  [[nodiscard]] std::int32_t eos() const { return 2; }
+  [[nodiscard]] std::int32_t eos() const { return model_->special_ids().eos; }
   /// Whether the id has no text: begin and end marks, padding. Throws Error for an id outside the vocabulary.
-  [[nodiscard]] bool is_control(std::int32_t id) const { return at(id).kind == sentencepiece_scan::PieceKind::control; }
+  [[nodiscard]] bool is_control(std::int32_t id) const { return model_->is_control(checked(id)); }
 
-  /// The piece as the model spells it: "\u2581Hello", "<0x0A>".
-  [[nodiscard]] const std::string& piece(std::int32_t id) const { return at(id).text; }
+  /// The piece as the file spells it: "\u2581Hello", "<0x0A>".
+  [[nodiscard]] const std::string& piece(std::int32_t id) const { return model_->piece(checked(id)); }
 
   /// The bytes that the piece stands for, its space symbols turned to spaces; empty for control pieces. May be one byte
   /// of a longer UTF-8 character: StreamDecoder puts those together.
-  [[nodiscard]] std::string surface(std::int32_t id) const {
-    using sentencepiece_scan::PieceKind;
-    const auto& [text, kind] = at(id);
-    if (kind == PieceKind::control) return {};
-    if (kind == PieceKind::unknown) return " \xE2\x81\x87 ";
-    if (kind == PieceKind::byte) return {static_cast<char>(*sentencepiece_scan::byte_of(text))};
-    std::string result;
-    for (std::string_view rest = text; !rest.empty();) {
-      const auto space = rest.find(sentencepiece_scan::space_symbol);
-      result += rest.substr(0, space);
-      if (space == std::string_view::npos) break;
-      result += ' ';
-      rest.remove_prefix(space + sentencepiece_scan::space_symbol.size());
-    }
-    return result;
-  }
+  [[nodiscard]] std::string surface(std::int32_t id) const { return model_->surface(checked(id)); }
 
  private:
-  static constexpr std::size_t max_text_bytes = std::size_t{1} << 28;  // the library counts bytes and pieces in int
+  friend class StreamDecoder;
+  static constexpr std::size_t max_text_bytes = std::size_t{1} << 28;  // sentencepiece counts bytes and pieces in int
 
-  Tokenizer() = default;
-  [[nodiscard]] const sentencepiece_scan::Piece& at(std::int32_t id) const {
+  Tokenizer(std::string_view bytes, std::unique_ptr<TokenizerModel> model)
+      : sha256_(qlora::sha256(bytes)), model_(std::move(model)) {}
+  [[nodiscard]] std::int32_t checked(std::int32_t id) const {
     QLORA_EXPECTS(id >= 0 && id < vocab_size(), "token id ", id, " in a vocabulary of ", vocab_size());
-    return pieces_[static_cast<std::size_t>(id)];
+    return id;
+  }
+
+  /// eos_token of the directory's tokenizer_config.json; the token that the package transformers ends a text with.
+  [[nodiscard]] static std::string end_token(const std::filesystem::path& dir) {
+    const std::filesystem::path config = dir / "tokenizer_config.json";
+    if (!exists(config)) {
+      throw Error(concat(config.string(),
+                         " is missing: it says which token ends a text (\"eos_token\"), "
+                         "and tokenizer.json does not"));
+    }
+    const Json value = json_at(read_json_object(config), "eos_token", config.string());
+    return value.is_object() ? json_string(value, "content", config.string())  // an added token, written out
+                             : json_string(Json{{"eos_token", value}}, "eos_token", config.string());
   }
 
   std::string sha256_;
-  std::vector<sentencepiece_scan::Piece> pieces_;
-  std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
+  std::unique_ptr<TokenizerModel> model_;
 };
 
 /// Streaming decoder. Text that it has returned is final: bytes of an incomplete UTF-8 character are held
 /// back until the character is whole or cannot become so. All parts together equal decode() of all ids.
 class StreamDecoder {
  public:
-  /// `tokenizer` must live as long as this.
+  /// The tokenizer must live as long as the decoder.
   explicit StreamDecoder(const Tokenizer& tokenizer, DecodeFrom from = DecodeFrom::start)
       : tokenizer_(&tokenizer), at_start_(from == DecodeFrom::start) {}
 
   /// The text that this id completes, possibly none.
   [[nodiscard]] std::string push(std::int32_t id) {
-    using sentencepiece_scan::PieceKind;
     std::string bytes = tokenizer_->surface(id);
-    if (bytes.empty()) return finish();  // a control piece; it ends a run of byte pieces, as in the library
-    const std::string& piece = tokenizer_->piece(id);
-    if (std::exchange(at_start_, false) && piece.starts_with(sentencepiece_scan::space_symbol)) bytes.erase(0, 1);
-    // Only runs of byte pieces join to characters; any other piece is whole and ends such a run.
-    const bool is_byte = sentencepiece_scan::byte_of(piece).has_value();
+    const TokenizerModel& model = *tokenizer_->model_;
+    if (bytes.empty()) {  // a control piece; it ends a run of byte pieces, as in sentencepiece
+      return model.join(id) == PieceJoin::byte_level ? std::string() : finish();
+    }
+    if (std::exchange(at_start_, false) && model.adds_leading_space(id)) bytes.erase(0, 1);
     std::string out;
-    if (!is_byte) out = finish();
+    join_ = model.join(id);
+    // Only runs of byte pieces join to characters; a piece of whole characters ends such a run.
+    if (join_ == PieceJoin::alone) out = finish();
     held_ += bytes;
-    return out + take(!is_byte);
+    return out + take(join_ == PieceJoin::alone);
   }
 
   /// What is still held back, each byte as U+FFFD.
@@ -153,7 +156,7 @@ class StreamDecoder {
       } else {
         out += rest.substr(0, length);
       }
-      rest.remove_prefix(length == 0 ? 1 : length);
+      rest.remove_prefix(length > 0 ? length : join_ == PieceJoin::byte_level ? invalid_length(rest) : 1);
     }
     held_ = std::string(rest);
     return out;
@@ -171,8 +174,16 @@ class StreamDecoder {
     return false;
   }
 
+  /// Bytes of the longest part at the front of `bytes` that begins a character but does not complete it; at least 1.
+  [[nodiscard]] static std::size_t invalid_length(std::string_view bytes) {
+    std::size_t length = 1;
+    while (length < std::min<std::size_t>(bytes.size(), 3) && may_grow(bytes.substr(0, length + 1))) ++length;
+    return may_grow(bytes.substr(0, 1)) ? length : 1;
+  }
+
   const Tokenizer* tokenizer_;
   bool at_start_;
+  PieceJoin join_ = PieceJoin::alone;  // of the last piece
   std::string held_;
 };
 

@@ -1,0 +1,82 @@
+// qlora/text/sentencepiece.hpp — LLaMA-2's tokenizer.model: text to piece ids by sentencepiece.
+// What may not change: text never becomes an id below 3 (unknown, begin, end); "<s>" in a page is three plain pieces.
+// The scan in sentencepiece_scan.hpp guarantees that; every model passes it before sentencepiece reads it.
+// Reference: tests/text/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
+#pragma once
+
+#include <sentencepiece_processor.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/tokenizer_model.hpp"
+
+namespace qlora {
+inline namespace v0 {
+
+/// A tokenizer.model.
+class SentencePieceModel final : public TokenizerModel {
+ public:
+  /// From the bytes of a tokenizer.model. Throws Error when it is not of LLaMA-2's kind.
+  explicit SentencePieceModel(std::string_view model) : pieces_(sentencepiece_scan::scan(model)) {
+    const auto status = processor_.LoadFromSerializedProto(model);
+    if (!status.ok()) throw Error("tokenizer model refused by sentencepiece: " + status.ToString());
+    if (processor_.GetPieceSize() != vocab_size())
+      throw Error("tokenizer model refused: sentencepiece counts its pieces differently");
+  }
+
+  /// A space goes before the text, as in LLaMA-2; NUL is a character like any other. Every id is at least 3.
+  [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
+    std::vector<int> ids;
+    const auto status = processor_.Encode(text, &ids);
+    if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
+    return {ids.begin(), ids.end()};
+  }
+  [[nodiscard]] std::int32_t vocab_size() const override { return static_cast<std::int32_t>(pieces_.size()); }
+  /// LLaMA-2's: 0, 1 and 2.
+  [[nodiscard]] SpecialIds special_ids() const override { return {.unk = 0, .bos = 1, .eos = 2}; }
+  [[nodiscard]] bool is_control(std::int32_t id) const override { return at(id).kind == Kind::control; }
+  [[nodiscard]] const std::string& piece(std::int32_t id) const override { return at(id).text; }
+  [[nodiscard]] std::string surface(std::int32_t id) const override {
+    const auto& [text, kind] = at(id);
+    if (kind == Kind::control) return {};
+    if (kind == Kind::unknown) return " \xE2\x81\x87 ";
+    if (kind == Kind::byte) return {static_cast<char>(*sentencepiece_scan::byte_of(text))};
+    std::string result;
+    for (std::string_view rest = text; !rest.empty();) {
+      const auto space = rest.find(sentencepiece_scan::space_symbol);
+      result += rest.substr(0, space);
+      if (space == std::string_view::npos) break;
+      result += ' ';
+      rest.remove_prefix(space + sentencepiece_scan::space_symbol.size());
+    }
+    return result;
+  }
+  /// byte_run for "<0x00>" to "<0xFF>".
+  [[nodiscard]] PieceJoin join(std::int32_t id) const override {
+    return sentencepiece_scan::byte_of(at(id).text) ? PieceJoin::byte_run : PieceJoin::alone;
+  }
+  [[nodiscard]] bool adds_leading_space(std::int32_t id) const override {
+    return at(id).text.starts_with(sentencepiece_scan::space_symbol);
+  }
+  [[nodiscard]] std::int32_t id_of(std::string_view piece) const override {
+    const int id = processor_.PieceToId(piece);
+    return id != 0 || piece == pieces_.front().text ? id : -1;
+  }
+
+ private:
+  using Kind = sentencepiece_scan::PieceKind;
+  [[nodiscard]] const sentencepiece_scan::Piece& at(std::int32_t id) const {
+    return pieces_[static_cast<std::size_t>(id)];
+  }
+
+  std::vector<sentencepiece_scan::Piece> pieces_;
+  sentencepiece::SentencePieceProcessor processor_;
+};
+
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,294 @@
+// qlora/text/tokenizer_stages.hpp — what happens to a text before BPE in a tokenizer.json: normalisers, pre-tokenizers
+// and the search for added tokens. The rules are those of the package `tokenizers`.
+// Reference: tests/text/tokenizer_json_test.cpp, ids of the package.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/text/bpe.hpp"
+#ifdef QLORA_WITH_PCRE2
+#include "qlora/text/regex.hpp"
+#endif
+
+namespace qlora {
+inline namespace v0 {
+namespace detail::stages {
+
+/// A fixed text or an expression to look for.
+class Pattern {
+ public:
+  Pattern(const Json& value, const std::string& where) {
+    if (const Json* fixed = json_find(value, "String")) {
+      text_ = fixed->is_string() ? fixed->get<std::string>() : std::string();
+      if (text_.empty()) throw Error(where + ": an empty pattern");
+      return;
+    }
+    const std::string expression = json_string(value, "Regex", where);
+#ifdef QLORA_WITH_PCRE2
+    try {
+      regex_ = std::make_unique<Regex>(expression);
+    } catch (const Error& error) {
+      throw Error(concat(where, ": ", error.what()));
+    }
+#else
+    throw Error(concat(where, ": the regular expression '", expression,
+                       "' needs PCRE2, which this build lacks; install libpcre2-dev and build again"));
+#endif
+  }
+#ifdef QLORA_WITH_PCRE2
+  explicit Pattern(std::string_view expression) : regex_(std::make_unique<Regex>(expression)) {}
+#endif
+
+  /// Calls use(begin, end) for each match, in order.
+  template <class Use>
+  void for_each_match(std::string_view text, const Use& use) const {
+#ifdef QLORA_WITH_PCRE2
+    if (regex_) return regex_->for_each_match(text, use);
+#endif
+    for (std::size_t at = text.find(text_); at != std::string_view::npos; at = text.find(text_, at + text_.size()))
+      use(at, at + text_.size());
+  }
+
+ private:
+  std::string text_;
+#ifdef QLORA_WITH_PCRE2
+  std::unique_ptr<Regex> regex_;
+#endif
+};
+
+// --- normalisers --------------------------------------------------------------------------------------------------
+
+struct Prepend {
+  std::string text;
+};
+struct Replace {
+  Pattern pattern;
+  std::string content;
+};
+using Normalizer = std::variant<Prepend, Replace>;
+
+[[nodiscard]] inline std::string normalized(const std::vector<Normalizer>& steps, std::string_view input) {
+  std::string text(input);
+  for (const Normalizer& step : steps) {
+    if (const auto* prepend = std::get_if<Prepend>(&step)) {
+      if (!text.empty()) text.insert(0, prepend->text);
+    } else {
+      const auto& [pattern, content] = std::get<Replace>(step);
+      std::string out;
+      std::size_t done = 0;
+      pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
+        out.append(text, done, begin - done).append(content);
+        done = end;
+      });
+      text = out.append(text, done);
+    }
+  }
+  return text;
+}
+
+// --- pre-tokenizers -----------------------------------------------------------------------------------------------
+
+enum class Behavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
+enum class PrependScheme { never, first, always };
+
+struct Split {
+  Pattern pattern;
+  Behavior behavior;
+  bool invert = false;
+};
+struct Metaspace {
+  std::string replacement;
+  PrependScheme scheme;
+  bool split;
+};
+struct ByteLevel {
+  bool add_prefix_space;
+  std::optional<Pattern> words;  ///< absent: the text is one word
+};
+using PreTokenizer = std::variant<Split, Metaspace, ByteLevel>;
+
+/// Calls use(begin, end) for the words that a pattern makes of a text; empty ones are left out.
+template <class Use>
+void split(const Split& step, std::string_view text, const Use& use) {
+  struct Part {
+    std::size_t begin, end;
+    bool match;
+  };
+  std::vector<Part> parts;
+  std::size_t done = 0;
+  step.pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
+    if (done < begin) parts.push_back({done, begin, step.invert});
+    parts.push_back({begin, end, !step.invert});
+    done = end;
+  });
+  if (done < text.size()) parts.push_back({done, text.size(), step.invert});
+
+  std::vector<Part> joined;
+  const auto join = [&](const Part& part, bool with_last) {
+    if (with_last && !joined.empty()) {
+      joined.back().begin = std::min(joined.back().begin, part.begin);
+      joined.back().end = std::max(joined.back().end, part.end);
+    } else {
+      joined.push_back(part);
+    }
+  };
+  bool previous = false;  // whether the part before was a match
+  switch (step.behavior) {
+    case Behavior::removed:
+      std::copy_if(parts.begin(), parts.end(), std::back_inserter(joined),
+                   [](const Part& part) { return !part.match; });
+      break;
+    case Behavior::isolated:
+      joined = std::move(parts);
+      break;
+    case Behavior::contiguous:
+      for (const Part& part : parts) {
+        join(part, part.match == previous);
+        previous = part.match;
+      }
+      break;
+    case Behavior::merged_with_previous:
+      for (const Part& part : parts) {
+        join(part, part.match && !previous);
+        previous = part.match;
+      }
+      break;
+    case Behavior::merged_with_next:
+      for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+        join(*part, part->match && !previous);
+        previous = part->match;
+      }
+      std::reverse(joined.begin(), joined.end());
+      break;
+  }
+  for (const Part& part : joined) {
+    if (part.begin < part.end) use(part.begin, part.end);
+  }
+}
+
+/// Calls use(word) for the words that steps[from..] make of a text that is not empty. `first` is whether the text stands
+/// at the very beginning of the input.
+template <class Use>
+void pre_tokenize(const std::vector<PreTokenizer>& steps, std::size_t from, std::string_view text, bool first,
+                  const Use& use) {
+  if (text.empty()) return;
+  if (from == steps.size()) return use(text);
+  const auto next = [&](std::string_view word, bool word_is_first) {
+    pre_tokenize(steps, from + 1, word, word_is_first, use);
+  };
+  if (const auto* by_pattern = std::get_if<Split>(&steps[from])) {
+    return split(*by_pattern, text, [&](std::size_t begin, std::size_t end) {
+      next(text.substr(begin, end - begin), first && begin == 0);
+    });
+  }
+  if (const auto* metaspace = std::get_if<Metaspace>(&steps[from])) {
+    const std::string& mark = metaspace->replacement;
+    std::string marked;
+    for (const char c : text) c == ' ' ? marked.append(mark) : marked.append(1, c);
+    const bool prepends =
+        metaspace->scheme == PrependScheme::always || (metaspace->scheme == PrependScheme::first && first);
+    if (prepends && !marked.starts_with(mark)) marked.insert(0, mark);
+    if (!metaspace->split) return next(marked, first);
+    for (std::size_t begin = 0; begin < marked.size();) {  // a word begins at each mark
+      const std::size_t end = std::min(marked.find(mark, begin + 1), marked.size());
+      next(std::string_view(marked).substr(begin, end - begin), first && begin == 0);
+      begin = end;
+    }
+    return;
+  }
+  const auto& [add_prefix_space, words] = std::get<ByteLevel>(steps[from]);
+  std::string prefixed;
+  if (add_prefix_space && text.front() != ' ') {
+    prefixed.append(" ").append(text);
+    text = prefixed;
+  }
+  if (!words) return next(text, first);
+  std::size_t done = 0;
+  words->for_each_match(text, [&](std::size_t begin, std::size_t end) {
+    if (done < begin) next(text.substr(done, begin - done), first && done == 0);
+    next(text.substr(begin, end - begin), first && begin == 0);
+    done = end;
+  });
+  if (done < text.size()) next(text.substr(done), first && done == 0);
+}
+
+// --- added tokens -------------------------------------------------------------------------------------------------
+
+struct AddedToken {
+  std::int32_t id = -1;
+  std::string content;
+  bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
+};
+
+/// The code point at text[at], which must begin a character.
+[[nodiscard]] inline char32_t code_point(std::string_view text, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[at + i]); };
+  if (byte(0) < 0x80U) return byte(0);
+  const std::size_t length = byte(0) < 0xE0U ? 2 : byte(0) < 0xF0U ? 3 : 4;
+  char32_t value = byte(0) & (0xFFU >> (length + 1));
+  for (std::size_t i = 1; i < length; ++i) value = value << 6U | (byte(i) & 0x3FU);
+  return value;
+}
+[[nodiscard]] inline std::size_t character_before(std::string_view text, std::size_t end) {
+  do {
+    --end;
+  } while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U);
+  return end;
+}
+[[nodiscard]] inline bool is_white_space(char32_t c) {
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+/// Finds the longest of a set of texts at each place, as Aho-Corasick does with leftmost-longest matches.
+class TokenFinder {
+ public:
+  void add(std::string text, std::size_t token) {
+    auto& lengths = lengths_[static_cast<unsigned char>(text.front())];
+    if (std::find(lengths.begin(), lengths.end(), text.size()) == lengths.end()) {
+      lengths.push_back(text.size());
+      std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    }
+    tokens_.emplace(std::move(text), static_cast<std::int32_t>(token));
+  }
+  [[nodiscard]] bool is_empty() const { return tokens_.empty(); }
+  /// Calls use(token, begin, end) for each match.
+  template <class Use>
+  void for_each_match(std::string_view text, const Use& use) const {
+    if (tokens_.empty()) return;
+    for (std::size_t at = 0; at < text.size();) {
+      std::size_t step = 1;
+      for (const std::size_t length : lengths_[static_cast<unsigned char>(text[at])]) {
+        if (length > text.size() - at) continue;
+        const auto found = tokens_.find(text.substr(at, length));
+        if (found == tokens_.end()) continue;
+        use(static_cast<std::size_t>(found->second), at, at + length);
+        step = length;
+        break;
+      }
+      at += step;
+    }
+  }
+
+ private:
+  std::array<std::vector<std::size_t>, 256> lengths_;  // by first byte, longest first
+  PieceIds tokens_;
+};
+
+}  // namespace detail::stages
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,250 @@
+// tokenizer_json_test.cpp — ids and texts against the package `tokenizers` (tests/data/make_tokenizers.py), for each kind
+// of tokenizer.json; then files that ask for what is not there, contradict themselves, or are damaged.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/text/tokenizer_json.hpp"
+
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <random>
+
+#include "qlora/text/prompt.hpp"
+#include "qlora/text/tokenizer.hpp"
+#include "support/scratch.hpp"
+
+using qlora::Error;
+using qlora::Json;
+using qlora::JsonTokenizer;
+using qlora::SpecialTokens;
+using qlora::Tokenizer;
+
+namespace {
+
+std::string read_bytes(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  REQUIRE(file.good());
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+const std::string data = std::string(QLORA_SOURCE_DIR) + "/tests/data/";
+
+const Json& kinds() {
+  static const Json parsed = Json::parse(read_bytes(data + "tokenizers.json"));
+  return parsed;
+}
+
+/// Whether this build reads the kind. Without PCRE2 those that split words by a regular expression are refused.
+bool can_read(const std::string& name) {
+#ifdef QLORA_WITH_PCRE2
+  (void)name;
+  return true;
+#else
+  const std::string file = kinds().at(name).at("file").dump();
+  if (file.find("\"Metaspace\"") != std::string::npos || file.find("\"Prepend\"") != std::string::npos) return true;
+  CHECK_THROWS_WITH_AS(JsonTokenizer(file, name, ""), doctest::Contains("PCRE2"), Error);
+  return false;
+#endif
+}
+
+/// The message with which a changed file of this kind is refused.
+std::string refusal(const std::string& kind, const std::function<void(Json&)>& change) {
+  Json file = kinds().at(kind).at("file");
+  change(file);
+  try {
+    const JsonTokenizer tokenizer(file.dump(), "tokenizer.json", "");
+  } catch (const Error& error) {
+    CHECK(error.kind() == qlora::ErrorKind::input);
+    return error.what();
+  }
+  return "accepted";
+}
+
+}  // namespace
+
+TEST_CASE("ids and decoded texts are those of the package") {
+  for (const auto& [name, kind] : kinds().items()) {
+    CAPTURE(name);
+    if (!can_read(name)) continue;
+    const test::Scratch dir;
+    std::ofstream(dir / "tokenizer.json") << kind.at("file").dump();
+    std::ofstream(dir / "tokenizer_config.json") << Json{{"eos_token", kind.at("eos")}}.dump();
+    const Tokenizer whole = Tokenizer::load(qlora::tokenizer_file(dir / ""));
+    const JsonTokenizer tokenizer(kind.at("file").dump(), name, "");
+    CHECK(whole.piece(whole.eos()) == kind.at("eos").get<std::string>());
+    CHECK(whole.is_control(whole.eos()));
+    std::size_t compared = 0;
+    for (const Json& expected : kind.at("cases")) {
+      const auto text = expected.at("text").get<std::string>();
+      CAPTURE(text);
+      const auto ids = expected.at("as_text").get<std::vector<std::int32_t>>();
+      REQUIRE(whole.encode(text) == ids);
+      REQUIRE(tokenizer.encode(text, SpecialTokens::parsed) == expected.at("parsed").get<std::vector<std::int32_t>>());
+      REQUIRE(whole.decode(ids) == expected.at("decoded").get<std::string>());
+      std::string streamed;
+      qlora::StreamDecoder decoder(whole);
+      for (const std::int32_t id : ids) streamed += decoder.push(id);
+      REQUIRE(streamed + decoder.finish() == expected.at("decoded").get<std::string>());
+      ++compared;
+    }
+    CHECK(compared == 61);
+  }
+}
+
+TEST_CASE("a converted tokenizer.model gives the ids of sentencepiece") {
+  const Tokenizer model = Tokenizer::load(data + "small_tokenizer.model");
+  const JsonTokenizer json(kinds().at("llama2_prepend").at("file").dump(), "converted", "</s>");
+  for (const Json& expected : kinds().at("llama2_prepend").at("cases")) {
+    const auto text = expected.at("text").get<std::string>();
+    CAPTURE(text);
+    CHECK(json.encode(text) == model.encode(text));
+  }
+  CHECK(json.special_ids().bos == model.bos());
+  CHECK(json.special_ids().eos == model.eos());
+  CHECK(json.special_ids().unk == model.unk());
+}
+
+TEST_CASE("bytes that are no UTF-8") {
+  if (!can_read("gpt2")) return;
+  const JsonTokenizer tokenizer(kinds().at("gpt2").at("file").dump(), "gpt2", "");
+  CHECK(tokenizer.encode("a\xFFz") == tokenizer.encode("a\xEF\xBF\xBDz"));
+}
+
+TEST_CASE("byte-level pieces join to characters, and each longest invalid part is one U+FFFD") {
+  if (!can_read("gpt2")) return;
+  const test::Scratch dir;
+  std::ofstream(dir / "tokenizer.json") << kinds().at("gpt2").at("file").dump();
+  std::ofstream(dir / "tokenizer_config.json") << R"({"eos_token": {"content": "<|end|>"}})";
+  const Tokenizer tokenizer = Tokenizer::load(dir / "tokenizer.json");
+  const auto decoded = [&](std::string_view bytes) {
+    std::vector<std::int32_t> ids;
+    for (const char byte : bytes) {
+      for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+        if (tokenizer.surface(id) == std::string(1, byte)) ids.push_back(id);
+      }
+    }
+    REQUIRE(ids.size() == bytes.size());
+    return tokenizer.decode(ids);
+  };
+  // Expected: Python's bytes.decode("utf-8", "replace"), which follows the same rule of the Unicode Standard (3.9, D93b).
+  CHECK(decoded("\xE4\xBD\xA0") == "\xE4\xBD\xA0");
+  CHECK(decoded("\xE4\xBD") == "\xEF\xBF\xBD");
+  CHECK(decoded("\xE4\xBDz") == "\xEF\xBF\xBDz");
+  CHECK(decoded("\xF0\x9F\x99") == "\xEF\xBF\xBD");
+  CHECK(decoded("\xFF\xFE") == "\xEF\xBF\xBD\xEF\xBF\xBD");
+  CHECK(decoded("\xED\xA0\x80") == "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+}
+
+TEST_CASE("documents have the begin token that the post-processor adds, and no other") {
+  if (!can_read("gpt2")) return;
+  const auto document = [](const char* name) {
+    const test::Scratch dir;
+    std::ofstream(dir / "tokenizer.json") << kinds().at(name).at("file").dump();
+    std::ofstream(dir / "tokenizer_config.json") << R"({"eos_token": "<|end|>"})";
+    const Tokenizer tokenizer = Tokenizer::load(dir / "tokenizer.json");
+    CHECK(qlora::text_document(tokenizer, "").ids.empty());
+    std::vector<std::string> pieces;
+    for (const std::int32_t id : qlora::text_document(tokenizer, "a").ids) pieces.push_back(tokenizer.piece(id));
+    CHECK_THROWS_WITH_AS(
+        static_cast<void>(qlora::chat_tokens(tokenizer, std::vector<qlora::Message>{{"user", "[INST]"}})),
+        doctest::Contains(tokenizer.bos() < 0 ? "no begin token" : "[INST]"), Error);
+    return pieces;
+  };
+  CHECK(document("llama3") == std::vector<std::string>{"<|begin|>", "a", "<|end|>"});
+  CHECK(document("gpt2") == std::vector<std::string>{"a", "<|end|>"});
+}
+
+TEST_CASE("a file that asks for what is not there is refused by its name") {
+  const auto contains = [](const std::string& message, const char* part) {
+    CAPTURE(message);
+    CHECK(message.find(part) != std::string::npos);
+  };
+  const char* const llama = "llama2_prepend";
+  contains(refusal(llama, [](Json& f) { f["model"]["type"] = "Unigram"; }), "the model Unigram is not supported");
+  contains(refusal(llama, [](Json& f) { f["model"]["dropout"] = 0.1; }), "dropout makes the ids random");
+  contains(refusal(llama, [](Json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }), "end_of_word_suffix is not");
+  contains(refusal(llama, [](Json& f) { f["normalizer"] = {{"type", "NFC"}}; }), "the normalizer NFC is not supported");
+  contains(refusal(llama, [](Json& f) { f["pre_tokenizer"] = {{"type", "Whitespace"}}; }), "pre-tokenizer Whitespace");
+  contains(refusal(llama, [](Json& f) { f["post_processor"] = {{"type", "BertProcessing"}}; }), "BertProcessing");
+  contains(refusal(llama, [](Json& f) { f["decoder"] = {{"type", "WordPiece"}}; }), "the decoder WordPiece");
+  contains(refusal(llama, [](Json& f) { f["decoder"] = {{"type", "ByteLevel"}}; }), "does not fit the encoder");
+  contains(refusal(llama, [](Json& f) { f["model"]["vocab"].erase("<0x41>"); }), "the piece <0x41> is missing");
+  contains(refusal(llama, [](Json& f) { f["model"]["vocab"]["x y"] = 7; }), "two pieces have the id 7");
+  contains(refusal(llama, [](Json& f) { f["model"]["vocab"]["x y"] = -1; }), "must be an integer from 0");
+  contains(refusal(llama, [](Json& f) { f["model"]["merges"].push_back("nothing here either"); }), "is not two pieces");
+  contains(refusal(llama, [](Json& f) { f["model"]["merges"].push_back({"no", "such piece"}); }), "is no piece");
+  contains(refusal(llama, [](Json& f) { f["added_tokens"][0]["id"] = 1; }), "the added token 1 is the piece 0");
+  contains(refusal(llama, [](Json& f) { f["added_tokens"][0]["content"] = ""; }), "has no text");
+  contains(refusal(llama, [](Json& f) { f.erase("model"); }), "the key 'model' is missing");
+  contains(refusal(llama,
+                   [](Json& f) {
+                     f["model"]["byte_fallback"] = false;
+                     f["model"].erase("unk_token");
+                   }),
+           "so text would be lost");
+  CHECK(refusal(llama, [](Json&) {}) == "accepted");
+  if (!can_read("gpt2")) return;
+  contains(refusal("gpt2",
+                   [](Json& f) {
+                     f["pre_tokenizer"]["pretokenizers"].push_back({{"type", "Digits"}});
+                   }),
+           "stands behind ByteLevel");
+  contains(refusal("llama3",
+                   [](Json& f) {
+                     f["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"Regex", "(unclosed"}};
+                   }),
+           "(unclosed");
+}
+
+TEST_CASE("a tokenizer.json without its tokenizer_config.json does not say what ends a text") {
+  const test::Scratch dir;
+  std::ofstream(dir / "tokenizer.json") << kinds().at("llama2_prepend").at("file").dump();
+  CHECK_THROWS_WITH_AS(static_cast<void>(Tokenizer::load(dir / "tokenizer.json")), doctest::Contains("eos_token"),
+                       Error);
+  std::ofstream(dir / "tokenizer_config.json") << R"({"eos_token": "<nowhere>"})";
+  CHECK_THROWS_WITH_AS(static_cast<void>(Tokenizer::load(dir / "tokenizer.json")),
+                       doctest::Contains("holds no token '<nowhere>'"), Error);
+}
+
+TEST_CASE("damaged files are read or refused") {
+  std::mt19937 random(1);
+  int accepted = 0, refused = 0;
+  for (const auto& [name, kind] : kinds().items()) {
+    if (!can_read(name)) continue;
+    const std::string whole = kind.at("file").dump();
+    for (int i = 0; i < 40; ++i) {
+      std::string bytes = whole;
+      for (int n = 0; n <= i % 3; ++n) {
+        const std::size_t at = random() % bytes.size();
+        switch (random() % 4) {
+          case 0:
+            bytes[at] = static_cast<char>(random());
+            break;
+          case 1:
+            bytes.erase(at, random() % 20);
+            break;
+          case 2:
+            bytes.insert(at, bytes.substr(random() % bytes.size(), random() % 20));
+            break;
+          default:
+            bytes[at] = "0123456789[]{}\",:\\"[random() % 18];
+        }
+      }
+      try {
+        const JsonTokenizer tokenizer(bytes, name, "");
+        for (const std::int32_t id : tokenizer.encode("The boat \n 12 <s> \xC3\xA9\xFF")) {
+          REQUIRE(id >= 0);
+          REQUIRE(id < tokenizer.vocab_size());
+        }
+        ++accepted;
+      } catch (const Error&) {
+        ++refused;
+      }
+    }
+  }
+  CHECK(accepted > 0);
+  CHECK(refused > 20);
+}
