@@ -45,7 +45,7 @@ void add_fetch(OptionSet app, Invocation& call) {
         context.out << one.bytes << " bytes  " << one.source << '\n';
       }
       context.out << result.documents.size() << " documents in " << request->out.string() << ", "
-                  << result.failed.size() << " sources left out\n";
+                  << result.failed.size() + result.repeated.size() << " sources left out\n";
       return result_of(result);
     };
   });

@@ -60,6 +60,8 @@ TEST_CASE("caps hold for decoded bytes, headers and time, and memory stays small
   CHECK(has(refusal(url("/endless"), own()), "larger than the limit"));
   CHECK(peak_kib() - before < 64 * 1024);
   CHECK(has(refusal(url("/hugeheader"), own()), "header is larger"));
+  CHECK(has(refusal(url("/longline"), own()), "line of the response header"));
+  CHECK(has(refusal(url("/impossible"), own()), "Content-Length is no number"));
   net::HttpOptions hasty = own();
   hasty.total_timeout = std::chrono::milliseconds(700);
   CHECK(has(refusal(url("/slow"), hasty), "imed out"));
@@ -112,4 +114,28 @@ TEST_CASE("private addresses: 24 spellings, asked for or redirected to, are all 
     CHECK(has(message, "not on the public internet"));
   }
   CHECK(net::http_get(url("/plain"), own()).body == plain_body);
+}
+
+TEST_CASE("addresses are shown without their credentials") {
+  using qlora::net::shown_address;
+  CHECK(shown_address("https://ann:pw@example.org/a?x=1&token=abc#top") == "https://example.org/a?x=1&token=...#top");
+  CHECK(shown_address("http://a@b@example.org?API_KEY=1") == "http://example.org?API_KEY=...");
+  CHECK(shown_address("https://example.org/?author=3&key=4&monkey=5") ==
+        "https://example.org/?author=3&key=...&monkey=5");
+  CHECK(shown_address("https://bucket.example/x?X-Amz-Credential=a%2Fb&X-Amz-Signature=ff&Expires=9") ==
+        "https://bucket.example/x?X-Amz-Credential=...&X-Amz-Signature=...&Expires=9");
+  CHECK(shown_address("notes/a@b?token=1.txt") == "notes/a@b?token=1.txt");
+  CHECK(shown_address("https://example.org/@name/post?page=2") == "https://example.org/@name/post?page=2");
+  const std::string port = url("/missing").substr(17);  // behind "http://127.0.0.1:"
+  const std::string message = refusal("http://ann:pw@127.0.0.1:" + port + "?token=abc", own());
+  CHECK(has(message, "404"));
+  CHECK(!has(message, "pw"));
+  CHECK(!has(message, "abc"));
+}
+
+TEST_CASE("spellings of one address are one") {
+  using qlora::net::same_address;
+  CHECK(same_address("HTTP://Example.org:80#top") == same_address("http://example.org/"));
+  CHECK(same_address("https://example.org:443/a?b#c") == "https://example.org/a?b");
+  CHECK(same_address("https://example.org/A") != same_address("https://example.org/a"));
 }

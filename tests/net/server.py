@@ -114,6 +114,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(PAGE, Content_Type="application/octet-stream")
         elif path == "/hugeheader":
             self.reply(PAGE, **{"X_%d" % i: "y" * 1000 for i in range(90)})
+        elif path == "/longline":
+            self.reply(PAGE, X_Long="y" * 200000)
+        elif path == "/impossible":
+            self.reply(PAGE, length="9" * 30)
+        elif path == "/forward":
+            self.reply("<title>Moved</title><meta http-equiv=refresh content='0; url=/plain'><p>Moved, see there.")
+        elif path == "/json":
+            self.reply('{"error": "no such product"}')
+        elif path == "/robots_only":
+            self.reply("<title>Just a moment...</title><p>Checking your browser.")
+        elif path == "/script_only":
+            self.reply("<noscript>Enable JavaScript to run this app.</noscript><div id=root></div><script>1</script>")
         elif path == "/truncated":
             self.reply(PAGE, length=10000)
         elif path == "/empty":

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "qlora/web/article_compat.hpp"
+#include "qlora/web/repeats.hpp"
 
 namespace web = qlora::web;
 
@@ -97,6 +98,24 @@ TEST_CASE("lines that most pages of a site share are removed") {
   std::vector<qlora::Document> same(3, qlora::make_document("https://example.org/1", "", "All alike"));
   CHECK(web::remove_shared_lines(same) == 0);
   CHECK(same[2].text == "All alike");
+}
+
+TEST_CASE("lines that pages share inside of their texts stay: code, rows, refrains") {
+  std::vector<qlora::Document> site;
+  std::vector<std::vector<bool>> content;
+  for (const char* n : {"one", "two", "three"}) {
+    const std::string name = n;
+    const web::Extracted page =
+        web::extract("<p>Our songs</p><p>The page of " + name + " has this to say.</p><pre>#include &lt;a&gt;\nint " +
+                     name + "() {\n}</pre><p>So sing " + name + ".</p><p>And sing along.</p><p>But " + name +
+                     " went.</p><p>And sing along.</p><table><tr><td>Colour<td>black</table><p>Call us</p>");
+    site.push_back(qlora::make_document("https://example.org/" + name, "", page.text));
+    content.push_back(page.content);
+  }
+  CHECK(web::remove_shared_lines(site, content) == 6);
+  CHECK(site[1].text ==
+        "The page of two has this to say.\n#include <a>\nint two() {\n}\nSo sing two.\nAnd sing along.\n"
+        "But two went.\nAnd sing along.\nColour: black");
 }
 
 TEST_CASE("the article's text equals that of bs4, byte for byte") {

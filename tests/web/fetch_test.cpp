@@ -203,3 +203,51 @@ TEST_CASE("sources of every kind become documents; the bad ones become reasons")
   CHECK(plain.documents.at(0).text == "Caf\xC3\xA9Plain page.");
   std::filesystem::remove_all(folder);
 }
+
+TEST_CASE("pages that are no article are left out with the reason, unless all are asked for") {
+  const std::array<std::array<const char*, 2>, 4> cases{
+      {{"/forward", "forwards"}, {"/json", "JSON"}, {"/robots_only", "robots"}, {"/script_only", "JavaScript"}}};
+  std::vector<std::string> sources{url("/plain")};
+  for (const auto& one : cases) sources.push_back(url(one[0]));
+  web::LoadOptions options;
+  options.fetch = own();
+  const web::LoadResult loaded = web::load_documents(sources, options);
+  CHECK(loaded.documents.size() == 1);
+  REQUIRE(loaded.failures.size() == cases.size());
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    CHECK(has(loaded.failures[i].error, "no article: "));
+    CHECK(has(loaded.failures[i].error, cases[i][1]));
+  }
+  options.all_pages = true;
+  CHECK(web::load_documents(std::span(sources).first(4), options).documents.size() == 4);
+}
+
+TEST_CASE("an address, and a text, counts once") {
+  const auto folder = std::filesystem::temp_directory_path() / ("qlora_twice_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "word" + std::to_string(i) + " and ";
+  std::ofstream(folder / "a.html") << "<p>" << words << "seen 1 time.";
+  std::ofstream(folder / "b.html") << "<p>" << words << "seen 2 times.";
+  std::ofstream(folder / "c.html") << "<p>" << words.substr(0, words.size() / 2) << "half.";
+  std::vector<std::string> sources{url("/plain"),
+                                   url("/plain#part"),
+                                   url("/gzip"),
+                                   (folder / "a.html").string(),
+                                   (folder / "b.html").string(),
+                                   (folder / "c.html").string()};
+  web::LoadOptions options;
+  options.fetch = own();
+  const web::LoadResult loaded = web::load_documents(sources, options);
+  REQUIRE(loaded.documents.size() == 3);
+  CHECK(loaded.documents[0].source == url("/plain"));
+  CHECK(loaded.documents[1].source == (folder / "a.html").string());
+  CHECK(loaded.documents[2].source == (folder / "c.html").string());
+  REQUIRE(loaded.duplicates.size() == 3);
+  CHECK(loaded.duplicates[0].error == "named twice");
+  CHECK(loaded.duplicates[1].error == "the text of " + url("/plain"));
+  CHECK(loaded.duplicates[2].error == "the text of " + (folder / "a.html").string());
+  options.all_pages = true;
+  CHECK(web::load_documents(sources, options).documents.size() == 6);
+  std::filesystem::remove_all(folder);
+}

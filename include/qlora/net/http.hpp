@@ -20,6 +20,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/net/address.hpp"
+#include "qlora/net/shown.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -45,7 +46,7 @@ struct HttpOptions {
 
 /// An answer with a status of success.
 struct HttpResponse {
-  std::string url;           ///< after redirects
+  std::string url;           ///< after redirects, without credentials
   std::string content_type;  ///< as the server said it; empty: it did not
   std::string body;          ///< decoded
 };
@@ -65,6 +66,15 @@ using Clock = std::chrono::steady_clock;
   line = line.substr(0, line.find_last_not_of(space) + 1);
   if (line.empty() || line.size() > 9 || line.find_first_not_of("0123456789") != line.npos) return std::nullopt;
   return std::chrono::seconds(std::stol(std::string(line)));
+}
+
+/// Whether a header line is a Content-Length of more digits than any size has (curl would read on without it).
+[[nodiscard]] inline bool has_impossible_length(std::string_view line) {
+  constexpr std::string_view name = "content-length:";
+  if (line.size() < name.size() || ::strncasecmp(line.data(), name.data(), name.size()) != 0) return false;
+  line.remove_prefix(name.size());
+  line.remove_prefix(std::min(line.find_first_not_of(" \t+0"), line.size()));
+  return std::min(line.find_first_not_of("0123456789"), line.size()) > 18;
 }
 
 /// What libcurl's callbacks see and leave behind. They are called from C and must not throw.
@@ -103,6 +113,10 @@ inline std::size_t on_header(char* data, std::size_t size, std::size_t count, vo
     }
     transfer.header_bytes += line.size();
     if (const auto seconds = retry_after(line)) transfer.retry_after = seconds;
+    if (has_impossible_length(line)) {
+      transfer.refusal = "its Content-Length is no number of bytes";
+      return 0;
+    }
   } catch (...) {
     transfer.header_bytes = std::size_t(-1);
   }
@@ -192,6 +206,7 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
     if (code == CURLE_COULDNT_CONNECT || code == CURLE_GOT_NOTHING || code == CURLE_RECV_ERROR ||
         code == CURLE_SEND_ERROR)
       return std::nullopt;
+    if (code == CURLE_OUT_OF_MEMORY) why = "a line of the response header is longer than libcurl reads (100 KiB)";
     throw Error(concat(source, ": ", why), code == CURLE_URL_MALFORMAT ? ErrorKind::usage : ErrorKind::network);
   }
   long status = 0;
@@ -203,16 +218,18 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
   why = concat("the server answered with status ", status);
   if (status == 429 || status >= 500) return std::nullopt;
   if (status < 200 || status >= 300) throw Error(concat(source, ": ", why), ErrorKind::network);
-  return HttpResponse{.url = url != nullptr ? url : source,
+  return HttpResponse{.url = url != nullptr ? shown_address(url) : source,
                       .content_type = type != nullptr ? type : "",
                       .body = std::move(transfer.body)};
 }
 
 }  // namespace detail
 
-/// GET of an http: or https: address. Throws Error: network (no answer, a status of failure, refused, over a cap),
+/// GET of an http: or https: address; messages name it without its credentials. Throws Error: network (no answer, a
+/// status of failure, refused, over a cap),
 /// usage (an address that cannot be meant), interrupted.
-[[nodiscard]] inline HttpResponse http_get(const std::string& source, const HttpOptions& options = {}) {
+[[nodiscard]] inline HttpResponse http_get(const std::string& address, const HttpOptions& options = {}) {
+  const std::string source = shown_address(address);  // for messages
   static std::once_flag once;
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
   const auto deadline = detail::Clock::now() + options.total_timeout;
@@ -229,7 +246,7 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
                               .refusal = nullptr,
                               .stopped = false};
     curl_easy_reset(curl.get());
-    detail::set_up(curl.get(), transfer, source, left);
+    detail::set_up(curl.get(), transfer, address, left);
     if (auto response = detail::attempt(curl.get(), transfer, source, why)) return *std::move(response);
     std::chrono::milliseconds pause = options.backoff * (1 << std::min(tries, 10));
     if (transfer.retry_after) pause = std::max<std::chrono::milliseconds>(pause, *transfer.retry_after);

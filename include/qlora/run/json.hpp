@@ -221,21 +221,26 @@ template <class T, class ToJson>
 }
 
 // --- FetchResult: {"documents": [{"source", "title", "bytes", "sha256"}], ..., "failed": [{"source", "error"}]} ------
+// "unknown_encoding" of a document, and "repeated", formed like "failed", are there when they are not empty.
 
 /// The documents without their texts, the sources that failed, and the counts.
 [[nodiscard]] inline OrderedJson to_json(const FetchResult& result) {
-  return {{"documents", detail::array_json(result.documents,
-                                           [](const FetchedDocument& one) {
-                                             return OrderedJson{{"source", one.source},
-                                                                {"title", one.title},
-                                                                {"bytes", one.bytes},
-                                                                {"sha256", one.sha256}};
-                                           })},
-          {"bytes", result.bytes},
-          {"shared_lines_removed", result.shared_lines_removed},
-          {"failed", detail::array_json(result.failed, [](const FetchFailure& one) {
-             return OrderedJson{{"source", one.source}, {"error", one.error}};
-           })}};
+  const auto failures = [](const std::vector<FetchFailure>& all) {
+    return detail::array_json(all, [](const FetchFailure& one) {
+      return OrderedJson{{"source", one.source}, {"error", one.error}};
+    });
+  };
+  const auto document = [](const FetchedDocument& one) {
+    OrderedJson json{{"source", one.source}, {"title", one.title}, {"bytes", one.bytes}, {"sha256", one.sha256}};
+    if (!one.unknown_encoding.empty()) json["unknown_encoding"] = one.unknown_encoding;
+    return json;
+  };
+  OrderedJson json{{"documents", detail::array_json(result.documents, document)},
+                   {"bytes", result.bytes},
+                   {"shared_lines_removed", result.shared_lines_removed},
+                   {"failed", failures(result.failed)}};
+  if (!result.repeated.empty()) json["repeated"] = failures(result.repeated);
+  return json;
 }
 /// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline FetchResult fetch_result_from_json(const OrderedJson& json) {
@@ -243,12 +248,16 @@ template <class T, class ToJson>
   const auto items = [&](const char* key) { return json.value(key, OrderedJson::array()); };
   for (const OrderedJson& one : items("documents")) {
     result.documents.push_back({detail::text_at(one, "source"), detail::text_at(one, "title"),
-                                detail::whole_at(one, "bytes"), detail::text_at(one, "sha256")});
+                                detail::whole_at(one, "bytes"), detail::text_at(one, "sha256"),
+                                one.contains("unknown_encoding") ? detail::text_at(one, "unknown_encoding") : ""});
   }
   result.bytes = detail::whole_at(json, "bytes");
   result.shared_lines_removed = detail::whole_at(json, "shared_lines_removed");
   for (const OrderedJson& one : items("failed")) {
     result.failed.push_back({detail::text_at(one, "source"), detail::text_at(one, "error")});
+  }
+  for (const OrderedJson& one : items("repeated")) {
+    result.repeated.push_back({detail::text_at(one, "source"), detail::text_at(one, "error")});
   }
   return result;
 }

@@ -94,6 +94,8 @@ struct Fetching {
   bool allow_private = false;
   double timeout = 30;
   std::int64_t max_bytes = 8 << 20;
+  bool recursive = false;
+  bool all_pages = false;
 };
 
 template <>
@@ -119,6 +121,10 @@ struct Table<Fetching> {
        .help = "Size limit of one decoded page",
        .range = {1024, 1e9},
        .unit = "bytes"},
+      {.name = "recursive", .member = &Fetching::recursive, .help = "Read folders inside of folders as well"},
+      {.name = "all_pages",
+       .member = &Fetching::all_pages,
+       .help = "Keep pages that are no article (forwards, checks for robots, logins) or repeat others"},
   });
 };
 static_assert(well_formed<Fetching>());

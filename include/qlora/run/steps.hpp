@@ -28,10 +28,11 @@ struct FetchRequest {
 
 /// A document that was written.
 struct FetchedDocument {
-  std::string source;      ///< URL or path
-  std::string title;       ///< may be empty
-  std::int64_t bytes = 0;  ///< of its text
-  std::string sha256;      ///< of its text
+  std::string source;                 ///< URL or path
+  std::string title;                  ///< may be empty
+  std::int64_t bytes = 0;             ///< of its text
+  std::string sha256;                 ///< of its text
+  std::string unknown_encoding = {};  ///< what the page calls its encoding where that is no known name; else empty
 };
 
 /// A source that gave no document.
@@ -42,10 +43,11 @@ struct FetchFailure {
 
 /// What was fetched.
 struct FetchResult {
-  std::vector<FetchedDocument> documents;  ///< in the order of the sources
-  std::int64_t bytes = 0;                  ///< of all texts
-  std::int64_t shared_lines_removed = 0;   ///< lines that many pages of one site share
-  std::vector<FetchFailure> failed;        ///< sources that were left out
+  std::vector<FetchedDocument> documents;   ///< in the order of the sources
+  std::int64_t bytes = 0;                   ///< of all texts
+  std::int64_t shared_lines_removed = 0;    ///< lines that many pages of one site share
+  std::vector<FetchFailure> failed;         ///< sources that were left out
+  std::vector<FetchFailure> repeated = {};  ///< sources left out because an earlier one has the same address or text
 };
 
 /// Documents to windows of token ids in the directory `out`; see run/pack.hpp.

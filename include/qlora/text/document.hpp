@@ -184,11 +184,15 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
 /// Empty lines are skipped, unknown keys ignored; an absent "source" becomes FILE:LINE.
 [[nodiscard]] inline std::vector<Document> read_documents(const std::filesystem::path& path) {
   const std::string name = path.string();
-  const std::string extension = path.extension().string();
+  std::string extension = path.extension().string();
+  for (char& c : extension)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
   if (extension != ".jsonl" && extension != ".txt" && extension != ".md")
     throw Error(concat(name, ": not a .jsonl, .txt or .md file"), ErrorKind::usage);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw Error(name + " is a directory");
+  if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
+    throw Error(name + " is not a plain file");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(concat("cannot open ", name, ": ", std::strerror(errno)));
   std::vector<Document> documents;

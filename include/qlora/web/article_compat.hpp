@@ -112,7 +112,7 @@ class SoupText {
 class PythonHtmlParser {
  public:
   PythonHtmlParser(std::string_view page, const ExtractOptions& options)
-      : page_(page), begin_(thread_cpu_seconds()), limit_(cpu_limit(options)) {}
+      : page_(page), begin_(thread_cpu_seconds()), limit_(cpu_limit(options, page.size())) {}
 
   [[nodiscard]] std::string run() {
     go_ahead(false);

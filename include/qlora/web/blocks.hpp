@@ -49,6 +49,7 @@ class BlockBuilder {
   std::string title;     ///< of <title>
   std::string og_title;  ///< of <meta property="og:title">
   std::string refresh;   ///< of <meta http-equiv="refresh">
+  bool asks_password = false;
 
   void run(const GumboNode& root) {
     struct Step {
@@ -121,6 +122,11 @@ class BlockBuilder {
     if (name == "svg") in_svg_ = true;
     nodes.push_back(made);
     if (name == "meta") read_meta(attributes);
+    if (name == "input") {
+      for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+        asks_password = asks_password || (key == "type" && lower(value) == "password");
+      });
+    }
     if (element.takes_title) taking_title_ = true;
     stack_.push_back(element);
     open(name, attributes);
@@ -361,7 +367,7 @@ class BlockBuilder {
   if (html.size() > options.max_bytes) throw Error(concat("the page is larger than ", options.max_bytes, " bytes"));
   const double begin = thread_cpu_seconds();
   const std::string page = Prescan(html).run();
-  const double limit = cpu_limit(options);
+  const double limit = cpu_limit(options, page.size());
   const Tree tree(page, (std::size_t{256} << 20) + 24 * page.size(), limit);
   BlockBuilder builder;
   builder.run(tree.root());

@@ -368,8 +368,8 @@ struct Decoded {
 /// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, <meta>, an XML
 /// declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
 /// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
-/// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no other encoding's text is by chance;
-/// two are enough against a Content-Type of windows-1252, which servers add to any page).
+/// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no text of another encoding is that
+/// by chance; two are enough against a Content-Type of windows-1252, which servers add to any page).
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
   Decoded page;
   std::size_t good = 0;

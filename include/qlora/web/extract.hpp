@@ -1,4 +1,4 @@
-// qlora/web/extract.hpp — the main text of a page, and the lines that all pages of a site share.
+// qlora/web/extract.hpp — the main text of a page.
 // Order of choice: leave out menus, footers, forms and the like; prefer <main>, then <article>; then drop link lists,
 // cookie notices and headings left with nothing. What may not change: a page with text gives text — where the cues
 // leave next to nothing, they are distrusted one by one.
@@ -8,18 +8,15 @@
 #include <array>
 #include <cstddef>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "qlora/error.hpp"
-#include "qlora/text/document.hpp"
 #include "qlora/web/blocks.hpp"
 #include "qlora/web/notices.hpp"
+#include "qlora/web/suspicion.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -29,6 +26,8 @@ namespace web {
 struct Extracted {
   std::string title;
   std::string text;
+  std::string no_article;     ///< why the page seems to be none; empty for most pages
+  std::vector<bool> content;  ///< by line of `text`: code, rows, paragraphs of several lines; never a menu's
 };
 
 namespace detail {
@@ -228,23 +227,6 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
   return keep;
 }
 
-/// Site of a document: scheme and host of a URL, folder of a file.
-[[nodiscard]] inline std::string site_of(const std::string& source) {
-  const std::size_t scheme = source.find("://");
-  if (scheme == std::string::npos || source.starts_with("file:")) return source.substr(0, source.rfind('/') + 1);
-  return source.substr(0, source.find_first_of("/?#", scheme + 3));
-}
-
-template <class Use>
-void for_each_text_line(std::string_view text, const Use& use) {
-  while (true) {
-    const std::size_t end = text.find('\n');
-    use(text.substr(0, end));
-    if (end == std::string_view::npos) return;
-    text.remove_prefix(end + 1);
-  }
-}
-
 }  // namespace detail
 
 /// Main text of an HTML page given as UTF-8. Throws Error when the page is over a limit or holds no text.
@@ -258,46 +240,16 @@ void for_each_text_line(std::string_view text, const Use& use) {
     if (!keep[i]) continue;
     if (!result.text.empty()) result.text += '\n';
     result.text += block.text;
+    const auto lines = 1 + std::count(block.text.begin(), block.text.end(), '\n');
+    const bool content = lines > 1 || block.kind == detail::BlockKind::row || (block.place & detail::in_pre) != 0;
+    result.content.insert(result.content.end(), static_cast<std::size_t>(lines), content);
   }
-  if (result.text.empty()) throw Error("the page holds no text");
   for (const std::string* better : {&page.og_title, &page.title})
     if (!detail::trim(*better).empty()) result.title = detail::trim(*better);
+  result.no_article = detail::why_no_article(page, result.text, html);
+  if (result.text.empty())
+    throw Error(result.no_article.empty() ? "the page holds no text" : "no article: " + result.no_article);
   return result;
-}
-
-/// Removes lines that stand on more than half of a site's pages (three pages at least): what all share is not what one
-/// says. A document made of nothing else is left as it is. Returns how many lines went.
-inline std::size_t remove_shared_lines(std::span<Document> documents) {
-  std::map<std::string, std::vector<Document*>> sites;
-  for (Document& d : documents)
-    if (d.messages.empty()) sites[detail::site_of(d.source)].push_back(&d);
-  std::size_t removed = 0;
-  for (const auto& [site, pages] : sites) {
-    if (pages.size() < 3) continue;
-    std::unordered_map<std::string, std::size_t> counts;
-    for (const Document* page : pages) {
-      std::unordered_set<std::string_view> seen;
-      detail::for_each_text_line(page->text, [&](std::string_view line) {
-        if (!line.empty() && seen.insert(line).second) ++counts[std::string(line)];
-      });
-    }
-    for (Document* page : pages) {
-      std::string text;
-      std::size_t lines = 0;
-      detail::for_each_text_line(page->text, [&](std::string_view line) {
-        const auto count = counts.find(std::string(line));
-        if (count != counts.end() && count->second >= 3 && count->second * 2 > pages.size())
-          ++lines;
-        else
-          text.append(line) += '\n';
-      });
-      if (lines == 0 || detail::trim(text).empty()) continue;
-      text.pop_back();
-      removed += lines;
-      *page = make_document(page->source, page->title, std::move(text), page->fetched_at);
-    }
-  }
-  return removed;
 }
 
 }  // namespace web

@@ -18,6 +18,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/net/http.hpp"
+#include "qlora/net/shown.hpp"
 #include "qlora/web/charset.hpp"
 
 namespace qlora {
@@ -29,12 +30,13 @@ using FetchOptions = net::HttpOptions;
 
 /// A page that arrived.
 struct Page {
-  std::string source;        ///< as asked for
-  std::string url;           ///< after redirects
-  std::string content_type;  ///< without parameters, lower case; from the name or the bytes where no server said it
-  std::string charset;       ///< that the bytes were read as
-  std::string body;          ///< UTF-8
-  std::string fetched_at;    ///< ISO 8601, UTC
+  std::string source;           ///< as asked for, without credentials
+  std::string url;              ///< after redirects
+  std::string content_type;     ///< without parameters, lower case; from the name or the bytes where no server said it
+  std::string charset;          ///< that the bytes were read as
+  std::string unknown_charset;  ///< what the page calls its encoding, where nobody knows it
+  std::string body;             ///< UTF-8
+  std::string fetched_at;       ///< ISO 8601, UTC
 };
 
 /// What became of one address: a page, or why not.
@@ -83,10 +85,12 @@ namespace detail {
             .url = std::move(url),
             .content_type = text_type(declared, bytes, source),
             .charset = {},
+            .unknown_charset = {},
             .body = {},
             .fetched_at = utc_now()};
   Decoded decoded = decode_page(bytes, declared);
   page.charset = std::move(decoded.encoding);
+  page.unknown_charset = std::move(decoded.unknown_label);
   page.body = std::move(decoded.text);
   return page;
 }
@@ -105,8 +109,8 @@ namespace detail {
   bytes.resize(static_cast<std::size_t>(file.gcount()));
   const std::string extension = lower(path.extension().string());
   const std::string type = extension == ".html" || extension == ".htm" || extension == ".xhtml" ? "text/html"
-                           : extension == ".md"                                                 ? "text/markdown"
-                           : extension == ".txt"                                                ? "text/plain"
+                           : extension == ".md" || extension == ".markdown"                     ? "text/markdown"
+                           : extension == ".txt" || extension == ".text"                        ? "text/plain"
                                                                                                 : "";
   return finish_page(source, source, type, bytes);
 }
@@ -147,11 +151,12 @@ namespace detail {
     throw Error("an address holds a line break or NUL", ErrorKind::usage);
   if (detail::has_scheme(source, "http://") || detail::has_scheme(source, "https://")) {
     const net::HttpResponse response = net::http_get(source, options);
-    return detail::finish_page(source, response.url, response.content_type, response.body);
+    return detail::finish_page(net::shown_address(source), response.url, response.content_type, response.body);
   }
   if (detail::has_scheme(source, "file:")) return detail::read_local(source, detail::file_url_path(source), options);
   if (source.find("://") != std::string::npos)
-    throw Error(source + ": unknown kind of address; use http://, https://, file: or a path", ErrorKind::usage);
+    throw Error(net::shown_address(source) + ": unknown kind of address; use http://, https://, file: or a path",
+                ErrorKind::usage);
   return detail::read_local(source, source, options);
 }
 
@@ -162,7 +167,8 @@ namespace detail {
     const std::function<void(const FetchResult&)>& on_result = {}) {
   std::vector<FetchResult> results;
   for (const std::string& source : sources) {
-    FetchResult result{.source = source, .page = std::nullopt, .error = {}, .kind = ErrorKind::network};
+    FetchResult result{
+        .source = net::shown_address(source), .page = std::nullopt, .error = {}, .kind = ErrorKind::network};
     try {
       result.page = fetch_page(source, options);
     } catch (const Error& e) {

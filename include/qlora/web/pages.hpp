@@ -1,12 +1,17 @@
-// qlora/web/pages.hpp — from addresses and files to documents: fetch, extract, drop shared lines.
+// qlora/web/pages.hpp — from addresses and files to documents: fetch, extract, drop repeated pages and
+// shared lines.
 // What may not change: a source that fails is one result with a reason, never the end of the batch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <filesystem>
 #include <functional>
 #include <iterator>
 #include <span>
 #include <string>
+#include <system_error>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -15,6 +20,7 @@
 #include "qlora/web/article_compat.hpp"
 #include "qlora/web/extract.hpp"
 #include "qlora/web/fetch.hpp"
+#include "qlora/web/repeats.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -30,6 +36,7 @@ struct LoadOptions {
   FetchOptions fetch;
   ExtractOptions extract;
   TextForm form = TextForm::main_text;
+  bool all_pages = false;  ///< also those that are no article (Extracted::no_article) and those that repeat others
 };
 
 /// A source that gave no document, and why.
@@ -42,30 +49,124 @@ struct LoadFailure {
 struct LoadResult {
   std::vector<Document> documents;  ///< in the order of the sources
   std::vector<LoadFailure> failures;
+  std::vector<LoadFailure> duplicates;  ///< sources left out because an earlier one has the same address or text
+  std::vector<std::pair<std::string, std::string>> unknown_charsets;  ///< source, what it calls its encoding
   std::size_t shared_lines = 0;  ///< lines removed because a site's pages share them
 };
 
-/// A fetched page as a document; plain text and Markdown are taken as they are.
-[[nodiscard]] inline Document document_of(const Page& page, const LoadOptions& options = {}) {
+/// A fetched page as a document, and which of its lines are content whatever other pages hold.
+struct PageText {
+  Document document;
+  bool is_html = true;
+  std::vector<bool> content;
+  std::string no_article;
+};
+
+/// The text of a fetched page; plain text and Markdown are taken as they are.
+[[nodiscard]] inline PageText text_of(const Page& page, const LoadOptions& options = {}) {
+  ExtractOptions limits = options.extract;
+  limits.max_bytes = std::max(limits.max_bytes, 3 * options.fetch.max_bytes);  // what decoding can make of a page
   const bool html = page.content_type == "text/html" || page.content_type == "application/xhtml+xml";
   try {
-    if (!html) return make_document(page.url, {}, page.body, page.fetched_at);
+    if (!html) return {make_document(page.url, {}, page.body, page.fetched_at), false, {}, {}};
     if (options.form == TextForm::article) {
       std::string title;
       try {
-        title = extract(page.body, options.extract).title;
+        title = extract(page.body, limits).title;
       } catch (const Error&) {
         title.clear();  // a page without main text still has the article's text
       }
-      return make_document(page.url, std::move(title), article_compat_text(page.body, options.extract),
-                           page.fetched_at);
+      return {make_document(page.url, std::move(title), article_compat_text(page.body, limits), page.fetched_at),
+              true,
+              {},
+              {}};
     }
-    Extracted main = extract(page.body, options.extract);
-    return make_document(page.url, std::move(main.title), std::move(main.text), page.fetched_at);
+    Extracted main = extract(page.body, limits);
+    return {make_document(page.url, std::move(main.title), std::move(main.text), page.fetched_at), true,
+            std::move(main.content), std::move(main.no_article)};
   } catch (const Error& e) {
     throw Error(concat(page.source, ": ", e.what()), e.kind());
   }
 }
+
+namespace detail {
+
+/// One load of many sources.
+class Loader {
+ public:
+  Loader(const LoadOptions& options, LoadResult& result) : options_(options), result_(result) {}
+
+  /// Reads a source. Throws Error when it gives no document.
+  void load(const std::string& source) {
+    const bool is_address = source.find("://") != std::string::npos;
+    if (!is_address && lower(std::filesystem::path(source).extension().string()) == ".jsonl") {
+      std::vector<Document> lines = read_documents(source);
+      std::move(lines.begin(), lines.end(), std::back_inserter(result_.documents));
+      return;
+    }
+    const bool once = !options_.all_pages && options_.form == TextForm::main_text;
+    std::error_code code;
+    const std::string address =
+        is_address ? net::same_address(source) : std::filesystem::weakly_canonical(source, code).string();
+    if (once && !addresses_.insert(address).second) return duplicate(net::shown_address(source), "named twice");
+    const Page page = fetch_page(source, options_.fetch);
+    PageText text = text_of(page, options_);
+    if (!text.no_article.empty() && once)
+      throw Error(concat(page.source, ": no article: ", text.no_article, "; --all-pages keeps it"));
+    if (!page.unknown_charset.empty()) result_.unknown_charsets.emplace_back(page.url, page.unknown_charset);
+    pages_.push_back({result_.documents.size(), page.source, std::move(text.content), text.is_html});
+    result_.documents.push_back(std::move(text.document));
+  }
+
+  /// Removes what the pages of a site share, then the pages that repeat earlier ones.
+  void finish() {
+    if (options_.form == TextForm::article) return;
+    std::vector<Document> pages;
+    std::vector<std::vector<bool>> content;
+    for (const Loaded& one : pages_) {
+      if (!one.is_html) continue;
+      pages.push_back(result_.documents[one.place]);
+      content.push_back(one.content);
+    }
+    result_.shared_lines = remove_shared_lines(pages, content);
+    std::size_t next = 0;
+    for (const Loaded& one : pages_)
+      if (one.is_html) result_.documents[one.place] = std::move(pages[next++]);
+    if (!options_.all_pages) drop_repeated();
+  }
+
+ private:
+  struct Loaded {
+    std::size_t place;  ///< of its document
+    std::string source;
+    std::vector<bool> content;
+    bool is_html;
+  };
+
+  void drop_repeated() {
+    Duplicates known;
+    std::vector<bool> gone(result_.documents.size());
+    for (const Loaded& one : pages_) {
+      const std::size_t same = known.find_or_add(result_.documents[one.place].text, one.place);
+      if (same == Duplicates::none) continue;
+      duplicate(one.source, "the text of " + result_.documents[same].source);
+      gone[one.place] = true;
+    }
+    std::size_t at = 0;
+    std::erase_if(result_.documents, [&](const Document&) { return gone[at++]; });
+  }
+
+  void duplicate(std::string source, std::string what) {
+    result_.duplicates.push_back({std::move(source), std::move(what), ErrorKind::input});
+  }
+
+  const LoadOptions& options_;
+  LoadResult& result_;
+  std::vector<Loaded> pages_;
+  std::unordered_set<std::string> addresses_;
+};
+
+}  // namespace detail
 
 /// Loads every source: http:, https: and file: addresses, local .html, .txt, .md, and .jsonl (many documents). A failed
 /// source is a failure in the result; only a request to stop throws (ErrorKind::interrupted). `on_source` is told each
@@ -74,30 +175,19 @@ struct LoadResult {
     std::span<const std::string> sources, const LoadOptions& options = {},
     const std::function<void(const std::string& source, const std::string& error)>& on_source = {}) {
   LoadResult result;
-  std::vector<Document> pages;  // the HTML ones, for shared lines
-  std::vector<std::size_t> places;
+  detail::Loader loader(options, result);
   for (const std::string& source : sources) {
     std::string error;
     try {
-      if (source.ends_with(".jsonl") && source.find("://") == std::string::npos) {
-        std::vector<Document> lines = read_documents(source);
-        std::move(lines.begin(), lines.end(), std::back_inserter(result.documents));
-      } else {
-        const Page page = fetch_page(source, options.fetch);
-        result.documents.push_back(document_of(page, options));
-        if (page.content_type == "text/html") places.push_back(result.documents.size() - 1);
-      }
+      loader.load(source);
     } catch (const Error& e) {
       if (e.kind() == ErrorKind::interrupted) throw;
       error = e.what();
-      result.failures.push_back({source, error, e.kind()});
+      result.failures.push_back({net::shown_address(source), error, e.kind()});
     }
-    if (on_source) on_source(source, error);
+    if (on_source) on_source(net::shown_address(source), error);
   }
-  if (options.form == TextForm::article) return result;
-  for (const std::size_t i : places) pages.push_back(result.documents[i]);
-  result.shared_lines = remove_shared_lines(pages);
-  for (std::size_t i = 0; i < places.size(); ++i) result.documents[places[i]] = std::move(pages[i]);
+  loader.finish();
   return result;
 }
 

@@ -28,7 +28,7 @@ namespace web {
 /// Limits of one extraction.
 struct ExtractOptions {
   std::size_t max_bytes = std::size_t{8} << 20;
-  double max_cpu_seconds = 2;  ///< of the calling thread, for each 8 MiB of `max_bytes`
+  double max_cpu_seconds = 2;  ///< of the calling thread; a page of more than 8 MiB may take as much more
 };
 
 namespace detail {
@@ -39,9 +39,9 @@ namespace detail {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-/// Seconds of CPU that a page may take.
-[[nodiscard]] inline double cpu_limit(const ExtractOptions& options) {
-  return options.max_cpu_seconds * std::max(1.0, static_cast<double>(options.max_bytes) / (8 << 20));
+/// Seconds of CPU that a page of that size may take.
+[[nodiscard]] inline double cpu_limit(const ExtractOptions& options, std::size_t bytes) {
+  return options.max_cpu_seconds * std::max(1.0, static_cast<double>(bytes) / (8 << 20));
 }
 
 /// Memory of one tree: size classes with free lists in large chunks.
