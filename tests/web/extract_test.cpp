@@ -134,6 +134,8 @@ TEST_CASE("hostile pages end in bounded memory, with their text or a clear refus
       {"deep fonts", repeat("<p><font a>", 20000) + "deep text"},
       {"deep tables", repeat("<table><tr><td>", 50000) + "deep text"},
       {"deep lists", repeat("<ul><li>", 100000) + "deep text"},
+      {"spans kept open", repeat("<span><div></span></div>", 50000) + "deep text"},
+      {"forms around ends", repeat("<form><div></form>", 50000) + "deep text"},
       {"attributes", "<p>deep text<p " + repeat("a1=b ", 60000) + ">x"},
       {"names",
        [] {
@@ -156,8 +158,8 @@ TEST_CASE("hostile pages end in bounded memory, with their text or a clear refus
     INFO(name);
     survive(html);
   }
-  for (const char* name : {"deep div", "deep fonts", "deep tables", "deep lists", "attributes", "text node",
-                           "data image", "closers", "open comments"})
+  for (const char* name : {"deep div", "deep fonts", "deep tables", "deep lists", "spans kept open",
+                           "forms around ends", "attributes", "text node", "data image", "closers", "open comments"})
     for (const auto& [key, html] : pages)
       if (std::string_view(key) == name)
         CHECK_MESSAGE(web::extract(html, {.max_cpu_seconds = 1e6}).text.find("deep text") != std::string::npos, name);

@@ -71,6 +71,8 @@ namespace detail {
   const std::string type = lower(trim(std::string_view(declared).substr(0, declared.find(';'))));
   if (type == "text/html" || type == "application/xhtml+xml" || type == "text/plain" || type == "text/markdown")
     return type;
+  const bool xml = type == "application/xml" || type == "text/xml";
+  if (xml && lower(bytes.substr(0, 1024)).find("<html") != std::string::npos) return "application/xhtml+xml";
   if (!type.empty() && type != "application/octet-stream" && type != "unknown/unknown") refuse(type);
   const std::string head = lower(bytes.substr(0, 1024));
   for (const char* mark : {"<!doctype html", "<html", "<head", "<body", "<title", "<h1", "<p>", "<div"})

@@ -219,12 +219,17 @@ class Prescan {
       std::size_t depth = open_.size();
       while (depth > 0 && !same(open_[depth - 1].name.substr(0, 24), name)) --depth;
       if (depth == 0) return;
-      // An inline's end does not close the blocks inside of it; a block's end closes all.
-      if (open_[depth - 1].block) {
+      // As the parser does it: a block's end closes what is open inside of it, all but a form's; the end of an inline
+      // element is ignored inside of a block, unless it is a formatting one, which is taken out from around it.
+      const Open& opened = open_[depth - 1];
+      const bool blocks_inside = std::any_of(open_.begin() + static_cast<std::ptrdiff_t>(depth), open_.end(),
+                                             [](const Open& o) { return o.block; });
+      if (opened.block && name != "form") {
         for (; open_.size() >= depth; open_.pop_back()) --(open_.back().block ? blocks_ : inlines_);
       } else {
+        if (!opened.block && blocks_inside && name != "a" && !one_of(name, formatting)) return;
+        --(opened.block ? blocks_ : inlines_);
         open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(depth - 1));
-        --inlines_;
       }
     }
     if (name == "html" || name == "body") return;  // what follows is read as a browser shows it: behind the rest

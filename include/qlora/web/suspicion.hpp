@@ -44,6 +44,8 @@ namespace detail {
   if (text.size() < 600 && lower(page.refresh).find("url") != std::string::npos)
     return "it only forwards to another address";
   if (text.size() > 1500) return {};
+  if (text.size() < 400 && lower(body.substr(0, std::size_t{1} << 16)).find("<frameset") != std::string::npos)
+    return "it is a set of frames, whose pages have their own addresses";
   const std::string words = lower(page.title) + "\n" + lower(text);
   const std::string title = lower(page.title);
   if (has_any(title, {"just a moment", "attention required", "access denied", "are you a robot", "robot check",
