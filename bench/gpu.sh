@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|job|job70b|peers]...
+# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|decode|job|job70b|peers]...
 # Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): each
 # measurement with median and spread, and the card, driver, commit and settings. Without arguments: train memory ops
 # job, which took 8 min 39 s on one H100 with the build.
@@ -59,6 +59,14 @@ job_row() {
   cat "$rows.one"
   cat "$rows.one" >>"$rows"
 }
+# decode_row MODEL option...: decoding, greedy.
+decode_row() {
+  say "decode_speed $*"
+  "$build"/bench/decode_speed "$@" >"$rows.one" 2>"$rows.err" ||
+    printf '{"command": "decode_speed %s", "error": "%s"}\n' "$*" "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
+  cat "$rows.one"
+  cat "$rows.one" >>"$rows"
+}
 batch_of() { if [ "$1" = 70b ]; then echo 1; else echo 2; fi; }
 
 for what in "$@"; do
@@ -103,6 +111,13 @@ for what in "$@"; do
         printf '{"command": "ops_bench", "error": "it ended with %s"}\n' $? >>"$rows"
       fi
       ;;
+    decode) # one sequence, the adapter off and live
+      build_benchmarks decode_speed
+      for model in $models; do
+        decode_row "$model" --profile
+        decode_row "$model" --adapter --profile
+      done
+      ;;
     job) # the article's, at 13B
       build_benchmarks job_speed
       job_row --model 13b
@@ -121,7 +136,7 @@ for what in "$@"; do
       [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
       ;;
     *)
-      echo "bench/gpu.sh: train, memory, ops, job, job70b or peers, not $what" >&2
+      echo "bench/gpu.sh: train, memory, ops, decode, job, job70b or peers, not $what" >&2
       exit 2
       ;;
   esac

@@ -265,6 +265,20 @@ template <class B>
       list.push_back(c);
     }
   }
+  // Widths that are multiples of 256 have a kernel of their own on the GPU for up to 16 tokens, a few at a time.
+  for (const LinearCase& group : std::vector<LinearCase>{
+           {.rows = {256, 128, 128}, .adapted = {0, 1, 2}, .in = 512, .rank = 16, .tokens = 3},
+           {.rows = {256, 8, 16}, .adapted = {0, 2}, .in = 256, .rank = 64, .tokens = 4, .double_quant = false},
+           {.rows = {3000, 3000}, .adapted = {0, 1}, .in = 768, .rank = 8, .tokens = 16},
+           {.rows = {8}, .adapted = {0}, .in = 11008, .rank = 136, .tokens = 2},
+           {.rows = {4096}, .adapted = {}, .in = 256, .tokens = 9, .double_quant = false},
+       }) {
+    for (const bool residual : {false, true}) {
+      LinearCase c = group;
+      c.residual = residual;
+      list.push_back(c);
+    }
+  }
   for (const int rank : {136, 200}) {  // two tiles of adapter columns, and wider than fused dropout serves
     list.push_back({.rows = {64, 64}, .adapted = {0, 1}, .in = 192, .rank = rank, .tokens = 33, .dropout = 0.1F});
   }
@@ -279,6 +293,8 @@ template <class B>
       {.rows = {5120}, .adapted = {0}, .in = 13824, .rank = 64, .residual = true},
       {.rows = {8192, 1024, 1024}, .adapted = {0, 1, 2}, .in = 8192, .rank = 64},
       {.rows = {28672, 28672}, .adapted = {0, 1}, .in = 8192, .rank = 64, .dropout = 0.1F},
+      {.rows = {4096, 4096, 4096}, .adapted = {0, 1, 2}, .in = 4096, .rank = 64, .tokens = 1},
+      {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 3, .residual = true},
   });
 }
 

@@ -114,6 +114,20 @@ __device__ __forceinline__ void dropout_factors(const DropoutSite& site, std::ui
   }
 }
 
+/// Programmatic dependent launch: the next kernel on the stream may start now, if it was launched so; it must not touch
+/// what this one writes before its own wait_for_previous.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Waits until the previous kernel on the stream is complete and its writes are visible.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /// Called by one thread that found a non-finite value. Kernels run in order, so the first reported place is kept.
 __device__ __forceinline__ void report(const Fault& fault) {
   if (fault.place != 0) atomicCAS(fault.word, 0U, fault.place);

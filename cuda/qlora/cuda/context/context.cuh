@@ -89,7 +89,7 @@ class Context {
   std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring and fault word
   std::shared_ptr<Counts> counts = std::make_shared<Counts>();
   std::uint32_t place = 0;
-  std::uint32_t* fault_word = nullptr;  ///< device memory
+  std::uint32_t* fault_word = nullptr;  ///< device memory, with the counters behind it
   std::byte* workspace = nullptr;       ///< shared by all libraries on this stream
   std::int64_t workspace_bytes = 0;
   StagingRing ring{};
@@ -135,6 +135,8 @@ class Context {
   }
 
   [[nodiscard]] Fault fault() const { return {fault_word, place}; }
+  /// Device memory for two counters of one kernel, 0 between kernels.
+  [[nodiscard]] std::uint32_t* counters() const { return fault_word + 16; }
 
   /// Bytes of the card that this process uses, including the driver's context and loaded kernels.
   [[nodiscard]] std::int64_t taken() const {
@@ -154,6 +156,24 @@ class Context {
     return static_cast<std::byte*>(memory);
   }
 };
+
+/// Launches a kernel that may start while the previous one on the stream is still running: it must call
+/// device::wait_for_previous before it reads what that one writes, and before it writes anything.
+template <class... Params, class... Args>
+void launch_early(const Context& context, const char* name, void (*kernel)(Params...), dim3 grid, int threads,
+                  int shared_bytes, const Args&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = context.stream;
+  config.attrs = &early;
+  config.numAttrs = context.capability >= 90 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+}
 
 /// Launches in the scope of this object belong to phase `name`. Costs two tests of a flag when profiling is off. A
 /// nested phase counts as part of the outer one, so that times add up.

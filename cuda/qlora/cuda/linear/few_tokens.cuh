@@ -1,0 +1,513 @@
+// qlora/cuda/linear/few_tokens.cuh — the forward pass of a group of linear layers for one or two tokens, straight from
+// NF4 codes: what decoding spends its time on.
+// Math       Y = [residual +] X W^T + s XA B^T,  XA = X A^T;  w = codebook[c] absmax
+// Shapes     x (T,K) bf16, rows x.stride apart, T up to 2 · codes (N,K/2), absmax (N,K/64) of each part · A (XA,K), B
+//            (N,R) float · y residual (T, sum N) bf16 · partial (chunks, T, XA) float in the context's workspace
+// Writes     y and the XA columns of x with =
+// Split      a block of 16 warps per multiprocessor owns neighbouring tiles of 8 rows; its warps share the tiles' columns
+//            evenly, in steps of 256, and their sums meet in shared memory. The products with A are split over all warps
+//            of the grid and come first; a block needs XA only when it has finished with W, and waits for it there
+// Fragments  mma of 16 x 16 by 16 x 8: rows g and g + 8 of the left operand are the same row of W in two neighbouring
+//            pairs of blocks, 16 bytes of codes per lane each. The four lanes of a row hold two blocks, which have
+//            different scales: column q of a token in the right operand is zero outside of block q. Codes hold, byte by
+//            byte, the pairs that mma takes: a table gives a byte's two values at once, and each lane has a copy of it
+//            in its own bank
+// Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256; all blocks resident at once
+//            (at most one per multiprocessor)
+// Numbers    the codebook is rounded to bf16, absmax is not: sums of 64 products in fp32, times absmax, added in fp32. XA
+//            is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only
+// Cost       0.516 bytes per weight, bound by memory; about 1.7 instructions per weight and lane
+// Reference  cpu/linear.hpp; the parity tests of linear groups
+#pragma once
+
+#include <algorithm>
+
+#include "qlora/cuda/attention/tiles.cuh"
+#include "qlora/cuda/nf4/codes.cuh"
+#include "qlora/cuda/rowwise/rows.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+struct FewTokens {
+  static constexpr int warps = 16;
+  static constexpr int threads = warps * 32;
+  static constexpr int tokens = 2;
+  static constexpr int rows = 8;     ///< of a tile
+  static constexpr int step = 256;   ///< columns
+  static constexpr int ahead = 3;    ///< steps that a warp has loaded ahead: 48 KiB per multiprocessor are in flight
+  static constexpr int parts = 3;    ///< q, k, v
+  static constexpr int chunks = 16;  ///< of K that a product with A is split into, at most
+  static constexpr int table_bytes = 256 * 256;  ///< byte b, copy of lane l: at 256 b + 4 l
+};
+
+struct FewTokensPart {
+  const std::uint8_t* codes = nullptr;
+  const float* absmax = nullptr;
+  const std::uint8_t* absmax8 = nullptr;
+  const float* nested = nullptr;
+  float offset = 0.0F;
+  const float* b = nullptr;  ///< null: no adapter
+  float scale = 0.0F;
+  int slot = 0;        ///< its first column of XA
+  int first_tile = 0;  ///< in the group
+};
+struct FewTokensArgs {
+  FewTokensPart part[FewTokens::parts];
+  int tokens = 0;
+  int width = 0;     ///< K
+  int outputs = 0;   ///< sum N
+  int adapters = 0;  ///< XA
+  int rank = 0;
+  int chunks = 0;         ///< of K
+  int chunk_columns = 0;  ///< multiple of 128
+  const float* a = nullptr;
+  Rows<bf16> x{};
+  const bf16* residual = nullptr;
+  bf16* y = nullptr;
+  float* partial = nullptr;
+  std::uint32_t* counters =
+      nullptr;  ///< two, 0 between launches: products with A that are complete, blocks that saw so
+};
+
+/// Byte offsets in the block's shared memory behind the table.
+struct FewTokensLayout {
+  int first_tile;  ///< (warps) int: the first tile of each warp, in the block
+  int x;           ///< (T, K) bf16 in the order of fragments
+  int sums;        ///< (warps, span, 8, tokens, 2) float
+  int adapter;     ///< (T, XA) float
+  int bytes;
+  int span;  ///< tiles that one warp may touch
+  __host__ __device__ static FewTokensLayout of(int tokens, int width, int adapters, int tiles_of_block) {
+    FewTokensLayout layout{};
+    layout.span = (tiles_of_block + FewTokens::warps - 1) / FewTokens::warps + 1;
+    layout.first_tile = FewTokens::table_bytes + 256 * 4;  // behind the table of scales
+    layout.x = layout.first_tile + FewTokens::warps * 4;
+    layout.sums = layout.x + tokens * width * 2;
+    layout.adapter = layout.sums + FewTokens::warps * layout.span * 32 * 4;
+    layout.bytes = layout.adapter + tokens * adapters * 4;
+    return layout;
+  }
+};
+
+/// The tiles of the block: [first, last).
+struct FewTokensTiles {
+  int first;
+  int last;
+  __device__ __forceinline__ explicit FewTokensTiles(int tiles) {
+    const auto block = static_cast<std::int64_t>(blockIdx.x);
+    const auto blocks = static_cast<std::int64_t>(gridDim.x);
+    first = static_cast<int>(block * tiles / blocks);
+    last = static_cast<int>((block + 1) * tiles / blocks);
+  }
+};
+/// First step of a warp when `steps` are shared by all.
+__device__ __forceinline__ int share_of(int warp, int steps) { return warp * steps / FewTokens::warps; }
+/// The warp with this step.
+__device__ __forceinline__ int warp_of(int step, int steps) { return ((step + 1) * FewTokens::warps - 1) / steps; }
+
+__device__ __forceinline__ int part_of(const FewTokensArgs& args, int tile) {
+  return (tile >= args.part[1].first_tile ? 1 : 0) + (tile >= args.part[2].first_tile ? 1 : 0);
+}
+
+/// One step of a lane: 16 bytes of its row's blocks 0 and 1, 16 of blocks 2 and 3, and the scales of one of these pairs.
+template <bool Double>
+struct FewTokensStep {
+  uint4 left;
+  uint4 right;
+  std::uint32_t absmax8;
+  float nested;
+  float2 absmax;
+};
+__device__ __forceinline__ uint4 load_codes(const std::uint8_t* p) {
+  uint4 codes;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(codes.x), "=r"(codes.y), "=r"(codes.z), "=r"(codes.w)
+               : "l"(p));
+  return codes;
+}
+
+/// Where a lane reads next.
+template <bool Double>
+struct FewTokensCursor {
+  int tile;
+  int step;
+  const std::uint8_t* codes;
+  std::int64_t block;  ///< of its part
+  const void* scales;
+  const float* nested;
+
+  __device__ __forceinline__ void enter(const FewTokensArgs& args) {
+    const FewTokensPart& part = args.part[part_of(args, tile)];
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::int64_t row = std::int64_t{tile - part.first_tile} * FewTokens::rows + lane / 4;
+    block = row * (args.width / 64) + step * 4;
+    codes = part.codes + block * 32 + lane % 4 * 16;
+    nested = part.nested;
+    scales = Double ? static_cast<const void*>(part.absmax8) : part.absmax;
+  }
+  __device__ __forceinline__ void load(FewTokensStep<Double>& to) const {
+    to.left = load_codes(codes);
+    to.right = load_codes(codes + 64);
+    const std::int64_t pair = block + threadIdx.x % 2 * 2;
+    if constexpr (Double) {
+      to.absmax8 = __ldg(reinterpret_cast<const std::uint16_t*>(static_cast<const std::uint8_t*>(scales) + pair));
+      to.nested = __ldg(nested + (block >> 8));
+    } else {
+      to.absmax = __ldg(reinterpret_cast<const float2*>(static_cast<const float*>(scales) + pair));
+    }
+  }
+  __device__ __forceinline__ void advance(const FewTokensArgs& args, int steps_in_row, bool more) {
+    ++step;
+    block += 4;
+    codes += 128;
+    if (step == steps_in_row && more) {
+      step = 0;
+      ++tile;
+      enter(args);
+    }
+  }
+};
+
+/// The two values of byte Index of a word of codes, from the lane's copy of the table.
+template <int Index>
+__device__ __forceinline__ std::uint32_t values_of(const unsigned char* table, std::uint32_t word) {
+  const std::uint32_t copy = threadIdx.x % 32 * 4;
+  std::uint32_t at;  // byte Index in the second byte, the copy in the first: 256 b + 4 l
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(at) : "r"(word), "r"(copy), "n"(0x5504 | Index << 4));
+  return *reinterpret_cast<const std::uint32_t*>(table + at);
+}
+
+/// Adds two products per lane: words of codes in the rows g and g + 8 of the left operand.
+__device__ __forceinline__ void multiply_words(float (&c)[4], const unsigned char* table, std::uint32_t left,
+                                               std::uint32_t right, const uint4& x) {
+  const std::uint32_t low[4] = {values_of<0>(table, left), values_of<0>(table, right), values_of<1>(table, left),
+                                values_of<1>(table, right)};
+  device::mma(c, low, x.x, x.y);
+  const std::uint32_t high[4] = {values_of<2>(table, left), values_of<2>(table, right), values_of<3>(table, left),
+                                 values_of<3>(table, right)};
+  device::mma(c, high, x.z, x.w);
+}
+
+/// What a lane adds to the sum of its row and token in a step: two blocks' products times their scales. x: the lane's
+/// fragments of the step, read where `active` and zeros elsewhere.
+template <bool Double>
+__device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, const unsigned char* table,
+                                             float offset, const unsigned char* x, bool active, float sum) {
+  float2 scale;
+  if constexpr (Double) {
+    const auto* scales = reinterpret_cast<const float*>(table + FewTokens::table_bytes);
+    scale.x = __fadd_rn(__fmul_rn(scales[step.absmax8 & 0xFFU], step.nested), offset);
+    scale.y = __fadd_rn(__fmul_rn(scales[step.absmax8 >> 8], step.nested), offset);
+  } else {
+    scale = step.absmax;
+  }
+  uint4 token[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    token[i] = uint4{0U, 0U, 0U, 0U};
+    if (active) token[i] = *reinterpret_cast<const uint4*>(x + i * 128);
+  }
+  float c[2][4] = {};  // two sums, so that not every product waits for the one before it
+  multiply_words(c[0], table, step.left.x, step.right.x, token[0]);
+  multiply_words(c[1], table, step.left.y, step.right.y, token[1]);
+  multiply_words(c[0], table, step.left.z, step.right.z, token[2]);
+  multiply_words(c[1], table, step.left.w, step.right.w, token[3]);
+  const bool second = threadIdx.x % 2 != 0;  // blocks 2 and 3 of the step
+  sum = fmaf(scale.x, second ? c[0][2] + c[1][2] : c[0][0] + c[1][0], sum);
+  return fmaf(scale.y, second ? c[0][3] + c[1][3] : c[0][1] + c[1][1], sum);
+}
+
+/// The table of pairs: one copy per lane, so that a read of the warp meets each bank once.
+__device__ __forceinline__ void fill_tables(unsigned char* shared) {
+  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += FewTokens::threads) {
+    const int byte = i / 8;
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(codebook.value[byte >> 4], codebook.value[byte & 15]);
+    const auto word = *reinterpret_cast<const std::uint32_t*>(&pair);
+    *reinterpret_cast<uint4*>(shared + byte * 256 + i % 8 * 16) = uint4{word, word, word, word};
+  }
+  if (threadIdx.x < 256) {
+    reinterpret_cast<float*>(shared + FewTokens::table_bytes)[threadIdx.x] = dynamic8.value[threadIdx.x];
+  }
+}
+/// Packs of x in the order of fragments: pack 32 s + 8 i + 2 q + h holds columns 256 s + 64 q + 32 h + 8 i ...
+__device__ __forceinline__ void fill_tokens(const FewTokensArgs& args, unsigned char* to) {
+  const int packs = args.width / 8;
+  for (int token = 0; token < args.tokens; ++token) {
+    const bf16* from = args.x.data + std::int64_t{token} * args.x.stride;
+    for (int i = static_cast<int>(threadIdx.x); i < packs; i += FewTokens::threads) {
+      const int at = i / 32 * 32 + i % 4 * 8 + i / 8 % 4 * 2 + i / 4 % 2;
+      *reinterpret_cast<device::Pack8*>(to + (token * packs + at) * 16) = device::load8(from + i * 8);
+    }
+  }
+}
+
+/// The warp's share of the products with A: one row of A in one chunk of K, for all tokens. Publishes it.
+__device__ __forceinline__ void multiply_adapter(const FewTokensArgs& args) {
+  const int warps = static_cast<int>(gridDim.x) * FewTokens::warps;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int unit = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * (static_cast<int>(threadIdx.x) / 32);
+       unit < args.adapters * args.chunks; unit += warps) {
+    const int chunk = unit / args.adapters;
+    const int row = unit - chunk * args.adapters;
+    const int last = min(args.width, (chunk + 1) * args.chunk_columns);
+    const float* a = args.a + std::int64_t{row} * args.width;
+    float sum[FewTokens::tokens] = {};
+#pragma unroll 4
+    for (int column = chunk * args.chunk_columns + lane * 4; column < last; column += 128) {
+      const float4 four = __ldcs(reinterpret_cast<const float4*>(a + column));
+#pragma unroll
+      for (int t = 0; t < FewTokens::tokens; ++t) {
+        if (t >= args.tokens) continue;
+        const auto* x = reinterpret_cast<const uint2*>(args.x.data + std::int64_t{t} * args.x.stride + column);
+        const float2 low = device::unpack2(x->x);
+        const float2 high = device::unpack2(x->y);
+        sum[t] += four.x * low.x + four.y * low.y + four.z * high.x + four.w * high.y;
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < FewTokens::tokens; ++t) {
+      if (t >= args.tokens) continue;
+      const float all = device::warp_sum(sum[t]);
+      if (lane == 0) __stcg(args.partial + (std::int64_t{chunk} * args.tokens + t) * args.adapters + row, all);
+    }
+    if (lane == 0) {
+      __threadfence();
+      atomicAdd(args.counters, 1U);
+    }
+  }
+}
+/// Waits for the products with A of all blocks and adds their parts in order, rounded to bf16, into `to` (T,XA).
+__device__ __forceinline__ void collect_adapter(const FewTokensArgs& args, float* to) {
+  if (threadIdx.x == 0) {
+    const auto all = static_cast<std::uint32_t>(args.adapters * args.chunks);
+    std::uint32_t seen = 0;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(args.counters) : "memory");
+    } while (seen < all);
+    if (atomicAdd(args.counters + 1, 1U) == gridDim.x - 1) {  // nobody waits any more
+      args.counters[0] = 0;
+      args.counters[1] = 0;
+    }
+  }
+  __syncthreads();
+  const int count = args.tokens * args.adapters;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += FewTokens::threads) {
+    float sum = 0.0F;
+#pragma unroll 4
+    for (int chunk = 0; chunk < args.chunks; ++chunk) sum += __ldcg(args.partial + std::int64_t{chunk} * count + i);
+    const __nv_bfloat16 rounded = __float2bfloat16_rn(sum);
+    to[i] = __bfloat162float(rounded);
+    if (blockIdx.x != 0) continue;
+    const int token = i / args.adapters;
+    device::native(args.x.data)[std::int64_t{token} * args.x.stride + args.width + i - token * args.adapters] = rounded;
+  }
+  __syncthreads();
+}
+
+/// y of the block's rows, half a warp per row: the sums of the warps in order, the adapter's share, the residual.
+__device__ __forceinline__ void store_outputs(const FewTokensArgs& args, const FewTokensTiles& tiles, int steps_in_row,
+                                              int span, const int* first_tile, const float* sums, const float* xa) {
+  const int lane = static_cast<int>(threadIdx.x) % 16;
+  const int steps = (tiles.last - tiles.first) * steps_in_row;
+  const int rows = (tiles.last - tiles.first) * FewTokens::rows;
+  for (int base = static_cast<int>(threadIdx.x) / 32 * 2; base < rows; base += FewTokens::warps * 2) {
+    const int row = base + static_cast<int>(threadIdx.x) / 16 % 2;  // rows are even: both halves stay in the loop
+    const int tile = row / FewTokens::rows;
+    const FewTokensPart& part = args.part[part_of(args, tiles.first + tile)];
+    const std::int64_t n = std::int64_t{tiles.first} * FewTokens::rows + row;
+    float share[FewTokens::tokens] = {};
+    if (part.b != nullptr) {
+      const float* b = part.b + (n - std::int64_t{part.first_tile} * FewTokens::rows) * args.rank;
+      for (int r = lane * 4; r < args.rank; r += 64) {
+        const float4 four = __ldg(reinterpret_cast<const float4*>(b + r));
+#pragma unroll
+        for (int t = 0; t < FewTokens::tokens; ++t) {
+          if (t >= args.tokens) continue;
+          const float* x = xa + t * args.adapters + part.slot + r;
+          share[t] += four.x * x[0] + four.y * x[1] + four.z * x[2] + four.w * x[3];
+        }
+      }
+    }
+    float own = 0.0F;
+#pragma unroll
+    for (int t = 0; t < FewTokens::tokens; ++t) {
+      if (t >= args.tokens || args.adapters == 0) continue;
+#pragma unroll
+      for (int distance = 8; distance > 0; distance /= 2) {
+        share[t] += __shfl_xor_sync(0xffffffffU, share[t], distance);
+      }
+      if (lane == t) own = share[t];
+    }
+    if (lane >= args.tokens) continue;
+    float value = 0.0F;
+    const int last = warp_of((tile + 1) * steps_in_row - 1, steps);
+    for (int warp = warp_of(tile * steps_in_row, steps); warp <= last; ++warp) {
+      if (share_of(warp, steps) == share_of(warp + 1, steps)) continue;  // fewer steps than warps
+      const int at = (warp * span + tile - first_tile[warp]) * FewTokens::rows + row % FewTokens::rows;
+      value += sums[at * 4 + lane * 2] + sums[at * 4 + lane * 2 + 1];
+    }
+    value = fmaf(part.scale, own, value);
+    const std::int64_t to = std::int64_t{lane} * args.outputs + n;
+    if (args.residual != nullptr) value += __bfloat162float(device::native(args.residual)[to]);
+    device::native(args.y)[to] = __float2bfloat16_rn(value);
+  }
+}
+
+template <bool Double>
+static __global__ void __launch_bounds__(FewTokens::threads, 1)
+    few_tokens_kernel(const __grid_constant__ FewTokensArgs args, const FewTokensLayout layout) {
+  extern __shared__ __align__(256) unsigned char few_tokens_shared[];
+  const FewTokensTiles tiles(args.outputs / FewTokens::rows);
+  const int steps_in_row = args.width / FewTokens::step;
+  const int steps = (tiles.last - tiles.first) * steps_in_row;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = share_of(warp, steps);
+  const int last = share_of(warp + 1, steps);
+  FewTokensCursor<Double> cursor{tiles.first + first / steps_in_row, first % steps_in_row};
+  FewTokensStep<Double> held[FewTokens::ahead];
+  if (first < last) cursor.enter(args);
+  int tile = cursor.tile;
+  int step = cursor.step;
+  auto* first_tile = reinterpret_cast<int*>(few_tokens_shared + layout.first_tile);
+  if (lane == 0) first_tile[warp] = tile - tiles.first;
+#pragma unroll
+  for (int i = 0; i < FewTokens::ahead; ++i) {
+    if (first + i >= last) continue;
+    cursor.load(held[i]);
+    cursor.advance(args, steps_in_row, first + i + 1 < last);
+  }
+  device::let_next_start();
+  fill_tables(few_tokens_shared);
+  device::wait_for_previous();  // weights and tables are constant; x and all that is written is not
+  fill_tokens(args, few_tokens_shared + layout.x);
+  if (args.adapters > 0) multiply_adapter(args);
+  __syncthreads();
+
+  // The lane's column of the right operand is block q of a token; a block's codes are in two of the four lanes that are
+  // summed, so the column is zero in the other two.
+  const int token = lane / 16;
+  const int q = lane / 4 % 4;
+  const bool active = token < args.tokens && lane % 4 / 2 == q % 2;
+  const unsigned char* x = few_tokens_shared + layout.x + token * args.width * 2 + q * 32 + lane % 2 * 16;
+  auto* sums = reinterpret_cast<float*>(few_tokens_shared + layout.sums) + warp * layout.span * 32 + lane;
+  float offset = args.part[part_of(args, tile)].offset;
+  float sum = 0.0F;
+  for (int base = first; base < last; base += FewTokens::ahead) {
+#pragma unroll
+    for (int i = 0; i < FewTokens::ahead; ++i) {
+      const int at = base + i;
+      if (at >= last) continue;
+      sum = sum_of_step<Double>(held[i], few_tokens_shared, offset, x + step * FewTokens::step * 2, active, sum);
+      if (at + FewTokens::ahead < last) {
+        cursor.load(held[i]);
+        cursor.advance(args, steps_in_row, at + FewTokens::ahead + 1 < last);
+      }
+      if (++step < steps_in_row && at + 1 < last) continue;
+      *sums = sum;
+      sums += 32;
+      sum = 0.0F;
+      step = 0;
+      ++tile;
+      offset = args.part[part_of(args, tile)].offset;
+    }
+  }
+  auto* xa = reinterpret_cast<float*>(few_tokens_shared + layout.adapter);
+  if (args.adapters > 0) {
+    collect_adapter(args, xa);
+  } else {
+    __syncthreads();
+  }
+  store_outputs(args, tiles, steps_in_row, layout.span, first_tile,
+                reinterpret_cast<const float*>(few_tokens_shared + layout.sums), xa);
+}
+
+/// Tokens of a group that one launch serves; 0: its shape is not served.
+[[nodiscard]] inline int few_tokens_at_once(const Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                            int outputs, int adapters) {
+  if (group.in % FewTokens::step != 0 || parts.size() > std::size_t{FewTokens::parts} || group.quant.block != 64 ||
+      group.dropout.threshold != 0) {
+    return 0;
+  }
+  const int tiles = outputs / FewTokens::rows;
+  int tokens = FewTokens::tokens;
+  while (tokens > 0 &&
+         FewTokensLayout::of(tokens, group.in, adapters, tiles / std::min(context.sm_count, tiles) + 1).bytes >
+             context.max_shared_bytes) {
+    --tokens;
+  }
+  return tokens;
+}
+
+/// At most few_tokens_at_once tokens. y null: XA alone, with the same bits.
+inline void launch_few_tokens(Context& context, const GroupArgs& group, std::span<const Part> parts, int outputs,
+                              int adapters, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
+  expect_packs("linear", "x", x, group.in);
+  FewTokensArgs args;
+  args.tokens = tokens;
+  args.width = group.in;
+  args.outputs = y == nullptr ? 0 : outputs;
+  args.adapters = adapters;
+  args.rank = group.rank;
+  args.x = x;
+  args.residual = residual;
+  args.y = y;
+  args.counters = context.counters();
+  int row = 0;
+  int slot = 0;
+  for (std::size_t p = 0; p < std::size_t{FewTokens::parts}; ++p) {
+    FewTokensPart& to = args.part[p];
+    to.first_tile = row / FewTokens::rows;
+    if (p >= parts.size()) continue;
+    const Part& part = parts[p];
+    const Nf4View& w = part.weight.nf4;
+    QLORA_EXPECTS(w.absmax8 == nullptr || (group.quant.nested_block == 256 && w.nested != nullptr),
+                  "nested blocks hold ", group.quant.nested_block, " scales; the CUDA kernels know 256");
+    QLORA_EXPECTS((w.absmax8 == nullptr) == (parts[0].weight.nf4.absmax8 == nullptr),
+                  "the scales of a group are quantized in one part and not in another");
+    to.codes = w.codes;
+    to.absmax = w.absmax;
+    to.absmax8 = w.absmax8;
+    to.nested = w.nested;
+    to.offset = w.offset;
+    row += part.weight.rows;
+    if (part.a == nullptr) continue;
+    if (args.a == nullptr) args.a = part.a;
+    to.b = part.b;
+    to.scale = part.scale;
+    to.slot = slot;
+    slot += group.rank;
+  }
+  const int tiles = args.outputs / FewTokens::rows;
+  const int blocks = adapters > 0 ? context.sm_count : std::min(context.sm_count, tiles);
+  if (adapters > 0) {
+    const int pieces = group.in / 128;
+    const int most = std::clamp(blocks * FewTokens::warps / adapters, 1, FewTokens::chunks);
+    const int each = (pieces + most - 1) / most;
+    args.chunk_columns = each * 128;
+    args.chunks = (pieces + each - 1) / each;
+    args.partial = reinterpret_cast<float*>(context.workspace);
+    QLORA_EXPECTS(std::int64_t{args.chunks} * tokens * adapters * 4 <= context.workspace_bytes, "products with A of ",
+                  adapters, " columns need more workspace than ", context.workspace_bytes);
+  }
+  const FewTokensLayout layout = FewTokensLayout::of(tokens, group.in, adapters, tiles / blocks + 1);
+  const auto launch = [&](auto kernel) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes),
+          "linear, few tokens");
+    launch_early(context, "linear, few tokens", kernel, dim3(static_cast<unsigned>(blocks)), FewTokens::threads,
+                 layout.bytes, args, layout);
+  };
+  if (args.part[0].absmax8 != nullptr) {
+    launch(few_tokens_kernel<true>);
+  } else {
+    launch(few_tokens_kernel<false>);
+  }
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora
