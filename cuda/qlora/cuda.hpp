@@ -211,6 +211,50 @@ class Cuda {
                         ConstView<Width> qkv, View<Out> o, std::byte* /*scratch*/, std::int64_t /*bytes*/) {
     cuda::attention_cached(*context_, heads, sequences, qkv.data, rows(o));
   }
+  /// The launches of repeated steps, each recorded once.
+  class Recordings {
+   private:
+    friend Cuda;
+    struct Entry {
+      int tokens = 0;
+      int splits = 0;
+      const void* adapters = nullptr;
+      std::vector<float> scales{};
+      std::shared_ptr<cuda::Recording> recording{};  ///< null: run once, not yet recorded
+    };
+    /// Steps of several numbers of sequences and lengths, with and without adapters; beyond it the oldest is recorded
+    /// again.
+    static constexpr std::size_t most = 32;
+    std::vector<Entry> entries_;
+  };
+  /// Runs the body at the first call of its kind, since libraries choose algorithms then; records its launches at the
+  /// second and repeats them from then on, as one CUDA graph.
+  template <class Body>
+  void repeat(Recordings& recordings, const Repetition& what, const Body& body) {
+    if (!cuda::may_record(*context_)) return body();
+    auto& entries = recordings.entries_;
+    const int splits = cuda::key_splits(what.longest);
+    const auto found = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) {
+      return entry.tokens == what.tokens && entry.splits == splits && entry.adapters == what.adapters &&
+             std::equal(entry.scales.begin(), entry.scales.end(), what.scales.begin(), what.scales.end());
+    });
+    if (found == entries.end()) {
+      if (entries.size() == Recordings::most) entries.erase(entries.begin());
+      entries.push_back({what.tokens, splits, what.adapters, {what.scales.begin(), what.scales.end()}});
+      return body();
+    }
+    if (found->recording == nullptr) {
+      cuda::begin_recording(*context_);
+      try {
+        body();
+      } catch (...) {
+        cuda::abandon_recording(*context_);
+        throw;
+      }
+      found->recording.reset(cuda::end_recording(*context_), [](cuda::Recording* r) { cuda::destroy_recording(r); });
+    }
+    cuda::replay(*context_, *found->recording);
+  }
   template <int F>
   void swiglu(ConstView<columns_product(2, F)> gate_up, View<F> y) {
     cuda::swiglu(*context_, y.rows, y.cols(), gate_up.data, rows(y));

@@ -83,7 +83,8 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
                                   std::span<const LinearGradient<P>> gradients, const LinearGroup<A>& group,
                                   const AttentionShape& heads, const TokenBatch& batch,
                                   std::span<const CachedSequence<A>> cached, const std::int32_t* ids,
-                                  const LossScratch<A, P>& loss, std::byte* scratch, std::int64_t n) {
+                                  const LossScratch<A, P>& loss, std::byte* scratch, std::int64_t n,
+                                  typename B::Recordings& recordings, void (*body)()) {
   b.at(1, Site::attention);  // where the next ops stand, for reports of what is not finite
   // embed: ids (T), table (V,D) -> x (T,D)
   b.embed(ids, in, x);
@@ -103,6 +104,9 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   // decode: keys and values of new tokens into a cache; new tokens over cached keys and values
   b.store_kv(heads, cached, wide_in);
   b.attention_cached(heads, cached, wide_in, x, scratch, n);
+  // runs a body of the ops above and of `stage`, or repeats its launches. Bodies with equal Repetition give the ops the
+  // same addresses, also in host memory, and the same numbers except for lengths of cached sequences
+  b.repeat(recordings, Repetition{}, body);
   // swiglu: gate|up (T,2F) -> y (T,F)
   b.template swiglu<64>(wide_in, x);
   b.template swiglu_backward<64>(in, wide_in, wide);

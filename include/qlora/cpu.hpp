@@ -187,6 +187,13 @@ class Cpu {
     cpu::attention_cached<N>(*pool_, heads, sequences, qkv.data, block(o), reinterpret_cast<S*>(scratch),
                              per_worker(scratch_bytes));
   }
+  /// This backend has nothing to record.
+  struct Recordings {};
+  /// Runs the body.
+  template <class Body>
+  void repeat(Recordings& /*recordings*/, const Repetition& /*what*/, const Body& body) {
+    body();
+  }
   /// y (T,F) = silu(gate) up; gate_up (T,2F) has the gate in the first F columns.
   template <int F>
   void swiglu(Mat<const S, columns_product(2, F)> gate_up, Mat<S, F> y) {

@@ -54,6 +54,14 @@ struct CachedSequence {
   int added = 0;    ///< new tokens, at positions length - added ... length - 1
 };
 
+/// What the ops of a decoding step depend on, besides what is in the arrays that they are given.
+struct Repetition {
+  int tokens = 0;                   ///< new ones, one in each sequence
+  int longest = 0;                  ///< tokens in the longest sequence, the new one included
+  const void* adapters = nullptr;   ///< where their values are; null: none
+  std::span<const float> scales{};  ///< of all adapters
+};
+
 /// A non-owning view of a matrix in NF4. Exactly one of absmax and absmax8 is set.
 struct Nf4View {
   const std::uint8_t* codes = nullptr;  ///< two a byte, element 2j in the high nibble

@@ -41,6 +41,47 @@ void check_logits(B backend) {
   CHECK(golden::relative(ours, golden_model.floats("nf4.logits")) < 1e-2);
 }
 
+/// A step that a backend may repeat from a recording has the logits of the same step run by itself, to the bit: with one
+/// sequence and two, over lengths that need more thread blocks, with adapters of two scales and without, after sequences were cut.
+template <class B>
+void check_repeated(B backend) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
+  using Decoding = Decoder<code_of(net), B>;
+  const DecodeLimits limits{.sequences = 2, .length = 530, .step_tokens = 512, .all_logits = true};
+  Decoding repeated(model.context(), limits);
+  Decoding single(model.context(), limits);
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 530; ++i) ids.push_back(i * 37 % static_cast<int>(vocab));
+  const std::span<const std::int32_t> all(ids);
+  int different = 0;
+  const auto step = [&](std::span<const typename Decoding::Addition> additions) {
+    const std::span<const float> a = repeated.extend(additions);
+    const std::span<const float> b = single.extend_all(additions);
+    different += std::equal(a.begin(), a.end(), b.begin(), b.end()) ? 0 : 1;
+  };
+  for (const auto& [sequences, start] : {std::pair{1, 250}, std::pair{2, 505}, std::pair{1, 3}}) {
+    for (int slot = 0; slot < sequences; ++slot) {
+      for (Decoding* decoder : {&repeated, &single}) {
+        decoder->clear(slot);
+        const typename Decoding::Addition prompt[] = {{slot, all.first(static_cast<std::size_t>(start))}};
+        (void)decoder->extend(prompt);
+      }
+    }
+    for (int i = 0; i < 16; ++i) {
+      if (i % 5 == 0) model.context().use_own(i % 10 == 0 ? 1.0F : 0.5F);
+      if (i == 11) model.context().use_base();
+      std::vector<typename Decoding::Addition> additions;
+      for (int slot = 0; slot < sequences; ++slot) {
+        additions.push_back({slot, all.subspan(static_cast<std::size_t>(start + i - slot), 1)});
+      }
+      step(additions);
+    }
+  }
+  CHECK(different == 0);
+}
+
 /// Every golden token has the largest logit, or one that rounding cannot tell from it; what the generator writes is
 /// golden up to the first such tie.
 template <class B>

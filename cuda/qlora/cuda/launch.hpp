@@ -81,6 +81,19 @@ void synchronize(Context& context);
 /// A copy of small host data in device memory, valid until ring_bytes more have been staged. Waits only when the ring
 /// is full.
 const void* stage(Context& context, const void* from, std::int64_t bytes);
+/// Launches of a stretch of calls, with the host arrays that they staged. Kept by its context, which outlives it.
+class Recording;
+/// Whether launches may be recorded and replayed: not while set_profile measures them.
+bool may_record(const Context& context);
+/// The following launches and `stage` calls are recorded and not executed; they must not wait or allocate. Waits, and
+/// allocates 1 MiB on both sides.
+void begin_recording(Context& context);
+Recording* end_recording(Context& context);
+/// Drops what was recorded since begin_recording.
+void abandon_recording(Context& context);
+/// Launches all that was recorded, with what the staged host arrays hold now. Waits for earlier work.
+void replay(Context& context, Recording& recording);
+void destroy_recording(Recording* recording);
 /// Names the place in the network of the following launches. The first kernel that finds a NaN or an infinity writes
 /// its place into the fault word on the device. 0 is no place.
 void set_place(Context& context, std::uint32_t place);
@@ -253,6 +266,15 @@ std::int64_t fused_workspace(const Context& context);
 
 // --- decode/decode.cuh -----------------------------------------------------------------------------------------------
 
+/// Keys per thread block in attention_cached: with 32 heads and 1100 keys, each of 132 multiprocessors has a block.
+inline constexpr int split_keys = 256;
+/// Thread blocks that share the keys of one sequence, for the longest of a call: a power of 2, so that calls of similar
+/// lengths are launched alike.
+[[nodiscard]] constexpr int key_splits(int longest) {
+  int splits = 1;
+  while (splits * split_keys < longest) splits *= 2;
+  return splits;
+}
 void store_kv(Context& context, const AttentionShape& shape, std::span<const CachedSequence<bf16>> sequences,
               const bf16* qkv);
 /// New tokens over cached keys and values: query i of a sequence sees its first length - added + i + 1 keys.

@@ -67,6 +67,10 @@ class Decoder {
     pass_.sine = sine;
     lengths_.resize(static_cast<std::size_t>(limits.sequences), 0);
     host_logits_.resize(static_cast<std::size_t>(limits.logit_rows() * s.vocab));
+    // repeated steps read these arrays where they are
+    ids_.reserve(static_cast<std::size_t>(t));
+    positions_.reserve(static_cast<std::size_t>(t));
+    sequences_.resize(static_cast<std::size_t>(w_.layers()) * static_cast<std::size_t>(limits.sequences));
   }
 
   /// What there is room for.
@@ -89,16 +93,26 @@ class Decoder {
   /// Logits (additions, V) for the last new token of each addition, in host memory until the next call. The additions
   /// together have at most step_tokens tokens, and every slot at most one addition.
   std::span<const float> extend(std::span<const Addition> additions) {
-    const Stream x = run_layers(additions);
-    const Stream last(last_, static_cast<int>(additions.size()), w_.dims().dim());
+    place(additions);
+    const auto rows = static_cast<int>(additions.size());
+    if (ids_.size() == additions.size()) {
+      b_.repeat(recordings_, repetition(rows), [this] { project(run_layers()); });
+      return read_logits(rows);
+    }
+    const Stream x = run_layers();
+    const Stream last(last_, rows, w_.dims().dim());
     // picks the last row of each sequence
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
-    return logits_of(last);
+    project(last);
+    return read_logits(rows);
   }
   /// Logits (tokens, V) for every new token, those of the first addition first. Needs limits.all_logits.
   std::span<const float> extend_all(std::span<const Addition> additions) {
     QLORA_EXPECTS(limits_.all_logits, "the decoder has room for the logits of last tokens only");
-    return logits_of(run_layers(additions));
+    place(additions);
+    const Stream x = run_layers();
+    project(x);
+    return read_logits(x.rows);
   }
 
  private:
@@ -106,26 +120,26 @@ class Decoder {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
 
-  /// The new tokens through all blocks; their rows of the stream.
-  Stream run_layers(std::span<const Addition> additions) {
-    place(additions);
+  /// The placed tokens through all blocks; their rows of the stream.
+  Stream run_layers() {
     const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
     pass_.batch.tokens = x.rows;
     pass_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
-    pass_.cached = sequences_;
     pass_.adapters = context_.applied();
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
-      point_at(layer);
+      pass_.cached = sequences_of(layer);
       Block<K, B>(b_, w_, pass_, layer).forward(buffers_, x, x);
     }
     return x;
   }
-  std::span<const float> logits_of(Stream x) {
+  void project(Stream x) {
     const Stream normed(normed_, x.rows, x.width);
     b_.rmsnorm(w_.values().norm_eps, x, w_.final_norm(), normed, inv_);
     b_.project(ConstStream(normed), w_.head(), vocab(), logits_);
-    const auto count = static_cast<std::size_t>(x.rows) * static_cast<std::size_t>(vocab());
+  }
+  std::span<const float> read_logits(int rows) {
+    const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(vocab());
     b_.download(logits_, std::span(host_logits_).first(count));
     return std::span<const float>(host_logits_).first(count);
   }
@@ -138,8 +152,8 @@ class Decoder {
     ids_.clear();
     positions_.clear();
     last_rows_.clear();
-    sequences_.clear();
-    slots_.clear();
+    placed_ = 0;
+    longest_ = 0;
     for (const Addition& addition : additions) {
       QLORA_EXPECTS(addition.slot >= 0 && addition.slot < limits_.sequences && !addition.ids.empty(), "slot ",
                     addition.slot, " of ", limits_.sequences, ", ", addition.ids.size(), " ids");
@@ -147,9 +161,17 @@ class Decoder {
       const int added = static_cast<int>(addition.ids.size());
       QLORA_EXPECTS(length + added <= limits_.length, "a sequence of ", length + added, " tokens; there is room for ",
                     limits_.length);
-      sequences_.push_back(
-          {.kv = nullptr, .length = length + added, .first = static_cast<int>(ids_.size()), .added = added});
-      slots_.push_back(addition.slot);
+      QLORA_EXPECTS(static_cast<std::int64_t>(ids_.size()) + added <= limits_.step_tokens,
+                    ids_.size() + addition.ids.size(), " new tokens; there is room for ", limits_.step_tokens);
+      const std::int64_t start = std::int64_t{addition.slot} * limits_.length * w_.dims().kv();
+      for (int layer = 0; layer < w_.layers(); ++layer) {
+        sequences_[at(layer) + placed_] = {.kv = caches_[static_cast<std::size_t>(layer)] + start,
+                                           .length = length + added,
+                                           .first = static_cast<int>(ids_.size()),
+                                           .added = added};
+      }
+      ++placed_;
+      longest_ = std::max(longest_, length + added);
       for (const std::int32_t id : addition.ids) {
         QLORA_EXPECTS(id >= 0 && id < vocab(), "token id ", id, " is outside 0 to ", vocab() - 1);
         ids_.push_back(id);
@@ -157,14 +179,21 @@ class Decoder {
       }
       last_rows_.push_back(static_cast<std::int32_t>(ids_.size()) - 1);
     }
-    QLORA_EXPECTS(!ids_.empty() && static_cast<int>(ids_.size()) <= limits_.step_tokens, ids_.size(),
-                  " new tokens; there is room for ", limits_.step_tokens);
+    QLORA_EXPECTS(!ids_.empty(), "no new tokens");
   }
-  void point_at(int layer) {
-    for (std::size_t i = 0; i < sequences_.size(); ++i) {
-      sequences_[i].kv =
-          caches_[static_cast<std::size_t>(layer)] + std::int64_t{slots_[i]} * limits_.length * w_.dims().kv();
-    }
+  [[nodiscard]] Repetition repetition(int rows) {
+    const AppliedAdapters<B> adapters = context_.applied();
+    scales_.clear();
+    if (adapters.set == nullptr) return {.tokens = rows, .longest = longest_};
+    adapters.set->for_each(
+        [&](int layer, Proj proj) { scales_.push_back(adapters.set->state(layer, proj).scale * adapters.scale); });
+    return {.tokens = rows, .longest = longest_, .adapters = adapters.set->values(), .scales = scales_};
+  }
+  [[nodiscard]] std::size_t at(int layer) const {
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(limits_.sequences);
+  }
+  [[nodiscard]] std::span<const CachedSequence<Act>> sequences_of(int layer) const {
+    return std::span(sequences_).subspan(at(layer), placed_);
   }
 
   Context<K, B>& context_;
@@ -181,9 +210,12 @@ class Decoder {
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> last_rows_;
-  std::vector<CachedSequence<Act>> sequences_;
-  std::vector<int> slots_;
+  std::vector<CachedSequence<Act>> sequences_;  // by layer: (sequences)
+  std::size_t placed_ = 0;                      // sequences of this call
+  int longest_ = 0;                             // of them
+  std::vector<float> scales_;                   // of the adapters of this call
   std::vector<float> host_logits_;
+  typename B::Recordings recordings_;
 };
 
 }  // namespace v0

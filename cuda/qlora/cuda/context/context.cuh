@@ -56,6 +56,33 @@ struct TransferLane {
   cudaEvent_t copied[2] = {nullptr, nullptr};
 };
 
+/// The executable graph of recorded launches, and a copy of the staged arrays on both sides.
+class Recording {
+ public:
+  struct Piece {
+    const void* from = nullptr;  ///< the caller's array
+    std::int64_t bytes = 0;
+    std::int64_t at = 0;
+  };
+  static constexpr std::int64_t capacity = std::int64_t{1} << 20;
+  static constexpr std::int64_t alignment = 16;
+
+  cudaGraphExec_t graph = nullptr;
+  std::byte* host = nullptr;  ///< pinned
+  std::byte* device = nullptr;
+  std::int64_t used = 0;
+  std::vector<Piece> pieces;
+
+  Recording() = default;
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  ~Recording() {
+    if (graph != nullptr) (void)cudaGraphExecDestroy(graph);
+    (void)cudaFreeHost(host);
+    (void)cudaFree(device);
+  }
+};
+
 /// Profile marks: pairs of events on the stream. Events are created when first needed and reused.
 struct Profile {
   struct Span {
@@ -98,6 +125,7 @@ class Context {
   std::byte* load_memory = nullptr;  ///< device: a tensor in its stored type, while loading; see weights/load.cuh
   std::int64_t load_bytes = 0;
   Profile profile{};
+  std::unique_ptr<Recording> recording;  ///< while launches are recorded
   std::shared_ptr<GemmState> gemm;
   std::shared_ptr<FusedState> fused;
 

@@ -168,6 +168,15 @@ inline void transfer(Context& context, const void* from, std::int64_t bytes, voi
   check(cudaStreamSynchronize(context.stream), "copying");
 }
 
+/// Room for a staged array in a recording; replay fills it.
+[[nodiscard]] inline const void* stage_recorded(Recording& recording, const void* from, std::int64_t bytes) {
+  const std::int64_t at = recording.used;
+  QLORA_EXPECTS(at + bytes <= Recording::capacity, "a recording stages more than ", Recording::capacity, " bytes");
+  recording.pieces.push_back({from, bytes, at});
+  recording.used += (bytes + Recording::alignment - 1) / Recording::alignment * Recording::alignment;
+  return recording.device + at;
+}
+
 }  // namespace detail
 
 QLORA_CUDA_LAUNCHER int device_count(std::string* why) {
@@ -269,6 +278,7 @@ QLORA_CUDA_LAUNCHER void synchronize(Context& context) {
 QLORA_CUDA_LAUNCHER const void* stage(Context& context, const void* from, std::int64_t bytes) {
   QLORA_EXPECTS(bytes >= 0 && bytes <= detail::staging_bytes, "staging ", bytes, " bytes; the ring has ",
                 detail::staging_bytes);
+  if (context.recording != nullptr) return detail::stage_recorded(*context.recording, from, bytes);
   StagingRing& ring = context.ring;
   if (ring.at + bytes > detail::staging_bytes) {
     synchronize(context);
@@ -283,6 +293,48 @@ QLORA_CUDA_LAUNCHER const void* stage(Context& context, const void* from, std::i
         "staging");
   return device;
 }
+
+QLORA_CUDA_LAUNCHER bool may_record(const Context& context) { return !context.profile.on; }
+QLORA_CUDA_LAUNCHER void begin_recording(Context& context) {
+  QLORA_EXPECTS(may_record(context) && context.recording == nullptr, "launches are recorded or measured already");
+  synchronize(context);
+  auto made = std::make_unique<Recording>();
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, static_cast<std::size_t>(Recording::capacity)), "pinning host memory");
+  made->host = static_cast<std::byte*>(memory);
+  check(cudaMalloc(&memory, static_cast<std::size_t>(Recording::capacity)), "allocating a recording");
+  made->device = static_cast<std::byte*>(memory);
+  // relaxed: another thread of the process may work on another context meanwhile
+  check(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed), "recording launches");
+  context.recording = std::move(made);
+}
+QLORA_CUDA_LAUNCHER void abandon_recording(Context& context) {
+  context.recording.reset();
+  cudaGraph_t graph = nullptr;
+  (void)cudaStreamEndCapture(context.stream, &graph);
+  if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError();
+}
+QLORA_CUDA_LAUNCHER Recording* end_recording(Context& context) {
+  std::unique_ptr<Recording> made = std::move(context.recording);
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(context.stream, &graph), "recording launches");
+  const cudaError_t status = cudaGraphInstantiate(&made->graph, graph, 0);
+  (void)cudaGraphDestroy(graph);
+  check(status, "recording launches");
+  return made.release();
+}
+QLORA_CUDA_LAUNCHER void replay(Context& context, Recording& recording) {
+  synchronize(context);  // the copy of the last replay has left the pinned memory
+  for (const Recording::Piece& piece : recording.pieces) {
+    if (piece.bytes > 0) std::memcpy(recording.host + piece.at, piece.from, static_cast<std::size_t>(piece.bytes));
+  }
+  check(cudaMemcpyAsync(recording.device, recording.host, static_cast<std::size_t>(recording.used),
+                        cudaMemcpyHostToDevice, context.stream),
+        "staging");
+  check(cudaGraphLaunch(recording.graph, context.stream), "repeating launches");
+}
+QLORA_CUDA_LAUNCHER void destroy_recording(Recording* recording) { delete recording; }
 
 QLORA_CUDA_LAUNCHER void set_place(Context& context, std::uint32_t place) { context.place = place; }
 

@@ -24,8 +24,6 @@ namespace cuda {
 
 namespace detail {
 
-/// Keys per block: with 32 heads and 1100 keys, each of the 132 multiprocessors has a block.
-inline constexpr int split_keys = 256;
 inline constexpr int merge_threads = 128;
 
 template <int Lanes, int Heads>
@@ -242,7 +240,7 @@ void with_decode_policy(int head_dim, int group, Use&& use) {
 /// Attention of the sequences with one new token; `longest` is the maximum of their lengths.
 inline void launch_decode(Context& context, const AttentionShape& shape, int sequences, int longest,
                           const CachedSequence<bf16>* staged, const bf16* qkv, float scale, Rows<bf16> o) {
-  const int splits = (longest + split_keys - 1) / split_keys;
+  const int splits = key_splits(longest);
   const std::int64_t each = std::int64_t{shape.heads} * splits * (shape.head_dim + 2) * std::int64_t{sizeof(float)};
   std::int64_t at_once = sequences;
   float* partial = nullptr;
