@@ -42,7 +42,8 @@ void check_logits(B backend) {
 }
 
 /// A step that a backend may repeat from a recording has the logits of the same step run by itself, to the bit: with one
-/// sequence and two, over lengths that need more thread blocks, with adapters of two scales and without, after sequences were cut.
+/// sequence and two, over lengths that need more thread blocks, with adapters of two scales and without, after sequences
+/// were cut.
 template <class B>
 void check_repeated(B backend) {
   const golden::Model golden_model("hd128");

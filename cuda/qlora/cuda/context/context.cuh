@@ -185,21 +185,24 @@ class Context {
   }
 };
 
-/// Launches a kernel that may start while the previous one on the stream is still running: it must call
+/// Tokens up to which ops are for decoding, where launches take as long as kernels.
+inline constexpr int most_few_tokens = 16;
+
+/// Launches a kernel that, if `early`, may start while the previous one on the stream is still running: it must call
 /// device::wait_for_previous before it reads what that one writes, and before it writes anything.
 template <class... Params, class... Args>
-void launch_early(const Context& context, const char* name, void (*kernel)(Params...), dim3 grid, int threads,
-                  int shared_bytes, const Args&... args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+void launch(const Context& context, bool early, const char* name, void (*kernel)(Params...), dim3 grid, dim3 threads,
+            int shared_bytes, const Args&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.blockDim = threads;
   config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = context.stream;
-  config.attrs = &early;
-  config.numAttrs = context.capability >= 90 ? 1 : 0;
+  config.attrs = &attribute;
+  config.numAttrs = early && context.capability >= 90 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }
 

@@ -113,6 +113,8 @@ static __global__ void __launch_bounds__(Policy::threads)
   __shared__ float most[Policy::groups][Policy::heads];
   __shared__ float sums[Policy::groups][Policy::heads];
   __shared__ float outs[Policy::groups][Policy::heads][columns];
+  device::let_next_start();
+  device::wait_for_previous();
   const CachedSequence<bf16> sequence = sequences[blockIdx.z];
   const int begin = static_cast<int>(blockIdx.x) * split_keys;
   if (sequence.added != 1 || begin >= sequence.length) return;
@@ -185,6 +187,8 @@ static __global__ void __launch_bounds__(Policy::threads)
 static __global__ void __launch_bounds__(merge_threads)
     merge_splits_kernel(AttentionShape shape, const CachedSequence<bf16>* __restrict__ sequences, int splits,
                         const float* __restrict__ partial, Rows<bf16> o) {
+  device::let_next_start();
+  device::wait_for_previous();
   const CachedSequence<bf16> sequence = sequences[blockIdx.y];
   if (sequence.added != 1) return;
   const int e = shape.head_dim;
@@ -209,6 +213,8 @@ static __global__ void __launch_bounds__(merge_threads)
 static __global__ void __launch_bounds__(row_threads)
     store_kv_kernel(AttentionShape shape, const CachedSequence<bf16>* __restrict__ sequences,
                     const bf16* __restrict__ qkv) {
+  device::let_next_start();
+  device::wait_for_previous();
   const CachedSequence<bf16> sequence = sequences[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x);
   if (i >= sequence.added) return;
@@ -256,14 +262,13 @@ inline void launch_decode(Context& context, const AttentionShape& shape, int seq
       using Policy = decltype(policy);
       const int blocks = shape.kv_heads * ((shape.heads / shape.kv_heads + Policy::heads - 1) / Policy::heads);
       const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(blocks), count);
-      decode_kernel<Policy>
-          <<<grid, Policy::threads, 0, context.stream>>>(shape, staged + first, qkv, scale, splits, partial, o);
+      launch(context, true, "attention_cached, one new token", decode_kernel<Policy>, grid, dim3(Policy::threads), 0,
+             shape, staged + first, qkv, scale, splits, partial, o);
     });
-    check_launch("attention_cached, one new token");
     if (partial == nullptr) continue;
     const dim3 grid(static_cast<unsigned>(shape.heads), count);
-    merge_splits_kernel<<<grid, merge_threads, 0, context.stream>>>(shape, staged + first, splits, partial, o);
-    check_launch("attention_cached, joining splits");
+    launch(context, true, "attention_cached, joining splits", merge_splits_kernel, grid, dim3(merge_threads), 0, shape,
+           staged + first, splits, partial, o);
   }
 }
 
@@ -295,8 +300,7 @@ QLORA_CUDA_LAUNCHER void store_kv(Context& context, const AttentionShape& shape,
   int most = 0;
   for (const CachedSequence<bf16>& sequence : sequences) most = std::max(most, sequence.added);
   const dim3 grid(static_cast<unsigned>(most), static_cast<unsigned>(sequences.size()));
-  detail::store_kv_kernel<<<grid, row_threads, 0, context.stream>>>(shape, staged, qkv);
-  check_launch("store_kv");
+  launch(context, true, "store_kv", detail::store_kv_kernel, grid, dim3(row_threads), 0, shape, staged, qkv);
 }
 
 QLORA_CUDA_LAUNCHER void attention_cached(Context& context, const AttentionShape& shape,

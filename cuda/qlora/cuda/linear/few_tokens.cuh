@@ -244,6 +244,27 @@ __device__ __forceinline__ void fill_tokens(const FewTokensArgs& args, unsigned 
   }
 }
 
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+/// Brings the adapters' values that the block is going to read to L2: the warp's rows of A, the rows of B of its tiles.
+__device__ __forceinline__ void prefetch_adapter(const FewTokensArgs& args, const FewTokensTiles& tiles) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int unit = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * warp;
+  if (unit < args.adapters * args.chunks) {
+    const int chunk = unit / args.adapters;
+    const int column = chunk * args.chunk_columns + lane * 32;  // 128 bytes
+    if (column < min(args.width, (chunk + 1) * args.chunk_columns)) {
+      prefetch(args.a + std::int64_t{unit - chunk * args.adapters} * args.width + column);
+    }
+  }
+  for (int tile = tiles.first + warp; tile < tiles.last; tile += FewTokens::warps) {
+    const FewTokensPart& part = args.part[part_of(args, tile)];
+    if (part.b == nullptr) continue;
+    const float* b = part.b + std::int64_t{tile - part.first_tile} * FewTokens::rows * args.rank;
+    for (int i = lane * 32; i < FewTokens::rows * args.rank; i += 32 * 32) prefetch(b + i);
+  }
+}
+
 /// The warp's share of the products with A: one row of A in one chunk of K, for all tokens. Publishes it.
 __device__ __forceinline__ void multiply_adapter(const FewTokensArgs& args) {
   const int warps = static_cast<int>(gridDim.x) * FewTokens::warps;
@@ -381,6 +402,7 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
     cursor.advance(args, steps_in_row, first + i + 1 < last);
   }
   device::let_next_start();
+  if (args.adapters > 0) prefetch_adapter(args, tiles);
   fill_tables(few_tokens_shared);
   device::wait_for_previous();  // weights and tables are constant; x and all that is written is not
   fill_tokens(args, few_tokens_shared + layout.x);
@@ -497,8 +519,8 @@ inline void launch_few_tokens(Context& context, const GroupArgs& group, std::spa
   const auto launch = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes),
           "linear, few tokens");
-    launch_early(context, "linear, few tokens", kernel, dim3(static_cast<unsigned>(blocks)), FewTokens::threads,
-                 layout.bytes, args, layout);
+    cuda::launch(context, true, "linear, few tokens", kernel, dim3(static_cast<unsigned>(blocks)),
+                 dim3(FewTokens::threads), layout.bytes, args, layout);
   };
   if (args.part[0].absmax8 != nullptr) {
     launch(few_tokens_kernel<true>);

@@ -235,11 +235,8 @@ inline void input_gradient_a(Context& context, const GroupArgs& group, const Gro
   add_dropped(context, tokens, group.in, group.dropout, group.input_scratch, gx);
 }
 
-/// Tokens up to which reading the codes again for every few tokens is faster than dequantizing: a pass reads 0.516 bytes
-/// per weight; dequantization reads as many and writes 2, and the product reads these.
-inline constexpr int most_few_tokens = 16;
-
-/// The forward pass, or where y is null XA alone, by the kernel for few tokens; false: not served, nothing was done.
+/// The forward pass, or where y is null XA alone, by the kernel for few tokens; false: not served, nothing was done. A
+/// pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
 inline bool forward_few_tokens(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                const GroupShape& shape, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
   if (shape.dense || tokens > most_few_tokens) return false;

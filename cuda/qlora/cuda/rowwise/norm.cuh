@@ -74,7 +74,9 @@ static __global__ void __launch_bounds__(Policy::threads* Policy::rows)
                    float* __restrict__ inv_rms, Fault fault) {
   static_assert(Policy::threads == 32 || Policy::rows == 1, "a block's sum is for one row");
   const std::int64_t t = std::int64_t{blockIdx.x} * Policy::rows + threadIdx.y;
+  device::let_next_start();
   if (t >= tokens) return;  // whole warps: threadIdx.y is the same in all lanes
+  device::wait_for_previous();
   const bf16* from = x.data + t * x.stride;
   bf16* to = y.data + t * y.stride;
   const int packs = dim / 8;
@@ -193,10 +195,9 @@ QLORA_CUDA_LAUNCHER void rmsnorm(Context& context, int tokens, int dim, float ep
     using Policy = decltype(policy);
     const dim3 block(Policy::threads, Policy::rows);
     const auto blocks = static_cast<unsigned>((tokens + Policy::rows - 1) / Policy::rows);
-    detail::rmsnorm_kernel<Policy>
-        <<<blocks, block, 0, context.stream>>>(tokens, dim, eps, x, w, y, inv_rms, context.fault());
+    launch(context, tokens <= most_few_tokens, "rmsnorm", detail::rmsnorm_kernel<Policy>, dim3(blocks), block, 0,
+           tokens, dim, eps, x, w, y, inv_rms, context.fault());
   });
-  check_launch("rmsnorm");
 }
 
 QLORA_CUDA_LAUNCHER void rmsnorm_backward(Context& context, int tokens, int dim, Rows<const bf16> gy,

@@ -31,7 +31,9 @@ static __global__ void __launch_bounds__(row_threads, 3)
   const int octet = static_cast<int>(threadIdx.x) % octets;
   const int first = static_cast<int>(threadIdx.x) / octets;
   const int step = row_threads / octets;
+  device::let_next_start();
   if (first >= step) return;  // idle threads when octets does not divide the block
+  device::wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const std::int64_t angle = std::int64_t{position[t]} * half + octet * 8;
   float c[8];
@@ -105,10 +107,9 @@ QLORA_CUDA_LAUNCHER void rope(Context& context, int tokens, const AttentionShape
   expect_packs("rope", "qkv", Rows<bf16>{qkv, shape.width()}, shape.width());
   expect_packs("rope", "the table of cosines", Rows<const float>{cosine, shape.head_dim / 2}, shape.head_dim / 2);
   expect_packs("rope", "the table of sines", Rows<const float>{sine, shape.head_dim / 2}, shape.head_dim / 2);
-  detail::rope_kernel<<<static_cast<unsigned>(tokens), row_threads, 0, context.stream>>>(
-      shape.heads + shape.kv_heads, shape.head_dim, shape.width(), cosine, sine, position,
-      static_cast<float>(direction), qkv);
-  check_launch("rope");
+  launch(context, tokens <= most_few_tokens, "rope", detail::rope_kernel, dim3(static_cast<unsigned>(tokens)),
+         dim3(row_threads), 0, shape.heads + shape.kv_heads, shape.head_dim, shape.width(), cosine, sine, position,
+         static_cast<float>(direction), qkv);
 }
 
 }  // namespace cuda

@@ -25,6 +25,8 @@ __device__ __forceinline__ float sigmoid(float g) { return __fdividef(1.0F, 1.0F
 
 static __global__ void __launch_bounds__(row_threads)
     swiglu_kernel(int packs, const bf16* __restrict__ gate_up, Rows<bf16> y, Fault fault) {
+  device::let_next_start();
+  device::wait_for_previous();
   const device::RowTile tile = device::row_tile<swiglu_packs>(packs);
   const bf16* gates = gate_up + tile.row * packs * 16;
   const bf16* ups = gates + std::int64_t{packs} * 8;
@@ -95,8 +97,8 @@ QLORA_CUDA_LAUNCHER void swiglu(Context& context, int tokens, int ffn, const bf1
   expect_packs("swiglu", "gate_up", Rows<const bf16>{gate_up, 2 * ffn}, 2 * ffn);
   expect_packs("swiglu", "y", y, ffn);
   const unsigned blocks = row_blocks<detail::swiglu_packs>(tokens, ffn / 8);
-  detail::swiglu_kernel<<<blocks, row_threads, 0, context.stream>>>(ffn / 8, gate_up, y, context.fault());
-  check_launch("swiglu");
+  launch(context, tokens <= most_few_tokens, "swiglu", detail::swiglu_kernel, dim3(blocks), dim3(row_threads), 0,
+         ffn / 8, gate_up, y, context.fault());
 }
 
 QLORA_CUDA_LAUNCHER void swiglu_backward(Context& context, int tokens, int ffn, Rows<const bf16> gy,
