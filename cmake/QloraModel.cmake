@@ -1,5 +1,5 @@
-# qlora_add_model(NAME CONFIG HEADER file BACKENDS cpu cuda ALSO config...): compiles the Model, Trainer and Generator
-# of one config once.
+# qlora_add_model(NAME CONFIG HEADER file BACKENDS cpu cuda ALSO config...): compiles the Model, Trainer, Generator
+# and Scorer of one config once.
 #
 #   CONFIG    a constant expression of type qlora::Config, for example my::config
 #   HEADER    the header that defines it, relative to the current source folder or on the include path; it is included
@@ -42,7 +42,7 @@ function(qlora_add_model name config)
     endif()
     set(definitions)
     foreach(one IN ITEMS "${config}" LISTS arg_ALSO)
-      foreach(class IN ITEMS Model Trainer Generator)
+      foreach(class IN ITEMS Model Trainer Generator Scorer)
         string(APPEND declarations "extern template class qlora::${class}<(${one}), ${backend_${backend}}>;\n")
         string(APPEND definitions "template class qlora::${class}<(${one}), ${backend_${backend}}>;\n")
       endforeach()

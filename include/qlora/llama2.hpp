@@ -4,6 +4,7 @@
 //   Context     where one thread computes with a model           model/context.hpp
 //   Trainer     QLoRA steps                                      train/trainer.hpp -> model/network.hpp -> block.hpp
 //   Generator   continuations and chat                           generate/generator.hpp
+//   Scorer      log-likelihoods                                  generate/scorer.hpp
 //   backend     what the network calls                           backend.hpp
 //     Cpu<>     on any machine                                   cpu.hpp -> cpu/linear.hpp and its neighbours
 //     Cuda      where the target qlora::cuda is linked           qlora/cuda.hpp -> cuda/rowwise/swiglu.cuh and others
@@ -16,6 +17,7 @@
 #include "qlora/configs/llama2.hpp"
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
+#include "qlora/generate/scorer.hpp"
 #include "qlora/model/cards.hpp"
 #include "qlora/model/init.hpp"
 #include "qlora/model/model.hpp"

@@ -128,6 +128,44 @@ TEST_CASE_FIXTURE(Fixture, "with its adapters off a model is its base: KL is exa
   CHECK(kl > 1e-3);
 }
 
+TEST_CASE_FIXTURE(Fixture, "the room follows what is asked, and what is stated is stated") {
+  Scorer<net, B> scorer(model);
+  CHECK(scorer.bytes_used() == 0);
+  const std::vector<Ids> texts{ids(30), ids(5)};
+  const auto read = [&](Scorer<net, B>& by) {
+    std::vector<float> all;
+    by.read(texts, [&](std::size_t, std::size_t, std::span<const float> logits) {
+      all.insert(all.end(), logits.begin(), logits.end());
+      return true;
+    });
+    return all;
+  };
+  const std::vector<float> logits = read(scorer);
+  const Storage store = storage_of<B>(2);
+  const DecodeLimits needed{.sequences = 2, .length = 30, .step_tokens = 35, .all_logits = true};
+  CHECK(scorer.bytes_used() == decode_bytes(net, needed, store));
+  const Continuations few{ids(4), {ids(3)}};
+  (void)scorer.score(std::span(&few, 1));  // less, and so in the same room
+  CHECK(scorer.bytes_used() == decode_bytes(net, needed, store));
+  const Continuations long_one{ids(200), {ids(600)}};  // a candidate goes in one piece
+  (void)scorer.score(std::span(&long_one, 1));
+  CHECK(scorer.bytes_used() ==
+        decode_bytes(net, {.sequences = 1, .length = 800, .step_tokens = 600, .all_logits = true}, store));
+  CHECK(read(scorer) == logits);
+  const DecodeLimits stated{.sequences = 2, .length = 64, .step_tokens = 64};
+  Scorer<net, B> fixed(model, stated);
+  DecodeLimits with_logits = stated;
+  with_logits.all_logits = true;
+  CHECK(fixed.bytes_used() == decode_bytes(net, with_logits, store));
+  CHECK(read(fixed) == logits);
+  CHECK_THROWS_AS((void)fixed.score(std::span(&long_one, 1)), Error);
+  CHECK(scorer.score({}).empty());
+  for (const DecodeLimits& bad :
+       {DecodeLimits{.sequences = -1}, DecodeLimits{.length = 0}, DecodeLimits{.sequences = 8, .step_tokens = 7}}) {
+    CHECK_THROWS_WITH_AS((Scorer<net, B>(model, bad)), doctest::Contains("room for"), Error);
+  }
+}
+
 TEST_CASE("KL divergence of two distributions by hand") {
   // p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/2 ln 2 + 0 - 1/4 ln 2
   const std::array<float, 3> p{std::log(2.0F), 0.0F, 0.0F};

@@ -4,6 +4,13 @@
 // Memory: one arena for caches and activations, taken when the decoder is made.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
 #include "qlora/model/block.hpp"
 #include "qlora/model/context.hpp"
 
@@ -32,10 +39,8 @@ class Decoder {
       : context_(context),
         b_(context.backend()),
         w_(context.weights()),
-        limits_(limits),
+        limits_(checked(limits)),
         arena_(b_.arena(bytes_needed(b_, w_, limits))) {
-    QLORA_EXPECTS(limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences, "room for ",
-                  limits.sequences, " sequences of ", limits.length, " tokens, ", limits.step_tokens, " a step");
     const auto take = [&](std::int64_t count) { return arena_.template take<Act>(count); };
     const Shape& s = w_.dims().shape();
     const Lora& lora = w_.dims().lora();
@@ -116,6 +121,13 @@ class Decoder {
   }
 
  private:
+  /// Before anything is sized from them.
+  [[nodiscard]] static const DecodeLimits& checked(const DecodeLimits& limits) {
+    if (limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences) return limits;
+    throw Error(concat("room for ", limits.sequences, " sequences of ", limits.length, " tokens, ", limits.step_tokens,
+                       " tokens a step; both must be 1 or more, and a step has a token for each sequence"),
+                ErrorKind::usage);
+  }
   void set(Buffer buffer, auto* data) {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
@@ -216,6 +228,57 @@ class Decoder {
   std::vector<float> scales_;                   // of the adapters of this call
   std::vector<float> host_logits_;
   typename B::Recordings recordings_;
+};
+
+/// The decoder of a generator or a scorer: with the room that its user states, taken at once, or with as much as its
+/// calls need, made anew when one needs more. Used by one thread at a time, within a call of its context.
+template <Code K, class B>
+class DecoderRoom {
+ public:
+  /// With the stated room, taken now. The context outlives this.
+  DecoderRoom(Context<K, B>& context, const DecodeLimits& stated) : context_(context), stated_(true) {
+    decoder_.emplace(context, stated);
+  }
+  /// With as much as calls need.
+  explicit DecoderRoom(Context<K, B>& context) : context_(context), stated_(false) {}
+
+  /// A decoder for `count` sequences of up to `length` tokens, `tokens` of them new, at least `step` in one call. Without
+  /// stated room as many run side by side as most_sequences and most_cached_tokens allow.
+  [[nodiscard]] Decoder<K, B>& of(std::size_t count, std::int64_t length, std::int64_t tokens, std::int64_t step,
+                                  bool all_logits) {
+    if (stated_) return *decoder_;
+    constexpr std::int64_t most = std::numeric_limits<int>::max();
+    if (length > most || step > most) {
+      throw Error(concat("a sequence of ", length, " tokens; a decoder holds at most ", most), ErrorKind::usage);
+    }
+    const std::int64_t side_by_side = std::clamp<std::int64_t>(
+        std::min(static_cast<std::int64_t>(count), most_cached_tokens / std::max<std::int64_t>(length, 1)), 1,
+        most_sequences);
+    DecodeLimits need{
+        .sequences = static_cast<int>(side_by_side),
+        .length = static_cast<int>(std::max<std::int64_t>(length, 1)),
+        .step_tokens = static_cast<int>(std::max({std::min(tokens, most_step_tokens), step, side_by_side})),
+        .all_logits = all_logits};
+    if (decoder_ && holds(decoder_->limits(), need)) return *decoder_;
+    decoder_.reset();  // first, so that both need not fit
+    return decoder_.emplace(context_, need);
+  }
+
+  /// Bytes of backend memory that the decoder takes now.
+  [[nodiscard]] std::int64_t bytes_used() const { return decoder_ ? decoder_->arena().used() : 0; }
+
+  static constexpr std::int64_t most_sequences = 32;            ///< side by side
+  static constexpr std::int64_t most_cached_tokens = 4 * 2048;  ///< 8 GB at 7B in float, more only for one sequence
+  static constexpr std::int64_t most_step_tokens = 512;         ///< unless one candidate has more
+
+ private:
+  [[nodiscard]] static bool holds(const DecodeLimits& room, const DecodeLimits& need) {
+    return room.sequences >= need.sequences && room.length >= need.length && room.step_tokens >= need.step_tokens;
+  }
+
+  Context<K, B>& context_;
+  bool stated_;
+  std::optional<Decoder<K, B>> decoder_;
 };
 
 }  // namespace v0

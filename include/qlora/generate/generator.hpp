@@ -39,15 +39,25 @@ using OnToken = std::function<bool(int prompt, std::int32_t id)>;
 template <Code K, class B>
 class GeneratorCore {
  public:
-  /// The context outlives the core.
-  GeneratorCore(Context<K, B>& context, const DecodeLimits& limits) : context_(context), decoder_(context, limits) {}
+  /// With the stated room. The context outlives the core.
+  GeneratorCore(Context<K, B>& context, const DecodeLimits& stated) : context_(context), room_(context, stated) {}
+  /// With as much room as calls need.
+  explicit GeneratorCore(Context<K, B>& context) : context_(context), room_(context) {}
 
   /// Continuations of all prompts, in their order. Throws as Generator::generate does. `on_token` may be empty.
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) {
     options.check();
     const auto entry = context_.enter();
-    const DecodeLimits& limits = decoder_.limits();
+    if (prompts.empty()) return {};
+    std::size_t longest = 0;
+    std::int64_t tokens = 0;
+    for (const auto& prompt : prompts) {
+      longest = std::max(longest, prompt.size());
+      tokens += static_cast<std::int64_t>(prompt.size());
+    }
+    decoder_ = &room_.of(prompts.size(), static_cast<std::int64_t>(longest) + options.max_new_tokens, tokens, 1, false);
+    const DecodeLimits& limits = decoder_->limits();
     for (const auto& prompt : prompts) {
       QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= limits.length, "a prompt of ", prompt.size(),
                     " tokens; the context holds 1 to ", limits.length);
@@ -60,7 +70,7 @@ class GeneratorCore {
     bool running = true;
     while (running && (next < prompts.size() || !active.empty())) {
       while (!free.empty() && next < prompts.size()) {
-        decoder_.clear(free.back());
+        decoder_->clear(free.back());
         active.push_back({static_cast<int>(next), free.back(), 0, std::span(prompts[next])});
         free.pop_back();
         ++next;
@@ -75,6 +85,9 @@ class GeneratorCore {
     return results;
   }
 
+  /// Bytes of backend memory that its room takes now.
+  [[nodiscard]] std::int64_t bytes_used() const { return room_.bytes_used(); }
+
  private:
   struct Work {
     int prompt = 0;
@@ -88,7 +101,7 @@ class GeneratorCore {
   /// One decoder step: every active sequence gets its next ids, long prompts in pieces.
   bool advance(std::vector<Work>& active, std::vector<Generated>& results, const GenerateOptions& options,
                const OnToken& on_token) {
-    const int most = decoder_.limits().step_tokens;
+    const int most = decoder_->limits().step_tokens;
     int left = most - static_cast<int>(active.size());  // one token for each is always there
     additions_.clear();
     for (Work& work : active) {
@@ -97,8 +110,8 @@ class GeneratorCore {
       additions_.push_back({work.slot, work.pending.first(static_cast<std::size_t>(count))});
       work.pending = work.pending.subspan(static_cast<std::size_t>(count));
     }
-    const std::span<const float> logits = decoder_.extend(additions_);
-    const auto vocab = static_cast<std::size_t>(decoder_.vocab());
+    const std::span<const float> logits = decoder_->extend(additions_);
+    const auto vocab = static_cast<std::size_t>(decoder_->vocab());
     bool running = true;
     for (std::size_t i = 0; i < active.size(); ++i) {
       Work& work = active[i];
@@ -119,13 +132,14 @@ class GeneratorCore {
       if (on_token && !on_token(work.prompt, work.newest)) running = false;
       work.pending = std::span<const std::int32_t>(&result.ids.back(), 1);
       work.done = static_cast<int>(result.ids.size()) >= options.max_new_tokens ||
-                  decoder_.length(work.slot) >= decoder_.limits().length;
+                  decoder_->length(work.slot) >= decoder_->limits().length;
     }
     return running;
   }
 
   Context<K, B>& context_;
-  Decoder<K, B> decoder_;
+  DecoderRoom<K, B> room_;
+  Decoder<K, B>* decoder_ = nullptr;  // of the call that runs
   std::vector<Addition> additions_;
 };
 
@@ -135,13 +149,19 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Generator {
  public:
-  /// In a new context of the model, which context() gives.
-  explicit Generator(const Model<C, B>& model, const DecodeLimits& limits = {});
+  /// In a new context of the model, which context() gives. The room follows the calls (DecoderRoom).
+  explicit Generator(const Model<C, B>& model);
+  /// With stated room, taken now, in a new context; sequences end where it does.
+  Generator(const Model<C, B>& model, const DecodeLimits& limits);
   /// In a context of the model that outlives the generator.
-  explicit Generator(Context<code_of(C), B>& context, const DecodeLimits& limits = {});
+  explicit Generator(Context<code_of(C), B>& context);
+  /// With stated room, in such a context.
+  Generator(Context<code_of(C), B>& context, const DecodeLimits& limits);
 
   /// Which adapters it applies, and how strongly: generator.context().use("legal", 0.5F).
   [[nodiscard]] Context<code_of(C), B>& context() { return *context_; }
+  /// Bytes of backend memory that its room takes now; decode_bytes() of what was stated, or of what calls have needed.
+  [[nodiscard]] std::int64_t bytes_used() const { return core_->bytes_used(); }
 
   /// Continuations of all prompts, in their order. Throws Error when a prompt is empty or longer than the context, and
   /// (usage) when an option is outside its range.
@@ -174,6 +194,16 @@ class Generator {
 };
 
 // Outside the class, and so not inline: see Model.
+template <Config C, class B>
+requires RunsOn<C, B> Generator<C, B>::Generator(const Model<C, B>& model)
+    : made_(model.make_context()),
+      context_(made_.get()),
+      core_(std::make_unique<GeneratorCore<code_of(C), B>>(*context_)) {}
+
+template <Config C, class B>
+requires RunsOn<C, B> Generator<C, B>::Generator(Context<code_of(C), B>& context)
+    : context_(&context), core_(std::make_unique<GeneratorCore<code_of(C), B>>(context)) {}
+
 template <Config C, class B>
 requires RunsOn<C, B> Generator<C, B>::Generator(const Model<C, B>& model, const DecodeLimits& limits)
     : made_(model.make_context()),

@@ -15,9 +15,9 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Defaults are the article's. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+/// temperature 0, the default, is greedy; top_k 0 and top_p 1 are off.
 struct Sampling {
-  float temperature = 0.01F;  ///< divides the logits, 0 to 100
+  float temperature = 0.0F;  ///< divides the logits, 0 to 100
   float top_p = 0.9F;  ///< the smallest set of likeliest ids with this probability is drawn from; above 0, at most 1
   int top_k = 0;       ///< at most this many ids are drawn from
   std::uint64_t seed = 0;  ///< the same seed draws the same ids

@@ -52,15 +52,19 @@ using OnPrediction = std::function<bool(std::size_t text, std::size_t position, 
 template <Code K, class B>
 class ScorerCore {
  public:
-  /// The context outlives the core.
-  ScorerCore(Context<K, B>& context, DecodeLimits limits)
-      : context_(context), decoder_(context, (limits.all_logits = true, limits)) {}
+  /// With the stated room. The context outlives the core.
+  ScorerCore(Context<K, B>& context, DecodeLimits stated)
+      : context_(context), room_(context, (stated.all_logits = true, stated)) {}
+  /// With as much room as calls need.
+  explicit ScorerCore(Context<K, B>& context) : context_(context), room_(context) {}
 
   /// log p(candidate | prompt) for each candidate of each question.
   std::vector<std::vector<double>> score(std::span<const Continuations> questions) {
     const auto entry = context_.enter();
     std::vector<std::vector<double>> results(questions.size());
-    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
+    if (questions.empty()) return results;
+    make_room(questions);
+    const auto step = static_cast<std::size_t>(decoder_->limits().step_tokens);
     for (std::size_t first = 0; first < questions.size();) {
       std::size_t count = 0;
       for (std::size_t tokens = 0; first + count < questions.size() && count < slots(); ++count) {
@@ -76,7 +80,15 @@ class ScorerCore {
   /// Reads all texts. A text of one token predicts nothing.
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) {
     const auto entry = context_.enter();
-    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
+    if (texts.empty()) return;
+    std::size_t longest = 0;
+    std::size_t all = 0;
+    for (const auto& text : texts) {
+      longest = std::max(longest, text.size());
+      all += text.size();
+    }
+    decoder_ = &room_.of(texts.size(), static_cast<std::int64_t>(longest), static_cast<std::int64_t>(all), 1, true);
+    const auto step = static_cast<std::size_t>(decoder_->limits().step_tokens);
     for (std::size_t first = 0; first < texts.size();) {
       std::size_t count = 0;
       for (std::size_t tokens = 0; first + count < texts.size() && count < slots(); ++count) {
@@ -89,11 +101,29 @@ class ScorerCore {
     }
   }
 
+  /// Bytes of backend memory that its room takes now.
+  [[nodiscard]] std::int64_t bytes_used() const { return room_.bytes_used(); }
+
  private:
   using Addition = typename Decoder<K, B>::Addition;
 
-  [[nodiscard]] std::size_t vocab() const { return static_cast<std::size_t>(decoder_.vocab()); }
-  [[nodiscard]] std::size_t slots() const { return static_cast<std::size_t>(decoder_.limits().sequences); }
+  /// A decoder for these questions; a candidate goes in one piece.
+  void make_room(std::span<const Continuations> questions) {
+    std::size_t length = 0;
+    std::size_t tokens = 0;
+    std::size_t step = 0;
+    for (const Continuations& question : questions) {
+      std::size_t longest = 0;
+      for (const auto& candidate : question.candidates) longest = std::max(longest, candidate.size());
+      length = std::max(length, question.prompt.size() + longest);
+      tokens += question.prompt.size() + longest;
+      step = std::max(step, longest);
+    }
+    decoder_ = &room_.of(questions.size(), static_cast<std::int64_t>(length), static_cast<std::int64_t>(tokens),
+                         static_cast<std::int64_t>(step), true);
+  }
+  [[nodiscard]] std::size_t vocab() const { return static_cast<std::size_t>(decoder_->vocab()); }
+  [[nodiscard]] std::size_t slots() const { return static_cast<std::size_t>(decoder_->limits().sequences); }
   /// Tokens of the prompt.
   static std::size_t checked(const Continuations& question) {
     QLORA_EXPECTS(!question.prompt.empty(), "a prompt is empty");
@@ -111,16 +141,16 @@ class ScorerCore {
   void read_prompts(std::span<const Continuations> questions) {
     additions_.clear();
     for (std::size_t i = 0; i < questions.size(); ++i) {
-      decoder_.clear(static_cast<int>(i));
+      decoder_->clear(static_cast<int>(i));
       additions_.push_back({static_cast<int>(i), questions[i].prompt});
     }
-    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
+    const auto step = static_cast<std::size_t>(decoder_->limits().step_tokens);
     while (additions_[0].ids.size() > step) {
       const Addition piece{0, additions_[0].ids.first(step)};
       additions_[0].ids = additions_[0].ids.subspan(step);
-      (void)decoder_.extend(std::span(&piece, 1));
+      (void)decoder_->extend(std::span(&piece, 1));
     }
-    const std::span<const float> logits = decoder_.extend(additions_);
+    const std::span<const float> logits = decoder_->extend(additions_);
     behind_.assign(logits.begin(), logits.end());
   }
 
@@ -149,14 +179,14 @@ class ScorerCore {
       if (c >= questions[i].candidates.size() || questions[i].candidates[c].size() < 2) continue;
       const std::span<const std::int32_t> seen(questions[i].candidates[c]);
       const std::size_t more = seen.size() - 1;  // nothing is asked behind the last one
-      QLORA_EXPECTS(more <= static_cast<std::size_t>(decoder_.limits().step_tokens), "a candidate of ", seen.size(),
-                    " tokens; a step has ", decoder_.limits().step_tokens);
-      if (tokens + more > static_cast<std::size_t>(decoder_.limits().step_tokens)) break;
+      QLORA_EXPECTS(more <= static_cast<std::size_t>(decoder_->limits().step_tokens), "a candidate of ", seen.size(),
+                    " tokens; a step has ", decoder_->limits().step_tokens);
+      if (tokens + more > static_cast<std::size_t>(decoder_->limits().step_tokens)) break;
       tokens += more;
       additions_.push_back({static_cast<int>(i), seen.first(more)});
     }
     if (additions_.empty()) return i;
-    std::span<const float> logits = decoder_.extend_all(additions_);
+    std::span<const float> logits = decoder_->extend_all(additions_);
     for (const Addition& addition : additions_) {
       const auto at = static_cast<std::size_t>(addition.slot);
       const std::vector<std::int32_t>& candidate = questions[at].candidates[c];
@@ -164,15 +194,15 @@ class ScorerCore {
         results[at][c] += log_probability(logits.first(vocab()), candidate[t]);
         logits = logits.subspan(vocab());
       }
-      decoder_.truncate(addition.slot, static_cast<int>(questions[at].prompt.size()));
+      decoder_->truncate(addition.slot, static_cast<int>(questions[at].prompt.size()));
     }
     return i;
   }
 
   bool read_group(std::span<const std::vector<std::int32_t>> texts, std::size_t first, std::size_t count,
                   const OnPrediction& use) {
-    const auto step = static_cast<std::size_t>(decoder_.limits().step_tokens);
-    for (std::size_t i = 0; i < count; ++i) decoder_.clear(static_cast<int>(i));
+    const auto step = static_cast<std::size_t>(decoder_->limits().step_tokens);
+    for (std::size_t i = 0; i < count; ++i) decoder_->clear(static_cast<int>(i));
     const std::size_t longest = count == 1 ? texts[first].size() : step;
     for (std::size_t done = 0; done < longest; done += step) {  // one round, or the pieces of a long text
       additions_.clear();
@@ -180,7 +210,7 @@ class ScorerCore {
         const std::span<const std::int32_t> ids(texts[first + i]);
         additions_.push_back({static_cast<int>(i), ids.subspan(done, std::min(step, ids.size() - done))});
       }
-      std::span<const float> logits = decoder_.extend_all(additions_);
+      std::span<const float> logits = decoder_->extend_all(additions_);
       for (std::size_t i = 0; i < count; ++i) {
         for (std::size_t t = 0; t < additions_[i].ids.size(); ++t) {
           const std::size_t next = done + t + 1;
@@ -193,7 +223,8 @@ class ScorerCore {
   }
 
   Context<K, B>& context_;
-  Decoder<K, B> decoder_;
+  DecoderRoom<K, B> room_;
+  Decoder<K, B>* decoder_ = nullptr;  // of the call that runs
   std::vector<Addition> additions_;
   std::vector<float> behind_;
 };
@@ -204,13 +235,19 @@ template <Config C, class B>
 requires RunsOn<C, B>
 class Scorer {
  public:
-  /// In a new context of the model, which context() gives.
-  explicit Scorer(const Model<C, B>& model, const DecodeLimits& limits = {.sequences = 32});
+  /// In a new context of the model, which context() gives. The room follows the calls (DecoderRoom).
+  explicit Scorer(const Model<C, B>& model);
+  /// With stated room, taken now, in a new context.
+  Scorer(const Model<C, B>& model, const DecodeLimits& limits);
   /// In a context of the model that outlives the scorer.
-  explicit Scorer(Context<code_of(C), B>& context, const DecodeLimits& limits = {.sequences = 32});
+  explicit Scorer(Context<code_of(C), B>& context);
+  /// With stated room, in such a context.
+  Scorer(Context<code_of(C), B>& context, const DecodeLimits& limits);
 
   /// Which adapters it applies, and how strongly.
   [[nodiscard]] Context<code_of(C), B>& context() { return *context_; }
+  /// Bytes of backend memory that its room takes now; decode_bytes() of what was stated, or of what calls have needed.
+  [[nodiscard]] std::int64_t bytes_used() const { return core_->bytes_used(); }
 
   /// log p(candidate | prompt) in nats, for each candidate of each question. Throws Error when something is empty, has
   /// an id outside the vocabulary, or is longer than the limits.
@@ -225,6 +262,16 @@ class Scorer {
 };
 
 // Outside the class, and so not inline: see Model.
+template <Config C, class B>
+requires RunsOn<C, B> Scorer<C, B>::Scorer(const Model<C, B>& model)
+    : made_(model.make_context()),
+      context_(made_.get()),
+      core_(std::make_unique<ScorerCore<code_of(C), B>>(*context_)) {}
+
+template <Config C, class B>
+requires RunsOn<C, B> Scorer<C, B>::Scorer(Context<code_of(C), B>& context)
+    : context_(&context), core_(std::make_unique<ScorerCore<code_of(C), B>>(context)) {}
+
 template <Config C, class B>
 requires RunsOn<C, B> Scorer<C, B>::Scorer(const Model<C, B>& model, const DecodeLimits& limits)
     : made_(model.make_context()),

@@ -17,7 +17,14 @@ int main() {
   for (int step = 1; step < 40; ++step) last = trainer.step(ids, 16).loss;
   qlora::Generator<my::config, Backend> generator{trainer.model()};
   const auto continuation = generator.generate({ids[0], ids[1]}, {.max_new_tokens = 3, .stop_ids = {}});
-  std::printf("loss %.3f -> %.3f, %zu tokens\n", first, last, continuation.ids.size());
+  qlora::Scorer<my::config, Backend> scorer{trainer.model()};
+  const qlora::Continuations question{{ids[0], ids[1]}, {{ids[2], ids[3]}, {ids[3], ids[2]}}};
+  const std::vector<double> scores = scorer.score({&question, 1})[0];
+  std::printf("loss %.3f -> %.3f, %zu tokens, log p %.3f and %.3f\n", first, last, continuation.ids.size(), scores[0],
+              scores[1]);
   // Random weights know nothing (ln 64 = 4.16); four tokens in turn are learned by any trainer that works.
-  return std::abs(first - std::log(64.0)) < 0.5 && last < first - 0.5 && continuation.ids.size() == 3 ? 0 : 1;
+  return std::abs(first - std::log(64.0)) < 0.5 && last < first - 0.5 && continuation.ids.size() == 3 &&
+                 scores[0] > scores[1]
+             ? 0
+             : 1;
 }
