@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "qlora/cpu.hpp"
+#include "qlora/io/adapter.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "qlora/model/init.hpp"
 #include "support/scratch.hpp"
@@ -56,6 +57,29 @@ std::string refusal(const std::function<void()>& call) {
 }
 
 }  // namespace
+
+TEST_CASE("an adapter is written with its base's fingerprint, and refused by a model of other weights") {
+  const fs::path dir = write_model("base");
+  const hf::ModelDir files = hf::ModelDir::open(dir);
+  Model<mine, B> model = open_model<mine, B>(dir, {}, B(1));
+  CHECK(model.base_fingerprint() == files.fingerprint());
+  model.weights().init_adapters(model.backend(), {.rank = 2}, 1);
+  write_adapter(scratch / "adapter", model);
+  CHECK(PeftAdapter::open(scratch / "adapter").base_fingerprint == files.fingerprint());
+  Model<mine, B> same = open_model<mine, B>(dir, {}, B(1));
+  read_adapter(same, scratch / "adapter");
+  attach_adapter(same, "named", scratch / "adapter");
+  Model<mine, B> other(random_weights(mine.shape, 4), {.base = Fingerprint(std::string(64, '0'))}, B(1));
+  for (const auto& load : {std::function<void()>([&] { read_adapter(other, scratch / "adapter"); }),
+                           std::function<void()>([&] { attach_adapter(other, "named", scratch / "adapter"); })}) {
+    CHECK(refusal(load).find("trained on other weights") != std::string::npos);
+  }
+  CHECK_FALSE(other.weights().own().is_set());
+  read_adapter(other, scratch / "adapter", AdapterBase::any);
+  CHECK(other.weights().adapter(1, Proj::q).rank == 2);
+  Model<mine, B> unknown(random_weights(mine.shape, 4), {}, B(1));
+  CHECK_NOTHROW(read_adapter(unknown, scratch / "adapter"));
+}
 
 TEST_CASE("a directory's shape and numbers are those of the model") {
   const fs::path dir = write_model("model");

@@ -25,7 +25,7 @@ struct AdapterNotes {
   float dropout = 0;               ///< rate that it was trained with
   std::string base_model{};        ///< name or path of the base; may be empty
   std::string revision{};          ///< of the base; may be empty
-  std::string base_fingerprint{};  ///< hf::ModelDir::fingerprint() of the base
+  std::string base_fingerprint{};  ///< hf::ModelDir::fingerprint() of the base; empty: the model's
 };
 
 namespace detail {
@@ -102,7 +102,8 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
   model.weights().for_each_target([&](int layer, Proj proj) {
     adapters.push_back({layer, proj, model.weights().adapter(layer, proj)});
   });
-  const PeftConfig config = detail::peft_config(adapters, notes);
+  PeftConfig config = detail::peft_config(adapters, notes);
+  if (config.base_fingerprint.empty()) config.base_fingerprint = model.base_fingerprint();
   std::list<std::vector<float>> values;  // what the tensors point to
   std::vector<PeftTensor> tensors;
   for (const auto& [layer, proj, state] : adapters) {
@@ -152,7 +153,20 @@ inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   }
 }
 
+/// Which adapters a model takes.
+enum class AdapterBase : std::uint8_t {
+  same,  ///< those that were trained on its weights, as far as both are known
+  any,   ///< all that fit
+};
+
 namespace detail {
+/// Throws Error (input): the output would be nonsense without any other sign.
+inline void expect_same_base(const PeftAdapter& adapter, const std::string& fingerprint, AdapterBase base) {
+  if (base == AdapterBase::any || adapter.base_fingerprint.empty() || fingerprint.empty()) return;
+  if (adapter.base_fingerprint == fingerprint) return;
+  throw Error(concat(adapter.path.string(), " was trained on other weights than those of this model",
+                     adapter.base_model.empty() ? "" : ", in " + adapter.base_model));
+}
 /// Fills a set from an adapter that check_adapter has let through.
 template <class B>
 void fill(AdapterSet<B>& set, B& backend, const PeftAdapter& adapter) {
@@ -172,32 +186,34 @@ void fill(AdapterSet<B>& set, B& backend, const PeftAdapter& adapter) {
 }
 }  // namespace detail
 
-/// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does,
-/// with the model as it was, and (usage) while the model's own adapters or its context are in use.
+/// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does or
+/// when it was trained on other weights, with the model as it was, and (usage) while the model's own adapters or its context are in use.
 template <Config C, class B>
-requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter) {
+requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter,
+                                                               AdapterBase base = AdapterBase::same) {
+  detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
   const auto entry = model.context().enter_training();
   detail::fill(model.weights().own(), model.backend(), adapter);
 }
-/// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory. Whether
-/// the adapter was trained on these weights is not known here: compare base_fingerprint with
-/// hf::ModelDir::fingerprint().
+/// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) PeftAdapter
-    read_adapter(Model<C, B>& model, const std::filesystem::path& dir) {
+    read_adapter(Model<C, B>& model, const std::filesystem::path& dir, AdapterBase base = AdapterBase::same) {
   PeftAdapter adapter = PeftAdapter::open(dir);
-  read_adapter(model, adapter);
+  read_adapter(model, adapter, base);
   return adapter;
 }
 
 /// Holds an adapter under a name, beside the model's own and others, in memory of its own; generators and scorers may
-/// run meanwhile in their contexts. Throws Error as check_adapter does, and (usage) when the name is empty or taken, or
+/// run meanwhile in their contexts. Throws Error as check_adapter does or when it was trained on other weights, and (usage) when the name is empty or taken, or
 /// while the model's context is in use.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& model, const std::string& name,
-                                                                 const PeftAdapter& adapter) {
+                                                                 const PeftAdapter& adapter,
+                                                                 AdapterBase base = AdapterBase::same) {
   model.weights().expect_free(name);
+  detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
   auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
   {
@@ -209,9 +225,10 @@ requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& mo
 /// The same from a path, and what its files say. Throws Error also when it is no adapter directory.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) PeftAdapter
-    attach_adapter(Model<C, B>& model, const std::string& name, const std::filesystem::path& dir) {
+    attach_adapter(Model<C, B>& model, const std::string& name, const std::filesystem::path& dir,
+                   AdapterBase base = AdapterBase::same) {
   PeftAdapter adapter = PeftAdapter::open(dir);
-  attach_adapter(model, name, adapter);
+  attach_adapter(model, name, adapter, base);
   return adapter;
 }
 

@@ -2,14 +2,38 @@
 // is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "qlora/model/network.hpp"
 
 namespace qlora {
 inline namespace v0 {
+
+/// Tells models of one shape apart: hf::ModelDir::fingerprint(). A literal type, so that options are known at compile time.
+class Fingerprint {
+ public:
+  /// Not known.
+  constexpr Fingerprint() = default;
+  /// SHA-256 in hexadecimal; empty: not known. Throws Error (usage) for a text of another length.
+  explicit Fingerprint(std::string_view hex) {
+    if (hex.empty()) return;
+    detail::expect_option(hex.size() == hex_.size(), "the length of a fingerprint", hex.size(), "64");
+    std::copy(hex.begin(), hex.end(), hex_.begin());
+  }
+  /// In hexadecimal; empty: not known.
+  [[nodiscard]] std::string text() const {
+    return hex_[0] == 0 ? std::string() : std::string(hex_.data(), hex_.size());
+  }
+
+ private:
+  std::array<char, 64> hex_{};
+};
 
 /// How a model is opened.
 struct ModelOptions {
@@ -20,6 +44,7 @@ struct ModelOptions {
   float rope_theta = 0.0F;        ///< 0: the config's
   float norm_eps = 0.0F;          ///< 0: the config's
   bool keep_dequantized = false;  ///< hold frozen weights dense as well: more memory, less work per step
+  Fingerprint base{};             ///< of the weights
 };
 
 namespace detail {
@@ -122,6 +147,9 @@ class Model {
   /// Whether frozen weights are also held dense.
   [[nodiscard]] bool keeps_dequantized() const { return keep_dequantized_; }
 
+  /// Which weights these are, as the options say; empty: not known. Adapters of other weights are refused.
+  [[nodiscard]] std::string base_fingerprint() const { return base_.text(); }
+
   /// A context for one more thread, with as many threads of its own as the model was opened with, or with `backend`:
   /// Cpu<>(2), on a GPU one of the same device.
   [[nodiscard]] Context<code, B> new_context() const { return {weights_, backend().fork()}; }
@@ -151,6 +179,7 @@ class Model {
   }
 
   Config resolved_;
+  Fingerprint base_;
   bool keep_dequantized_;
   std::shared_ptr<Weights<code, B>> weights_;
   std::unique_ptr<Context<code, B>> context_;
@@ -160,6 +189,7 @@ class Model {
 template <Config C, class B>
 requires RunsOn<C, B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options, B backend)
     : resolved_(detail::served<B>(resolved(C, options.shape, options.lora))),
+      base_(options.base),
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
       weights_(std::make_shared<Weights<code, B>>(backend, Dims<code>(resolved_.shape, code_of(resolved_).lora),
                                                   values(options), source, keep_dequantized_)),

@@ -172,7 +172,7 @@ class CompiledModel final : public LoadedModel {
       throw Error("an adapter is attached to the quantized model", ErrorKind::usage);
     } else {
       const std::lock_guard lock(loading_);
-      attach_adapter(model_, name, adapter);
+      attach_adapter(model_, name, adapter, AdapterBase::any);  // open_adapter has compared the bases
     }
   }
   void detach(std::string_view name) override { model_.detach(name); }
@@ -202,7 +202,9 @@ template <Config C, class B>
                                           [[maybe_unused]] const DeviceOptions& device,
                                           [[maybe_unused]] const B& backend) {
   const bool automatic = choice == Recomputation::automatic;
-  if (!automatic) {
+  if (automatic) {
+    options.recompute = Recompute::none;  // on the CPU; on a GPU see below
+  } else {
     options.recompute = choice == Recomputation::none    ? Recompute::none
                         : choice == Recomputation::cheap ? Recompute::cheap
                                                          : Recompute::block;
