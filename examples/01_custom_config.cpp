@@ -8,7 +8,7 @@
 // vocab, dim, layers, heads, kv heads (four query heads share one), head dim, ffn, tied embeddings
 constexpr qlora::Shape shape{512, 256, 4, 8, 2, 32, 704, true};
 constexpr qlora::Config mine{.shape = shape, .lora = {.rank = 8, .targets = qlora::Proj::q | qlora::Proj::v}};
-static_assert(qlora::fits<mine>(qlora::gpu::t4_16gb, {.batch = 2, .seq = 64}));
+static_assert(qlora::FitsInto<qlora::training_bytes<mine>({.batch = 2, .seq = 64}), qlora::gpu::l4_24gb.bytes>);
 
 int main() {
   qlora::Trainer<mine, qlora::Cpu<>> trainer(

@@ -10,7 +10,7 @@
 #include <cstdio>
 
 constexpr qlora::Config mine = qlora::llama2_7b.with(qlora::Lora{.rank = 64});
-static_assert(qlora::fits<mine>(qlora::gpu::a10g_24gb, {.batch = 2, .recompute = qlora::Recompute::block}));
+static_assert(qlora::FitsInto<qlora::training_bytes<mine>({.batch = 2}), qlora::gpu::a10g_24gb.bytes>);
 #ifdef QLORA_CUDA
 using Backend = qlora::Cuda;
 #else
@@ -20,7 +20,7 @@ int main(int argc, char** argv) try {
   QLORA_EXPECTS(argc == 4, "usage: llama2_7b MODEL_DIR DATA_DIR ADAPTER_DIR");
   const auto model = qlora::hf::ModelDir::open(argv[1]);
   const auto data = qlora::TokenDataset::open(argv[2]);
-  qlora::TrainOptions options{.batch = 2, .seq = data.seq(), .recompute = qlora::Recompute::block};
+  qlora::TrainOptions options{.batch = 2, .seq = data.seq()};
   options.model = qlora::model_options(model);
   qlora::DataOrder order(static_cast<int>(data.size()), options.batch, options.seed);
   options.total_steps = 3 * order.steps_per_epoch();

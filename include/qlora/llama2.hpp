@@ -21,6 +21,7 @@
 #include "qlora/model/cards.hpp"
 #include "qlora/model/init.hpp"
 #include "qlora/model/model.hpp"
+#include "qlora/train/fits.hpp"
 #include "qlora/train/trainer.hpp"
 #ifdef QLORA_CUDA
 #include "qlora/cuda.hpp"

@@ -8,8 +8,7 @@
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
-#include "qlora/model/cards.hpp"
-#include "qlora/train/trainer.hpp"
+#include "qlora/train/fits.hpp"
 #include "support/golden_models.hpp"
 #include "support/small_model.hpp"
 
@@ -185,8 +184,11 @@ TEST_CASE("the plan of a dynamic config is that of its numbers") {
   CHECK(known.lora == golden::gqa.lora);
   const Run run{.batch = 2, .seq = 64};
   CHECK(memory_plan(known, run, gpu_storage).bytes == memory_plan<golden::gqa>(run).bytes);
-  CHECK(fits(known, gpu::t4_16gb, run));
-  CHECK_FALSE(fits(known, {"small", 1'000'000}, run));
+  const TrainOptions how{.batch = 2, .seq = 64};
+  CHECK(training_bytes(known, how) == training_bytes<golden::gqa>(how));
+  CHECK(training_bytes(known, how) == memory_plan(known, run, gpu_storage).total());
+  CHECK(fits(known, gpu::l4_24gb, how));
+  CHECK_FALSE(fits(known, {"small", 1'000'000}, how));
 }
 
 /// A backend, as far as its limits go: those of a GPU.

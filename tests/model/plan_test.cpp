@@ -3,25 +3,33 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "qlora/configs/llama2.hpp"
 #include "qlora/cpu.hpp"
 #include "qlora/generate/decoder.hpp"
-#include "qlora/model/cards.hpp"
-#include "qlora/train/trainer.hpp"
+#include "qlora/train/fits.hpp"
 #include "support/arenas.hpp"
 #include "support/small_model.hpp"
 
 using namespace qlora;
 
-// What a user writes beside a config.
+// What a user writes beside a config, with the options of the trainer.
 static_assert(fits<llama2_7b>(gpu::a10g_24gb, {.batch = 2}));
-static_assert(fits<llama2_7b_chat>(gpu::t4_16gb, {.batch = 1}));
-static_assert(!fits<llama2_7b>(gpu::t4_16gb, {.batch = 16}));
+static_assert(FitsInto<training_bytes<llama2_7b>({.batch = 2}), gpu::a10g_24gb.bytes>);
+static_assert(fits<llama2_7b_chat>({"16 GB", 15360 * gpu::mib}, {.batch = 1}));
+static_assert(!fits<llama2_7b>({"16 GB", 15360 * gpu::mib}, {.batch = 16}));
 static_assert(fits<llama2_13b>(gpu::a10g_24gb, {.batch = 1}));
 static_assert(!fits<llama2_70b>(gpu::a100_40gb, {.batch = 1, .seq = 128}));
 static_assert(fits<llama2_70b>(gpu::h100_80gb, {.batch = 1}));
-static_assert(fits<llama2_7b>(gpu::h200_141gb, {.batch = 8, .keep_dequantized = true}));
+static_assert(fits<llama2_7b>(gpu::h200_141gb, {.batch = 8, .model = {.keep_dequantized = true}}));
 static_assert(!fits<llama2_7b>(gpu::a10g_24gb, {.batch = 2, .recompute = Recompute::none}));
+// One default: what a plan assumes is what a trainer does.
+static_assert(run_of(TrainOptions{}, false) == Run{});
+static_assert(training_bytes<llama2_7b>() == memory_plan<llama2_7b>({}).total());
+// The kernels need compute capability 8.0; a T4 has 7.5.
+static_assert(std::none_of(gpu::all.begin(), gpu::all.end(),
+                           [](const Gpu& card) { return card.name.starts_with("T4"); }));
 
 // A budget decides at compile time, too.
 static_assert(choose_recompute(llama2_7b, {.batch = 1}, gpu::h200_141gb.bytes).recompute == Recompute::none);
@@ -90,6 +98,13 @@ TEST_CASE_TEMPLATE("arenas of trainers and decoders hold exactly what the plan s
                    Of<net, Cpu<double>>, Of<net, Cpu<float, Rounding::bf16>>) {
   check_arenas<Planned::config, typename Planned::Backend>();
   check_decoder<Planned::config, typename Planned::Backend>();
+}
+
+TEST_CASE("a trainer with default options takes what the plan of these options says") {
+  const TrainOptions how{.seq = 40};
+  Trainer<net, Cpu<float>> trainer(small_model::weights(net.shape, 1), how, Cpu<float>(2));
+  CHECK(trainer.core().arena_bytes_used() == memory_plan(net, run_of(how, false), cpu::storage(2)).total());
+  CHECK(trainer.core().network().run() == Run{.seq = 40});
 }
 
 TEST_CASE("probes in the loop of LLaMA-2 7B, 8 of 500 tokens, by hand") {

@@ -1,5 +1,5 @@
-// qlora/model/cards.hpp — GPUs by name, and whether a training run fits one of them: the memory plan for a GPU, at
-// compile time where the config is static.
+// qlora/model/cards.hpp — GPUs by name, and the memory plan for a GPU, at compile time where the config is static.
+// Whether a training run fits one of them: train/fits.hpp.
 #pragma once
 
 #include "qlora/gpu_storage.hpp"
@@ -16,8 +16,6 @@ struct Gpu {
 namespace gpu {
 /// Bytes of the unit in which nvidia-smi prints memory.
 inline constexpr std::int64_t mib = 1024 * 1024;
-/// 15360 MiB
-inline constexpr Gpu t4_16gb{"T4 16 GB", 15360 * mib};
 /// 24576 MiB
 inline constexpr Gpu rtx3090_24gb{"RTX 3090 24 GB", 24576 * mib};
 /// 24564 MiB
@@ -37,8 +35,8 @@ inline constexpr Gpu h100_80gb{"H100 80 GB", 81559 * mib};
 /// 143771 MiB
 inline constexpr Gpu h200_141gb{"H200 141 GB", 143771 * mib};
 /// Every card of this header.
-inline constexpr std::array all{t4_16gb,   rtx3090_24gb, rtx4090_24gb, l4_24gb,   a10g_24gb,
-                                a100_40gb, l40s_48gb,    a100_80gb,    h100_80gb, h200_141gb};
+inline constexpr std::array all{rtx3090_24gb, rtx4090_24gb, l4_24gb,   a10g_24gb, a100_40gb,
+                                l40s_48gb,    a100_80gb,    h100_80gb, h200_141gb};
 }  // namespace gpu
 
 /// The plan of a config for one GPU. A config with dynamic numbers has one when they are known: memory_plan(config,
@@ -51,15 +49,6 @@ requires StaticConfig<C>
 [[nodiscard]] constexpr Run choose_recompute(const Config& config, const Run& run, std::int64_t budget) {
   return choose_recompute(config, run, budget, gpu_storage);
 }
-
-/// Whether a training run of a config fits into a GPU.
-[[nodiscard]] constexpr bool fits(const Config& config, const Gpu& card, const Run& run) {
-  return memory_plan(config, run, gpu_storage).total() <= card.bytes;
-}
-/// The same at compile time: static_assert(fits<mine>(gpu::a10g_24gb, {.batch = 2})).
-template <Config C>
-requires StaticConfig<C>
-[[nodiscard]] constexpr bool fits(const Gpu& card, const Run& run) { return fits(C, card, run); }
 
 }  // namespace v0
 }  // namespace qlora

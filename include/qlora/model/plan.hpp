@@ -69,11 +69,13 @@ struct DecodeLimits {
 
   /// Rows of logits that exist at once.
   [[nodiscard]] constexpr std::int64_t logit_rows() const { return all_logits ? step_tokens : sequences; }
+  /// Whether all limits are the same.
+  friend constexpr bool operator==(const DecodeLimits&, const DecodeLimits&) = default;
 };
 
-/// A training run, as far as memory is concerned.
+/// A training run, as far as memory is concerned. The defaults are those of TrainOptions.
 struct Run {
-  int batch = 1;                           ///< windows in one micro-batch
+  int batch = 2;                           ///< windows in one micro-batch
   int seq = 2048;                          ///< tokens in a window
   Recompute recompute = Recompute::block;  ///< for the first `recompute_layers` layers; the others keep everything
   int recompute_layers = -1;               ///< -1: all
@@ -82,6 +84,8 @@ struct Run {
   bool keep_dequantized = false;           ///< frozen weights also dense: faster where memory is no concern
   bool adamw8bit = false;                  ///< AdamW's moments in 8 bits
   DecodeLimits probing{.sequences = 0};    ///< of probes that are measured in the loop; no sequences: none are
+  /// Whether all numbers are the same.
+  friend constexpr bool operator==(const Run&, const Run&) = default;
 };
 
 /// What of a model a workspace serves.

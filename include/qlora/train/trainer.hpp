@@ -35,7 +35,7 @@ struct TrainOptions {
   std::uint64_t seed = 42;                   ///< of dropout masks and of the adapters' first A
   int batch = 2;                             ///< windows in one micro-batch
   int seq = 2048;                            ///< tokens in a window at most
-  Recompute recompute = Recompute::none;     ///< for the first `recompute_layers` layers; the others keep everything
+  Recompute recompute = Recompute::block;    ///< for the first `recompute_layers` layers; the others keep everything
   int recompute_layers = -1;                 ///< -1: all
   int loss_chunk = 512;                      ///< labelled rows whose logits exist at once
   bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
