@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "qlora/run/fetch.hpp"
+#include "qlora/run/settings.hpp"
 #include "qlora/text/document.hpp"
 #include "support/scratch.hpp"
 
@@ -82,4 +84,20 @@ TEST_CASE("the size limit is the caller's, also above the usual 8 MiB") {
   CHECK_THROWS_AS((void)run::fetch(request, progress), Error);
   request.fetching.max_bytes = 16 << 20;
   CHECK(run::fetch(request, progress).bytes > 9000000);
+}
+
+TEST_CASE("settings hold addresses without their credentials, and new options only when they are set") {
+  run::Pages pages;
+  pages.urls = {"https://ann:pw@example.org/a?token=b", "https://example.org/c"};
+  const run::Settings shown = run::settings_of(pages, run::Which::fingerprint);
+  REQUIRE(shown.size() == 1);
+  CHECK(std::get<std::vector<std::string>>(shown[0].second) ==
+        std::vector<std::string>{"https://example.org/a?token=...", "https://example.org/c"});
+  const auto names = [](const run::Fetching& fetching) {
+    std::string all;
+    for (const auto& setting : run::settings_of(fetching, run::Which::fingerprint)) all += setting.first + " ";
+    return all;
+  };
+  CHECK(names({}) == "compat allow_private max_bytes ");
+  CHECK(names({.recursive = true, .all_pages = true}) == "compat allow_private max_bytes recursive all_pages ");
 }

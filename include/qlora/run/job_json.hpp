@@ -10,6 +10,7 @@
 
 #include "qlora/eval/report.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/net/shown.hpp"
 #include "qlora/ordered_map.hpp"
 #include "qlora/run/job.hpp"
 #include "qlora/run/json.hpp"
@@ -38,7 +39,9 @@ namespace detail {
   if (arm.pages != Pages{}) {
     OrderedJson files = OrderedJson::array();
     for (const std::filesystem::path& file : arm.pages.files) files.push_back(file.string());
-    all["pages"] = OrderedJson::array({arm.pages.urls, files});
+    OrderedJson urls = OrderedJson::array();
+    for (const std::string& url : arm.pages.urls) urls.push_back(net::shown_address(url));
+    all["pages"] = OrderedJson::array({urls, files});
   }
   return all.dump();
 }

@@ -121,10 +121,14 @@ struct Table<Fetching> {
        .help = "Size limit of one decoded page",
        .range = {1024, 1e9},
        .unit = "bytes"},
-      {.name = "recursive", .member = &Fetching::recursive, .help = "Read folders inside of folders as well"},
+      {.name = "recursive",
+       .member = &Fetching::recursive,
+       .help = "Read folders inside of folders as well",
+       .omit_default = true},
       {.name = "all_pages",
        .member = &Fetching::all_pages,
-       .help = "Keep pages that are no article (forwards, checks for robots, logins) or repeat others"},
+       .help = "Keep pages that are no article (forwards, checks for robots, logins) or repeat others",
+       .omit_default = true},
   });
 };
 static_assert(well_formed<Fetching>());

@@ -7,8 +7,10 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
+#include "qlora/net/shown.hpp"
 #include "qlora/run/option.hpp"
 
 namespace qlora {
@@ -34,7 +36,8 @@ enum class Which : std::uint8_t { all, fingerprint };
 
 /// Adds the options of a table by name. Those of adapters alone come last, if `adapters`: a step's record is found by
 /// the text of its settings, and that was their order when steps were first recorded. For the same reason a renamed
-/// option has its old name in a fingerprint as long as the old name is accepted.
+/// option has its old name in a fingerprint as long as the old name is accepted. Settings are stored and shown, so that
+/// addresses among them stand without their credentials.
 template <HasTable S>
 void add_settings(Settings& into, const S& from, Which which, bool adapters = true) {
   for (const bool of_adapters : {false, true}) {
@@ -44,7 +47,10 @@ void add_settings(Settings& into, const S& from, Which which, bool adapters = tr
       if (which == Which::fingerprint && option.omit_default && value_of(option, from) == value_of(option, S{}))
         continue;
       const bool renamed = which == Which::fingerprint && !option.old_name.empty();
-      set(into, renamed ? option.old_name : option.name, value_of(option, from));
+      Value value = value_of(option, from);
+      if (auto* texts = std::get_if<std::vector<std::string>>(&value))
+        for (std::string& text : *texts) text = net::shown_address(text);
+      set(into, renamed ? option.old_name : option.name, std::move(value));
     }
   }
 }

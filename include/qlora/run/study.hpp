@@ -95,6 +95,7 @@ struct JobResult {
 
 #include "qlora/eval/metrics.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/net/shown.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -118,7 +119,7 @@ using Variants = OrderedMap<VariantResult>;
 [[nodiscard]] inline std::string setting_text(const Pages& pages) {
   const auto texts = [](const auto& all) {
     Json list = Json::array();
-    for (const auto& one : all) list.push_back(std::filesystem::path(one).string());
+    for (const auto& one : all) list.push_back(net::shown_address(std::filesystem::path(one).string()));
     return list;
   };
   return Json::array({texts(pages.urls), texts(pages.files)}).dump();
