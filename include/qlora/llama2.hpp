@@ -22,6 +22,7 @@
 #include "qlora/model/init.hpp"
 #include "qlora/model/model.hpp"
 #include "qlora/train/fits.hpp"
+#include "qlora/train/loop.hpp"
 #include "qlora/train/trainer.hpp"
 #ifdef QLORA_CUDA
 #include "qlora/cuda.hpp"

@@ -242,8 +242,8 @@ class DecoderRoom {
   /// With as much as calls need.
   explicit DecoderRoom(Context<K, B>& context) : context_(context), stated_(false) {}
 
-  /// A decoder for `count` sequences of up to `length` tokens, `tokens` of them new, at least `step` in one call. Without
-  /// stated room as many run side by side as most_sequences and most_cached_tokens allow.
+  /// A decoder for `count` sequences of up to `length` tokens, `tokens` of them new, at least `step` in one call.
+  /// Without stated room as many run side by side as most_sequences and most_cached_tokens allow.
   [[nodiscard]] Decoder<K, B>& of(std::size_t count, std::int64_t length, std::int64_t tokens, std::int64_t step,
                                   bool all_logits) {
     if (stated_) return *decoder_;

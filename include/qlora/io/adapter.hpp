@@ -187,7 +187,8 @@ void fill(AdapterSet<B>& set, B& backend, const PeftAdapter& adapter) {
 }  // namespace detail
 
 /// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does or
-/// when it was trained on other weights, with the model as it was, and (usage) while the model's own adapters or its context are in use.
+/// when it was trained on other weights, with the model as it was, and (usage) while the model's own adapters or its
+/// context are in use.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter,
                                                                AdapterBase base = AdapterBase::same) {
@@ -206,8 +207,8 @@ requires(C.trainable == Trainable::adapters) PeftAdapter
 }
 
 /// Holds an adapter under a name, beside the model's own and others, in memory of its own; generators and scorers may
-/// run meanwhile in their contexts. Throws Error as check_adapter does or when it was trained on other weights, and (usage) when the name is empty or taken, or
-/// while the model's context is in use.
+/// run meanwhile in their contexts. Throws Error as check_adapter does or when it was trained on other weights, and
+/// (usage) when the name is empty or taken, or while the model's context is in use.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& model, const std::string& name,
                                                                  const PeftAdapter& adapter,

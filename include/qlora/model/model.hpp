@@ -1,5 +1,5 @@
-// qlora/model/model.hpp — Model<C, B>: a config, its weights and the context that loaded them in one value. A thin shell: the code beneath
-// is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
+// qlora/model/model.hpp — Model<C, B>: a config, its weights and the context that loaded them in one value. A thin
+// shell: the code beneath is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Tells models of one shape apart: hf::ModelDir::fingerprint(). A literal type, so that options are known at compile time.
+/// Tells models of one shape apart: hf::ModelDir::fingerprint(). A literal type, so that options may be constants.
 class Fingerprint {
  public:
   /// Not known.

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -113,8 +114,8 @@ class TrainerCore {
  public:
   using Param = typename B::Param;  ///< what is trained
 
-  /// Takes all memory of a run. Trains what the weights hold, in a context on these very weights; both outlive the core.
-  /// Throws Error (usage) when an option is outside its range.
+  /// Takes all memory of a run. Trains what the weights hold, in a context on these very weights; both outlive the
+  /// core. Throws Error (usage) when an option is outside its range.
   TrainerCore(Context<K, B>& context, Weights<K, B>& weights, const TrainOptions& options, bool keep_dequantized)
       : context_(context),
         b_(context.backend()),
@@ -153,8 +154,7 @@ class TrainerCore {
     report.tokens = static_cast<std::int64_t>(windows.ids.size());
     report.labelled = BatchBuilder::count_labelled(windows);
     QLORA_EXPECTS(report.labelled > 0, "no token of this step is labelled: nothing to learn from");
-    report.lr = learning_rate(options_.schedule, static_cast<double>(options_.lr), step_, options_.warmup_steps,
-                              options_.total_steps);
+    report.lr = rate();
     b_.zero(gradients_, w_.layout().total());
     b_.zero(scalars_);
     const double scale = 1.0 / static_cast<double>(report.labelled);
@@ -219,6 +219,20 @@ class TrainerCore {
       }
     }
   }
+  /// The learning rate of each step, counted from 0, in place of the options' schedule; empty: that again. The function
+  /// is no part of a checkpoint.
+  void use_schedule(std::function<double(int step)> rate) { rate_ = std::move(rate); }
+  /// Norms of the last step's gradients, layer by layer, before clipping.
+  [[nodiscard]] std::vector<double> layer_gradient_norms() {
+    const auto entry = context_.enter();
+    std::vector<double> norms;
+    const TrainedLayout& layout = w_.layout();
+    for (int layer = 0; layer < w_.layers(); ++layer) {
+      b_.gradient_norm(layout.layer_size(), gradients_ + layout.layer_offset(layer), partial_, 0.0F, scalars_);
+      norms.push_back(b_.read(scalars_).grad_norm);
+    }
+    return norms;
+  }
   /// Gradients of the last step, before clipping, laid out as the trained parameters.
   [[nodiscard]] const Param* gradients() const { return gradients_; }
   /// What runs the forward and the backward pass.
@@ -255,11 +269,21 @@ class TrainerCore {
           "context().use_own()",
           ErrorKind::usage);
     }
-    if (options_.schedule != Schedule::constant && step_ >= options_.total_steps) {
+    if (!rate_ && options_.schedule != Schedule::constant && step_ >= options_.total_steps) {
       throw Error(concat("step ", step_ + 1, " is past the schedule, which ends after total_steps = ",
                          options_.total_steps, " with a learning rate of 0"),
                   ErrorKind::usage);
     }
+  }
+  [[nodiscard]] double rate() const {
+    if (!rate_) {
+      return learning_rate(options_.schedule, static_cast<double>(options_.lr), step_, options_.warmup_steps,
+                           options_.total_steps);
+    }
+    const double lr = rate_(step_);
+    detail::expect_option(std::isfinite(lr) && lr >= 0.0, concat("the learning rate of step ", step_ + 1), lr,
+                          "0 or more, and finite");
+    return lr;
   }
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Network<K, B>::plan(w_, run_, b_.workers());
@@ -340,6 +364,7 @@ class TrainerCore {
   double* partial_ = nullptr;
   StepScalars* scalars_ = nullptr;
   std::vector<Range> ranges_;
+  std::function<double(int)> rate_;
   int step_ = 0;
 };
 
@@ -417,6 +442,10 @@ class Trainer {
   StepReport step(std::span<const std::int32_t> ids, int seq);
   /// Mean loss over the labelled tokens of all these windows, without dropout; nothing changes.
   Evaluation evaluate(const Windows& windows);
+  /// The learning rate of each step, counted from 0, in place of the options' schedule:
+  ///   trainer.use_schedule([](int step) { return 1e-3 / (1 + step); });
+  /// A step throws Error (usage) when it is negative or not finite.
+  void use_schedule(std::function<double(int step)> rate) { core_->use_schedule(std::move(rate)); }
 
   /// The model that is trained. With its adapters off no step can be made.
   [[nodiscard]] Model<C, B>& model() { return model_; }
