@@ -17,8 +17,8 @@
 namespace qlora {
 inline namespace v0 {
 
-/// A value is one stream, and copies of it the same one: used by one thread at a time. Contexts of one model each have a
-/// fork().
+/// A value is one stream, and copies of it the same one: used by one thread at a time. Contexts of one model each have
+/// a fork().
 class Cuda {
  public:
   using Act = bf16;     ///< activations, embedding, head, dense weights
@@ -87,8 +87,8 @@ class Cuda {
     return carve_workspace<bf16, float>(workspace_bytes(needs), needs.loss_chunk, memory);
   }
   [[nodiscard]] int workers() const { return 0; }
-  /// Another stream of this card with handles and workspaces of its own: 48 MiB of the card and 16 MiB of pinned memory.
-  /// The cap, the count of allocated bytes and the chosen algorithms are shared, so that the bits are the same.
+  /// Another stream of this card with handles and workspaces of its own: 48 MiB of the card and 16 MiB of pinned
+  /// memory. The cap, the count of allocated bytes and the chosen algorithms are shared, so that the bits are the same.
   [[nodiscard]] Cuda fork() const { return Cuda(cuda::fork_context(*context_)); }
   void bind() { cuda::use_device(*context_); }
   [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }

@@ -125,6 +125,52 @@ TEST_CASE_FIXTURE(Fixture, "where a continuation ends") {
   CHECK(heard == Ids(whole.ids.begin(), whole.ids.begin() + 3));
 }
 
+TEST_CASE_FIXTURE(Fixture, "the cache lives between turns and forgets what does not hold any more") {
+  const GenerateOptions options{.max_new_tokens = 6, .stop_ids = {}};
+  const auto fresh = [&](const Ids& prompt, bool base) {
+    Generator<net, B> generator(model);
+    if (base) generator.context().use_base();
+    return generator.generate(prompt, options).ids;
+  };
+  Generator<net, B> generator(model);
+  Ids talk = prompts[2];
+  const auto turn = [&](const Ids& prompt, int cached, bool base = false) {
+    const Ids answer = generator.go_on(prompt, options).ids;
+    CHECK(generator.cached() == cached);
+    CHECK(answer == fresh(prompt, base));
+    return answer;
+  };
+  for (int t = 0; t < 3; ++t) {
+    // The newest token of an answer was not computed with.
+    const Ids answer = turn(talk, t == 0 ? 0 : static_cast<int>(talk.size()) - 4);
+    talk.insert(talk.end(), answer.begin(), answer.end());
+    talk.insert(talk.end(), {3, 1, 4});
+  }
+  turn(talk, 0);  // 67 tokens and 6 more need more than 64: the room is made anew
+  turn(talk, static_cast<int>(talk.size()) - 1);  // the last token gives the logits
+  Ids other = talk;
+  other[20] = (other[20] + 1) % vocab;
+  turn(other, 20);
+  turn({other.begin(), other.begin() + 10}, 9);
+  generator.context().use_base();
+  turn(talk, 0, true);
+  generator.context().use_own();
+  turn(talk, 0);
+  small_model::load_random_adapters(model.weights(), model.backend(), net.shape, 4, 16.0F, 7);
+  { const Writing written(model.weights().own_gate()); }
+  turn(talk, 0);
+  turn(talk, static_cast<int>(talk.size()) - 1);
+  (void)generator.generate(prompts[0], options);
+  turn(talk, 0);
+  CHECK_THROWS_AS(generator.go_on(Ids{1, vocab}), Error);
+  turn(talk, 0);
+  CHECK_THROWS_AS(generator.go_on(Ids{}), Error);
+  Generator<net, B> stated(model, {.sequences = 2, .length = 60, .step_tokens = 16});
+  CHECK(stated.go_on(prompts[2], options).ids == fresh(prompts[2], false));
+  CHECK(stated.go_on(prompts[2], options).ids == fresh(prompts[2], false));
+  CHECK(stated.cached() == 39);
+}
+
 TEST_CASE_FIXTURE(Fixture, "prompts that cannot be continued") {
   Generator<net, B> generator(model, {.sequences = 1, .length = 30, .step_tokens = 30});
   CHECK_THROWS_AS(generator.generate(Ids{}), Error);

@@ -260,12 +260,16 @@ class DecoderRoom {
         .step_tokens = static_cast<int>(std::max({std::min(tokens, most_step_tokens), step, side_by_side})),
         .all_logits = all_logits};
     if (decoder_ && holds(decoder_->limits(), need)) return *decoder_;
+    ++made_;
     decoder_.reset();  // first, so that both need not fit
     return decoder_.emplace(context_, need);
   }
 
   /// Bytes of backend memory that the decoder takes now.
   [[nodiscard]] std::int64_t bytes_used() const { return decoder_ ? decoder_->arena().used() : 0; }
+
+  /// Decoders made so far: caches are lost when the number changes.
+  [[nodiscard]] int made() const { return made_; }
 
   static constexpr std::int64_t most_sequences = 32;            ///< side by side
   static constexpr std::int64_t most_cached_tokens = 4 * 2048;  ///< 8 GB at 7B in float, more only for one sequence
@@ -278,6 +282,7 @@ class DecoderRoom {
 
   Context<K, B>& context_;
   bool stated_;
+  int made_ = 0;
   std::optional<Decoder<K, B>> decoder_;
 };
 

@@ -2,9 +2,13 @@
 // Many prompts run side by side in a fixed number of slots; a prompt that ends makes room for the next one.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "qlora/generate/decoder.hpp"
 #include "qlora/generate/sampler.hpp"
@@ -49,6 +53,7 @@ class GeneratorCore {
                                   const OnToken& on_token) {
     options.check();
     const auto entry = context_.enter();
+    kept_ = {};
     if (prompts.empty()) return {};
     std::size_t longest = 0;
     std::int64_t tokens = 0;
@@ -57,6 +62,47 @@ class GeneratorCore {
       tokens += static_cast<std::int64_t>(prompt.size());
     }
     decoder_ = &room_.of(prompts.size(), static_cast<std::int64_t>(longest) + options.max_new_tokens, tokens, 1, false);
+    return run(prompts, options, on_token, 0);
+  }
+
+  /// One continuation, from what the cache still holds of the prompt's beginning.
+  Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options, const OnToken& on_token) {
+    options.check();
+    const auto entry = context_.enter();
+    const Kept kept = std::exchange(kept_, {});  // an error below leaves nothing
+    const auto tokens = static_cast<std::int64_t>(prompt.size());
+    // A chat grows: room for twice as much is made anew seldom.
+    const auto room = std::bit_ceil(static_cast<std::uint64_t>(tokens + options.max_new_tokens));
+    decoder_ = &room_.of(1, static_cast<std::int64_t>(room), DecoderRoom<K, B>::most_step_tokens, 1, false);
+    cached_ = 0;
+    if (kept.version == context_.version() && kept.made == room_.made()) {
+      const auto ends = std::mismatch(kept.ids.begin(), kept.ids.end(), prompt.begin(), prompt.end());
+      cached_ = std::min(static_cast<int>(ends.first - kept.ids.begin()), static_cast<int>(prompt.size()) - 1);
+      cached_ = std::max(cached_, 0);
+    }
+    std::vector<Generated> results = run(std::span(&prompt, 1), options, on_token, cached_);
+    kept_ = {context_.version(), room_.made(), prompt};
+    kept_.ids.insert(kept_.ids.end(), results[0].ids.begin(), results[0].ids.end());
+    kept_.ids.resize(static_cast<std::size_t>(decoder_->length(0)));  // the newest may not be in it
+    return std::move(results[0]);
+  }
+  /// Tokens of the last go_on()'s prompt that the cache held.
+  [[nodiscard]] int cached() const { return cached_; }
+
+  /// Bytes of backend memory that its room takes now.
+  [[nodiscard]] std::int64_t bytes_used() const { return room_.bytes_used(); }
+
+ private:
+  /// What slot 0, which the first prompt takes, holds.
+  struct Kept {
+    typename Context<K, B>::Version version{};
+    int made = -1;
+    std::vector<std::int32_t> ids{};
+  };
+
+  /// Slot 0 keeps `cached` tokens, which the first prompt begins with.
+  std::vector<Generated> run(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
+                             const OnToken& on_token, int cached) {
     const DecodeLimits& limits = decoder_->limits();
     for (const auto& prompt : prompts) {
       QLORA_EXPECTS(!prompt.empty() && static_cast<int>(prompt.size()) <= limits.length, "a prompt of ", prompt.size(),
@@ -70,8 +116,10 @@ class GeneratorCore {
     bool running = true;
     while (running && (next < prompts.size() || !active.empty())) {
       while (!free.empty() && next < prompts.size()) {
-        decoder_->clear(free.back());
-        active.push_back({static_cast<int>(next), free.back(), 0, std::span(prompts[next])});
+        const int held = next == 0 ? cached : 0;
+        decoder_->truncate(free.back(), held);
+        active.push_back(
+            {static_cast<int>(next), free.back(), 0, std::span(prompts[next]).subspan(static_cast<std::size_t>(held))});
         free.pop_back();
         ++next;
       }
@@ -85,10 +133,6 @@ class GeneratorCore {
     return results;
   }
 
-  /// Bytes of backend memory that its room takes now.
-  [[nodiscard]] std::int64_t bytes_used() const { return room_.bytes_used(); }
-
- private:
   struct Work {
     int prompt = 0;
     int slot = 0;
@@ -140,6 +184,8 @@ class GeneratorCore {
   Context<K, B>& context_;
   DecoderRoom<K, B> room_;
   Decoder<K, B>* decoder_ = nullptr;  // of the call that runs
+  Kept kept_;
+  int cached_ = 0;
   std::vector<Addition> additions_;
 };
 
@@ -173,14 +219,23 @@ class Generator {
     return generate(std::span(&prompt, 1), options, on_token)[0];
   }
 
+  /// One continuation that computes only what the cache does not hold of the prompt: where it begins with the prompt
+  /// and answer of the last go_on(), those are not read again. Adapters that are changed or chosen between, and generate(),
+  /// empty the cache. Throws Error as generate() does.
+  Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
+                  const OnToken& on_token = {});
+  /// Tokens of the last go_on()'s prompt that the cache held.
+  [[nodiscard]] int cached() const { return core_->cached(); }
+
   /// The assistant's next turn, in LLaMA-2's chat form; it ends with the end mark, or where the model would open a turn
-  /// of the user itself. Messages and tokenizer are those of qlora/text; only chat configs have this.
+  /// of the user itself. Turns that the last call saw are not read again (go_on). Messages and
+  /// tokenizer are those of qlora/text; only chat configs have this.
   template <class Tokenizer, class Messages>
   std::string chat(const Tokenizer& tokenizer, const Messages& messages, GenerateOptions options = {},
                    const OnToken& on_token = {}) requires(C.form == Form::chat) {
     options.stop_ids = {tokenizer.eos(), tokenizer.bos()};
     const std::vector<std::int32_t> prompt = chat_tokens(tokenizer, messages);
-    std::string answer = tokenizer.decode(generate(prompt, options, on_token).ids);
+    std::string answer = tokenizer.decode(go_on(prompt, options, on_token).ids);
     answer.erase(std::min(answer.find("[INST]"), answer.size()));
     const auto first = answer.find_first_not_of(" \n");
     const auto last = answer.find_last_not_of(" \n");
@@ -218,6 +273,12 @@ template <Config C, class B>
 requires RunsOn<C, B> std::vector<Generated> Generator<C, B>::generate(
     std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token) {
   return core_->generate(prompts, options, on_token);
+}
+
+template <Config C, class B>
+requires RunsOn<C, B> Generated Generator<C, B>::go_on(const std::vector<std::int32_t>& prompt,
+                                                       const GenerateOptions& options, const OnToken& on_token) {
+  return core_->go_on(prompt, options, on_token);
 }
 
 }  // namespace v0

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include "qlora/error.hpp"
@@ -36,10 +37,16 @@ class AccessGate {
   /// Ends what try_read() began.
   void end_read() noexcept { users_.fetch_sub(1, std::memory_order_release); }
   /// Ends what try_write() began.
-  void end_write() noexcept { users_.store(0, std::memory_order_release); }
+  void end_write() noexcept {
+    writes_.fetch_add(1, std::memory_order_relaxed);
+    users_.store(0, std::memory_order_release);
+  }
+  /// How often it was written, for who reads.
+  [[nodiscard]] std::uint64_t writes() const noexcept { return writes_.load(std::memory_order_relaxed); }
 
  private:
   std::atomic<int> users_{0};  ///< readers; -1: a writer
+  std::atomic<std::uint64_t> writes_{0};
 };
 
 /// Reads what a gate guards, for as long as it lives; of one thread. Throws Error (usage) while somebody writes.

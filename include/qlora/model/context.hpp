@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -62,6 +63,7 @@ class Context {
   /// Takes a choice and gives the one before it; see UsingAdapters.
   Adapters exchange(Adapters next) {
     const Busy busy(*this);
+    ++choices_;
     return std::exchange(adapters_, std::move(next));
   }
   /// What use() chooses, for exchange(). Throws Error as use() does.
@@ -92,6 +94,19 @@ class Context {
   [[nodiscard]] AppliedAdapters<B> applied() const {
     const AdapterSet<B>* set = chosen();
     return {set != nullptr && set->is_set() ? set : nullptr, adapters_.scale_};
+  }
+
+  /// What keys and values depend on beside tokens: a cache is good while this is the same.
+  struct Version {
+    std::uint64_t choices = 0;  ///< of adapters and scale, counted
+    std::uint64_t writes = 0;   ///< of what is applied, counted
+    /// Whether nothing has changed.
+    friend bool operator==(const Version&, const Version&) = default;
+  };
+  /// That of now, to be asked within a call.
+  [[nodiscard]] Version version() const {
+    const AccessGate* read = gate();
+    return {choices_, read != nullptr ? read->writes() : 0};
   }
 
   /// Held during a call that reads weights and adapters. Throws Error (usage) when another call is running here, or
@@ -135,6 +150,7 @@ class Context {
   std::shared_ptr<const Weights<K, B>> weights_;
   B backend_;
   Adapters adapters_;
+  std::uint64_t choices_ = 0;
   std::atomic_flag busy_;
 
  public:
@@ -171,7 +187,10 @@ class UsingAdapters {
       : context_(context), before_(context.exchange(std::move(adapters))) {}
   UsingAdapters(const UsingAdapters&) = delete;
   UsingAdapters& operator=(const UsingAdapters&) = delete;
-  ~UsingAdapters() { context_.adapters_ = std::move(before_); }
+  ~UsingAdapters() {
+    ++context_.choices_;
+    context_.adapters_ = std::move(before_);
+  }
 
  private:
   Context<K, B>& context_;

@@ -1,5 +1,6 @@
 // qlora/model/model.hpp — Model<C, B>: a config, its weights and the context that loaded them in one value. A thin
-// shell: the code beneath is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share it.
+// shell: the code beneath is keyed by code_of(C), so configs that differ in floats, layer count or prompt form share
+// it.
 #pragma once
 
 #include <algorithm>

@@ -98,8 +98,8 @@ struct EarlyStopping {
   }
 };
 
-/// Steps of a trainer on windows(step), step counting from 0 in this loop, with evaluations on `held_out`. Callbacks are
-/// called in their order. Throws Error as the trainer does.
+/// Steps of a trainer on windows(step), step counting from 0 in this loop, with evaluations on `held_out`. Callbacks
+/// are called in their order. Throws Error as the trainer does.
 template <class Trained, class NextWindows, class... Callbacks>
 requires(TrainingCallback<Callbacks, Trained>&&...) LoopReport
     train_steps(Trained& trainer, const LoopOptions& options, const NextWindows& windows, const Windows& held_out,
