@@ -146,7 +146,7 @@ TEST_CASE_FIXTURE(Fixture, "the cache lives between turns and forgets what does 
     talk.insert(talk.end(), answer.begin(), answer.end());
     talk.insert(talk.end(), {3, 1, 4});
   }
-  turn(talk, 0);  // 67 tokens and 6 more need more than 64: the room is made anew
+  turn(talk, 0);                                  // 67 tokens and 6 more need more than 64: the room is made anew
   turn(talk, static_cast<int>(talk.size()) - 1);  // the last token gives the logits
   Ids other = talk;
   other[20] = (other[20] + 1) % vocab;
