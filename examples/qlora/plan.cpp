@@ -10,6 +10,7 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/device.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

@@ -3,24 +3,64 @@
 #define QLORA_RUN_CODE
 #include "steps.hpp"
 
+#include <cstdint>
+#include <ostream>
 #include <vector>
 
+#include "qlora/error.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/comparison_tables.hpp"
+#include "qlora/run/engine.hpp"
 #include "qlora/run/job_json.hpp"
 #include "qlora/run/job_run.hpp"
 #include "qlora/run/merge.hpp"
 #include "qlora/run/pack.hpp"
+#include "qlora/run/plan.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/report.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/train.hpp"
 #include "qlora/run/training_log.hpp"
+#include "talk.hpp"
 
 namespace qlora::program {
 
 namespace fs = std::filesystem;
+
+namespace {
+
+run::Reply ask(run::Engine& engine, const run::Question& question, const run::Sampling& sampling, Context& context) {
+  StreamDecoder decoder(engine.tokenizer(), question.chat ? DecodeFrom::start : DecodeFrom::middle);
+  const run::Reply reply = engine.ask({question}, sampling, context.progress, [&](int, std::int32_t id) {
+    context.out << decoder.push(id) << std::flush;
+    return true;
+  })[0];
+  context.out << decoder.finish() << '\n';
+  return reply;
+}
+
+}  // namespace
+
+Talker::Talker(const TalkModel& how) {
+  run::EngineOptions options{.base = how.weights.base, .any_base = how.any_base, .device = how.device};
+  if (!how.adapter.empty()) options.adapters.push_back({"adapter", how.adapter});
+  engine_ = std::make_unique<run::Engine>(how.model, options);
+  if (!how.adapter.empty()) engine_->use("adapter");
+}
+
+Talker::~Talker() = default;
+
+Continuation Talker::continued(const std::string& text, const run::Sampling& sampling, Context& context) {
+  const run::Reply reply = ask(*engine_, {false, text, {}}, sampling, context);
+  return {text, reply.text, reply.stopped};
+}
+
+Turn Talker::answered(const std::string& question, const std::vector<Message>& history, const run::Sampling& sampling,
+                      Context& context) {
+  const run::Reply reply = ask(*engine_, {true, question, history}, sampling, context);
+  return {question, reply.text, reply.stopped};
+}
 
 void write_page(const fs::path& file, const run::Comparison& comparison, const PageSettings& settings) {
   std::vector<run::TrainingCurves> trainings;

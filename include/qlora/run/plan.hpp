@@ -3,6 +3,22 @@
 // weights and no compiled code.
 #pragma once
 
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+
+/// Reads nothing but the model's config.json. Throws Error: (input) for a model that cannot be read, (usage) for an
+/// unknown device and for options that exclude each other.
+[[nodiscard]] QLORA_STEP PlanResult plan(const PlanRequest& request);
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +39,6 @@
 #include "qlora/io/json.hpp"
 #include "qlora/model/cards.hpp"
 #include "qlora/run/device.hpp"
-#include "qlora/run/steps.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -120,9 +135,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
 
 }  // namespace detail
 
-/// Reads nothing but the model's config.json. Throws Error: (input) for a model that cannot be read, (usage) for an
-/// unknown device and for options that exclude each other.
-[[nodiscard]] inline PlanResult plan(const PlanRequest& request) {
+[[nodiscard]] QLORA_STEP PlanResult plan(const PlanRequest& request) {
   if (request.plan.unquantized && request.device.keep_dequantized) {
     throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);
   }
@@ -158,3 +171,4 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
 }  // namespace run
 }  // namespace v0
 }  // namespace qlora
+#endif  // QLORA_STEP_CODE
