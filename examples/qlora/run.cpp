@@ -58,8 +58,8 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   for (const std::string& note : notes) context.progress.say(note);
   copy_given(given, options.device, job.device);
   for (run::Arm& arm : job.arms) copy_given(given, options.training, arm.train.options);
-  run::check_job(job);
   if (options.check) {
+    run::check_job(job);
     Result plan = result_of(job);
     context.out << plan.json;
     return plan;

@@ -6,7 +6,6 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -15,6 +14,7 @@
 
 #include "qlora/cpu.hpp"
 #include "qlora/train/trainer.hpp"
+#include "support/refusal.hpp"
 #include "support/scratch.hpp"
 #include "support/small_model.hpp"
 
@@ -22,6 +22,8 @@ using namespace qlora;
 namespace fs = std::filesystem;
 
 namespace {
+
+using test::refusal;
 
 using B = Cpu<float>;
 constexpr Config mine{.shape = {40, 32, 2, 4, 2, 8, 48}, .lora = {.rank = 8, .targets = Proj::q | Proj::v | Proj::up}};
@@ -58,15 +60,6 @@ void check_same(const Model<C, B>& one, const Model<C, B>& other) {
     CHECK(one.weights().adapter(layer, proj).rank == other.weights().adapter(layer, proj).rank);
     CHECK(one.weights().adapter(layer, proj).scale == other.weights().adapter(layer, proj).scale);
   });
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,12 +13,15 @@
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "qlora/model/init.hpp"
+#include "support/refusal.hpp"
 #include "support/scratch.hpp"
 
 using namespace qlora;
 namespace fs = std::filesystem;
 
 namespace {
+
+using test::refusal;
 
 using B = Cpu<float>;
 constexpr Config mine{.shape = {40, 32, 2, 8, 4, 8, 48}, .lora = {.rank = 4}};
@@ -45,15 +47,6 @@ fs::path write_model(const std::string& name) {
   }
   writer.finish();
   return scratch / name;
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
 }
 
 }  // namespace

@@ -15,12 +15,15 @@
 #include "qlora/run/compiled.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/text/document.hpp"
+#include "support/refusal.hpp"
 #include "support/scratch.hpp"
 
 using namespace qlora;
 namespace fs = std::filesystem;
 
 namespace {
+
+using test::refusal;
 
 constexpr Config config = tiny.with(Lora{.rank = 16, .targets = Proj::q | Proj::down});
 const run::RegisteredCode<config> code;
@@ -104,15 +107,6 @@ Logits expected(const Matrices* adapter, float alpha) {
 void check_close(const Logits& ours, const Logits& theirs) {
   REQUIRE(ours.size() == theirs.size());
   for (std::size_t i = 0; i < ours.size(); ++i) CHECK(ours[i] == doctest::Approx(theirs[i]).epsilon(1e-4));
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ namespace small_model {
 /// Normal weights with deviation 0.6 / sqrt(in), 0.3 for the embedding; norms 1 + 0.1 x. Values fit float16.
 [[nodiscard]] inline qlora::TensorSource weights(const qlora::Shape& shape, std::uint64_t seed) {
   auto memory = std::make_shared<std::vector<float>>();
-  return [source = qlora::random_weights(shape, seed), memory, shape,
+  return [source = qlora::random_weights(shape, seed), memory,
           seed](std::string_view name) -> std::optional<qlora::TensorRef> {
     std::optional<qlora::TensorRef> tensor = source(name);
     if (!tensor) return tensor;
