@@ -32,7 +32,7 @@ namespace qlora {
 inline namespace v0 {
 
 /// Scalar is float, double, or std::complex<double> (to prove derivatives). Rounding::bf16 rounds to bfloat16 wherever
-/// the GPU stores bfloat16.
+/// the GPU stores bfloat16. Used by one thread at a time; a fork() serves another one.
 template <class ScalarType = float, Rounding Round = Rounding::none>
 class Cpu {
   using N = cpu::Numbers<ScalarType, Round>;

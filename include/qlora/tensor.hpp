@@ -67,7 +67,8 @@ inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<f
 }
 
 /// Finds a tensor by its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"); empty when there is none.
-/// What the TensorRef points at must live as long as the source.
+/// What the TensorRef points at must live as long as the source. Called by one thread at a time, unless who makes it
+/// says otherwise.
 using TensorSource = std::function<std::optional<TensorRef>(std::string_view name)>;
 
 }  // namespace v0

@@ -17,7 +17,8 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
-/// Host memory for a whole run, taken at once and handed out from front to back.
+/// Host memory for a whole run, taken at once and handed out from front to back. Used by one thread at a
+/// time; what it has handed out is its takers'.
 class Arena {
  public:
   /// Takes and zeroes that many bytes. Throws Error (resource) where there is no memory.

@@ -141,7 +141,8 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
 
 }  // namespace detail
 
-/// An open model directory. Movable; sources and TensorRefs taken from it stay valid when it moves.
+/// An open model directory. Movable; sources and TensorRefs taken from it stay valid when it moves. Const
+/// members, and the sources, may be called by any number of threads at once.
 struct ModelDir : ModelConfig {
   std::filesystem::path path;                           ///< the directory
   std::optional<std::filesystem::path> tokenizer_file;  ///< tokenizer.model or tokenizer.json, when there is one

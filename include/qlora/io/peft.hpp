@@ -274,7 +274,8 @@ struct LoraPlace {
 
 }  // namespace detail
 
-/// An open adapter directory. Movable; what source() returns keeps the file mapped.
+/// An open adapter directory. Movable; what source() returns keeps the file mapped. Const members, and
+/// the sources, may be called by any number of threads at once.
 struct PeftAdapter : PeftConfig {
   std::filesystem::path path;  ///< the directory
   int layers = 0;              ///< one more than the highest layer that has an adapter

@@ -193,6 +193,7 @@ inline void check_safetensors_entries(std::vector<SafetensorsEntry>& entries, st
 }  // namespace detail
 
 /// A mapped safetensors file, checked in full when it is opened. TensorRefs point into the map and live as long as it.
+/// Const members may be called by any number of threads at once.
 class SafetensorsFile {
  public:
   /// Throws Error naming the file for everything that is not exactly a safetensors file.

@@ -44,7 +44,8 @@ struct Windows {
   }
 };
 
-/// Turns windows into positions, targets and document segments; its memory is taken once.
+/// Turns windows into positions, targets and document segments; its memory is taken once. Used by one thread at a
+/// time.
 class BatchBuilder {
  public:
   /// Room for micro-batches of so many tokens.
@@ -116,6 +117,7 @@ class BatchBuilder {
 
 /// Which windows a step trains on: a pure function of the step, so that a resumed run needs nothing but its number.
 /// Every epoch visits each window once, in its own order; the last step of an epoch may be smaller.
+/// Const members may be called by any number of threads at once.
 class DataOrder {
  public:
   /// `windows` of the data set, `per_step` of them in an optimizer step.

@@ -108,7 +108,7 @@ struct Evaluation {
   std::int64_t labelled = 0;  ///< tokens that were predicted
 };
 
-/// The optimizer and its state, for one Code.
+/// The optimizer and its state, for one Code. Used by one thread at a time.
 template <Code K, class B>
 class TrainerCore {
  public:
