@@ -1,0 +1,211 @@
+// qlora/cuda/linear/few_tokens_steps.cuh — what a warp of few_tokens.cuh does with NF4 codes: which it reads next, and
+// the products of one step, 8 rows by 256 columns.
+// Math Shapes Fragments Numbers   as few_tokens.cuh
+// Split      each block has a range of tiles, each warp a range of the block's steps
+// Needs      sm_80; K a multiple of 256; the tables of fill_tables in shared memory
+// Cost       32 reads of the table, 32 PRMT and 8 mma per step
+// Reference  cpu/linear.hpp; the parity tests of linear groups
+#pragma once
+
+#include "qlora/cuda/attention/tiles.cuh"
+#include "qlora/cuda/nf4/codes.cuh"
+#include "qlora/cuda/rowwise/rows.cuh"
+
+namespace qlora {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+struct FewTokens {
+  static constexpr int warps = 16;
+  static constexpr int threads = warps * 32;
+  static constexpr int tokens = 2;
+  static constexpr int rows = 8;     ///< of a tile
+  static constexpr int step = 256;   ///< columns
+  static constexpr int ahead = 3;    ///< steps that a warp has loaded ahead: 48 KiB per multiprocessor are in flight
+  static constexpr int parts = 3;    ///< q, k, v
+  static constexpr int chunks = 16;  ///< of K that a product with A is split into, at most
+  static constexpr int table_bytes = 256 * 256;  ///< byte b, copy of lane l: at 256 b + 4 l
+};
+
+struct FewTokensPart {
+  const std::uint8_t* codes = nullptr;
+  const float* absmax = nullptr;
+  const std::uint8_t* absmax8 = nullptr;
+  const float* nested = nullptr;
+  float offset = 0.0F;
+  const float* b = nullptr;  ///< null: no adapter
+  float scale = 0.0F;
+  int slot = 0;        ///< its first column of XA
+  int first_tile = 0;  ///< in the group
+};
+struct FewTokensArgs {
+  FewTokensPart part[FewTokens::parts];
+  int tokens = 0;
+  int width = 0;     ///< K
+  int outputs = 0;   ///< sum N
+  int adapters = 0;  ///< XA
+  int rank = 0;
+  int chunks = 0;         ///< of K
+  int chunk_columns = 0;  ///< multiple of 128
+  const float* a = nullptr;
+  Rows<bf16> x{};
+  const bf16* residual = nullptr;
+  bf16* y = nullptr;
+  float* partial = nullptr;
+  std::uint32_t* counters =
+      nullptr;  ///< two, 0 between launches: products with A that are complete, blocks that saw so
+};
+
+/// Byte offsets in the block's shared memory behind the table.
+struct FewTokensLayout {
+  int first_tile;  ///< (warps) int: the first tile of each warp, in the block
+  int x;           ///< (T, K) bf16 in the order of fragments
+  int sums;        ///< (warps, span, 8, tokens, 2) float
+  int adapter;     ///< (T, XA) float
+  int bytes;
+  int span;  ///< tiles that one warp may touch
+  __host__ __device__ static FewTokensLayout of(int tokens, int width, int adapters, int tiles_of_block) {
+    FewTokensLayout layout{};
+    layout.span = (tiles_of_block + FewTokens::warps - 1) / FewTokens::warps + 1;
+    layout.first_tile = FewTokens::table_bytes + 256 * 4;  // behind the table of scales
+    layout.x = layout.first_tile + FewTokens::warps * 4;
+    layout.sums = layout.x + tokens * width * 2;
+    layout.adapter = layout.sums + FewTokens::warps * layout.span * 32 * 4;
+    layout.bytes = layout.adapter + tokens * adapters * 4;
+    return layout;
+  }
+};
+
+/// The tiles of the block: [first, last).
+struct FewTokensTiles {
+  int first;
+  int last;
+  __device__ __forceinline__ explicit FewTokensTiles(int tiles) {
+    const auto block = static_cast<std::int64_t>(blockIdx.x);
+    const auto blocks = static_cast<std::int64_t>(gridDim.x);
+    first = static_cast<int>(block * tiles / blocks);
+    last = static_cast<int>((block + 1) * tiles / blocks);
+  }
+};
+/// First step of a warp when `steps` are shared by all.
+__device__ __forceinline__ int share_of(int warp, int steps) { return warp * steps / FewTokens::warps; }
+/// The warp with this step.
+__device__ __forceinline__ int warp_of(int step, int steps) { return ((step + 1) * FewTokens::warps - 1) / steps; }
+
+__device__ __forceinline__ int part_of(const FewTokensArgs& args, int tile) {
+  return (tile >= args.part[1].first_tile ? 1 : 0) + (tile >= args.part[2].first_tile ? 1 : 0);
+}
+
+/// One step of a lane: 16 bytes of its row's blocks 0 and 1, 16 of blocks 2 and 3, and the scales of one of these pairs.
+template <bool Double>
+struct FewTokensStep {
+  uint4 left;
+  uint4 right;
+  std::uint32_t absmax8;
+  float nested;
+  float2 absmax;
+};
+__device__ __forceinline__ uint4 load_codes(const std::uint8_t* p) {
+  uint4 codes;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(codes.x), "=r"(codes.y), "=r"(codes.z), "=r"(codes.w)
+               : "l"(p));
+  return codes;
+}
+
+/// Where a lane reads next.
+template <bool Double>
+struct FewTokensCursor {
+  int tile;
+  int step;
+  const std::uint8_t* codes;
+  std::int64_t block;  ///< of its part
+  const void* scales;
+  const float* nested;
+
+  __device__ __forceinline__ void enter(const FewTokensArgs& args) {
+    const FewTokensPart& part = args.part[part_of(args, tile)];
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::int64_t row = std::int64_t{tile - part.first_tile} * FewTokens::rows + lane / 4;
+    block = row * (args.width / 64) + step * 4;
+    codes = part.codes + block * 32 + lane % 4 * 16;
+    nested = part.nested;
+    scales = Double ? static_cast<const void*>(part.absmax8) : part.absmax;
+  }
+  __device__ __forceinline__ void load(FewTokensStep<Double>& to) const {
+    to.left = load_codes(codes);
+    to.right = load_codes(codes + 64);
+    const std::int64_t pair = block + threadIdx.x % 2 * 2;
+    if constexpr (Double) {
+      to.absmax8 = __ldg(reinterpret_cast<const std::uint16_t*>(static_cast<const std::uint8_t*>(scales) + pair));
+      to.nested = __ldg(nested + (block >> 8));
+    } else {
+      to.absmax = __ldg(reinterpret_cast<const float2*>(static_cast<const float*>(scales) + pair));
+    }
+  }
+  __device__ __forceinline__ void advance(const FewTokensArgs& args, int steps_in_row, bool more) {
+    ++step;
+    block += 4;
+    codes += 128;
+    if (step == steps_in_row && more) {
+      step = 0;
+      ++tile;
+      enter(args);
+    }
+  }
+};
+
+/// The two values of byte Index of a word of codes, from the lane's copy of the table.
+template <int Index>
+__device__ __forceinline__ std::uint32_t values_of(const unsigned char* table, std::uint32_t word) {
+  const std::uint32_t copy = threadIdx.x % 32 * 4;
+  std::uint32_t at;  // byte Index in the second byte, the copy in the first: 256 b + 4 l
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(at) : "r"(word), "r"(copy), "n"(0x5504 | Index << 4));
+  return *reinterpret_cast<const std::uint32_t*>(table + at);
+}
+
+/// Adds two products per lane: words of codes in the rows g and g + 8 of the left operand.
+__device__ __forceinline__ void multiply_words(float (&c)[4], const unsigned char* table, std::uint32_t left,
+                                               std::uint32_t right, const uint4& x) {
+  const std::uint32_t low[4] = {values_of<0>(table, left), values_of<0>(table, right), values_of<1>(table, left),
+                                values_of<1>(table, right)};
+  device::mma(c, low, x.x, x.y);
+  const std::uint32_t high[4] = {values_of<2>(table, left), values_of<2>(table, right), values_of<3>(table, left),
+                                 values_of<3>(table, right)};
+  device::mma(c, high, x.z, x.w);
+}
+
+/// What a lane adds to the sum of its row and token in a step: two blocks' products times their scales. x: the lane's
+/// fragments of the step, read where `active` and zeros elsewhere.
+template <bool Double>
+__device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, const unsigned char* table,
+                                             float offset, const unsigned char* x, bool active, float sum) {
+  float2 scale;
+  if constexpr (Double) {
+    const auto* scales = reinterpret_cast<const float*>(table + FewTokens::table_bytes);
+    scale.x = __fadd_rn(__fmul_rn(scales[step.absmax8 & 0xFFU], step.nested), offset);
+    scale.y = __fadd_rn(__fmul_rn(scales[step.absmax8 >> 8], step.nested), offset);
+  } else {
+    scale = step.absmax;
+  }
+  uint4 token[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    token[i] = uint4{0U, 0U, 0U, 0U};
+    if (active) token[i] = *reinterpret_cast<const uint4*>(x + i * 128);
+  }
+  float c[2][4] = {};  // two sums, so that not every product waits for the one before it
+  multiply_words(c[0], table, step.left.x, step.right.x, token[0]);
+  multiply_words(c[1], table, step.left.y, step.right.y, token[1]);
+  multiply_words(c[0], table, step.left.z, step.right.z, token[2]);
+  multiply_words(c[1], table, step.left.w, step.right.w, token[3]);
+  const bool second = threadIdx.x % 2 != 0;  // blocks 2 and 3 of the step
+  sum = fmaf(scale.x, second ? c[0][2] + c[1][2] : c[0][0] + c[1][0], sum);
+  return fmaf(scale.y, second ? c[0][3] + c[1][3] : c[0][1] + c[1][1], sum);
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace qlora
