@@ -33,6 +33,7 @@ void add_train(OptionSet app, Invocation& call) {
   add_table(verb, request->options);
   add_table(verb, request->loop);
   add_table(verb, request->device);
+  verb.add("--restart", request->restart, "Begin anew: remove the checkpoints of an earlier run in --out");
   verb.on_call([&call, request, verb] {
     std::vector<std::string> of_adapters;
     for (const auto& option : run::Table<run::Training>::options) {

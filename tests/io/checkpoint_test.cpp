@@ -5,7 +5,9 @@
 
 #include <doctest/doctest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -123,6 +125,67 @@ TEST_CASE("missing and cut files are passed over; foreign names are no checkpoin
   CHECK_FALSE(fs::exists(root / ".tmp-5-1234"));
   fs::rename(root / "checkpoint-1", root / "checkpoint-8");  // a checkpoint under another step's name
   CHECK_THROWS_WITH_AS((void)load_checkpoint(root / "checkpoint-8"), doctest::Contains("another step"), Error);
+}
+
+TEST_CASE("a bit that changes on the way to the disk makes no checkpoint, and the next save works") {
+  const fs::path root = scratch.path / "flipped";
+  save(root, 1, 2);
+  int refused = 0;
+  for (long write = 0;; ++write) {
+    kill_point::writes_left = write;
+    kill_point::flipped_bit = static_cast<std::size_t>(977 * write + 5);
+    bool failed = false;
+    try {
+      save(root, 2, 2);
+    } catch (const Error& error) {
+      failed = true;
+      CHECK(error.kind() == ErrorKind::resource);
+    }
+    const bool reached = kill_point::writes_left < 0;
+    kill_point::writes_left = -1;
+    if (!reached) break;
+    CHECK(failed);
+    ++refused;
+    CHECK(entries(root) == 1);
+    CHECK(load_latest_checkpoint(root).checkpoint->step == 1);
+  }
+  CHECK(refused >= 4);  // header, tensors, state, manifest
+  CHECK(load_latest_checkpoint(root).checkpoint->step == 2);
+}
+
+TEST_CASE("an error of the system is no damage: nothing is passed over") {
+  const fs::path root = scratch.path / "errors";
+  save(root, 1, 2);
+  save(root, 2, 2);
+  const auto kind = [&] {
+    try {
+      (void)load_latest_checkpoint(root);
+    } catch (const Error& error) {
+      return error.kind();
+    }
+    return ErrorKind::unmet;  // none
+  };
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const int next = ::dup(0);  // the number that the next file would get
+  ::close(next);
+  const rlimit none{static_cast<rlim_t>(next), before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);  // EMFILE
+  const ErrorKind found = kind();
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(found == ErrorKind::resource);
+  const rlimit one{static_cast<rlim_t>(next + 1), before.rlim_max};  // the directory opens, no file in it does
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &one) == 0);
+  const ErrorKind inside = kind();
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(inside == ErrorKind::unmet);  // one file at a time is enough
+  if (::geteuid() != 0) {
+    fs::permissions(root / "checkpoint-2", fs::perms::none);
+    CHECK(kind() == ErrorKind::resource);  // EACCES
+    fs::permissions(root / "checkpoint-2", fs::perms::owner_all);
+  }
+  CHECK(load_latest_checkpoint(fs::path("/proc/1/nowhere")).skipped.empty());
+  CHECK(load_latest_checkpoint(root).checkpoint->step == 2);
 }
 
 TEST_CASE("a disk without room is said before anything is written") {

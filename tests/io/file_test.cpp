@@ -132,6 +132,80 @@ TEST_CASE("killed while writing: the file is one of those that were written, nev
   CHECK(news == 1);  // before the name is durable
 }
 
+TEST_CASE("a bit that changes between memory and disk is found before the file has its name") {
+  const fs::path here = scratch.path / "flipped";
+  fs::create_directories(here);
+  write_file_atomically(here / "f", "old");
+  for (std::size_t bit = 0; bit < 8 * 1003; bit += 61) {
+    std::string text(1003, '\0');
+    for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 7 % 251);
+    kill_point::writes_left = 0;
+    kill_point::flipped_bit = bit;
+    const auto [said, kind] = failure([&] { write_file_atomically(here / "f", text); });
+    kill_point::writes_left = -1;
+    CHECK(said.find("read back") != std::string::npos);
+    CHECK(kind == ErrorKind::resource);
+  }
+  CHECK(read_text(here / "f", 100) == "old");
+  CHECK(std::distance(fs::directory_iterator(here), fs::directory_iterator()) == 1);
+  write_file_atomically(here / "f", "new");
+  CHECK(read_text(here / "f", 100) == "new");
+}
+
+TEST_CASE("a symbolic link is written through, also one to nothing yet") {
+  const fs::path here = scratch.path / "links";
+  fs::create_directories(here / "far");
+  fs::create_symlink("far/file", here / "link");
+  for (const char* text : {"one", "two"}) {
+    write_file_atomically(here / "link", text);
+    CHECK(fs::is_symlink(here / "link"));
+    CHECK(read_text(here / "far/file", 10) == text);
+  }
+  CHECK(std::distance(fs::directory_iterator(here / "far"), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("what killed writers left goes with the next; what is being written stays, and has one writer") {
+  const fs::path here = scratch.path / "stale";
+  fs::create_directories(here / "below");
+  const auto left = [&](const fs::path& path, const char* of) {  // by a process that was killed
+    const pid_t child = ::fork();
+    if (child == 0) {
+      if (std::string_view(of) == "directory") {
+        AtomicDirectory directory(path);
+        write_file_atomically(directory.temporary() / "weights", std::string(1000, 'w'));
+        ::_exit(0);
+      }
+      AtomicFile file(path);
+      ::_exit(0);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+  };
+  const auto count = [](const fs::path& folder) {
+    return std::distance(fs::directory_iterator(folder), fs::directory_iterator());
+  };
+  left(here / "f", "file");
+  left(here / "d", "directory");
+  left(here / "below/d", "directory");
+  CHECK(count(here) == 3);
+  write_file_atomically(here / "f", "new");
+  CHECK(count(here) == 3);  // f for what was left of it
+  {
+    AtomicDirectory directory(here / "d");
+    const auto [said, kind] = failure([&] { AtomicDirectory second(here / "d"); });
+    CHECK(said.find("is being written by another process") != std::string::npos);
+    CHECK(kind == ErrorKind::resource);
+    remove_stale_temporaries(here);
+    CHECK(fs::exists(directory.temporary()));
+    CHECK(count(here / "below") == 0);
+    directory.commit();
+  }
+  CHECK(count(here) == 3);  // below, d, f
+  CHECK(is_temporary_name(".model.safetensors.tmp-12-3"));
+  for (const char* name : {".tmp-1-2", "a.tmp-1-2", ".a.tmp-1", ".a.tmp-1-", ".a.tmp--2", ".a.tmp-1-2-3", ".a.tmp-x-2"})
+    CHECK_FALSE(is_temporary_name(name));
+}
+
 TEST_CASE("a temporary name left by a dead process of the same number is not in the way") {
   const fs::path path = scratch.path / "again";
   const std::string next = temporary_beside(path).string();

@@ -148,6 +148,8 @@ TEST_CASE("a comparison without questions and probes is refused before a model i
 TEST_CASE("fetching is the caller's; fetched pages are not fetched again, and a job stops between steps") {
   const Scratch scratch;
   run::Job job = job_in(scratch);
+  job.models[0].source.path = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  job.comparison.questions = scratch.write("questions.txt", "Who makes it?");
   run::Progress silent;
   CHECK(caught([&] { (void)run::run_job(job, {}, silent); }).kind == ErrorKind::usage);
 

@@ -76,4 +76,35 @@ TEST_CASE("a result that lacks what it must have is refused by the name of the k
   CHECK(refusal(R"({"answers":[]})").find("no key \"variants\"") != std::string::npos);
   CHECK(refusal(R"({"answers":[{"form":3}],"variants":{}})").find("\"form\" is no text") != std::string::npos);
   CHECK(refusal(R"({"answers":[],"variants":{}})") == "accepted");
+  CHECK(refusal(R"({"answers":{},"variants":{}})").find("\"answers\" is no array") != std::string::npos);
+  CHECK(refusal(R"([])").find("is no object") != std::string::npos);
+}
+
+TEST_CASE("a value of another type or out of its range is refused by its key, not read as 0") {
+  const auto refused = [](const std::string& key, const auto& from_json, const char* text) {
+    CAPTURE(text);
+    try {
+      (void)from_json(run::OrderedJson::parse(text));
+      FAIL_CHECK("accepted");
+    } catch (const Error& error) {
+      CHECK(std::string(error.what()).find("\"" + key + "\" is no ") != std::string::npos);
+    }
+  };
+  refused("steps", run::train_result_from_json, R"({"steps":"ten"})");
+  refused("steps", run::train_result_from_json, R"({"steps":-1})");
+  refused("steps", run::train_result_from_json, R"({"steps":2147483648})");
+  refused("steps", run::train_result_from_json, R"({"steps":1.5})");
+  refused("windows", run::train_result_from_json, R"({"windows":18446744073709551615})");
+  refused("first_loss", run::train_result_from_json, R"({"first_loss":"low"})");
+  refused("method", run::train_result_from_json, R"({"method":3})");
+  refused("documents", run::pack_result_from_json, R"({"documents":[]})");
+  refused("documents", run::fetch_result_from_json, R"({"documents":{}})");
+  refused("source", run::fetch_result_from_json, R"({"documents":[{"source":3}]})");
+  refused("dtype", run::merge_result_from_json, R"({"dtype":16})");
+  refused("n", run::interval_from_json, R"({"n":true})");
+  refused("value", run::interval_from_json, R"({"value":"0.5"})");
+  refused("met", run::requirements_from_json, R"([{"requirement":"a","measured":1,"met":"yes"}])");
+  refused("seed", run::study_arm_from_json, R"({"group":"g","setting":"{}","seed":"7"})");
+  refused("front", run::study_arm_from_json, R"({"group":"g","setting":"{}","seed":7,"front":1})");
+  refused("values", run::pooled_metrics_from_json, R"({"a":{"values":[1,"2"]}})");
 }

@@ -82,6 +82,62 @@ TEST_CASE("a step may be done again although nothing changed") {
   CHECK(job.progress.lines.back() == "pack a: done again");
 }
 
+TEST_CASE("steps that an interrupted run did again are not done a third time, and the one in hand is continued") {
+  Job job;
+  job.resumes = true;
+  (void)job.run();
+  job.failure = "interrupted";
+  CHECK_THROWS_AS((void)job.run(true), Error);
+  CHECK_FALSE(fs::exists(job.scratch / "out.txt"));  // it began anew
+  job.scratch.write("out.txt", "half");
+  CHECK_THROWS_AS((void)job.run(true), Error);
+  CHECK(read_text(job.scratch / "out.txt", 100) == "half");  // it went on
+  job.failure.clear();
+  CHECK(job.run(true).documents == 4);
+  CHECK(job.run(true).documents == 4);  // a later step was interrupted: this one is done
+  run::StepCache(job.scratch / "run.json", "1").end_of_run();
+  CHECK(job.run(true).documents == 5);
+}
+
+TEST_CASE("whatever becomes of run.json, what it does not say for certain is done again") {
+  Job job;
+  (void)job.run();
+  const std::string good = read_text(job.scratch / "run.json", 1 << 20);
+  const auto after = [&](const std::string& text) {
+    job.scratch.write("run.json", text);
+    const int before = job.done;
+    run::PackResult result;
+    CHECK_NOTHROW(result = job.run());
+    (void)run::StepCache(job.scratch / "run.json", "1").records();
+    return job.done == before ? "skipped" : "done";
+  };
+  CHECK(std::string(after(good)) == "skipped");
+  for (const char* text : {"", "null", "[]", "{}", R"({"format":1})", R"({"format":1,"steps":[]})",
+                           R"({"format":1,"steps":{"pack a":3}})", R"({"format":1,"steps":{"pack a":{"key":3}}})",
+                           R"({"format":"1","steps":{}})", R"({"format":1e99,"steps":{}})"}) {
+    CAPTURE(text);
+    CHECK(std::string(after(text)) == "done");
+  }
+  CHECK(std::string(after(std::string(2'000'000, '['))) == "done");
+  CHECK(std::string(after(good.substr(0, good.size() / 2))) == "done");
+  for (std::size_t at = 0; at < good.size(); at += 3) {
+    std::string text = good;
+    text[at] = static_cast<char>(text[at] ^ (1 << (at % 7)));
+    CAPTURE(at);
+    CHECK(std::string(after(text)) == "done");
+  }
+  // A value of another type in each place.
+  for (const char* key : {"key", "seconds", "outputs", "result"}) {
+    for (const char* value : {"3", "\"x\"", "[]", "{}", "null", R"({"out.txt":3})", R"({"out.txt":{"out.txt":3}})"}) {
+      auto book = run::OrderedJson::parse(good);
+      book.erase("sha256");  // as an earlier version wrote it
+      book["steps"]["pack a"][key] = run::OrderedJson::parse(value);
+      CAPTURE(book.dump());
+      (void)after(book.dump());
+    }
+  }
+}
+
 TEST_CASE("what a failed step left goes before the next try, unless the step resumes") {
   Job job;
   job.failure = "no";

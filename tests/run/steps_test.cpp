@@ -202,6 +202,16 @@ TEST_CASE("merge writes the model that it describes, or none") {
   CHECK(progress.last == result.tensors);
   CHECK(hf::ModelDir::open(request.out).dtype == DType::f16);
 
+  // A directory that holds a model alone may be replaced, if that is asked for; another file is in the way.
+  CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
+  request.replace = true;
+  CHECK(run::merge(request, progress).changed == result.changed);
+  scratch.write("merged/thesis.txt", "mine");
+  CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
+  CHECK(std::filesystem::exists(scratch / "merged/thesis.txt"));
+  request.out = request.model;
+  CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
+
   request.device.memory_cap = run::Bytes{std::int64_t{1} << 30};  // of a GPU
   request.out = scratch / "capped";
   CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);

@@ -70,10 +70,60 @@ TEST_CASE("the newest line is written again with what was measured later, and th
   CHECK_THROWS_AS(log.amend(again), Error);  // step 3 is not the newest any more
 }
 
+TEST_CASE("a damaged line is left out and counted, never read as another number, and costs no line behind it") {
+  const Scratch file("metrics.jsonl");
+  const std::string good = to_json(StepRecord{2, 1.0, 0.5, 1.0, 1e-3, 100, 90, 1000}).dump();
+  const auto with = [&](const std::string& line) {
+    std::ofstream out(file.path);
+    out << to_json(StepRecord{1, 0.5, 2.0, 1.0, 1e-3, 100, 90, 1000}).dump() << '\n' << line << '\n';
+    out << to_json(StepRecord{3, 1.5, 0.25, 1.0, 1e-3, 100, 90, 1000}).dump() << '\n';
+    out.close();
+    int damaged = 0;
+    const auto records = read_training_log(file.path, &damaged);
+    REQUIRE(records.size() >= 2);
+    CHECK(records.back().step == 3);
+    CHECK(records.size() + static_cast<std::size_t>(damaged) == 3);
+    return damaged;
+  };
+  CHECK(with(good) == 0);
+  const auto changed = [&](const std::string& from, const std::string& to) {
+    std::string line = good;
+    return line.replace(line.find(from), from.size(), to);
+  };
+  CHECK(with(changed("\"loss\":0.5", "\"loss\":null")) == 1);
+  CHECK(with(changed("\"loss\":0.5", "\"loss\":\"0.5\"")) == 1);
+  CHECK(with(changed("\"loss\"", "\"lass\"")) == 1);
+  CHECK(with(changed("\"step\":2", "\"step\":9")) == 1);
+  CHECK(with(changed("\"tokens\":100", "\"tokens\":-100")) == 1);
+  CHECK(with(changed("{", "")) == 1);
+  for (std::size_t at = 0; at < good.size(); ++at) {  // every flipped bit: a record in its place, or a damaged line
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string line = good;
+      line[at] = static_cast<char>(line[at] ^ (1 << bit));
+      if (line[at] == '\n') continue;
+      std::ofstream(file.path) << line << '\n';
+      for (const StepRecord& record : read_training_log(file.path)) CHECK(std::isfinite(record.loss));
+    }
+  }
+  TrainingLog log(file.path, 3);
+  CHECK(log.damaged() == static_cast<int>(log.records().empty()));
+}
+
+TEST_CASE("trainer_state.json has the step of the model where a guard went back") {
+  const Scratch file("trainer_state.json");
+  write_trainer_state(file.path, {{1, 0.5, 3.0, 0.7, 1e-3, 100, 90, 5}, {2, 1.0, 2.0, 0.6, 5e-4, 100, 90, 5}},
+                      {1, 4, 2, 1, 50});
+  std::ifstream in(file.path);
+  const auto state = nlohmann::json::parse(in);
+  CHECK(state.at("global_step") == 1);
+  CHECK(state.at("epoch") == 0.5);
+  CHECK(state.at("log_history").size() == 2);
+}
+
 TEST_CASE("trainer_state.json has what transformers reads") {
   const Scratch file("trainer_state.json");
   write_trainer_state(file.path, {{1, 0.5, 3.0, 0.7, 1e-3, 100, 90, 5}, {2, 1.0, 2.0, 0.6, 5e-4, 100, 90, 5}},
-                      {4, 2, 1, 50});
+                      {2, 4, 2, 1, 50});
   std::ifstream in(file.path);
   const auto state = nlohmann::json::parse(in);
   CHECK(state.at("global_step") == 2);

@@ -202,11 +202,47 @@ TEST_CASE("damaged manifests: an error, or a data set that keeps its rules") {
   CHECK(holds(refusal(directory.path), "manifest.json"));
 }
 
+TEST_CASE("a manifest that was changed is not believed, and a fingerprint is that of the content") {
+  const TemporaryDirectory directory;
+  qlora::write_dataset(directory.path, windows(), info());
+  const fs::path path = directory.path / "manifest.json";
+  const std::string good = read_bytes(path);
+  for (std::size_t at = 0; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ (1 << (at % 8)));
+    write_bytes(path, bad);
+    CAPTURE(at);
+    REQUIRE(refusal(directory.path) != "accepted");
+  }
+  Json without = Json::parse(good);
+  without.erase("sha256");
+  write_bytes(path, good);
+  const std::string fingerprint = TokenDataset::open(directory.path).fingerprint();
+  write_bytes(path, qlora::json_text(without));  // as earlier versions wrote it
+  CHECK(TokenDataset::open(directory.path).fingerprint() == fingerprint);
+  CHECK(fingerprint == qlora::sha256(qlora::json_text(without)));
+}
+
+TEST_CASE("a data set that cannot be written leaves the one that was there, and no other file is removed") {
+  const TemporaryDirectory directory;
+  qlora::write_dataset(directory.path, windows(), info());
+  const std::string good = read_bytes(directory.path / "manifest.json");
+  PackedWindows none = windows();
+  for (auto* column : {&none.ids, &none.labels, &none.documents}) column->clear();
+  CHECK_THROWS_AS(qlora::write_dataset(directory.path, none, info()), qlora::Error);
+  CHECK(read_bytes(directory.path / "manifest.json") == good);
+  write_bytes(directory.path / "notes.txt", "mine");
+  CHECK_THROWS_AS(qlora::write_dataset(directory.path, windows(), info()), qlora::Error);
+  CHECK(read_bytes(directory.path / "notes.txt") == "mine");
+  CHECK(read_bytes(directory.path / "manifest.json") == good);
+}
+
 TEST_CASE("manifests that lie are refused, each with its reason") {
   const TemporaryDirectory directory;
   qlora::write_dataset(directory.path, windows(), info());
   const fs::path path = directory.path / "manifest.json";
-  const Json good = Json::parse(read_bytes(path));
+  Json good = Json::parse(read_bytes(path));
+  good.erase("sha256");  // a manifest of an earlier version: what it says is looked at
   const auto lie = [&](const std::string& pointer, const Json& value) {
     Json bad = good;
     bad[Json::json_pointer(pointer)] = value;
@@ -249,6 +285,7 @@ TEST_CASE("a shard that its hash vouches for must still keep the rules") {
     write_bytes(shard, bytes);
     Json manifest = Json::parse(read_bytes(directory.path / "manifest.json"));
     manifest["shards"][0]["sha256"] = qlora::sha256_file(shard);
+    manifest.erase("sha256");  // as an earlier version wrote it
     write_bytes(directory.path / "manifest.json", manifest.dump());
     return refusal(directory.path);
   };

@@ -73,6 +73,38 @@ TEST_CASE("unknown keys, empty lines, CRLF and a byte order mark are tolerated; 
   CHECK(d[1].text == "\xE2\x82\xAC");
 }
 
+TEST_CASE("chat data in the usual schemas is a chat; others are refused with their keys") {
+  const Folder folder;
+  const auto read = [&](const std::string& line) { return qlora::read_documents(folder.file("s.jsonl", line)).at(0); };
+  const auto turns = [&](const std::string& line) {
+    std::string all;
+    for (const qlora::Message& one : read(line).messages) all += one.role + "=" + one.content + ";";
+    return all;
+  };
+  CHECK(
+      turns(
+          R"({"conversations":[{"from":"system","value":"s"},{"from":"human","value":"q"},{"from":"gpt","value":"a"}]})") ==
+      "system=s;user=q;assistant=a;");
+  CHECK(turns(R"({"conversations":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]})") ==
+        "user=q;assistant=a;");
+  CHECK(turns(R"({"instruction":"Say hi","input":"","output":"hi"})") == "user=Say hi;assistant=hi;");
+  CHECK(turns(R"({"instruction":"Add","input":"1 2","output":"3","system":"s"})") ==
+        "system=s;user=Add\n\n1 2;assistant=3;");
+  CHECK(turns(R"({"prompt":"q","completion":"a"})") == "user=q;assistant=a;");
+  CHECK(turns(R"({"prompt":"q","response":"a"})") == "user=q;assistant=a;");
+  // The same chat has the same hash, whatever schema it came in.
+  CHECK(read(R"({"prompt":"q","completion":"a"})").sha256 ==
+        read(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]})").sha256);
+  const auto refused = [&](const std::string& line) { return refusal(folder.file("s.jsonl", line)); };
+  CHECK(has(refused(R"({"prompt":"x","chosen":"a","rejected":"b"})"), "s.jsonl:1: neither \"text\" nor \"messages\""));
+  CHECK(has(refused(R"({"prompt":"x","chosen":"a","rejected":"b"})"),
+            "its keys are \"chosen\", \"prompt\", \"rejected\""));
+  CHECK(has(refused(R"({"Text":"one"})"), "its keys are \"Text\""));
+  CHECK(has(refused(R"({"prompt":"q","completion":"a","response":"b"})"), "both \"prompt\" with"));
+  CHECK(has(refused(R"({"prompt":"q","completion":["a"]})"), "\"completion\" is not a string"));
+  CHECK(has(refused(R"({"conversations":[{"from":"human","text":"q"}]})"), "\"from\" and \"value\""));
+}
+
 TEST_CASE("a bad line is refused with its number and reason") {
   const Folder folder;
   const std::pair<std::string, std::string> cases[] = {

@@ -205,3 +205,25 @@ TEST_CASE("what cannot be packed is refused") {
   const std::vector<TokenDocument> uneven{{{1, 5, 2}, {0, 1}}};
   CHECK_THROWS_AS(static_cast<void>(qlora::pack_documents(uneven, {.seq = 4})), Error);
 }
+
+TEST_CASE("windows without a label are taken out and counted") {
+  // Chats of 6 tokens asked and 2 answered, of 2 and 1, and one without an answer. Windows of 4: the first has no
+  // answer, the second and third have one, the last two none.
+  const std::vector<TokenDocument> documents{{{1, 10, 11, 12, 13, 14, 15, 2}, {0, 0, 0, 0, 0, 0, 1, 1}},
+                                             {{1, 20, 21}, {0, 0, 1}},
+                                             {{1, 30, 31, 32, 33, 34}, {0, 0, 0, 0, 0, 0}}};
+  PackedWindows packed =
+      qlora::pack_documents(documents, {.seq = 4, .labels = LabelChoice::answers, .split = SplitChoice::pad});
+  REQUIRE(packed.windows() == 5);
+  const auto before = packed.counts;
+  CHECK(qlora::drop_unlabelled(packed) == 3);
+  CHECK(packed.ids == Ids{13, 14, 15, 2, 1, 20, 21, 1});
+  CHECK(packed.labels == Ids{no, no, 15, 2, no, no, 21, no});
+  CHECK(packed.documents == Ids{0, 0, 0, 0, 1, 1, 1, 2});
+  CHECK(packed.counts.tokens == 8);
+  CHECK(packed.counts.dropped_tokens == 9);
+  CHECK(packed.counts.tokens + packed.counts.dropped_tokens == before.tokens);
+  CHECK(packed.counts.padding == before.padding - 3);
+  CHECK(packed.counts.labelled == before.labelled);
+  CHECK(qlora::drop_unlabelled(packed) == 0);
+}

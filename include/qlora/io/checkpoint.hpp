@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdint>
 #include <filesystem>
@@ -64,13 +65,25 @@ inline constexpr std::string_view checkpoint_files[] = {"state.safetensors", "st
   return step;
 }
 
-/// Steps that have a directory, newest first.
+/// An error of the system is no damage: it may be gone at the next try, and what was not seen is not lost.
+[[noreturn]] inline void refuse_unseen(const std::filesystem::path& path, const std::error_code& code) {
+  throw Error(concat("cannot look for checkpoints in ", path.string(), ": ", code.message()), ErrorKind::resource);
+}
+
+/// Steps that have a directory, newest first. Throws Error (resource) when the system cannot tell.
 [[nodiscard]] inline std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& root) {
   std::vector<std::int64_t> steps;
-  std::error_code missing;
-  for (const auto& entry : std::filesystem::directory_iterator(root, missing)) {
-    const auto step = step_of(entry.path().filename().string());
-    if (step && entry.is_directory()) steps.push_back(*step);
+  std::error_code code;
+  std::filesystem::directory_iterator at(root, code);
+  if (code == std::errc::no_such_file_or_directory) return steps;
+  if (code) refuse_unseen(root, code);
+  for (const std::filesystem::directory_iterator end; at != end;) {
+    const auto step = step_of(at->path().filename().string());
+    const bool folder = step && at->is_directory(code);
+    if (code && code != std::errc::no_such_file_or_directory) refuse_unseen(at->path(), code);
+    if (folder) steps.push_back(*step);
+    at.increment(code);
+    if (code) refuse_unseen(root, code);
   }
   std::sort(steps.rbegin(), steps.rend());
   return steps;
@@ -186,6 +199,7 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
 }
 
 /// Opens the newest checkpoint that verifies and says which newer ones do not. Damaged ones are left where they are.
+/// Throws Error (resource) when the system cannot read: that is no damage.
 /// With `keep`, as a run that starts calls it, also prunes: a process killed between saving and pruning leaves one
 /// checkpoint too many, and without this they would add up.
 [[nodiscard]] inline CheckpointSearch load_latest_checkpoint(const std::filesystem::path& root,
@@ -196,6 +210,9 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
     try {
       result.checkpoint = load_checkpoint(detail::checkpoint_path(root, step));
       break;
+    } catch (const SystemError& error) {
+      if (error.code() != ENOENT && error.code() != ENOTDIR) throw Error(error.what(), ErrorKind::resource);
+      result.skipped.emplace_back(error.what());
     } catch (const Error& error) {
       result.skipped.emplace_back(error.what());
     }

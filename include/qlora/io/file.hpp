@@ -5,32 +5,56 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "qlora/error.hpp"
 
 namespace qlora {
 inline namespace v0 {
 
-/// Throws Error "WHAT PATH: errno text"; a full disk or an exhausted table is ErrorKind::resource, the rest is input.
+/// Whether this errno is the system's: a full disk, an exhausted table, a device that fails.
+[[nodiscard]] inline bool is_scarcity(int code) {
+  return code == ENOSPC || code == EDQUOT || code == EFBIG || code == ENOMEM || code == EMFILE || code == ENFILE ||
+         code == EIO || code == EROFS;
+}
+
+/// An error that a system call reported.
+class SystemError : public Error {
+ public:
+  /// From an errno; the kind is resource where is_scarcity, else input.
+  SystemError(const std::string& message, int code)
+      : Error(message, is_scarcity(code) ? ErrorKind::resource : ErrorKind::input), code_(code) {}
+  /// The errno.
+  [[nodiscard]] int code() const noexcept { return code_; }
+
+ private:
+  int code_;
+};
+
+/// Throws SystemError "WHAT PATH: errno text"; its kind is resource where is_scarcity, else input.
 [[noreturn]] inline void throw_errno(std::string_view what, const std::filesystem::path& path, int code) {
-  const bool scarce = code == ENOSPC || code == EDQUOT || code == EFBIG || code == ENOMEM || code == EMFILE ||
-                      code == ENFILE || code == EIO || code == EROFS;
-  throw Error(concat(what, " ", path.string(), ": ", std::generic_category().message(code)),
-              scarce ? ErrorKind::resource : ErrorKind::input);
+  throw SystemError(concat(what, " ", path.string(), ": ", std::generic_category().message(code)), code);
 }
 
 /// An open file descriptor, closed by the destructor.
@@ -149,6 +173,12 @@ inline void expect_pages(std::span<const std::byte> bytes) {
   return text;
 }
 
+/// Throws Error when the bytes are those of a Git LFS pointer, which stands where the file itself was not fetched.
+inline void refuse_lfs_pointer(std::string_view text, std::string_view what) {
+  if (!text.starts_with("version https://git-lfs.github.com/spec/")) return;
+  throw Error(concat(what, ": is a Git LFS pointer, not the file; fetch it with `git lfs pull`"));
+}
+
 /// Writes all bytes at a file offset, through short writes and EINTR.
 inline void write_all(const FileDescriptor& file, const std::filesystem::path& path, std::uint64_t offset,
                       std::span<const std::byte> bytes) {
@@ -158,6 +188,17 @@ inline void write_all(const FileDescriptor& file, const std::filesystem::path& p
     if (put < 0) throw_errno("cannot write", path, errno);
     if (put == 0) throw_errno("cannot write", path, ENOSPC);
     offset += static_cast<std::uint64_t>(put);
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+  }
+}
+
+/// Writes all bytes to a pipe or a device, through short writes and EINTR.
+inline void write_stream(const FileDescriptor& file, const std::filesystem::path& path,
+                         std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t put = ::write(file.get(), bytes.data(), bytes.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) throw_errno("cannot write", path, errno);
     bytes = bytes.subspan(static_cast<std::size_t>(put));
   }
 }
@@ -174,18 +215,148 @@ inline void sync_directory(const std::filesystem::path& path) {
   if (::fsync(file.get()) != 0 && errno != EINVAL) throw_errno("cannot make durable", here, errno);
 }
 
-/// ".NAME.tmp-PID-N" next to path: a name that this process has not used and that a stale-file sweep can recognise.
+/// ".NAME.tmp-PID-N" next to path: a name that this process has not used and that remove_stale recognises.
 [[nodiscard]] inline std::filesystem::path temporary_beside(const std::filesystem::path& path) {
   static std::atomic<unsigned> counter{0};
   return path.parent_path() / concat(".", path.filename().string(), ".tmp-", ::getpid(), "-", counter.fetch_add(1));
 }
+/// Whether this is a name that temporary_beside gives, for files of this name or, if it is empty, of any.
+[[nodiscard]] inline bool is_temporary_name(std::string_view name, std::string_view of = {}) {
+  const std::size_t mark = name.rfind(".tmp-");
+  if (!name.starts_with('.') || mark == std::string_view::npos || mark < 2) return false;
+  const std::string_view numbers = name.substr(mark + 5);
+  const std::size_t dash = numbers.find('-');
+  return (of.empty() || name.substr(1, mark - 1) == of) && dash != std::string_view::npos && dash > 0 &&
+         dash + 1 < numbers.size() && numbers.find_first_not_of("0123456789-") == std::string_view::npos &&
+         numbers.find('-', dash + 1) == std::string_view::npos;
+}
 
-/// A file that appears under its name complete and durable, or not at all. Without commit() it leaves nothing behind.
+/// Locks what has just been made under a temporary name, so that others see that its writer lives. The kernel drops the
+/// lock when the writer ends, however it ends. File systems without locks are let be.
+inline void lock_temporary(const FileDescriptor& file) { (void)::flock(file.get(), LOCK_EX | LOCK_NB); }
+
+/// Whether the process that made this temporary file or directory still writes it.
+[[nodiscard]] inline bool is_in_use(const std::filesystem::path& temporary) {
+  const int fd = ::open(temporary.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return errno != ENOENT;  // what cannot be looked at is let be
+  const FileDescriptor file(fd);
+  return ::flock(file.get(), LOCK_EX | LOCK_NB) != 0;
+}
+
+namespace detail {
+
+/// A sum that any changed bit changes: each step is invertible in the word that it takes in.
+class WordSum {
+ public:
+  /// All pieces but the last are a multiple of 8 bytes.
+  void update(std::span<const std::byte> bytes) {
+    std::uint64_t word = 0;
+    std::size_t at = 0;
+    for (; at + 8 <= bytes.size(); at += 8) {
+      std::memcpy(&word, bytes.data() + at, 8);
+      mix(word);
+    }
+    if (at == bytes.size()) return;
+    word = 0;
+    std::memcpy(&word, bytes.data() + at, bytes.size() - at);
+    mix(word);
+  }
+  [[nodiscard]] std::uint64_t value() const { return sum_; }
+
+ private:
+  void mix(std::uint64_t word) {
+    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15U;  // the golden ratio's bits, odd
+    sum_ ^= sum_ >> 32;
+  }
+  std::uint64_t sum_ = 0x243F6A8885A308D3U;  // pi's
+};
+
+[[nodiscard]] inline std::uint64_t word_sum(std::span<const std::byte> bytes) {
+  WordSum sum;
+  sum.update(bytes);
+  return sum.value();
+}
+
+/// The pieces that were written to a file, each with the sum of what was in memory.
+class WrittenPieces {
+ public:
+  /// Called by any thread.
+  void add(std::uint64_t offset, std::span<const std::byte> bytes) {
+    if (bytes.empty()) return;
+    const std::uint64_t sum = word_sum(bytes);
+    const std::uint64_t end = offset + bytes.size();
+    const std::lock_guard lock(mutex_);
+    auto at = pieces_.lower_bound(offset);
+    if (at != pieces_.begin() && std::prev(at)->second.end > offset) --at;
+    while (at != pieces_.end() && at->first < end) at = pieces_.erase(at);  // written over
+    pieces_[offset] = {end, sum};
+  }
+
+  /// Reads every piece back, from the disk and not from memory where the system can tell the difference. Throws Error
+  /// (resource) naming `path` when one is not what was written. The file is durable already.
+  void verify(const FileDescriptor& file, const std::filesystem::path& path) const {
+    (void)::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
+    std::vector<std::byte> buffer(std::size_t{1} << 20);
+    for (const auto& [begin, piece] : pieces_) {
+      WordSum sum;
+      for (std::uint64_t offset = begin; offset < piece.end;) {
+        const auto wanted = static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), piece.end - offset));
+        if (!read_fully(file, path, offset, std::span(buffer).first(wanted))) refuse(path, offset);
+        sum.update(std::span(buffer).first(wanted));
+        offset += wanted;
+      }
+      if (sum.value() != piece.sum) refuse(path, begin);
+    }
+  }
+
+ private:
+  struct Piece {
+    std::uint64_t end = 0;
+    std::uint64_t sum = 0;
+  };
+  static bool read_fully(const FileDescriptor& file, const std::filesystem::path& path, std::uint64_t offset,
+                         std::span<std::byte> into) {
+    while (!into.empty()) {
+      const ssize_t got = ::pread(file.get(), into.data(), into.size(), static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) throw_errno("cannot read back", path, errno);
+      if (got == 0) return false;
+      offset += static_cast<std::uint64_t>(got);
+      into = into.subspan(static_cast<std::size_t>(got));
+    }
+    return true;
+  }
+  [[noreturn]] static void refuse(const std::filesystem::path& path, std::uint64_t offset) {
+    throw Error(concat(path.string(), ": what was read back from byte ", offset,
+                       " on is not what was written; the memory or the disk of this machine is faulty"),
+                ErrorKind::resource);
+  }
+
+  std::mutex mutex_;
+  std::map<std::uint64_t, Piece> pieces_;  // by their offset, without overlap
+};
+
+}  // namespace detail
+
+/// Where a path leads: the target of symbolic links, which may not exist yet.
+[[nodiscard]] inline std::filesystem::path behind_links(std::filesystem::path path) {
+  std::error_code code;
+  for (int links = 0; links < 40 && std::filesystem::is_symlink(path, code); ++links) {
+    const std::filesystem::path target = std::filesystem::read_symlink(path, code);
+    path = target.is_absolute() ? target : path.parent_path() / target;
+  }
+  return path;
+}
+
+/// A file that appears under its name complete, durable and compared with what was in memory, or not at all. Without
+/// commit() it leaves nothing behind, and what a killed namesake left goes when the next one is made.
+/// A symbolic link of that name stays, and what it points to is replaced.
 class AtomicFile {
  public:
   /// Opens a temporary file beside `path`. Throws Error when it cannot, and (resource) where a folder or device has the
   /// name.
-  explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
+  explicit AtomicFile(const std::filesystem::path& path)
+      : path_(behind_links(path)), temporary_(temporary_beside(path_)) {
     std::error_code missing;
     const std::filesystem::file_status old = std::filesystem::status(path_, missing);
     if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {  // a device would be replaced
@@ -193,11 +364,16 @@ class AtomicFile {
                   ErrorKind::resource);
     }
     while (::access(temporary_.c_str(), F_OK) == 0) temporary_ = temporary_beside(path_);  // left by a dead namesake
-    file_ = FileDescriptor::open("cannot create", temporary_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    remove_stale();
+    file_ = FileDescriptor::open("cannot create", temporary_, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    lock_temporary(file_);
   }
   /// `other` may only be destroyed afterwards.
   AtomicFile(AtomicFile&& other) noexcept
-      : path_(std::move(other.path_)), temporary_(std::exchange(other.temporary_, {})), file_(std::move(other.file_)) {}
+      : path_(std::move(other.path_)),
+        temporary_(std::exchange(other.temporary_, {})),
+        file_(std::move(other.file_)),
+        pieces_(std::move(other.pieces_)) {}
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile() {
     if (!temporary_.empty()) ::unlink(temporary_.c_str());
@@ -215,11 +391,15 @@ class AtomicFile {
     if (::ftruncate(file_.get(), static_cast<off_t>(bytes)) != 0) throw_errno("cannot resize", path_, errno);
   }
   /// Writes bytes at an offset; parts may come in any order. Throws Error when the system cannot write them.
-  void write_at(std::uint64_t offset, std::span<const std::byte> bytes) { write_all(file_, path_, offset, bytes); }
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+    pieces_->add(offset, bytes);
+    write_all(file_, path_, offset, bytes);
+  }
 
-  /// Makes the contents durable and gives them their name, replacing what had it.
+  /// Makes the contents durable, reads them back, and gives them their name, replacing what had it.
   void commit() {
     sync_file(file_, path_);
+    pieces_->verify(file_, path_);
     if (::close(file_.release()) != 0) throw_errno("cannot close", path_, errno);
     if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno("cannot rename to", path_, errno);
     temporary_.clear();
@@ -229,9 +409,25 @@ class AtomicFile {
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
  private:
+  void remove_stale() const {
+    std::error_code ignored;
+    const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : ".";
+    const std::string name = path_.filename().string();
+    std::vector<std::filesystem::path> stale;
+    for (std::filesystem::directory_iterator at(folder, ignored), end; at != end; at.increment(ignored)) {
+      if (is_temporary_name(at->path().filename().string(), name) && at->is_regular_file(ignored) &&
+          !is_in_use(at->path())) {
+        stale.push_back(at->path());
+      }
+      if (ignored) break;
+    }
+    for (const std::filesystem::path& one : stale) ::unlink(one.c_str());
+  }
+
   std::filesystem::path path_;
   std::filesystem::path temporary_;  // empty once renamed or moved from
   FileDescriptor file_;
+  std::unique_ptr<detail::WrittenPieces> pieces_ = std::make_unique<detail::WrittenPieces>();
 };
 
 /// Replaces a file by these bytes, whole or not at all.

@@ -152,7 +152,7 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
 [[nodiscard]] inline DType dtype_of(const Json& config, std::string_view where) {
   const char* key = json_find(config, "dtype") != nullptr ? "dtype" : "torch_dtype";
   const std::string name = json_string_or(config, key, where, "float32");  // what transformers takes an absent one for
-  if (name == "float16") return DType::f16;
+  if (name == "float16" || name == "auto") return DType::f16;              // auto: as stored, which the files tell
   if (name == "bfloat16") return DType::bf16;
   if (name == "float32") return DType::f32;
   if (name == "float64") return DType::f64;

@@ -30,6 +30,7 @@ namespace detail {
 struct Weights {
   std::vector<SafetensorsFile> shards;
   std::map<std::string, std::size_t, std::less<>> where;
+  std::string note;  ///< what is odd and harmless
 
   [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
     const auto found = where.find(name);
@@ -43,15 +44,16 @@ struct Weights {
          name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
 }
 
-inline void check_total_size(const Json& index, const Weights& weights, std::string_view where) {
+/// All tensors are there when this is called, so a wrong sum is the writer's mistake and no loss.
+inline void note_total_size(const Json& index, Weights& weights, std::string_view where) {
   const Json* metadata = json_find(index, "metadata");
   if (metadata == nullptr || !metadata->is_object() || json_find(*metadata, "total_size") == nullptr) return;
   std::uint64_t total = 0;
   for (const auto& [name, shard] : weights.where) total += weights.shards[shard].at(name).bytes.size();
   const double stated = json_number(*metadata, "total_size", where, 0, 9e15);  // some writers make it a float
   if (stated != static_cast<double>(total)) {
-    throw Error(concat(where, ": total_size is ", static_cast<std::uint64_t>(stated), " but the tensors have ", total,
-                       " bytes; a shard is missing or from another model"));
+    weights.note = concat(where, ": total_size is ", static_cast<std::uint64_t>(stated), " but the tensors have ",
+                          total, " bytes; all of them are there");
   }
 }
 
@@ -77,7 +79,7 @@ inline void check_total_size(const Json& index, const Weights& weights, std::str
     }
     weights.where.emplace(name, place->second);
   }
-  check_total_size(index, weights, where);
+  note_total_size(index, weights, where);
   return weights;
 }
 
@@ -173,6 +175,9 @@ struct ModelDir : ModelConfig {
       return weights->find(tied && name == tensor_name::head ? tensor_name::embedding : name);
     };
   }
+
+  /// What is odd about the directory and does no harm; empty: nothing.
+  [[nodiscard]] const std::string& note() const { return weights_->note; }
 
   /// Tells models of one shape apart without reading all of them: SHA-256 of the first 4 KiB of every tensor, in the
   /// order of tensor_names. The same weights stored in another type have another one.

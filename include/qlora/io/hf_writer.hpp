@@ -85,6 +85,7 @@ class ModelWriter {
   struct Options {
     std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a shard of its own
     std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
+    bool replace = false;                           ///< take the place of a directory that holds a model alone
   };
 
   /// `model.dtype` (f16, bf16 or f32) is what is written. Throws Error when the target holds files, or the disk is
@@ -92,7 +93,10 @@ class ModelWriter {
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model) : ModelWriter(target, model, Options{}) {}
   /// The same with another limit of the shards, or with tokenizer files.
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model, const Options& options)
-      : directory_(target), model_(model), options_(options) {
+      : directory_(target, temporary_beside(without_slash(target)),
+                   [&](std::string_view name) { return options.replace && is_model_file(name); }),
+        model_(model),
+        options_(options) {
     QLORA_EXPECTS(model.dtype == DType::f16 || model.dtype == DType::bf16 || model.dtype == DType::f32,
                   "a model cannot be written as ", ::qlora::name_of(model.dtype));
     plan();

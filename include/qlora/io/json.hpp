@@ -109,7 +109,9 @@ class JsonGuard final : public JsonHandler {
 
 /// Reads and parses a JSON file whose top is an object.
 [[nodiscard]] inline Json read_json_object(const std::filesystem::path& path, std::size_t max_bytes = 64U << 20) {
-  Json value = parse_json(read_text(path, max_bytes), path.string());
+  const std::string text = read_text(path, max_bytes);
+  refuse_lfs_pointer(text, path.string());
+  Json value = parse_json(text, path.string());
   if (!value.is_object()) throw Error(concat(path.string(), ": holds no JSON object"));
   return value;
 }

@@ -43,6 +43,7 @@ struct MergeOptions {
   /// Called with 0 when the target is ready and after each tensor with how many are done, by one thread at a time,
   /// whichever it is; false: stop.
   std::function<bool(std::int64_t)> on_tensor;
+  bool replace = false;  ///< take the place of a directory that holds a model alone
 };
 
 /// What a merge wrote, and how long it took.
@@ -115,7 +116,9 @@ class Merge {
         source_(model.source()),
         options_(options),
         writer_(out, as_f16(model),
-                {.max_shard_bytes = options.max_shard_bytes, .tokenizer_from = options.tokenizer_from}),
+                {.max_shard_bytes = options.max_shard_bytes,
+                 .tokenizer_from = options.tokenizer_from,
+                 .replace = options.replace}),
         tensors_(writer_.tensors_for(lanes)),
         left_(writer_.files()) {
     for (const hf::NamedShape& tensor : tensors_) left_[writer_.file_of(tensor.name)].fetch_add(1);

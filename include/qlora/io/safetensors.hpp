@@ -232,6 +232,7 @@ class SafetensorsFile {
   void parse() {
     const std::string what = path_.string();
     const std::span<const std::byte> bytes = file_.bytes();
+    refuse_lfs_pointer({reinterpret_cast<const char*>(bytes.data()), std::min<std::size_t>(bytes.size(), 64)}, what);
     if (bytes.size() < 8) throw Error(concat(what, ": too short for a safetensors file"));
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data(), 8);

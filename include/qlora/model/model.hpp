@@ -11,6 +11,7 @@
 #include <string_view>
 #include <utility>
 
+#include "qlora/model/limits.hpp"
 #include "qlora/model/network.hpp"
 
 namespace qlora {
@@ -98,13 +99,7 @@ inline void agree(std::string_view what, int config, int actual) {
   } else if (lora.rank > 0 || lora.targets != Proj::none) {
     throw Error("adapters were asked for; this config trains every weight and has none", ErrorKind::usage);
   }
-  if (rule::shape_is_positive(config.shape) && !rule::rank_fits_every_target(config)) {
-    const Shape& s = config.shape;
-    throw Error(
-        concat("LoRA rank ", config.lora.rank, " is outside 1 to ", std::min({s.dim, s.ffn, s.heads * s.head_dim}),
-               ", the input width of this model's narrowest layer"),
-        ErrorKind::usage);
-  }
+  if (rule::shape_is_positive(config.shape)) expect_rank(config);
   const std::string_view broken = broken_rule(config);
   QLORA_EXPECTS(broken.empty(), "this model cannot run: its config breaks the rule that ", broken);
   return config;

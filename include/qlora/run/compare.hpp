@@ -18,6 +18,10 @@ namespace run {
 /// Throws Error (usage) for a requirement that the comparison could not answer. Reads the probes, but no model.
 QLORA_STEP void check_comparison(const CompareRequest& request);
 
+/// Throws Error: (usage) for a request without questions and probes; (input) for questions and probes that cannot be
+/// read. Reads no model.
+QLORA_STEP void check_questions(const CompareRequest& request);
+
 /// Throws Error: (usage) as check_comparison does, and for a request without questions and probes; (input) for files
 /// that cannot be used; (resource) for too little memory; (interrupted) when `progress` asks to stop.
 [[nodiscard]] QLORA_STEP Comparison compare(const CompareRequest& request, Progress& progress);
@@ -105,6 +109,10 @@ inline void check_requirements(const CompareRequest& request, std::span<const ev
   return questions;
 }
 
+[[noreturn]] inline void refuse_without_questions() {
+  throw Error("nothing to ask: give questions or probes", ErrorKind::usage);
+}
+
 class CompareRun {
  public:
   CompareRun(const CompareRequest& request, Progress& progress)
@@ -116,7 +124,7 @@ class CompareRun {
     has_texts_ = std::any_of(items_.begin(), items_.end(), [](const auto& i) { return i.kind == eval::Kind::text; });
     questions_ = shown_questions(request.comparison, items_);
     if (questions_.empty() && items_.empty()) {
-      throw Error("nothing to ask: give --questions or --probes", ErrorKind::usage);
+      refuse_without_questions();
     }
     for (const Question& one : questions_) result_.answers.push_back({one.chat, one.prompt});
   }
@@ -231,6 +239,10 @@ QLORA_STEP void check_comparison(const CompareRequest& request) {
   detail::check_requirements(request, eval::read_items(std::span(request.comparison.probes)));
 }
 
+QLORA_STEP void check_questions(const CompareRequest& request) {
+  const std::vector<eval::Item> items = eval::read_items(std::span(request.comparison.probes));
+  if (items.empty() && detail::shown_questions(request.comparison, items).empty()) detail::refuse_without_questions();
+}
 [[nodiscard]] QLORA_STEP Comparison compare(const CompareRequest& request, Progress& progress) {
   return detail::CompareRun(request, progress).run();
 }

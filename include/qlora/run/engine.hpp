@@ -79,9 +79,11 @@ class EngineSession {
   [[nodiscard]] Session& session() { return *session_; }
 
   /// Answers to all questions, chats and completions, in their order. `on_token` gets the number of a question among
-  /// those of its form. Throws Error (interrupted) when `progress` asks to stop.
+  /// those of its form. When `progress` asks to stop: throws Error (interrupted), or with `keep_at_stop` gives what
+  /// there is, of which only the replies that say `stopped` are whole.
   [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, const Sampling& sampling,
-                                       const Progress& progress = Progress(), const OnToken& on_token = {}) {
+                                       const Progress& progress = Progress(), const OnToken& on_token = {},
+                                       bool keep_at_stop = false) {
     GenerateOptions options = generation(sampling);
     std::vector<Reply> replies(questions.size());
     for (const bool chat : {false, true}) {
@@ -98,7 +100,7 @@ class EngineSession {
       const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
         return !progress.stop_requested() && (!on_token || on_token(prompt, id));
       });
-      if (progress.stop_requested()) {
+      if (!keep_at_stop && progress.stop_requested()) {
         throw Error("interrupted while answering; ask again", ErrorKind::interrupted);
       }
       for (std::size_t i = 0; i < which.size(); ++i) {
@@ -181,8 +183,9 @@ class Engine {
   [[nodiscard]] Session& session() { return first_->session(); }
   /// EngineSession::ask of the first session.
   [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, const Sampling& sampling,
-                                       const Progress& progress = Progress(), const OnToken& on_token = {}) {
-    return first_->ask(questions, sampling, progress, on_token);
+                                       const Progress& progress = Progress(), const OnToken& on_token = {},
+                                       bool keep_at_stop = false) {
+    return first_->ask(questions, sampling, progress, on_token, keep_at_stop);
   }
   /// EngineSession::measure of the first session.
   [[nodiscard]] eval::ItemResults measure(std::span<const eval::Item> items, int max_new_tokens,

@@ -145,6 +145,12 @@ inline void complete_job(Job& job) {
   if (std::none_of(job.arms.begin(), job.arms.end(), [&](const Arm& arm) { return arm.name == job.merge.arm; })) {
     throw Error(concat("[merge] arm is \"", job.merge.arm, "\", and no [[arm]] has that name"));
   }
+  const auto replays = [](const Arm& arm) { return !arm.train.replay.replay.empty(); };
+  const auto limits = [](const Arm& arm) { return arm.train.replay.replay_limit > 0; };
+  if (std::any_of(job.arms.begin(), job.arms.end(), limits) &&
+      std::none_of(job.arms.begin(), job.arms.end(), replays)) {
+    throw Error("replay_limit says how many documents are replayed, and no arm has a replay");
+  }
   detail::check_arms(job.arms);
 }
 

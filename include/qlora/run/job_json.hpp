@@ -29,7 +29,7 @@ namespace detail {
   if (json.is_number_integer()) return json.get<std::int64_t>();
   if (json.is_number()) return json.get<double>();
   if (json.is_string()) return json.get<std::string>();
-  if (json.is_array()) return json.get<std::vector<std::string>>();
+  if (json.is_array()) return texts_of(json, "setting");
   throw Error("the JSON of a setting is no value of an option: " + qlora::detail::excerpt(json.dump()));
 }
 
@@ -54,13 +54,13 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
       continue;
     }
     if (!value.is_array() || value.size() != 2) throw Error("the pages of an arm are not urls and files");
-    arm.pages.urls = value.at(0).get<std::vector<std::string>>();
-    for (const OrderedJson& file : value.at(1)) arm.pages.files.emplace_back(file.get<std::string>());
+    arm.pages.urls = texts_of(value.at(0), "pages");
+    for (std::string& file : texts_of(value.at(1), "pages")) arm.pages.files.emplace_back(std::move(file));
   }
 }
 
 [[nodiscard]] inline std::vector<std::string> arms_at(const OrderedJson& json) {
-  return required(json, "arms").get<std::vector<std::string>>();
+  return texts_of(required(json, "arms"), "arms");
 }
 
 }  // namespace detail
@@ -80,12 +80,14 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   StudyArm arm;
   arm.group = detail::required_text(json, "group");
   detail::read_setting(detail::required_text(json, "setting"), arm);
-  arm.seed = detail::required(json, "seed").get<std::int64_t>();
+  arm.seed = detail::whole_of(detail::required(json, "seed"), "seed");
   if (const OrderedJson* sweep = detail::section(json, "sweep")) {
-    for (const auto& [name, at] : sweep->items()) arm.sweep[name] = at.get<double>();
+    for (const auto& [name, at] : detail::object_of(*sweep, "sweep").items()) {
+      arm.sweep[name] = detail::number_of(at, name);
+    }
   }
   if (detail::section(json, "control") != nullptr) arm.control = detail::required_text(json, "control");
-  if (const OrderedJson* front = detail::section(json, "front")) arm.front = front->get<bool>();
+  if (const OrderedJson* front = detail::section(json, "front")) arm.front = detail::flag_of(*front, "front");
   return arm;
 }
 
@@ -111,7 +113,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 /// The metrics that to_json wrote. Throws Error where "values" is missing.
 [[nodiscard]] inline PooledMetrics pooled_metrics_from_json(const OrderedJson& json) {
   PooledMetrics metrics;
-  for (const auto& [path, one] : json.items()) {
+  for (const auto& [path, one] : detail::object_of(json, "figures").items()) {
     eval::PooledSeeds& pooled = metrics[path];
     pooled.n = detail::count_at(one, "n");
     pooled.over.seeds = detail::count_at(one, "seeds");
@@ -120,7 +122,9 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
     pooled.over.most = detail::number_at(one, "most");
     pooled.lower = detail::number_at(one, "lower");
     pooled.upper = detail::number_at(one, "upper");
-    pooled.values = detail::required(one, "values").get<std::vector<double>>();
+    for (const OrderedJson& value : detail::required_array(one, "values")) {
+      pooled.values.push_back(detail::number_of(value, "values"));
+    }
   }
   return metrics;
 }
@@ -156,7 +160,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 /// The result that to_json wrote. Throws Error where a key is missing.
 [[nodiscard]] inline SweepResult sweep_result_from_json(const OrderedJson& json) {
   SweepResult sweep{detail::required_text(json, "sweep"), detail::required_text(json, "group"), {}};
-  for (const OrderedJson& point : detail::required(json, "points")) {
+  for (const OrderedJson& point : detail::required_array(json, "points")) {
     sweep.points.push_back({detail::number_at(point, "at"), detail::arms_at(point),
                             pooled_metrics_from_json(detail::required(point, "figures"))});
   }
@@ -193,15 +197,16 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 [[nodiscard]] inline JobResult job_result_from_json(const OrderedJson& json) {
   JobResult result;
   result.comparison = comparison_from_json(json);
-  for (const auto& [step, spent] : detail::required(json, "seconds").items())
-    result.seconds[step] = spent.get<double>();
-  for (const auto& [name, arm] : detail::required(json, "arms").items()) {
+  for (const auto& [step, spent] : detail::required_object(json, "seconds").items()) {
+    result.seconds[step] = detail::number_of(spent, step);
+  }
+  for (const auto& [name, arm] : detail::required_object(json, "arms").items()) {
     result.study.arms[name] = study_arm_from_json(arm);
   }
   const auto read = [&](const char* section, auto& into, const auto& from_json) {
     const OrderedJson* list = detail::section(json, section);
     if (list == nullptr) return;
-    for (const OrderedJson& one : *list) into.push_back(from_json(one));
+    for (const OrderedJson& one : detail::array_of(*list, section)) into.push_back(from_json(one));
   };
   read("settings", result.study.settings, setting_result_from_json);
   read("sweeps", result.study.sweeps, sweep_result_from_json);

@@ -37,9 +37,15 @@ struct JobOptions {
   std::function<void(const std::string&)> on_summary{};  ///< gets one line about each data set and each training
 };
 
-/// Throws Error (usage) for an input that the job would overwrite, and for a requirement that the comparison, or a
-/// guard that a training could not answer, before anything is done. Reads the probes, but no model.
+/// Throws Error (usage) for an input that the job would overwrite or an output that it would read, and for a
+/// requirement that the comparison, or a guard that a training could not answer, before anything is done. Reads the
+/// probes, but no model.
 QLORA_STEP void check_job(const Job& job);
+
+/// Opens what the job will read, so that nothing is missing after hours of work: models, pages, replay, questions and
+/// probes. Throws Error: (input) for a file that is missing or not what it should be, (usage) for a rank that the model
+/// cannot have, windows that are longer than it reads, and a comparison without anything to ask.
+QLORA_STEP void check_inputs(const Job& job);
 
 /// Does a complete job (see complete_job); one run at a time in an output directory. Throws Error as the steps do, and
 /// (interrupted) when `progress` asks to stop: the same call then continues.
@@ -55,8 +61,11 @@ QLORA_STEP void check_job(const Job& job);
 #include <utility>
 
 #include "qlora/error.hpp"
+#include "qlora/io/directory.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/io/hf_model.hpp"
 #include "qlora/io/lock.hpp"
+#include "qlora/model/limits.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/job_json.hpp"
@@ -67,6 +76,7 @@ QLORA_STEP void check_job(const Job& job);
 #include "qlora/run/step_cache.hpp"
 #include "qlora/run/train.hpp"
 #include "qlora/run/training_log.hpp"
+#include "qlora/text/tokenizer.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -94,8 +104,15 @@ namespace run {
 
 namespace detail {
 
-/// Outputs are removed before a step is repeated. Throws Error (usage) when one of them is, or holds, an input of the
-/// job.
+/// Whether `inside` is `folder` or lies below it; both exist or not.
+[[nodiscard]] inline bool lies_in(const std::filesystem::path& inside, const std::filesystem::path& folder) {
+  const std::filesystem::path rest =
+      std::filesystem::weakly_canonical(inside).lexically_relative(std::filesystem::weakly_canonical(folder));
+  return !rest.empty() && *rest.begin() != "..";
+}
+
+/// Outputs are removed before a step is repeated, and a folder of inputs is read whole. Throws Error (usage) when an
+/// output is, or holds, an input of the job, and when a folder of inputs holds the output directory.
 inline void check_inputs_outside(const Job& job) {
   namespace fs = std::filesystem;
   std::vector<fs::path> inputs{job.comparison.questions};
@@ -119,13 +136,16 @@ inline void check_inputs_outside(const Job& job) {
   }
   for (const fs::path& input : inputs) {
     if (input.empty()) continue;
-    const fs::path place = fs::weakly_canonical(input);
     for (const fs::path& output : outputs) {
-      const fs::path inside = place.lexically_relative(fs::weakly_canonical(output));
-      if (inside.empty() || *inside.begin() == "..") continue;
+      if (!lies_in(input, output)) continue;
       throw Error(
           concat(input.string(), " lies in ", output.string(), ", which this job writes; choose another [output] dir"),
           ErrorKind::usage);
+    }
+    if (fs::is_directory(input) && lies_in(job.output.dir, input)) {
+      throw Error(concat("[output] dir ", job.output.dir.string(), " lies in ", input.string(),
+                         ", all of which is read; choose a directory outside it"),
+                  ErrorKind::usage);
     }
   }
 }
@@ -138,6 +158,30 @@ QLORA_STEP void check_job(const Job& job) {
     if (!arm.train.loop.guard.empty()) (void)read_probes(arm.train.loop);
   }
   if (!job.comparison.require.empty()) check_comparison(compare_request(job, job.models.front()));
+}
+
+QLORA_STEP void check_inputs(const Job& job) {
+  namespace fs = std::filesystem;
+  const auto expect_file = [](const fs::path& path, std::string_view key) {
+    if (!path.empty() && !fs::exists(path)) throw Error(concat(key, ": ", path.string(), " is not there"));
+  };
+  for (const Arm& arm : job.arms) {
+    for (const fs::path& page : arm.pages.files) expect_file(page, "files");
+    expect_file(arm.train.replay.replay, "replay");
+    if (!arm.train.loop.probes.empty()) (void)read_probes(arm.train.loop);
+  }
+  for (const JobModel& one : job.models) {
+    const hf::ModelDir model = hf::ModelDir::open(one.source.path);
+    (void)Tokenizer::load(tokenizer_file(one.source.path));
+    for (const Arm& arm : job.arms) {
+      if (arm.trains_all()) continue;
+      Config config{.shape = model.shape};
+      config.lora = {.rank = arm.train.options.rank, .targets = arm.train.options.targets};
+      expect_rank(config);
+    }
+    expect_length(job.packing.seq, model.max_positions);
+  }
+  check_questions(compare_request(job, job.models.front()));
 }
 
 /// The arms of a complete job as a study sees them.
@@ -162,6 +206,18 @@ QLORA_STEP void check_job(const Job& job) {
 
 namespace detail {
 
+/// Throws Error (resource) unless the disk has room for the merged models that are not there yet. What a training needs
+/// is checked when it begins.
+inline void expect_room_for_models(const Job& job) {
+  if (merged_arm(job) == nullptr) return;
+  std::uint64_t bytes = 0;
+  for (const JobModel& model : job.models) {
+    if (std::filesystem::exists(folder_of(job, model) / "merged")) continue;
+    bytes += 2 * static_cast<std::uint64_t>(parameters(hf::ModelDir::open(model.source.path).shape));  // float16
+  }
+  expect_free_space(job.output.dir, bytes);
+}
+
 /// The steps of one job in its output directory.
 class JobRun {
  public:
@@ -180,7 +236,9 @@ class JobRun {
       names.push_back(model.name);
       comparisons.push_back(tune(model));
     }
-    return report(join_comparisons(names, comparisons));
+    JobResult result = report(join_comparisons(names, comparisons));
+    cache_.end_of_run();
+    return result;
   }
 
  private:
@@ -191,6 +249,7 @@ class JobRun {
     if (progress_.stop_requested()) {
       throw Error("interrupted before " + step.name + "; the same command goes on from there", ErrorKind::interrupted);
     }
+    steps_.push_back(step.name);
     const bool again = std::find(options_.again.begin(), options_.again.end(), kind) != options_.again.end();
     return cache_.run(step, std::function<R()>(act), from_json, progress_, again);
   }
@@ -248,7 +307,7 @@ class JobRun {
         {pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data", job_.packing};
     std::vector<Path> inputs{pages(arm), tokenizer_file(model.source.path)};
     if (!arm.train.replay.replay.empty()) inputs.push_back(arm.train.replay.replay);
-    std::filesystem::create_directories(request.out.parent_path());
+    make_directories(request.out.parent_path());
     Settings settings = settings_of(job_.packing, Which::fingerprint);
     add_settings(settings, arm.train.replay, Which::fingerprint);
     const std::string name = spaced({"pack", model.name, arm.name});
@@ -265,7 +324,7 @@ class JobRun {
                                .options = arm.train.options,
                                .loop = arm.train.loop,
                                .device = job_.device};
-    std::filesystem::create_directories(request.out.parent_path());
+    make_directories(request.out.parent_path());
     Settings settings = train_settings(arm.train.options, arm.train.loop);
     set(settings, "device", std::string(name_of(job_.device.use)));
     set(settings, "fast", job_.device.fast);
@@ -282,8 +341,12 @@ class JobRun {
   void merge(const JobModel& model) {
     const Arm* arm = merged_arm(job_);
     if (arm == nullptr) return;
-    const MergeRequest request{model.source.path, trained_in(folder(model, *arm) / "train", arm->train.options.method),
-                               folder(model) / "merged", job_.merging, job_.device};
+    const MergeRequest request{.model = model.source.path,
+                               .adapter = trained_in(folder(model, *arm) / "train", arm->train.options.method),
+                               .out = folder(model) / "merged",
+                               .merging = job_.merging,
+                               .device = job_.device,
+                               .replace = true};  // what a run wrote whose record was lost
     const Settings settings = settings_of(job_.merging, Which::fingerprint);
     (void)step(JobStep::merge,
                {spaced({"merge", model.name}), settings, {request.model, request.adapter}, {request.out}},
@@ -322,6 +385,8 @@ class JobRun {
     OrderedMap<std::string> hashes;
     double total = 0;
     for (const CachedRecord& record : cache_.records()) {
+      // The file remembers steps of arms that the job no longer has.
+      if (std::find(steps_.begin(), steps_.end(), record.name) == steps_.end()) continue;
       result.seconds[record.name] = record.seconds;
       total += record.seconds;
       for (const auto& [where, files] : record.outputs) {
@@ -349,6 +414,7 @@ class JobRun {
   Progress& progress_;
   Path out_;
   StepCache cache_;
+  std::vector<std::string> steps_;   ///< of this job, by name
   OrderedMap<FetchResult> fetched_;  ///< by the arm whose pages they are
 };
 
@@ -356,8 +422,11 @@ class JobRun {
 
 [[nodiscard]] QLORA_STEP JobResult run_job(const Job& job, const JobOptions& options, Progress& progress) {
   check_job(job);
-  std::filesystem::create_directories(job.output.dir);
+  check_inputs(job);
+  make_directories(job.output.dir);
   const RunLock lock(job.output.dir / "run.lock");
+  remove_stale_temporaries(job.output.dir);
+  detail::expect_room_for_models(job);
   return detail::JobRun(job, options, progress).run();
 }
 

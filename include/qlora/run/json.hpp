@@ -43,37 +43,89 @@ inline constexpr auto replace_invalid = OrderedJson::error_handler_t::replace;
 [[nodiscard]] inline OrderedJson number_json(double value) {
   return std::isfinite(value) ? OrderedJson(value) : OrderedJson(nullptr);
 }
-[[nodiscard]] inline double number_at(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_number() ? found->get<double>() : std::numeric_limits<double>::quiet_NaN();
+// What is read back is checked by type and range, and the message names the key: a result may come from a file that was
+// damaged or written by hand.
+[[noreturn]] inline void refuse_value(std::string_view key, std::string_view wanted, const OrderedJson& value) {
+  const std::string shown = value.is_structured() ? value.type_name() : value.dump(-1, ' ', false, replace_invalid);
+  throw Error(concat("\"", key, "\" is no ", wanted, " in the JSON of a result: ", qlora::detail::excerpt(shown)));
 }
-[[nodiscard]] inline int count_at(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_number_integer() ? found->get<int>() : 0;
+/// An object, or an array, by the name of what it is.
+[[nodiscard]] inline const OrderedJson& object_of(const OrderedJson& value, std::string_view key) {
+  if (!value.is_object()) refuse_value(key, "object", value);
+  return value;
+}
+[[nodiscard]] inline const OrderedJson& array_of(const OrderedJson& value, std::string_view key) {
+  if (!value.is_array()) refuse_value(key, "array", value);
+  return value;
+}
+[[nodiscard]] inline std::string text_of(const OrderedJson& value, std::string_view key) {
+  if (!value.is_string()) refuse_value(key, "text", value);
+  return value.get<std::string>();
+}
+[[nodiscard]] inline bool flag_of(const OrderedJson& value, std::string_view key) {
+  if (!value.is_boolean()) refuse_value(key, "true or false", value);
+  return value.get<bool>();
+}
+/// A number, or null: not known.
+[[nodiscard]] inline double number_of(const OrderedJson& value, std::string_view key) {
+  if (value.is_null()) return std::numeric_limits<double>::quiet_NaN();
+  if (!value.is_number()) refuse_value(key, "number", value);
+  return value.get<double>();
+}
+[[nodiscard]] inline std::int64_t whole_of(const OrderedJson& value, std::string_view key,
+                                           std::int64_t most = std::numeric_limits<std::int64_t>::max()) {
+  const bool fits = value.is_number_integer() &&
+                    (!value.is_number_unsigned() || value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most));
+  if (!fits || value.get<std::int64_t>() < 0 || value.get<std::int64_t>() > most) {
+    refuse_value(key, concat("whole number from 0 to ", most), value);
+  }
+  return value.get<std::int64_t>();
+}
+[[nodiscard]] inline std::vector<std::string> texts_of(const OrderedJson& value, std::string_view key) {
+  std::vector<std::string> texts;
+  for (const OrderedJson& one : array_of(value, key)) texts.push_back(text_of(one, key));
+  return texts;
+}
+
+// Keys that may be absent, as in results of earlier versions.
+[[nodiscard]] inline const OrderedJson* find_key(const OrderedJson& object, const char* key) {
+  const auto found = object_of(object, concat("what holds ", key)).find(key);
+  return found == object.end() ? nullptr : &*found;
+}
+[[nodiscard]] inline double number_at(const OrderedJson& object, const char* key) {
+  const OrderedJson* found = find_key(object, key);
+  return found == nullptr ? std::numeric_limits<double>::quiet_NaN() : number_of(*found, key);
 }
 [[nodiscard]] inline std::int64_t whole_at(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
+  const OrderedJson* found = find_key(object, key);
+  return found == nullptr ? 0 : whole_of(*found, key);
+}
+[[nodiscard]] inline int count_at(const OrderedJson& object, const char* key) {
+  const OrderedJson* found = find_key(object, key);
+  return found == nullptr ? 0 : static_cast<int>(whole_of(*found, key, std::numeric_limits<int>::max()));
 }
 [[nodiscard]] inline std::string text_at(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+  const OrderedJson* found = find_key(object, key);
+  return found == nullptr ? std::string() : text_of(*found, key);
 }
 /// A value that must be there; throws Error without it.
 [[nodiscard]] inline const OrderedJson& required(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  if (found == object.end()) throw Error(concat("the JSON of a result has no key \"", key, "\""));
+  const OrderedJson* found = find_key(object, key);
+  if (found == nullptr) throw Error(concat("the JSON of a result has no key \"", key, "\""));
   return *found;
 }
+[[nodiscard]] inline const OrderedJson& required_object(const OrderedJson& object, const char* key) {
+  return object_of(required(object, key), key);
+}
+[[nodiscard]] inline const OrderedJson& required_array(const OrderedJson& object, const char* key) {
+  return array_of(required(object, key), key);
+}
 [[nodiscard]] inline std::string required_text(const OrderedJson& object, const char* key) {
-  const OrderedJson& value = required(object, key);
-  if (!value.is_string()) throw Error(concat("\"", key, "\" is no text in the JSON of a result"));
-  return value.get<std::string>();
+  return text_of(required(object, key), key);
 }
 /// Null where the key is not there: sections that a result may leave out.
 [[nodiscard]] inline const OrderedJson* section(const OrderedJson& object, const char* key) {
-  const auto found = object.find(key);
-  return found == object.end() ? nullptr : &*found;
+  return find_key(object, key);
 }
 [[nodiscard]] inline const char* form_name(bool chat) { return chat ? "chat" : "completion"; }
 template <class T, class ToJson>
@@ -126,7 +178,7 @@ template <class T, class ToJson>
 /// The name of a main number is not in the JSON; it is "" here, and paths leave it out.
 [[nodiscard]] inline eval::Metrics metrics_from_json(const OrderedJson& json) {
   eval::Metrics metrics;
-  for (const auto& [name, numbers] : json.items()) {
+  for (const auto& [name, numbers] : detail::object_of(json, "metrics").items()) {
     if (!numbers.is_object()) continue;
     eval::Metric metric{name, {{"", interval_from_json(numbers)}}};
     for (const auto& [number, value] : numbers.items()) {
@@ -151,8 +203,8 @@ template <class T, class ToJson>
 /// The shares that to_json wrote.
 [[nodiscard]] inline eval::Shares shares_from_json(const OrderedJson& json) {
   eval::Shares shares;
-  for (const auto& [kind, groups] : json.items()) {
-    for (const auto& [group, share] : groups.items()) {
+  for (const auto& [kind, groups] : detail::object_of(json, "shares").items()) {
+    for (const auto& [group, share] : detail::object_of(groups, kind).items()) {
       shares[kind][group] = {detail::count_at(share, "n"), detail::number_at(share, "value")};
     }
   }
@@ -183,10 +235,10 @@ template <class T, class ToJson>
 /// The examples that to_json wrote. Throws Error for a missing key or an unknown kind.
 [[nodiscard]] inline eval::Examples examples_from_json(const OrderedJson& json) {
   eval::Examples examples;
-  for (const auto& [name, group] : json.items()) {
+  for (const auto& [name, group] : detail::object_of(json, "examples").items()) {
     eval::ExampleGroup& into = examples[name];
     into.count = static_cast<std::size_t>(detail::count_at(group, "count"));
-    for (const OrderedJson& one : detail::required(group, "some")) {
+    for (const OrderedJson& one : detail::required_array(group, "some")) {
       const std::string kind = detail::required_text(one, "kind");
       const auto found = std::find(eval::kind_names.begin(), eval::kind_names.end(), kind);
       if (found == eval::kind_names.end()) throw Error("no kind of probe is named \"" + kind + "\"");
@@ -213,9 +265,9 @@ template <class T, class ToJson>
 /// The results that to_json wrote; null is NaN.
 [[nodiscard]] inline std::vector<eval::RequirementResult> requirements_from_json(const OrderedJson& json) {
   std::vector<eval::RequirementResult> results;
-  for (const OrderedJson& one : json) {
+  for (const OrderedJson& one : detail::array_of(json, "requirements")) {
     results.push_back({detail::required_text(one, "requirement"), detail::number_at(one, "measured"),
-                       detail::required(one, "met").get<bool>()});
+                       detail::flag_of(detail::required(one, "met"), "met")});
   }
   return results;
 }
@@ -245,7 +297,11 @@ template <class T, class ToJson>
 /// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline FetchResult fetch_result_from_json(const OrderedJson& json) {
   FetchResult result;
-  const auto items = [&](const char* key) { return json.value(key, OrderedJson::array()); };
+  const OrderedJson none = OrderedJson::array();
+  const auto items = [&](const char* key) -> const OrderedJson& {
+    const OrderedJson* found = detail::find_key(json, key);
+    return found == nullptr ? none : detail::array_of(*found, key);
+  };
   for (const OrderedJson& one : items("documents")) {
     result.documents.push_back({detail::text_at(one, "source"), detail::text_at(one, "title"),
                                 detail::whole_at(one, "bytes"), detail::text_at(one, "sha256"),
@@ -409,15 +465,15 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
 /// The comparison that to_json wrote. Throws Error where "answers" or "variants" is missing.
 [[nodiscard]] inline Comparison comparison_from_json(const OrderedJson& json) {
   Comparison comparison;
-  for (const OrderedJson& one : detail::required(json, "answers")) {
+  for (const OrderedJson& one : detail::required_array(json, "answers")) {
     Exchange& exchange = comparison.answers.emplace_back();
     exchange.chat = detail::required_text(one, "form") == "chat";
     exchange.prompt = detail::required_text(one, "prompt");
-    for (const auto& [model, answer] : detail::required(one, "answers").items()) {
-      exchange.answers[model] = answer.get<std::string>();
+    for (const auto& [model, answer] : detail::required_object(one, "answers").items()) {
+      exchange.answers[model] = detail::text_of(answer, model);
     }
   }
-  for (const auto& [name, variant] : detail::required(json, "variants").items()) {
+  for (const auto& [name, variant] : detail::required_object(json, "variants").items()) {
     comparison.variants[name] = variant_from_json(variant);
   }
   if (detail::section(json, "tuned") != nullptr) comparison.tuned = detail::required_text(json, "tuned");

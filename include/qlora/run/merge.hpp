@@ -83,19 +83,25 @@ class MergeDevice {
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
   const hf::ModelDir model = hf::ModelDir::open(request.model);
   const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base);
+  std::error_code absent;
+  if (std::filesystem::equivalent(request.out, request.model, absent)) {
+    throw Error(request.out.string() + " is the model to be merged; choose another --out", ErrorKind::usage);
+  }
   detail::MergeDevice device(request.device);
   const auto tensors = static_cast<std::int64_t>(hf::tensor_names(model.shape).size());
   const auto caller = std::this_thread::get_id();
   const MergeReport report = merge_model(model, adapter, request.out, device.lanes,
                                          {.max_shard_bytes = static_cast<std::uint64_t>(request.merging.shard_bytes),
                                           .tokenizer_from = request.model,
-                                          .on_tensor = [&](std::int64_t done) {
-                                            if (std::this_thread::get_id() == caller) {
-                                              if (done == 0) progress.begin("merge", tensors, "tensors");
-                                              if (done > 0) progress.update(done);
-                                            }
-                                            return !progress.stop_requested();
-                                          }});
+                                          .on_tensor =
+                                              [&](std::int64_t done) {
+                                                if (std::this_thread::get_id() == caller) {
+                                                  if (done == 0) progress.begin("merge", tensors, "tensors");
+                                                  if (done > 0) progress.update(done);
+                                                }
+                                                return !progress.stop_requested();
+                                              },
+                                          .replace = request.replace});
   const hf::ModelDir written = hf::ModelDir::open(request.out);  // what was written must open as a model again
   progress.update(report.tensors);
   progress.end(std::to_string(report.changed) + " weights changed");

@@ -18,9 +18,11 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress);
 }  // namespace qlora
 
 #ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -37,29 +39,38 @@ inline namespace v0 {
 namespace run {
 namespace detail {
 
-/// All documents in packing order; `replayed` is how many of them come from the replay file.
-inline std::vector<Document> documents_of(const PackRequest& request, std::int64_t& replayed) {
-  std::vector<Document> documents;
-  for (const std::filesystem::path& file : request.documents) {
-    for (Document& one : read_documents(file)) documents.push_back(std::move(one));
-  }
-  replayed = 0;
-  if (request.replay.replay.empty()) return documents;
-  for (Document& one : read_documents(request.replay.replay)) {
-    if (request.replay.replay_limit > 0 && replayed >= request.replay.replay_limit) break;
-    documents.push_back(std::move(one));
+/// Calls use(document, "FILE:LINE") for all documents in packing order; returns how many come from the replay file.
+template <class Use>
+std::int64_t for_each_packed(const PackRequest& request, const Use& use) {
+  for (const std::filesystem::path& file : request.documents) for_each_document(file, use);
+  std::int64_t replayed = 0;
+  if (request.replay.replay.empty()) return replayed;
+  for_each_document(request.replay.replay, [&](Document&& document, const std::string& where) {
+    if (request.replay.replay_limit > 0 && replayed >= request.replay.replay_limit) return;
+    use(std::move(document), where);
     ++replayed;
-  }
-  return documents;
+  });
+  return replayed;
 }
 
-inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& document, bool article) {
+inline bool is_blank(std::string_view text) { return qlora::detail::stripped(text).empty(); }
+
+inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& document, const std::string& where,
+                               bool article) {
   try {
     if (!document.messages.empty()) return chat_document(tokenizer, document.messages);
+    if (is_blank(document.text)) return {};
     return article ? article_document(tokenizer, document.text) : text_document(tokenizer, document.text);
   } catch (const Error& error) {
-    throw Error(document.source + ": " + error.what(), error.kind());
+    const std::string source = document.source == where ? std::string() : " (" + document.source + ")";
+    throw Error(concat(where, source, ": ", error.what()), error.kind());
   }
+}
+
+/// Whether a text spells what only control tokens and the chat form mean: "<s>", "</s>", "[INST]".
+inline bool spells_marks(std::string_view text) {
+  const auto holds = [&](std::string_view mark) { return text.find(mark) != std::string_view::npos; };
+  return holds("<s>") || holds("</s>") || std::any_of(chat_tags.begin(), chat_tags.end(), holds);
 }
 
 }  // namespace detail
@@ -69,8 +80,6 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
       std::filesystem::is_directory(request.model) ? tokenizer_file(request.model) : request.model;
   const Tokenizer tokenizer = Tokenizer::load(file);
   const bool article = request.packing.compat == Compat::article;
-  std::int64_t replayed = 0;
-  const std::vector<Document> documents = detail::documents_of(request, replayed);
   DatasetInfo info{.vocab_size = tokenizer.vocab_size(),
                    .tokenizer_sha256 = sha256_file(file),
                    .form = article ? PackingForm::article : PackingForm::isolated,
@@ -79,24 +88,37 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
                    .sources = {}};
   std::vector<TokenDocument> tokens;
   std::int64_t total = 0;
-  progress.begin("pack", static_cast<std::int64_t>(documents.size()), "documents");
-  for (const Document& document : documents) {
+  std::int64_t marked = 0;
+  std::int64_t all = 0;  // a pass of its own: a bad line shows before any work, and no text is held
+  (void)detail::for_each_packed(request, [&](Document&&, const std::string&) { ++all; });
+  progress.begin("pack", all, "documents");
+  const std::int64_t replayed = detail::for_each_packed(request, [&](Document&& document, const std::string& where) {
     if (progress.stop_requested()) throw Error("interrupted while packing; pack again", ErrorKind::interrupted);
-    tokens.push_back(detail::tokens_of(tokenizer, document, article));
+    tokens.push_back(detail::tokens_of(tokenizer, document, where, article));
+    tokens.back().ids.shrink_to_fit();
+    marked += detail::spells_marks(document.text) ? 1 : 0;
     const auto count = static_cast<std::int64_t>(tokens.back().ids.size());
     total += count;
-    info.sources.push_back({document.source, document.title, document.sha256, count});
+    info.sources.push_back({std::move(document.source), std::move(document.title), std::move(document.sha256), count});
     progress.update(static_cast<std::int64_t>(tokens.size()), total);
-  }
+  });
   const int seq = request.packing.seq;
-  const PackedWindows windows =
+  PackedWindows windows =
       article
           ? pack_as_article(tokens, seq)
           : pack_documents(tokens, {.seq = seq, .labels = info.labels, .split = info.split, .pad_id = tokenizer.eos()});
+  if (const std::int64_t dropped = article ? 0 : drop_unlabelled(windows); dropped > 0) {
+    progress.say(concat(dropped, " windows had no label and were left out"));
+  }
+  if (marked > 0) {
+    progress.say(concat(marked,
+                        " documents spell marks of the chat form or control tokens (<s>, </s>, [INST]) as text, "
+                        "which a model then writes as text; give chats as \"messages\""));
+  }
   write_dataset(request.out, windows, info);
   const PackingCounts& counts = windows.counts;
   progress.end(std::to_string(windows.windows()) + " windows of " + std::to_string(windows.seq));
-  return {.documents = static_cast<std::int64_t>(documents.size()),
+  return {.documents = static_cast<std::int64_t>(tokens.size()),
           .replayed = replayed,
           .skipped_documents = counts.skipped_documents,
           .cut_documents = counts.cut_documents,

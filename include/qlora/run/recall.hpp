@@ -11,7 +11,8 @@ inline namespace v0 {
 namespace run {
 
 /// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text
-/// reached its end, (interrupted) when progress asks to stop, and as Engine does.
+/// reached its end, (interrupted) when progress asks to stop, after the documents that were complete then are written,
+/// and as Engine does.
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress);
 
 }  // namespace run
@@ -44,11 +45,13 @@ QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress)
   progress.begin("recall " + request.model.string(), request.recall.documents, "documents");
   int begun = 0;
   std::int64_t tokens = 0;
-  const std::vector<Reply> replies = engine.ask(asked, request.sampling, progress, [&](int document, std::int32_t) {
+  const auto on_token = [&](int document, std::int32_t) {
     begun = std::max(begun, document + 1);
     progress.update(begun, ++tokens);
     return true;
-  });
+  };
+  const std::vector<Reply> replies = engine.ask(asked, request.sampling, progress, on_token, true);
+  const bool interrupted = progress.stop_requested();
   progress.end();
   RecallResult result;
   result.out = request.out;
@@ -64,11 +67,19 @@ QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress)
     if (!document->messages.empty()) ++result.chats;
     documents.push_back(std::move(*document));
   }
+  if (documents.empty() && interrupted) {
+    throw Error("interrupted before a document was complete; nothing was written", ErrorKind::interrupted);
+  }
   if (documents.empty()) {
     throw Error("no document came to its end; give more tokens with --max-new-tokens", ErrorKind::input);
   }
   write_documents(request.out, documents);
   result.documents = static_cast<std::int64_t>(documents.size());
+  if (interrupted) {
+    throw Error(concat("interrupted; the ", result.documents, " documents that were complete are in ",
+                       request.out.string(), ", the same command writes all of them"),
+                ErrorKind::interrupted);
+  }
   return result;
 }
 

@@ -1,5 +1,5 @@
 // qlora/run/step_cache.hpp — which steps of a job are done. The file run.json holds for each step a key (the hash of
-// its settings and inputs), its result, and the hashes of what it wrote. A step is skipped only if its key is the same
+// its settings and inputs), its result, and the hashes of what it wrote, and a hash of itself. A step is skipped only if its key is the same
 // and its outputs have the same hashes: a changed setting, a changed input and a damaged output all lead to the step
 // being done again.
 #pragma once
@@ -82,22 +82,18 @@ class StepCache {
   /// that of the program: what another version did is done again.
   StepCache(std::filesystem::path file, std::string version) : file_(std::move(file)), version_(std::move(version)) {
     book_ = {{"format", 1}, {"steps", OrderedJson::object()}};
-    if (!std::filesystem::exists(file_)) return;
-    OrderedJson old = OrderedJson::parse(read_text(file_, std::size_t{64} << 20), nullptr, false);
-    if (!old.is_object() || detail::count_at(old, "format") != 1) return;
-    if (const OrderedJson* steps = detail::section(old, "steps"); steps != nullptr && steps->is_object()) {
-      book_ = std::move(old);
-    }
+    if (std::filesystem::exists(file_)) read();
   }
 
   /// The step's result: of `act()`, or of the time when it was done. `again` does it in any case. A result is stored by
-  /// its to_json, and `from_json` reads it back; a stored result that `from_json` refuses is not used.
+  /// its to_json, and `from_json` reads it back; a stored result that `from_json` refuses is not used. A run that does
+  /// steps again and is interrupted goes on where it was: what it has done again counts as done until end_of_run().
   template <class R>
   [[nodiscard]] R run(const CachedStep& step, const std::function<R()>& act, R (*from_json)(const OrderedJson&),
                       Progress& progress, bool again = false) {
     const std::string key = key_of(step);
     const bool known = is_done(step, key);
-    if (known && !again) {
+    if (known && (!again || is_marked(*record_of(step.name)))) {
       if (std::optional<R> result = stored(step.name, from_json)) {
         progress.say(step.name + ": unchanged, skipped");
         return std::move(*result);
@@ -108,8 +104,15 @@ class StepCache {
     const auto started = std::chrono::steady_clock::now();
     R result = act();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    finish(step, key, seconds.count(), to_json(result));
+    finish(step, key, seconds.count(), to_json(result), again);
     return result;
+  }
+
+  /// The job is done: the next one that is to do steps again does them again.
+  void end_of_run() {
+    bool marked = false;
+    for (auto& [name, step] : book_["steps"].items()) marked = step.erase(again_key) > 0 || marked;
+    if (marked) save();
   }
 
   /// All steps of run.json, in the order in which they were first begun.
@@ -117,7 +120,6 @@ class StepCache {
     std::vector<CachedRecord> records;
     for (const auto& [name, step] : steps().items()) {
       CachedRecord& record = records.emplace_back(CachedRecord{.name = name, .outputs = {}});
-      if (!step.is_object()) continue;
       if (const OrderedJson* seconds = detail::section(step, "seconds"); seconds != nullptr && seconds->is_number()) {
         record.seconds = seconds->get<double>();
       }
@@ -159,6 +161,40 @@ class StepCache {
     return sha256(all.dump());
   }
 
+  static constexpr const char* again_key = "again";
+
+  /// Takes from the file what is a record as this class writes it; the rest, whatever it is, is not known. Throws Error
+  /// (resource) when the system cannot read the file.
+  void read() {
+    OrderedJson old;
+    try {
+      const std::string text = read_text(file_, std::size_t{64} << 20);
+      (void)parse_json(text, file_.string());  // refuses nesting and repeated keys
+      old = OrderedJson::parse(text);
+      const OrderedJson hash = OrderedJson(detail::text_at(old, "sha256"));
+      const bool hashed = old.erase("sha256") > 0;  // none in the files of earlier versions
+      if (detail::count_at(old, "format") != 1 || (hashed && hash != hash_of(old)) || old.size() != 2) return;
+      for (const auto& [name, step] : detail::required_object(old, "steps").items()) {
+        if (is_record(step)) book_["steps"][name] = step;
+      }
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::resource) throw;
+    }
+  }
+  [[nodiscard]] static bool is_record(const OrderedJson& step) {
+    const auto is_hashes = [](const OrderedJson& files) {
+      return files.is_object() &&
+             std::all_of(files.begin(), files.end(), [](const OrderedJson& hash) { return hash.is_string(); });
+    };
+    if (!step.is_object() || !step.contains("key") || !step.at("key").is_string()) return false;
+    if (step.contains(again_key) && !step.at(again_key).is_boolean()) return false;
+    if (!step.contains("outputs")) return !step.contains("result");
+    const OrderedJson& outputs = step.at("outputs");
+    return outputs.is_object() && std::all_of(outputs.begin(), outputs.end(), is_hashes) && step.contains("result") &&
+           step.contains("seconds") && step.at("seconds").is_number();
+  }
+  [[nodiscard]] static bool is_marked(const OrderedJson& step) { return step.contains(again_key); }
+
   [[nodiscard]] const OrderedJson& steps() const { return book_.at("steps"); }
   /// Null where nothing is known of the step.
   [[nodiscard]] const OrderedJson* record_of(const std::string& name) const {
@@ -193,18 +229,28 @@ class StepCache {
   /// done under another key, or does not have its hashes any more, is removed.
   void begin(const CachedStep& step, const std::string& key, bool again) {
     const OrderedJson* old = record_of(step.name);
-    const bool complete = old != nullptr && detail::section(*old, "outputs") != nullptr;
-    if (old != nullptr && (again || !step.resumes || !has_key(*old, key) || complete)) {
+    const bool goes_on = old != nullptr && step.resumes && has_key(*old, key) && !old->contains("outputs") &&
+                         (!again || is_marked(*old));
+    if (old != nullptr && !goes_on) {
       for (const std::filesystem::path& output : step.outputs) std::filesystem::remove_all(output);
     }
     book_["steps"][step.name] = {{"key", key}};
+    if (again) book_["steps"][step.name][again_key] = true;
     save();
   }
-  void finish(const CachedStep& step, const std::string& key, double seconds, const OrderedJson& result) {
+  void finish(const CachedStep& step, const std::string& key, double seconds, const OrderedJson& result, bool again) {
     book_["steps"][step.name] = {{"key", key}, {"seconds", seconds}, {"outputs", outputs_of(step)}, {"result", result}};
+    if (again) book_["steps"][step.name][again_key] = true;
     save();
   }
-  void save() const { write_file_atomically(file_, file_text(book_)); }
+  [[nodiscard]] static std::string hash_of(const OrderedJson& book) {
+    return sha256(book.dump(-1, ' ', false, detail::replace_invalid));
+  }
+  void save() const {
+    OrderedJson book = book_;
+    book["sha256"] = hash_of(book_);
+    write_file_atomically(file_, file_text(book));
+  }
 
   std::filesystem::path file_;
   std::string version_;

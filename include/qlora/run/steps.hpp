@@ -82,6 +82,7 @@ struct MergeRequest {
   Merging merging;                ///< size of its files
   DeviceRequest device;           ///< where the products are computed
   bool any_base = false;          ///< take an adapter that was trained on other weights
+  bool replace = false;           ///< take the place of a directory that holds a model alone
 };
 
 /// The model that was written.

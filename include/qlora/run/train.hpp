@@ -35,7 +35,7 @@ namespace run {
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
 /// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk, (interrupted) after the state was saved, (unmet) when the guard failed at its first
+/// little memory or disk and for errors of the system, (interrupted) after the state was saved, (unmet) when the guard failed at its first
 /// measurement.
 [[nodiscard]] QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress);
 
@@ -57,6 +57,8 @@ namespace run {
 
 #include "qlora/error.hpp"
 #include "qlora/io/lock.hpp"
+#include "qlora/io/sha256.hpp"
+#include "qlora/model/limits.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/registry.hpp"
@@ -89,13 +91,19 @@ class TrainingRun {
     device_ = selected.device.device;
     training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
                                      options_.recompute, guard_.limits(), selected.device);
+    if (!model_.note().empty()) progress_.say(model_.note());
     progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
   }
 
   TrainResult run() {
     resume();
+    expect_room();
     const int first = saved_step_ = training_->steps_done();
     TrainingLog log(request_.out / "metrics.jsonl", first);
+    if (log.damaged() > 0) {
+      progress_.say(concat((request_.out / "metrics.jsonl").string(), ": ", log.damaged(),
+                           " lines were damaged or cut short and are left out"));
+    }
     progress_.begin("train", total_, "steps", first);
     began_ = std::chrono::steady_clock::now();
     bool going = true;
@@ -208,19 +216,57 @@ class TrainingRun {
   [[nodiscard]] Lora lora() const { return {.rank = options_.rank, .targets = options_.targets}; }
   [[nodiscard]] std::filesystem::path written() const { return trained_in(request_.out, options_.method); }
 
-  void check() const {
+  void check() {
+    for (const std::filesystem::path& folder : {written(), request_.out / "checkpoints"}) {
+      if (std::filesystem::exists(folder) && !std::filesystem::is_directory(folder)) {
+        throw Error(folder.string() + " is a file, and the run writes a folder there; choose another --out",
+                    ErrorKind::usage);
+      }
+    }
     if (trains_all() && options_.adamw8bit) {
       throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
     }
     if (trains_all()) check_model_folder();
-    if (data_.info().vocab_size != model_.shape.vocab) {
+    // A model's vocabulary may be padded beyond its tokenizer's; then the tokenizer must be the one that packed.
+    const std::filesystem::path tokenizer = tokenizer_file(model_.path);
+    const bool padded = data_.info().vocab_size < model_.shape.vocab && std::filesystem::exists(tokenizer) &&
+                        sha256_file(tokenizer) == data_.info().tokenizer_sha256;
+    if (data_.info().vocab_size != model_.shape.vocab && !padded) {
       throw Error(concat(request_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
                          ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
     }
-    if (data_.seq() > model_.max_positions) {
-      throw Error(concat("windows of ", data_.seq(), " tokens; the model was made for ", model_.max_positions,
-                         "; pack with a smaller --seq"));
+    expect_length(data_.seq(), model_.max_positions);
+    check_labels();
+  }
+
+  /// A step whose windows have no label has no loss, and would end the run in the midst of it.
+  void check_labels() {
+    std::vector<char> labelled(data_.size());
+    for (std::size_t i = 0; i < data_.size(); ++i) {
+      const auto labels = data_.window(i).labels.subspan(1);  // the first is never asked for
+      labelled[i] = std::any_of(labels.begin(), labels.end(), [](std::int32_t one) { return one != ignored_label; });
     }
+    if (std::all_of(labelled.begin(), labelled.end(), [](char one) { return one != 0; })) return;
+    for (int step = 0; step < total_; ++step) {
+      const auto windows = order_.step(step);
+      if (std::none_of(windows.begin(), windows.end(), [&](auto i) { return labelled[static_cast<std::size_t>(i)]; })) {
+        throw Error(concat("step ", step + 1, " would have windows without a label alone; pack ",
+                           request_.data.string(), " again, which leaves such windows out"));
+      }
+    }
+  }
+
+  /// Throws Error (resource) unless the disk has room for what this run will keep: the checkpoints, one more while it is
+  /// saved, and the result. The rest of what a run writes is small.
+  void expect_room() const {
+    const auto values = static_cast<std::uint64_t>(trained_values());
+    const std::uint64_t moments = options_.adamw8bit ? 3 * values : 8 * values;  // bytes; 8 bits with their scales
+    const auto there =
+        std::min<std::size_t>(qlora::detail::checkpoint_steps(request_.out / "checkpoints").size(), kept_checkpoints);
+    expect_free_space(request_.out, (kept_checkpoints + 1 - there) * (4 * values + moments) + 4 * values);
+  }
+  [[nodiscard]] std::int64_t trained_values() const {
+    return trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, lora());
   }
 
   /// The folder of the trained model is replaced when the run ends. Throws Error (usage) unless it is absent, empty, or
@@ -254,8 +300,17 @@ class TrainingRun {
   }
 
   void resume() {
-    const CheckpointSearch found = load_latest_checkpoint(request_.out / "checkpoints", kept_checkpoints);
+    const std::filesystem::path root = request_.out / "checkpoints";
+    if (request_.restart) {
+      for (const std::int64_t step : qlora::detail::checkpoint_steps(root))
+        qlora::detail::remove_checkpoint(root, step);
+    }
+    const CheckpointSearch found = load_latest_checkpoint(root, kept_checkpoints);
     for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
+    if (!found.checkpoint && !found.skipped.empty()) {
+      throw Error(concat("no checkpoint in ", root.string(), " can be read, the newest because ", found.skipped.front(),
+                         "; --restart begins anew, in a job --again train"));
+    }
     if (!found.checkpoint) return;
     const Checkpoint& checkpoint = *found.checkpoint;
     const Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
@@ -292,7 +347,7 @@ class TrainingRun {
 
   void write_state(const TrainingLog& log) const {
     write_trainer_state(request_.out / "trainer_state.json", log.records(),
-                        {total_, options_.epochs, options_.batch, options_.checkpoint_every});
+                        {training_->steps_done(), total_, options_.epochs, options_.batch, options_.checkpoint_every});
   }
 
   [[nodiscard]] AdapterNotes adapter_notes() const {
@@ -321,7 +376,7 @@ class TrainingRun {
             .last_loss = last_loss(records),
             .tok_per_s = tokens_per_second(),
             .method = options_.method,
-            .trained_parameters = trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, lora()),
+            .trained_parameters = trained_values(),
             .device = device_,
             .about = training_->about(),
             .memory_bytes = training_->memory(),
@@ -353,6 +408,7 @@ class TrainingRun {
 QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress) {
   make_directories(request.out);
   const RunLock lock(request.out / "run.lock");
+  remove_stale_temporaries(request.out);
   return detail::TrainingRun(request, progress).run();
 }
 

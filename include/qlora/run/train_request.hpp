@@ -21,6 +21,7 @@ struct TrainRequest {
   Training options{};             ///< method, schedule and batches
   LoopProbes loop{};              ///< probes that are measured in the loop
   DeviceRequest device{};         ///< where to train
+  bool restart = false;           ///< remove the checkpoints that are there and begin anew
 };
 
 /// How a training ended.

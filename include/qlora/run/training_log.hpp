@@ -6,15 +6,20 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/report.hpp"
 
@@ -49,39 +54,57 @@ struct StepRecord {
   return line;
 }
 
-/// A line of metrics.jsonl; what is missing or of another type is 0.
+/// Throws Error that names the key for a line that to_json did not write.
 [[nodiscard]] inline StepRecord step_record_from_json(const OrderedJson& line) {
   const auto real = [&](const char* key) {
-    return line.contains(key) && line[key].is_number() ? line[key].get<double>() : 0.0;
+    const double value = detail::number_of(detail::required(line, key), key);
+    if (std::isnan(value)) detail::refuse_value(key, "number", nullptr);
+    return value;
   };
-  const auto whole = [&](const char* key) {
-    return line.contains(key) && line[key].is_number_integer() ? line[key].get<std::int64_t>() : 0;
-  };
-  return {static_cast<int>(whole("step")),
-          real("epoch"),
-          real("loss"),
-          real("grad_norm"),
-          real("lr"),
-          whole("tokens"),
-          whole("labelled_tokens"),
-          real("tok_per_s"),
-          line.contains("probes") ? metrics_from_json(line["probes"]) : eval::Metrics()};
+  const auto whole = [&](const char* key) { return detail::whole_of(detail::required(line, key), key); };
+  StepRecord record{
+      static_cast<int>(detail::whole_of(detail::required(line, "step"), "step", std::numeric_limits<int>::max())),
+      real("epoch"),
+      real("loss"),
+      real("grad_norm"),
+      real("lr"),
+      whole("tokens"),
+      whole("labelled_tokens"),
+      real("tok_per_s")};
+  if (const OrderedJson* probes = detail::section(line, "probes")) record.probes = metrics_from_json(*probes);
+  return record;
 }
 
-/// Lines of a metrics.jsonl; reading ends at the first that is not whole, which a killed run may leave.
-[[nodiscard]] inline std::vector<StepRecord> read_training_log(const std::filesystem::path& file) {
+/// The lines of a metrics.jsonl, in the order of their steps. One that is no record, as a killed run or a damaged disk
+/// may leave, is left out, and `damaged` counts it; the ones behind it are read all the same.
+[[nodiscard]] inline std::vector<StepRecord> read_training_log(const std::filesystem::path& file,
+                                                               int* damaged = nullptr) {
   std::vector<StepRecord> records;
   if (!std::filesystem::exists(file)) return records;
+  int bad = 0;
+  std::vector<StepRecord> read;
   const std::string text = read_text(file, std::size_t{1} << 30);
   for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = text.find('\n', at);
-    if (end == std::string::npos) break;
-    const auto line = OrderedJson::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                                         text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = std::string_view(text).substr(at, end - at);
     at = end + 1;
-    if (!line.is_object()) break;
-    records.push_back(step_record_from_json(line));
+    try {
+      (void)parse_json(line, "");  // refuses nesting and repeated keys
+      read.push_back(step_record_from_json(OrderedJson::parse(line)));
+    } catch (const Error&) {
+      ++bad;
+    }
   }
+  for (std::size_t i = 0; i < read.size(); ++i) {  // a number that neither neighbour goes with is damaged, too
+    const int before = records.empty() ? 0 : records.back().step;
+    const int next = i + 1 < read.size() ? read[i + 1].step : std::numeric_limits<int>::max();
+    if (read[i].step > before && (next > read[i].step || next <= before)) {
+      records.push_back(std::move(read[i]));
+    } else {
+      ++bad;
+    }
+  }
+  if (damaged != nullptr) *damaged = bad;
   return records;
 }
 
@@ -101,7 +124,8 @@ struct StepRecord {
 class TrainingLog {
  public:
   /// Opens the record of a run that has done `steps` steps.
-  TrainingLog(std::filesystem::path file, int steps) : path_(std::move(file)), records_(read_training_log(path_)) {
+  TrainingLog(std::filesystem::path file, int steps)
+      : path_(std::move(file)), records_(read_training_log(path_, &damaged_)) {
     std::erase_if(records_, [&](const StepRecord& m) { return m.step > steps; });
     write_whole();
   }
@@ -128,6 +152,8 @@ class TrainingLog {
   void sync() { sync_file(file_, path_); }
   /// All steps so far, by rising number.
   [[nodiscard]] const std::vector<StepRecord>& records() const { return records_; }
+  /// Lines that were no records when the file was opened, the one that a killed run leaves half written among them.
+  [[nodiscard]] int damaged() const { return damaged_; }
 
  private:
   void write_whole() {
@@ -139,6 +165,7 @@ class TrainingLog {
   }
 
   std::filesystem::path path_;
+  int damaged_ = 0;  // before the records, which count it
   std::vector<StepRecord> records_;
   FileDescriptor file_;
   std::uint64_t size_ = 0;
@@ -146,6 +173,7 @@ class TrainingLog {
 
 /// What trainer_state.json says besides the log.
 struct TrainerState {
+  int step = 0;        ///< of the model; the log may go on behind it, where a guard went back
   int max_steps = 0;   ///< optimizer steps of the whole run
   int epochs = 0;      ///< of the whole run
   int batch = 0;       ///< windows in a micro-batch
@@ -157,17 +185,19 @@ inline void write_trainer_state(const std::filesystem::path& file, const std::ve
                                 const TrainerState& state) {
   nlohmann::json history = nlohmann::json::array();
   std::int64_t tokens = 0;
+  double epoch = 0;
   for (const StepRecord& m : records) {
     history.push_back(
         {{"epoch", m.epoch}, {"grad_norm", m.grad_norm}, {"learning_rate", m.lr}, {"loss", m.loss}, {"step", m.step}});
     tokens += m.tokens;
+    if (m.step <= state.step) epoch = m.epoch;
   }
   const nlohmann::json whole{{"best_global_step", nullptr},
                              {"best_metric", nullptr},
                              {"best_model_checkpoint", nullptr},
-                             {"epoch", records.empty() ? 0.0 : records.back().epoch},
+                             {"epoch", epoch},
                              {"eval_steps", 500},
-                             {"global_step", records.empty() ? 0 : records.back().step},
+                             {"global_step", state.step},
                              {"is_hyper_param_search", false},
                              {"is_local_process_zero", true},
                              {"is_world_process_zero", true},

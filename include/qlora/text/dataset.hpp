@@ -1,6 +1,6 @@
 // qlora/text/dataset.hpp — packed windows on disk: safetensors shards and a manifest with their hashes.
 // Layout     DIR/manifest.json, DIR/tokens-00000.safetensors ...; a shard has input_ids, labels, document (n,S) I32
-// Writes     shards first, each complete or absent, the manifest last: a directory without one is no data set
+// Writes     into a directory beside it, which takes its place whole: a pack that fails leaves the data set that was
 // Checks     opening verifies every SHA-256, shape, id, label and document number, so that reading needs no checks
 // Needs no tokenizer: training runs where sentencepiece is not installed.
 // What may not change: version 1 files stay readable; a change of meaning raises the version.
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/directory.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
@@ -105,17 +106,49 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
   }
 }
 
-/// Removes an earlier data set from the directory, its manifest first.
-inline void clear_dataset(const std::filesystem::path& directory) {
-  std::filesystem::remove(directory / "manifest.json");
-  for (std::size_t index = 0; std::filesystem::remove(directory / shard_name(index)); ++index) {
+/// Whether write_dataset writes files of this name.
+[[nodiscard]] inline bool is_dataset_file(std::string_view name) {
+  constexpr std::string_view front = "tokens-";
+  constexpr std::string_view back = ".safetensors";
+  if (name == "manifest.json") return true;
+  if (!name.starts_with(front) || !name.ends_with(back) || name.size() < front.size() + 5 + back.size()) return false;
+  name.remove_prefix(front.size());
+  name.remove_suffix(back.size());
+  return name.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+/// A manifest with the hash of itself.
+[[nodiscard]] inline std::string signed_manifest(Json manifest) {
+  manifest["sha256"] = sha256(json_text(manifest));
+  return json_text(manifest);
+}
+/// Checks the hash, takes it out and returns it. Manifests of earlier versions have none, and no other key either.
+[[nodiscard]] inline std::string check_manifest(Json& manifest, std::string_view text, std::string_view where) {
+  constexpr std::array<std::string_view, 9> keys{"counts",  "format",  "packing",          "seq",       "shards",
+                                                 "sources", "version", "tokenizer_sha256", "vocab_size"};
+  const Json* hash = json_find(manifest, "sha256");
+  if (hash == nullptr) {
+    for (const auto& [key, value] : manifest.items()) {
+      if (key == "windows" || std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
+      throw Error(concat(where, ": the key '", excerpt(key), "' belongs to no manifest; pack the documents again"));
+    }
+    return sha256(text);
   }
+  const std::string stated = json_string(manifest, "sha256", where);
+  const bool as_written = json_text(manifest) == text;
+  manifest.erase("sha256");
+  const std::string found = sha256(json_text(manifest));
+  if (!as_written || stated != found) {
+    throw Error(
+        concat(where, ": was changed after it was written: its SHA-256 does not match; pack the documents again"));
+  }
+  return found;
 }
 
 }  // namespace detail
 
-/// Writes windows and their manifest into a directory, replacing an earlier data set.
-/// Throws Error for windows that break the rules of packing.hpp and when a write fails.
+/// Writes windows and their manifest into a directory, taking the place of an earlier data set, which stays if this
+/// fails. Throws Error (usage) when the directory holds another file, and for windows that break the rules of packing.hpp and when a write fails.
 inline void write_dataset(const std::filesystem::path& directory, const PackedWindows& windows,
                           const DatasetInfo& info) {
   const auto seq = static_cast<std::size_t>(windows.seq);
@@ -129,14 +162,8 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
                        windows.counts.dropped_tokens, " tokens dropped; shorter windows or more text are needed"));
   detail::check_windows(windows.ids, windows.labels, windows.documents, info.vocab_size, info.sources.size(),
                         directory.string());
-  try {
-    std::filesystem::create_directories(directory);
-    detail::clear_dataset(directory);
-  } catch (const std::filesystem::filesystem_error& error) {
-    throw Error(concat("cannot write the data set ", directory.string(), ": ", error.code().message()),
-                ErrorKind::resource);
-  }
-
+  AtomicDirectory whole(directory, temporary_beside(without_slash(directory)), detail::is_dataset_file);
+  const std::filesystem::path& here = whole.temporary();
   const std::size_t count = windows.ids.size() / seq;
   const std::size_t per_shard = std::max<std::size_t>(1, detail::shard_tokens / seq);
   Json shards = Json::array();
@@ -144,14 +171,14 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
     const std::size_t n = std::min(per_shard, count - first);
     const std::string name = detail::shard_name(shards.size());
     const std::vector<std::int64_t> shape{static_cast<std::int64_t>(n), windows.seq};
-    SafetensorsWriter writer(directory / name, {{detail::shard_tensors[0], DType::i32, shape},
-                                                {detail::shard_tensors[1], DType::i32, shape},
-                                                {detail::shard_tensors[2], DType::i32, shape}});
+    SafetensorsWriter writer(here / name, {{detail::shard_tensors[0], DType::i32, shape},
+                                           {detail::shard_tensors[1], DType::i32, shape},
+                                           {detail::shard_tensors[2], DType::i32, shape}});
     const std::array<std::span<const std::int32_t>, 3> columns{windows.ids, windows.labels, windows.documents};
     for (std::size_t c = 0; c < columns.size(); ++c)
       writer.write(detail::shard_tensors[c], std::as_bytes(columns[c].subspan(first * seq, n * seq)));
     writer.finish();
-    shards.push_back({{"file", name}, {"windows", n}, {"sha256", sha256_file(directory / name)}});
+    shards.push_back({{"file", name}, {"windows", n}, {"sha256", sha256_file(here / name)}});
   }
 
   Json manifest{{"format", detail::dataset_format},
@@ -172,7 +199,8 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
   for (const SkippedDocument& one : windows.skipped)
     if (static_cast<std::size_t>(one.document) < sources.size())
       sources[static_cast<std::size_t>(one.document)]["skipped"] = one.reason;
-  write_file_atomically(directory / "manifest.json", json_text(manifest));
+  write_file_atomically(here / "manifest.json", detail::signed_manifest(std::move(manifest)));
+  whole.commit();
 }
 
 /// One window of a data set; the spans live as long as the data set.
@@ -193,9 +221,9 @@ class TokenDataset {
       throw Error(concat(directory.string(), " is no packed data set: it has no manifest.json"));
     }
     const std::string text = read_text(path, detail::max_manifest_bytes), where = path.string();
-    const Json manifest = parse_json(text, where);
+    Json manifest = parse_json(text, where);
     if (!manifest.is_object()) throw Error(where + ": not a JSON object");
-    result.fingerprint_ = sha256(text);
+    result.fingerprint_ = detail::check_manifest(manifest, text, where);
     result.read_manifest(manifest, where);
     const Json shards = json_at(manifest, "shards", where);
     if (!shards.is_array()) throw Error(where + ": 'shards' must be a list");
@@ -216,7 +244,7 @@ class TokenDataset {
   [[nodiscard]] const DatasetInfo& info() const { return info_; }
   /// Counts of documents and tokens, checked against the shards.
   [[nodiscard]] const PackingCounts& counts() const { return counts_; }
-  /// SHA-256 of the manifest, which holds those of the shards: equal for equal data sets only.
+  /// SHA-256 of the manifest without its own hash; it holds those of the shards: equal for equal data sets only.
   [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
 
   /// Token ids of all windows, (N,S).

@@ -1,9 +1,10 @@
 // qlora/text/document.hpp — documents, and their JSON Lines, .txt and .md files.
-// What may not change: a line holds either "text" or "messages"; text is valid UTF-8; sha256 is always computed
+// What may not change: a line holds one text or one chat; text is valid UTF-8; sha256 is always computed
 // from the text and never copied from a file, so an edited file cannot keep an old hash.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -113,34 +115,109 @@ inline void check_utf8(std::string_view text, std::string_view where) {
   return it->get<std::string>();
 }
 
+/// Names of roles in chat data, and what they are called here.
+[[nodiscard]] inline std::string role_named(const std::string& role) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> others{
+      {{"human", "user"}, {"gpt", "assistant"}, {"chatgpt", "assistant"}, {"model", "assistant"}}};
+  for (const auto& [theirs, ours] : others) {
+    if (role == theirs) return std::string(ours);
+  }
+  return role;
+}
+
+/// Turns from a list of {role, content}, or of ShareGPT's {from, value}.
+[[nodiscard]] inline std::vector<Message> turns_of(const nlohmann::json& list, const char* key,
+                                                   const std::string& where) {
+  if (!list.is_array() || list.empty()) throw Error(concat(where, ": \"", key, "\" is not a list of {role, content}"));
+  std::vector<Message> messages;
+  for (const auto& item : list) {
+    const auto text = [&](const char* name) -> const std::string* {
+      const auto found = item.is_object() ? item.find(name) : item.end();
+      return !item.is_object() || found == item.end() || !found->is_string() ? nullptr
+                                                                             : found->get_ptr<const std::string*>();
+    };
+    const bool share = item.is_object() && item.contains("from");
+    const std::string* role = text(share ? "from" : "role");
+    const std::string* content = text(share ? "value" : "content");
+    if (role == nullptr || content == nullptr) {
+      throw Error(where + ": a message needs \"role\" and \"content\", or \"from\" and \"value\", all of them strings");
+    }
+    messages.push_back({role_named(*role), *content});
+  }
+  return messages;
+}
+
+/// The schemas that a line may have. A line of none, or of two, is refused with its keys.
+enum class LineSchema { text, messages, conversations, alpaca, completion };
+[[nodiscard]] inline LineSchema schema_of(const nlohmann::json& object, const std::string& where) {
+  constexpr std::array<std::tuple<const char*, const char*, LineSchema>, 6> known{
+      {{"text", "text", LineSchema::text},
+       {"messages", "messages", LineSchema::messages},
+       {"conversations", "conversations", LineSchema::conversations},
+       {"instruction", "output", LineSchema::alpaca},
+       {"prompt", "completion", LineSchema::completion},
+       {"prompt", "response", LineSchema::completion}}};
+  std::vector<std::pair<std::string, LineSchema>> found;
+  for (const auto& [first, second, schema] : known) {
+    if (!object.contains(first) || !object.contains(second)) continue;
+    const std::string both = std::string("\"") + first + "\"";
+    found.emplace_back(std::string_view(first) == second ? both : both + " with \"" + second + "\"", schema);
+  }
+  if (found.size() == 1) return found[0].second;
+  if (found.size() > 1) {
+    throw Error(concat(where, ": both ", found[0].first, " and ", found[1].first, "; a line holds one of them"));
+  }
+  std::string keys;
+  for (const auto& [key, value] : object.items()) {
+    if (keys.size() < 160) keys += concat(keys.empty() ? "" : ", ", "\"", key, "\"");
+  }
+  throw Error(concat(where,
+                     ": neither \"text\" nor \"messages\" nor \"conversations\" nor \"instruction\" with "
+                     "\"output\" nor \"prompt\" with \"completion\", one of which a line holds; its keys are ",
+                     keys.empty() ? "none" : keys));
+}
+
+[[nodiscard]] inline std::string required_member(const nlohmann::json& object, const char* key,
+                                                 const std::string& where) {
+  if (!object.at(key).is_string()) throw Error(concat(where, ": \"", key, "\" is not a string"));
+  return object.at(key).get<std::string>();
+}
+
+/// The chat of a line that has one: ShareGPT's turns, Alpaca's instruction with its input, a prompt with its answer.
+[[nodiscard]] inline std::vector<Message> chat_of(const nlohmann::json& object, LineSchema schema,
+                                                  const std::string& where) {
+  if (schema == LineSchema::messages) return turns_of(object["messages"], "messages", where);
+  if (schema == LineSchema::conversations) return turns_of(object["conversations"], "conversations", where);
+  std::vector<Message> messages;
+  if (const std::string system = string_member(object, "system", where); !system.empty()) {
+    messages.push_back({"system", system});
+  }
+  const bool alpaca = schema == LineSchema::alpaca;
+  std::string asked = required_member(object, alpaca ? "instruction" : "prompt", where);
+  if (const std::string input = alpaca ? string_member(object, "input", where) : ""; !input.empty()) {
+    asked += "\n\n" + input;
+  }
+  const char* answer = alpaca ? "output" : object.contains("completion") ? "completion" : "response";
+  messages.push_back({"user", asked});
+  messages.push_back({"assistant", required_member(object, answer, where)});
+  return messages;
+}
+
 [[nodiscard]] inline Document document_from_line(std::string_view line, const std::string& where) {
   check_utf8(line, where);
   const nlohmann::json object = parse_json_line(line, where);
   if (!object.is_object()) throw Error(where + ": not a JSON object");
-  const bool has_text = object.contains("text");
-  const bool has_messages = object.contains("messages");
-  if (has_text == has_messages)
-    throw Error(
-        concat(where, has_text ? ": both" : ": neither", " \"text\" and \"messages\"; a line holds one of them"));
+  const LineSchema schema = schema_of(object, where);
+  const bool is_text = schema == LineSchema::text;
   Document document{.source = string_member(object, "source", where),
                     .title = string_member(object, "title", where),
-                    .text = string_member(object, "text", where),
+                    .text = is_text ? required_member(object, "text", where) : std::string(),
                     .fetched_at = string_member(object, "fetched_at", where),
                     .sha256 = {},
                     .messages = {}};
   if (document.source.empty()) document.source = where;
-  if (has_text && !object["text"].is_string()) throw Error(where + ": \"text\" is not a string");
-  if (has_messages) {
-    const auto& list = object["messages"];
-    if (!list.is_array() || list.empty()) throw Error(where + ": \"messages\" is not a list of {role, content}");
-    for (const auto& item : list) {
-      if (!item.is_object() || !item.contains("role") || !item.contains("content") || !item["role"].is_string() ||
-          !item["content"].is_string())
-        throw Error(where + ": a message needs \"role\" and \"content\", both strings");
-      document.messages.push_back({item["role"].get<std::string>(), item["content"].get<std::string>()});
-    }
-  }
-  document.sha256 = qlora::sha256(has_messages ? messages_json(document.messages) : document.text);
+  if (!is_text) document.messages = chat_of(object, schema, where);
+  document.sha256 = qlora::sha256(is_text ? document.text : messages_json(document.messages));
   return document;
 }
 
@@ -179,30 +256,34 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   return {std::move(source), std::move(title), std::move(text), std::move(fetched_at), std::move(hash), {}};
 }
 
-/// Documents of a .jsonl file (one per line), or of a .txt or .md file (one). Errors name the file and the line:
-/// broken JSON, invalid UTF-8, both or neither of "text" and "messages", a key given twice, a line over the cap.
-/// Empty lines are skipped, unknown keys ignored; an absent "source" becomes FILE:LINE.
-[[nodiscard]] inline std::vector<Document> read_documents(const std::filesystem::path& path) {
+/// Calls use(document, "FILE:LINE") for each document of a .jsonl file (one per line), or of a .txt or .md file (one,
+/// "FILE"). A line holds "text"; or a chat: "messages" of {role, content}, ShareGPT's "conversations", Alpaca's
+/// "instruction" and "output", or "prompt" and "completion". Errors name the file and the line: broken JSON, invalid
+/// UTF-8, none or two of these, a key given twice, a line over the cap. Empty lines are skipped, unknown keys ignored;
+/// an absent "source" becomes FILE:LINE.
+template <class Use>
+void for_each_document(const std::filesystem::path& path, const Use& use) {
   const std::string name = path.string();
   std::string extension = path.extension().string();
   for (char& c : extension)
     if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) throw Error(concat("cannot open ", name, ": ", std::strerror(ENOENT)));
   if (extension != ".jsonl" && extension != ".txt" && extension != ".md")
     throw Error(concat(name, ": not a .jsonl, .txt or .md file"), ErrorKind::usage);
-  std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw Error(name + " is a directory");
   if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
     throw Error(name + " is not a plain file");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(concat("cannot open ", name, ": ", std::strerror(errno)));
-  std::vector<Document> documents;
   if (extension == ".jsonl") {
     detail::for_each_line(file, name, [&](std::string_view line, std::size_t number) {
       if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.remove_prefix(3);
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
-      documents.push_back(detail::document_from_line(line, concat(name, ":", number)));
+      const std::string where = concat(name, ":", number);
+      use(detail::document_from_line(line, where), where);
     });
-    return documents;
+    return;
   }
   std::string text;
   detail::for_each_line(file, name, [&](std::string_view line, std::size_t) {
@@ -213,7 +294,13 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   detail::check_utf8(text, name);
   while (text.ends_with('\n')) text.pop_back();
-  documents.push_back(make_document(name, path.stem().string(), std::move(text)));
+  use(make_document(name, path.stem().string(), std::move(text)), name);
+}
+
+/// All documents that for_each_document finds.
+[[nodiscard]] inline std::vector<Document> read_documents(const std::filesystem::path& path) {
+  std::vector<Document> documents;
+  for_each_document(path, [&](Document&& document, const std::string&) { documents.push_back(std::move(document)); });
   return documents;
 }
 

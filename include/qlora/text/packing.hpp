@@ -186,5 +186,35 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
   return out;
 }
 
+/// Takes the windows without any label out: nothing can be learned from them, and a step of such windows alone has no
+/// loss. Their tokens count as dropped, their padding no more. Returns how many went.
+[[nodiscard]] inline std::int64_t drop_unlabelled(PackedWindows& out) {
+  const auto seq = static_cast<std::ptrdiff_t>(out.seq);
+  std::ptrdiff_t kept = 0;
+  const std::ptrdiff_t windows = out.windows();
+  for (std::ptrdiff_t window = 0; window < windows; ++window) {
+    const auto of = [&](std::vector<std::int32_t>& column, std::ptrdiff_t at) { return column.begin() + at * seq; };
+    const auto labels = of(out.labels, window);
+    // A window's first label is never asked for.
+    if (std::all_of(labels + 1, labels + seq, [](std::int32_t label) { return label == ignored_label; })) {
+      const auto padding = std::count(of(out.documents, window), of(out.documents, window) + seq, no_document);
+      out.counts.padding -= padding;
+      out.counts.tokens -= seq - padding;
+      out.counts.dropped_tokens += seq - padding;
+      continue;
+    }
+    if (kept != window) {
+      for (std::vector<std::int32_t>* column : {&out.ids, &out.labels, &out.documents}) {
+        std::copy_n(of(*column, window), seq, of(*column, kept));
+      }
+    }
+    ++kept;
+  }
+  for (std::vector<std::int32_t>* column : {&out.ids, &out.labels, &out.documents}) {
+    column->resize(static_cast<std::size_t>(kept * seq));
+  }
+  return windows - kept;
+}
+
 }  // namespace v0
 }  // namespace qlora

@@ -46,6 +46,7 @@ class Tokenizer {
       return {bytes, std::make_unique<JsonTokenizer>(bytes, path.string(), end_token(path.parent_path()))};
     }
     const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
+    refuse_lfs_pointer(bytes, path.string());
     try {
       return parse(bytes);
     } catch (const Error& error) {
@@ -127,6 +128,7 @@ class StreamDecoder {
 
   /// The text that this id completes, possibly none.
   [[nodiscard]] std::string push(std::int32_t id) {
+    if (id >= tokenizer_->vocab_size()) return finish();  // a row that pads the model's vocabulary
     std::string bytes = tokenizer_->surface(id);
     const TokenizerModel& model = *tokenizer_->model_;
     if (bytes.empty()) {  // a control piece; it ends a run of byte pieces, as in sentencepiece
