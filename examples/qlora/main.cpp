@@ -1,6 +1,10 @@
 // main.cpp — the `qlora` program: registers the verbs, runs the one that was called, and turns errors into one line on
 // stderr and an exit code (0 ok, 1 a requirement is not met, 2 usage, 3 input, 4 resource, 5 network, 6 interrupted but
 // resumable).
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -12,6 +16,7 @@
 #include "interrupt.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
 #include "qlora/run/console_progress.hpp"
 #include "verb.hpp"
 
@@ -55,7 +60,12 @@ ProgressStyle style_of(const run::Console& console) {
   return run::style_for(STDERR_FILENO);
 }
 
-/// Ctrl-C and SIGTERM ask the running verb to stop.
+void flush(std::ostream& out) {
+  out.flush();
+  if (!out) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
+}
+
+/// Ctrl-C, SIGTERM and SIGHUP ask the running verb to stop.
 class ProgramProgress final : public run::ConsoleProgress {
  public:
   using ConsoleProgress::ConsoleProgress;
@@ -70,9 +80,9 @@ int run_verb(Invocation& call, const std::vector<std::string>& notes) {
   catch_interrupts();
   if (!call.json.empty()) check_folder_of("--json", call.json);
   const Result result = call.action(context);
-  std::cout.flush();
-  if (!std::cout) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
+  std::cout.flush();  // before the result, which may go to the same pipe
   if (!call.json.empty()) write_result(call.json, result);
+  flush(std::cout);
   return result.unmet ? 1 : 0;
 }
 
@@ -85,8 +95,7 @@ int run_mapped(Invocation& call, const std::vector<std::string>& notes) {
     return complain("out of memory; `qlora plan` shows what a model needs, a smaller --batch or --seq needs less",
                     ErrorKind::resource);
   } catch (const std::filesystem::filesystem_error& error) {
-    const bool full = error.code() == std::errc::no_space_on_device;
-    return complain(error.what(), full ? ErrorKind::resource : ErrorKind::input);
+    return complain(error.what(), is_scarcity(error.code().value()) ? ErrorKind::resource : ErrorKind::input);
   } catch (const std::exception& error) {
     return complain(error.what(), ErrorKind::input);
   }
@@ -115,8 +124,13 @@ int parse_and_run(int argc, char** argv) {
   add_run(app, call);
   add_info(app, call);
   add_data(app, call);
-  if (!line.parse(argc, argv, std::cout)) return 0;
-  return run_mapped(call, line.notes());
+  if (line.parse(argc, argv, std::cout)) return run_mapped(call, line.notes());
+  try {
+    flush(std::cout);  // the help or the version
+  } catch (const Error& error) {
+    return complain(error.what(), error.kind());
+  }
+  return 0;
 }
 
 }  // namespace
@@ -144,7 +158,23 @@ OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, 
 
 }  // namespace qlora::program
 
+namespace {
+
+/// A file that is opened later must not become stdin, stdout or stderr because one of these was closed: progress would
+/// be written into a model. A closed stdout is replaced by a descriptor that cannot be written to, so that a lost result
+/// is an error.
+void open_closed_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) == -1 && errno == EBADF) {
+      (void)::open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY);  // gets the lowest free number, fd
+    }
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  open_closed_streams();
   try {
     return qlora::program::parse_and_run(argc, argv);
   } catch (const std::exception& error) {

@@ -27,7 +27,7 @@ at() {
   "$@"
   unset LD_PRELOAD SIGNAL_AT_TEXT SIGNAL_AT
 }
-INT=2 KILL=9 STOP=19
+HUP=1 INT=2 KILL=9 STOP=19
 json() { sed -n "s/^ *\"$2\": \([^,]*\),*\$/\1/p" "$1" | head -1; }
 
 mkdir "$work/site"
@@ -91,6 +91,13 @@ total=$(json "$work/train.json" steps)
 grep -q '"global_step": '"$total" "$work/through/trainer_state.json" || fail "trainer_state.json"
 at '{"step":3,' $INT expect 6 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps
 [ -d "$work/parts/checkpoints/checkpoint-3" ] || fail "the step was not saved"
+# The signal of a closed terminal does the same, whether or not these tests run under nohup.
+printf '#!/bin/sh\nexec env --default-signal=HUP "%s" "$@"\n' "$qlora" >"$work/hup"
+chmod +x "$work/hup"
+program=$qlora qlora=$work/hup
+at '{"step":7,' $HUP expect 6 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps
+qlora=$program
+[ -d "$work/parts/checkpoints/checkpoint-7" ] || fail "the step before SIGHUP was not saved"
 at '{"step":11,' $KILL expect 137 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps
 expect 2 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps --seed 7
 expect 0 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps

@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -26,6 +28,14 @@ void check_refused(const Outcome& outcome, int code) {
     CHECK(outcome.err.compare(at + 1, 2, "  ") == 0);
   }
   CHECK(outcome.err.ends_with('\n'));
+}
+
+/// Exit code of the program, or of a signal as a shell gives it. `line`: a command line of sh, where $qlora is the
+/// program; unlike qlora() it says what the streams are.
+int shell(const Scratch& scratch, const std::string& line) {
+  const std::string script = scratch.write("script.sh", "qlora='" QLORA_PROGRAM "'\n" + line + "\n").string();
+  const int status = std::system(("sh '" + script + "'").c_str());
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",
@@ -256,4 +266,38 @@ TEST_CASE("--json writes the result, and a file that cannot be written is exit 4
   CHECK(outcome.code == 0);
   CHECK(nlohmann::json::parse(program_test::contents(scratch / "result.json")).contains("arms"));
   CHECK(qlora(scratch, "run --check " + job + " --json /nonexistent/x.json").code == 4);
+}
+
+TEST_CASE("output that is lost is an error: a full disk, a closed stream, a reader that is gone, a size limit") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string json = (scratch / "info.json").string();
+  CHECK(shell(scratch, "$qlora info " + model + " --json " + json + " >/dev/full 2>/dev/null") == 4);
+  CHECK(nlohmann::json::parse(program_test::contents(json)).contains("parameters"));
+  CHECK(shell(scratch, "$qlora info " + model + " >&- 2>/dev/null") == 4);
+  CHECK(shell(scratch, "$qlora --version >/dev/full 2>/dev/null") == 4);
+  CHECK(shell(scratch, "$qlora --help >/dev/full 2>/dev/null") == 4);
+  CHECK(shell(scratch, "$qlora info " + model + " --json /dev/full >/dev/null 2>&1") == 4);
+
+  // Descriptor 4: a pipe that nobody reads.
+  const std::string fifo = (scratch / "fifo").string();
+  const std::string pipe = "mkfifo " + fifo + "; exec 3<>" + fifo + " 4>" + fifo + " 3<&-; rm " + fifo + "; ";
+  CHECK(shell(scratch, pipe + "$qlora info " + model + " >&4 2>/dev/null") == 4);
+
+  const std::string pages = scratch.write("pages.jsonl", R"({"text":"A page."})").string();
+  const auto pack = [&](const std::string& name) {
+    return "$qlora pack " + pages + " -m " + model + " -o " + (scratch / name).string() + " >/dev/null";
+  };
+  CHECK(shell(scratch, "ulimit -f 0; " + pack("limited") + " 2>/dev/null") == 4);
+  CHECK_FALSE(std::filesystem::exists(scratch / "limited"));
+
+  // Progress that nobody reads ends nothing and does not get into a file.
+  CHECK(shell(scratch, pack("data") + " 2>/dev/null") == 0);
+  CHECK(shell(scratch, pipe + pack("unread") + " 2>&4") == 0);
+  CHECK(shell(scratch, pack("closed") + " 2>&- <&-") == 0);
+  for (const char* name : {"unread", "closed"}) {
+    for (const auto& file : std::filesystem::directory_iterator(scratch / "data")) {
+      CHECK(program_test::contents(scratch / name / file.path().filename()) == program_test::contents(file.path()));
+    }
+  }
 }
