@@ -134,7 +134,8 @@ class Engine {
   /// Throws Error: (input) for a directory or an adapter that cannot be used, (resource) for too little memory or a GPU
   /// that is not there, (usage) for options that do not go together or code that the program lacks.
   explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
-      : files_(std::make_shared<const ModelFiles>(hf::ModelDir::open(dir), Tokenizer::load(tokenizer_file(dir)))),
+      : files_(std::make_shared<const ModelFiles>(
+            ModelFiles{hf::ModelDir::open(dir), Tokenizer::load(tokenizer_file(dir))})),  // braces: in this order
         any_base_(options.any_base) {
     const hf::ModelDir& model = files_->model;
     const Tokenizer& tokenizer = files_->tokenizer;
