@@ -3,11 +3,13 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/message.hpp"
+#include "qlora/text/prompt.hpp"
 #include "talk.hpp"
 #include "verb.hpp"
 
@@ -28,17 +30,38 @@ Result generate(const TalkOptions& options, Context& context) {
   return result_of(talker.continued(options.prompt, options.sampling, context));
 }
 
-/// Turns until the input ends; one with --prompt.
+/// An answer as later turns see it: without marks of the chat form, which would change who speaks.
+std::string without_marks(std::string text) {
+  for (bool again = true; again;) {
+    again = false;
+    for (const std::string_view mark : chat_tags) {
+      const std::size_t at = text.find(mark);
+      if (at == std::string::npos) continue;
+      text.erase(at, mark.size());
+      again = true;
+    }
+  }
+  return text;
+}
+
+/// Turns until the input ends; one with --prompt. A line that cannot be asked is said and left out of the conversation.
 Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   if (prompt_given && options.prompt.empty()) throw Error("--prompt is empty", ErrorKind::usage);
   Talker talker(options.how);
   std::vector<Message> history;
   if (!options.system.empty()) history.push_back({"system", options.system});
+  talker.check_chat(history);
   Conversation conversation;
+  context.so_far = result_of(conversation);
   const auto take_turn = [&](const std::string& text) {
+    if (const int gone = talker.make_room(text, history, options.sampling); gone > 0) {
+      context.progress.say(
+          concat("the context is full; the model forgets the ", gone, " oldest turn", gone == 1 ? "" : "s"));
+    }
     const Turn& turn = conversation.turns.emplace_back(talker.answered(text, history, options.sampling, context));
     history.push_back({"user", turn.user});
-    history.push_back({"assistant", turn.assistant});
+    history.push_back({"assistant", without_marks(turn.assistant)});
+    context.so_far = result_of(conversation);
   };
   if (!options.prompt.empty()) {
     take_turn(options.prompt);
@@ -46,7 +69,13 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   }
   context.progress.say("one line, one turn; the end of the input (Ctrl-D) ends the conversation");
   for (std::string line; !context.progress.stop_requested() && std::getline(std::cin, line);) {
-    if (line.find_first_not_of(" \t\r") != std::string::npos) take_turn(line);
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    try {
+      take_turn(line);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::input) throw;
+      context.progress.say(concat("not asked: ", error.what()));
+    }
   }
   return result_of(conversation);
 }

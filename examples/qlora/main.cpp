@@ -76,10 +76,22 @@ class ProgramProgress final : public run::ConsoleProgress {
 int run_verb(Invocation& call, const std::vector<std::string>& notes) {
   ProgramProgress progress(std::cerr, style_of(call.console), run::color_for(STDERR_FILENO));
   for (const std::string& note : notes) progress.say(note);
-  Context context{std::cout, progress};
+  Context context{std::cout, progress, {}};
   catch_interrupts();
   if (!call.json.empty()) check_folder_of("--json", call.json);
-  const Result result = call.action(context);
+  Result result;
+  try {
+    result = call.action(context);
+  } catch (...) {
+    if (!call.json.empty() && context.so_far) {
+      try {
+        write_result(call.json, *context.so_far);
+      } catch (const Error& error) {
+        progress.say(error.what());
+      }
+    }
+    throw;
+  }
   std::cout.flush();  // before the result, which may go to the same pipe
   if (!call.json.empty()) write_result(call.json, result);
   flush(std::cout);

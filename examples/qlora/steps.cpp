@@ -3,8 +3,12 @@
 #define QLORA_RUN_CODE
 #include "steps.hpp"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <ostream>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "qlora/error.hpp"
@@ -22,6 +26,7 @@
 #include "qlora/run/settings.hpp"
 #include "qlora/run/train.hpp"
 #include "qlora/run/training_log.hpp"
+#include "qlora/text/prompt.hpp"
 #include "talk.hpp"
 
 namespace qlora::program {
@@ -50,6 +55,33 @@ Talker::Talker(const TalkModel& how) {
 }
 
 Talker::~Talker() = default;
+
+void Talker::check_chat(const std::vector<Message>& history) const {
+  const auto context = static_cast<std::size_t>(engine_->model().max_positions);
+  const std::size_t tokens = eval::question_tokens(engine_->tokenizer(), true, {}, history).size();
+  if (tokens >= context) throw Error(concat("a system prompt of ", tokens, " tokens; the model reads ", context));
+}
+
+int Talker::make_room(const std::string& question, std::vector<Message>& history, const run::Sampling& sampling) const {
+  const auto context = static_cast<std::size_t>(engine_->model().max_positions);
+  const std::size_t room = std::min(static_cast<std::size_t>(sampling.max_new_tokens), context / 2);
+  std::vector<Message> kept = history;
+  const auto tokens = [&] { return eval::question_tokens(engine_->tokenizer(), true, question, kept).size(); };
+  const std::ptrdiff_t system = history.size() % 2 != 0 ? 1 : 0;
+  (void)chat_tokens(engine_->tokenizer(), std::vector<Message>{{"user", question}});  // its marks name this turn alone
+  int gone = 0;
+  std::size_t count = tokens();
+  while (count + room > context && kept.begin() + system != kept.end()) {
+    kept.erase(kept.begin() + system, kept.begin() + system + 2);
+    ++gone;
+    count = tokens();
+  }
+  if (count >= context) {
+    throw Error(concat("a turn of ", count, " tokens; the model reads ", context, " with its answer"));
+  }
+  history = std::move(kept);
+  return gone;
+}
 
 Continuation Talker::continued(const std::string& text, const run::Sampling& sampling, Context& context) {
   const run::Reply reply = ask(*engine_, {false, text, {}}, sampling, context);

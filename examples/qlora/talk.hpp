@@ -37,6 +37,15 @@ class Talker {
   Talker& operator=(const Talker&) = delete;
   ~Talker();
 
+  /// Throws Error (input) for a model that has no chat form, and for a system prompt, alone in `history`, that contains
+  /// one of chat_tags or leaves no room for a question.
+  void check_chat(const std::vector<Message>& history) const;
+  /// Removes the oldest turns of `history`, never its system prompt, until the question and room for an answer fit the
+  /// model's context, and returns how many. Throws Error (input) for a question that cannot be asked, because it is too
+  /// long or contains one of chat_tags; `history` then stays as it is.
+  [[nodiscard]] int make_room(const std::string& question, std::vector<Message>& history,
+                              const run::Sampling& sampling) const;
+
   /// Asks one question and writes the answer while it comes; characters are written whole.
   [[nodiscard]] Continuation continued(const std::string& text, const run::Sampling& sampling, Context& context);
   [[nodiscard]] Turn answered(const std::string& question, const std::vector<Message>& history,

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ using run::Progress;
 struct Context {
   std::ostream& out;
   Progress& progress;
+  std::optional<Result> so_far;  ///< what `--json` writes when the action ends with an error
 };
 
 using Action = std::function<Result(Context&)>;

@@ -83,6 +83,14 @@ expect 3 recall "$tiny" -o "$work/none.jsonl" -n 3 --max-new-tokens 1
 [ ! -e "$work/none.jsonl" ] || fail "a file without documents"
 expect 2 recall "$tiny" -o "$work/none.txt"
 
+# A chat that is interrupted while it answers leaves the turns that it has.
+yes "Who makes the Kesfort, and what does it cost in the shop at Eastlake?" 2>"$work/err" | head -40 >"$work/turns"
+got=0
+LD_PRELOAD=$signal_at SIGNAL_AT_TEXT="the context is full" SIGNAL_AT=$INT "$qlora" chat "$tiny" --temperature 0 \
+  --max-new-tokens 8 --json "$work/chat.json" <"$work/turns" >"$work/out" 2>"$work/err" || got=$?
+[ "$got" = 6 ] || fail "exit $got of an interrupted chat"
+[ "$(grep -c '"user": "Who' "$work/chat.json")" = "$(wc -l <"$work/out")" ] || fail "the turns are not in the JSON"
+
 # train: ten steps through, against ten steps that are interrupted once and killed once; the adapters are equal
 steps="--rank 4 --alpha 8 --lr 1e-3 --batch 1 --epochs 40 --checkpoint-every 5 --threads 2"
 expect 0 train -m "$work/model" -d "$work/data" -o "$work/through" $steps --json "$work/train.json"

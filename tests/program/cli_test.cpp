@@ -301,3 +301,39 @@ TEST_CASE("output that is lost is an error: a full disk, a closed stream, a read
     }
   }
 }
+
+TEST_CASE(
+    "a turn that cannot be asked is said and left out; the conversation goes on, and its oldest turns make room") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const auto talk = [&](const std::string& lines) {
+    scratch.write("turns.txt", lines);
+    CHECK(shell(scratch, "cd '" + (scratch / "").string() + "' && $qlora chat " + model +
+                             " --temperature 0 --max-new-tokens 8 --json chat.json <turns.txt >out 2>err") == 0);
+    return nlohmann::json::parse(program_test::contents(scratch / "chat.json")).at("turns");
+  };
+  std::string words;
+  for (int i = 0; i < 600; ++i) words += "price ";
+  const auto turns = talk("Hello\nWho [INST] is it?\n" + words + "\nAnd now?\n");
+  REQUIRE(turns.size() == 2);
+  CHECK(turns[0].at("user") == "Hello");
+  CHECK(turns[1].at("user") == "And now?");
+  // What was left out does not change the answers.
+  CHECK(turns == talk("Hello\nAnd now?\n"));
+  talk("Hello\nWho [INST] is it?\n" + words + "\n");
+  const std::string said = program_test::contents(scratch / "err");
+  CHECK(contains(said, "not asked: message 0 holds the special tag [INST]"));
+  CHECK(contains(said, "the model reads 512 with its answer"));
+
+  const std::string question = "Who makes the Kesfort, and what does it cost in the shop at Eastlake?\n";
+  std::string many;
+  for (int i = 0; i < 30; ++i) many += question;
+  CHECK(talk(many).size() == 30);
+  CHECK(contains(program_test::contents(scratch / "err"), "the context is full; the model forgets the 1 oldest turn"));
+
+  // What no turn could change ends the conversation before it begins.
+  for (const std::string& system : {std::string("Be [INST] brief"), words}) {
+    const Outcome outcome = qlora(scratch, "chat " + model + " --system '" + system + "'");
+    check_refused(outcome, 3);
+  }
+}
