@@ -8,6 +8,7 @@
 #include <ostream>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "options.hpp"
 #include "qlora/error.hpp"
@@ -25,7 +26,7 @@ void add_fetch(OptionSet app, Invocation& call) {
   verb.add("-o,--out", request->out, "Documents, one JSON object a line").required().type_name("FILE");
   add_table(verb, request->fetching);
   verb.on_call([&call, request] {
-    call.action = [request](Context& context) {
+    call.action = [&call, request](Context& context) {
       // What is a local folder on the command line is one in a job file's `files`, too.
       run::Pages& pages = request->pages;
       const auto folder = [](const std::string& source) { return std::filesystem::is_directory(source); };
@@ -35,8 +36,9 @@ void add_fetch(OptionSet app, Invocation& call) {
       std::erase_if(pages.urls, folder);
       std::error_code none;
       for (const std::string& source : pages.urls) {
-        if (std::filesystem::equivalent(source, request->out, none)) {
-          throw Error("--out is " + source + ", which is read; choose another file", ErrorKind::usage);
+        for (const auto& [option, file] : {std::pair("--out", request->out), std::pair("--json", call.json)}) {
+          if (!std::filesystem::equivalent(source, file, none)) continue;
+          throw Error(concat(option, " is ", source, ", which is read; choose another file"), ErrorKind::usage);
         }
       }
       check_folder_of("--out", request->out);

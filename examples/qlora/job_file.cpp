@@ -223,9 +223,44 @@ void read_arms(const toml::node& node, JobFile& read, const fs::path& file) {
   });
 }
 
+/// The TOML parser nests a table for every part of a dotted key, without limit, and destroys them by recursion. No key
+/// of a job has more than two parts. Strings and comments are passed over.
+void refuse_deep_keys(std::string_view content, const fs::path& file) {
+  constexpr int most = 8;
+  int line = 1;
+  int parts = 1;
+  for (std::size_t i = 0; i < content.size(); ++i) {
+    const char c = content[i];
+    if (c == '"' || c == '\'') {
+      const std::string_view triple = c == '"' ? R"(""")" : "'''";
+      const std::string_view end = content.substr(i, 3) == triple ? triple : triple.substr(0, 1);
+      for (i += end.size(); i < content.size() && content.substr(i, end.size()) != end; ++i) {
+        if (content[i] == '\\' && c == '"') ++i;
+        if (i < content.size() && content[i] == '\n') {
+          ++line;
+          if (end.size() == 1) break;  // the parser refuses it
+        }
+      }
+      i += end.size() - 1;
+      const bool several = end.size() == 3;  // whose text may end with up to two quotes
+      for (int more = 0; several && more < 2 && i + 1 < content.size() && content[i + 1] == c; ++more) ++i;
+    } else if (c == '#') {
+      i = std::min(content.find('\n', i), content.size()) - 1;
+    } else if (c == '\n') {
+      ++line;
+      parts = 1;
+    } else if (c == '=' || c == ',' || c == '[' || c == '{') {
+      parts = 1;
+    } else if (c == '.' && ++parts > most) {
+      throw Error(concat(file.string(), ":", line, ": a key of more than ", most, " parts"));
+    }
+  }
+}
+
 }  // namespace
 
 JobFile parse_job(std::string_view content, const fs::path& file) {
+  refuse_deep_keys(content, file);
   toml::table root;
   try {
     root = toml::parse(content, file.string());

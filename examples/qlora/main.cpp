@@ -6,9 +6,9 @@
 
 #include <cerrno>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <new>
+#include <span>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -32,13 +32,37 @@ int complain(std::string message, ErrorKind kind) {
   return exit_code(kind);
 }
 
+/// A pipe or a device, such as /dev/stdout, is written to as it is; a file is replaced whole.
 void write_result(const std::filesystem::path& path, const Result& result) {
-  std::ofstream file(path, std::ios::binary);
-  file << result.json;
-  file.close();
-  if (!file)
-    throw Error("cannot write the result to " + path.string() + "; check the folder and the space left",
-                ErrorKind::resource);
+  const std::string& text = result.json;
+  try {
+    if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path)) {
+      return write_file_atomically(path, text);
+    }
+    write_stream(FileDescriptor::open("cannot write", path, O_WRONLY), path, std::as_bytes(std::span(text)));
+  } catch (const Error& error) {
+    throw Error(concat("cannot write the result: ", error.what()), ErrorKind::resource);
+  }
+}
+
+/// Throws Error: (resource) when the result could not be written, for want of its folder; (usage) when it would replace
+/// a file that the line names, or one in the folder of a model, an adapter or a data set that it names.
+void check_result_file(const std::filesystem::path& json, const std::vector<std::filesystem::path>& named) {
+  check_folder_of("--json", json);
+  std::error_code absent;
+  const bool there = std::filesystem::exists(json);
+  const std::filesystem::path folder = json.has_parent_path() ? json.parent_path() : ".";
+  for (const std::filesystem::path& path : named) {
+    const bool same =
+        std::filesystem::equivalent(path, json, absent) || path.lexically_normal() == json.lexically_normal();
+    const auto holds = [&](const char* name) { return std::filesystem::exists(path / name, absent); };
+    const bool inside = there && std::filesystem::equivalent(path, folder, absent) &&
+                        (holds("config.json") || holds("adapter_config.json") || holds("manifest.json"));
+    if (same || inside) {
+      throw Error("--json would replace " + json.string() + ", which the command names; choose another file",
+                  ErrorKind::usage);
+    }
+  }
 }
 
 using run::ProgressStyle;
@@ -72,13 +96,13 @@ class ProgramProgress final : public run::ConsoleProgress {
   [[nodiscard]] bool stop_requested() const override { return interrupted(); }
 };
 
-/// `notes`: what is to be said of the command line.
-int run_verb(Invocation& call, const std::vector<std::string>& notes) {
+/// `line`: the one that chose the verb.
+int run_verb(Invocation& call, const CommandLine& line) {
   ProgramProgress progress(std::cerr, style_of(call.console), run::color_for(STDERR_FILENO));
-  for (const std::string& note : notes) progress.say(note);
+  for (const std::string& note : line.notes()) progress.say(note);
   Context context{std::cout, progress, {}};
   catch_interrupts();
-  if (!call.json.empty()) check_folder_of("--json", call.json);
+  if (!call.json.empty()) check_result_file(call.json, line.paths(call.json));
   Result result;
   try {
     result = call.action(context);
@@ -98,9 +122,9 @@ int run_verb(Invocation& call, const std::vector<std::string>& notes) {
   return result.unmet ? 1 : 0;
 }
 
-int run_mapped(Invocation& call, const std::vector<std::string>& notes) {
+int run_mapped(Invocation& call, const CommandLine& line) {
   try {
-    return run_verb(call, notes);
+    return run_verb(call, line);
   } catch (const Error& error) {
     return complain(error.what(), error.kind());
   } catch (const std::bad_alloc&) {
@@ -136,7 +160,7 @@ int parse_and_run(int argc, char** argv) {
   add_run(app, call);
   add_info(app, call);
   add_data(app, call);
-  if (line.parse(argc, argv, std::cout)) return run_mapped(call, line.notes());
+  if (line.parse(argc, argv, std::cout)) return run_mapped(call, line);
   try {
     flush(std::cout);  // the help or the version
   } catch (const Error& error) {

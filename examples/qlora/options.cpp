@@ -96,6 +96,7 @@ Option OptionSet::add(const std::string& names, std::string& target, const std::
 }
 
 Option OptionSet::add(const std::string& names, fs::path& target, const std::string& help) {
+  notes_->paths.push_back({&target, [&target] { return std::vector{target}; }});
   return Option(*app_->add_option(names, target, help));
 }
 
@@ -104,10 +105,12 @@ Option OptionSet::add(const std::string& names, std::vector<std::string>& target
 }
 
 Option OptionSet::add(const std::string& names, std::vector<fs::path>& target, const std::string& help) {
+  notes_->paths.push_back({&target, [&target] { return target; }});
   return Option(*app_->add_option(names, target, help));
 }
 
 void OptionSet::add(const TableOption& option) {
+  if (option.paths) notes_->paths.push_back({nullptr, option.paths});
   add_to(*app_, option.names, option);
   if (option.old_name.empty()) return;
   const std::string name = option.names.substr(option.names.find("--"));
@@ -149,6 +152,17 @@ CommandLine::CommandLine(const ProgramText& text) : app_(std::make_unique<CLI::A
 CommandLine::~CommandLine() = default;
 
 OptionSet CommandLine::options() { return {*app_, notes_}; }
+
+std::vector<fs::path> CommandLine::paths(const fs::path& but) const {
+  std::vector<fs::path> all;
+  for (const PathOption& option : notes_.paths) {
+    if (option.target == &but) continue;
+    for (fs::path& path : option.read()) {
+      if (!path.empty()) all.push_back(std::move(path));
+    }
+  }
+  return all;
+}
 
 bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
   try {

@@ -47,13 +47,21 @@ struct TableOption {
   std::string fallback;  ///< the default, as the help shows it
   std::string help;
   run::Kind kind;
-  std::function<std::string(const run::Value&)> assign;  ///< gives back what is wrong with the value
+  std::function<std::string(const run::Value&)> assign;         ///< gives back what is wrong with the value
+  std::function<std::vector<std::filesystem::path>()> paths{};  ///< what a path option holds; empty: another kind
+};
+
+/// An option that holds paths.
+struct PathOption {
+  const void* target;  ///< what it fills; null for options of a table
+  std::function<std::vector<std::filesystem::path>()> read;
 };
 
 /// What a parsed line leaves behind beside its targets.
 struct LineNotes {
   std::map<std::string, std::string> old_names;  ///< by new name
   std::vector<std::string> notes;                ///< on old names that were used
+  std::vector<PathOption> paths;                 ///< of all verbs
 };
 
 /// The options of the program or of a verb: a handle, copies mean the same ones. It must not outlive its CommandLine,
@@ -133,6 +141,18 @@ std::string type_of(const run::Option<S>& option) {
   return text + " " + run::text_of(option.range.low) + ".." + run::text_of(option.range.high);
 }
 
+/// What a path option of a table holds, when it is asked; empty for other kinds.
+template <run::HasTable S>
+std::function<std::vector<std::filesystem::path>()> paths_of(const run::Option<S>& option, const S& target) {
+  if (option.kind() != run::Kind::path && option.kind() != run::Kind::paths) return {};
+  return [&option, &target] {
+    const run::Value value = run::value_of(option, target);
+    if (const auto* one = std::get_if<std::string>(&value)) return std::vector<std::filesystem::path>{*one};
+    const auto& several = std::get<std::vector<std::string>>(value);
+    return std::vector<std::filesystem::path>(several.begin(), several.end());
+  };
+}
+
 /// The options of a table as those of a verb. They fill `target`, which must outlive the parsing.
 template <run::HasTable S>
 void add_table(OptionSet verb, S& target, const TableUse& use = {}) {
@@ -147,10 +167,12 @@ void add_table(OptionSet verb, S& target, const TableUse& use = {}) {
               .help = std::string(option.help) +
                       (option.adapters_only && use.only.size() == 0 ? "; not with --method full" : ""),
               .kind = option.kind(),
-              .assign = [&option, &target, name](const run::Value& value) {
-                const std::string wrong = run::assign(option, target, value);
-                return wrong.empty() ? wrong : name + " " + wrong;
-              }});
+              .assign =
+                  [&option, &target, name](const run::Value& value) {
+                    const std::string wrong = run::assign(option, target, value);
+                    return wrong.empty() ? wrong : name + " " + wrong;
+                  },
+              .paths = paths_of(option, target)});
   }
 }
 
@@ -183,6 +205,8 @@ class CommandLine {
   [[nodiscard]] bool parse(int argc, const char* const* argv, std::ostream& out);
   /// What the user is to know of the line that was parsed: old names that were used.
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_.notes; }
+  /// The paths that options hold, without those of the option that fills `but`.
+  [[nodiscard]] std::vector<std::filesystem::path> paths(const std::filesystem::path& but) const;
 
  private:
   std::unique_ptr<CLI::App> app_;

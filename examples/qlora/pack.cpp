@@ -5,6 +5,7 @@
 #include <ostream>
 
 #include "options.hpp"
+#include "qlora/error.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -19,8 +20,12 @@ void add_pack(OptionSet app, Invocation& call) {
   verb.add("-o,--out", request->out, "Directory of the data set").required().type_name("DIR");
   add_table(verb, request->packing);
   add_table(verb, request->replay);
-  verb.on_call([&call, request] {
-    call.action = [request](Context& context) {
+  verb.on_call([&call, request, verb] {
+    call.action = [request, limited = verb.given("--replay-limit")](Context& context) {
+      if (limited && request->replay.replay.empty()) {
+        throw Error("--replay-limit says how many documents are replayed; give --replay", ErrorKind::usage);
+      }
+      check_no_model(request->out);
       const run::PackResult result = run::pack(*request, context.progress);
       context.out << result.documents << " documents (" << result.replayed << " replayed, " << result.skipped_documents
                   << " without text, " << result.cut_documents << " cut) -> " << result.windows << " windows of "

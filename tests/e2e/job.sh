@@ -115,6 +115,15 @@ cmp "$work/through/adapter/adapter_model.safetensors" "$work/parts/adapter/adapt
 cut -d, -f1-7 "$work/through/metrics.jsonl" >"$work/a"
 cut -d, -f1-7 "$work/parts/metrics.jsonl" >"$work/b"
 cmp "$work/a" "$work/b" || fail "the resumed run's metrics differ"
+# A run whose checkpoints are all damaged does not begin anew by itself, and with --restart gives the same adapter.
+for state in "$work"/parts/checkpoints/checkpoint-*/state.safetensors; do
+  printf x | dd of="$state" bs=1 seek=300 conv=notrunc 2>"$work/err"
+done
+expect 3 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps
+grep -q -e "--restart begins anew" "$work/err" || fail "what to do about damaged checkpoints is not said"
+expect 0 train -m "$work/model" -d "$work/data" -o "$work/parts" $steps --restart
+cmp "$work/through/adapter/adapter_model.safetensors" "$work/parts/adapter/adapter_model.safetensors" ||
+  fail "the adapter of the run that began anew differs"
 expect 0 info "$work/through/adapter"
 expect 2 train -m "$work/model" -d "$work/data" -o "$work/wide" --rank 512
 grep -q "LoRA rank 512 is outside 1 to [0-9]*, the input width" "$work/err" ||

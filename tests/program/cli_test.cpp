@@ -337,3 +337,59 @@ TEST_CASE(
     check_refused(outcome, 3);
   }
 }
+
+TEST_CASE("a result is written whole, and never over what it comes from") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const auto refused = [&](const std::string& line, const std::string& kept) {
+    const std::string before = program_test::contents(kept);
+    const Outcome outcome = qlora(scratch, line + " --json " + kept);
+    check_refused(outcome, 2);
+    CHECK(contains(outcome.err, "--json"));
+    CHECK(contains(outcome.err, "choose another file"));
+    CHECK(program_test::contents(kept) == before);
+  };
+  const std::string pages = scratch.write("pages.jsonl", R"({"text":"A page."})").string();
+  const std::string more = scratch.write("more.jsonl", R"({"text":"Another page."})").string();
+  const std::string pack = "pack " + pages + " -m " + model + " -o " + (scratch / "data").string();
+  refused(pack, pages);
+  refused(pack + " --replay " + more, more);
+  refused("fetch " + pages + " -o " + (scratch / "out.jsonl").string(), pages);
+  std::filesystem::create_directory_symlink(scratch / "", scratch / "here");
+  refused("pack " + (scratch / "here" / "pages.jsonl").string() + " -m " + model + " -o x", pages);
+  std::filesystem::create_directories(scratch / "model");
+  const std::string config = scratch.write("model/config.json", "{}").string();
+  const std::string own = (scratch / "model").string();
+  refused("info " + own, config);
+  CHECK_FALSE(std::filesystem::exists(scratch / "data"));
+
+  // A symbolic link stays one, and what it points to is replaced, be it an earlier result.
+  const std::string real = scratch.write("real.json", std::string(100000, 'x')).string();
+  std::filesystem::create_symlink(real, scratch / "link.json");
+  for (int again = 0; again < 2; ++again) {
+    CHECK(qlora(scratch, "info " + model + " --json " + (scratch / "link.json").string()).code == 0);
+    CHECK(std::filesystem::is_symlink(scratch / "link.json"));
+    CHECK(nlohmann::json::parse(program_test::contents(real)).contains("parameters"));
+  }
+  // A result that cannot be written whole leaves the earlier one.
+  const std::string before = program_test::contents(real);
+  CHECK(shell(scratch, "ulimit -f 0; $qlora info " + model + " --json " + real + " >/dev/null 2>/dev/null") == 4);
+  CHECK(program_test::contents(real) == before);
+}
+
+TEST_CASE("pack refuses to write into a model, and a limit of what is not replayed") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string pages = scratch.write("pages.jsonl", R"({"text":"A page."})").string();
+  std::filesystem::create_directories(scratch / "model");
+  scratch.write("model/config.json", "{}");
+  const Outcome inside = qlora(scratch, "pack " + pages + " -m " + model + " -o " + (scratch / "model").string());
+  check_refused(inside, 2);
+  CHECK(contains(inside.err, "where a model lies"));
+  const std::string pack = "pack " + pages + " -m " + model + " -o " + (scratch / "data").string();
+  const Outcome limit = qlora(scratch, pack + " --replay-limit 3");
+  check_refused(limit, 2);
+  CHECK(contains(limit.err, "give --replay"));
+  CHECK_FALSE(std::filesystem::exists(scratch / "data"));
+  CHECK(qlora(scratch, pack + " --replay " + pages + " --replay-limit 3").code == 0);
+}

@@ -335,6 +335,28 @@ TEST_CASE("what is not TOML is refused with its line") {
   refusal(scratch, std::string("[model]\n\0\xFF\xFE", 11));
   refusal(scratch, std::string(2 << 20, '#'));
   refusal(scratch, "a = " + std::string(100000, '['));
+  // Every part of a dotted key is a table inside the one before.
+  const auto too_deep = [&](const std::string& job, const char* line) {
+    CHECK(contains(refusal(scratch, job), std::string(line) + "a key of more than 8 parts"));
+  };
+  std::string deep = "a";
+  std::string quoted = "'a'";
+  for (int i = 0; i < 30000; ++i) {
+    deep += ".a";
+    quoted += ".\"a\"";
+  }
+  too_deep(deep + " = 1\n", ":1: ");
+  too_deep("[x]\n[" + deep + "]\n", ":2: ");
+  too_deep(quoted + " = 1\n", ":1: ");
+  too_deep("x = {a = \"\"\"\n\"\"\"\"\", " + deep + " = 1}\n", ":2: ");
+  for (const char* cut : {"a = '''", "a = \"", "a = \"\\", "a = \"\"\"\\", "#", "a = '"}) refusal(scratch, cut);
+  // Dots of texts and comments are no parts of keys.
+  const std::string dots(20, '.');
+  const Outcome texts = check(scratch, "# " + dots + "\n[model]\npath = 'm'\n[data]\nfiles = ['" + dots + "', \"\\\"" +
+                                           dots + "\", '''\n" + dots + "''', \"\"\"'" + dots + "'\n" + dots +
+                                           "\"\"\"]\n[output]\ndir = 'out'\n");
+  CAPTURE(texts.err);
+  CHECK(texts.code == 0);
   CHECK(qlora(scratch, "run --check /nonexistent/job.toml").code == 3);
 }
 
