@@ -1,6 +1,6 @@
 // interrupt.hpp — Ctrl-C, SIGTERM, and SIGHUP of a closed terminal ask the running verb to save and leave (exit 6). A
-// second Ctrl-C or SIGTERM ends the program at once, as the system does by itself. Signals of failed writes are ignored,
-// so that the write reports the error.
+// second Ctrl-C or SIGTERM ends the program at once, as the system does by itself. Signals of failed writes are
+// ignored, so that the write reports the error.
 #pragma once
 
 #include <csignal>

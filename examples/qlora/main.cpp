@@ -197,8 +197,8 @@ OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, 
 namespace {
 
 /// A file that is opened later must not become stdin, stdout or stderr because one of these was closed: progress would
-/// be written into a model. A closed stdout is replaced by a descriptor that cannot be written to, so that a lost result
-/// is an error.
+/// be written into a model. A closed stdout is replaced by a descriptor that cannot be written to, so that a lost
+/// result is an error.
 void open_closed_streams() {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (::fcntl(fd, F_GETFD) == -1 && errno == EBADF) {

@@ -169,6 +169,15 @@ TEST_CASE_FIXTURE(Fixture, "control: adapters whose B is zero change nothing, ex
   CHECK(measure(asked, tokenizer, some, {}, nullptr, &reference).kl[0] > 0.0);
 }
 
+TEST_CASE_FIXTURE(Fixture, "ids that pad a model's vocabulary beyond its tokenizer have no text") {
+  const std::vector<std::int32_t> ids = tokenizer.encode("a dog");
+  std::vector<std::int32_t> padded = ids;
+  padded.insert(padded.begin() + 1, {tokenizer.vocab_size(), tokenizer.vocab_size() + 63});
+  CHECK(qlora::eval::reply_of(tokenizer, true, {padded, true}).text ==
+        qlora::eval::reply_of(tokenizer, true, {ids, true}).text);
+  CHECK(qlora::eval::reply_of(tokenizer, true, {ids, true}).text == "a dog");
+}
+
 TEST_CASE_FIXTURE(Fixture, "a measurement that is told to end says so") {
   const std::vector<Item> some = read_items(source / "examples/quickstart/retention.jsonl");
   try {

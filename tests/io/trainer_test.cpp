@@ -1,4 +1,4 @@
-// The state of a trainer as a checkpoint: a run that resumes from it gives the bits of one that was not interrupted, and
+// The state of a trainer as a checkpoint: a run that resumes from it has the bits of one that was not interrupted, and
 // restoring is refused while somebody reads what it would change.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/io/trainer.hpp"

@@ -1,6 +1,7 @@
 // kill_point.hpp — kills this process at a chosen one of its calls that change the disk; a write gets half of its bytes
-// done first. Or changes one bit of a chosen write on its way to the disk. A loop over all calls meets each moment that matters, however fast the machine is. The definitions stand
-// before the C library's for the whole executable, std::filesystem included; one file of it includes this.
+// done first. Or changes one bit of a chosen write on its way to the disk. A loop over all calls meets each moment that
+// matters, however fast the machine is. The definitions stand before the C library's for the whole executable,
+// std::filesystem included; one file of it includes this.
 #pragma once
 
 #include <fcntl.h>

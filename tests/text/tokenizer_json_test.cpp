@@ -1,5 +1,5 @@
-// tokenizer_json_test.cpp — ids and texts against the package `tokenizers` (tests/data/make_tokenizers.py), for each kind
-// of tokenizer.json; then files that ask for what is not there, contradict themselves, or are damaged.
+// tokenizer_json_test.cpp — ids and texts against the package `tokenizers` (tests/data/make_tokenizers.py), for each
+// kind of tokenizer.json; then files that ask for what is not there, contradict themselves, or are damaged.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/text/tokenizer_json.hpp"
 
@@ -129,7 +129,7 @@ TEST_CASE("byte-level pieces join to characters, and each longest invalid part i
     REQUIRE(ids.size() == bytes.size());
     return tokenizer.decode(ids);
   };
-  // Expected: Python's bytes.decode("utf-8", "replace"), which follows the same rule of the Unicode Standard (3.9, D93b).
+  // Expected: Python's bytes.decode("utf-8", "replace"), which follows the same rule (Unicode Standard 3.9, D93b).
   CHECK(decoded("\xE4\xBD\xA0") == "\xE4\xBD\xA0");
   CHECK(decoded("\xE4\xBD") == "\xEF\xBF\xBD");
   CHECK(decoded("\xE4\xBDz") == "\xEF\xBF\xBDz");

@@ -72,7 +72,10 @@ using OnMeasured = std::function<bool(std::size_t items)>;
 
 /// What was generated, as text; a chat's reply ends where the model would speak for the user.
 [[nodiscard]] inline Reply reply_of(const Tokenizer& tokenizer, bool chat, const Generated& generated) {
-  std::string text = tokenizer.decode(generated.ids, chat ? DecodeFrom::start : DecodeFrom::middle);
+  std::vector<std::int32_t> ids = generated.ids;
+  // A model's vocabulary may be padded beyond its tokenizer: rows that nothing has trained, and that have no text.
+  std::erase_if(ids, [&](std::int32_t id) { return id >= tokenizer.vocab_size(); });
+  std::string text = tokenizer.decode(ids, chat ? DecodeFrom::start : DecodeFrom::middle);
   if (chat) text.erase(std::min(text.find("[INST]"), text.size()));
   return {std::move(text), generated.stopped};
 }

@@ -220,8 +220,8 @@ class Generator {
   }
 
   /// One continuation that computes only what the cache does not hold of the prompt: where it begins with the prompt
-  /// and answer of the last go_on(), those are not read again. Adapters that are changed or chosen between, and generate(),
-  /// empty the cache. Throws Error as generate() does.
+  /// and answer of the last go_on(), those are not read again. Adapters that are changed or chosen in between, and
+  /// generate(), empty the cache. Throws Error as generate() does.
   Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
                   const OnToken& on_token = {});
   /// Tokens of the last go_on()'s prompt that the cache held.

@@ -11,7 +11,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// The forward and backward pass of a whole model for training. Used by one thread at a time, within a call of its context.
+/// The forward and backward pass of a whole model for training. For one thread at a time, in a call of its context.
 template <Code K, class B>
 class Network {
  public:

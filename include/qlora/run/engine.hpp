@@ -158,7 +158,7 @@ class Engine {
     first_.emplace(open_session());
   }
 
-  /// A session that applies no adapter yet, with `threads` threads of its own; 0: as many as the engine was opened with.
+  /// A session that applies no adapter yet, with `threads` threads of its own; 0: as many as the engine was given.
   /// Throws Error (usage) for threads on a GPU.
   [[nodiscard]] EngineSession open_session(int threads = 0) const { return {files_, loaded_->open_session(threads)}; }
 

@@ -1,6 +1,6 @@
 // qlora/run/session.hpp — a compiled model behind virtual interfaces: one that is loaded, sessions on it that answer,
-// and one in training. So programs are compiled once and not per config. Calls are per training step or per batch of prompts; nothing inside a
-// step is virtual. compiled.hpp implements these for every config and backend.
+// and one in training. So programs are compiled once and not per config. Calls are per training step or per batch of
+// prompts; nothing inside a step is virtual. compiled.hpp implements these for every config and backend.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ class Session {
   virtual ~Session() = default;
 
   /// Which adapter the calls below use, `scale` times as strong as it was trained; empty: none, and the model is its
-  /// base to the bit. An adapter that is detached stays in use here until another is chosen. Throws Error (usage) for an
-  /// unknown name, or a scale that is not finite.
+  /// base to the bit. An adapter that is detached stays in use here until another is chosen. Throws Error (usage) for
+  /// an unknown name, or a scale that is not finite.
   virtual void use(std::string_view name, float scale = 1.0F) = 0;
 
   /// Continuations of all prompts, in their order, as Generator::generate makes them. `on_token` may be empty.
@@ -58,8 +58,8 @@ class LoadedModel {
   LoadedModel& operator=(const LoadedModel&) = delete;
   virtual ~LoadedModel() = default;
 
-  /// Holds an adapter under a name that Session::use takes. Throws Error (input), naming the module, layer or rank, when
-  /// the code cannot run the adapter whole, and (usage) when the name is taken or the base is not quantized.
+  /// Holds an adapter under a name that Session::use takes. Throws Error (input), naming the module, layer or rank,
+  /// when the code cannot run the adapter whole, and (usage) when the name is taken or the base is not quantized.
   virtual void attach(const std::string& name, const PeftAdapter& adapter) = 0;
   /// Forgets a name. Throws Error (usage) for an unknown one.
   virtual void detach(std::string_view name) = 0;

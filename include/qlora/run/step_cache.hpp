@@ -1,7 +1,7 @@
 // qlora/run/step_cache.hpp — which steps of a job are done. The file run.json holds for each step a key (the hash of
-// its settings and inputs), its result, and the hashes of what it wrote, and a hash of itself. A step is skipped only if its key is the same
-// and its outputs have the same hashes: a changed setting, a changed input and a damaged output all lead to the step
-// being done again.
+// its settings and inputs), its result, and the hashes of what it wrote, and a hash of itself. A step is skipped only
+// if its key is the same and its outputs have the same hashes: a changed setting, a changed input and a damaged output
+// all lead to the step being done again.
 #pragma once
 
 #include <algorithm>

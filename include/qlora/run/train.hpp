@@ -35,8 +35,8 @@ namespace run {
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
 /// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk and for errors of the system, (interrupted) after the state was saved, (unmet) when the guard failed at its first
-/// measurement.
+/// little memory or disk and for errors of the system, (interrupted) after the state was saved, (unmet) when the guard
+/// failed at its first measurement.
 [[nodiscard]] QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress);
 
 }  // namespace run
@@ -256,8 +256,8 @@ class TrainingRun {
     }
   }
 
-  /// Throws Error (resource) unless the disk has room for what this run will keep: the checkpoints, one more while it is
-  /// saved, and the result. The rest of what a run writes is small.
+  /// Throws Error (resource) unless the disk has room for what this run will keep: the checkpoints, one more while it
+  /// is saved, and the result. The rest of what a run writes is small.
   void expect_room() const {
     const auto values = static_cast<std::uint64_t>(trained_values());
     const std::uint64_t moments = options_.adamw8bit ? 3 * values : 8 * values;  // bytes; 8 bits with their scales

@@ -1,6 +1,6 @@
 // qlora/text/bpe.hpp — byte-pair encoding of one word: symbols are merged by rank, lowest first, leftmost on a tie.
-// The order of merges is that of the Rust package `tokenizers`, stale queue entries included, because two merges may make
-// the same piece and the result then depends on it.
+// The order of merges is that of the Rust package `tokenizers`, stale queue entries included, because two merges may
+// make the same piece and the result then depends on it.
 // Reference: tests/text/tokenizer_json_test.cpp, ids of that package.
 #pragma once
 

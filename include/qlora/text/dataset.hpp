@@ -148,7 +148,8 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
 }  // namespace detail
 
 /// Writes windows and their manifest into a directory, taking the place of an earlier data set, which stays if this
-/// fails. Throws Error (usage) when the directory holds another file, and for windows that break the rules of packing.hpp and when a write fails.
+/// fails. Throws Error (usage) when the directory holds another file, and for windows that break the rules of
+/// packing.hpp, and when a write fails.
 inline void write_dataset(const std::filesystem::path& directory, const PackedWindows& windows,
                           const DatasetInfo& info) {
   const auto seq = static_cast<std::size_t>(windows.seq);

@@ -1,7 +1,7 @@
 // qlora/text/regex.hpp — Unicode regular expressions of tokenizer files, by PCRE2.
 // What may not change: matches are those of Oniguruma 6.9.10 (Unicode 16), by which the package `tokenizers` splits
-// words. Where PCRE2 differs the expression is written out: \s is the property White_Space (PCRE2 has U+180E too), \w is
-// Alphabetic, M, Nd and Pc, and letters, numbers and marks that came after Unicode 14, PCRE2 10.42's version, are added.
+// words. Where PCRE2 differs the expression is written out: \s is the property White_Space (PCRE2 has U+180E too), \w
+// is Alphabetic, M, Nd and Pc, and letters, numbers and marks that came after Unicode 14 (PCRE2 10.42) are added.
 #pragma once
 
 /// PCRE2 on UTF-8; its header wants to know.

@@ -1,6 +1,6 @@
 // qlora/text/tokenizer.hpp — text to ids and ids to text, by the tokenizer that lies beside a model.
-// Two files are read: tokenizer.model (sentencepiece.hpp) and tokenizer.json (tokenizer_json.hpp). Decoding is ours, and
-// the same for both; it can stream.
+// Two files are read: tokenizer.model (sentencepiece.hpp) and tokenizer.json (tokenizer_json.hpp). Decoding is ours,
+// and the same for both; it can stream.
 // Reference: tests/text/tokenizer_test.cpp and tokenizer_json_test.cpp, ids and texts of the Python packages.
 #pragma once
 
@@ -59,15 +59,15 @@ class Tokenizer {
     return {model, std::make_unique<SentencePieceModel>(model)};
   }
 
-  /// Ids of the text, without begin and end marks. No id of the result is a control id: "<s>" in a page is plain pieces.
-  /// Bytes that are not UTF-8 become U+FFFD. Safe to call from many threads.
+  /// Ids of the text, without begin and end marks. No id of the result is a control id: "<s>" in a page is plain
+  /// pieces. Bytes that are not UTF-8 become U+FFFD. Safe to call from many threads.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const {
     QLORA_EXPECTS(text.size() <= max_text_bytes, "a text of ", text.size(), " bytes; split it into documents");
     return model_->encode(text);
   }
 
-  /// Text of the ids. Begin and end tokens give no text, sentencepiece's unknown piece reads " \u2047 ", bytes that make
-  /// no UTF-8 become U+FFFD.
+  /// Text of the ids. Begin and end tokens give no text, sentencepiece's unknown piece reads " \u2047 ", bytes that
+  /// make no UTF-8 become U+FFFD.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids, DecodeFrom from = DecodeFrom::start) const;
 
   /// V: every id is below it.
@@ -128,7 +128,6 @@ class StreamDecoder {
 
   /// The text that this id completes, possibly none.
   [[nodiscard]] std::string push(std::int32_t id) {
-    if (id >= tokenizer_->vocab_size()) return finish();  // a row that pads the model's vocabulary
     std::string bytes = tokenizer_->surface(id);
     const TokenizerModel& model = *tokenizer_->model_;
     if (bytes.empty()) {  // a control piece; it ends a run of byte pieces, as in sentencepiece

@@ -180,8 +180,8 @@ void split(const Split& step, std::string_view text, const Use& use) {
   }
 }
 
-/// Calls use(word) for the words that steps[from..] make of a text that is not empty. `first` is whether the text stands
-/// at the very beginning of the input.
+/// Calls use(word) for the words that steps[from..] make of a text that is not empty. `first`: the text stands at
+/// the very beginning of the input.
 template <class Use>
 void pre_tokenize(const std::vector<PreTokenizer>& steps, std::size_t from, std::string_view text, bool first,
                   const Use& use) {

@@ -76,7 +76,7 @@ __device__ __forceinline__ void for_items(int items, const Use& use) {
   }
 }
 
-/// The warp has finished with what the barrier guards. Arrivals of a warpgroup: 4, one per warp, or 128, one per thread.
+/// The warp has finished with what the barrier guards. Arrivals of a warpgroup: 4, one per warp, or 128, one a thread.
 template <int Arrivals = 4>
 __device__ __forceinline__ void release(std::uint32_t barrier) {
   static_assert(Arrivals == 4 || Arrivals == 128, "each warp or each thread arrives");

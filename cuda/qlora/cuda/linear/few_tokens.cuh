@@ -4,18 +4,18 @@
 // Shapes     x (T,K) bf16, rows x.stride apart, T up to 2 · codes (N,K/2), absmax (N,K/64) of each part · A (XA,K), B
 //            (N,R) float · y residual (T, sum N) bf16 · partial (chunks, T, XA) float in the context's workspace
 // Writes     y and the XA columns of x with =
-// Split      a block of 16 warps per multiprocessor owns neighbouring tiles of 8 rows; its warps share the tiles' columns
-//            evenly, in steps of 256, and their sums meet in shared memory. The products with A are split over all warps
-//            of the grid and come first; a block needs XA only when it has finished with W, and waits for it there
+// Split      a block of 16 warps per multiprocessor owns neighbouring tiles of 8 rows; its warps share the columns
+//            evenly, in steps of 256, and their sums meet in shared memory. The products with A are split over all
+//            warps of the grid and come first; a block needs XA only when it has finished with W, and waits for it
 // Fragments  mma of 16 x 16 by 16 x 8: rows g and g + 8 of the left operand are the same row of W in two neighbouring
 //            pairs of blocks, 16 bytes of codes per lane each. The four lanes of a row hold two blocks, which have
 //            different scales: column q of a token in the right operand is zero outside of block q. Codes hold, byte by
-//            byte, the pairs that mma takes: a table gives a byte's two values at once, and each lane has a copy of it
-//            in its own bank
-// Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256; all blocks resident at once
-//            (at most one per multiprocessor)
-// Numbers    the codebook is rounded to bf16, absmax is not: sums of 64 products in fp32, times absmax, added in fp32. XA
-//            is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only
+//            byte, the pairs that mma takes: a table gives a byte's two values at once, and each lane has a copy of
+//            it in its own bank
+// Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256; all blocks resident at
+//            once (at most one per multiprocessor)
+// Numbers    the codebook is rounded to bf16, absmax is not: sums of 64 products in fp32, times absmax, added in fp32.
+//            XA is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only
 // Cost       0.516 bytes per weight, at 2.5 TB/s of an H200 in the long run, and 2 to 4 us per launch; about 2.1
 //            instructions per weight and lane
 // Reference  cpu/linear.hpp; the parity tests of linear groups

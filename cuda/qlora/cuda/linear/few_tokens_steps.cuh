@@ -97,7 +97,7 @@ __device__ __forceinline__ int part_of(const FewTokensArgs& args, int tile) {
   return (tile >= args.part[1].first_tile ? 1 : 0) + (tile >= args.part[2].first_tile ? 1 : 0);
 }
 
-/// One step of a lane: 16 bytes of its row's blocks 0 and 1, 16 of blocks 2 and 3, and the scales of one of these pairs.
+/// One step of a lane: 16 bytes of its row's blocks 0 and 1, 16 of blocks 2 and 3, and the scales of one such pair.
 template <bool Double>
 struct FewTokensStep {
   uint4 left;
