@@ -4,8 +4,8 @@
 # expect(REGEX ARGUMENT...): configuring with the arguments fails, and the message matches.
 function(expect regex)
   execute_process(
-    COMMAND "${CMAKE_COMMAND}" -U "CMAKE_DISABLE_FIND_PACKAGE_*" -S "${SOURCE}" -B "${BUILD}" "-DCMAKE_PREFIX_PATH=${PREFIX}"
-            "-DCMAKE_CXX_COMPILER=${COMPILER}" ${ARGN}
+    COMMAND "${CMAKE_COMMAND}" -U "CMAKE_DISABLE_FIND_PACKAGE_*" -U qlora_DIR -S "${SOURCE}" -B "${BUILD}"
+            "-DCMAKE_PREFIX_PATH=${PREFIX}" "-DCMAKE_CXX_COMPILER=${COMPILER}" ${ARGN}
     RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE message)
   string(REGEX REPLACE "[ \n]+" " " message "${message}") # CMake wraps lines
   if(status EQUAL 0)
