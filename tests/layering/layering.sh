@@ -46,7 +46,7 @@ offences=$(
       }
       if ($2 ~ /^(unsupported\/)?Eigen\//) { if (backend(from) != "cpu") offence("Eigen stays in cpu/"); next }
       if ($2 ~ /^nlohmann\//) {
-        plain = from ~ /^qlora\/run\/((training_)?options?|steps|progress|device)\.hpp$/
+        plain = from ~ /^qlora\/run\/(((training|console)_)?options?|steps|progress|device)\.hpp$/
         if (mine < 5 || plain)
           offence("nlohmann/json stays in text/, io/, web/, eval/ and run/, and out of options and requests")
         next
