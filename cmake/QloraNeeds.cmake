@@ -12,7 +12,7 @@ if(QLORA_LEFT_OUT OR NOT QLORA_HAS_TOML)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON SENTENCEPIECE PCRE2 CURL GUMBO XML2 TOML CLI11 BENCHMARK THREADS
+# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 CURL GUMBO XML2 TOML CLI11 BENCHMARK THREADS
 # CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path of the
 # built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else or
 # #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is
@@ -65,6 +65,8 @@ function(qlora_needs out file)
         list(APPEND needs EIGEN)
       elseif(name MATCHES "^nlohmann/")
         list(APPEND needs JSON)
+      elseif(name MATCHES "^xxhash")
+        list(APPEND needs XXHASH)
       elseif(name MATCHES "^pcre2")
         list(APPEND needs PCRE2)
       elseif(name MATCHES "^sentencepiece")
@@ -97,7 +99,7 @@ function(qlora_missing out)
     if(need STREQUAL "PROGRAM" AND TARGET qlora_program AND NOT QLORA_LEFT_OUT) # tests use all of its verbs
       continue()
     endif()
-    if(NOT need MATCHES "^(EIGEN|JSON|THREADS|OPTIONAL_CUDA)$" AND NOT QLORA_HAS_${need})
+    if(NOT need MATCHES "^(EIGEN|JSON|XXHASH|THREADS|OPTIONAL_CUDA)$" AND NOT QLORA_HAS_${need})
       list(APPEND missing ${need})
     endif()
   endforeach()
@@ -108,6 +110,7 @@ endfunction()
 function(qlora_link_needs target)
   set(library_EIGEN qlora::cpu_float)
   set(library_JSON qlora::io)
+  set(library_XXHASH PkgConfig::QLORA_XXHASH)
   set(library_SENTENCEPIECE qlora::text)
   set(library_PCRE2 PkgConfig::QLORA_PCRE2)
   set(library_CURL CURL::libcurl)

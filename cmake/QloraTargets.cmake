@@ -1,5 +1,5 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
-#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json (files of models and adapters)
+#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash (files of models, adapters)
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
@@ -41,7 +41,7 @@ if(QLORA_TEST_SUBSET STREQUAL "sanitize")
 endif()
 target_compile_options(qlora_cpu_float PRIVATE ${qlora_sanitized_trainer})
 
-qlora_component(io nlohmann_json::nlohmann_json)
+qlora_component(io nlohmann_json::nlohmann_json PkgConfig::QLORA_XXHASH)
 if(QLORA_HAS_SENTENCEPIECE)
   qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
   if(QLORA_HAS_PCRE2)

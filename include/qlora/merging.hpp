@@ -1,7 +1,7 @@
 // qlora/merging.hpp — how adapters are merged into weights, W + s B A, by either backend: the interface between the
 // files of a model (io/merge.hpp) and what computes (cpu/merge.hpp, cuda/weights/merge.cuh).
-// Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then float16, to nearest
-// even.
+// Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then the type that is
+// asked for, to nearest even.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@ struct MergeAdapter {
   float scale = 0.0F;        ///< s, what B A is multiplied by
   std::span<const float> a;  ///< (R,K)
   std::span<const float> b;  ///< (N,R)
+  DType to = DType::f16;     ///< type of the merged matrix: f16, bf16 or f32
 };
 
 /// What one thread merges with: its own buffers, and its own queue on a device.
@@ -32,10 +33,10 @@ class MergeLane {
 
   /// The adapter of the pieces that follow; its floats stay until the next begin().
   virtual void begin(const MergeAdapter& adapter) = 0;
-  /// Rows [first, first + rows) of the merged matrix as float16, from those rows as they are stored. They are the
-  /// lane's and good until its next call. Empty when a value is not finite in float16.
-  [[nodiscard]] virtual std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
-                                                             int rows) = 0;
+  /// Rows [first, first + rows) of the merged matrix in its type, from those rows as they are stored. They are the
+  /// lane's and good until its next call. Empty when a value is not finite in that type.
+  [[nodiscard]] virtual std::span<const std::byte> merge(DType dtype, std::span<const std::byte> w, int first,
+                                                         int rows) = 0;
 };
 
 /// Elements of a piece at most, in whole rows: some megabytes, so that copies are long and a lane is small.

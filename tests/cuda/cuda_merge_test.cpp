@@ -25,15 +25,32 @@ std::vector<std::byte> stored_as(DType dtype, const std::vector<float>& values) 
   return bytes_of<float>(values, [](float value) { return value; });
 }
 
-/// The largest distance of two merges of a whole matrix, in neighbouring float16 numbers.
-int compare(MergeLane& gpu, DType dtype, int rows, int cols, int rank) {
+template <class Word>
+int furthest(std::span<const std::byte> want, std::span<const std::byte> got) {
+  int worst = 0;
+  for (std::size_t i = 0; i < want.size(); i += sizeof(Word)) {
+    Word a = 0, b = 0;
+    std::memcpy(&a, want.data() + i, sizeof a);
+    std::memcpy(&b, got.data() + i, sizeof b);
+    const auto place = [](Word bits) {
+      const auto sign = static_cast<Word>(Word{1} << (8 * sizeof(Word) - 1));
+      const auto magnitude = static_cast<std::int64_t>(bits & static_cast<Word>(~sign));
+      return (bits & sign) != 0 ? -magnitude : magnitude;
+    };
+    worst = std::max(worst, static_cast<int>(std::min<std::int64_t>(std::abs(place(a) - place(b)), 1 << 30)));
+  }
+  return worst;
+}
+
+/// The largest distance of two merges of a whole matrix, in neighbouring numbers of its type.
+int compare(MergeLane& gpu, DType dtype, int rows, int cols, int rank, DType to = DType::f16) {
   const auto count = [](int n, int m) { return static_cast<std::size_t>(n) * static_cast<std::size_t>(m); };
   const std::vector<float> a = drawn(count(rank, cols), 0.1F, 1), b = drawn(count(rows, rank), 0.1F, 2);
   std::vector<float> w = drawn(count(rows, cols), 0.3F, 3);
   w[0] = -0.0F;
   w.back() = 1e-7F;  // subnormal in float16
   const std::vector<std::byte> stored = stored_as(dtype, w);
-  const MergeAdapter adapter{.cols = cols, .rank = rank, .scale = 0.25F, .a = a, .b = b};
+  const MergeAdapter adapter{.cols = cols, .rank = rank, .scale = 0.25F, .a = a, .b = b, .to = to};
   HostMergeLane host;
   host.begin(adapter);
   gpu.begin(adapter);
@@ -46,10 +63,9 @@ int compare(MergeLane& gpu, DType dtype, int rows, int cols, int rank) {
                                                  static_cast<std::size_t>(here) * row_bytes);
     const auto want = host.merge(dtype, piece, row, here);
     const auto got = gpu.merge(dtype, piece, row, here);
-    REQUIRE(want.size() == count(here, cols));
+    REQUIRE(want.size() == count(here, cols) * size_of(to));
     REQUIRE(got.size() == want.size());
-    for (std::size_t i = 0; i < want.size(); ++i)
-      worst = std::max(worst, std::abs(place_of(want[i]) - place_of(got[i])));
+    worst = std::max(worst, to == DType::f32 ? furthest<std::uint32_t>(want, got) : furthest<std::uint16_t>(want, got));
   }
   return worst;
 }
@@ -65,6 +81,8 @@ TEST_CASE("matrices of any size, rank and type") {
     CHECK(compare(*lane, dtype, 1, 1, 1) <= allowed_places);
     CHECK(compare(*lane, dtype, 67, 131, 23) <= allowed_places);
     CHECK(compare(*lane, dtype, 5, 320, 0) == 0);
+    CHECK(compare(*lane, dtype, 67, 131, 23, DType::bf16) <= allowed_places);
+    CHECK(compare(*lane, dtype, 5, 320, 0, DType::f32) == 0);
   }
 }
 TEST_CASE("large: a matrix in several pieces") {
@@ -81,13 +99,13 @@ TEST_CASE("a value that float16 does not hold") {
     lane->begin({.cols = 8, .rank = 1, .scale = scale, .a = a, .b = b});
     return lane->merge(DType::f32, std::as_bytes(std::span(w)), 0, 3);
   };
-  CHECK(merged(0.0F).size() == 24);
-  CHECK(merged(15.0F).size() == 24);  // rounds down to the largest
+  CHECK(merged(0.0F).size() == 48);
+  CHECK(merged(15.0F).size() == 48);  // rounds down to the largest
   CHECK(merged(16.0F).empty());       // half way: to infinity
   w[23] = NAN;
   CHECK(merged(0.0F).empty());
   w[23] = 0.0F;
-  CHECK(merged(-1.0F).size() == 24);  // the flag is cleared
+  CHECK(merged(-1.0F).size() == 48);  // the flag is cleared
 }
 TEST_CASE("whole directories, a lane for each of several threads") {
   const Scratch scratch("cuda_merge_test");
@@ -97,7 +115,8 @@ TEST_CASE("whole directories, a lane for each of several threads") {
   MergeLanes lanes;
   for (int i = 0; i < 5; ++i) lanes.push_back(cuda::merge_lane(gpu.context()));
   MergeLanes host = host_merge_lanes(2);
-  const MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}};
+  MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}};
+  options.dtype = DType::f16;
   merge_model(model, adapter, scratch.path / "gpu", lanes, options);
   merge_model(model, adapter, scratch.path / "gpu2", lanes, options);
   merge_model(model, adapter, scratch.path / "cpu", host, options);

@@ -9,6 +9,8 @@
 #include <string>
 
 #include "qlora/configs/llama2.hpp"
+#include "support/checksums.hpp"
+#include "support/refusal.hpp"
 
 using namespace qlora;
 namespace fs = std::filesystem;
@@ -228,8 +230,8 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   CHECK(same_weights(model, sharded));
   CHECK(whole.fingerprint() == sharded.fingerprint());
   CHECK(whole.fingerprint() == model.fingerprint());
-  // The reference wrote the same tensors in the same order: the same bytes.
-  CHECK(read_text(scratch.path / "whole/model.safetensors", 1 << 30) ==
+  // The reference wrote the same tensors in the same order: the same bytes, but for the checksums.
+  CHECK(test::without_checksums(scratch.path / "whole/model.safetensors", scratch.path / "plain.safetensors") ==
         read_text(golden / "gqa/model/model.safetensors", 1 << 30));
   const Json config = read_json_object(scratch.path / "whole/config.json");
   const std::string text = read_text(scratch.path / "whole/config.json", 1 << 20);
@@ -252,6 +254,59 @@ TEST_CASE("a fingerprint tells models of one shape apart, by any tensor") {
   const hf::ModelDir base = hf::ModelDir::open(fs::path(QLORA_SOURCE_DIR) / "examples/models/tiny-base");
   const hf::ModelDir chat = hf::ModelDir::open(fs::path(QLORA_SOURCE_DIR) / "examples/models/tiny-chat");
   CHECK(base.fingerprint() != chat.fingerprint());
+}
+
+TEST_CASE("a changed bit anywhere in a written model is found when it is read") {
+  const fs::path dir = scratch.path / "damaged";
+  copy_model(hf::ModelDir::open(golden / "gqa/model"), dir, {.max_shard_bytes = 200'000, .tokenizer_from = {}});
+  const auto read_all = [&](Verify verify) {
+    return test::refusal([&] {
+      const hf::ModelDir model = hf::ModelDir::open(dir, verify);
+      const TensorSource source = model.source();
+      for (const hf::NamedShape& tensor : hf::tensor_names(model.shape)) (void)source(tensor.name).value();
+    });
+  };
+  REQUIRE(read_all(Verify::checksums).empty());
+  std::mt19937 random(7);
+  for (const auto& entry : std::vector<fs::directory_entry>{fs::directory_iterator(dir), {}}) {
+    const std::string name = entry.path().filename().string();
+    for (int i = 0; i < 20; ++i) {
+      CAPTURE(name);
+      const std::size_t bit = random() % (fs::file_size(entry.path()) * 8);
+      CAPTURE(bit);
+      test::flip_bit(entry.path(), bit);
+      CHECK(read_all(Verify::checksums) != "");
+      test::flip_bit(entry.path(), bit);
+    }
+  }
+  // The last byte of a file of weights is a tensor's; it is of no interest to who trusts the disk.
+  const Json index = read_json_object(dir / "model.safetensors.index.json");
+  const fs::path last = dir / index.at("weight_map").at("model.norm.weight").get<std::string>();
+  test::flip_bit(last, fs::file_size(last) * 8 - 1);
+  CHECK(read_all(Verify::checksums).find("is not what was written: its checksum differs") != std::string::npos);
+  CHECK(read_all(Verify::checksums).find(last.string() + ": the tensor '") == 0);
+  CHECK(read_all(Verify::nothing).empty());
+  test::flip_bit(last, fs::file_size(last) * 8 - 1);
+  write_file_atomically(dir / "generation_config.json", "{}");  // as a user may do
+  CHECK(read_all(Verify::checksums).find("remove its line there") != std::string::npos);
+  fs::remove(dir / "qlora.sha256");
+  CHECK(read_all(Verify::checksums).empty());
+}
+
+TEST_CASE("the checksum of a model is that of all its bytes, in any files, and no fingerprint") {
+  const hf::ModelDir model = hf::ModelDir::open(golden / "gqa/model");
+  const fs::path dir = scratch.path / "copy_of_gqa";
+  copy_model(model, dir, {.max_shard_bytes = 100'000, .tokenizer_from = {}});
+  CHECK(hf::ModelDir::open(dir).checksum() == model.checksum());
+  CHECK(model.checksum().size() == 32);
+  CHECK(hf::ModelDir::open(dir, Verify::nothing).checksum().empty());
+  fs::remove_all(dir);
+  fs::copy(golden / "gqa/model", dir);  // as a download: without checksums
+  const std::size_t header = fs::file_size(dir / "model.safetensors") - 2 * parameters(model.shape);
+  test::flip_bit(dir / "model.safetensors", (header + 5000) * 8);  // of the first matrix
+  const hf::ModelDir damaged = hf::ModelDir::open(dir);
+  CHECK(damaged.fingerprint() == model.fingerprint());  // of the begin of each tensor alone
+  CHECK(damaged.checksum() != model.checksum());
 }
 
 TEST_CASE("a value that half precision cannot hold is named, and nothing is left behind") {
@@ -296,6 +351,7 @@ TEST_CASE("an index may not lead out of the directory, nor lie about its shards"
   copy_model(model, here, {.max_shard_bytes = 100'000, .tokenizer_from = {}});
   fs::copy_file(golden / "gqa/model/model.safetensors", scratch.path / "outside.safetensors");
   const fs::path path = here / "model.safetensors.index.json";
+  fs::remove(here / "qlora.sha256");  // which would find every change
   const Json good = read_json_object(path);
   const auto with = [&](const Json& index) {
     write_file_atomically(path, json_text(index));

@@ -54,25 +54,54 @@ std::size_t entries(const fs::path& directory) {
 
 TEST_CASE("values are W + s B A") {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    CAPTURE(name_of(dtype));
     const fs::path here = scratch.path / std::string(name_of(dtype));
     const hf::ModelDir model = write_model(here / "base", dtype);
     const PeftAdapter adapter = write_adapter(here / "adapter", 5);
-    const MergeReport report = merge_with(3, model, adapter, here / "merged");
+    MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}};
+    if (dtype != DType::f32) options.dtype = DType::f16;  // without it: the model's own
+    const MergeReport report = merge_with(3, model, adapter, here / "merged", options);
     CHECK(report.tensors == static_cast<std::int64_t>(hf::tensor_names(shape).size()));
     CHECK(report.changed == 4 * shape.layers);
     const hf::ModelDir merged = hf::ModelDir::open(here / "merged");
-    CHECK(merged.dtype == DType::f16);
+    CHECK(merged.dtype == (dtype == DType::f32 ? DType::f32 : DType::f16));
+    const double half_place = dtype == DType::f32 ? 0x1p-24 : 0x1p-11;
     for (const hf::NamedShape& tensor : hf::tensor_names(shape)) {
       CAPTURE(tensor.name);
       const std::vector<double> want = expected(model, adapter, tensor.name);
       std::vector<float> got(want.size());
       read_floats(merged.source()(tensor.name).value(), 0, got);
-      double worst = 0;  // in half a unit of float16's last place, and what float rounds before
+      double worst = 0;  // in half a unit of the type's last place, and what float rounds before
       for (std::size_t i = 0; i < got.size(); ++i) {
-        worst = std::max(worst, std::abs(double{got[i]} - want[i]) / (std::abs(want[i]) * 0x1p-11 + 0x1p-20));
+        worst = std::max(worst, std::abs(double{got[i]} - want[i]) / (std::abs(want[i]) * half_place + 0x1p-20));
       }
       CHECK(worst <= 1.01);
     }
+  }
+}
+
+TEST_CASE("merged weights have the model's type, or the one that is asked for") {
+  const fs::path here = scratch.path / "types";
+  const hf::ModelDir model = write_model(here / "base", DType::bf16);
+  const PeftAdapter adapter = write_adapter(here / "adapter", 5);
+  MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}};
+  merge_with(2, model, adapter, here / "bf16", options);
+  options.dtype = DType::f32;
+  merge_with(2, model, adapter, here / "f32", options);
+  const hf::ModelDir narrow = hf::ModelDir::open(here / "bf16");
+  const hf::ModelDir wide = hf::ModelDir::open(here / "f32");
+  CHECK(narrow.dtype == DType::bf16);
+  CHECK(wide.dtype == DType::f32);
+  for (const hf::NamedShape& tensor : hf::tensor_names(shape)) {
+    CAPTURE(tensor.name);
+    const TensorRef in_bf16 = narrow.source()(tensor.name).value();
+    const TensorRef in_f32 = wide.source()(tensor.name).value();
+    std::vector<float> rounded(static_cast<std::size_t>(in_f32.size()));
+    std::vector<float> got(rounded.size());
+    read_floats(in_f32, 0, rounded);
+    read_floats(in_bf16, 0, got);
+    for (float& value : rounded) value = rounded_to(DType::bf16, value);
+    CHECK(got == rounded);
   }
 }
 
@@ -93,8 +122,8 @@ TEST_CASE("a matrix in many pieces is the matrix in one") {
   HostMergeLane lane;
   lane.begin({.cols = cols, .rank = 9, .scale = 1.5F, .a = a, .b = b});
   const auto span = lane.merge(DType::f32, std::as_bytes(std::span(w)), 0, rows);
-  const std::vector<std::uint16_t> whole(span.begin(), span.end());
-  std::vector<std::uint16_t> pieces;
+  const std::vector<std::byte> whole(span.begin(), span.end());
+  std::vector<std::byte> pieces;
   for (int row = 0; row < rows; row += 5) {
     const int here = std::min(5, rows - row);
     const auto piece =
@@ -120,9 +149,33 @@ TEST_CASE("whole or not at all") {
   }
   {  // a value that float16 does not hold
     const hf::ModelDir wide = write_model(here / "wide", DType::f32, 70000.0F);
-    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged"), doctest::Contains("up_proj"), Error);
-    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged"), doctest::Contains("is not finite in F16"),
+    MergeOptions options{.max_shard_bytes = 100'000, .tokenizer_from = {}, .on_tensor = {}};
+    options.dtype = DType::f16;
+    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged", options), doctest::Contains("up_proj"), Error);
+    CHECK_THROWS_WITH_AS(merge_with(2, wide, adapter, here / "merged", options),
+                         doctest::Contains("is not finite in F16; merge to a type with more range: --dtype bf16"),
                          Error);
+    CHECK(entries(here) == before + 1);
+  }
+  {  // the weights beneath an adapter changed, although every tensor begins as it did
+    const fs::path file = here / "base/model.safetensors";
+    PeftAdapter of_base = adapter;
+    of_base.base_checksum = model.checksum();
+    merge_with(2, model, of_base, here / "merged");
+    fs::remove_all(here / "merged");
+    std::string bytes = read_text(file, 1 << 30);
+    fs::copy(here / "base", here / "flipped");
+    std::uint64_t header = 0;
+    std::memcpy(&header, bytes.data(), 8);
+    bytes[8 + header + 40'000] = static_cast<char>(bytes[8 + header + 40'000] ^ 1);
+    write_file_atomically(here / "flipped/model.safetensors", bytes);
+    CHECK_THROWS_WITH_AS(merge_with(2, hf::ModelDir::open(here / "flipped"), adapter, here / "merged"),
+                         doctest::Contains("its checksum differs"), Error);
+    fs::remove_all(here / "flipped");
+    PeftAdapter other = adapter;
+    other.base_checksum = std::string(32, '0');
+    CHECK_THROWS_WITH_AS(merge_with(2, model, other, here / "merged"),
+                         doctest::Contains("although all tensors begin alike"), Error);
     CHECK(entries(here) == before + 1);
   }
   {  // an adapter of another model

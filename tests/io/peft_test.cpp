@@ -8,6 +8,8 @@
 #include <random>
 #include <string>
 
+#include "support/checksums.hpp"
+
 using namespace qlora;
 namespace fs = std::filesystem;
 
@@ -75,7 +77,7 @@ TEST_CASE("the golden adapters read, write and read back equal") {
     const fs::path target = scratch.path / name;
     for (int i = 0; i < 2; ++i) write_peft(target, adapter, matrices.tensors);  // the second replaces the first
     CHECK(static_cast<const PeftConfig&>(PeftAdapter::open(target)) == static_cast<const PeftConfig&>(adapter));
-    CHECK(read_text(target / "adapter_model.safetensors", 1 << 30) ==
+    CHECK(test::without_checksums(target / "adapter_model.safetensors", scratch.path / "plain.safetensors") ==
           read_text(golden / name / "adapter/adapter_model.safetensors", 1 << 30));
     // Every key that is written has the value that peft wrote, and peft's own keys are all there but its newest.
     const Json ours = read_json_object(target / "adapter_config.json");
@@ -90,6 +92,36 @@ TEST_CASE("the golden adapters read, write and read back equal") {
   }
 }
 
+TEST_CASE("a changed bit anywhere in a written adapter is found") {
+  const Matrices matrices(PeftAdapter::open(golden / "mha/adapter"));
+  const fs::path dir = scratch.path / "flipped";
+  write_peft(dir, PeftAdapter::open(golden / "mha/adapter"), matrices.tensors);
+  CHECK_NOTHROW((void)PeftAdapter::open(dir));
+  std::mt19937 random(3);
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "qlora.sha256"}) {
+    for (int i = 0; i < 100; ++i) {
+      const std::size_t bit = random() % (fs::file_size(dir / name) * 8);
+      CAPTURE(name);
+      CAPTURE(bit);
+      test::flip_bit(dir / name, bit);
+      CHECK_THROWS_AS((void)PeftAdapter::open(dir), Error);
+      test::flip_bit(dir / name, bit);
+    }
+  }
+  test::flip_bit(dir / "adapter_model.safetensors", fs::file_size(dir / "adapter_model.safetensors") * 8 - 1);
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(dir), doctest::Contains("its checksum differs"), Error);
+  CHECK_NOTHROW((void)PeftAdapter::open(dir, Verify::nothing));
+}
+
+TEST_CASE("an adapter knows the weights that it was trained on") {
+  PeftAdapter adapter = PeftAdapter::open(golden / "mha/adapter");
+  CHECK_NOTHROW(expect_base_checksum(adapter, "0123"));  // trained elsewhere
+  adapter.base_checksum = "4567";
+  CHECK_NOTHROW(expect_base_checksum(adapter, "4567"));
+  CHECK_NOTHROW(expect_base_checksum(adapter, ""));  // read without checksums
+  CHECK_THROWS_WITH_AS(expect_base_checksum(adapter, "0123"), doctest::Contains("was trained on, although"), Error);
+}
+
 TEST_CASE("ranks and alphas per module") {
   PeftConfig config{.r = 2, .alpha = 3, .targets = Proj::q | Proj::up};
   config.rank_pattern = {{"layers.1.self_attn.q_proj", 4}, {"up_proj", 1}};
@@ -97,6 +129,7 @@ TEST_CASE("ranks and alphas per module") {
   config.dropout = 0.1F;
   config.base_model = "some/base";
   config.base_fingerprint = "0123abcd";
+  config.base_checksum = "4567ef";
   CHECK(rank_of(config, 0, Proj::q) == 2);
   CHECK(rank_of(config, 1, Proj::q) == 4);
   CHECK(rank_of(config, 11, Proj::q) == 2);

@@ -114,6 +114,40 @@ TEST_CASE("pieces in any order, and what the writer refuses") {
   CHECK_THROWS_AS(SafetensorsWriter(path, {{"a\xff", DType::u8, {1}}}), Error);
 }
 
+TEST_CASE("checksums are those that xxhsum prints, and every changed bit is found") {
+  CHECK(checksum({}).hex() == "99aa06d3014798d86001c324468d497f");  // of the library's own documentation
+  CHECK(Checksum::parse(checksum({}).hex()) == checksum({}));
+  CHECK_FALSE(Checksum::parse("99AA06d3014798d86001c324468d497f").has_value());
+  const fs::path path = scratch.path / "sums.safetensors";
+  {
+    SafetensorsWriter writer(path, {{"a", DType::f32, {2, 3}}, {"none", DType::f32, {0}}, {"b", DType::u8, {5}}},
+                             {{"format", "pt"}}, Checksums::stated);
+    writer.write_floats("a", 3, std::vector<float>{4, 5, 6});  // not in order
+    writer.write_floats("a", 0, std::vector<float>{1, 2, 3});
+    writer.write("b", std::as_bytes(std::span("hello", 5)));
+    writer.finish();
+  }
+  const auto read = [&](const std::string& bytes, Verify verify) {
+    write_file_atomically(path, bytes);
+    const SafetensorsFile file(path, verify);
+    for (const std::string& name : file.names()) (void)file.verify(name);
+    return file.names().size();
+  };
+  std::string bytes = read_text(path, 1 << 20);
+  REQUIRE(read(bytes, Verify::checksums) == 3);
+  CHECK(SafetensorsFile(path).verify("b").hex() == "b5e9c1ad071b3e7fc779cfaa5e523818");  // printf hello | xxhsum -H2
+  for (std::size_t bit = 0; bit < bytes.size() * 8; bit += 3) {
+    CAPTURE(bit);
+    bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << bit % 8));
+    CHECK_THROWS_AS((void)read(bytes, Verify::checksums), Error);
+    bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << bit % 8));
+  }
+  bytes.back() = 'O';
+  CHECK_THROWS_WITH_AS((void)read(bytes, Verify::checksums),
+                       doctest::Contains("the tensor 'b' is not what was written"), Error);
+  CHECK(read(bytes, Verify::nothing) == 3);
+}
+
 TEST_CASE("a writer that is not finished leaves nothing behind") {
   const fs::path directory = scratch.path / "unfinished";
   fs::create_directories(directory);

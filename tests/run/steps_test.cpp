@@ -196,16 +196,17 @@ TEST_CASE("merge writes the model that it describes, or none") {
   CountingProgress progress;
   const run::MergeResult result = run::merge(request, progress);
   CHECK(result.changed == 4 * merge_cases::shape.layers);
-  CHECK(result.dtype == "F16");
+  CHECK(result.dtype == "BF16");  // the base's
   CHECK(result.parameters == parameters(merge_cases::shape));
   CHECK(progress.begun == "merge " + std::to_string(result.tensors) + " tensors\n");
   CHECK(progress.last == result.tensors);
-  CHECK(hf::ModelDir::open(request.out).dtype == DType::f16);
+  CHECK(hf::ModelDir::open(request.out).dtype == DType::bf16);
 
   // A directory that holds a model alone may be replaced, if that is asked for; another file is in the way.
   CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
   request.replace = true;
-  CHECK(run::merge(request, progress).changed == result.changed);
+  request.merging.dtype = run::MergedType::f16;
+  CHECK(run::merge(request, progress).dtype == "F16");
   scratch.write("merged/thesis.txt", "mine");
   CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);
   CHECK(std::filesystem::exists(scratch / "merged/thesis.txt"));

@@ -311,7 +311,7 @@ void adamw8bit(Context& context, std::int64_t count, const AdamW& rule, const St
 
 // --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 
-/// A lane that merges on the GPU, for one thread at a time: 12 MiB of pinned and of device memory, the adapter of one
+/// A lane that merges on the GPU, for one thread at a time: 16 MiB of pinned and of device memory, the adapter of one
 /// matrix, and its own stream. The context must outlive it.
 std::unique_ptr<MergeLane> merge_lane(Context& context);
 

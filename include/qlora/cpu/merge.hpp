@@ -1,5 +1,5 @@
 // qlora/cpu/merge.hpp — adapters into weights for a merged model, on the CPU: one lane of merging.hpp.
-// Math       out = float16(W + s (sum over r of B[n,r] A[r,k]))
+// Math       out = W + s (sum over r of B[n,r] A[r,k]), as float16, bfloat16 or float
 // Shapes     w (N,K) of any floating-point type, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K)
 // Numbers    as merging.hpp says: float, over r in order, each product and sum rounded by itself unless the compiler
 //            fuses them
@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -74,19 +75,29 @@ inline void merged_floats(const MergeAdapter& adapter, DType dtype, std::span<co
 class HostMergeLane final : public MergeLane {
  public:
   void begin(const MergeAdapter& adapter) override { adapter_ = adapter; }
-  [[nodiscard]] std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
-                                                     int rows) override {
+  [[nodiscard]] std::span<const std::byte> merge(DType dtype, std::span<const std::byte> w, int first,
+                                                 int rows) override {
     cpu::merged_floats(adapter_, dtype, w, first, rows, values_);
-    out_.resize(values_.size());
-    bool finite = true;
-    for (std::size_t i = 0; i < values_.size(); ++i) {
-      out_[i] = to_f16(values_[i]);
-      finite = finite && (out_[i] & 0x7c00U) != 0x7c00U;
+    if (adapter_.to == DType::f32) {
+      const bool finite = std::all_of(values_.begin(), values_.end(), [](float value) { return std::isfinite(value); });
+      return finite ? std::as_bytes(std::span(values_)) : std::span<const std::byte>();
     }
-    return finite ? std::span<const std::uint16_t>(out_) : std::span<const std::uint16_t>();
+    return adapter_.to == DType::bf16 ? rounded(to_bf16, 0x7f80U) : rounded(to_f16, 0x7c00U);
   }
 
  private:
+  /// `exponent`: the bits of the type that are all set in what is not finite.
+  template <class Round>
+  [[nodiscard]] std::span<const std::byte> rounded(const Round& round, unsigned exponent) {
+    out_.resize(values_.size());
+    bool finite = true;
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      out_[i] = round(values_[i]);
+      finite = finite && (out_[i] & exponent) != exponent;
+    }
+    return finite ? std::as_bytes(std::span(out_)) : std::span<const std::byte>();
+  }
+
   MergeAdapter adapter_;
   std::vector<float> values_;
   std::vector<std::uint16_t> out_;

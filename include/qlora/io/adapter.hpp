@@ -26,6 +26,7 @@ struct AdapterNotes {
   std::string base_model{};        ///< name or path of the base; may be empty
   std::string revision{};          ///< of the base; may be empty
   std::string base_fingerprint{};  ///< hf::ModelDir::fingerprint() of the base; empty: the model's
+  std::string base_checksum{};     ///< hf::ModelDir::checksum() of the base; empty: not stated
 };
 
 namespace detail {
@@ -62,7 +63,8 @@ template <class Value>
                     .targets = Proj::none,
                     .base_model = notes.base_model,
                     .revision = notes.revision,
-                    .base_fingerprint = notes.base_fingerprint};
+                    .base_fingerprint = notes.base_fingerprint,
+                    .base_checksum = notes.base_checksum};
   for (const auto& [layer, proj, state] : adapters) {
     const std::string module = module_name(layer, proj);
     if (state.rank == 0) throw Error(concat("the adapter of ", module, " was never set"), ErrorKind::usage);

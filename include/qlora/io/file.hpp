@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/checksum.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -192,6 +193,20 @@ inline void write_all(const FileDescriptor& file, const std::filesystem::path& p
   }
 }
 
+/// Reads bytes from a file offset on, through short reads and EINTR. False: the file ends before.
+[[nodiscard]] inline bool read_at(const FileDescriptor& file, const std::filesystem::path& path, std::uint64_t offset,
+                                  std::span<std::byte> into) {
+  while (!into.empty()) {
+    const ssize_t got = ::pread(file.get(), into.data(), into.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw_errno("cannot read back", path, errno);
+    if (got == 0) return false;
+    offset += static_cast<std::uint64_t>(got);
+    into = into.subspan(static_cast<std::size_t>(got));
+  }
+  return true;
+}
+
 /// Writes all bytes to a pipe or a device, through short writes and EINTR.
 inline void write_stream(const FileDescriptor& file, const std::filesystem::path& path,
                          std::span<const std::byte> bytes) {
@@ -245,45 +260,13 @@ inline void lock_temporary(const FileDescriptor& file) { (void)::flock(file.get(
 
 namespace detail {
 
-/// A sum that any changed bit changes: each step is invertible in the word that it takes in.
-class WordSum {
- public:
-  /// All pieces but the last are a multiple of 8 bytes.
-  void update(std::span<const std::byte> bytes) {
-    std::uint64_t word = 0;
-    std::size_t at = 0;
-    for (; at + 8 <= bytes.size(); at += 8) {
-      std::memcpy(&word, bytes.data() + at, 8);
-      mix(word);
-    }
-    if (at == bytes.size()) return;
-    word = 0;
-    std::memcpy(&word, bytes.data() + at, bytes.size() - at);
-    mix(word);
-  }
-  [[nodiscard]] std::uint64_t value() const { return sum_; }
-
- private:
-  void mix(std::uint64_t word) {
-    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15U;  // the golden ratio's bits, odd
-    sum_ ^= sum_ >> 32;
-  }
-  std::uint64_t sum_ = 0x243F6A8885A308D3U;  // pi's
-};
-
-[[nodiscard]] inline std::uint64_t word_sum(std::span<const std::byte> bytes) {
-  WordSum sum;
-  sum.update(bytes);
-  return sum.value();
-}
-
 /// The pieces that were written to a file, each with the sum of what was in memory.
 class WrittenPieces {
  public:
   /// Called by any thread.
   void add(std::uint64_t offset, std::span<const std::byte> bytes) {
     if (bytes.empty()) return;
-    const std::uint64_t sum = word_sum(bytes);
+    const Checksum sum = checksum(bytes);
     const std::uint64_t end = offset + bytes.size();
     const std::lock_guard lock(mutex_);
     auto at = pieces_.lower_bound(offset);
@@ -298,10 +281,10 @@ class WrittenPieces {
     (void)::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
     std::vector<std::byte> buffer(std::size_t{1} << 20);
     for (const auto& [begin, piece] : pieces_) {
-      WordSum sum;
+      RunningChecksum sum;
       for (std::uint64_t offset = begin; offset < piece.end;) {
         const auto wanted = static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), piece.end - offset));
-        if (!read_fully(file, path, offset, std::span(buffer).first(wanted))) refuse(path, offset);
+        if (!read_at(file, path, offset, std::span(buffer).first(wanted))) refuse(path, offset);
         sum.update(std::span(buffer).first(wanted));
         offset += wanted;
       }
@@ -312,20 +295,8 @@ class WrittenPieces {
  private:
   struct Piece {
     std::uint64_t end = 0;
-    std::uint64_t sum = 0;
+    Checksum sum;
   };
-  static bool read_fully(const FileDescriptor& file, const std::filesystem::path& path, std::uint64_t offset,
-                         std::span<std::byte> into) {
-    while (!into.empty()) {
-      const ssize_t got = ::pread(file.get(), into.data(), into.size(), static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw_errno("cannot read back", path, errno);
-      if (got == 0) return false;
-      offset += static_cast<std::uint64_t>(got);
-      into = into.subspan(static_cast<std::size_t>(got));
-    }
-    return true;
-  }
   [[noreturn]] static void refuse(const std::filesystem::path& path, std::uint64_t offset) {
     throw Error(concat(path.string(), ": what was read back from byte ", offset,
                        " on is not what was written; the memory or the disk of this machine is faulty"),
@@ -394,6 +365,19 @@ class AtomicFile {
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
     pieces_->add(offset, bytes);
     write_all(file_, path_, offset, bytes);
+  }
+
+  /// Checksum of bytes that were written, as the system gives them back. They all have been.
+  [[nodiscard]] Checksum checksum_of(std::uint64_t offset, std::uint64_t size) const {
+    RunningChecksum sum;
+    std::vector<std::byte> buffer(std::size_t{1} << 20);
+    for (const std::uint64_t end = offset + size; offset < end;) {
+      const auto piece = std::span(buffer).first(static_cast<std::size_t>(std::min(end - offset, buffer.size())));
+      QLORA_EXPECTS(read_at(file_, path_, offset, piece), path_.string(), " has no byte ", offset);
+      sum.update(piece);
+      offset += piece.size();
+    }
+    return sum.value();
   }
 
   /// Makes the contents durable, reads them back, and gives them their name, replacing what had it.

@@ -9,16 +9,21 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/checksum.hpp"
+#include "qlora/io/file_sums.hpp"
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/io/tensor_sums.hpp"
 #include "qlora/tensor.hpp"
 
 namespace qlora {
@@ -36,6 +41,8 @@ struct Weights {
     const auto found = where.find(name);
     return found == where.end() ? std::nullopt : shards[found->second].find(name);
   }
+  /// Of a tensor that is there; see SafetensorsFile::verify.
+  [[nodiscard]] Checksum verify(const std::string& name) const { return shards[where.at(name)].verify(name); }
 };
 
 /// A file name from an index must stay inside the directory.
@@ -58,7 +65,7 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
 }
 
 [[nodiscard]] inline Weights open_shards(const std::filesystem::path& directory,
-                                         const std::filesystem::path& index_path) {
+                                         const std::filesystem::path& index_path, Verify verify) {
   const std::string where = index_path.string();
   const Json index = read_json_object(index_path);
   const Json map = json_at(index, "weight_map", where);
@@ -73,7 +80,7 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
     }
     const auto [place, is_new] = shard_of.emplace(file, weights.shards.size());
     if (is_new && shard_of.size() > 10'000) throw Error(concat(where, ": more than 10000 shards"));
-    if (is_new) weights.shards.emplace_back(directory / file);
+    if (is_new) weights.shards.emplace_back(directory / file, verify);
     if (!weights.shards[place->second].find(name)) {
       throw Error(concat(where, ": says that '", ::qlora::detail::excerpt(name), "' is in ", file, ", but it is not"));
     }
@@ -97,16 +104,16 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
   throw Error(concat(directory.string(), ": holds neither model.safetensors nor model.safetensors.index.json"));
 }
 
-[[nodiscard]] inline Weights open_weights(const std::filesystem::path& directory) {
+[[nodiscard]] inline Weights open_weights(const std::filesystem::path& directory, Verify verify) {
   const std::filesystem::path single = directory / "model.safetensors";
   const std::filesystem::path index = directory / "model.safetensors.index.json";
   if (std::filesystem::exists(single)) {
     Weights weights;
-    weights.shards.emplace_back(single);
+    weights.shards.emplace_back(single, verify);
     for (std::string& name : weights.shards[0].names()) weights.where.emplace(std::move(name), 0);
     return weights;
   }
-  if (std::filesystem::exists(index)) return open_shards(directory, index);
+  if (std::filesystem::exists(index)) return open_shards(directory, index, verify);
   refuse_without_safetensors(directory);
 }
 
@@ -150,8 +157,9 @@ struct ModelDir : ModelConfig {
   std::optional<std::filesystem::path> tokenizer_file;  ///< tokenizer.model or tokenizer.json, when there is one
   bool has_chat_template = false;                       ///< the tokenizer's config brings one: likely a chat model
 
-  /// Opens and checks; maps the weights but reads none. Throws Error naming file and key or tensor.
-  [[nodiscard]] static ModelDir open(const std::filesystem::path& directory) {
+  /// Opens and checks; maps the weights but reads none. Throws Error naming file and key or tensor, or the small file
+  /// that does not have its checksum.
+  [[nodiscard]] static ModelDir open(const std::filesystem::path& directory, Verify verify = Verify::checksums) {
     if (!std::filesystem::is_directory(directory)) {
       throw Error(concat(directory.string(), ": no such model directory"));
     }
@@ -159,21 +167,49 @@ struct ModelDir : ModelConfig {
     if (!std::filesystem::exists(config)) {
       throw Error(concat(directory.string(), " is no model directory: it has no config.json"));
     }
+    if (verify == Verify::checksums) check_file_sums(directory);
     ModelDir model;
     static_cast<ModelConfig&>(model) = parse_config(read_json_object(config, 1U << 20), config.string());
     model.path = directory;
-    model.weights_ = std::make_shared<const detail::Weights>(detail::open_weights(directory));
+    model.weights_ = std::make_shared<const detail::Weights>(detail::open_weights(directory, verify));
     detail::check_weights(*model.weights_, model.shape, directory);
     model.dtype = model.weights_->find(tensor_name::embedding)->dtype;  // the file knows better than the config
     model.read_extras();
+    if (verify == Verify::checksums) model.make_sums();
     return model;
   }
 
-  /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped.
-  [[nodiscard]] TensorSource source() const {
-    return [weights = weights_, tied = shape.tied_embeddings](std::string_view name) {
-      return weights->find(tied && name == tensor_name::head ? tensor_name::embedding : name);
+  /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped. Unless the directory
+  /// was opened with Verify::nothing, a tensor is read and compared with the checksum that its file states before it is
+  /// returned, and the source throws Error naming file and tensor where it differs; other threads read the next `ahead`
+  /// tensors of tensor_names meanwhile. 0 is for callers that take tensors with several threads.
+  [[nodiscard]] TensorSource source(int ahead = read_ahead()) const {
+    return [weights = weights_, sums = sums_, tied = shape.tied_embeddings, ahead](std::string_view name) {
+      const std::string_view stored = tied && name == tensor_name::head ? tensor_name::embedding : name;
+      auto tensor = weights->find(stored);
+      if (tensor && sums) (void)sums->of(stored, ahead);
+      return tensor;
     };
+  }
+  /// Tensors that are read while the one before them is used: a quarter of the processor's threads is enough, since a
+  /// checksum takes less time than quantizing does.
+  [[nodiscard]] static int read_ahead() {
+    return static_cast<int>(std::clamp(std::thread::hardware_concurrency() / 4, 1U, 8U));
+  }
+
+  /// What any changed bit of a tensor changes, and any other number of the network: XXH3 over shape, rope_theta,
+  /// norm_eps, and names and checksums of all tensors in the order of tensor_names, as 32 digits. Reads what source() has not read yet. Empty with Verify::nothing.
+  [[nodiscard]] std::string checksum() const {
+    if (!sums_) return {};
+    const Shape& s = shape;
+    RunningChecksum all;
+    const auto add = [&](const std::string& line) { all.update(std::as_bytes(std::span(line))); };
+    add(concat(s.vocab, ' ', s.dim, ' ', s.layers, ' ', s.heads, ' ', s.kv_heads, ' ', s.head_dim, ' ', s.ffn, ' ',
+               s.tied_embeddings, ' ', rope_theta, ' ', norm_eps, '\n'));
+    for (const NamedShape& tensor : tensor_names(shape)) {
+      add(concat(tensor.name, ' ', sums_->of(tensor.name, read_ahead()).hex(), '\n'));
+    }
+    return all.value().hex();
   }
 
   /// What is odd about the directory and does no harm; empty: nothing.
@@ -183,10 +219,9 @@ struct ModelDir : ModelConfig {
   /// order of tensor_names. The same weights stored in another type have another one.
   [[nodiscard]] std::string fingerprint() const {
     constexpr std::size_t seen = 4096;
-    const TensorSource find = source();
     Sha256 sum;
     for (const NamedShape& tensor : tensor_names(shape)) {
-      const std::span<const std::byte> bytes = find(tensor.name).value().bytes;
+      const std::span<const std::byte> bytes = weights_->find(tensor.name).value().bytes;
       sum.update(tensor.name).update(bytes.first(std::min(bytes.size(), seen)));
     }
     return sum.hex();
@@ -209,7 +244,15 @@ struct ModelDir : ModelConfig {
                          json_find(read_json_object(tokenizer, 16U << 20), "chat_template") != nullptr);
   }
 
+  void make_sums() {
+    std::vector<std::string> names;
+    for (NamedShape& tensor : tensor_names(shape)) names.push_back(std::move(tensor.name));
+    sums_ = std::make_shared<::qlora::detail::TensorSums>(
+        std::move(names), [weights = weights_](const std::string& name) { return weights->verify(name); });
+  }
+
   std::shared_ptr<const detail::Weights> weights_;
+  std::shared_ptr<::qlora::detail::TensorSums> sums_;  // null: nothing is verified
 };
 
 }  // namespace hf

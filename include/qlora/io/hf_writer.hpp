@@ -17,6 +17,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/directory.hpp"
+#include "qlora/io/file_sums.hpp"
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors_writer.hpp"
@@ -72,7 +73,7 @@ inline constexpr std::array<std::string_view, 5> tokenizer_files{
 
 /// Whether a file of this name may be one that ModelWriter writes.
 [[nodiscard]] inline bool is_model_file(std::string_view name) {
-  return name == "config.json" || name == "generation_config.json" ||
+  return name == "config.json" || name == "generation_config.json" || name == file_sums_name ||
          (name.starts_with("model") && name.find(".safetensors") != std::string_view::npos) ||
          std::find(tokenizer_files.begin(), tokenizer_files.end(), name) != tokenizer_files.end();
 }
@@ -101,7 +102,9 @@ class ModelWriter {
                   "a model cannot be written as ", ::qlora::name_of(model.dtype));
     plan();
     expect_free_space(directory_.temporary(), total_bytes_);
-    for (Shard& shard : shards_) shard.writer.emplace(directory_.temporary() / shard.file, shard.tensors);
+    for (Shard& shard : shards_)
+      shard.writer.emplace(directory_.temporary() / shard.file, shard.tensors,
+                           std::map<std::string, std::string>{{"format", "pt"}}, Checksums::stated);
   }
 
   /// The tensors that are expected, in file order.
@@ -157,16 +160,19 @@ class ModelWriter {
   /// Completes the directory. Throws Error naming a tensor that did not come in full.
   void finish() {
     for (std::size_t file = 0; file < shards_.size(); ++file) finish_file(file);
-    const std::filesystem::path& here = directory_.temporary();
+    std::vector<std::string> written;
+    const auto write = [&](std::string name, const Json& json) {
+      write_file_atomically(directory_.temporary() / name, json_text(json));
+      written.push_back(std::move(name));
+    };
     if (shards_.size() > 1) {
-      const Json index{{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", files_}};
-      write_file_atomically(here / "model.safetensors.index.json", json_text(index));
+      write("model.safetensors.index.json", {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", files_}});
     }
-    write_file_atomically(here / "config.json", json_text(config_json(model_)));
-    const Json generation{{"bos_token_id", config_json(model_)["bos_token_id"]},
-                          {"eos_token_id", detail::token_ids(model_.eos_token_ids)}};
-    write_file_atomically(here / "generation_config.json", json_text(generation));
-    copy_tokenizer();
+    write("config.json", config_json(model_));
+    write("generation_config.json", {{"bos_token_id", config_json(model_)["bos_token_id"]},
+                                     {"eos_token_id", detail::token_ids(model_.eos_token_ids)}});
+    copy_tokenizer(written);
+    write_file_sums(directory_.temporary(), written);
     directory_.commit();
   }
 
@@ -205,13 +211,14 @@ class ModelWriter {
 
   [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) { return *shards_[file_of(name)].writer; }
 
-  void copy_tokenizer() const {
+  void copy_tokenizer(std::vector<std::string>& written) const {
     if (options_.tokenizer_from.empty()) return;
     for (const std::string_view name : tokenizer_files) {
       const std::filesystem::path source = options_.tokenizer_from / name;
       if (!std::filesystem::exists(source)) continue;
       const MappedFile file(source);
       write_file_atomically(directory_.temporary() / name, file.bytes());
+      written.emplace_back(name);
     }
   }
 

@@ -1,4 +1,4 @@
-// qlora/io/merge.hpp — a model directory of float16 weights with a PEFT adapter inside, W + s B A, for programs that
+// qlora/io/merge.hpp — a model directory with a PEFT adapter inside its weights, W + s B A, for programs that
 // know no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the
 // model.
 // What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the
@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -43,7 +45,9 @@ struct MergeOptions {
   /// Called with 0 when the target is ready and after each tensor with how many are done, by one thread at a time,
   /// whichever it is; false: stop.
   std::function<bool(std::int64_t)> on_tensor;
-  bool replace = false;  ///< take the place of a directory that holds a model alone
+  bool replace = false;          ///< take the place of a directory that holds a model alone
+  std::optional<DType> dtype{};  ///< of the merged weights: f16, bf16 or f32; nothing: the model's own, of f64 f32
+  bool any_base = false;         ///< take an adapter that was trained on other weights; see expect_base_checksum
 };
 
 /// What a merge wrote, and how long it took.
@@ -112,10 +116,12 @@ class Merge {
   Merge(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
         const MergeOptions& options, std::size_t lanes)
       : adapter_(adapter),
+        model_(model),
         shape_(model.shape),
-        source_(model.source()),
+        source_(model.source(0)),
         options_(options),
-        writer_(out, as_f16(model),
+        dtype_(merged_type(model, options)),
+        writer_(out, with_type(model, dtype_),
                 {.max_shard_bytes = options.max_shard_bytes,
                  .tokenizer_from = options.tokenizer_from,
                  .replace = options.replace}),
@@ -141,6 +147,7 @@ class Merge {
     if (failure_) std::rethrow_exception(failure_);
     const auto written = std::chrono::steady_clock::now();
     for (std::future<void>& file : durable_) file.get();
+    if (!options_.any_base) expect_base_checksum(adapter_, model_.checksum());  // all of it has been read
     writer_.finish();
     const auto seconds = [](auto span) { return std::chrono::duration<double>(span).count(); };
     return {.tensors = done_,
@@ -150,8 +157,11 @@ class Merge {
   }
 
  private:
-  [[nodiscard]] static hf::ModelConfig as_f16(hf::ModelConfig config) {
-    config.dtype = DType::f16;
+  [[nodiscard]] static DType merged_type(const hf::ModelDir& model, const MergeOptions& options) {
+    return options.dtype.value_or(model.dtype == DType::f64 ? DType::f32 : model.dtype);
+  }
+  [[nodiscard]] static hf::ModelConfig with_type(hf::ModelConfig config, DType dtype) {
+    config.dtype = dtype;
     return config;
   }
 
@@ -162,6 +172,7 @@ class Merge {
         const std::size_t next = next_.fetch_add(1);
         if (next >= tensors_.size()) return;
         adapter_of(adapter_, shape_, tensors_[next], adapter);
+        adapter.adapter.to = dtype_;
         merge_tensor(lane, tensors_[next], adapter.adapter);
         count(tensors_[next], adapter.adapter.rank > 0);
       }
@@ -183,21 +194,26 @@ class Merge {
       const auto piece =
           from.bytes.subspan(static_cast<std::size_t>(first * row_bytes), static_cast<std::size_t>(here * row_bytes));
       expect_pages(piece);
-      const std::span<const std::uint16_t> merged = lane.merge(from.dtype, piece, first, here);
+      const std::span<const std::byte> merged = lane.merge(from.dtype, piece, first, here);
       if (merged.empty()) refuse(tensor.name, adapter, from.dtype, piece, first, here);
-      writer_.write_bytes(tensor.name, std::as_bytes(merged),
-                          static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(adapter.cols) * 2);
+      writer_.write_bytes(
+          tensor.name, merged,
+          static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(adapter.cols) * size_of(dtype_));
     }
   }
 
   /// Says which value does not fit.
-  [[noreturn]] static void refuse(const std::string& name, const MergeAdapter& adapter, DType dtype,
-                                  std::span<const std::byte> piece, int first, int rows) {
+  [[noreturn]] void refuse(const std::string& name, const MergeAdapter& adapter, DType dtype,
+                           std::span<const std::byte> piece, int first, int rows) const {
     std::vector<float> values;
-    std::vector<std::byte> encoded;
     cpu::merged_floats(adapter, dtype, piece, first, rows, values);
-    encode_floats(values, DType::f16, name, encoded);  // throws, unless the lane rounds otherwise at the very edge
-    throw Error(concat("a value in tensor '", excerpt(name), "' is not finite in F16; write a type with more range"));
+    const auto fits = [&](float value) { return std::isfinite(rounded_to(dtype_, value)); };
+    const auto found = std::find_if_not(values.begin(), values.end(), fits);  // a GPU may round otherwise at the edge
+    const std::string value = found == values.end() ? "a value" : concat("the value ", *found);
+    const bool broken = found != values.end() && !std::isfinite(*found);
+    throw Error(concat(value, " in tensor '", excerpt(name), "' is not finite in ", ::qlora::name_of(dtype_),
+                       broken ? "; the model or the adapter is damaged"
+                              : "; merge to a type with more range: --dtype bf16 or --dtype f32"));
   }
 
   /// A tensor is done; the last one of a file has it made durable, by a thread of its own that waits for the disk.
@@ -225,9 +241,11 @@ class Merge {
   }
 
   const PeftAdapter& adapter_;
+  const hf::ModelDir& model_;
   Shape shape_;
   TensorSource source_;
   const MergeOptions& options_;
+  DType dtype_;  // of what is written
   hf::ModelWriter writer_;
   std::vector<hf::NamedShape> tensors_;
   std::vector<std::atomic<int>> left_;  // tensors of each file that are not yet written
@@ -243,7 +261,7 @@ class Merge {
 }  // namespace detail
 
 /// Writes the merged model, one thread for each lane. Throws Error, with nothing left behind, when the adapter belongs
-/// to another model, a value does not fit float16, or the disk is full.
+/// to another model, a value does not fit the type that is written, or the disk is full.
 inline MergeReport merge_model(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
                                MergeLanes& lanes, const MergeOptions& options = {}) {
   QLORA_EXPECTS(!lanes.empty(), "merging needs a lane");

@@ -19,7 +19,9 @@
 
 #include "qlora/config.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/checksum.hpp"
 #include "qlora/io/directory.hpp"
+#include "qlora/io/file_sums.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/safetensors_writer.hpp"
@@ -42,6 +44,7 @@ struct PeftConfig {
   std::string revision{};                        ///< of the base; may be empty
   std::string base_fingerprint{};                ///< of the base's weights (hf::ModelDir); empty: not known. In the
                                                  ///< metadata of the matrices' file, where peft looks past it
+  std::string base_checksum{};                   ///< hf::ModelDir::checksum() of the base; empty: not known
 
   friend bool operator==(const PeftConfig&, const PeftConfig&) = default;
 };
@@ -94,6 +97,7 @@ template <class Value>
 namespace detail {
 
 inline constexpr const char* base_key = "base_sha256";
+inline constexpr const char* base_checksum_key = "base_xxh3_128";
 inline constexpr int max_lora_rank = 4096;
 inline constexpr double max_lora_alpha = 1e6;
 
@@ -280,13 +284,15 @@ struct PeftAdapter : PeftConfig {
   std::filesystem::path path;  ///< the directory
   int layers = 0;              ///< one more than the highest layer that has an adapter
 
-  /// Opens and checks an adapter. Throws Error naming file, key or tensor; pickle files are refused.
-  [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory) {
+  /// Opens and checks an adapter, and reads all of it to compare it with its checksums. Throws Error naming file, key
+  /// or tensor; pickle files are refused.
+  [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory, Verify verify = Verify::checksums) {
     PeftAdapter adapter;
     const std::filesystem::path config = directory / "adapter_config.json";
     if (!std::filesystem::exists(config)) {
       throw Error(concat(directory.string(), " is no adapter: it has no adapter_config.json"));
     }
+    if (verify == Verify::checksums) check_file_sums(directory);
     static_cast<PeftConfig&>(adapter) = detail::parse_peft_config(read_json_object(config, 1U << 20), config.string());
     adapter.path = directory;
     const std::filesystem::path weights = directory / "adapter_model.safetensors";
@@ -295,11 +301,18 @@ struct PeftAdapter : PeftConfig {
                          ": adapter_model.bin is a pickle file, which can run code and is "
                          "not read here; save the adapter again with peft's safe_serialization=True"));
     }
-    adapter.file_ = std::make_shared<const SafetensorsFile>(weights);
-    if (const auto found = adapter.file_->metadata().find(detail::base_key); found != adapter.file_->metadata().end()) {
+    adapter.file_ = std::make_shared<const SafetensorsFile>(weights, verify);
+    const auto& metadata = adapter.file_->metadata();
+    if (const auto found = metadata.find(detail::base_key); found != metadata.end()) {
       adapter.base_fingerprint = found->second;
     }
+    if (const auto found = metadata.find(detail::base_checksum_key); found != metadata.end()) {
+      adapter.base_checksum = found->second;
+    }
     adapter.check_tensors();
+    if (adapter.file_->has_checksums()) {
+      for (const std::string& name : adapter.file_->names()) (void)adapter.file_->verify(name);
+    }
     return adapter;
   }
 
@@ -353,6 +366,16 @@ struct PeftAdapter : PeftConfig {
   return highest;
 }
 
+/// Throws Error (input) when the weights of the base, whose checksum() this is, are not those that the adapter was
+/// trained on, although they begin alike. Nothing is compared where either is not known.
+inline void expect_base_checksum(const PeftAdapter& adapter, const std::string& checksum) {
+  if (adapter.base_checksum.empty() || checksum.empty() || adapter.base_checksum == checksum) return;
+  throw Error(
+      concat("the model's weights are not those that ", adapter.path.string(),
+             " was trained on, although all tensors begin alike: the file is damaged, or was changed; fetch the "
+             "model again, or give --any-base to use it all the same"));
+}
+
 /// A matrix to be written; name from lora_name(), the floats stay the caller's.
 struct PeftTensor {
   std::string name;                 ///< as lora_name() gives it
@@ -383,13 +406,16 @@ inline void write_peft(const std::filesystem::path& target, const PeftConfig& co
   }
   QLORA_EXPECTS(layers > 0 && tensors.size() == detail::matrices_of(config.targets, layers), tensors.size(),
                 " matrices for ", layers, " layers");
-  AtomicDirectory directory(target, {"adapter_config.json", "adapter_model.safetensors"});
+  AtomicDirectory directory(target, {"adapter_config.json", "adapter_model.safetensors", file_sums_name});
   std::map<std::string, std::string> metadata{{"format", "pt"}};
   if (!config.base_fingerprint.empty()) metadata[detail::base_key] = config.base_fingerprint;
-  SafetensorsWriter writer(directory.temporary() / "adapter_model.safetensors", std::move(plan), metadata);
+  if (!config.base_checksum.empty()) metadata[detail::base_checksum_key] = config.base_checksum;
+  SafetensorsWriter writer(directory.temporary() / "adapter_model.safetensors", std::move(plan), metadata,
+                           Checksums::stated);
   for (const PeftTensor& tensor : tensors) writer.write_floats(tensor.name, 0, tensor.data);
   writer.finish();
   write_file_atomically(directory.temporary() / "adapter_config.json", json_text(detail::peft_config_json(config)));
+  write_file_sums(directory.temporary(), {"adapter_config.json"});
   directory.commit();
 }
 

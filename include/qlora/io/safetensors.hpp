@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +20,7 @@
 
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/checksum.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/tensor.hpp"
@@ -33,6 +35,29 @@ namespace detail {
 inline constexpr std::uint64_t max_safetensors_header = 100'000'000;  // the reference's own limit
 inline constexpr std::size_t max_safetensors_tensors = 1'000'000;
 inline constexpr std::size_t max_safetensors_dims = 8;
+
+// Metadata of files with checksums: XXH3 of 128 bits in hexadecimal digits, of the header's JSON text with zeros in
+// place of these very digits, and of each tensor, in the order of their bytes.
+inline constexpr const char* header_sum_key = "xxh3_128.header";
+inline constexpr const char* tensor_sums_key = "xxh3_128.tensors";
+inline constexpr std::size_t sum_digits = 32;
+
+/// Where the digits of header_sum_key begin in a header; npos: it has none.
+[[nodiscard]] inline std::size_t place_of_header_sum(std::string_view header) {
+  const std::string key = concat('"', header_sum_key, "\":\"");
+  const std::size_t at = header.find(key);
+  return at == std::string_view::npos || header.size() - at < key.size() + sum_digits ? std::string_view::npos
+                                                                                      : at + key.size();
+}
+/// What header_sum_key has to say of this header.
+[[nodiscard]] inline Checksum header_sum(std::string_view header, std::size_t place) {
+  const std::string zeros(sum_digits, '0');
+  return RunningChecksum()
+      .update(std::as_bytes(std::span(header.substr(0, place))))
+      .update(std::as_bytes(std::span(zeros)))
+      .update(std::as_bytes(std::span(header.substr(place + sum_digits))))
+      .value();
+}
 
 /// One tensor of a header; begin and end count from the first byte after it.
 struct SafetensorsEntry {
@@ -192,12 +217,17 @@ inline void check_safetensors_entries(std::vector<SafetensorsEntry>& entries, st
 
 }  // namespace detail
 
-/// A mapped safetensors file, checked in full when it is opened. TensorRefs point into the map and live as long as it.
-/// Const members may be called by any number of threads at once.
+/// A mapped safetensors file. Its header is checked in full when it is opened; its tensors are where verify() is
+/// called. TensorRefs point into the map and live as long as it. Const members may be called by any number of threads
+/// at once.
 class SafetensorsFile {
  public:
-  /// Throws Error naming the file for everything that is not exactly a safetensors file.
-  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path), file_(path) { parse(); }
+  /// Throws Error naming the file for everything that is not exactly a safetensors file, and for a header that does not
+  /// have its checksum.
+  explicit SafetensorsFile(const std::filesystem::path& path, Verify verify = Verify::checksums)
+      : path_(path), file_(path) {
+    parse(verify);
+  }
 
   /// The tensor of that name, or nothing.
   [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
@@ -212,6 +242,27 @@ class SafetensorsFile {
     if (!tensor) throw Error(concat(path_.string(), ": has no tensor '", detail::excerpt(name), "'"));
     return *std::move(tensor);
   }
+  /// The checksum of a tensor's bytes, all of which are read. Throws Error naming file and tensor when it is not the
+  /// one that the file states, or there is no such tensor.
+  Checksum verify(std::string_view name) const {
+    const TensorRef tensor = at(name);
+    RunningChecksum running;
+    constexpr std::size_t step = std::size_t{4} << 20;
+    for (std::size_t begin = 0; begin < tensor.bytes.size(); begin += step) {
+      const auto piece = tensor.bytes.subspan(begin, std::min(step, tensor.bytes.size() - begin));
+      expect_pages(piece);
+      running.update(piece);
+    }
+    const Checksum sum = running.value();
+    if (const auto stated = stated_.find(name); stated != stated_.end() && stated->second != sum) {
+      throw Error(concat(path_.string(), ": the tensor '", detail::excerpt(name),
+                         "' is not what was written: its checksum differs; the disk damaged it, or a program changed "
+                         "it and kept the checksum; write or fetch the file again"));
+    }
+    return sum;
+  }
+  /// Whether the file states checksums that verify() compares.
+  [[nodiscard]] bool has_checksums() const { return !stated_.empty(); }
   /// All names, sorted.
   [[nodiscard]] std::vector<std::string> names() const {
     std::vector<std::string> names;
@@ -229,7 +280,7 @@ class SafetensorsFile {
   }
 
  private:
-  void parse() {
+  void parse(Verify verify) {
     const std::string what = path_.string();
     const std::span<const std::byte> bytes = file_.bytes();
     refuse_lfs_pointer({reinterpret_cast<const char*>(bytes.data()), std::min<std::size_t>(bytes.size(), 64)}, what);
@@ -248,6 +299,34 @@ class SafetensorsFile {
     detail::check_safetensors_entries(header.entries, data_.size(), what);
     entries_ = std::move(header.entries);
     metadata_ = std::move(header.metadata);
+    if (verify == Verify::checksums) read_checksums(text);
+  }
+
+  void read_checksums(std::string_view header) {
+    const auto own = metadata_.find(detail::header_sum_key);
+    const auto all = metadata_.find(detail::tensor_sums_key);
+    if (own == metadata_.end() && all == metadata_.end()) return;
+    const auto refuse = [&](std::string_view why) {
+      throw Error(concat(path_.string(), ": the header ", why,
+                         "; the disk damaged it, or a program changed it and kept the checksum; write or fetch the "
+                         "file again"));
+    };
+    if (own == metadata_.end() || all == metadata_.end()) refuse("has but one of its two kinds of checksums");
+    const std::size_t place = detail::place_of_header_sum(header);
+    if (place == std::string_view::npos || Checksum::parse(own->second) != detail::header_sum(header, place))
+      refuse("is not what was written: its checksum differs");
+    std::vector<std::size_t> order(entries_.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return std::pair(entries_[a].begin, entries_[a].end) < std::pair(entries_[b].begin, entries_[b].end);
+    });
+    const std::string_view sums = all->second;
+    if (sums.size() != order.size() * detail::sum_digits) refuse("has not one checksum for each tensor");
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const auto sum = Checksum::parse(sums.substr(i * detail::sum_digits, detail::sum_digits));
+      if (!sum) refuse("has a checksum that is none");
+      stated_.emplace(entries_[order[i]].name, *sum);
+    }
   }
 
   std::filesystem::path path_;
@@ -255,6 +334,7 @@ class SafetensorsFile {
   std::span<const std::byte> data_;
   std::vector<detail::SafetensorsEntry> entries_;  // sorted by name
   std::map<std::string, std::string> metadata_;
+  std::map<std::string, Checksum, std::less<>> stated_;  // by tensor; empty: none are stated, or none are wanted
 };
 
 }  // namespace v0

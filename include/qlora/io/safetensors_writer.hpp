@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/checksum.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
@@ -74,6 +76,12 @@ inline void encode_floats(std::span<const float> values, DType dtype, std::strin
 
 }  // namespace detail
 
+/// Whether a file states the checksums of its tensors and of its header, in metadata that other programs pass over.
+enum class Checksums : std::uint8_t {
+  none,    ///< the file has the bytes that the reference implementation writes
+  stated,  ///< SafetensorsFile::verify compares them
+};
+
 /// Writes one file. The tensors are named at the start; their bytes come in any order and in pieces; finish() makes the
 /// file durable under its name. Without finish() nothing is left behind. Different tensors may be written by different
 /// threads at once.
@@ -81,8 +89,9 @@ class SafetensorsWriter {
  public:
   /// Reserves the file's full size. Throws Error for two equal names, impossible shapes and a full disk.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}})
-      : file_(path) {
+                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}},
+                    Checksums checksums = Checksums::none)
+      : file_(path), metadata_(metadata), checksums_(checksums) {
     std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
       return std::pair(detail::safetensors_rank(a.dtype), std::string_view(a.name)) <
              std::pair(detail::safetensors_rank(b.dtype), std::string_view(b.name));
@@ -96,13 +105,21 @@ class SafetensorsWriter {
                            "' of this name and shape"));
       }
       std::string name = tensor.name;
-      const Part part{std::move(tensor), end - *bytes, *bytes, 0};
-      if (!parts_.emplace(name, part).second) {
+      Part part;
+      part.info = std::move(tensor);
+      part.begin = end - *bytes;
+      part.size = *bytes;
+      if (checksums == Checksums::stated) part.sum.emplace();
+      if (!parts_.emplace(name, std::move(part)).second) {
         throw Error(concat(path.string(), ": two tensors are named '", detail::excerpt(name), "'"));
       }
       order_.push_back(std::move(name));
     }
-    const std::string head = header(metadata);
+    if (checksums == Checksums::stated) {  // room for them; finish() knows them
+      metadata_[detail::header_sum_key] = std::string(detail::sum_digits, '0');
+      metadata_[detail::tensor_sums_key] = std::string(order_.size() * detail::sum_digits, '0');
+    }
+    const std::string head = header();
     data_begin_ = head.size();
     if (data_begin_ - 8 > detail::max_safetensors_header)
       throw Error(path.string() + ": too many tensors for one file");
@@ -117,6 +134,10 @@ class SafetensorsWriter {
                   offset, " of tensor '", name, "', which has ", part.size);
     file_.write_at(data_begin_ + part.begin + offset, bytes);
     part.written += bytes.size();
+    if (part.sum && part.summed == offset) {
+      part.sum->update(bytes);
+      part.summed += bytes.size();
+    }
   }
   /// Writes all bytes of a tensor.
   void write(std::string_view name, std::span<const std::byte> bytes) { write(name, 0, bytes); }
@@ -140,6 +161,7 @@ class SafetensorsWriter {
       QLORA_EXPECTS(part.written == part.size, "tensor '", name, "' of ", file_.path().string(), " got ", part.written,
                     " of its ", part.size, " bytes");
     }
+    if (checksums_ == Checksums::stated) state_checksums();
     file_.commit();
   }
   /// True once every byte has been written.
@@ -154,7 +176,26 @@ class SafetensorsWriter {
     std::uint64_t begin = 0;
     std::uint64_t size = 0;
     std::uint64_t written = 0;
+    std::optional<RunningChecksum> sum;  // where checksums are stated
+    std::uint64_t summed = 0;            // bytes from the tensor's begin that are in `sum`
   };
+
+  /// Writes the header again, with the checksums in it. Tensors whose pieces came in another order are read back, which
+  /// is no loss of safety: commit() compares the file with what was in memory.
+  void state_checksums() {
+    std::string sums;
+    for (const std::string& name : order_) {
+      const Part& part = at(name);
+      const bool in_order = part.summed == part.size;
+      sums += (in_order ? part.sum->value() : file_.checksum_of(data_begin_ + part.begin, part.size)).hex();
+    }
+    metadata_[detail::tensor_sums_key] = sums;
+    std::string head = header();
+    const std::string_view text = std::string_view(head).substr(8);
+    const std::size_t place = detail::place_of_header_sum(text);
+    head.replace(8 + place, detail::sum_digits, detail::header_sum(text, place).hex());
+    file_.write_at(0, std::as_bytes(std::span(head)));
+  }
 
   [[nodiscard]] Part& at(std::string_view name) {
     const auto found = parts_.find(name);
@@ -163,9 +204,9 @@ class SafetensorsWriter {
   }
 
   /// Length and JSON text, padded with spaces so that the data begins at a multiple of 8.
-  [[nodiscard]] std::string header(const std::map<std::string, std::string>& metadata) const {
+  [[nodiscard]] std::string header() const {
     std::string text = "{";
-    if (!metadata.empty()) text += "\"__metadata__\":" + compact(Json(metadata));
+    if (!metadata_.empty()) text += "\"__metadata__\":" + compact(Json(metadata_));
     for (const std::string& name : order_) {
       const Part& part = parts_.find(name)->second;
       text += concat(text.size() > 1 ? "," : "", compact(Json(name)), ":{\"dtype\":\"", name_of(part.info.dtype),
@@ -186,6 +227,8 @@ class SafetensorsWriter {
   }
 
   AtomicFile file_;
+  std::map<std::string, std::string> metadata_;
+  Checksums checksums_;
   std::map<std::string, Part, std::less<>> parts_;
   std::vector<std::string> order_;  // as in the file
   std::uint64_t data_begin_ = 0;

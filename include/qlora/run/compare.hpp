@@ -130,9 +130,10 @@ class CompareRun {
   }
 
   [[nodiscard]] Comparison run() {
-    const hf::ModelDir model = hf::ModelDir::open(request_.model);
+    const hf::ModelDir model = hf::ModelDir::open(request_.model, verify_of(request_.device));
     for (const NamedAdapter& one : request_.adapters) {
-      (void)open_adapter(one.dir, model, request_.any_base);  // refused before anything is measured
+      // refused before anything is measured
+      (void)open_adapter(one.dir, model, request_.any_base, verify_of(request_.device));
     }
     const std::size_t answering =
         1 + request_.adapters.size() + (request_.merged.empty() ? 0 : 1) + request_.models.size();

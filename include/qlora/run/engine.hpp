@@ -135,8 +135,10 @@ class Engine {
   /// that is not there, (usage) for options that do not go together or code that the program lacks.
   explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
       : files_(std::make_shared<const ModelFiles>(
-            ModelFiles{hf::ModelDir::open(dir), Tokenizer::load(tokenizer_file(dir))})),  // braces: in this order
-        any_base_(options.any_base) {
+            ModelFiles{hf::ModelDir::open(dir, verify_of(options.device)),
+                       Tokenizer::load(tokenizer_file(dir))})),  // braces: in this order
+        any_base_(options.any_base),
+        verify_(verify_of(options.device)) {
     const hf::ModelDir& model = files_->model;
     const Tokenizer& tokenizer = files_->tokenizer;
     if (tokenizer.vocab_size() > model.shape.vocab) {
@@ -149,12 +151,12 @@ class Engine {
     std::vector<std::pair<std::string, PeftAdapter>> adapters;
     Lora capacity = options.base == BaseWeights::full ? no_adapters : options.capacity;
     for (const NamedAdapter& one : options.adapters) {
-      adapters.emplace_back(one.name, open_adapter(one.dir, model, any_base_));
+      adapters.emplace_back(one.name, open_adapter(one.dir, model, any_base_, verify_));
       capacity = room_for(capacity, adapters.back().second);
     }
     const Selection selected = select_code(model.shape, capacity, options.device);
     loaded_ = selected.code->open(model, options.base, capacity, selected.device);
-    for (const auto& [name, adapter] : adapters) loaded_->attach(name, adapter);
+    for (const auto& [name, adapter] : adapters) attach(name, adapter);
     first_.emplace(open_session());
   }
 
@@ -164,7 +166,7 @@ class Engine {
 
   /// Holds the adapter of a directory under a name. Throws Error as open_adapter and LoadedModel::attach do.
   void attach(const std::string& name, const std::filesystem::path& dir) {
-    loaded_->attach(name, open_adapter(dir, files_->model, any_base_));
+    attach(name, open_adapter(dir, files_->model, any_base_, verify_));
   }
   /// Forgets a name; sessions keep an adapter that they use, but the first one goes back to the base. Throws Error
   /// (usage) for an unknown name.
@@ -197,8 +199,14 @@ class Engine {
   }
 
  private:
+  void attach(const std::string& name, const PeftAdapter& adapter) {
+    if (!any_base_) expect_base_checksum(adapter, files_->model.checksum());  // known since the weights were read
+    loaded_->attach(name, adapter);
+  }
+
   std::shared_ptr<const ModelFiles> files_;
   bool any_base_;
+  Verify verify_;
   std::unique_ptr<LoadedModel> loaded_;
   std::optional<EngineSession> first_;
 };

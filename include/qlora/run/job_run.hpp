@@ -66,6 +66,7 @@ QLORA_STEP void check_inputs(const Job& job);
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/lock.hpp"
 #include "qlora/model/limits.hpp"
+#include "qlora/run/adapter.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/job_json.hpp"
@@ -171,7 +172,7 @@ QLORA_STEP void check_inputs(const Job& job) {
     if (!arm.train.loop.probes.empty()) (void)read_probes(arm.train.loop);
   }
   for (const JobModel& one : job.models) {
-    const hf::ModelDir model = hf::ModelDir::open(one.source.path);
+    const hf::ModelDir model = hf::ModelDir::open(one.source.path, verify_of(job.device));
     (void)Tokenizer::load(tokenizer_file(one.source.path));
     for (const Arm& arm : job.arms) {
       if (arm.trains_all()) continue;
@@ -213,7 +214,9 @@ inline void expect_room_for_models(const Job& job) {
   std::uint64_t bytes = 0;
   for (const JobModel& model : job.models) {
     if (std::filesystem::exists(folder_of(job, model) / "merged")) continue;
-    bytes += 2 * static_cast<std::uint64_t>(parameters(hf::ModelDir::open(model.source.path).shape));  // float16
+    const hf::ModelDir base = hf::ModelDir::open(model.source.path, Verify::nothing);
+    const DType type = dtype_of(job.merging.dtype).value_or(base.dtype == DType::f64 ? DType::f32 : base.dtype);
+    bytes += size_of(type) * static_cast<std::uint64_t>(parameters(base.shape));
   }
   expect_free_space(job.output.dir, bytes);
 }

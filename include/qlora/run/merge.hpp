@@ -1,7 +1,10 @@
-// qlora/run/merge.hpp — a model of float16 weights with an adapter inside, W + scale B A, for programs that know no
-// adapters. io/merge.hpp has the files; here the device is chosen that computes them.
+// qlora/run/merge.hpp — a model with an adapter inside its weights, W + scale B A, for programs that know no adapters. io/merge.hpp has the files; here the device is chosen that computes them.
 #pragma once
 
+#include <optional>
+
+#include "qlora/dtype.hpp"
+#include "qlora/run/options.hpp"
 #include "qlora/run/prebuilt.hpp"
 #include "qlora/run/progress.hpp"
 #include "qlora/run/steps.hpp"
@@ -9,6 +12,21 @@
 namespace qlora {
 inline namespace v0 {
 namespace run {
+
+/// The type that an option asks for; nothing: the model's own.
+[[nodiscard]] constexpr std::optional<DType> dtype_of(MergedType type) {
+  switch (type) {
+    case MergedType::base:
+      break;
+    case MergedType::f16:
+      return DType::f16;
+    case MergedType::bf16:
+      return DType::bf16;
+    case MergedType::f32:
+      return DType::f32;
+  }
+  return std::nullopt;
+}
 
 /// Writes the model directory `request.out`, with the tokenizer of the base. Throws Error: (input) for an adapter of
 /// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
@@ -81,8 +99,8 @@ class MergeDevice {
 }  // namespace detail
 
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
-  const hf::ModelDir model = hf::ModelDir::open(request.model);
-  const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base);
+  const hf::ModelDir model = hf::ModelDir::open(request.model, verify_of(request.device));
+  const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base, verify_of(request.device));
   std::error_code absent;
   if (std::filesystem::equivalent(request.out, request.model, absent)) {
     throw Error(request.out.string() + " is the model to be merged; choose another --out", ErrorKind::usage);
@@ -101,7 +119,9 @@ QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
                                                 }
                                                 return !progress.stop_requested();
                                               },
-                                          .replace = request.replace});
+                                          .replace = request.replace,
+                                          .dtype = dtype_of(request.merging.dtype),
+                                          .any_base = request.any_base});
   const hf::ModelDir written = hf::ModelDir::open(request.out);  // what was written must open as a model again
   progress.update(report.tensors);
   progress.end(std::to_string(report.changed) + " weights changed");

@@ -31,6 +31,7 @@ struct DeviceRequest {
   bool fast = false;
   bool keep_dequantized = false;
   int threads = 0;
+  bool no_verify = false;
 };
 
 template <>
@@ -57,6 +58,10 @@ struct Table<DeviceRequest> {
        .member = &DeviceRequest::threads,
        .help = "CPU threads; 0: one for each core",
        .range = {0, 1024},
+       .fingerprint = false},
+      {.name = "no_verify",
+       .member = &DeviceRequest::no_verify,
+       .help = "Trust the disk: read models and adapters without comparing their checksums",
        .fingerprint = false},
   });
 };
@@ -278,9 +283,16 @@ struct Table<MergeSource> {
 };
 static_assert(well_formed<MergeSource>());
 
+/// Type of merged weights; base: that of the model.
+enum class MergedType : std::uint8_t { base, f16, bf16, f32 };
+template <>
+inline constexpr std::array names_of<MergedType>{std::string_view("base"), std::string_view("f16"),
+                                                 std::string_view("bf16"), std::string_view("f32")};
+
 /// How a merged model is written.
 struct Merging {
   std::int64_t shard_bytes = 2'000'000'000;
+  MergedType dtype = MergedType::base;
 };
 
 template <>
@@ -294,6 +306,9 @@ struct Table<Merging> {
        .help = "Size limit of one weight file",
        .range = {1 << 20, 1e12},
        .unit = "bytes"},
+      {.name = "dtype",
+       .member = choice<&Merging::dtype>,
+       .help = "Type of the merged weights; base: that of the model"},
   });
 };
 static_assert(well_formed<Merging>());

@@ -59,6 +59,7 @@ namespace run {
 #include "qlora/io/lock.hpp"
 #include "qlora/io/sha256.hpp"
 #include "qlora/model/limits.hpp"
+#include "qlora/run/adapter.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/registry.hpp"
@@ -80,7 +81,7 @@ class TrainingRun {
       : request_(request),
         options_(request.options),
         progress_(progress),
-        model_(hf::ModelDir::open(request.model)),
+        model_(hf::ModelDir::open(request.model, verify_of(request.device))),
         data_(TokenDataset::open(request.data)),
         order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
                static_cast<std::uint64_t>(options_.seed)),
@@ -212,6 +213,7 @@ class TrainingRun {
     const Json* owes = json_find(checkpoint.state, "to_measure");
     return owes != nullptr && *owes == true;
   }
+  static constexpr const char* base_checksum = "base_checksum";
   [[nodiscard]] bool trains_all() const { return options_.method == Method::full; }
   [[nodiscard]] Lora lora() const { return {.rank = options_.rank, .targets = options_.targets}; }
   [[nodiscard]] std::filesystem::path written() const { return trained_in(request_.out, options_.method); }
@@ -293,6 +295,7 @@ class TrainingRun {
     Json all = Json::parse(to_json(train_settings(options_, request_.loop)).dump());
     all["data"] = data_.fingerprint();
     all["base"] = model_.fingerprint();
+    if (const std::string sum = model_.checksum(); !sum.empty()) all[base_checksum] = sum;
     all["device"] = std::string(name_of(device_));
     all["fast"] = request_.device.fast;
     if (guard_.decides()) all["guard"] = guard_.fingerprint();
@@ -313,14 +316,24 @@ class TrainingRun {
     }
     if (!found.checkpoint) return;
     const Checkpoint& checkpoint = *found.checkpoint;
-    const Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
+    Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
     Json ours = fingerprint();
+    const bool known = json_find(saved, base_checksum) != nullptr && json_find(ours, base_checksum) != nullptr;
+    const bool damaged = known && saved[base_checksum] != ours[base_checksum];
+    saved.erase(base_checksum);
+    ours.erase(base_checksum);
     if (json_find(saved, "base") == nullptr) ours.erase("base");  // of a checkpoint from before it was recorded
     if (saved != ours) {
       throw Error(request_.out.string() +
                       " holds a run with other settings, data or base model; choose another --out, or remove "
                       "it to begin anew",
                   ErrorKind::usage);
+    }
+    if (damaged) {
+      throw Error(concat(model_.path.string(), " holds other weights than those that the run in ",
+                         request_.out.string(),
+                         " began with, although all tensors begin alike: the file is damaged, or was changed; fetch "
+                         "the model again"));
     }
     training_->restore(checkpoint);
     owes_measurement_ = guard_.active() && owes_measurement(checkpoint);
@@ -353,7 +366,8 @@ class TrainingRun {
   [[nodiscard]] AdapterNotes adapter_notes() const {
     return {.dropout = static_cast<float>(options_.dropout),
             .base_model = request_.model.string(),
-            .base_fingerprint = model_.fingerprint()};
+            .base_fingerprint = model_.fingerprint(),
+            .base_checksum = model_.checksum()};
   }
 
   [[nodiscard]] double last_loss(const std::vector<StepRecord>& records) const {

@@ -1,7 +1,8 @@
 // qlora/cuda/weights/merge.cuh — merges adapters into weights: the GPU lanes of io/merge.hpp.
-// Math       out = float16(W + s (sum over r of B[n,r] A[r,k]))
-// Shapes     w (N,K) of f32, f16 or bf16, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K) float16
-// Writes     out with =; *bad = 1 when a value is not finite in float16
+// Math       out = W + s (sum over r of B[n,r] A[r,k]), rounded to the type of out
+// Shapes     w (N,K) of f32, f16 or bf16, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K) f16,
+//            bf16 or f32
+// Writes     out with =; *bad = 1 when a value is not finite in the type of out
 // Split      a block computes 64 rows x 128 columns, a thread 8 x 4 of them, neighbouring threads neighbouring columns.
 //            On the host each lane is one thread with pinned memory and a stream: while it copies from the mapped file
 //            or to the output file, the streams of the others copy and compute
@@ -40,6 +41,22 @@ __device__ __forceinline__ float merge_float(float value) { return value; }
 __device__ __forceinline__ float merge_float(__half value) { return __half2float(value); }
 __device__ __forceinline__ float merge_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
+/// Writes a value to nearest even. The result is whether it is finite in that type.
+__device__ __forceinline__ bool merge_store(float value, float* out) {
+  *out = value;
+  return isfinite(value);
+}
+__device__ __forceinline__ bool merge_store(float value, __half* out) {
+  const __half stored = __float2half_rn(value);
+  *out = stored;
+  return (__half_as_ushort(stored) & 0x7c00U) != 0x7c00U;
+}
+__device__ __forceinline__ bool merge_store(float value, __nv_bfloat16* out) {
+  const __nv_bfloat16 stored = __float2bfloat16_rn(value);
+  *out = stored;
+  return (__bfloat16_as_ushort(stored) & 0x7f80U) != 0x7f80U;
+}
+
 /// A tile of A (rank, cols) and of B, transposed (rank, rows); zeros outside the matrices.
 static __device__ __forceinline__ void load_adapter_tile(int rows, int cols, int rank, int first_rank, int row0,
                                                          int col0, const float* __restrict__ a,
@@ -60,10 +77,10 @@ static __device__ __forceinline__ void load_adapter_tile(int rows, int cols, int
   }
 }
 
-template <class From>
+template <class From, class To>
 static __global__ void __launch_bounds__(MergeTile::threads)
     merge_kernel(int rows, int cols, int rank, float scale, const From* __restrict__ w, const float* __restrict__ a,
-                 const float* __restrict__ b, __half* __restrict__ out, std::uint32_t* bad) {
+                 const float* __restrict__ b, To* __restrict__ out, std::uint32_t* bad) {
   __shared__ float as[MergeTile::rank][MergeTile::cols];
   __shared__ float bs[MergeTile::rank][MergeTile::rows + 4];  // + 4: fewer threads write to the same bank
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -99,9 +116,7 @@ static __global__ void __launch_bounds__(MergeTile::threads)
       const std::int64_t at = std::int64_t{row} * cols + col;
       float value = merge_float(w[at]);
       if (rank > 0) value = __fadd_rn(value, __fmul_rn(scale, sum[i][j]));
-      const __half stored = __float2half_rn(value);
-      finite = finite && (__half_as_ushort(stored) & 0x7c00U) != 0x7c00U;
-      out[at] = stored;
+      if (!merge_store(value, out + at)) finite = false;
     }
   }
   if (!finite) *bad = 1;  // all writers write the same value
@@ -148,8 +163,8 @@ class DeviceMergeLane final : public MergeLane {
     to_device(static_cast<std::byte*>(a_) + a_bytes, adapter.b.data(), b_bytes);
   }
 
-  [[nodiscard]] std::span<const std::uint16_t> merge(DType dtype, std::span<const std::byte> w, int first,
-                                                     int rows) override {
+  [[nodiscard]] std::span<const std::byte> merge(DType dtype, std::span<const std::byte> w, int first,
+                                                 int rows) override {
     const std::int64_t elements = std::int64_t{rows} * adapter_.cols;
     QLORA_EXPECTS(
         rows > 0 && elements <= merge_piece && w.size() == static_cast<std::size_t>(elements) * size_of(dtype), rows,
@@ -181,17 +196,17 @@ class DeviceMergeLane final : public MergeLane {
       default:
         QLORA_EXPECTS(false, "weights to merge are floating-point numbers, these are ", name_of(dtype));
     }
-    const auto made = static_cast<std::size_t>(elements) * sizeof(std::uint16_t);
+    const std::size_t made = static_cast<std::size_t>(elements) * size_of(adapter_.to);
     check(cudaMemcpyAsync(pinned_out_, out_, made, cudaMemcpyDeviceToHost, stream_), "copying a merged piece");
     check(cudaMemcpyAsync(flag(pinned_out_), flag(out_), flag_bytes, cudaMemcpyDeviceToHost, stream_), "merging");
     wait();
     if (*flag(pinned_out_) != 0) return {};
-    return {static_cast<const std::uint16_t*>(pinned_out_), static_cast<std::size_t>(elements)};
+    return {static_cast<const std::byte*>(pinned_out_), made};
   }
 
  private:
   static constexpr std::size_t in_bytes = merge_piece * sizeof(float);
-  static constexpr std::size_t out_bytes = merge_piece * sizeof(std::uint16_t);
+  static constexpr std::size_t out_bytes = merge_piece * sizeof(float);
   static constexpr std::size_t flag_bytes = sizeof(std::uint32_t);
 
   [[nodiscard]] static std::uint32_t* flag(void* out) {
@@ -214,14 +229,27 @@ class DeviceMergeLane final : public MergeLane {
 
   template <class From>
   void launch(int first, int rows) {
+    switch (adapter_.to) {
+      case DType::f16:
+        return launch_to<From, __half>(first, rows);
+      case DType::bf16:
+        return launch_to<From, __nv_bfloat16>(first, rows);
+      case DType::f32:
+        return launch_to<From, float>(first, rows);
+      default:
+        QLORA_EXPECTS(false, "merged weights are f16, bf16 or f32, not ", name_of(adapter_.to));
+    }
+  }
+  template <class From, class To>
+  void launch_to(int first, int rows) {
     const auto tiles = [](int count, int tile) { return static_cast<unsigned>((count + tile - 1) / tile); };
     const dim3 grid(tiles(adapter_.cols, MergeTile::cols), tiles(rows, MergeTile::rows));
     const auto* a = static_cast<const float*>(a_);
     const float* b = nullptr;
     if (adapter_.rank > 0) b = a + adapter_.a.size() + std::int64_t{first} * adapter_.rank;
     merge_kernel<<<grid, MergeTile::threads, 0, stream_>>>(rows, adapter_.cols, adapter_.rank, adapter_.scale,
-                                                           static_cast<const From*>(in_), a, b,
-                                                           static_cast<__half*>(out_), flag(out_));
+                                                           static_cast<const From*>(in_), a, b, static_cast<To*>(out_),
+                                                           flag(out_));
     check_launch("merge");
   }
 
