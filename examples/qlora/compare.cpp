@@ -59,6 +59,7 @@ void add_compare(OptionSet app, Invocation& call) {
   verb.add("--merged", options->request.merged, "Merged model directory").type_name("DIR");
   verb.add("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
   add_table(verb, options->request.comparison);
+  add_table(verb, options->request.chat);
   verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");
   add_table(verb, options->request.sampling);
   add_table(verb, options->request.device);

@@ -3,13 +3,11 @@
 #include <memory>
 #include <ostream>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/message.hpp"
-#include "qlora/text/prompt.hpp"
 #include "talk.hpp"
 #include "verb.hpp"
 
@@ -31,10 +29,10 @@ Result generate(const TalkOptions& options, Context& context) {
 }
 
 /// An answer as later turns see it: without marks of the chat form, which would change who speaks.
-std::string without_marks(std::string text) {
+std::string without_marks(std::string text, const std::vector<std::string>& marks) {
   for (bool again = true; again;) {
     again = false;
-    for (const std::string_view mark : chat_tags) {
+    for (const std::string& mark : marks) {
       const std::size_t at = text.find(mark);
       if (at == std::string::npos) continue;
       text.erase(at, mark.size());
@@ -60,7 +58,7 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
     }
     const Turn& turn = conversation.turns.emplace_back(talker.answered(text, history, options.sampling, context));
     history.push_back({"user", turn.user});
-    history.push_back({"assistant", without_marks(turn.assistant)});
+    history.push_back({"assistant", without_marks(turn.assistant, talker.chat_tags())});
     context.so_far = result_of(conversation);
   };
   if (!options.prompt.empty()) {
@@ -100,11 +98,12 @@ void add_generate(OptionSet app, Invocation& call) {
 }
 
 void add_chat(OptionSet app, Invocation& call) {
-  OptionSet verb = add_verb(app, call, "chat", "Talk with a chat model, in LLaMA-2's chat form");
+  OptionSet verb = add_verb(app, call, "chat", "Talk with a chat model, in its chat form");
   auto options = std::make_shared<TalkOptions>();
   add_talk_options(verb, *options);
   verb.add("-p,--prompt", options->prompt, "One question; without it turns are read from stdin");
   verb.add("--system", options->system, "System prompt");
+  add_table(verb, options->how.chat);
   verb.on_call([&call, options, verb] {
     call.action = [options, given = verb.given("--prompt")](Context& c) { return chat(*options, given, c); };
   });

@@ -165,8 +165,8 @@ void for_each_named(const toml::node& node, const fs::path& file, const std::str
 
 void read_models(const toml::node& node, JobFile& read, const fs::path& file) {
   for_each_named(node, file, "model", [&](const toml::table& table, const std::string& name, const Place& place) {
-    JobModel model{name, {}};
-    read_section(table, {target(model.source)}, place, read.notes, {"name"});
+    JobModel model{name, {}, {}};
+    read_section(table, {target(model.source), target(model.chat)}, place, read.notes, {"name"});
     if (model.source.path.empty()) place.fail(table, concat("the ", place.section, " \"", name, "\" needs a `path`"));
     read.job.models.push_back(std::move(model));
   });
@@ -285,7 +285,7 @@ JobFile parse_job(std::string_view content, const fs::path& file) {
     if (name == "model" && node.is_array())
       read_models(node, read, file);
     else if (name == "model")
-      section({target(job.models.emplace_back().source)});
+      section({target(job.models.emplace_back().source), target(job.models.back().chat)});
     else if (name == "device")
       section({target(job.device)});
     else if (name == "data")

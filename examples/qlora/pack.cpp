@@ -19,6 +19,7 @@ void add_pack(OptionSet app, Invocation& call) {
       .type_name("DIR");
   verb.add("-o,--out", request->out, "Directory of the data set").required().type_name("DIR");
   add_table(verb, request->packing);
+  add_table(verb, request->chat);
   add_table(verb, request->replay);
   verb.on_call([&call, request, verb] {
     call.action = [request, limited = verb.given("--replay-limit")](Context& context) {

@@ -45,10 +45,15 @@ run::Reply ask(run::Engine& engine, const run::Question& question, const run::Sa
   return reply;
 }
 
+std::size_t question_size(const run::Engine& engine, const std::string& question, const std::vector<Message>& history) {
+  return eval::question_tokens(engine.tokenizer(), engine.chat_template(), true, question, history).size();
+}
+
 }  // namespace
 
 Talker::Talker(const TalkModel& how) {
-  run::EngineOptions options{.base = how.weights.base, .any_base = how.any_base, .device = how.device};
+  run::EngineOptions options{
+      .base = how.weights.base, .any_base = how.any_base, .device = how.device, .chat = how.chat};
   if (!how.adapter.empty()) options.adapters.push_back({"adapter", how.adapter});
   engine_ = std::make_unique<run::Engine>(how.model, options);
   if (!how.adapter.empty()) engine_->use("adapter");
@@ -56,9 +61,11 @@ Talker::Talker(const TalkModel& how) {
 
 Talker::~Talker() = default;
 
+std::vector<std::string> Talker::chat_tags() const { return engine_->chat_template().tags(); }
+
 void Talker::check_chat(const std::vector<Message>& history) const {
   const auto context = static_cast<std::size_t>(engine_->model().max_positions);
-  const std::size_t tokens = eval::question_tokens(engine_->tokenizer(), true, {}, history).size();
+  const std::size_t tokens = question_size(*engine_, {}, history);
   if (tokens >= context) throw Error(concat("a system prompt of ", tokens, " tokens; the model reads ", context));
 }
 
@@ -66,9 +73,9 @@ int Talker::make_room(const std::string& question, std::vector<Message>& history
   const auto context = static_cast<std::size_t>(engine_->model().max_positions);
   const std::size_t room = std::min(static_cast<std::size_t>(sampling.max_new_tokens), context / 2);
   std::vector<Message> kept = history;
-  const auto tokens = [&] { return eval::question_tokens(engine_->tokenizer(), true, question, kept).size(); };
+  const auto tokens = [&] { return question_size(*engine_, question, kept); };
   const std::ptrdiff_t system = history.size() % 2 != 0 ? 1 : 0;
-  (void)chat_tokens(engine_->tokenizer(), std::vector<Message>{{"user", question}});  // its marks name this turn alone
+  (void)question_size(*engine_, question, {});  // its marks name this turn alone
   int gone = 0;
   std::size_t count = tokens();
   while (count + room > context && kept.begin() + system != kept.end()) {

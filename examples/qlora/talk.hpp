@@ -26,6 +26,7 @@ struct TalkModel {
   run::Base weights;
   run::DeviceRequest device;
   bool any_base = false;
+  run::ChatChoice chat;
 };
 
 /// Implemented in steps.cpp.
@@ -38,11 +39,13 @@ class Talker {
   ~Talker();
 
   /// Throws Error (input) for a model that has no chat form, and for a system prompt, alone in `history`, that contains
-  /// one of chat_tags or leaves no room for a question.
+  /// one of chat_tags() or leaves no room for a question.
   void check_chat(const std::vector<Message>& history) const;
+  /// What no turn may contain.
+  [[nodiscard]] std::vector<std::string> chat_tags() const;
   /// Removes the oldest turns of `history`, never its system prompt, until the question and room for an answer fit the
   /// model's context, and returns how many. Throws Error (input) for a question that cannot be asked, because it is too
-  /// long or contains one of chat_tags; `history` then stays as it is.
+  /// long or contains one of chat_tags(); `history` then stays as it is.
   [[nodiscard]] int make_room(const std::string& question, std::vector<Message>& history,
                               const run::Sampling& sampling) const;
 

@@ -32,6 +32,7 @@ void add_train(OptionSet app, Invocation& call) {
   verb.add("-o,--out", request->out, "Directory of adapter, metrics and checkpoints").required().type_name("DIR");
   add_table(verb, request->options);
   add_table(verb, request->loop);
+  add_table(verb, request->chat);
   add_table(verb, request->device);
   verb.add("--restart", request->restart, "Begin anew: remove the checkpoints of an earlier run in --out");
   verb.on_call([&call, request, verb] {

@@ -52,7 +52,7 @@ struct Fixture {
   }
   /// log p(answer | question) by one pass over both.
   double likelihood(const Item& item, const std::string& answer) {
-    std::vector<std::int32_t> ids = question_tokens(tokenizer, item.chat, item.prompt, item.history);
+    std::vector<std::int32_t> ids = question_tokens(tokenizer, qlora::ChatTemplate(), item.chat, item.prompt, item.history);
     const std::size_t prompt = ids.size();
     for (const std::int32_t id : tokenizer.encode(answer)) ids.push_back(id);
     return -loss(ids, prompt);
@@ -173,9 +173,9 @@ TEST_CASE_FIXTURE(Fixture, "ids that pad a model's vocabulary beyond its tokeniz
   const std::vector<std::int32_t> ids = tokenizer.encode("a dog");
   std::vector<std::int32_t> padded = ids;
   padded.insert(padded.begin() + 1, {tokenizer.vocab_size(), tokenizer.vocab_size() + 63});
-  CHECK(qlora::eval::reply_of(tokenizer, true, {padded, true}).text ==
-        qlora::eval::reply_of(tokenizer, true, {ids, true}).text);
-  CHECK(qlora::eval::reply_of(tokenizer, true, {ids, true}).text == "a dog");
+  CHECK(qlora::eval::reply_of(tokenizer, qlora::ChatTemplate(), true, {padded, true}).text ==
+        qlora::eval::reply_of(tokenizer, qlora::ChatTemplate(), true, {ids, true}).text);
+  CHECK(qlora::eval::reply_of(tokenizer, qlora::ChatTemplate(), true, {ids, true}).text == "a dog");
 }
 
 TEST_CASE_FIXTURE(Fixture, "a measurement that is told to end says so") {

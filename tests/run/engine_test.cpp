@@ -231,3 +231,30 @@ TEST_CASE("recall writes the documents that it counts, the same for the same see
   CHECK_THROWS_AS(run::recall(request, silent), Error);
   CHECK_FALSE(fs::exists(request.out));
 }
+
+TEST_CASE("a model is asked in its own form, and in the one that is named") {
+  const std::vector<run::Question> asked{{true, "Who makes it?", {}}};
+  run::Engine own(model_dir, {.base = run::BaseWeights::full});
+  CHECK(own.chat_template().name() == "llama2");  // by the template of its tokenizer_config.json
+  run::Engine named(model_dir, {.base = run::BaseWeights::full, .chat = {"zephyr"}});
+  const run::Sampling greedy{.max_new_tokens = 8, .temperature = 0};
+  for (run::Engine* engine : {&own, &named}) {
+    const Tokenizer& tokenizer = engine->tokenizer();
+    const std::string text = engine == &own
+                                 ? "[INST] Who makes it? [/INST]"
+                                 : "<|user|>\nWho makes it?";  // behind it an end mark, and "\n<|assistant|>\n"
+    std::vector<std::int32_t> prompt = tokenizer.encode(text);
+    if (engine == &own) prompt.insert(prompt.begin(), tokenizer.bos());
+    if (engine == &named) {
+      prompt.push_back(tokenizer.eos());
+      for (const std::int32_t id : tokenizer.encode("\n<|assistant|>\n")) prompt.push_back(id);
+    }
+    GenerateOptions options = run::generation(greedy);
+    options.stop_ids = {tokenizer.eos(), tokenizer.bos()};
+    const Generated expected = engine->session().generate(std::span(&prompt, 1), options, {})[0];
+    std::string reply = tokenizer.decode(expected.ids);
+    reply.erase(std::min(reply.find(engine == &own ? "[INST]" : "<|user|>"), reply.size()));
+    CHECK(engine->ask(asked, greedy)[0].text == reply);
+  }
+  CHECK_THROWS_WITH_AS(run::Engine(model_dir, {.chat = {"gpt"}}), doctest::Contains("no chat template 'gpt'"), Error);
+}

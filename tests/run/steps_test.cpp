@@ -93,6 +93,37 @@ TEST_CASE("pack writes the data set that it describes") {
   CHECK(result.windows * result.seq == result.tokens + result.padding);
 }
 
+TEST_CASE("chats are packed in the form that is named") {
+  const Scratch scratch;
+  run::PackRequest request = two_documents(scratch);
+  request.documents = {scratch.write(
+      "chat.jsonl", R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]})"
+                    "\n")};
+  request.replay.replay.clear();
+  request.packing = {.seq = 64, .labels = LabelChoice::answers};
+  request.chat.chat_template = "zephyr";
+  CountingProgress progress;
+  (void)run::pack(request, progress);
+  const Tokenizer tokenizer = Tokenizer::load(request.model);
+  std::vector<std::int32_t> ids = tokenizer.encode("<|user|>\nWho?");
+  const auto append = [&](std::string_view text) {
+    for (const std::int32_t id : tokenizer.encode(text)) ids.push_back(id);
+  };
+  ids.push_back(2);
+  append("\n<|assistant|>\nI.");
+  const std::size_t end = ids.size();
+  ids.push_back(2);
+  append("\n");
+  const TokenDataset data = TokenDataset::open(request.out);
+  const DatasetWindow window = data.window(0);
+  CHECK(std::equal(ids.begin(), ids.end(), window.ids.begin()));
+  std::vector<std::int32_t> labels(64, ignored_label);
+  const std::size_t asked = tokenizer.encode("\n<|assistant|>\n").size();
+  const std::size_t said = tokenizer.encode("\n<|assistant|>\nI.").size() - asked;
+  for (std::size_t i = end - said; i <= end; ++i) labels[i] = ids[i];
+  CHECK(std::vector<std::int32_t>(window.labels.begin(), window.labels.end()) == labels);
+}
+
 TEST_CASE("a stop request ends packing as interrupted and leaves no data set") {
   const Scratch scratch;
   const run::PackRequest request = two_documents(scratch);

@@ -36,3 +36,28 @@ TEST_CASE("what is no whole chat is none") {
     CHECK_MESSAGE(!recalled_document(written, "s"), written);
   }
 }
+
+TEST_CASE("chats of other forms") {
+  using namespace qlora::chat_form;
+  const qlora::ChatMarks marks{"<s>", "</s>"};
+  const std::vector<Message> turns{{"user", "Who?"}, {"assistant", "I."}};
+  const auto messages = [&](const qlora::ChatForm& form, const std::string& text, const std::string& marked) {
+    const auto found = recalled_document(text, marked, "s", qlora::ChatTemplate(form, marks));
+    return found ? found->messages : std::vector<Message>{{"none", found ? "" : "found"}};
+  };
+  const std::vector<Message> none{{"none", "found"}};
+  CHECK(messages(mistral, " [INST] Who? [/INST] I.", "") == turns);
+  CHECK(messages(vicuna, "USER: Who? ASSISTANT: I.", "") == turns);
+  CHECK(messages(chatml, "user\nWho?\nassistant\nI.", "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nI.") ==
+        turns);
+  CHECK(messages(zephyr, "<|user|>\nWho?\n<|assistant|>\nI.", "<|user|>\nWho?</s>\n<|assistant|>\nI.") == turns);
+  CHECK(messages(chatml, "",
+                 "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+                 "<|im_start|>assistant\nI.") ==
+        std::vector<Message>{{"system", "Be brief."}, {"user", "Who?"}, {"assistant", "I."}});
+  CHECK(messages(chatml, "A page.", "").empty());  // a document
+  CHECK(messages(chatml, "", "<|im_start|>user\nWho?") == none);
+  CHECK(messages(chatml, "", "A page.<|im_end|> More.") == none);
+  CHECK(messages(vicuna, "USER: Who? ASSISTANT: I. USER: And?", "") == none);
+  CHECK(messages(llama2, "[INST] Who? [/INST] I.", "") == turns);
+}

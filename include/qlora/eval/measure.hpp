@@ -22,6 +22,7 @@
 #include "qlora/eval/probes.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
+#include "qlora/text/chat_template.hpp"
 #include "qlora/text/prompt.hpp"
 #include "qlora/text/tokenizer.hpp"
 
@@ -40,19 +41,20 @@ struct MeasureOptions {
   int max_new_tokens = 64;           ///< of replies that end by themselves; values get what the longest one needs
   std::vector<std::int32_t> ends{};  ///< the model's end marks, besides the tokenizer's
   bool margins = true;               ///< read the likelihoods of answers with alternatives
+  ChatTemplate chat{};               ///< the model's form of conversations
 };
 
 /// Called during a measurement with the number of items done; returning false makes measure throw `interrupted`.
 using OnMeasured = std::function<bool(std::size_t items)>;
 
-/// Ids of a question: a text to continue, or a user turn.
-[[nodiscard]] inline std::vector<std::int32_t> question_tokens(const Tokenizer& tokenizer, bool chat,
-                                                               const std::string& prompt,
+/// Ids of a question: a text to continue, or a user turn in the form `form`.
+[[nodiscard]] inline std::vector<std::int32_t> question_tokens(const Tokenizer& tokenizer, const ChatTemplate& form,
+                                                               bool chat, const std::string& prompt,
                                                                const std::vector<Message>& history) {
   if (chat) {
     std::vector<Message> messages = history;
     messages.push_back({"user", prompt});
-    return chat_tokens(tokenizer, messages);
+    return chat_tokens(tokenizer, form, messages);
   }
   std::vector<std::int32_t> ids;
   if (tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
@@ -62,22 +64,51 @@ using OnMeasured = std::function<bool(std::size_t items)>;
 }
 
 /// Where generation ends: at end tokens, in a chat also where the model would begin another turn.
-[[nodiscard]] inline std::vector<std::int32_t> stop_tokens(const Tokenizer& tokenizer, bool chat,
-                                                           std::span<const std::int32_t> ends) {
+[[nodiscard]] inline std::vector<std::int32_t> stop_tokens(const Tokenizer& tokenizer, const ChatTemplate& form,
+                                                           bool chat, std::span<const std::int32_t> ends) {
   std::vector<std::int32_t> ids(ends.begin(), ends.end());
-  ids.push_back(tokenizer.eos());
-  if (chat) ids.push_back(tokenizer.bos());
+  const auto add = [&](std::int32_t id) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  };
+  add(tokenizer.eos());
+  if (!chat) return ids;
+  for (const std::string& mark : form.stops().marks) {
+    if (const std::int32_t id = tokenizer.id_of(mark); id >= 0 && tokenizer.is_control(id)) add(id);
+  }
   return ids;
 }
 
+/// The ids as text, with marks as the tokenizer's file spells them; empty where there are none.
+[[nodiscard]] inline std::string marked_text(const Tokenizer& tokenizer, std::span<const std::int32_t> ids) {
+  std::string out;
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (!tokenizer.is_control(ids[i])) continue;
+    out += tokenizer.decode(ids.subspan(done, i - done), DecodeFrom::middle) + tokenizer.piece(ids[i]);
+    done = i + 1;
+  }
+  return done == 0 ? out : out + tokenizer.decode(ids.subspan(done), DecodeFrom::middle);
+}
+
 /// What was generated, as text; a chat's reply ends where the model would speak for the user.
-[[nodiscard]] inline Reply reply_of(const Tokenizer& tokenizer, bool chat, const Generated& generated) {
+[[nodiscard]] inline Reply reply_of(const Tokenizer& tokenizer, const ChatTemplate& form, bool chat,
+                                    const Generated& generated) {
   std::vector<std::int32_t> ids = generated.ids;
   // A model's vocabulary may be padded beyond its tokenizer: rows that nothing has trained, and that have no text.
   std::erase_if(ids, [&](std::int32_t id) { return id >= tokenizer.vocab_size(); });
   std::string text = tokenizer.decode(ids, chat ? DecodeFrom::start : DecodeFrom::middle);
-  if (chat) text.erase(std::min(text.find("[INST]"), text.size()));
-  return {std::move(text), generated.stopped};
+  if (chat) {
+    const ChatStops stops = form.stops();
+    const auto end_at = [&](const std::string& mark) {
+      if (!mark.empty()) text.erase(std::min(text.find(mark), text.size()));
+    };
+    end_at(stops.turn);
+    for (const std::string& mark : stops.marks) {
+      const std::int32_t id = tokenizer.id_of(mark);
+      if (id < 0 || !tokenizer.is_control(id)) end_at(mark);  // to this tokenizer it is text
+    }
+  }
+  return {std::move(text), generated.stopped, chat ? std::string() : marked_text(tokenizer, ids)};
 }
 
 namespace detail {
@@ -91,9 +122,10 @@ struct ReadText {
   std::vector<std::int32_t> ids;
   std::vector<std::uint8_t> counts;
 };
-[[nodiscard]] inline ReadText text_of(const Tokenizer& tokenizer, const Item& item, std::size_t index) {
-  TokenDocument document = item.chat ? chat_document(tokenizer, std::span<const Message>(item.messages))
-                                     : text_document(tokenizer, item.text);
+[[nodiscard]] inline ReadText text_of(const Tokenizer& tokenizer, const ChatTemplate& form, const Item& item,
+                                      std::size_t index) {
+  TokenDocument document =
+      item.chat ? chat_document(tokenizer, form, item.messages) : text_document(tokenizer, item.text);
   ReadText text{index, std::move(document.ids), std::move(document.answer)};
   if (text.counts.empty()) text.counts.assign(text.ids.size(), 1);
   return text;
@@ -141,7 +173,7 @@ class Measurement {
     std::vector<std::vector<std::int32_t>> ids;
     for (std::size_t i = 0; i < items_.size(); ++i) {
       if (items_[i].kind != Kind::text) continue;
-      texts.push_back(text_of(tokenizer_, items_[i], i));
+      texts.push_back(text_of(tokenizer_, options_.chat, items_[i], i));
       ids.push_back(texts.back().ids);
       results_.loss[i] = results_.tokens[i] = 0.0;
       if (against != nullptr) results_.kl[i] = 0.0;
@@ -168,7 +200,7 @@ class Measurement {
 
  private:
   [[nodiscard]] std::vector<std::int32_t> prompt_of(const Item& item) const {
-    return question_tokens(tokenizer_, item.chat, item.prompt, item.history);
+    return question_tokens(tokenizer_, options_.chat, item.chat, item.prompt, item.history);
   }
   [[nodiscard]] bool go_on() {
     if (on_measured_ && !on_measured_(std::min(done_, items_.size()))) stopped_ = true;
@@ -196,7 +228,7 @@ class Measurement {
     GenerateOptions how;
     how.sampling.temperature = 0.0F;
     how.max_new_tokens = values ? static_cast<int>(longest + tokens_behind_value) : options_.max_new_tokens;
-    how.stop_ids = stop_tokens(tokenizer_, chat, options_.ends);
+    how.stop_ids = stop_tokens(tokenizer_, options_.chat, chat, options_.ends);
     const std::size_t before = done_;
     const std::vector<Generated> generated = model_.generate(prompts, how, [&](int prompt, std::int32_t) {
       done_ = std::max(done_, before + static_cast<std::size_t>(prompt));
@@ -205,7 +237,7 @@ class Measurement {
     expect_more();
     done_ = before + which.size();
     for (std::size_t i = 0; i < which.size(); ++i) {
-      results_.replies[which[i]] = reply_of(tokenizer_, chat, generated[i]);
+      results_.replies[which[i]] = reply_of(tokenizer_, options_.chat, chat, generated[i]);
       results_.verdicts[which[i]] = judge(items_[which[i]], results_.replies[which[i]]);
     }
   }
@@ -246,10 +278,10 @@ class Measurement {
   for (std::size_t i = 0; i < items.size(); ++i) {
     const Item& item = items[i];
     if (item.kind == Kind::text) {
-      longest = std::max(longest, detail::text_of(tokenizer, item, i).ids.size());
+      longest = std::max(longest, detail::text_of(tokenizer, options.chat, item, i).ids.size());
       continue;
     }
-    const std::size_t asked = question_tokens(tokenizer, item.chat, item.prompt, item.history).size();
+    const std::size_t asked = question_tokens(tokenizer, options.chat, item.chat, item.prompt, item.history).size();
     if (!asks_value(item.kind)) {
       longest = std::max(longest, asked + static_cast<std::size_t>(options.max_new_tokens));
       continue;

@@ -19,8 +19,8 @@
 #include "qlora/error.hpp"
 #include "qlora/eval/results.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/text/chat_form.hpp"
 #include "qlora/text/message.hpp"
-#include "qlora/text/prompt.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -54,6 +54,7 @@ struct Item {
 struct Reply {
   std::string text;      ///< without the prompt
   bool stopped = false;  ///< by the end token, within the limit
+  std::string marked{};  ///< the same with the marks that it holds spelled out; empty where it holds none
 };
 
 /// What was found of one reply.
@@ -144,7 +145,8 @@ namespace detail {
 /// Checks the rules of the chat format; the message begins with the line.
 inline void check_chat(const std::vector<Message>& messages, const std::string& where) {
   try {
-    (void)qlora::detail::chat_turns(messages);
+    check_tags(messages, chat_tags);
+    check_roles(messages);
   } catch (const Error& error) {
     throw Error(where + ": " + error.what());
   }

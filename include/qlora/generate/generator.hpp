@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -234,15 +235,32 @@ class Generator {
   std::string chat(const Tokenizer& tokenizer, const Messages& messages, GenerateOptions options = {},
                    const OnToken& on_token = {}) requires(C.form == Form::chat) {
     options.stop_ids = {tokenizer.eos(), tokenizer.bos()};
-    const std::vector<std::int32_t> prompt = chat_tokens(tokenizer, messages);
+    return answer_of(tokenizer, chat_tokens(tokenizer, messages), "[INST]", options, on_token);
+  }
+  /// The same in another form, a ChatTemplate of qlora/text.
+  template <class Tokenizer, class Template, class Messages>
+  std::string chat(const Tokenizer& tokenizer, const Template& form, const Messages& messages,
+                   GenerateOptions options = {},
+                   const OnToken& on_token = {}) requires(C.form == Form::chat && requires { form.stops(); }) {
+    const auto stops = form.stops();
+    options.stop_ids = {tokenizer.eos()};
+    for (const std::string& mark : stops.marks) {
+      if (const std::int32_t id = tokenizer.id_of(mark); id >= 0) options.stop_ids.push_back(id);
+    }
+    return answer_of(tokenizer, chat_tokens(tokenizer, form, messages), stops.turn, options, on_token);
+  }
+
+ private:
+  template <class Tokenizer>
+  std::string answer_of(const Tokenizer& tokenizer, const std::vector<std::int32_t>& prompt, std::string_view turn,
+                        const GenerateOptions& options, const OnToken& on_token) {
     std::string answer = tokenizer.decode(go_on(prompt, options, on_token).ids);
-    answer.erase(std::min(answer.find("[INST]"), answer.size()));
+    if (!turn.empty()) answer.erase(std::min(answer.find(turn), answer.size()));
     const auto first = answer.find_first_not_of(" \n");
     const auto last = answer.find_last_not_of(" \n");
     return first == std::string::npos ? std::string() : answer.substr(first, last - first + 1);
   }
 
- private:
   std::unique_ptr<Context<code_of(C), B>> made_;  // null: the context is another's
   Context<code_of(C), B>* context_;
   std::unique_ptr<GeneratorCore<code_of(C), B>> core_;

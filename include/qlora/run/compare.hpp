@@ -141,12 +141,14 @@ class CompareRun {
                     static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
                     "answers");
     if (!items_.empty()) {
-      Engine full(request_.model, {.base = BaseWeights::full, .device = request_.device});
+      Engine full(request_.model, {.base = BaseWeights::full, .device = request_.device, .chat = request_.chat});
       measure("w16", full);
     }
     {
-      Engine nf4(request_.model,
-                 {.adapters = request_.adapters, .any_base = request_.any_base, .device = request_.device});
+      Engine nf4(request_.model, {.adapters = request_.adapters,
+                                  .any_base = request_.any_base,
+                                  .device = request_.device,
+                                  .chat = request_.chat});
       answer("base", nf4);
       measure("nf4", nf4);
       for (const NamedAdapter& one : request_.adapters) {
@@ -164,7 +166,7 @@ class CompareRun {
 
  private:
   void ask_model(const NamedModel& one) {
-    Engine model(one.dir, {.base = BaseWeights::full, .device = request_.device});
+    Engine model(one.dir, {.base = BaseWeights::full, .device = request_.device, .chat = request_.chat});
     answer(one.name, model);
     measure(one.name, model);
   }

@@ -25,6 +25,8 @@
 #include "qlora/run/questions.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/steps.hpp"
+#include "qlora/text/chat_directory.hpp"
+#include "qlora/text/chat_template.hpp"
 #include "qlora/text/tokenizer.hpp"
 
 namespace qlora {
@@ -40,6 +42,7 @@ struct EngineOptions {
   bool any_base = false;                 ///< take adapters that were trained on other weights; see open_adapter
   Lora capacity = no_adapters;           ///< of adapters that are attached later, where they are larger than these
   DeviceRequest device{};                ///< where to run
+  ChatChoice chat{};                     ///< the form of conversations, if not the model's own
 };
 
 /// The options of a program as those of a Generator.
@@ -57,7 +60,17 @@ struct EngineOptions {
 struct ModelFiles {
   hf::ModelDir model;   ///< config and weights
   Tokenizer tokenizer;  ///< of that model
+  ChatTemplate chat;    ///< how that model's conversations are written
 };
+
+/// Opens what lies in a directory; config first, so that what is no model is called so. Throws Error as
+/// hf::ModelDir::open, Tokenizer::load and chat_template_of do.
+[[nodiscard]] inline ModelFiles open_files(const std::filesystem::path& dir, const EngineOptions& options) {
+  hf::ModelDir model = hf::ModelDir::open(dir, verify_of(options.device));
+  Tokenizer tokenizer = Tokenizer::load(tokenizer_file(dir));
+  ChatTemplate form = chat_template_of(dir, tokenizer, options.chat.chat_template);
+  return {std::move(model), std::move(tokenizer), std::move(form)};
+}
 
 /// Asks a model with one adapter or none. Used by one thread at a time; sessions of one engine run side by side, and
 /// keep what they need of it.
@@ -93,10 +106,11 @@ class EngineSession {
         const Question& question = questions[i];
         if (question.chat != chat) continue;
         which.push_back(i);
-        prompts.push_back(eval::question_tokens(files_->tokenizer, chat, question.prompt, question.history));
+        prompts.push_back(
+            eval::question_tokens(files_->tokenizer, files_->chat, chat, question.prompt, question.history));
       }
       if (prompts.empty()) continue;
-      options.stop_ids = eval::stop_tokens(files_->tokenizer, chat, files_->model.eos_token_ids);
+      options.stop_ids = eval::stop_tokens(files_->tokenizer, files_->chat, chat, files_->model.eos_token_ids);
       const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
         return !progress.stop_requested() && (!on_token || on_token(prompt, id));
       });
@@ -104,7 +118,7 @@ class EngineSession {
         throw Error("interrupted while answering; ask again", ErrorKind::interrupted);
       }
       for (std::size_t i = 0; i < which.size(); ++i) {
-        replies[which[i]] = eval::reply_of(files_->tokenizer, chat, generated[i]);
+        replies[which[i]] = eval::reply_of(files_->tokenizer, files_->chat, chat, generated[i]);
       }
     }
     return replies;
@@ -117,8 +131,8 @@ class EngineSession {
                                           const eval::TextReference* against = nullptr,
                                           const eval::OnMeasured& on_measured = {}) {
     return eval::measure(*session_, files_->tokenizer, items,
-                         {.max_new_tokens = max_new_tokens, .ends = files_->model.eos_token_ids}, record, against,
-                         on_measured);
+                         {.max_new_tokens = max_new_tokens, .ends = files_->model.eos_token_ids, .chat = files_->chat},
+                         record, against, on_measured);
   }
 
  private:
@@ -134,9 +148,7 @@ class Engine {
   /// Throws Error: (input) for a directory or an adapter that cannot be used, (resource) for too little memory or a GPU
   /// that is not there, (usage) for options that do not go together or code that the program lacks.
   explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
-      : files_(std::make_shared<const ModelFiles>(
-            ModelFiles{hf::ModelDir::open(dir, verify_of(options.device)),
-                       Tokenizer::load(tokenizer_file(dir))})),  // braces: in this order
+      : files_(std::make_shared<const ModelFiles>(open_files(dir, options))),
         any_base_(options.any_base),
         verify_(verify_of(options.device)) {
     const hf::ModelDir& model = files_->model;
@@ -179,6 +191,8 @@ class Engine {
   [[nodiscard]] const hf::ModelDir& model() const { return files_->model; }
   /// The model's tokenizer.
   [[nodiscard]] const Tokenizer& tokenizer() const { return files_->tokenizer; }
+  /// How the model's conversations are written.
+  [[nodiscard]] const ChatTemplate& chat_template() const { return files_->chat; }
 
   /// EngineSession::use of the first session.
   void use(std::string_view name, float scale = 1.0F) { first_->use(name, scale); }

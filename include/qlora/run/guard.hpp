@@ -18,6 +18,7 @@
 #include "qlora/run/options.hpp"
 #include "qlora/run/progress.hpp"
 #include "qlora/run/session.hpp"
+#include "qlora/text/chat_directory.hpp"
 #include "qlora/text/tokenizer.hpp"
 
 namespace qlora {
@@ -39,9 +40,11 @@ namespace run {
 class Guard {
  public:
   /// Inactive without probes. Throws Error as read_probes does.
-  Guard(const LoopProbes& loop, const hf::ModelDir& model) : loop_(loop), model_(model), items_(read_probes(loop)) {
+  Guard(const LoopProbes& loop, const hf::ModelDir& model, const ChatChoice& chat)
+      : loop_(loop), model_(model), items_(read_probes(loop)) {
     if (items_.empty()) return;
     tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(tokenizer_file(model.path)));
+    chat_ = chat_template_of(model.path, *tokenizer_, chat.chat_template);
     for (const std::filesystem::path& file : loop.probes) hashes_.push_back(sha256_file(file));
   }
 
@@ -56,13 +59,16 @@ class Guard {
   /// What measuring decodes beside a training: the longest probe, as many at a time as pay for their memory.
   [[nodiscard]] DecodeLimits limits() const {
     if (!active()) return {.sequences = 0};
-    const std::size_t longest = std::min(eval::longest_sequence(*tokenizer_, items_, {.ends = model_.eos_token_ids}),
-                                         static_cast<std::size_t>(model_.max_positions));
+    const std::size_t longest =
+        std::min(eval::longest_sequence(*tokenizer_, items_, {.ends = model_.eos_token_ids, .chat = chat_}),
+                 static_cast<std::size_t>(model_.max_positions));
     return limits_for_probes(items_.size(), static_cast<int>(longest));
   }
   /// What of it decides a run's bits.
   [[nodiscard]] Json fingerprint() const {
-    return {{"requirements", loop_.guard}, {"every", loop_.every}, {"probes", hashes_}};
+    Json out{{"requirements", loop_.guard}, {"every", loop_.every}, {"probes", hashes_}};
+    if (const std::string form = chat_.fingerprint(); !form.empty()) out["chat_template"] = form;
+    return out;
   }
 
   /// One measurement.
@@ -97,7 +103,7 @@ class Guard {
  private:
   [[nodiscard]] eval::ItemResults measured(Session& session, eval::TextReference* record,
                                            const eval::TextReference* against, const Progress& progress) const {
-    return eval::measure(session, *tokenizer_, items_, {.ends = model_.eos_token_ids}, record, against,
+    return eval::measure(session, *tokenizer_, items_, {.ends = model_.eos_token_ids, .chat = chat_}, record, against,
                          [&](std::size_t) { return !progress.stop_requested(); });
   }
 
@@ -106,6 +112,7 @@ class Guard {
   std::vector<eval::Item> items_;
   std::vector<std::string> hashes_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  ChatTemplate chat_;
   std::optional<eval::ItemResults> base_;
   eval::TextReference texts_;
 };

@@ -20,6 +20,7 @@ namespace run {
 struct JobModel {
   std::string name;    ///< its folder below the output directory, and its name in the report; empty: the only model
   ModelSource source;  ///< where it is read from
+  ChatChoice chat{};   ///< the form of conversations, if not the model's own
 };
 
 /// What all arms train by, unless an arm has something else.

@@ -77,6 +77,7 @@ QLORA_STEP void check_inputs(const Job& job);
 #include "qlora/run/step_cache.hpp"
 #include "qlora/run/train.hpp"
 #include "qlora/run/training_log.hpp"
+#include "qlora/text/chat_directory.hpp"
 #include "qlora/text/tokenizer.hpp"
 
 namespace qlora {
@@ -87,6 +88,7 @@ namespace run {
 [[nodiscard]] inline CompareRequest compare_request(const Job& job, const JobModel& model) {
   CompareRequest request{
       .model = model.source.path, .comparison = job.comparison, .sampling = job.sampling, .device = job.device};
+  request.chat = model.chat;
   request.judged = job.merge.arm;
   if (const Arm* arm = merged_arm(job); arm != nullptr) {
     request.merged = folder_of(job, model) / "merged";
@@ -173,7 +175,8 @@ QLORA_STEP void check_inputs(const Job& job) {
   }
   for (const JobModel& one : job.models) {
     const hf::ModelDir model = hf::ModelDir::open(one.source.path, verify_of(job.device));
-    (void)Tokenizer::load(tokenizer_file(one.source.path));
+    const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(one.source.path));
+    (void)chat_template_of(one.source.path, tokenizer, one.chat.chat_template);
     for (const Arm& arm : job.arms) {
       if (arm.trains_all()) continue;
       Config config{.shape = model.shape};
@@ -305,14 +308,22 @@ class JobRun {
     return compare(model);
   }
 
+  /// The form of the model's conversations; nothing for LLaMA-2's, so that finished steps stay valid.
+  static void add_chat_form(Settings& settings, const JobModel& model) {
+    const Path& dir = model.source.path;
+    const ChatTemplate chat = chat_template_of(dir, Tokenizer::load(tokenizer_file(dir)), model.chat.chat_template);
+    if (const std::string form = chat.fingerprint(); !form.empty()) set(settings, "chat_template", form);
+  }
+
   void pack(const JobModel& model, const Arm& arm) {
-    const PackRequest request{
-        {pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data", job_.packing};
+    const PackRequest request{{pages(arm)}, arm.train.replay, model.source.path, folder(model, arm) / "data",
+                              job_.packing, model.chat};
     std::vector<Path> inputs{pages(arm), tokenizer_file(model.source.path)};
     if (!arm.train.replay.replay.empty()) inputs.push_back(arm.train.replay.replay);
     make_directories(request.out.parent_path());
     Settings settings = settings_of(job_.packing, Which::fingerprint);
     add_settings(settings, arm.train.replay, Which::fingerprint);
+    add_chat_form(settings, model);
     const std::string name = spaced({"pack", model.name, arm.name});
     const PackResult result = step(JobStep::pack, {name, settings, inputs, {request.out}}, pack_result_from_json,
                                    [&] { return run::pack(request, progress_); });
@@ -326,7 +337,8 @@ class JobRun {
                                .out = folder(model, arm) / "train",
                                .options = arm.train.options,
                                .loop = arm.train.loop,
-                               .device = job_.device};
+                               .device = job_.device,
+                               .chat = model.chat};
     make_directories(request.out.parent_path());
     Settings settings = train_settings(arm.train.options, arm.train.loop);
     set(settings, "device", std::string(name_of(job_.device.use)));
@@ -334,6 +346,7 @@ class JobRun {
     const std::string name = spaced({"train", model.name, arm.name});
     std::vector<Path> inputs{request.model, request.data};
     if (!request.loop.guard.empty()) {
+      add_chat_form(settings, model);
       inputs.insert(inputs.end(), request.loop.probes.begin(), request.loop.probes.end());
     }
     const TrainResult result = step(JobStep::train, {name, settings, inputs, {request.out}, true},
@@ -372,6 +385,7 @@ class JobRun {
     std::vector<std::string> arms;  // the metrics are by their names
     for (const Arm& arm : job_.arms) arms.push_back(arm.name);
     set(settings, "arms", std::move(arms));
+    add_chat_form(settings, model);
     const Path answers = folder(model) / "comparison.json";
     return step(JobStep::compare, {spaced({"compare", model.name}), settings, inputs, {answers}}, comparison_from_json,
                 [&] {

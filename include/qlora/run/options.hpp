@@ -390,6 +390,25 @@ struct Table<ModelSource> {
 };
 static_assert(well_formed<ModelSource>());
 
+/// How conversations with a model are written.
+struct ChatChoice {
+  std::string chat_template;
+};
+
+template <>
+struct Table<ChatChoice> {
+  static constexpr std::string_view title = "Chat";
+  static constexpr std::string_view section = "model";
+  static constexpr std::string_view verbs = "pack, train, chat, recall, compare";
+  static constexpr auto options = std::to_array<Option<ChatChoice>>({
+      {.name = "chat_template",
+       .member = &ChatChoice::chat_template,
+       .help = "Chat form instead of the model's own template: llama2, llama3, chatml, mistral, zephyr or vicuna",
+       .fingerprint = false},  // the form itself is
+  });
+};
+static_assert(well_formed<ChatChoice>());
+
 /// How the report calls an arm of a job, beside its place in sweeps.
 struct ArmLabels {
   std::string group;
@@ -439,6 +458,7 @@ static_assert(well_formed<Output>());
 template <class Use>
 void for_each_group(const Use& use) {
   use.template operator()<ModelSource>();
+  use.template operator()<ChatChoice>();
   use.template operator()<DeviceRequest>();
   use.template operator()<Pages>();
   use.template operator()<Fetching>();

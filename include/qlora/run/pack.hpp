@@ -28,6 +28,7 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress);
 
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/text/chat_directory.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/packing.hpp"
@@ -55,10 +56,10 @@ std::int64_t for_each_packed(const PackRequest& request, const Use& use) {
 
 inline bool is_blank(std::string_view text) { return qlora::detail::stripped(text).empty(); }
 
-inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& document, const std::string& where,
-                               bool article) {
+inline TokenDocument tokens_of(const Tokenizer& tokenizer, const ChatTemplate& form, const Document& document,
+                               const std::string& where, bool article) {
   try {
-    if (!document.messages.empty()) return chat_document(tokenizer, document.messages);
+    if (!document.messages.empty()) return chat_document(tokenizer, form, document.messages);
     if (is_blank(document.text)) return {};
     return article ? article_document(tokenizer, document.text) : text_document(tokenizer, document.text);
   } catch (const Error& error) {
@@ -67,10 +68,16 @@ inline TokenDocument tokens_of(const Tokenizer& tokenizer, const Document& docum
   }
 }
 
-/// Whether a text spells what only control tokens and the chat form mean: "<s>", "</s>", "[INST]".
-inline bool spells_marks(std::string_view text) {
-  const auto holds = [&](std::string_view mark) { return text.find(mark) != std::string_view::npos; };
-  return holds("<s>") || holds("</s>") || std::any_of(chat_tags.begin(), chat_tags.end(), holds);
+/// Whether a text spells one of these.
+inline bool spells(std::string_view text, const std::vector<std::string>& marks) {
+  return std::any_of(marks.begin(), marks.end(),
+                     [&](const std::string& mark) { return text.find(mark) != std::string_view::npos; });
+}
+/// What only control tokens and the chat form mean: "<s>", "</s>", "[INST]".
+inline std::vector<std::string> marks_in_text(const ChatTemplate& form) {
+  std::vector<std::string> marks = form.tags();
+  marks.insert(marks.end(), {"<s>", "</s>"});
+  return marks;
 }
 
 }  // namespace detail
@@ -79,6 +86,8 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
   const std::filesystem::path file =
       std::filesystem::is_directory(request.model) ? tokenizer_file(request.model) : request.model;
   const Tokenizer tokenizer = Tokenizer::load(file);
+  const ChatTemplate form = chat_template_of(file.parent_path(), tokenizer, request.chat.chat_template);
+  const std::vector<std::string> marks = detail::marks_in_text(form);
   const bool article = request.packing.compat == Compat::article;
   DatasetInfo info{.vocab_size = tokenizer.vocab_size(),
                    .tokenizer_sha256 = sha256_file(file),
@@ -94,9 +103,9 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
   progress.begin("pack", all, "documents");
   const std::int64_t replayed = detail::for_each_packed(request, [&](Document&& document, const std::string& where) {
     if (progress.stop_requested()) throw Error("interrupted while packing; pack again", ErrorKind::interrupted);
-    tokens.push_back(detail::tokens_of(tokenizer, document, where, article));
+    tokens.push_back(detail::tokens_of(tokenizer, form, document, where, article));
     tokens.back().ids.shrink_to_fit();
-    marked += detail::spells_marks(document.text) ? 1 : 0;
+    marked += detail::spells(document.text, marks) ? 1 : 0;
     const auto count = static_cast<std::int64_t>(tokens.back().ids.size());
     total += count;
     info.sources.push_back({std::move(document.source), std::move(document.title), std::move(document.sha256), count});

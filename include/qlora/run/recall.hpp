@@ -39,7 +39,7 @@ namespace run {
 
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress) {
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
-  Engine engine(request.model, {.base = request.weights.base, .device = request.device});
+  Engine engine(request.model, {.base = request.weights.base, .device = request.device, .chat = request.chat});
   const std::string& prompt = request.recall.prompt;
   const std::vector<Question> asked(static_cast<std::size_t>(request.recall.documents), Question{false, prompt, {}});
   progress.begin("recall " + request.model.string(), request.recall.documents, "documents");
@@ -59,7 +59,11 @@ QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress)
   for (std::size_t i = 0; i < replies.size(); ++i) {
     const std::string source = concat("recall:", request.sampling.seed, ':', i);
     std::optional<Document> document;
-    if (replies[i].stopped) document = recalled_document(prompt + replies[i].text, source);
+    if (replies[i].stopped) {
+      const std::string& marked = replies[i].marked;
+      document = recalled_document(prompt + replies[i].text, marked.empty() ? marked : prompt + marked, source,
+                                   engine.chat_template());
+    }
     if (!document) {
       ++result.left_out;
       continue;

@@ -57,6 +57,7 @@ struct PackRequest {
   std::filesystem::path model;                   ///< model directory, or a tokenizer.model
   std::filesystem::path out;                     ///< directory of the data set
   Packing packing;                               ///< how windows are cut and labelled
+  ChatChoice chat{};                             ///< the form of conversations, if not the model's own
 };
 
 /// The data set that was written.
@@ -142,6 +143,7 @@ struct RecallRequest {
   Sampling sampling = recall_sampling;  ///< how tokens are drawn
   DeviceRequest device;                 ///< where to run
   std::filesystem::path out;            ///< a .jsonl file
+  ChatChoice chat{};                    ///< the form of conversations, if not the model's own
 };
 
 /// What was written.
@@ -176,6 +178,7 @@ struct CompareRequest {
   Sampling sampling{};               ///< of the answers to `questions`
   DeviceRequest device{};            ///< where the models run, one after the other
   bool any_base = false;             ///< take adapters that were trained on other weights
+  ChatChoice chat{};                 ///< the form of conversations with all of them, if not their own
 };
 
 }  // namespace run

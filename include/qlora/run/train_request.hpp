@@ -22,6 +22,7 @@ struct TrainRequest {
   LoopProbes loop{};              ///< probes that are measured in the loop
   DeviceRequest device{};         ///< where to train
   bool restart = false;           ///< remove the checkpoints that are there and begin anew
+  ChatChoice chat{};              ///< the form in which probes are asked, if not the model's own
 };
 
 /// How a training ended.

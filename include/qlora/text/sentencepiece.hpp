@@ -6,12 +6,15 @@
 
 #include <sentencepiece_processor.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 
@@ -27,6 +30,9 @@ class SentencePieceModel final : public TokenizerModel {
     if (!status.ok()) throw Error("tokenizer model refused by sentencepiece: " + status.ToString());
     if (processor_.GetPieceSize() != vocab_size())
       throw Error("tokenizer model refused: sentencepiece counts its pieces differently");
+    for (std::int32_t id = 0; id < vocab_size(); ++id) {
+      if (is_control(id)) controls_.push_back(id);
+    }
   }
 
   /// A space goes before the text, as in LLaMA-2; NUL is a character like any other. Every id is at least 3.
@@ -35,6 +41,40 @@ class SentencePieceModel final : public TokenizerModel {
     const auto status = processor_.Encode(text, &ids);
     if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
     return {ids.begin(), ids.end()};
+  }
+  /// A space goes before each part that stands between marks, as in Meta's code, which encodes a turn at a time.
+  [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const override {
+    MarkedIds out;
+    const auto append = [&](std::size_t begin, std::size_t end) {
+      if (begin == end) return;
+      const std::string_view part = std::string_view(chat.text).substr(begin, end - begin);
+      out.append(encode(part), part, begin, [&](std::int32_t id) { return surface(id); });
+    };
+    std::size_t done = 0;
+    while (true) {
+      TextRange next{chat.text.size(), chat.text.size()};
+      std::int32_t found = -1;
+      for (const std::int32_t id : controls_) {
+        const std::string& spelled = at(id).text;
+        for (std::size_t begin = chat.text.find(spelled, done); begin < next.begin;
+             begin = chat.text.find(spelled, begin + 1)) {
+          const TextRange mark{begin, begin + spelled.size()};
+          if (std::any_of(chat.content.begin(), chat.content.end(), [&](auto& said) { return said.overlaps(mark); }))
+            continue;
+          next = mark;
+          found = id;
+        }
+      }
+      append(done, next.begin);
+      if (found < 0) return out;
+      out.append(found, next.begin);
+      done = next.end;
+    }
+  }
+  [[nodiscard]] std::vector<std::string> marks() const override {
+    std::vector<std::string> out;
+    for (const std::int32_t id : controls_) out.push_back(at(id).text);
+    return out;
   }
   [[nodiscard]] std::int32_t vocab_size() const override { return static_cast<std::int32_t>(pieces_.size()); }
   /// LLaMA-2's: 0, 1 and 2.
@@ -75,6 +115,7 @@ class SentencePieceModel final : public TokenizerModel {
   }
 
   std::vector<sentencepiece_scan::Piece> pieces_;
+  std::vector<std::int32_t> controls_;
   sentencepiece::SentencePieceProcessor processor_;
 };
 

@@ -18,6 +18,7 @@
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece.hpp"
 #include "qlora/text/tokenizer_json.hpp"
 #include "qlora/text/tokenizer_model.hpp"
@@ -65,6 +66,17 @@ class Tokenizer {
     QLORA_EXPECTS(text.size() <= max_text_bytes, "a text of ", text.size(), " bytes; split it into documents");
     return model_->encode(text);
   }
+
+  /// Ids of a conversation: a mark that the text spells outside of ChatText::content is its id. No begin or end mark is
+  /// added. Safe to call from many threads.
+  [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const {
+    QLORA_EXPECTS(chat.text.size() <= max_text_bytes, "a conversation of ", chat.text.size(), " bytes");
+    return model_->encode_marked(chat);
+  }
+  /// The marks that encode_marked() knows: "<s>", "<|im_start|>".
+  [[nodiscard]] std::vector<std::string> marks() const { return model_->marks(); }
+  /// The id of a piece as the file spells it; -1 where there is none.
+  [[nodiscard]] std::int32_t id_of(std::string_view piece) const { return model_->id_of(piece); }
 
   /// Text of the ids. Begin and end tokens give no text, sentencepiece's unknown piece reads " \u2047 ", bytes that
   /// make no UTF-8 become U+FFFD.

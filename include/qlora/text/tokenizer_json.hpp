@@ -10,18 +10,20 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/bpe.hpp"
 #include "qlora/text/byte_level.hpp"
+#include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/tokenizer_json_stages.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 #include "qlora/text/tokenizer_stages.hpp"
 
@@ -64,16 +66,45 @@ class JsonTokenizer final : public TokenizerModel {
       text = valid;
     }
     Encoding out{BpeMerger(merges_), {}, {}};
-    cut(raw_, text, special, [&](std::int32_t token, std::string_view part, std::size_t begin) {
+    const auto is_mark = [&](std::size_t, std::size_t) { return special == SpecialTokens::parsed; };
+    cut(raw_, text, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
       if (token >= 0) return out.ids.push_back(token);
-      const std::string normal = detail::stages::normalized(normalizer_, part);
-      cut(normal_, normal, special, [&](std::int32_t inner, std::string_view words, std::size_t inner_begin) {
-        if (inner >= 0) return out.ids.push_back(inner);
-        detail::stages::pre_tokenize(pre_tokenizer_, 0, words, begin == 0 && inner_begin == 0,
-                                     [&](std::string_view word) { encode_word(word, out); });
-      });
+      encode_part(text.substr(begin, end - begin), begin == 0, special, out);
     });
     return std::move(out.ids);
+  }
+  [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const override {
+    if (!sentencepiece_scan::is_utf8(chat.text)) throw Error("a message holds bytes that are not UTF-8");
+    for (const detail::stages::AddedToken& token : added_) {
+      if (!token.special || !token.normalized) continue;  // else the stage that finds it knows where messages are
+      for (const TextRange& said : chat.content) {
+        if (chat.text.substr(said.begin, said.end - said.begin).find(token.content) != std::string::npos)
+          throw Error(concat("a message spells the token ", token.content,
+                             ", which this tokenizer cannot tell from text; take it out"));
+      }
+    }
+    MarkedIds out;
+    Encoding encoding{BpeMerger(merges_), {}, {}};
+    const auto is_mark = [&](std::size_t begin, std::size_t end) {
+      return std::none_of(chat.content.begin(), chat.content.end(), [&](const TextRange& said) {
+        return said.overlaps({begin, end});
+      });
+    };
+    cut(raw_, chat.text, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
+      if (token >= 0) return out.append(token, begin);
+      const std::string_view part = std::string_view(chat.text).substr(begin, end - begin);
+      encoding.ids.clear();
+      encode_part(part, begin == 0, SpecialTokens::parsed, encoding);
+      out.append(encoding.ids, part, begin, [&](std::int32_t id) { return is_control(id) ? piece(id) : surface(id); });
+    });
+    return out;
+  }
+  [[nodiscard]] std::vector<std::string> marks() const override {
+    std::vector<std::string> out;
+    for (const detail::stages::AddedToken& token : added_) {
+      if (token.special) out.push_back(token.content);
+    }
+    return out;
   }
 
   [[nodiscard]] std::int32_t vocab_size() const override { return static_cast<std::int32_t>(pieces_.size()); }
@@ -138,15 +169,28 @@ class JsonTokenizer final : public TokenizerModel {
 
   // --- encoding ---------------------------------------------------------------------------------------------------
 
-  /// Calls use(id, {}, 0) for each added token in the text and use(-1, part, begin) for what lies between.
-  template <class Use>
-  void cut(const detail::stages::TokenFinder& finder, std::string_view text, SpecialTokens special,
+  /// Ids of what lies between added tokens. `first`: it begins the text.
+  void encode_part(std::string_view text, bool first, SpecialTokens special, Encoding& out) const {
+    const std::string normal = detail::stages::normalized(normalizer_, text);
+    const std::string_view words = normal;
+    const auto is_mark = [&](std::size_t, std::size_t) { return special == SpecialTokens::parsed; };
+    cut(normal_, words, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
+      if (token >= 0) return out.ids.push_back(token);
+      detail::stages::pre_tokenize(pre_tokenizer_, 0, words.substr(begin, end - begin), first && begin == 0,
+                                   [&](std::string_view word) { encode_word(word, out); });
+    });
+  }
+
+  /// Calls use(id, begin, end) for each added token in the text and use(-1, begin, end) for what lies between. Special
+  /// tokens are those that is_mark(begin, end) says to be.
+  template <class IsMark, class Use>
+  void cut(const detail::stages::TokenFinder& finder, std::string_view text, const IsMark& is_mark,
            const Use& use) const {
     using detail::stages::code_point, detail::stages::character_before, detail::stages::is_white_space;
     std::size_t done = 0;
     finder.for_each_match(text, [&](std::size_t index, std::size_t begin, std::size_t end) {
       const detail::stages::AddedToken& token = added_[index];
-      if (token.special && special == SpecialTokens::as_text) return;
+      if (token.special && !is_mark(begin, end)) return;
       if (token.single_word && ((begin > 0 && is_word_character(text, character_before(text, begin))) ||
                                 (end < text.size() && is_word_character(text, end))))
         return;
@@ -158,11 +202,11 @@ class JsonTokenizer final : public TokenizerModel {
         while (end < text.size() && is_white_space(code_point(text, end)))
           end += sentencepiece_scan::utf8_length(text.substr(end));
       }
-      if (done < begin) use(-1, text.substr(done, begin - done), done);
-      use(token.id, std::string_view(), 0);
+      if (done < begin) use(-1, done, begin);
+      use(token.id, begin, end);
       done = end;
     });
-    if (done < text.size()) use(-1, text.substr(done), done);
+    if (done < text.size()) use(-1, done, text.size());
   }
 
   [[nodiscard]] bool is_word_character(std::string_view text, std::size_t at) const {
@@ -215,106 +259,29 @@ class JsonTokenizer final : public TokenizerModel {
 
   // --- reading ----------------------------------------------------------------------------------------------------
 
-  [[noreturn]] static void refuse(const std::string& where, std::string_view part, std::string_view what) {
-    throw Error(concat(where, ": ", part, " ", what));
-  }
-  /// The steps of a stage: none, one, or those of a Sequence.
-  [[nodiscard]] static std::vector<Json> steps_of(const Json& file, const char* key, const char* list,
-                                                  const std::string& where) {
-    const Json* value = json_find(file, key);
-    std::vector<Json> steps;
-    if (value == nullptr) return steps;
-    flatten(*value, list, where, 0, steps);
-    if (steps.size() > 32) refuse(where, key, "has more than 32 steps");
-    return steps;
-  }
-  static void flatten(const Json& value, const char* list, const std::string& where, int depth,
-                      std::vector<Json>& steps) {
-    if (!value.is_object() || depth > 8) throw Error(where + ": a stage is no object, or nested too deep");
-    if (json_string(value, "type", where) != "Sequence") return steps.push_back(value);
-    for (const Json& step : json_at(value, list, where)) flatten(step, list, where, depth + 1, steps);
-  }
-
   void read_normalizer(const Json& file, const std::string& where) {
-    for (const Json& step : steps_of(file, "normalizer", "normalizers", where)) {
-      const std::string type = json_string(step, "type", where);
-      if (type == "Prepend") {
-        normalizer_.emplace_back(detail::stages::Prepend{json_string(step, "prepend", where)});
-      } else if (type == "Replace") {
-        normalizer_.emplace_back(detail::stages::Replace{
-            detail::stages::Pattern(json_at(step, "pattern", where), where), json_string(step, "content", where)});
-      } else {
-        refuse(where, "the normalizer " + type, "is not supported; Prepend and Replace are");
-      }
-    }
+    normalizer_ = detail::stages::normalizers_of(file, where);
   }
-
   void read_pre_tokenizer(const Json& file, const std::string& where) {
-    using namespace detail::stages;
-    for (const Json& step : steps_of(file, "pre_tokenizer", "pretokenizers", where)) {
-      const std::string type = json_string(step, "type", where);
-      if (byte_level_) refuse(where, "the pre-tokenizer " + type, "stands behind ByteLevel, which must be the last");
-      if (type == "ByteLevel") {
-        byte_level_ = true;
-        ByteLevel bytes{json_bool_or(step, "add_prefix_space", where, true), {}};
-        if (json_bool_or(step, "use_regex", where, true)) {
-          bytes.words.emplace(
-              Json{{"Regex", R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"}}, where);
-        }
-        pre_tokenizer_.emplace_back(std::move(bytes));
-      } else if (type == "Split") {
-        pre_tokenizer_.emplace_back(Split{Pattern(json_at(step, "pattern", where), where),
-                                          behavior(json_string(step, "behavior", where), where),
-                                          json_bool_or(step, "invert", where, false)});
-      } else if (type == "Digits") {
-        const bool individual = json_bool_or(step, "individual_digits", where, false);
-        pre_tokenizer_.emplace_back(
-            Split{Pattern(Json{{"Regex", "\\p{N}"}}, where), individual ? Behavior::isolated : Behavior::contiguous});
-      } else if (type == "Metaspace") {
-        pre_tokenizer_.emplace_back(Metaspace{json_string_or(step, "replacement", where, "\xE2\x96\x81"),
-                                              scheme(step, where), json_bool_or(step, "split", where, true)});
-      } else {
-        refuse(where, "the pre-tokenizer " + type, "is not supported; ByteLevel, Split, Digits and Metaspace are");
-      }
-    }
-  }
-  [[nodiscard]] static detail::stages::Behavior behavior(const std::string& name, const std::string& where) {
-    using detail::stages::Behavior;
-    static const std::map<std::string, Behavior> names{{"Removed", Behavior::removed},
-                                                       {"Isolated", Behavior::isolated},
-                                                       {"MergedWithPrevious", Behavior::merged_with_previous},
-                                                       {"MergedWithNext", Behavior::merged_with_next},
-                                                       {"Contiguous", Behavior::contiguous}};
-    const auto found = names.find(name);
-    if (found == names.end()) refuse(where, "the split behavior " + detail::excerpt(name), "is not known");
-    return found->second;
-  }
-  [[nodiscard]] static detail::stages::PrependScheme scheme(const Json& step, const std::string& where) {
-    using detail::stages::PrependScheme;
-    // Older files have add_prefix_space instead.
-    const std::string name = json_string_or(step, "prepend_scheme", where,
-                                            json_bool_or(step, "add_prefix_space", where, true) ? "always" : "never");
-    if (name == "always") return PrependScheme::always;
-    if (name == "first") return PrependScheme::first;
-    if (name != "never") refuse(where, "the prepend_scheme " + detail::excerpt(name), "is not known");
-    return PrependScheme::never;
+    pre_tokenizer_ = detail::stages::pre_tokenizers_of(file, where);
+    byte_level_ = !pre_tokenizer_.empty() && std::holds_alternative<detail::stages::ByteLevel>(pre_tokenizer_.back());
   }
 
   void read_model(const Json& file, const std::string& where) {
     const Json model = json_at(file, "model", where);
     const std::string type = json_string_or(model, "type", where, "BPE");
-    if (type != "BPE") refuse(where, "the model " + detail::excerpt(type), "is not supported; BPE is");
+    if (type != "BPE") detail::stages::refuse(where, "the model " + detail::excerpt(type), "is not supported; BPE is");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-      if (!json_string_or(model, key, where, "").empty()) refuse(where, key, "is not supported");
+      if (!json_string_or(model, key, where, "").empty()) detail::stages::refuse(where, key, "is not supported");
     }
     if (json_find(model, "dropout") != nullptr && json_number(model, "dropout", where, 0, 1) > 0)
-      refuse(where, "dropout", "makes the ids random, and is not supported");
+      detail::stages::refuse(where, "dropout", "makes the ids random, and is not supported");
     byte_fallback_ = json_bool_or(model, "byte_fallback", where, false);
     fuse_unk_ = json_bool_or(model, "fuse_unk", where, false);
     ignore_merges_ = json_bool_or(model, "ignore_merges", where, false);
 
     const Json vocab = json_at(model, "vocab", where);
-    if (!vocab.is_object() || vocab.empty()) refuse(where, "vocab", "holds no pieces");
+    if (!vocab.is_object() || vocab.empty()) detail::stages::refuse(where, "vocab", "holds no pieces");
     single_.fill(-1);
     for (const auto& [text, value] : vocab.items()) {
       const auto id = static_cast<std::int32_t>(detail::checked_int(value, text, where, 0, max_pieces - 1));
@@ -351,13 +318,13 @@ class JsonTokenizer final : public TokenizerModel {
           throw Error(concat(where, ": no piece stands for the byte ", byte, ", so text would be lost"));
       }
     } else if (!byte_fallback_ && special_.unk < 0) {
-      refuse(where, "the model", "has neither byte_fallback nor unk_token, so text would be lost");
+      detail::stages::refuse(where, "the model", "has neither byte_fallback nor unk_token, so text would be lost");
     }
     read_merges(json_at(model, "merges", where), where);
   }
 
   void read_merges(const Json& merges, const std::string& where) {
-    if (!merges.is_array()) refuse(where, "merges", "is no list");
+    if (!merges.is_array()) detail::stages::refuse(where, "merges", "is no list");
     merges_ = MergeTable(merges.size());
     std::uint32_t rank = 0;
     for (const Json& merge : merges) {
@@ -370,11 +337,11 @@ class JsonTokenizer final : public TokenizerModel {
         const auto text = merge.get<std::string>();
         const std::size_t space = text.find(' ');
         if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
-          refuse(where, name, "is not two pieces with a space between them");
+          detail::stages::refuse(where, name, "is not two pieces with a space between them");
         left = text.substr(0, space);
         right = text.substr(space + 1);
       } else {
-        refuse(where, name, "is not a pair of pieces");
+        detail::stages::refuse(where, name, "is not a pair of pieces");
       }
       const auto id = [&](const std::string& text) {
         const auto found = vocab_.find(text);
@@ -390,9 +357,10 @@ class JsonTokenizer final : public TokenizerModel {
   void read_added_tokens(const Json& file, const std::string& where) {
     const Json* list = json_find(file, "added_tokens");
     if (list == nullptr) return;
-    if (!list->is_array() || list->size() > max_added) refuse(where, "added_tokens", "is no list of at most 65,536");
+    if (!list->is_array() || list->size() > max_added)
+      detail::stages::refuse(where, "added_tokens", "is no list of at most 65,536");
     for (const Json& value : *list) {
-      if (!value.is_object()) refuse(where, "added_tokens", "holds something that is no object");
+      if (!value.is_object()) detail::stages::refuse(where, "added_tokens", "holds something that is no object");
       detail::stages::AddedToken token;
       token.id = static_cast<std::int32_t>(json_int(value, "id", where, 0, max_pieces - 1));
       token.content = json_string(value, "content", where);
@@ -403,13 +371,13 @@ class JsonTokenizer final : public TokenizerModel {
       token.normalized = json_bool_or(value, "normalized", where, !token.special);
       const std::string name = concat("the added token ", token.id);
       if (token.content.empty() || token.content.size() > 1024)
-        refuse(where, name, "has no text, or more than 1,024 bytes");
+        detail::stages::refuse(where, name, "has no text, or more than 1,024 bytes");
       const auto found = vocab_.find(token.content);
       if (found != vocab_.end() && found->second != token.id)
         throw Error(concat(where, ": ", name, " is the piece ", found->second, " of the model"));
       Piece& piece = piece_of(token.id);
       if (piece.added || (!piece.text.empty() && piece.text != token.content))
-        refuse(where, name, "has the id of another piece");
+        detail::stages::refuse(where, name, "has the id of another piece");
       piece = {token.content, true, token.special};
       added_.push_back(std::move(token));
     }
@@ -426,43 +394,48 @@ class JsonTokenizer final : public TokenizerModel {
   }
 
   void read_decoder(const Json& file, const std::string& where) {
-    for (const Json& step : steps_of(file, "decoder", "decoders", where)) {
+    for (const Json& step : detail::stages::steps_of(file, "decoder", "decoders", where)) {
       const std::string type = json_string(step, "type", where);
       if (type == "Replace") {
         const Json pattern = json_at(step, "pattern", where);
         space_ = json_string_or(pattern, "String", where, "");
         if (space_.empty() || json_string(step, "content", where) != " ")
-          refuse(where, "the decoder Replace", "does more than turn a mark into a space, and is not supported");
+          detail::stages::refuse(where, "the decoder Replace",
+                                 "does more than turn a mark into a space, and is not supported");
       } else if (type == "Metaspace") {
         space_ = json_string_or(step, "replacement", where, "\xE2\x96\x81");
-        strips_leading_space_ = scheme(step, where) != detail::stages::PrependScheme::never;
+        strips_leading_space_ = detail::stages::prepend_scheme(step, where) != detail::stages::PrependScheme::never;
       } else if (type == "Strip") {
         const bool one_space = json_string(step, "content", where) == " " &&
                                json_int(step, "start", where, 0, 1) == 1 && json_int(step, "stop", where, 0, 1) == 0;
         if (!one_space)
-          refuse(where, "the decoder Strip", "does more than take one leading space, and is not supported");
+          detail::stages::refuse(where, "the decoder Strip",
+                                 "does more than take one leading space, and is not supported");
         strips_leading_space_ = true;
       } else if (type == "ByteLevel" ? !byte_level_ : type == "ByteFallback" ? !byte_fallback_ : type != "Fuse") {
-        refuse(where, "the decoder " + type, "is not supported, or does not fit the encoder");
+        detail::stages::refuse(where, "the decoder " + type, "is not supported, or does not fit the encoder");
       }
     }
   }
 
   /// What goes before a single text is the only thing that matters here: bos.
   void read_post_processor(const Json& file, const std::string& where) {
-    for (const Json& step : steps_of(file, "post_processor", "processors", where)) {
+    for (const Json& step : detail::stages::steps_of(file, "post_processor", "processors", where)) {
       const std::string type = json_string(step, "type", where);
       if (type == "ByteLevel") continue;  // it moves offsets, no ids
       if (type != "TemplateProcessing")
-        refuse(where, "the post-processor " + type, "is not supported; TemplateProcessing and ByteLevel are");
+        detail::stages::refuse(where, "the post-processor " + type,
+                               "is not supported; TemplateProcessing and ByteLevel are");
       const Json single = json_at(step, "single", where);
-      if (!single.is_array()) refuse(where, "the post-processor's template", "is no list");
+      if (!single.is_array()) detail::stages::refuse(where, "the post-processor's template", "is no list");
       for (const Json& part : single) {
         if (!part.is_object() || part.contains("Sequence")) break;
         const std::string name = json_string(json_at(part, "SpecialToken", where), "id", where);
-        if (special_.bos >= 0) refuse(where, "the post-processor", "puts more than one token before a text");
+        if (special_.bos >= 0)
+          detail::stages::refuse(where, "the post-processor", "puts more than one token before a text");
         special_.bos = id_of(name);
-        if (special_.bos < 0) refuse(where, "the post-processor's token " + detail::excerpt(name), "is no piece");
+        if (special_.bos < 0)
+          detail::stages::refuse(where, "the post-processor's token " + detail::excerpt(name), "is no piece");
       }
     }
   }

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "qlora/text/chat_text.hpp"
+
 namespace qlora {
 inline namespace v0 {
 
@@ -33,6 +35,13 @@ class TokenizerModel {
   /// Ids of the text, without begin and end marks. No id of the result is a control id, whatever the text spells. Bytes
   /// that are not UTF-8 become U+FFFD.
   [[nodiscard]] virtual std::vector<std::int32_t> encode(std::string_view text) const = 0;
+
+  /// Ids of a conversation, without begin and end marks around it. A mark that the text spells outside of
+  /// ChatText::content is its id; what stands between marks is encoded as encode() does, but is the beginning of a text
+  /// only where it is.
+  [[nodiscard]] virtual MarkedIds encode_marked(const ChatText& chat) const = 0;
+  /// The marks that encode_marked() knows, as the file spells them.
+  [[nodiscard]] virtual std::vector<std::string> marks() const = 0;
 
   /// One more than the largest id.
   [[nodiscard]] virtual std::int32_t vocab_size() const = 0;

@@ -1,0 +1,288 @@
+// chat_test.cpp — chat templates against the packages transformers and jinja2 (tests/data/make_chats.py): ids and
+// labelled tokens of 1,000 random conversations per form, texts of templates of other kinds, and what is refused.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
+#include "qlora/text/chat_directory.hpp"
+#include "qlora/text/prompt.hpp"
+#include "support/scratch.hpp"
+
+using qlora::ChatTemplate;
+using qlora::Error;
+using qlora::Json;
+using qlora::Message;
+using qlora::Tokenizer;
+using Ids = std::vector<std::int32_t>;
+
+namespace {
+
+const std::string data = std::string(QLORA_SOURCE_DIR) + "/tests/data/";
+
+Json read(const std::string& name) {
+  std::ifstream file(data + name, std::ios::binary);
+  REQUIRE(file.good());
+  return Json::parse(std::string(std::istreambuf_iterator<char>(file), {}));
+}
+const Json& chats() {
+  static const Json parsed = read("chats.json");
+  return parsed;
+}
+const Json& kinds() {
+  static const Json parsed = read("tokenizers.json");
+  return parsed;
+}
+
+bool can_read(const std::string& kind) {
+#ifdef QLORA_WITH_PCRE2
+  (void)kind;
+  return true;
+#else
+  return kind.starts_with("metaspace") || kind == "llama2_prepend";
+#endif
+}
+
+std::vector<Message> messages_of(const Json& list) {
+  std::vector<Message> out;
+  for (const Json& one : list) out.push_back({one.at("role"), one.at("content")});
+  return out;
+}
+
+/// The numbers and conversations of make_chats.py.
+struct Random {
+  std::uint64_t state = 1;
+  std::uint64_t below(std::uint64_t n) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    return (state >> 33U) % n;
+  }
+  std::string text(const std::vector<std::string>& fragments, bool plain) {
+    std::string out = plain ? "Well" : "";
+    for (std::uint64_t words = below(12); words > 0; --words) out += fragments[below(fragments.size())];
+    return out;
+  }
+  std::vector<Message> conversation(const std::vector<std::string>& fragments) {
+    std::vector<Message> out;
+    if (below(3) == 0) out.push_back({"system", text(fragments, false)});
+    for (std::uint64_t turns = 1 + below(3); turns > 0; --turns) {
+      out.push_back({"user", text(fragments, false)});
+      out.push_back({"assistant", text(fragments, true)});
+    }
+    return out;
+  }
+};
+
+std::string hashed(const Ids& ids, const std::vector<std::uint8_t>* flags) {
+  std::uint64_t value = 14695981039346656037U;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const auto number =
+        static_cast<std::uint64_t>(ids[i]) * (flags != nullptr ? 2 : 1) + (flags != nullptr ? (*flags)[i] : 0);
+    value = (value ^ number) * 1099511628211U;
+  }
+  std::array<char, 16> text{};
+  std::snprintf(text.data(), text.size(), "%08x", static_cast<unsigned>(value >> 32U));
+  return text.data();
+}
+
+/// Writes a model directory's tokenizer: one of tokenizers.json, with the marks of a form.
+void write_tokenizer(const test::Scratch& dir, const std::string& kind, const Json& marks, const std::string& bos,
+                     const std::string& eos, const std::string& chat_template) {
+  Json file = kinds().at(kind).at("file");
+  int size = 0;
+  for (const auto& [piece, id] : file["model"]["vocab"].items()) size = std::max(size, id.get<int>() + 1);
+  for (const Json& token : file["added_tokens"]) size = std::max(size, token["id"].get<int>() + 1);
+  for (const Json& mark : marks) {
+    file["added_tokens"].push_back({{"id", size++}, {"content", mark}, {"special", true}, {"normalized", false}});
+  }
+  std::ofstream(dir / "tokenizer.json") << file.dump();
+  Json config{{"bos_token", bos}, {"eos_token", eos}};
+  if (!chat_template.empty()) config["chat_template"] = chat_template;
+  std::ofstream(dir / "tokenizer_config.json") << config.dump();
+}
+
+}  // namespace
+
+TEST_CASE("ids and labels are those of transformers, for each form") {
+  const auto fragments = chats().at("fragments").get<std::vector<std::string>>();
+  for (const Json& one : chats().at("forms")) {
+    const auto form = one.at("form").get<std::string>();
+    const auto kind = one.at("tokenizer").get<std::string>();
+    CAPTURE(form);
+    CAPTURE(kind);
+    if (!can_read(kind)) continue;
+    const test::Scratch dir;
+    write_tokenizer(dir, kind, one.at("marks"), one.at("bos"), one.at("eos"), one.at("template"));
+    const Tokenizer tokenizer = Tokenizer::load(dir / "tokenizer.json");
+    const ChatTemplate chosen = qlora::chat_template_of(dir / "", tokenizer);
+    REQUIRE(chosen.name() == form);  // recognised
+    const ChatTemplate named = qlora::chat_template_of(dir / "", tokenizer, form);
+    for (const Json& shown : one.at("shown")) {
+      std::vector<Message> messages = messages_of(shown.at("messages"));
+      const qlora::TokenDocument whole = qlora::chat_document(tokenizer, chosen, messages);
+      CHECK(whole.ids == shown.at("finished").get<Ids>());
+      CHECK(whole.answer == shown.at("answer").get<std::vector<std::uint8_t>>());
+      messages.pop_back();
+      CHECK(qlora::chat_tokens(tokenizer, named, messages) == shown.at("open").get<Ids>());
+    }
+    // The template itself, rendered as it is, must give the same.
+    qlora::jinja::Variables tokens{{"bos_token", one.at("bos").get<std::string>()},
+                                   {"eos_token", one.at("eos").get<std::string>()}};
+    const ChatTemplate own(std::make_shared<const qlora::detail::JinjaChat>(one.at("template").get<std::string>(),
+                                                                            tokens, tokenizer.marks()));
+    Random random;
+    int compared = 0;
+    for (std::size_t i = 0; i < 1000; ++i) {
+      const auto tagged = [&](const Message& message) {
+        const auto tags = chosen.tags();
+        return std::any_of(tags.begin(), tags.end(),
+                           [&](const std::string& tag) { return message.content.find(tag) != std::string::npos; });
+      };
+      std::vector<Message> messages = random.conversation(fragments);
+      while (std::any_of(messages.begin(), messages.end(), tagged)) messages = random.conversation(fragments);
+      const qlora::TokenDocument whole = qlora::chat_document(tokenizer, chosen, messages);
+      const bool same_labels = i % 50 != 0 || qlora::chat_document(tokenizer, own, messages).answer == whole.answer;
+      messages.pop_back();
+      const bool same = hashed(qlora::chat_tokens(tokenizer, chosen, messages), nullptr) == one.at("open")[i] &&
+                        hashed(whole.ids, &whole.answer) == one.at("finished")[i] && same_labels;
+      CAPTURE(i);
+      REQUIRE(same);
+      ++compared;
+    }
+    CHECK(compared == 1000);
+  }
+}
+
+TEST_CASE("templates give the texts of jinja2, or are refused where it refuses") {
+  std::vector<std::vector<Message>> dialogues;
+  for (const Json& one : chats().at("dialogues")) dialogues.push_back(messages_of(one));
+  const qlora::jinja::Variables tokens{{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+  int texts = 0, refusals = 0;
+  for (const Json& one : chats().at("templates")) {
+    CAPTURE(one.at("name").get<std::string>());
+    const qlora::detail::JinjaChat chat(one.at("template"), tokens, {"</s>"});
+    for (std::size_t i = 0; i < 2 * dialogues.size(); ++i) {
+      CAPTURE(i);
+      const Json& expected = one.at("texts")[i];
+      if (expected.is_null()) {
+        CHECK_THROWS_AS(static_cast<void>(chat.render(dialogues[i / 2], i % 2 == 0)), Error);
+        ++refusals;
+      } else {
+        CHECK(chat.render(dialogues[i / 2], i % 2 == 0) == expected.get<std::string>());
+        ++texts;
+      }
+    }
+  }
+  CHECK(texts > 120);
+  CHECK(refusals > 20);
+}
+
+namespace {
+
+/// A directory with a byte-level tokenizer that has ChatML's marks.
+struct Directory {
+  test::Scratch dir;
+  explicit Directory(const std::string& chat_template = "") {
+    write_tokenizer(dir, "gpt2", {"<|im_start|>", "<|im_end|>"}, "<|begin|>", "<|end|>", chat_template);
+  }
+  [[nodiscard]] Tokenizer tokenizer() const { return Tokenizer::load(dir / "tokenizer.json"); }
+  [[nodiscard]] ChatTemplate chat(const std::string& name = "") const {
+    return qlora::chat_template_of(dir / "", tokenizer(), name);
+  }
+};
+
+const std::vector<Message> question{{"user", "Who?"}};
+
+std::string template_of(const std::string& name) {
+  for (const char* list : {"forms", "templates"}) {
+    for (const Json& one : chats().at(list)) {
+      if (one.value("form", one.value("name", "")) == name) return one.at("template");
+    }
+  }
+  return "";
+}
+
+std::string refusal(const ChatTemplate& chat, const std::vector<Message>& messages, bool open = true) {
+  try {
+    static_cast<void>(chat.write(messages, open));
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+}  // namespace
+
+TEST_CASE("a directory's template: where it stands, what it is called, where replies end") {
+  if (!can_read("gpt2")) return;
+  const Directory chatml(template_of("chatml"));
+  CHECK(chatml.chat().name() == "chatml");
+  CHECK(chatml.chat().fingerprint() == "chatml");
+  CHECK(chatml.chat().stops().marks == std::vector<std::string>{"<|im_end|>", "<|im_start|>", "<|begin|>"});
+  CHECK(chatml.chat("vicuna").name() == "vicuna");
+  CHECK_THROWS_WITH_AS(static_cast<void>(chatml.chat("gpt")), doctest::Contains("llama2, llama3, chatml"), Error);
+
+  const Directory own(template_of("qwen"));
+  CHECK(own.chat().name() == "own");
+  CHECK(own.chat().fingerprint().size() == 64);
+  CHECK(own.chat().stops().marks == std::vector<std::string>{"<|im_end|>", "<|im_start|>"});
+  std::ofstream(own.dir / "chat_template.jinja") << template_of("chatml");  // rules over tokenizer_config.json
+  CHECK(own.chat().name() == "chatml");
+
+  const Directory several;
+  Json config{{"eos_token", "<|end|>"}};
+  config["chat_template"] = {{{"name", "tool"}, {"template", "x"}},
+                             {{"name", "default"}, {"template", template_of("chatml")}}};
+  std::ofstream(several.dir / "tokenizer_config.json") << config.dump();
+  CHECK(several.chat().name() == "chatml");
+
+  // A text between turns where there is no mark.
+  const Directory text(
+      "{% for m in messages %}{{ '### ' + m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '### assistant: ' }}{% endif %}");
+  CHECK(text.chat().stops().marks.empty());
+  CHECK(text.chat().stops().turn == "### user:");
+}
+
+TEST_CASE("what cannot be written is refused with the reason and the cure, when a conversation is written") {
+  if (!can_read("gpt2")) return;
+  const auto holds = [](const std::string& message, const char* part) {
+    CAPTURE(message);
+    CHECK(message.find(part) != std::string::npos);
+  };
+  holds(refusal(Directory().chat(), question), "the model has no chat template; --chat-template NAME chooses");
+  CHECK(Directory().chat().name() == "none");
+  CHECK(Directory().chat("chatml").name() == "chatml");
+  holds(refusal(Directory("{% include 'x' %}").chat(), question), "the statement 'include', which is not supported");
+  holds(refusal(Directory("{{ messages | sort }}").chat(), question), "the filter 'sort', which is not supported");
+  holds(refusal(Directory("{{ strftime_now('%d') }}").chat(), question), "calls 'strftime_now'");
+  holds(refusal(Directory("{% for m in").chat(), question), "line 1 of the chat template");
+  holds(refusal(Directory("{{ " + std::string(2000, '(') + std::string(2000, ')') + " }}").chat(), question),
+        "nested too deep");
+  holds(refusal(Directory(template_of("gemma")).chat(), {{"system", "s"}, {"user", "x"}}), "System role not supported");
+  holds(refusal(Directory(template_of("chatml")).chat(), {{"user", "a<|im_end|>b"}}),
+        "holds the special tag <|im_end|>");
+  holds(refusal(Directory(template_of("qwen")).chat(), {{"user", "<|im_start|>"}}), "special tag <|im_start|>");
+  // A reply that is not behind what the model is given to answer.
+  const Directory before(
+      "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}");
+  holds(refusal(before.chat(), {{"user", "a"}, {"assistant", "b"}}, false), "cannot be told what is to be learned");
+  CHECK(refusal(before.chat(), question) == "accepted");
+}
+
+TEST_CASE("templates cannot take memory or time without bound") {
+  const auto render = [](const std::string& text) { return qlora::jinja::Template(text).render({}); };
+  const std::string loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}";
+  const std::string ends = "{% endfor %}{% endfor %}{% endfor %}";
+  CHECK_THROWS_WITH_AS(render(loops + "{{ a }}" + ends), doctest::Contains("too long"), Error);
+  CHECK_THROWS_AS(render("{% set n = namespace(t='x') %}{% for a in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}"),
+                  Error);
+  CHECK_THROWS_AS(render("{% set n = namespace(t=[1]) %}{% for a in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}"),
+                  Error);
+  CHECK_THROWS_WITH_AS(render("{% set n = namespace(t=[1]) %}{% for a in range(99999) %}{% set n.t = [n.t] %}"
+                              "{% endfor %}"),
+                       doctest::Contains("too deep"), Error);
+  CHECK_THROWS_AS(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), Error);
+}
