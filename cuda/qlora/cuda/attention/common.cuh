@@ -122,9 +122,7 @@ void launch_tiles(Context& context, const char* name, void (*kernel)(Parameters.
                   int shared_bytes, const Arguments&... arguments) {
   QLORA_EXPECTS(shared_bytes <= context.max_shared_bytes, name, ": a block needs ", shared_bytes,
                 " bytes of shared memory, this GPU gives ", context.max_shared_bytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-        name);
+  allow_shared(context, kernel, shared_bytes, Carveout::most_shared, name);
   kernel<<<grid, static_cast<unsigned int>(threads), static_cast<std::size_t>(shared_bytes), context.stream>>>(
       arguments...);
   check_launch(name);

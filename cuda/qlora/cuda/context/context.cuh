@@ -10,7 +10,10 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qlora/cuda/launch.hpp"
@@ -23,6 +26,7 @@ namespace cuda {
 /// Throws Error (resource) with the CUDA runtime's message; `what` names the operation.
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    (void)cudaGetLastError();  // else the next check_launch of this thread would report it again
     throw Error(concat("CUDA: ", what, ": ", cudaGetErrorString(status)), ErrorKind::resource);
   }
 }
@@ -116,7 +120,7 @@ class Context {
   std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring and fault word
   std::shared_ptr<Counts> counts = std::make_shared<Counts>();
   std::uint32_t place = 0;
-  std::uint32_t* fault_word = nullptr;  ///< device memory, with the counters behind it
+  std::uint32_t* fault_word = nullptr;  ///< device memory
   std::byte* workspace = nullptr;       ///< shared by all libraries on this stream
   std::int64_t workspace_bytes = 0;
   StagingRing ring{};
@@ -163,8 +167,6 @@ class Context {
   }
 
   [[nodiscard]] Fault fault() const { return {fault_word, place}; }
-  /// Device memory for two counters of one kernel, 0 between kernels.
-  [[nodiscard]] std::uint32_t* counters() const { return fault_word + 16; }
 
   /// Bytes of the card that this process uses, including the driver's context and loaded kernels.
   [[nodiscard]] std::int64_t taken() const {
@@ -184,6 +186,25 @@ class Context {
     return static_cast<std::byte*>(memory);
   }
 };
+
+/// What allow_shared asks of L1.
+enum class Carveout : std::uint8_t { usual, most_shared };
+/// Lets blocks of a kernel have up to `bytes` of shared memory, always the same for a kernel. Done once: the limit belongs
+/// to the kernel on its device, and while it is set a launch by another thread fails ("invalid argument").
+template <class... Params>
+void allow_shared(const Context& context, void (*kernel)(Params...), int bytes, Carveout carveout, const char* name) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> done;  // kernels belong to the process, as this does
+  const std::pair<const void*, int> one{reinterpret_cast<const void*>(kernel), context.options.device};
+  const std::lock_guard lock(mutex);
+  if (done.contains(one)) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
+  if (carveout == Carveout::most_shared) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          name);
+  }
+  done.insert(one);
+}
 
 /// Tokens up to which ops are for decoding, where launches take as long as kernels.
 inline constexpr int most_few_tokens = 16;

@@ -194,8 +194,8 @@ static __global__ void __launch_bounds__(Policy::threads)
 template <class Policy>
 void launch_prefill(Context& context, const AttentionShape& shape, int sequences, int longest,
                     const CachedSequence<bf16>* staged, const bf16* qkv, float scale, Rows<bf16> o) {
-  check(cudaFuncSetAttribute(prefill_kernel<Policy>, cudaFuncAttributeMaxDynamicSharedMemorySize, Policy::shared_bytes),
-        "shared memory of attention_cached");
+  allow_shared(context, prefill_kernel<Policy>, Policy::shared_bytes, Carveout::usual,
+               "attention_cached, many new tokens");
   const dim3 grid(static_cast<unsigned>((longest + Policy::queries - 1) / Policy::queries),
                   static_cast<unsigned>(shape.heads), static_cast<unsigned>(sequences));
   prefill_kernel<Policy><<<grid, Policy::threads, Policy::shared_bytes, context.stream>>>(shape, staged, qkv, scale, o);

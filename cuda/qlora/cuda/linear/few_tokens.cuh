@@ -5,15 +5,14 @@
 //            (N,R) float · y residual (T, sum N) bf16 · partial (chunks, T, XA) float in the context's workspace
 // Writes     y and the XA columns of x with =
 // Split      a block of 16 warps per multiprocessor owns neighbouring tiles of 8 rows; its warps share the columns
-//            evenly, in steps of 256, and their sums meet in shared memory. The products with A are split over all
-//            warps of the grid and come first; a block needs XA only when it has finished with W, and waits for it
+//            evenly, in steps of 256, and their sums meet in shared memory. The products with A are a launch before it
+//            (few_tokens_adapter.cuh)
 // Fragments  mma of 16 x 16 by 16 x 8: rows g and g + 8 of the left operand are the same row of W in two neighbouring
 //            pairs of blocks, 16 bytes of codes per lane each. The four lanes of a row hold two blocks, which have
 //            different scales: column q of a token in the right operand is zero outside of block q. Codes hold, byte by
 //            byte, the pairs that mma takes: a table gives a byte's two values at once, and each lane has a copy of
 //            it in its own bank
-// Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256; all blocks resident at
-//            once (at most one per multiprocessor)
+// Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256
 // Numbers    the codebook is rounded to bf16, absmax is not: sums of 64 products in fp32, times absmax, added in fp32.
 //            XA is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only
 // Cost       0.516 bytes per weight, at 2.5 TB/s of an H200 in the long run, and 2 to 4 us per launch; about 2.1
@@ -23,7 +22,7 @@
 
 #include <algorithm>
 
-#include "qlora/cuda/linear/few_tokens_steps.cuh"
+#include "qlora/cuda/linear/few_tokens_adapter.cuh"
 
 namespace qlora {
 inline namespace v0 {
@@ -54,139 +53,32 @@ __device__ __forceinline__ void fill_tokens(const FewTokensArgs& args, unsigned 
   }
 }
 
-__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-/// Brings the adapters' values that the block is going to read to L2: the warp's rows of A, the rows of B of its tiles.
-__device__ __forceinline__ void prefetch_adapter(const FewTokensArgs& args, const FewTokensTiles& tiles) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int unit = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * warp;
-  if (unit < args.adapters * args.chunks) {
-    const int chunk = unit / args.adapters;
-    const int column = chunk * args.chunk_columns + lane * 32;  // 128 bytes
-    if (column < min(args.width, (chunk + 1) * args.chunk_columns)) {
-      prefetch(args.a + std::int64_t{unit - chunk * args.adapters} * args.width + column);
-    }
-  }
-  for (int tile = tiles.first + warp; tile < tiles.last; tile += FewTokens::warps) {
-    const FewTokensPart& part = args.part[part_of(args, tile)];
-    if (part.b == nullptr) continue;
-    const float* b = part.b + std::int64_t{tile - part.first_tile} * FewTokens::rows * args.rank;
-    for (int i = lane * 32; i < FewTokens::rows * args.rank; i += 32 * 32) prefetch(b + i);
-  }
-}
-
-/// The warp's share of the products with A: one row of A in one chunk of K, for all tokens. Publishes it.
-__device__ __forceinline__ void multiply_adapter(const FewTokensArgs& args) {
-  const int warps = static_cast<int>(gridDim.x) * FewTokens::warps;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int unit = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * (static_cast<int>(threadIdx.x) / 32);
-       unit < args.adapters * args.chunks; unit += warps) {
-    const int chunk = unit / args.adapters;
-    const int row = unit - chunk * args.adapters;
-    const int last = min(args.width, (chunk + 1) * args.chunk_columns);
-    const float* a = args.a + std::int64_t{row} * args.width;
-    float sum[FewTokens::tokens] = {};
-#pragma unroll 4
-    for (int column = chunk * args.chunk_columns + lane * 4; column < last; column += 128) {
-      const float4 four = __ldcs(reinterpret_cast<const float4*>(a + column));
-#pragma unroll
-      for (int t = 0; t < FewTokens::tokens; ++t) {
-        if (t >= args.tokens) continue;
-        const auto* x = reinterpret_cast<const uint2*>(args.x.data + std::int64_t{t} * args.x.stride + column);
-        const float2 low = device::unpack2(x->x);
-        const float2 high = device::unpack2(x->y);
-        sum[t] += four.x * low.x + four.y * low.y + four.z * high.x + four.w * high.y;
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < FewTokens::tokens; ++t) {
-      if (t >= args.tokens) continue;
-      const float all = device::warp_sum(sum[t]);
-      if (lane == 0) __stcg(args.partial + (std::int64_t{chunk} * args.tokens + t) * args.adapters + row, all);
-    }
-    if (lane == 0) {
-      __threadfence();
-      atomicAdd(args.counters, 1U);
-    }
-  }
-}
-/// Waits for the products with A of all blocks and adds their parts in order, rounded to bf16, into `to` (T,XA).
-__device__ __forceinline__ void collect_adapter(const FewTokensArgs& args, float* to) {
-  if (threadIdx.x == 0) {
-    const auto all = static_cast<std::uint32_t>(args.adapters * args.chunks);
-    std::uint32_t seen = 0;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(args.counters) : "memory");
-    } while (seen < all);
-    if (atomicAdd(args.counters + 1, 1U) == gridDim.x - 1) {  // nobody waits any more
-      args.counters[0] = 0;
-      args.counters[1] = 0;
-    }
-  }
-  __syncthreads();
-  const int count = args.tokens * args.adapters;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += FewTokens::threads) {
-    float sum = 0.0F;
-#pragma unroll 4
-    for (int chunk = 0; chunk < args.chunks; ++chunk) sum += __ldcg(args.partial + std::int64_t{chunk} * count + i);
-    const __nv_bfloat16 rounded = __float2bfloat16_rn(sum);
-    to[i] = __bfloat162float(rounded);
-    if (blockIdx.x != 0) continue;
-    const int token = i / args.adapters;
-    device::native(args.x.data)[std::int64_t{token} * args.x.stride + args.width + i - token * args.adapters] = rounded;
-  }
-  __syncthreads();
-}
-
-/// y of the block's rows, half a warp per row: the sums of the warps in order, the adapter's share, the residual.
+/// y of the block's rows, a thread per row and token: the sums of the warps in order, the adapter's share, the residual.
 __device__ __forceinline__ void store_outputs(const FewTokensArgs& args, const FewTokensTiles& tiles, int steps_in_row,
-                                              int span, const int* first_tile, const float* sums, const float* xa) {
-  const int lane = static_cast<int>(threadIdx.x) % 16;
+                                              int span, const int* first_tile, const float* sums, const float* shares) {
   const int steps = (tiles.last - tiles.first) * steps_in_row;
   const int rows = (tiles.last - tiles.first) * FewTokens::rows;
-  for (int base = static_cast<int>(threadIdx.x) / 32 * 2; base < rows; base += FewTokens::warps * 2) {
-    const int row = base + static_cast<int>(threadIdx.x) / 16 % 2;  // rows are even: both halves stay in the loop
+  for (int i = static_cast<int>(threadIdx.x); i < rows * args.tokens; i += FewTokens::threads) {
+    const int token = i / rows;
+    const int row = i - token * rows;
     const int tile = row / FewTokens::rows;
-    const FewTokensPart& part = args.part[part_of(args, tiles.first + tile)];
-    const std::int64_t n = std::int64_t{tiles.first} * FewTokens::rows + row;
-    float share[FewTokens::tokens] = {};
-    if (part.b != nullptr) {
-      const float* b = part.b + (n - std::int64_t{part.first_tile} * FewTokens::rows) * args.rank;
-      for (int r = lane * 4; r < args.rank; r += 64) {
-        const float4 four = __ldg(reinterpret_cast<const float4*>(b + r));
-#pragma unroll
-        for (int t = 0; t < FewTokens::tokens; ++t) {
-          if (t >= args.tokens) continue;
-          const float* x = xa + t * args.adapters + part.slot + r;
-          share[t] += four.x * x[0] + four.y * x[1] + four.z * x[2] + four.w * x[3];
-        }
-      }
-    }
-    float own = 0.0F;
-#pragma unroll
-    for (int t = 0; t < FewTokens::tokens; ++t) {
-      if (t >= args.tokens || args.adapters == 0) continue;
-#pragma unroll
-      for (int distance = 8; distance > 0; distance /= 2) {
-        share[t] += __shfl_xor_sync(0xffffffffU, share[t], distance);
-      }
-      if (lane == t) own = share[t];
-    }
-    if (lane >= args.tokens) continue;
+    const std::int64_t to = std::int64_t{token} * args.outputs + std::int64_t{tiles.first} * FewTokens::rows + row;
+    const float residual = args.residual != nullptr ? __bfloat162float(device::native(args.residual)[to]) : 0.0F;
     float value = 0.0F;
     const int last = warp_of((tile + 1) * steps_in_row - 1, steps);
     for (int warp = warp_of(tile * steps_in_row, steps); warp <= last; ++warp) {
       if (share_of(warp, steps) == share_of(warp + 1, steps)) continue;  // fewer steps than warps
       const int at = (warp * span + tile - first_tile[warp]) * FewTokens::rows + row % FewTokens::rows;
-      value += sums[at * 4 + lane * 2] + sums[at * 4 + lane * 2 + 1];
+      value += sums[at * 4 + token * 2] + sums[at * 4 + token * 2 + 1];
     }
-    value = fmaf(part.scale, own, value);
-    const std::int64_t to = std::int64_t{lane} * args.outputs + n;
-    if (args.residual != nullptr) value += __bfloat162float(device::native(args.residual)[to]);
-    device::native(args.y)[to] = __float2bfloat16_rn(value);
+    const FewTokensPart& part = args.part[part_of(args, tiles.first + tile)];
+    if (part.b != nullptr) value = fmaf(part.scale, shares[row * args.tokens + token], value);
+    device::native(args.y)[to] = __float2bfloat16_rn(value + residual);
   }
 }
 
+/// Whether there are adapters is asked here and not a parameter of the template: without the branch nvcc 13.0 schedules
+/// the kernel such that decoding the 7B base is 8 % slower.
 template <bool Double>
 static __global__ void __launch_bounds__(FewTokens::threads, 1)
     few_tokens_kernel(const __grid_constant__ FewTokensArgs args, const FewTokensLayout layout) {
@@ -212,12 +104,19 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
     cursor.advance(args, steps_in_row, first + i + 1 < last);
   }
   device::let_next_start();
-  if (args.adapters > 0) prefetch_adapter(args, tiles);
+  if (args.adapters > 0) prefetch_b(args, tiles);
   fill_tables(few_tokens_shared);
   device::wait_for_previous();  // weights and tables are constant; x and all that is written is not
   fill_tokens(args, few_tokens_shared + layout.x);
-  if (args.adapters > 0) multiply_adapter(args);
-  __syncthreads();
+  auto* shares = reinterpret_cast<float*>(few_tokens_shared + layout.shares);
+  if (args.adapters > 0) {
+    auto* xa = reinterpret_cast<float*>(few_tokens_shared + layout.adapter);
+    collect_adapter(args, xa);
+    __syncthreads();
+    make_shares(args, tiles, xa, shares);
+  } else {
+    __syncthreads();
+  }
 
   // The lane's column of the right operand is block q of a token; a block's codes are in two of the four lanes that are
   // summed, so the column is zero in the other two.
@@ -247,14 +146,9 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
       offset = args.part[part_of(args, tile)].offset;
     }
   }
-  auto* xa = reinterpret_cast<float*>(few_tokens_shared + layout.adapter);
-  if (args.adapters > 0) {
-    collect_adapter(args, xa);
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   store_outputs(args, tiles, steps_in_row, layout.span, first_tile,
-                reinterpret_cast<const float*>(few_tokens_shared + layout.sums), xa);
+                reinterpret_cast<const float*>(few_tokens_shared + layout.sums), shares);
 }
 
 /// Tokens of a group that one launch serves; 0: its shape is not served.
@@ -287,7 +181,6 @@ inline void launch_few_tokens(Context& context, const GroupArgs& group, std::spa
   args.x = x;
   args.residual = residual;
   args.y = y;
-  args.counters = context.counters();
   int row = 0;
   int slot = 0;
   for (std::size_t p = 0; p < std::size_t{FewTokens::parts}; ++p) {
@@ -314,21 +207,14 @@ inline void launch_few_tokens(Context& context, const GroupArgs& group, std::spa
     slot += group.rank;
   }
   const int tiles = args.outputs / FewTokens::rows;
-  const int blocks = adapters > 0 ? context.sm_count : std::min(context.sm_count, tiles);
+  const int blocks = std::clamp(tiles, 1, context.sm_count);
   if (adapters > 0) {
-    const int pieces = group.in / 128;
-    const int most = std::clamp(blocks * FewTokens::warps / adapters, 1, FewTokens::chunks);
-    const int each = (pieces + most - 1) / most;
-    args.chunk_columns = each * 128;
-    args.chunks = (pieces + each - 1) / each;
-    args.partial = reinterpret_cast<float*>(context.workspace);
-    QLORA_EXPECTS(std::int64_t{args.chunks} * tokens * adapters * 4 <= context.workspace_bytes, "products with A of ",
-                  adapters, " columns need more workspace than ", context.workspace_bytes);
+    choose_chunks(context, args);
+    launch_adapter_products(context, args);
   }
   const FewTokensLayout layout = FewTokensLayout::of(tokens, group.in, adapters, tiles / blocks + 1);
   const auto launch = [&](auto kernel) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes),
-          "linear, few tokens");
+    allow_shared(context, kernel, context.max_shared_bytes, Carveout::usual, "linear, few tokens");
     cuda::launch(context, true, "linear, few tokens", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(FewTokens::threads), layout.bytes, args, layout);
   };

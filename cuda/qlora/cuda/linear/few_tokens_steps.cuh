@@ -20,11 +20,10 @@ struct FewTokens {
   static constexpr int warps = 16;
   static constexpr int threads = warps * 32;
   static constexpr int tokens = 2;
-  static constexpr int rows = 8;     ///< of a tile
-  static constexpr int step = 256;   ///< columns
-  static constexpr int ahead = 3;    ///< steps that a warp has loaded ahead: 48 KiB per multiprocessor are in flight
-  static constexpr int parts = 3;    ///< q, k, v
-  static constexpr int chunks = 16;  ///< of K that a product with A is split into, at most
+  static constexpr int rows = 8;    ///< of a tile
+  static constexpr int step = 256;  ///< columns
+  static constexpr int ahead = 3;   ///< steps that a warp has loaded ahead: 48 KiB per multiprocessor are in flight
+  static constexpr int parts = 3;   ///< q, k, v
   static constexpr int table_bytes = 256 * 256;  ///< byte b, copy of lane l: at 256 b + 4 l
 };
 
@@ -53,8 +52,6 @@ struct FewTokensArgs {
   const bf16* residual = nullptr;
   bf16* y = nullptr;
   float* partial = nullptr;
-  std::uint32_t* counters =
-      nullptr;  ///< two, 0 between launches: products with A that are complete, blocks that saw so
 };
 
 /// Byte offsets in the block's shared memory behind the table.
@@ -63,6 +60,7 @@ struct FewTokensLayout {
   int x;           ///< (T, K) bf16 in the order of fragments
   int sums;        ///< (warps, span, 8, tokens, 2) float
   int adapter;     ///< (T, XA) float
+  int shares;      ///< (rows of the block, T) float
   int bytes;
   int span;  ///< tiles that one warp may touch
   __host__ __device__ static FewTokensLayout of(int tokens, int width, int adapters, int tiles_of_block) {
@@ -72,7 +70,8 @@ struct FewTokensLayout {
     layout.x = layout.first_tile + FewTokens::warps * 4;
     layout.sums = layout.x + tokens * width * 2;
     layout.adapter = layout.sums + FewTokens::warps * layout.span * 32 * 4;
-    layout.bytes = layout.adapter + tokens * adapters * 4;
+    layout.shares = layout.adapter + tokens * adapters * 4;
+    layout.bytes = layout.shares + (adapters > 0 ? tiles_of_block * FewTokens::rows * tokens * 4 : 0);
     return layout;
   }
 };

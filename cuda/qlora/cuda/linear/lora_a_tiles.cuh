@@ -147,9 +147,8 @@ template <class Tiles, class Args>
 void launch_lora_a(Context& context, const char* name, void (*kernel)(Args), dim3 grid, const Args& args) {
   QLORA_EXPECTS(Tiles::shared_bytes <= context.max_shared_bytes, name, ": a block needs ", Tiles::shared_bytes,
                 " bytes of shared memory, this GPU gives ", context.max_shared_bytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tiles::shared_bytes), name);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-        name);  // room for all resident blocks; L1 is not needed, since nothing is read twice
+  // room for all resident blocks; L1 is not needed, since nothing is read twice
+  allow_shared(context, kernel, Tiles::shared_bytes, Carveout::most_shared, name);
   kernel<<<grid, Tiles::threads, Tiles::shared_bytes, context.stream>>>(args);
   check_launch(name);
 }
