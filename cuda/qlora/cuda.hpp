@@ -123,6 +123,9 @@ class Cuda {
     cuda::download(*context_, from, static_cast<std::int64_t>(stored.size() * sizeof(bf16)), stored.data());
     std::transform(stored.begin(), stored.end(), to.begin(), [](bf16 value) { return static_cast<float>(value); });
   }
+  void download(const std::int32_t* from, std::span<std::int32_t> to) const {
+    cuda::download(*context_, from, static_cast<std::int64_t>(to.size_bytes()), to.data());
+  }
   void zero(float* data, std::int64_t count) {
     cuda::zero(*context_, data, count * static_cast<std::int64_t>(sizeof(float)));
   }
@@ -202,14 +205,11 @@ class Cuda {
     cuda::attention_backward(*context_, heads, batch, rows(go), qkv.data, rows(o), lse, gqkv.data, scratch,
                              scratch_bytes);
   }
-  template <int Width>
-  void store_kv(const AttentionShape& heads, std::span<const CachedSequence<bf16>> sequences, ConstView<Width> qkv) {
-    cuda::store_kv(*context_, heads, sequences, qkv.data);
-  }
   template <int Width, int Out>
-  void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<bf16>> sequences,
-                        ConstView<Width> qkv, View<Out> o, std::byte* /*scratch*/, std::int64_t /*bytes*/) {
-    cuda::attention_cached(*context_, heads, sequences, qkv.data, rows(o));
+  void attention_cached(const AttentionShape& heads, const float* cosine, const float* sine,
+                        const std::int32_t* position, std::span<const CachedSequence<bf16>> sequences, View<Width> qkv,
+                        View<Out> o, std::byte* /*scratch*/, std::int64_t /*bytes*/) {
+    cuda::attention_cached(*context_, heads, cosine, sine, position, qkv.rows, sequences, qkv.data, rows(o));
   }
   /// The launches of repeated steps, each recorded once.
   class Recordings {
@@ -218,6 +218,7 @@ class Cuda {
     struct Entry {
       int tokens = 0;
       int splits = 0;
+      int among = 0;
       const void* adapters = nullptr;
       std::vector<float> scales{};
       std::shared_ptr<cuda::Recording> recording{};  ///< null: run once, not yet recorded
@@ -228,23 +229,24 @@ class Cuda {
     std::vector<Entry> entries_;
   };
   /// Runs the body at the first call of its kind, since libraries choose algorithms then; records its launches at the
-  /// second and repeats them from then on, as one CUDA graph.
+  /// second and repeats them from then on, as one CUDA graph. Host arrays are staged to `staged`.
   template <class Body>
-  void repeat(Recordings& recordings, const Repetition& what, const Body& body) {
+  void repeat(Recordings& recordings, const Repetition& what, std::span<std::byte> staged, const Body& body) {
     if (!cuda::may_record(*context_)) return body();
     auto& entries = recordings.entries_;
     const int splits = cuda::key_splits(what.longest);
     const auto found = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) {
-      return entry.tokens == what.tokens && entry.splits == splits && entry.adapters == what.adapters &&
+      return entry.tokens == what.tokens && entry.splits == splits && entry.among == what.among &&
+             entry.adapters == what.adapters &&
              std::equal(entry.scales.begin(), entry.scales.end(), what.scales.begin(), what.scales.end());
     });
     if (found == entries.end()) {
       if (entries.size() == Recordings::most) entries.erase(entries.begin());
-      entries.push_back({what.tokens, splits, what.adapters, {what.scales.begin(), what.scales.end()}});
+      entries.push_back({what.tokens, splits, what.among, what.adapters, {what.scales.begin(), what.scales.end()}});
       return body();
     }
     if (found->recording == nullptr) {
-      cuda::begin_recording(*context_);
+      cuda::begin_recording(*context_, staged);
       try {
         body();
       } catch (...) {
@@ -274,6 +276,9 @@ class Cuda {
   template <int D>
   void project(ConstView<D> x, const bf16* head, int vocab, float* logits) {
     cuda::project(*context_, x.rows, x.cols(), vocab, rows(x), head, logits);
+  }
+  void pick(int tokens, int vocab, int among, const float* logits, std::int32_t* ids) {
+    cuda::pick(*context_, tokens, vocab, among, logits, ids);
   }
   void add_losses(int tokens, const float* losses, StepScalars* scalars) {
     cuda::add_losses(*context_, tokens, losses, scalars);

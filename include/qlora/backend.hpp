@@ -42,8 +42,9 @@ concept BackendArena = requires(A& arena, const A& taken, std::int64_t n) {
 template <class B, class A = typename B::Act, class P = typename B::Param>
 concept MemoryBackend = BackendArena<typename B::Arena> &&
     requires(B& b, const B& made, A* a, P* p, const TokenBatch& batch, std::span<const std::int32_t> numbers,
-             std::span<float> host, const TensorRef& tensor, const Quant& quant, const Nf4Target& target,
-             const WorkspaceNeeds& needs, std::byte* memory, StepScalars* scalars, std::int64_t n) {
+             std::span<float> host, std::span<std::int32_t> host_ids, const TensorRef& tensor, const Quant& quant,
+             const Nf4Target& target, const WorkspaceNeeds& needs, std::byte* memory, StepScalars* scalars,
+             std::int64_t n) {
   { B::space } -> std::convertible_to<Space>;
   { B::rank_step } -> std::convertible_to<int>;  // rank caps are multiples of it
   { B::shape_limits } -> std::convertible_to<ShapeLimits>;
@@ -69,6 +70,7 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
   b.upload(host, p);
   made.download(a, host);
   made.download(p, host);
+  made.download(numbers.data(), host_ids);
   b.zero(p, n);
   b.zero(scalars);
   { b.read(scalars) } -> std::same_as<StepScalars>;
@@ -84,7 +86,7 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
                                   const AttentionShape& heads, const TokenBatch& batch,
                                   std::span<const CachedSequence<A>> cached, const std::int32_t* ids,
                                   const LossScratch<A, P>& loss, std::byte* scratch, std::int64_t n,
-                                  typename B::Recordings& recordings, void (*body)()) {
+                                  std::int32_t* picked, typename B::Recordings& recordings, void (*body)()) {
   b.at(1, Site::attention);  // where the next ops stand, for reports of what is not finite
   // embed: ids (T), table (V,D) -> x (T,D)
   b.embed(ids, in, x);
@@ -101,18 +103,21 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   // attention: qkv -> o (T,HE), lse (H,T), inside document segments
   b.attention(heads, batch, wide_in, x, p, scratch, n);
   b.attention_backward(heads, batch, in, wide_in, in, p, wide, scratch, n);
-  // decode: keys and values of new tokens into a cache; new tokens over cached keys and values
-  b.store_kv(heads, cached, wide_in);
-  b.attention_cached(heads, cached, wide_in, x, scratch, n);
+  // decode: turns qkv of new tokens, puts their keys and values into caches, and attends over them -> o (T,HE). Positions
+  // are places in the sequences; qkv is used up
+  b.attention_cached(heads, p, p, ids, cached, wide, x, scratch, n);
   // runs a body of the ops above and of `stage`, or repeats its launches. Bodies with equal Repetition give the ops the
-  // same addresses, also in host memory, and the same numbers except for lengths of cached sequences
-  b.repeat(recordings, Repetition{}, body);
+  // same addresses, also in host memory, and the same numbers except for lengths of cached sequences. What they stage
+  // has room in the workspace of a decoder
+  b.repeat(recordings, Repetition{}, std::span<std::byte>{}, body);
   // swiglu: gate|up (T,2F) -> y (T,F)
   b.template swiglu<64>(wide_in, x);
   b.template swiglu_backward<64>(in, wide_in, wide);
   // loss: x (T,D), head (V,D), targets (T) -> losses (T), gx (T,D); project: logits (T,V)
   b.cross_entropy(batch, in, a, 32, 1.0, loss, p, a, p);
   b.project(in, a, 32, p);
+  // pick: logits (T,V) -> ids (T), the largest of the first columns
+  b.pick(1, 32, 30, p, picked);
 };
 
 /// The ops of the optimizer, over all trained parameters behind one another. Named as those of the network.

@@ -19,6 +19,7 @@
 #include "qlora/cpu/loss.hpp"
 #include "qlora/cpu/nf4.hpp"
 #include "qlora/cpu/norm.hpp"
+#include "qlora/cpu/pick.hpp"
 #include "qlora/cpu/rope.hpp"
 #include "qlora/cpu/swiglu.hpp"
 #include "qlora/cpu/workspace.hpp"
@@ -95,6 +96,10 @@ class Cpu {
   /// Backend memory into `to`, rounded to float; of a complex number the real part.
   void download(const S* from, std::span<float> to) const {
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(cpu::real_part(from[i]));
+  }
+  /// Ids in backend memory into `to`.
+  void download(const std::int32_t* from, std::span<std::int32_t> to) const {
+    std::copy_n(from, to.size(), to.begin());
   }
   /// Sets `count` numbers to 0.
   void zero(S* data, std::int64_t count) {
@@ -175,15 +180,14 @@ class Cpu {
     cpu::attention_backward<N>(*pool_, qkv.rows, heads, batch.segments, block(go), qkv.data, block(o), lse, gqkv.data,
                                reinterpret_cast<S*>(scratch), per_worker(scratch_bytes));
   }
-  /// The keys and values of new tokens into the caches of their sequences.
-  template <int Width>
-  void store_kv(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences, Mat<const S, Width> qkv) {
-    cpu::store_kv<S>(heads, sequences, qkv.data);
-  }
-  /// o (T,HE) = attention of each new token over its sequence's cache up to itself; store_kv comes before.
+  /// Of new tokens: turns qkv (T,(H+2K)E) in place, puts keys and values into the caches, and o (T,HE) = attention of
+  /// each over its sequence's cache up to itself. position (T) is the place in the sequence.
   template <int Width, int Out>
-  void attention_cached(const AttentionShape& heads, std::span<const CachedSequence<S>> sequences,
-                        Mat<const S, Width> qkv, Mat<S, Out> o, std::byte* scratch, std::int64_t scratch_bytes) {
+  void attention_cached(const AttentionShape& heads, const S* cosine, const S* sine, const std::int32_t* position,
+                        std::span<const CachedSequence<S>> sequences, Mat<S, Width> qkv, Mat<S, Out> o,
+                        std::byte* scratch, std::int64_t scratch_bytes) {
+    rope(heads, cosine, sine, position, 1, qkv);
+    cpu::store_kv<S>(heads, sequences, qkv.data);
     cpu::attention_cached<N>(*pool_, heads, sequences, qkv.data, block(o), reinterpret_cast<S*>(scratch),
                              per_worker(scratch_bytes));
   }
@@ -191,7 +195,8 @@ class Cpu {
   struct Recordings {};
   /// Runs the body.
   template <class Body>
-  void repeat(Recordings& /*recordings*/, const Repetition& /*what*/, const Body& body) {
+  void repeat(Recordings& /*recordings*/, const Repetition& /*what*/, std::span<std::byte> /*staged*/,
+              const Body& body) {
     body();
   }
   /// y (T,F) = silu(gate) up; gate_up (T,2F) has the gate in the first F columns.
@@ -216,6 +221,10 @@ class Cpu {
   template <int D>
   void project(Mat<const S, D> x, const S* head, int vocab, S* logits) {
     cpu::product_nt<S>(*pool_, x.rows, vocab, x.cols(), S(1), block(x), {head, x.cols()}, 0, {logits, vocab});
+  }
+  /// ids (T) = the largest of the first `among` of each row of logits (T,V), the lowest id among equals.
+  void pick(int tokens, int vocab, int among, const S* logits, std::int32_t* ids) {
+    cpu::pick(*pool_, tokens, vocab, among, logits, ids);
   }
   /// scalars->loss += sum of losses, in order, in double.
   void add_losses(int tokens, const S* losses, StepScalars* scalars) {

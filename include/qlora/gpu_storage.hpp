@@ -7,10 +7,22 @@
 namespace qlora {
 inline namespace v0 {
 
+/// Of a piece of what a repeated step stages, in bytes.
+inline constexpr std::int64_t staged_alignment = 16;
+
 /// Whether dropout is part of the products with A, for inputs of width K and XA columns of adapters; else the dropped
 /// input is stored. (Beyond 384 columns products on a stored input are faster than recomputing masks.)
 [[nodiscard]] constexpr bool fuses_dropout(int in, int adapter_width) {
   return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
+}
+
+/// What a step of one token for each of `sequences` stages: ids, positions, and the sequences of every layer.
+[[nodiscard]] constexpr std::int64_t staged_bytes(int layers, int sequences) {
+  const auto piece = [](std::int64_t bytes) {
+    return (bytes + staged_alignment - 1) / staged_alignment * staged_alignment;
+  };
+  return 2 * piece(std::int64_t{4} * sequences) +
+         layers * piece(static_cast<std::int64_t>(sizeof(CachedSequence<bf16>)) * sequences);
 }
 
 /// Activations in 16 bits, statistics in 32. A group is one product: its weight is [W | s B] of all parts, and its
@@ -32,6 +44,7 @@ inline namespace v0 {
           .adapter = halves(adapter),
           .input = needs.dropout ? halves(needs.tokens * input) : 0,
           .attention = needs.cached ? 0 : floats(needs.tokens * needs.heads),
+          .staged = needs.cached ? arena_bytes(staged_bytes(needs.layers, needs.sequences)) : 0,
           .loss_rows = halves(std::int64_t{needs.loss_chunk} * needs.dim),
           .logits = floats(logits),
           .logit_gradients = halves(logits)};

@@ -58,6 +58,7 @@ struct CachedSequence {
 struct Repetition {
   int tokens = 0;                   ///< new ones, one in each sequence
   int longest = 0;                  ///< tokens in the longest sequence, the new one included
+  int among = 0;                    ///< ids that the likeliest is picked from; 0: none is
   const void* adapters = nullptr;   ///< where their values are; null: none
   std::span<const float> scales{};  ///< of all adapters
 };

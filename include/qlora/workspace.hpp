@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 #include "qlora/ops.hpp"
@@ -32,6 +33,8 @@ struct WorkspaceNeeds {
   std::int64_t tokens = 0;            ///< of the largest micro-batch or call
   int longest = 0;                    ///< keys that a token can see at most
   bool cached = false;                ///< attention reads caches, and there is no backward pass
+  int layers = 0;                     ///< with caches
+  int sequences = 0;                  ///< that have caches
   bool dequantizes = false;           ///< products read weights in 4 bits
   bool dropout = false;               ///< dropped inputs of adapters need room
   int loss_chunk = 0;                 ///< rows whose logits exist at once; 0: no loss
@@ -45,6 +48,7 @@ struct WorkspaceBytes {
   std::int64_t adapter = 0;          ///< its adapters as products read them
   std::int64_t input = 0;            ///< its dropped input
   std::int64_t attention = 0;        ///< scores and partial sums of attention
+  std::int64_t staged = 0;           ///< host arrays that a repeated step reads
   std::int64_t loss_rows = 0;        ///< rows of the loss's input, and as much for their gradients
   std::int64_t logits = 0;           ///< of `loss_chunk` rows
   std::int64_t logit_gradients = 0;  ///< 0: they take the place of the logits
@@ -53,8 +57,8 @@ struct WorkspaceBytes {
   [[nodiscard]] constexpr std::int64_t products() const { return weight + adapter + input; }
   /// Bytes of the pieces that the loss uses.
   [[nodiscard]] constexpr std::int64_t loss() const { return 2 * loss_rows + logits + logit_gradients; }
-  /// Bytes of the workspace: what products and loss share, and attention's own.
-  [[nodiscard]] constexpr std::int64_t total() const { return std::max(products(), loss()) + attention; }
+  /// Bytes of the workspace: what products and loss share, and what is not shared.
+  [[nodiscard]] constexpr std::int64_t total() const { return std::max(products(), loss()) + attention + staged; }
 };
 
 /// Workspaces that all groups share; one product runs at a time.
@@ -72,6 +76,7 @@ struct Workspace {
   LossScratch<Act, Param> loss{};    ///< for the loss; shares its memory with `linear`
   std::byte* attention = nullptr;    ///< for attention; not shared
   std::int64_t attention_bytes = 0;  ///< bytes at `attention`
+  std::span<std::byte> staged{};     ///< for repeated steps; not shared
 };
 
 /// Cuts `memory`, of bytes.total(), into pieces.
@@ -95,6 +100,7 @@ template <class Act, class Param>
   if (bytes.logit_gradients > 0) next(out.loss.logit_grads, bytes.logit_gradients);
   out.attention = memory + std::max(bytes.products(), bytes.loss());
   out.attention_bytes = bytes.attention;
+  out.staged = {out.attention + bytes.attention, static_cast<std::size_t>(bytes.staged)};
   return out;
 }
 

@@ -85,9 +85,10 @@ const void* stage(Context& context, const void* from, std::int64_t bytes);
 class Recording;
 /// Whether launches may be recorded and replayed: not while set_profile measures them.
 bool may_record(const Context& context);
-/// The following launches and `stage` calls are recorded and not executed; they must not wait or allocate. Waits, and
-/// allocates 1 MiB on both sides.
-void begin_recording(Context& context);
+/// The following launches and `stage` calls are recorded and not executed; they must not wait or allocate. Host arrays
+/// get room in `staged`, device memory of the caller's that outlives the recording and that others may share. Waits, and
+/// pins as much host memory.
+void begin_recording(Context& context, std::span<std::byte> staged);
 Recording* end_recording(Context& context);
 /// Drops what was recorded since begin_recording.
 void abandon_recording(Context& context);
@@ -275,11 +276,12 @@ inline constexpr int split_keys = 256;
   while (splits * split_keys < longest) splits *= 2;
   return splits;
 }
-void store_kv(Context& context, const AttentionShape& shape, std::span<const CachedSequence<bf16>> sequences,
-              const bf16* qkv);
-/// New tokens over cached keys and values: query i of a sequence sees its first length - added + i + 1 keys.
-void attention_cached(Context& context, const AttentionShape& shape, std::span<const CachedSequence<bf16>> sequences,
-                      const bf16* qkv, Rows<bf16> o);
+/// Of new tokens (T): turns the queries and keys of qkv by `position`, puts keys and values into the caches, and attends:
+/// query i of a sequence sees its first length - added + i + 1 keys. A token's position is its place in the sequence.
+/// qkv is used up.
+void attention_cached(Context& context, const AttentionShape& shape, const float* cosine, const float* sine,
+                      const std::int32_t* position, int tokens, std::span<const CachedSequence<bf16>> sequences,
+                      bf16* qkv, Rows<bf16> o);
 
 // --- loss/loss.cuh ---------------------------------------------------------------------------------------------------
 
@@ -290,6 +292,11 @@ void cross_entropy(Context& context, int dim, int vocab, const TokenBatch& batch
 void project(Context& context, int tokens, int dim, int vocab, Rows<const bf16> x, const bf16* head, float* logits);
 /// scalars->loss += sum of losses, in a fixed order.
 void add_losses(Context& context, int tokens, const float* losses, StepScalars* scalars);
+
+// --- loss/pick.cuh ---------------------------------------------------------------------------------------------------
+
+/// ids (T) = the column of the largest of the first `among` of V logits (T,V), the lowest among equals.
+void pick(Context& context, int tokens, int vocab, int among, const float* logits, std::int32_t* ids);
 
 // --- optimizer/adamw.cuh ---------------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class Decoder {
     set(Buffer::inv1, inv_);
     set(Buffer::inv2, inv_);
     logits_ = arena_.template take<Param>(limits.logit_rows() * s.vocab);
+    picked_ = arena_.template take<std::int32_t>(limits.sequences);
     Param* cosine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
     Param* sine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
     b_.rope_table(limits.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
@@ -72,6 +73,7 @@ class Decoder {
     pass_.sine = sine;
     lengths_.resize(static_cast<std::size_t>(limits.sequences), 0);
     host_logits_.resize(static_cast<std::size_t>(limits.logit_rows() * s.vocab));
+    host_picked_.resize(static_cast<std::size_t>(limits.sequences));
     // repeated steps read these arrays where they are
     ids_.reserve(static_cast<std::size_t>(t));
     positions_.reserve(static_cast<std::size_t>(t));
@@ -98,18 +100,17 @@ class Decoder {
   /// Logits (additions, V) for the last new token of each addition, in host memory until the next call. The additions
   /// together have at most step_tokens tokens, and every slot at most one addition.
   std::span<const float> extend(std::span<const Addition> additions) {
-    place(additions);
-    const auto rows = static_cast<int>(additions.size());
-    if (ids_.size() == additions.size()) {
-      b_.repeat(recordings_, repetition(rows), [this] { project(run_layers()); });
-      return read_logits(rows);
-    }
-    const Stream x = run_layers();
-    const Stream last(last_, rows, w_.dims().dim());
-    // picks the last row of each sequence
-    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
-    project(last);
-    return read_logits(rows);
+    step(additions, 0);
+    return read_logits(static_cast<int>(additions.size()));
+  }
+  /// The likeliest next id after each addition, the lowest among equals, of the first `among` ids: what is the largest
+  /// in extend's logits. The backend picks them, so that the logits stay there. Valid until the next call.
+  std::span<const std::int32_t> extend_greedy(std::span<const Addition> additions, int among) {
+    QLORA_EXPECTS(among > 0 && among <= vocab(), among, " of ", vocab(), " ids");
+    step(additions, among);
+    const auto picked = std::span(host_picked_).first(additions.size());
+    b_.download(picked_, picked);
+    return picked;
   }
   /// Logits (tokens, V) for every new token, those of the first addition first. Needs limits.all_logits.
   std::span<const float> extend_all(std::span<const Addition> additions) {
@@ -132,6 +133,23 @@ class Decoder {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
 
+  /// Logits of the last new tokens, in backend memory; the likeliest of the first `among` ids too, unless it is 0.
+  void step(std::span<const Addition> additions, int among) {
+    place(additions);
+    const auto rows = static_cast<int>(additions.size());
+    const auto finish = [&](Stream last) {
+      project(last);
+      if (among > 0) b_.pick(rows, vocab(), among, logits_, picked_);
+    };
+    if (ids_.size() == additions.size()) {
+      return b_.repeat(recordings_, repetition(rows, among), pass_.workspace.staged, [&] { finish(run_layers()); });
+    }
+    const Stream x = run_layers();
+    const Stream last(last_, rows, w_.dims().dim());
+    // picks the last row of each sequence
+    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
+    finish(last);
+  }
   /// The placed tokens through all blocks; their rows of the stream.
   Stream run_layers() {
     const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
@@ -193,13 +211,13 @@ class Decoder {
     }
     QLORA_EXPECTS(!ids_.empty(), "no new tokens");
   }
-  [[nodiscard]] Repetition repetition(int rows) {
+  [[nodiscard]] Repetition repetition(int rows, int among) {
     const AppliedAdapters<B> adapters = context_.applied();
     scales_.clear();
-    if (adapters.set == nullptr) return {.tokens = rows, .longest = longest_};
+    if (adapters.set == nullptr) return {.tokens = rows, .longest = longest_, .among = among};
     adapters.set->for_each(
         [&](int layer, Proj proj) { scales_.push_back(adapters.set->state(layer, proj).scale * adapters.scale); });
-    return {.tokens = rows, .longest = longest_, .adapters = adapters.set->values(), .scales = scales_};
+    return {.tokens = rows, .longest = longest_, .among = among, .adapters = adapters.set->values(), .scales = scales_};
   }
   [[nodiscard]] std::size_t at(int layer) const {
     return static_cast<std::size_t>(layer) * static_cast<std::size_t>(limits_.sequences);
@@ -226,7 +244,9 @@ class Decoder {
   std::size_t placed_ = 0;                      // sequences of this call
   int longest_ = 0;                             // of them
   std::vector<float> scales_;                   // of the adapters of this call
+  std::int32_t* picked_ = nullptr;              // (sequences)
   std::vector<float> host_logits_;
+  std::vector<std::int32_t> host_picked_;
   typename B::Recordings recordings_;
 };
 

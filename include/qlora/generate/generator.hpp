@@ -23,10 +23,13 @@ struct GenerateOptions {
   int max_new_tokens = 200;               ///< 0 or more; a reply also ends where the context is full
   Sampling sampling{};                    ///< how each token is drawn
   std::vector<std::int32_t> stop_ids{2};  ///< generation ends before these; LLaMA-2's end mark
+  /// Only ids below it are drawn: the tokenizer's size, where the model has more rows for padding; 0: all.
+  int among = 0;
 
   /// Throws Error (usage) for a value outside its range.
   void check() const {
     detail::expect_option(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "0 or more");
+    detail::expect_option(among >= 0, "among", among, "0 (all) or more");
     sampling.check();
   }
 };
@@ -155,7 +158,15 @@ class GeneratorCore {
       additions_.push_back({work.slot, work.pending.first(static_cast<std::size_t>(count))});
       work.pending = work.pending.subspan(static_cast<std::size_t>(count));
     }
-    const std::span<const float> logits = decoder_->extend(additions_);
+    const auto among =
+        static_cast<std::size_t>(options.among > 0 ? std::min(options.among, decoder_->vocab()) : decoder_->vocab());
+    std::span<const std::int32_t> picked;
+    std::span<const float> logits;
+    if (options.sampling.temperature == 0.0F) {
+      picked = decoder_->extend_greedy(additions_, static_cast<int>(among));
+    } else {
+      logits = decoder_->extend(additions_);
+    }
     const auto vocab = static_cast<std::size_t>(decoder_->vocab());
     bool running = true;
     for (std::size_t i = 0; i < active.size(); ++i) {
@@ -166,8 +177,10 @@ class GeneratorCore {
         work.done = true;
         continue;
       }
-      work.newest = sample(logits.subspan(i * vocab, vocab), options.sampling, static_cast<std::uint32_t>(work.prompt),
-                           static_cast<std::uint32_t>(result.ids.size()));
+      work.newest = logits.empty() ? picked[i]
+                                   : sample(logits.subspan(i * vocab, among), options.sampling,
+                                            static_cast<std::uint32_t>(work.prompt),
+                                            static_cast<std::uint32_t>(result.ids.size()));
       if (std::find(options.stop_ids.begin(), options.stop_ids.end(), work.newest) != options.stop_ids.end()) {
         result.stopped = true;
         work.done = true;

@@ -164,17 +164,16 @@ class Block {
   void attend(const Buffers& a) const {
     b_.at(layer_, Site::attention);
     const auto qkv = view(qkv_width(), a.act(Buffer::qkv));
-    const ConstView<C::qkv> made(qkv);
     const auto o = input<Group::o>(a.act(Buffer::o)).left(d_.heads());
     linear<Group::qkv>().forward(b_, c_.workspace.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {},
                                  qkv);
-    b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
     if (c_.cached.empty()) {
-      b_.attention(d_.attention(), c_.batch, made, o, a.statistic(Buffer::lse), c_.workspace.attention,
-                   c_.workspace.attention_bytes);
+      b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
+      b_.attention(d_.attention(), c_.batch, ConstView<C::qkv>(qkv), o, a.statistic(Buffer::lse),
+                   c_.workspace.attention, c_.workspace.attention_bytes);
     } else {
-      b_.store_kv(d_.attention(), c_.cached, made);
-      b_.attention_cached(d_.attention(), c_.cached, made, o, c_.workspace.attention, c_.workspace.attention_bytes);
+      b_.attention_cached(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, c_.cached, qkv, o,
+                          c_.workspace.attention, c_.workspace.attention_bytes);
     }
   }
   /// mid = x + W_o o, and its norm.

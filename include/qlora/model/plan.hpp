@@ -123,6 +123,8 @@ struct Run {
   needs.tokens = limits.step_tokens;
   needs.longest = limits.length;
   needs.cached = true;
+  needs.layers = config.shape.layers;
+  needs.sequences = limits.sequences;
   needs.workers = workers;
   return needs;
 }
@@ -141,7 +143,8 @@ struct Run {
          acts(elements(s, lora, t, Buffer::o)) + acts(t * 2 * s.ffn) + acts(elements(s, lora, t, Buffer::act)) +
          acts(std::int64_t{limits.sequences} * s.dim) +
          store.workspace(workspace_needs(config, limits, store.workers)).total() + stats(t) +
-         stats(limits.logit_rows() * s.vocab) + 2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
+         stats(limits.logit_rows() * s.vocab) + arena_bytes(std::int64_t{4} * limits.sequences) +
+         2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
 }
 
 /// What training takes with every number of the config known; `store` is the backend's storage_of.

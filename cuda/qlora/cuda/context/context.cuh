@@ -60,7 +60,7 @@ struct TransferLane {
   cudaEvent_t copied[2] = {nullptr, nullptr};
 };
 
-/// The executable graph of recorded launches, and a copy of the staged arrays on both sides.
+/// The executable graph of recorded launches, which begins with a copy of the staged arrays.
 class Recording {
  public:
   struct Piece {
@@ -68,12 +68,10 @@ class Recording {
     std::int64_t bytes = 0;
     std::int64_t at = 0;
   };
-  static constexpr std::int64_t capacity = std::int64_t{1} << 20;
-  static constexpr std::int64_t alignment = 16;
 
   cudaGraphExec_t graph = nullptr;
-  std::byte* host = nullptr;  ///< pinned
-  std::byte* device = nullptr;
+  std::byte* host = nullptr;      ///< pinned
+  std::span<std::byte> device{};  ///< the caller's
   std::int64_t used = 0;
   std::vector<Piece> pieces;
 
@@ -83,7 +81,6 @@ class Recording {
   ~Recording() {
     if (graph != nullptr) (void)cudaGraphExecDestroy(graph);
     (void)cudaFreeHost(host);
-    (void)cudaFree(device);
   }
 };
 

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "qlora/cuda/context/context.cuh"
+#include "qlora/gpu_storage.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -171,10 +172,11 @@ inline void transfer(Context& context, const void* from, std::int64_t bytes, voi
 /// Room for a staged array in a recording; replay fills it.
 [[nodiscard]] inline const void* stage_recorded(Recording& recording, const void* from, std::int64_t bytes) {
   const std::int64_t at = recording.used;
-  QLORA_EXPECTS(at + bytes <= Recording::capacity, "a recording stages more than ", Recording::capacity, " bytes");
+  QLORA_EXPECTS(at + bytes <= static_cast<std::int64_t>(recording.device.size()), "a recording stages more than ",
+                recording.device.size(), " bytes");
   recording.pieces.push_back({from, bytes, at});
-  recording.used += (bytes + Recording::alignment - 1) / Recording::alignment * Recording::alignment;
-  return recording.device + at;
+  recording.used += (bytes + staged_alignment - 1) / staged_alignment * staged_alignment;
+  return recording.device.data() + at;
 }
 
 }  // namespace detail
@@ -295,18 +297,19 @@ QLORA_CUDA_LAUNCHER const void* stage(Context& context, const void* from, std::i
 }
 
 QLORA_CUDA_LAUNCHER bool may_record(const Context& context) { return !context.profile.on; }
-QLORA_CUDA_LAUNCHER void begin_recording(Context& context) {
+QLORA_CUDA_LAUNCHER void begin_recording(Context& context, std::span<std::byte> staged) {
   QLORA_EXPECTS(may_record(context) && context.recording == nullptr, "launches are recorded or measured already");
   synchronize(context);
   auto made = std::make_unique<Recording>();
   void* memory = nullptr;
-  check(cudaMallocHost(&memory, static_cast<std::size_t>(Recording::capacity)), "pinning host memory");
+  check(cudaMallocHost(&memory, staged.size()), "pinning host memory");
   made->host = static_cast<std::byte*>(memory);
-  check(cudaMalloc(&memory, static_cast<std::size_t>(Recording::capacity)), "allocating a recording");
-  made->device = static_cast<std::byte*>(memory);
+  made->device = staged;
   // relaxed: another thread of the process may work on another context meanwhile
   check(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed), "recording launches");
   context.recording = std::move(made);
+  // all of it, since how much is staged is not known yet; it is a few KB
+  check(cudaMemcpyAsync(staged.data(), memory, staged.size(), cudaMemcpyHostToDevice, context.stream), "staging");
 }
 QLORA_CUDA_LAUNCHER void abandon_recording(Context& context) {
   context.recording.reset();
@@ -329,9 +332,6 @@ QLORA_CUDA_LAUNCHER void replay(Context& context, Recording& recording) {
   for (const Recording::Piece& piece : recording.pieces) {
     if (piece.bytes > 0) std::memcpy(recording.host + piece.at, piece.from, static_cast<std::size_t>(piece.bytes));
   }
-  check(cudaMemcpyAsync(recording.device, recording.host, static_cast<std::size_t>(recording.used),
-                        cudaMemcpyHostToDevice, context.stream),
-        "staging");
   check(cudaGraphLaunch(recording.graph, context.stream), "repeating launches");
 }
 QLORA_CUDA_LAUNCHER void destroy_recording(Recording* recording) { delete recording; }

@@ -11,7 +11,7 @@
 
 #include <cmath>
 
-#include "qlora/cuda/rowwise/rows.cuh"
+#include "qlora/cuda/rowwise/turn.cuh"
 
 namespace qlora {
 inline namespace v0 {
@@ -62,12 +62,7 @@ static __global__ void __launch_bounds__(row_threads, 3)
         float b[8];
         device::to_floats(low[i], a);
         device::to_floats(high[i], b);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float turned = a[j] * c[j] - b[j] * s[j];
-          b[j] = b[j] * c[j] + a[j] * s[j];
-          a[j] = turned;
-        }
+        turn8(a, b, c, s);
         device::store8(row + head * head_dim, device::to_pack(a));
         device::store8(row + head * head_dim + half, device::to_pack(b));
       }
