@@ -94,7 +94,8 @@ using OnMeasured = std::function<bool(std::size_t items)>;
 [[nodiscard]] inline Reply reply_of(const Tokenizer& tokenizer, const ChatTemplate& form, bool chat,
                                     const Generated& generated) {
   std::vector<std::int32_t> ids = generated.ids;
-  // A model's vocabulary may be padded beyond its tokenizer: rows that nothing has trained, and that have no text.
+  // A model's vocabulary may be padded beyond its tokenizer: rows that nothing has trained, and that have no text. They
+  // are not drawn (GenerateOptions::among), but replies may come from elsewhere.
   std::erase_if(ids, [&](std::int32_t id) { return id >= tokenizer.vocab_size(); });
   std::string text = tokenizer.decode(ids, chat ? DecodeFrom::start : DecodeFrom::middle);
   if (chat) {
@@ -229,6 +230,7 @@ class Measurement {
     how.sampling.temperature = 0.0F;
     how.max_new_tokens = values ? static_cast<int>(longest + tokens_behind_value) : options_.max_new_tokens;
     how.stop_ids = stop_tokens(tokenizer_, options_.chat, chat, options_.ends);
+    how.among = tokenizer_.vocab_size();
     const std::size_t before = done_;
     const std::vector<Generated> generated = model_.generate(prompts, how, [&](int prompt, std::int32_t) {
       done_ = std::max(done_, before + static_cast<std::size_t>(prompt));

@@ -248,6 +248,7 @@ class Generator {
   std::string chat(const Tokenizer& tokenizer, const Messages& messages, GenerateOptions options = {},
                    const OnToken& on_token = {}) requires(C.form == Form::chat) {
     options.stop_ids = {tokenizer.eos(), tokenizer.bos()};
+    options.among = tokenizer.vocab_size();
     return answer_of(tokenizer, chat_tokens(tokenizer, messages), "[INST]", options, on_token);
   }
   /// The same in another form, a ChatTemplate of qlora/text.
@@ -257,6 +258,7 @@ class Generator {
                    const OnToken& on_token = {}) requires(C.form == Form::chat && requires { form.stops(); }) {
     const auto stops = form.stops();
     options.stop_ids = {tokenizer.eos()};
+    options.among = tokenizer.vocab_size();
     for (const std::string& mark : stops.marks) {
       if (const std::int32_t id = tokenizer.id_of(mark); id >= 0) options.stop_ids.push_back(id);
     }

@@ -111,6 +111,7 @@ class EngineSession {
       }
       if (prompts.empty()) continue;
       options.stop_ids = eval::stop_tokens(files_->tokenizer, files_->chat, chat, files_->model.eos_token_ids);
+      options.among = files_->tokenizer.vocab_size();
       const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
         return !progress.stop_requested() && (!on_token || on_token(prompt, id));
       });
