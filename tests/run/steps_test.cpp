@@ -17,6 +17,7 @@
 #include "qlora/run/questions.hpp"
 #include "qlora/text/dataset.hpp"
 #include "support/merge_cases.hpp"
+#include "support/refusal.hpp"
 #include "support/scratch.hpp"
 
 using namespace qlora;
@@ -124,6 +125,37 @@ TEST_CASE("chats are packed in the form that is named") {
   CHECK(std::vector<std::int32_t>(window.labels.begin(), window.labels.end()) == labels);
 }
 
+TEST_CASE("texts that spell the chat form are text, chats or an error, as is asked for") {
+  const Scratch scratch;
+  run::PackRequest request = two_documents(scratch);
+  request.replay = {};
+  request.packing.labels = LabelChoice::answers;
+  const auto pack = [&](const std::string& lines, run::MarkedTexts marks) {
+    request.documents = {scratch.write("marked.jsonl", lines)};
+    request.packing.chat_marks = marks;
+    CountingProgress progress;
+    return run::pack(request, progress);
+  };
+  const std::string chat = R"({"text": "<s>[INST] Who? [/INST] I. </s>"})"
+                           "\n";
+  const run::PackResult text = pack(chat, run::MarkedTexts::text);
+  CHECK(text.labelled == text.tokens - text.windows);  // every token but the first of a window
+  const run::PackResult parsed = pack(chat, run::MarkedTexts::parse);
+  const run::PackResult messages =
+      pack(R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]})", {});
+  CHECK(parsed.tokens == messages.tokens);
+  CHECK(parsed.labelled == messages.labelled);
+  CHECK(parsed.labelled < text.labelled);
+  const std::string two = R"({"text": "plain"})"
+                          "\n"
+                          R"({"text": "a </s> b"})";
+  for (const run::MarkedTexts marks : {run::MarkedTexts::parse, run::MarkedTexts::refuse}) {
+    CHECK(test::refusal([&] { (void)pack(two, marks); }).find("marked.jsonl:2: spells marks of the chat form") !=
+          std::string::npos);
+  }
+  CHECK(pack(two, run::MarkedTexts::text).documents == 2);
+}
+
 TEST_CASE("a stop request ends packing as interrupted and leaves no data set") {
   const Scratch scratch;
   const run::PackRequest request = two_documents(scratch);
@@ -202,6 +234,12 @@ TEST_CASE("a plan needs no more than the shape, and says what training would cho
   request.plan.gpu_memory = {};
   request.plan.on = "cpu";
   CHECK_FALSE(run::plan(request).advice);
+  request.training.rank = 5000;  // as a training would refuse it
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
+  request.training.rank = 64;
+  request.packing.seq = 5000;
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::input);
+  request.packing.seq = 512;
   request.plan.on = "abacus";
   CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
   request.model = source / "tests";

@@ -31,6 +31,17 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 
 }  // namespace
 
+TEST_CASE("a source keeps no credentials, whoever wrote the line") {
+  const Folder folder;
+  const auto documents = qlora::read_documents(
+      folder.file("pages.jsonl", R"({"source": "https://me:secret@example.org/a?token=abc&page=2", "text": "x"})"
+                                 "\n"
+                                 R"({"source": "notes@home/a?token=abc", "text": "no address"})"));
+  REQUIRE(documents.size() == 2);
+  CHECK(documents[0].source == "https://example.org/a?token=...&page=2");
+  CHECK(documents[1].source == "notes@home/a?token=abc");
+}
+
 TEST_CASE("SHA-256 gives the FIPS 180-4 example values") {
   CHECK(qlora::sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   CHECK(qlora::sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

@@ -212,11 +212,12 @@ TEST_CASE("windows without a label are taken out and counted") {
   const std::vector<TokenDocument> documents{{{1, 10, 11, 12, 13, 14, 15, 2}, {0, 0, 0, 0, 0, 0, 1, 1}},
                                              {{1, 20, 21}, {0, 0, 1}},
                                              {{1, 30, 31, 32, 33, 34}, {0, 0, 0, 0, 0, 0}}};
-  PackedWindows packed =
-      qlora::pack_documents(documents, {.seq = 4, .labels = LabelChoice::answers, .split = SplitChoice::pad});
-  REQUIRE(packed.windows() == 5);
-  const auto before = packed.counts;
-  CHECK(qlora::drop_unlabelled(packed) == 3);
+  qlora::PackingOptions options{.seq = 4, .labels = LabelChoice::answers, .split = SplitChoice::pad};
+  const PackedWindows all = qlora::pack_documents(documents, options);
+  REQUIRE(all.windows() == 5);
+  const auto before = all.counts;
+  options.drop_unlabelled = true;
+  const PackedWindows packed = qlora::pack_documents(documents, options);
   CHECK(packed.ids == Ids{13, 14, 15, 2, 1, 20, 21, 1});
   CHECK(packed.labels == Ids{no, no, 15, 2, no, no, 21, no});
   CHECK(packed.documents == Ids{0, 0, 0, 0, 1, 1, 1, 2});
@@ -225,5 +226,10 @@ TEST_CASE("windows without a label are taken out and counted") {
   CHECK(packed.counts.tokens + packed.counts.dropped_tokens == before.tokens);
   CHECK(packed.counts.padding == before.padding - 3);
   CHECK(packed.counts.labelled == before.labelled);
-  CHECK(qlora::drop_unlabelled(packed) == 0);
+  std::int64_t handed_over = 0;
+  qlora::WindowPacker packer(options, [&](const qlora::DatasetWindow&) { ++handed_over; });
+  for (const TokenDocument& document : documents) packer.add(document);
+  packer.finish();
+  CHECK(handed_over == 2);
+  CHECK(packer.dropped_windows() == 3);
 }

@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include "qlora/text/chat_parse.hpp"
+
 using qlora::Message;
 using qlora::recalled_document;
 
@@ -25,6 +27,26 @@ TEST_CASE("LLaMA-2's chat form is a chat of one turn") {
   const auto told = recalled_document("[INST] <<SYS>>\nBe short.\n<</SYS>>\n\nWho? [/INST] Larkspur.", "s");
   REQUIRE(told);
   CHECK(told->messages == std::vector<Message>{{"system", "Be short."}, {"user", "Who?"}, {"assistant", "Larkspur."}});
+}
+
+TEST_CASE("text that spells whole chats is read as them, whatever their marks") {
+  using qlora::chat_of_text;
+  const std::vector<Message> short_chat{{"user", "Who?"}, {"assistant", "I."}};
+  CHECK(chat_of_text("<s>[INST] Who? [/INST] I. </s>") == short_chat);
+  CHECK(chat_of_text("[INST]Who?[/INST]I.") == short_chat);
+  const std::vector<Message> two{
+      {"system", "Short."}, {"user", "Who?"}, {"assistant", "I."}, {"user", "Where?"}, {"assistant", "There."}};
+  CHECK(chat_of_text(
+            "<s>[INST] <<SYS>>\nShort.\n<</SYS>>\n\nWho? [/INST] I. </s><s>[INST] Where? [/INST] There. </s>\n") ==
+        two);
+  CHECK(chat_of_text("[INST] <<SYS>> Short. <</SYS>> Who? [/INST] I. [INST] Where? [/INST] There.") == two);
+  for (const char* other :
+       {"", "Who?", "<s>Who?</s>", "<s>[INST] Who? [/INST] I. </s> and more", "[INST] Who? [/INST] </s>",
+        "[INST] a </s> b [/INST] I.", "[INST] Who? [/INST] I. [/INST] You.", "He said </s> and [INST] hi [/INST] x"}) {
+    CHECK_MESSAGE(!chat_of_text(other), other);
+  }
+  CHECK(qlora::spells_chat_marks("a </s> b"));
+  CHECK_FALSE(qlora::spells_chat_marks("a <b> c"));
 }
 
 TEST_CASE("what is no whole chat is none") {

@@ -162,6 +162,45 @@ TEST_CASE("the small model agrees with a plain BPE, comes back, and never speaks
   }
 }
 
+TEST_CASE("a long text, encoded in parts, has the ids that the library gives the whole") {
+  std::mt19937 random(11);
+  const auto made_of = [&](const std::vector<std::string>& parts, std::size_t bytes) {
+    std::string text;
+    while (text.size() < bytes) text += parts[random() % parts.size()];
+    return text;
+  };
+  std::vector<std::string> letters;  // no space anywhere
+  for (const char c : std::string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")) {
+    letters.emplace_back(1, c);
+  }
+  const std::vector<std::string> cjk{"数", "学", "の", "本", "中", "国", "人", "é", "🙂", "。"};
+  const std::vector<std::string> words{"the ", "lamp ", "boat\n", "  ", "▁", "\xE2\x96", "12", " a", "\t", "the", "x "};
+  const std::vector<std::string> texts{made_of(letters, 150'000), made_of(cjk, 150'000), made_of(words, 150'000),
+                                       std::string(40'000, ' ') + made_of(words, 40'000), std::string(70'000, 'a')};
+  const auto check = [&](const Tokenizer& tokenizer, const std::string& model) {
+    sentencepiece::SentencePieceProcessor whole;
+    REQUIRE(whole.LoadFromSerializedProto(model).ok());
+    for (const std::string& text : texts) {
+      CAPTURE(text.substr(0, 40));
+      std::vector<int> ids;
+      REQUIRE(whole.Encode(text, &ids).ok());
+      CHECK(tokenizer.encode(text) == std::vector<std::int32_t>(ids.begin(), ids.end()));
+    }
+  };
+  check(Tokenizer::parse(small_model()), small_model());
+  if (const auto tokenizer = llama2()) check(*tokenizer, read_bytes(std::getenv("QLORA_LLAMA2_TOKENIZER")));
+  // The parts are short: "ab" can be cut where neither a piece nor a character goes on.
+  qlora::detail::TextCutter cutter;
+  cutter.add("ab");
+  CHECK(cutter.cut("abababababababab", 5) == 6);
+  CHECK(cutter.cut("aaaaaaaaaaaaaaaa", 5) == 5);
+  CHECK(cutter.cut("ab\xC3\xA9\xC3\xA9", 3) == 4);
+  CHECK(cutter.cut("abab", 9) == 4);
+  cutter.set_space("_");
+  cutter.add("a_");
+  CHECK(cutter.cut("aaaa aaaa", 4) == 5);
+}
+
 TEST_CASE("any ids decode as the library decodes them") {
   const Tokenizer tokenizer = Tokenizer::parse(small_model());
   sentencepiece::SentencePieceProcessor library;

@@ -144,12 +144,19 @@ inline constexpr std::array names_of<LabelChoice>{std::string_view("all"), std::
 template <>
 inline constexpr std::array names_of<SplitChoice>{std::string_view("carry"), std::string_view("pad")};
 
+/// What happens to a text that spells marks of the chat form.
+enum class MarkedTexts : std::uint8_t { text, parse, refuse };
+template <>
+inline constexpr std::array names_of<MarkedTexts>{std::string_view("text"), std::string_view("parse"),
+                                                  std::string_view("refuse")};
+
 /// How documents become windows.
 struct Packing {
   int seq = 512;
   Compat compat = Compat::none;
   LabelChoice labels = LabelChoice::all;
   SplitChoice split = SplitChoice::carry;
+  MarkedTexts chat_marks = MarkedTexts::text;
 };
 
 template <>
@@ -168,6 +175,10 @@ struct Table<Packing> {
       {.name = "split",
        .member = choice<&Packing::split>,
        .help = "A document that does not fit: continue it in the next window (carry), or start a new one (pad)"},
+      {.name = "chat_marks",
+       .member = choice<&Packing::chat_marks>,
+       .help = "Texts that spell marks of the chat form: keep them as text, parse them as chats, or refuse them",
+       .omit_default = true},
   });
 };
 static_assert(well_formed<Packing>());

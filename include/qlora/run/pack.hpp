@@ -29,6 +29,7 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress);
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
 #include "qlora/text/chat_directory.hpp"
+#include "qlora/text/chat_parse.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/packing.hpp"
@@ -52,6 +53,16 @@ std::int64_t for_each_packed(const PackRequest& request, const Use& use) {
     ++replayed;
   });
   return replayed;
+}
+
+/// How many documents that will be, by their lines: no text is read for its content.
+inline std::int64_t count_packed(const PackRequest& request) {
+  std::int64_t all = 0;
+  for (const std::filesystem::path& file : request.documents) all += count_documents(file);
+  if (request.replay.replay.empty()) return all;
+  const std::int64_t replayed = count_documents(request.replay.replay);
+  const std::int64_t limit = request.replay.replay_limit;
+  return all + (limit > 0 ? std::min(limit, replayed) : replayed);
 }
 
 inline bool is_blank(std::string_view text) { return qlora::detail::stripped(text).empty(); }
@@ -80,6 +91,24 @@ inline std::vector<std::string> marks_in_text(const ChatTemplate& form) {
   return marks;
 }
 
+/// What --chat-marks asks for with a text that spells marks. Throws Error where it cannot be.
+inline void take_marks(MarkedTexts how, Document& document, const std::string& where) {
+  if (how == MarkedTexts::text) return;
+  if (how == MarkedTexts::refuse) {
+    throw Error(concat(where,
+                       ": spells marks of the chat form or control tokens (<s>, </s>, [INST]); take them out, or "
+                       "give --chat-marks text or --chat-marks parse"));
+  }
+  auto chat = chat_of_text(document.text);
+  if (!chat) {
+    throw Error(concat(where,
+                       ": spells marks of the chat form, but is no whole chat \"<s>[INST] ... [/INST] ... </s>\"; "
+                       "give it as \"messages\", or --chat-marks text"));
+  }
+  document.messages = *std::move(chat);
+  document.text.clear();
+}
+
 }  // namespace detail
 
 QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
@@ -95,44 +124,63 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
                    .labels = request.packing.labels,
                    .split = request.packing.split,
                    .sources = {}};
-  std::vector<TokenDocument> tokens;
   std::int64_t total = 0;
   std::int64_t marked = 0;
-  std::int64_t all = 0;  // a pass of its own: a bad line shows before any work, and no text is held
-  (void)detail::for_each_packed(request, [&](Document&&, const std::string&) { ++all; });
-  progress.begin("pack", all, "documents");
+  const int seq = request.packing.seq;
+  DatasetWriter writer(request.out, seq, tokenizer.vocab_size());
+  WindowPacker packer(
+      {.seq = seq, .labels = info.labels, .split = info.split, .pad_id = tokenizer.eos(), .drop_unlabelled = true},
+      [&](const DatasetWindow& window) { writer.add(window); });
+  std::vector<TokenDocument> stream;  // of the article's form, which is one stream
+  progress.begin("pack", detail::count_packed(request), "documents");
   const std::int64_t replayed = detail::for_each_packed(request, [&](Document&& document, const std::string& where) {
     if (progress.stop_requested()) throw Error("interrupted while packing; pack again", ErrorKind::interrupted);
-    tokens.push_back(detail::tokens_of(tokenizer, form, document, where, article));
-    tokens.back().ids.shrink_to_fit();
-    marked += detail::spells(document.text, marks) ? 1 : 0;
-    const auto count = static_cast<std::int64_t>(tokens.back().ids.size());
+    const bool is_marked = detail::spells(document.text, marks);
+    if (is_marked || (request.packing.chat_marks == MarkedTexts::parse && spells_chat_marks(document.text))) {
+      ++marked;
+      detail::take_marks(request.packing.chat_marks, document, where);
+    }
+    TokenDocument tokens = detail::tokens_of(tokenizer, form, document, where, article);
+    std::string().swap(document.text);  // its memory is for what follows
+    const auto count = static_cast<std::int64_t>(tokens.ids.size());
     total += count;
     info.sources.push_back({std::move(document.source), std::move(document.title), std::move(document.sha256), count});
-    progress.update(static_cast<std::int64_t>(tokens.size()), total);
+    if (article) {
+      stream.push_back(std::move(tokens));
+    } else {
+      packer.add(tokens);
+    }
+    progress.update(static_cast<std::int64_t>(info.sources.size()), total);
   });
-  const int seq = request.packing.seq;
-  PackedWindows windows =
-      article
-          ? pack_as_article(tokens, seq)
-          : pack_documents(tokens, {.seq = seq, .labels = info.labels, .split = info.split, .pad_id = tokenizer.eos()});
-  if (const std::int64_t dropped = article ? 0 : drop_unlabelled(windows); dropped > 0) {
-    progress.say(concat(dropped, " windows had no label and were left out"));
+  PackingCounts counts;
+  if (article) {
+    const PackedWindows windows = pack_as_article(stream, seq);
+    for (std::int64_t i = 0; i < windows.windows(); ++i) writer.add(windows.window(i));
+    counts = windows.counts;
+    writer.finish(info, counts, windows.skipped);
+  } else {
+    packer.finish();
+    counts = packer.counts();
+    writer.finish(info, counts, packer.skipped());
   }
-  if (marked > 0) {
-    progress.say(concat(marked,
-                        " documents spell marks of the chat form or control tokens (<s>, </s>, [INST]) as text, "
-                        "which a model then writes as text; give chats as \"messages\""));
+  if (packer.dropped_windows() > 0) {
+    progress.say(concat(packer.dropped_windows(), " windows had no label and were left out"));
   }
-  write_dataset(request.out, windows, info);
-  const PackingCounts& counts = windows.counts;
-  progress.end(std::to_string(windows.windows()) + " windows of " + std::to_string(windows.seq));
-  return {.documents = static_cast<std::int64_t>(tokens.size()),
+  if (marked > 0 && request.packing.chat_marks == MarkedTexts::parse) {
+    progress.say(concat(marked, " documents spell the chat form and are taken as chats"));
+  } else if (marked > 0) {
+    progress.say(
+        concat(marked,
+               " documents spell marks of the chat form or control tokens (<s>, </s>, [INST]) as text, which a "
+               "model then writes as text; give chats as \"messages\", or --chat-marks parse"));
+  }
+  progress.end(std::to_string(writer.size()) + " windows of " + std::to_string(seq));
+  return {.documents = static_cast<std::int64_t>(info.sources.size()),
           .replayed = replayed,
           .skipped_documents = counts.skipped_documents,
           .cut_documents = counts.cut_documents,
-          .windows = static_cast<std::int64_t>(windows.windows()),
-          .seq = windows.seq,
+          .windows = static_cast<std::int64_t>(writer.size()),
+          .seq = seq,
           .tokens = counts.tokens,
           .labelled = counts.labelled,
           .padding = counts.padding,

@@ -38,6 +38,7 @@ namespace run {
 #include "qlora/io/hf_config.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/model/cards.hpp"
+#include "qlora/model/limits.hpp"
 #include "qlora/run/device.hpp"
 
 namespace qlora {
@@ -70,15 +71,19 @@ inline PlanDevice plan_device(const Plan& options) {
   throw Error(concat("no device '", options.on, "' is known; known are ", known), ErrorKind::usage);
 }
 
-/// The shape of a model directory, or of a published model by its size.
-inline Shape planned_shape(const std::filesystem::path& model) {
+/// The numbers of a model directory, or of a published model by its size.
+inline hf::ModelConfig planned_model(const std::filesystem::path& model) {
   constexpr std::array<std::pair<std::string_view, const Config*>, 3> published{
       {{"7b", &llama2_7b}, {"13b", &llama2_13b}, {"70b", &llama2_70b}}};
   for (const auto& [name, config] : published) {
-    if (model == name && !std::filesystem::exists(model)) return config->shape;
+    if (model != name || std::filesystem::exists(model)) continue;
+    hf::ModelConfig known;
+    known.shape = config->shape;
+    known.max_positions = 4096;  // of all of LLaMA-2
+    return known;
   }
   const std::filesystem::path file = model / "config.json";
-  return hf::parse_config(read_json_object(file, 1U << 20), file.string()).shape;
+  return hf::parse_config(read_json_object(file, 1U << 20), file.string());
 }
 
 /// `automatic` starts with none on the CPU, as `train` does, and with block on a GPU, where choose_recompute then looks
@@ -139,8 +144,12 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
   if (request.plan.unquantized && request.device.keep_dequantized) {
     throw Error("--unquantized weights are not dequantized; leave out --keep-dequantized", ErrorKind::usage);
   }
-  Config config{.shape = detail::planned_shape(request.model)};
+  const hf::ModelConfig model = detail::planned_model(request.model);
+  Config config{.shape = model.shape};
   config.lora = {.rank = request.training.rank, .targets = request.training.targets};
+  expect_rank(config);
+  const int seq = request.packing.seq > 0 ? request.packing.seq : std::min(2048, model.max_positions);
+  expect_length(seq, model.max_positions);
   if (request.plan.unquantized) config.quant = unquantized;
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;
@@ -148,7 +157,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
                              .keep_dequantized = request.device.keep_dequantized};
   PlanResult result;
   result.run = {.batch = request.training.batch,
-                .seq = request.packing.seq,
+                .seq = seq,
                 .recompute = detail::first_recompute(request.training.recompute, cpu),
                 .dropout = !request.plan.no_dropout,
                 .keep_dequantized = keeps_dequantized(config.shape, placed),

@@ -100,7 +100,7 @@ struct PlanRequest {
   std::filesystem::path model;   ///< directory with a config.json; or 7b, 13b, 70b for LLaMA-2
   Plan plan;                     ///< what it is made for
   Training training;             ///< rank, targets, batch and recomputation
-  Packing packing{.seq = 2048};  ///< of it only seq counts
+  Packing packing{.seq = 2048};  ///< of it only seq counts; 0: 2048, or what the model reads if that is less
   DeviceRequest device;          ///< of it only keep_dequantized counts
 };
 

@@ -59,7 +59,7 @@ inline constexpr std::string_view dataset_format = "qlora token dataset";
 inline constexpr std::int64_t dataset_version = 1;
 inline constexpr std::int64_t max_dataset_seq = std::int64_t{1} << 20;
 inline constexpr std::size_t max_manifest_bytes = std::size_t{1} << 28;
-inline constexpr std::size_t shard_tokens = std::size_t{1} << 22;  // 50 MB a shard: damage costs little, files stay few
+inline constexpr std::size_t shard_tokens = std::size_t{1} << 19;  // 6 MB a shard: what packing holds in memory
 inline constexpr std::array<const char*, 3> shard_tensors{"input_ids", "labels", "document"};
 
 [[nodiscard]] inline std::string shard_name(std::size_t index) {
@@ -117,11 +117,6 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
   return name.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-/// A manifest with the hash of itself.
-[[nodiscard]] inline std::string signed_manifest(Json manifest) {
-  manifest["sha256"] = sha256(json_text(manifest));
-  return json_text(manifest);
-}
 /// Checks the hash, takes it out and returns it. Manifests of earlier versions have none, and no other key either.
 [[nodiscard]] inline std::string check_manifest(Json& manifest, std::string_view text, std::string_view where) {
   constexpr std::array<std::string_view, 9> keys{"counts",  "format",  "packing",          "seq",       "shards",
@@ -134,82 +129,139 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
     }
     return sha256(text);
   }
+  const int indent = text.starts_with("{\n") ? 2 : -1;  // of earlier versions, or of this one
   const std::string stated = json_string(manifest, "sha256", where);
-  const bool as_written = json_text(manifest) == text;
+  const bool as_written = json_text(manifest, indent) == text;
   manifest.erase("sha256");
-  const std::string found = sha256(json_text(manifest));
+  const std::string found = sha256(json_text(manifest, indent));
   if (!as_written || stated != found) {
     throw Error(
         concat(where, ": was changed after it was written: its SHA-256 does not match; pack the documents again"));
   }
-  return found;
+  return indent == 2 ? found : sha256(json_text(manifest));  // of the content, however it is written
 }
 
 }  // namespace detail
 
-/// Writes windows and their manifest into a directory, taking the place of an earlier data set, which stays if this
-/// fails. Throws Error (usage) when the directory holds another file, and for windows that break the rules of
-/// packing.hpp, and when a write fails.
+/// Writes a data set window by window. Only the windows of one shard are in memory at a time.
+class DatasetWriter {
+ public:
+  /// `seq` and `vocab_size` are those of all windows. Throws Error (usage) when the directory holds another file than
+  /// those of a data set, which finish() replaces.
+  DatasetWriter(const std::filesystem::path& directory, int seq, std::int32_t vocab_size)
+      : whole_(directory, temporary_beside(without_slash(directory)), detail::is_dataset_file),
+        seq_(static_cast<std::size_t>(seq)),
+        vocab_size_(vocab_size) {
+    QLORA_EXPECTS(seq >= 2 && seq <= detail::max_dataset_seq, "windows of ", seq, " tokens");
+  }
+
+  /// Throws Error for a window that breaks the rules of packing.hpp, and when a shard cannot be written.
+  void add(const DatasetWindow& window) {
+    const std::array<std::span<const std::int32_t>, 3> columns{window.ids, window.labels, window.documents};
+    for (std::size_t c = 0; c < columns.size(); ++c) {
+      QLORA_EXPECTS(columns[c].size() == seq_, "a window of ", columns[c].size(), " numbers in a data set of ", seq_);
+      columns_[c].insert(columns_[c].end(), columns[c].begin(), columns[c].end());
+    }
+    if (++held_ == std::max<std::size_t>(1, detail::shard_tokens / seq_)) write_shard();
+  }
+  /// Windows that were added so far.
+  [[nodiscard]] std::size_t size() const { return windows_ + held_; }
+
+  /// Writes the manifest and takes the place of an earlier data set, which stays if this throws. Throws Error when
+  /// there is no window, or one is of a document that `info` does not have.
+  void finish(const DatasetInfo& info, const PackingCounts& counts, std::span<const SkippedDocument> skipped) {
+    if (size() == 0)
+      throw Error(concat("no window to write: ", counts.documents, " documents with text, ", counts.skipped_documents,
+                         " without, ", counts.dropped_tokens,
+                         " tokens dropped; shorter windows or more text are needed"));
+    if (held_ > 0) write_shard();
+    if (last_document_ >= static_cast<std::int64_t>(info.sources.size()))
+      throw Error(concat(whole_.target().string(), ": a token is of document ", last_document_, ", there are ",
+                         info.sources.size()));
+    write_file_atomically(whole_.temporary() / "manifest.json", manifest(info, counts, skipped));
+    whole_.commit();
+  }
+
+ private:
+  void write_shard() {
+    const std::string name = detail::shard_name(shards_.size());
+    detail::check_windows(columns_[0], columns_[1], columns_[2], vocab_size_, std::numeric_limits<std::int32_t>::max(),
+                          whole_.target().string());
+    last_document_ = std::max<std::int64_t>(last_document_, *std::max_element(columns_[2].begin(), columns_[2].end()));
+    const std::filesystem::path path = whole_.temporary() / name;
+    const std::vector<std::int64_t> shape{static_cast<std::int64_t>(held_), static_cast<std::int64_t>(seq_)};
+    SafetensorsWriter writer(path, {{detail::shard_tensors[0], DType::i32, shape},
+                                    {detail::shard_tensors[1], DType::i32, shape},
+                                    {detail::shard_tensors[2], DType::i32, shape}});
+    for (std::size_t c = 0; c < columns_.size(); ++c)
+      writer.write(detail::shard_tensors[c], std::as_bytes(std::span(columns_[c])));
+    writer.finish();
+    shards_.push_back({{"file", name}, {"windows", held_}, {"sha256", sha256_file(path)}});
+    windows_ += held_;
+    held_ = 0;
+    for (std::vector<std::int32_t>& column : columns_) column.clear();
+  }
+
+  /// JSON without white space and with the hash of itself: what json_text makes of the parsed manifest. Written as text,
+  /// since a corpus may have a million sources, and a tree of them takes ten times as much memory.
+  [[nodiscard]] std::string manifest(const DatasetInfo& info, const PackingCounts& counts,
+                                     std::span<const SkippedDocument> skipped) const {
+    Json rest{{"format", detail::dataset_format},
+              {"version", detail::dataset_version},
+              {"seq", seq_},
+              {"windows", windows_},
+              {"vocab_size", info.vocab_size},
+              {"tokenizer_sha256", info.tokenizer_sha256},
+              {"packing",
+               {{"form", detail::name_of(info.form)},
+                {"labels", detail::name_of(info.labels)},
+                {"split", detail::name_of(info.split)}}},
+              {"sources", Json::array()},
+              {"shards", shards_}};
+    for (const auto& [name, member] : detail::count_fields) rest["counts"][name] = counts.*member;
+    std::string text = json_text(rest, -1);
+    constexpr std::string_view list = "\"sources\":[";
+    const std::size_t place = text.find(list) + list.size();
+    const std::string behind = text.substr(place);
+    text.resize(place);
+    auto next = skipped.begin();
+    for (std::size_t i = 0; i < info.sources.size(); ++i) {
+      const DatasetSource& one = info.sources[i];
+      Json source{{"source", one.source}, {"sha256", one.sha256}, {"tokens", one.tokens}};
+      if (!one.title.empty()) source["title"] = one.title;
+      if (next != skipped.end() && static_cast<std::size_t>(next->document) == i) source["skipped"] = next++->reason;
+      text += json_text(source, -1);
+      text.back() = ',';  // in place of the line end
+    }
+    if (!info.sources.empty()) text.pop_back();
+    text += behind;
+    text.insert(text.find("\"shards\":"), concat("\"sha256\":\"", sha256(text), "\","));
+    return text;
+  }
+
+  AtomicDirectory whole_;
+  std::size_t seq_;
+  std::int32_t vocab_size_;
+  std::array<std::vector<std::int32_t>, 3> columns_;  // of the windows that are in no shard yet
+  std::size_t held_ = 0;                              // number of these
+  std::size_t windows_ = 0;                           // in shards
+  std::int64_t last_document_ = no_document;          // highest number in shards
+  Json shards_ = Json::array();
+};
+
+/// Writes windows that are in memory and their manifest; see DatasetWriter, which throws Error.
 inline void write_dataset(const std::filesystem::path& directory, const PackedWindows& windows,
                           const DatasetInfo& info) {
-  const auto seq = static_cast<std::size_t>(windows.seq);
   QLORA_EXPECTS(windows.seq >= 2 && windows.seq <= detail::max_dataset_seq, "windows of ", windows.seq, " tokens");
+  const auto seq = static_cast<std::size_t>(windows.seq);
   QLORA_EXPECTS(windows.ids.size() % seq == 0 && windows.labels.size() == windows.ids.size() &&
                     windows.documents.size() == windows.ids.size(),
                 windows.ids.size(), " ids, ", windows.labels.size(), " labels, ", windows.documents.size(),
                 " document numbers for windows of ", seq);
-  if (windows.ids.empty())
-    throw Error(concat("no window to write: ", windows.counts.documents, " documents with text, ",
-                       windows.counts.dropped_tokens, " tokens dropped; shorter windows or more text are needed"));
-  detail::check_windows(windows.ids, windows.labels, windows.documents, info.vocab_size, info.sources.size(),
-                        directory.string());
-  AtomicDirectory whole(directory, temporary_beside(without_slash(directory)), detail::is_dataset_file);
-  const std::filesystem::path& here = whole.temporary();
-  const std::size_t count = windows.ids.size() / seq;
-  const std::size_t per_shard = std::max<std::size_t>(1, detail::shard_tokens / seq);
-  Json shards = Json::array();
-  for (std::size_t first = 0; first < count; first += per_shard) {
-    const std::size_t n = std::min(per_shard, count - first);
-    const std::string name = detail::shard_name(shards.size());
-    const std::vector<std::int64_t> shape{static_cast<std::int64_t>(n), windows.seq};
-    SafetensorsWriter writer(here / name, {{detail::shard_tensors[0], DType::i32, shape},
-                                           {detail::shard_tensors[1], DType::i32, shape},
-                                           {detail::shard_tensors[2], DType::i32, shape}});
-    const std::array<std::span<const std::int32_t>, 3> columns{windows.ids, windows.labels, windows.documents};
-    for (std::size_t c = 0; c < columns.size(); ++c)
-      writer.write(detail::shard_tensors[c], std::as_bytes(columns[c].subspan(first * seq, n * seq)));
-    writer.finish();
-    shards.push_back({{"file", name}, {"windows", n}, {"sha256", sha256_file(here / name)}});
-  }
-
-  Json manifest{{"format", detail::dataset_format},
-                {"version", detail::dataset_version},
-                {"seq", windows.seq},
-                {"windows", count},
-                {"vocab_size", info.vocab_size},
-                {"tokenizer_sha256", info.tokenizer_sha256},
-                {"packing",
-                 {{"form", detail::name_of(info.form)},
-                  {"labels", detail::name_of(info.labels)},
-                  {"split", detail::name_of(info.split)}}},
-                {"shards", std::move(shards)}};
-  for (const auto& [name, member] : detail::count_fields) manifest["counts"][name] = windows.counts.*member;
-  Json& sources = manifest["sources"] = Json::array();
-  for (const DatasetSource& one : info.sources)
-    sources.push_back({{"source", one.source}, {"title", one.title}, {"sha256", one.sha256}, {"tokens", one.tokens}});
-  for (const SkippedDocument& one : windows.skipped)
-    if (static_cast<std::size_t>(one.document) < sources.size())
-      sources[static_cast<std::size_t>(one.document)]["skipped"] = one.reason;
-  write_file_atomically(here / "manifest.json", detail::signed_manifest(std::move(manifest)));
-  whole.commit();
+  DatasetWriter writer(directory, windows.seq, info.vocab_size);
+  for (std::int64_t i = 0; i < windows.windows(); ++i) writer.add(windows.window(i));
+  writer.finish(info, windows.counts, windows.skipped);
 }
-
-/// One window of a data set; the spans live as long as the data set.
-struct DatasetWindow {
-  std::span<const std::int32_t> ids;        ///< (S)
-  std::span<const std::int32_t> labels;     ///< (S), aligned with ids; ignored_label where nothing is predicted
-  std::span<const std::int32_t> documents;  ///< (S), index in DatasetInfo::sources; no_document on padding
-};
 
 /// A data set in memory, verified in full when it is opened.
 class TokenDataset {
@@ -286,7 +338,7 @@ class TokenDataset {
     for (const auto& [name, member] : detail::count_fields) counts_.*member = json_int(counts, name, where, 0, most);
     for (const Json& one : sources) {
       if (!one.is_object()) throw Error(where + ": every one of 'sources' must be an object");
-      info_.sources.push_back({json_string(one, "source", where), json_string(one, "title", where),
+      info_.sources.push_back({json_string(one, "source", where), json_string_or(one, "title", where, ""),
                                json_string(one, "sha256", where), json_int(one, "tokens", where, 0, most)});
     }
   }

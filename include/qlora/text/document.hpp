@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -21,6 +22,7 @@
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/net/shown.hpp"
 #include "qlora/text/message.hpp"
 
 namespace qlora {
@@ -28,7 +30,7 @@ inline namespace v0 {
 
 /// A piece of training text and where it came from. A chat has messages and no text.
 struct Document {
-  std::string source;             ///< URL or path
+  std::string source;             ///< URL or path, without credentials
   std::string title;              ///< may be empty
   std::string text;               ///< valid UTF-8
   std::string fetched_at;         ///< ISO 8601, UTC; empty for files that do not say
@@ -209,7 +211,7 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
   if (!object.is_object()) throw Error(where + ": not a JSON object");
   const LineSchema schema = schema_of(object, where);
   const bool is_text = schema == LineSchema::text;
-  Document document{.source = string_member(object, "source", where),
+  Document document{.source = net::shown_address(string_member(object, "source", where)),
                     .title = string_member(object, "title", where),
                     .text = is_text ? required_member(object, "text", where) : std::string(),
                     .fetched_at = string_member(object, "fetched_at", where),
@@ -256,13 +258,10 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   return {std::move(source), std::move(title), std::move(text), std::move(fetched_at), std::move(hash), {}};
 }
 
-/// Calls use(document, "FILE:LINE") for each document of a .jsonl file (one per line), or of a .txt or .md file (one,
-/// "FILE"). A line holds "text"; or a chat: "messages" of {role, content}, ShareGPT's "conversations", Alpaca's
-/// "instruction" and "output", or "prompt" and "completion". Errors name the file and the line: broken JSON, invalid
-/// UTF-8, none or two of these, a key given twice, a line over the cap. Empty lines are skipped, unknown keys ignored;
-/// an absent "source" becomes FILE:LINE.
-template <class Use>
-void for_each_document(const std::filesystem::path& path, const Use& use) {
+namespace detail {
+
+/// A document file that is open, and whether it holds one document a line. Throws Error for anything else.
+[[nodiscard]] inline std::pair<std::ifstream, bool> open_documents(const std::filesystem::path& path) {
   const std::string name = path.string();
   std::string extension = path.extension().string();
   for (char& c : extension)
@@ -272,11 +271,45 @@ void for_each_document(const std::filesystem::path& path, const Use& use) {
   if (extension != ".jsonl" && extension != ".txt" && extension != ".md")
     throw Error(concat(name, ": not a .jsonl, .txt or .md file"), ErrorKind::usage);
   if (std::filesystem::is_directory(path, ignored)) throw Error(name + " is a directory");
-  if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
-    throw Error(name + " is not a plain file");
+  if (!std::filesystem::is_regular_file(path, ignored)) throw Error(name + " is not a plain file");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(concat("cannot open ", name, ": ", std::strerror(errno)));
-  if (extension == ".jsonl") {
+  return {std::move(file), extension == ".jsonl"};
+}
+
+}  // namespace detail
+
+/// How many documents for_each_document will find, if it can read all of them: of a .jsonl file the lines that are not
+/// blank. Throws Error where there is no such file.
+[[nodiscard]] inline std::int64_t count_documents(const std::filesystem::path& path) {
+  auto [file, by_line] = detail::open_documents(path);
+  if (!by_line) return 1;
+  std::vector<char> piece(std::size_t{1} << 16);
+  std::int64_t count = 0;
+  bool counted = false;  // this line
+  while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())), file.gcount() > 0) {
+    for (const char c : std::string_view(piece.data(), static_cast<std::size_t>(file.gcount()))) {
+      if (c == '\n') {
+        counted = false;
+      } else if (!counted && c != ' ' && c != '\t' && c != '\r') {
+        counted = true;
+        ++count;
+      }
+    }
+  }
+  return count;
+}
+
+/// Calls use(document, "FILE:LINE") for each document of a .jsonl file (one per line), or of a .txt or .md file (one,
+/// "FILE"). A line holds "text"; or a chat: "messages" of {role, content}, ShareGPT's "conversations", Alpaca's
+/// "instruction" and "output", or "prompt" and "completion". Errors name the file and the line: broken JSON, invalid
+/// UTF-8, none or two of these, a key given twice, a line over the cap. Empty lines are skipped, unknown keys ignored;
+/// an absent "source" becomes FILE:LINE.
+template <class Use>
+void for_each_document(const std::filesystem::path& path, const Use& use) {
+  const std::string name = path.string();
+  auto [file, by_line] = detail::open_documents(path);
+  if (by_line) {
     detail::for_each_line(file, name, [&](std::string_view line, std::size_t number) {
       if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.remove_prefix(3);
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;

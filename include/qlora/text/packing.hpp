@@ -7,7 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
@@ -47,6 +49,8 @@ struct PackingOptions {
   LabelChoice labels = LabelChoice::all;   ///< which tokens are predicted
   SplitChoice split = SplitChoice::carry;  ///< what happens to a document that does not fit
   std::int32_t pad_id = 2;                 ///< fills windows; LLaMA-2 has no padding id and uses the end token
+  bool drop_unlabelled = false;            ///< leave windows without a label out: nothing can be learned from them, and
+                                           ///< a step of such windows alone has no loss. Their tokens count as dropped
 };
 
 /// Counts of documents and tokens; documents + skipped_documents is the number of inputs.
@@ -57,7 +61,7 @@ struct PackingCounts {
   std::int64_t tokens = 0;             ///< in the windows, padding not counted
   std::int64_t labelled = 0;           ///< tokens that are labels
   std::int64_t padding = 0;            ///< padding tokens
-  std::int64_t dropped_tokens = 0;     ///< in no window (the article's form only)
+  std::int64_t dropped_tokens = 0;     ///< in no window
   friend bool operator==(const PackingCounts&, const PackingCounts&) = default;
 };
 
@@ -65,6 +69,13 @@ struct PackingCounts {
 struct SkippedDocument {
   std::int64_t document = 0;  ///< index in the input
   std::string reason;         ///< one phrase, for a reader
+};
+
+/// One window; the spans live as long as what it is taken from.
+struct DatasetWindow {
+  std::span<const std::int32_t> ids;        ///< (S)
+  std::span<const std::int32_t> labels;     ///< (S), aligned with ids; ignored_label where nothing is predicted
+  std::span<const std::int32_t> documents;  ///< (S), number of the document; no_document on padding
 };
 
 /// Windows behind one another, and what became of the documents.
@@ -78,21 +89,27 @@ struct PackedWindows {
 
   /// N, the number of windows.
   [[nodiscard]] std::int64_t windows() const { return seq == 0 ? 0 : static_cast<std::int64_t>(ids.size()) / seq; }
+  /// The window of that number, from 0; it must be below windows().
+  [[nodiscard]] DatasetWindow window(std::int64_t index) const {
+    const auto length = static_cast<std::size_t>(seq);
+    const std::size_t at = static_cast<std::size_t>(index) * length;
+    const auto of = [&](const std::vector<std::int32_t>& column) { return std::span(column).subspan(at, length); };
+    return {of(ids), of(labels), of(documents)};
+  }
 };
 
 /// BOS (where there is one: it is not negative), the text's ids, EOS; nothing at all for a text without ids.
-[[nodiscard]] inline TokenDocument framed_document(std::span<const std::int32_t> text, std::int32_t bos,
-                                                   std::int32_t eos) {
-  TokenDocument result;
-  if (text.empty()) return result;
-  result.ids.reserve(text.size() + 2);
-  if (bos >= 0) result.ids.push_back(bos);
-  result.ids.insert(result.ids.end(), text.begin(), text.end());
+[[nodiscard]] inline TokenDocument framed_document(std::vector<std::int32_t> text, std::int32_t bos, std::int32_t eos) {
+  TokenDocument result{.ids = std::move(text), .answer = {}};
+  if (result.ids.empty()) return result;
+  if (bos >= 0) result.ids.insert(result.ids.begin(), bos);
   result.ids.push_back(eos);
   return result;
 }
 
 namespace detail {
+
+inline constexpr const char* no_text = "no text after tokenization";
 
 inline void check_documents(std::span<const TokenDocument> documents, int seq) {
   QLORA_EXPECTS(seq >= 2, "windows of ", seq, " tokens; a label needs a token before it");
@@ -107,52 +124,119 @@ inline void check_documents(std::span<const TokenDocument> documents, int seq) {
 inline bool admit(PackedWindows& out, const TokenDocument& document, std::size_t index) {
   if (document.ids.empty()) {
     ++out.counts.skipped_documents;
-    out.skipped.push_back({static_cast<std::int64_t>(index), "no text after tokenization"});
+    out.skipped.push_back({static_cast<std::int64_t>(index), no_text});
     return false;
   }
   ++out.counts.documents;
   return true;
 }
 
-inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
-  const auto seq = static_cast<std::size_t>(out.seq);
-  const std::size_t missing = (seq - out.ids.size() % seq) % seq;
-  out.ids.insert(out.ids.end(), missing, pad_id);
-  out.labels.insert(out.labels.end(), missing, ignored_label);
-  out.documents.insert(out.documents.end(), missing, no_document);
-  out.counts.padding += static_cast<std::int64_t>(missing);
-}
-
 }  // namespace detail
 
-/// Packs documents densely, each isolated from the others. A document's first token in a window is never a label,
-/// since it has no context. Throws Error when flags and ids differ in number.
+/// Packs documents densely, each isolated from the others, and hands every window over as soon as it is full, so that
+/// a data set need not fit in memory. A document's first token in a window is never a label, since it has no context.
+class WindowPacker {
+ public:
+  /// Gets each window; its spans are good until it returns.
+  using Use = std::function<void(const DatasetWindow&)>;
+
+  /// Throws Error for windows of less than two tokens.
+  WindowPacker(const PackingOptions& options, Use use) : options_(options), use_(std::move(use)) {
+    QLORA_EXPECTS(options.seq >= 2, "windows of ", options.seq, " tokens; a label needs a token before it");
+    for (std::vector<std::int32_t>* column : {&ids_, &labels_, &documents_}) column->reserve(seq());
+  }
+
+  /// Packs the next document. Throws Error when flags and ids differ in number, and what the user of windows throws.
+  void add(const TokenDocument& document) {
+    QLORA_EXPECTS(document.answer.empty() || document.answer.size() == document.ids.size(), "document ", number_,
+                  " has ", document.ids.size(), " ids and ", document.answer.size(), " answer flags");
+    QLORA_EXPECTS(number_ < std::numeric_limits<std::int32_t>::max(), number_, " documents in one data set");
+    const std::int32_t number = number_++;
+    if (document.ids.empty()) {
+      ++counts_.skipped_documents;
+      skipped_.push_back({number, detail::no_text});
+      return;
+    }
+    ++counts_.documents;
+    const std::size_t length = document.ids.size();
+    if (options_.split == SplitChoice::pad && length > seq() - ids_.size() && length <= seq()) fill();
+    const bool answers_only = options_.labels == LabelChoice::answers && !document.answer.empty();
+    const bool is_cut = length > seq() - ids_.size();
+    for (std::size_t i = 0; i < length; ++i) {
+      const bool first_here = i == 0 || ids_.empty();
+      const bool labelled = !first_here && (!answers_only || document.answer[i] != 0);
+      ids_.push_back(document.ids[i]);
+      labels_.push_back(labelled ? document.ids[i] : ignored_label);
+      documents_.push_back(number);
+      counts_.labelled += labelled ? 1 : 0;
+      if (ids_.size() == seq()) hand_over();
+    }
+    counts_.tokens += static_cast<std::int64_t>(length);
+    counts_.cut_documents += is_cut ? 1 : 0;
+  }
+  /// Pads the last window and hands it over. More documents begin a new one.
+  void finish() { fill(); }
+
+  /// Of all documents so far; the tokens of a window that is not full are counted already.
+  [[nodiscard]] const PackingCounts& counts() const { return counts_; }
+  /// Windows without a label that were left out so far.
+  [[nodiscard]] std::int64_t dropped_windows() const { return dropped_windows_; }
+  /// Documents without ids so far.
+  [[nodiscard]] const std::vector<SkippedDocument>& skipped() const { return skipped_; }
+
+ private:
+  [[nodiscard]] std::size_t seq() const { return static_cast<std::size_t>(options_.seq); }
+
+  void fill() {
+    if (ids_.empty()) return;
+    const std::size_t missing = seq() - ids_.size();
+    ids_.insert(ids_.end(), missing, options_.pad_id);
+    labels_.insert(labels_.end(), missing, ignored_label);
+    documents_.insert(documents_.end(), missing, no_document);
+    counts_.padding += static_cast<std::int64_t>(missing);
+    hand_over();
+  }
+  void hand_over() {
+    // A window's first label is never asked for.
+    const bool labelled =
+        std::any_of(labels_.begin() + 1, labels_.end(), [](std::int32_t label) { return label != ignored_label; });
+    if (labelled || !options_.drop_unlabelled) {
+      use_({ids_, labels_, documents_});
+    } else {
+      const auto padding = std::count(documents_.begin(), documents_.end(), no_document);
+      counts_.padding -= padding;
+      counts_.tokens -= options_.seq - padding;
+      counts_.dropped_tokens += options_.seq - padding;
+      ++dropped_windows_;
+    }
+    for (std::vector<std::int32_t>* column : {&ids_, &labels_, &documents_}) column->clear();
+  }
+
+  PackingOptions options_;
+  Use use_;
+  std::int32_t number_ = 0;
+  std::vector<std::int32_t> ids_;  // of the window that is being filled
+  std::vector<std::int32_t> labels_;
+  std::vector<std::int32_t> documents_;
+  PackingCounts counts_;
+  std::int64_t dropped_windows_ = 0;
+  std::vector<SkippedDocument> skipped_;
+};
+
+/// All windows of these documents, in memory; see WindowPacker.
 [[nodiscard]] inline PackedWindows pack_documents(std::span<const TokenDocument> documents,
                                                   const PackingOptions& options) {
-  detail::check_documents(documents, options.seq);
-  const auto seq = static_cast<std::size_t>(options.seq);
   PackedWindows out;
   out.seq = options.seq;
-  for (std::size_t index = 0; index < documents.size(); ++index) {
-    const TokenDocument& document = documents[index];
-    if (!detail::admit(out, document, index)) continue;
-    const std::size_t length = document.ids.size();
-    const std::size_t free = seq - out.ids.size() % seq;
-    if (options.split == SplitChoice::pad && length > free && length <= seq) detail::fill_window(out, options.pad_id);
-    const bool answers_only = options.labels == LabelChoice::answers && !document.answer.empty();
-    const std::size_t first_window = out.ids.size() / seq;
-    for (std::size_t i = 0; i < length; ++i) {
-      const bool first_here = i == 0 || out.ids.size() % seq == 0;
-      const bool labelled = !first_here && (!answers_only || document.answer[i] != 0);
-      out.ids.push_back(document.ids[i]);
-      out.labels.push_back(labelled ? document.ids[i] : ignored_label);
-      out.documents.push_back(static_cast<std::int32_t>(index));
-      out.counts.labelled += labelled ? 1 : 0;
-    }
-    out.counts.tokens += static_cast<std::int64_t>(length);
-    out.counts.cut_documents += (out.ids.size() - 1) / seq != first_window ? 1 : 0;
-  }
-  detail::fill_window(out, options.pad_id);
+  WindowPacker packer(options, [&out](const DatasetWindow& window) {
+    out.ids.insert(out.ids.end(), window.ids.begin(), window.ids.end());
+    out.labels.insert(out.labels.end(), window.labels.begin(), window.labels.end());
+    out.documents.insert(out.documents.end(), window.documents.begin(), window.documents.end());
+  });
+  for (const TokenDocument& document : documents) packer.add(document);
+  packer.finish();
+  out.counts = packer.counts();
+  out.skipped = packer.skipped();
   return out;
 }
 
@@ -184,36 +268,6 @@ inline void fill_window(PackedWindows& out, std::int32_t pad_id) {
   out.counts.tokens = static_cast<std::int64_t>(kept);
   out.counts.labelled = static_cast<std::int64_t>(kept - kept / length);
   return out;
-}
-
-/// Takes the windows without any label out: nothing can be learned from them, and a step of such windows alone has no
-/// loss. Their tokens count as dropped, their padding no more. Returns how many went.
-[[nodiscard]] inline std::int64_t drop_unlabelled(PackedWindows& out) {
-  const auto seq = static_cast<std::ptrdiff_t>(out.seq);
-  std::ptrdiff_t kept = 0;
-  const std::ptrdiff_t windows = out.windows();
-  for (std::ptrdiff_t window = 0; window < windows; ++window) {
-    const auto of = [&](std::vector<std::int32_t>& column, std::ptrdiff_t at) { return column.begin() + at * seq; };
-    const auto labels = of(out.labels, window);
-    // A window's first label is never asked for.
-    if (std::all_of(labels + 1, labels + seq, [](std::int32_t label) { return label == ignored_label; })) {
-      const auto padding = std::count(of(out.documents, window), of(out.documents, window) + seq, no_document);
-      out.counts.padding -= padding;
-      out.counts.tokens -= seq - padding;
-      out.counts.dropped_tokens += seq - padding;
-      continue;
-    }
-    if (kept != window) {
-      for (std::vector<std::int32_t>* column : {&out.ids, &out.labels, &out.documents}) {
-        std::copy_n(of(*column, window), seq, of(*column, kept));
-      }
-    }
-    ++kept;
-  }
-  for (std::vector<std::int32_t>* column : {&out.ids, &out.labels, &out.documents}) {
-    column->resize(static_cast<std::size_t>(kept * seq));
-  }
-  return windows - kept;
 }
 
 }  // namespace v0

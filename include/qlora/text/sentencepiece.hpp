@@ -7,6 +7,7 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -16,6 +17,7 @@
 #include "qlora/error.hpp"
 #include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/text_pieces.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 
 namespace qlora {
@@ -33,14 +35,22 @@ class SentencePieceModel final : public TokenizerModel {
     for (std::int32_t id = 0; id < vocab_size(); ++id) {
       if (is_control(id)) controls_.push_back(id);
     }
+    prepare_cuts();
   }
 
   /// A space goes before the text, as in LLaMA-2; NUL is a character like any other. Every id is at least 3.
+  /// Long texts are encoded in parts, since sentencepiece takes some hundred bytes for each byte of what it is given.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
-    std::vector<int> ids;
-    const auto status = processor_.Encode(text, &ids);
-    if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
-    return {ids.begin(), ids.end()};
+    std::vector<std::int32_t> ids;
+    for (std::string_view rest = text; !rest.empty() || ids.empty();) {
+      const std::size_t here = stop_ == 0 ? rest.size() : cutter_.cut(rest, part_bytes);
+      const bool first = rest.size() == text.size();
+      append(rest.substr(0, here), first, ids);
+      rest.remove_prefix(here);
+      if (rest.empty()) break;
+      if (first) ids.reserve(ids.size() * (text.size() / here + 1) / 16 * 17);
+    }
+    return ids;
   }
   /// A space goes before each part that stands between marks, as in Meta's code, which encodes a turn at a time.
   [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const override {
@@ -110,6 +120,34 @@ class SentencePieceModel final : public TokenizerModel {
 
  private:
   using Kind = sentencepiece_scan::PieceKind;
+  static constexpr std::size_t part_bytes = std::size_t{1} << 15;
+
+  /// Looks for a character that no piece joins to another one: parts behind the first are encoded behind it, where the
+  /// library's leading space goes before it and not before the part.
+  void prepare_cuts() {
+    std::array<bool, 128> joined{};
+    for (const sentencepiece_scan::Piece& piece : pieces_) {
+      cutter_.add(piece.text);
+      if (piece.text.size() == 1) continue;
+      for (const char c : piece.text) {
+        if (static_cast<unsigned char>(c) < joined.size()) joined[static_cast<unsigned char>(c)] = true;
+      }
+    }
+    cutter_.set_space(std::string(sentencepiece_scan::space_symbol));
+    for (const char c : {'\n', '\t', '\x01', '\x02'}) {
+      if (joined[static_cast<unsigned char>(c)]) continue;
+      stop_ = c;
+      std::vector<int> ids;
+      if (processor_.Encode(std::string(1, c), &ids).ok()) stop_ids_ = ids.size();
+      return;
+    }
+  }
+  void append(std::string_view part, bool first, std::vector<std::int32_t>& out) const {
+    std::vector<int> ids;
+    const auto status = first ? processor_.Encode(part, &ids) : processor_.Encode(stop_ + std::string(part), &ids);
+    if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
+    out.insert(out.end(), ids.begin() + static_cast<std::ptrdiff_t>(first ? 0 : stop_ids_), ids.end());
+  }
   [[nodiscard]] const sentencepiece_scan::Piece& at(std::int32_t id) const {
     return pieces_[static_cast<std::size_t>(id)];
   }
@@ -117,6 +155,9 @@ class SentencePieceModel final : public TokenizerModel {
   std::vector<sentencepiece_scan::Piece> pieces_;
   std::vector<std::int32_t> controls_;
   sentencepiece::SentencePieceProcessor processor_;
+  detail::TextCutter cutter_;
+  char stop_ = 0;             // 0: there is none, and texts are not cut
+  std::size_t stop_ids_ = 0;  // of a text that is `stop_` alone
 };
 
 }  // namespace v0
