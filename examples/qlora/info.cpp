@@ -83,7 +83,7 @@ OrderedJson describe_adapter(const fs::path& path) {
 /// A packed data set's own manifest, as it stands.
 OrderedJson describe_data(const fs::path& path) {
   OrderedJson result{{"kind", "data"}, {"path", path.string()}};
-  result["manifest"] = read_json_object(path / "manifest.json");
+  result["manifest"] = read_json_object(path / "manifest.json", 1U << 28);  // a corpus may have a million sources
   return result;
 }
 

@@ -45,26 +45,6 @@ void write_result(const std::filesystem::path& path, const Result& result) {
   }
 }
 
-/// Throws Error: (resource) when the result could not be written, for want of its folder; (usage) when it would replace
-/// a file that the line names, or one in the folder of a model, an adapter or a data set that it names.
-void check_result_file(const std::filesystem::path& json, const std::vector<std::filesystem::path>& named) {
-  check_folder_of("--json", json);
-  std::error_code absent;
-  const bool there = std::filesystem::exists(json);
-  const std::filesystem::path folder = json.has_parent_path() ? json.parent_path() : ".";
-  for (const std::filesystem::path& path : named) {
-    const bool same =
-        std::filesystem::equivalent(path, json, absent) || path.lexically_normal() == json.lexically_normal();
-    const auto holds = [&](const char* name) { return std::filesystem::exists(path / name, absent); };
-    const bool inside = there && std::filesystem::equivalent(path, folder, absent) &&
-                        (holds("config.json") || holds("adapter_config.json") || holds("manifest.json"));
-    if (same || inside) {
-      throw Error("--json would replace " + json.string() + ", which the command names; choose another file",
-                  ErrorKind::usage);
-    }
-  }
-}
-
 using run::ProgressStyle;
 
 ProgressStyle style_of(const run::Console& console) {
@@ -177,6 +157,24 @@ void check_folder_of(const std::string& option, const std::filesystem::path& fil
   throw Error(option + " cannot be written to " + file.string() + "; " +
                   (std::filesystem::is_directory(file) ? "that is a folder" : "make the folder first"),
               ErrorKind::resource);
+}
+
+void check_result_file(const std::filesystem::path& json, const std::vector<std::filesystem::path>& named) {
+  check_folder_of("--json", json);
+  std::error_code absent;
+  const bool there = std::filesystem::exists(json);
+  const std::filesystem::path folder = json.has_parent_path() ? json.parent_path() : ".";
+  for (const std::filesystem::path& path : named) {
+    const bool same =
+        std::filesystem::equivalent(path, json, absent) || path.lexically_normal() == json.lexically_normal();
+    const auto holds = [&](const char* name) { return std::filesystem::exists(path / name, absent); };
+    const bool inside = there && std::filesystem::equivalent(path, folder, absent) &&
+                        (holds("config.json") || holds("adapter_config.json") || holds("manifest.json"));
+    if (same || inside) {
+      throw Error("--json would replace " + json.string() + ", which the command or its job names; choose another file",
+                  ErrorKind::usage);
+    }
+  }
 }
 
 void check_no_model(const std::filesystem::path& out) {

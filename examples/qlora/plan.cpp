@@ -66,6 +66,7 @@ void add_plan(OptionSet app, Invocation& call) {
   add_table(verb, request->plan);
   verb.on_call([&call, request, verb] {
     const bool both = verb.given("--on") && verb.given("--gpu-memory");
+    if (!verb.given("--seq")) request->packing.seq = 0;
     call.action = [request, both](Context& context) {
       if (both) throw Error("--gpu-memory stands for --on; give one of them", ErrorKind::usage);
       const run::PlanResult result = run::plan(*request);

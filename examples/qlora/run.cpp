@@ -27,6 +27,8 @@ struct RunOptions {
   std::vector<std::string> again;
   run::DeviceRequest device;  ///< what the command line says of it goes before the job file's [device]
   run::Training training;     ///< the same of [train] recompute
+  fs::path json;              ///< where the result goes; may be empty
+  bool show = false;
   bool check = false;
   bool keys = false;
   bool markdown = false;
@@ -56,10 +58,15 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   auto [job, notes] = read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
   for (const std::string& note : notes) context.progress.say(note);
+  if (!options.json.empty()) check_result_file(options.json, run::inputs_of(job));
   copy_given(given, options.device, job.device);
   for (run::Arm& arm : job.arms) copy_given(given, options.training, arm.train.options);
-  if (options.check) {
+  if (options.show || options.check) {
     run::check_job(job);
+    if (options.check) {
+      run::check_inputs(job);
+      run::check_room(job);
+    }
     Result plan = result_of(job);
     context.out << plan.json;
     return plan;
@@ -85,10 +92,12 @@ void add_run(OptionSet app, Invocation& call) {
   verb.add("--again", options->again, "Do these steps again though nothing changed").one_of(step_names());
   add_table(verb, options->device, {.defaults = false});
   add_table(verb, options->training, {.only = {"recompute"}, .defaults = false});
-  verb.add("--check", options->check, "Read the job file, show what it means, do nothing");
+  verb.add("--show", options->show, "Read the job file, show what it means, do nothing");
+  verb.add("--check", options->check, "The same, and look at all that the job will need: files, devices, disk");
   verb.add("--keys", options->keys, "Print every key of a job file with its default");
   verb.add("--markdown", options->markdown, "With --keys: the options of all verbs, as the page docs/options.md");
   verb.on_call([&call, options, verb] {
+    options->json = call.json;
     call.action = [options, verb](Context& context) { return run_job(*options, verb, context); };
   });
 }

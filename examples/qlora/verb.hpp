@@ -40,6 +40,9 @@ OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, 
 /// Throws Error (resource) when a file that is to be written at the end could not be, for want of its folder: before
 /// the work.
 void check_folder_of(const std::string& option, const std::filesystem::path& file);
+/// Throws Error: (resource) when a result could not be written to this file, for want of its folder; (usage) when it
+/// would replace one of these files, or one in the folder of a model, an adapter or a data set among them.
+void check_result_file(const std::filesystem::path& json, const std::vector<std::filesystem::path>& named);
 /// Throws Error (usage) when a verb's output would go into a model's directory.
 void check_no_model(const std::filesystem::path& out);
 

@@ -262,10 +262,10 @@ TEST_CASE("--json writes the result, and a file that cannot be written is exit 4
   const Scratch scratch;
   const std::string job =
       scratch.write("job.toml", "[model]\npath='m'\n[data]\nfiles=['p']\n[output]\ndir='o'\n").string();
-  const Outcome outcome = qlora(scratch, "run --check " + job + " --json " + (scratch / "result.json").string());
+  const Outcome outcome = qlora(scratch, "run --show " + job + " --json " + (scratch / "result.json").string());
   CHECK(outcome.code == 0);
   CHECK(nlohmann::json::parse(program_test::contents(scratch / "result.json")).contains("arms"));
-  CHECK(qlora(scratch, "run --check " + job + " --json /nonexistent/x.json").code == 4);
+  CHECK(qlora(scratch, "run --show " + job + " --json /nonexistent/x.json").code == 4);
 }
 
 TEST_CASE("output that is lost is an error: a full disk, a closed stream, a reader that is gone, a size limit") {

@@ -17,7 +17,7 @@ namespace {
 const std::string minimal = "[model]\npath = 'model'\n[data]\nfiles = ['pages']\n[output]\ndir = 'out'\n";
 
 Outcome check(const Scratch& scratch, const std::string& job) {
-  return qlora(scratch, "run --check '" + scratch.write("job.toml", job).string() + "'");
+  return qlora(scratch, "run --show '" + scratch.write("job.toml", job).string() + "'");
 }
 
 const std::string old_fact =
@@ -205,7 +205,7 @@ TEST_CASE("[device] and recompute come from the job, and the command line goes b
   CHECK(job.at("arms").at("qlora").at("recompute") == "cheap");
   const std::string file = scratch.write("job.toml", text).string();
   const Outcome overridden =
-      qlora(scratch, "run --check '" + file + "' --device cpu --memory-cap 8GiB --keep-dequantized --recompute block");
+      qlora(scratch, "run --show '" + file + "' --device cpu --memory-cap 8GiB --keep-dequantized --recompute block");
   REQUIRE(overridden.code == 0);
   const auto other = nlohmann::json::parse(overridden.out);
   CHECK(other.at("device").at("use") == "cpu");
@@ -258,6 +258,48 @@ TEST_CASE("what says how adapters are is refused where all weights are trained")
                    name + "the arm \"a\""));
   }
   CHECK(check(scratch, minimal + both + "adamw8bit = false\n").code == 0);
+}
+
+TEST_CASE("--check looks at what the job will need, and does nothing") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  scratch.write("page.txt", "The Daxnova is made by Castermoor.");
+  scratch.write("questions.txt", "Who makes the Daxnova?");
+  const std::string good = "[model]\npath = '" + model +
+                           "'\n[data]\nfiles = ['page.txt']\n[output]\ndir = 'new/out'\n[compare]\nquestions = "
+                           "'questions.txt'\n[device]\nuse = 'cpu'\n";
+  const auto checked = [&](const std::string& job) {
+    const Outcome outcome = qlora(scratch, "run --check '" + scratch.write("job.toml", job).string() + "'");
+    CHECK_FALSE(std::filesystem::exists(scratch / "new"));
+    return outcome;
+  };
+  const Outcome fine = checked(good);
+  REQUIRE(fine.code == 0);
+  CHECK(fine.out == check(scratch, good).out);
+  const auto refused = [&](const std::string& from, const std::string& to, int code, const std::string& part) {
+    std::string job = good;
+    job.replace(job.find(from), from.size(), to);
+    CHECK(check(scratch, job).code == 0);  // as far as the job file itself tells
+    const Outcome outcome = checked(job);
+    CAPTURE(outcome.err);
+    CHECK(outcome.code == code);
+    CHECK(outcome.out.empty());
+    CHECK(contains(outcome.err, part));
+  };
+  for (const std::string input : {"page.txt", "questions.txt"}) {  // which the job file names, and not the line
+    const Outcome over = qlora(scratch, "run --check '" + scratch.write("job.toml", good).string() + "' --json '" +
+                                            (scratch / input).string() + "'");
+    CHECK(over.code == 2);
+    CHECK(contains(over.err, "--json would replace " + (scratch / input).string()));
+  }
+  CHECK(program_test::contents(scratch / "questions.txt") == "Who makes the Daxnova?");
+  refused("tiny-chat", "no-model", 3, "no-model: no such model directory");
+  refused("page.txt", "no.txt", 3, "no.txt is not there");
+  refused("'questions.txt'", "'no.txt'", 3, "no.txt");
+  refused("[device]", "[train]\nrank = 1024\n[device]", 2, "LoRA rank 1024 is outside 1 to");
+  refused("[device]", "[train]\nprobes = ['no.jsonl']\n[device]", 3, "no.jsonl");
+  refused("[device]", "[pack]\nseq = 100000\n[device]", 3, "windows of 100000 tokens; the model was made for");
+  refused("'cpu'\n", "'cpu'\nmemory_cap = '8GB'\n", 2, "are for a GPU");
 }
 
 TEST_CASE("a requirement or a guard that nothing could answer is refused before the job begins") {

@@ -48,7 +48,7 @@ Outcome job_with(const Scratch& scratch, std::string_view section, const std::st
   } else if (section != "model" && section != "data" && section != "output") {
     job += "[" + std::string(section) + "]\n" + line + "\n";
   }
-  return program(scratch, "run --check '" + scratch.write("job.toml", job).string() + "'");
+  return program(scratch, "run --show '" + scratch.write("job.toml", job).string() + "'");
 }
 
 }  // namespace
@@ -156,12 +156,12 @@ TEST_CASE("old names are accepted with a note, as options and as keys") {
   CHECK(line.out == program(scratch, "plan 7b --gpu-memory 24GB --keep-dequantized --adamw8bit").out);
   const std::string job =
       scratch.write("job.toml", "[model]\npath='m'\n[data]\nfiles=['p']\n[output]\ndir='o'\n").string();
-  CHECK(contains(program(scratch, "run --check '" + job + "' --resident").out, "\"keep_dequantized\": true"));
+  CHECK(contains(program(scratch, "run --show '" + job + "' --resident").out, "\"keep_dequantized\": true"));
 }
 
 TEST_CASE("the lines of a refusal stay lines, so that they can be pasted") {
   const Scratch scratch;
-  const Outcome error = program(scratch, "run --check '" + scratch.write("two\nlines", "x = 1\n").string() + "'");
+  const Outcome error = program(scratch, "run --show '" + scratch.write("two\nlines", "x = 1\n").string() + "'");
   CHECK(error.code == 3);
   CHECK(contains(error.err, "two\nlines:1: unknown section"));
 }

@@ -5,12 +5,15 @@
 
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "qlora/configs/any.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/job_run.hpp"
+#include "qlora/run/registry.hpp"
 #include "support/scratch.hpp"
 
 using namespace qlora;
@@ -36,6 +39,27 @@ run::Job job_in(const Scratch& scratch) {
   run::complete_job(job);
   return job;
 }
+
+/// Code that is on the list and is never run: no job here comes to its training.
+class ListedCode final : public run::ModelCode {
+ public:
+  explicit ListedCode(const Config& config) : config_(config) {}
+  [[nodiscard]] const Config& config() const override { return config_; }
+  [[nodiscard]] run::Device device() const override { return run::Device::cpu; }
+  [[nodiscard]] bool usable(std::string& /*why*/) const override { return true; }
+  [[nodiscard]] std::unique_ptr<run::LoadedModel> open(const hf::ModelDir&, run::BaseWeights, const Lora&,
+                                                       const run::DeviceOptions&) const override {
+    throw Error("not run here");
+  }
+  [[nodiscard]] std::unique_ptr<run::TrainingSession> train(const hf::ModelDir&, TrainOptions, run::Recomputation,
+                                                            const DecodeLimits&,
+                                                            const run::DeviceOptions&) const override {
+    throw Error("not run here");
+  }
+
+ private:
+  Config config_;
+};
 
 struct Caught {
   ErrorKind kind;
@@ -151,7 +175,14 @@ TEST_CASE("fetching is the caller's; fetched pages are not fetched again, and a 
   job.models[0].source.path = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
   job.comparison.questions = scratch.write("questions.txt", "Who makes it?");
   run::Progress silent;
-  CHECK(caught([&] { (void)run::run_job(job, {}, silent); }).kind == ErrorKind::usage);
+  Caught refused = caught([&] { (void)run::run_job(job, {}, silent); });
+  CHECK(refused.kind == ErrorKind::usage);
+  CHECK(refused.what.find("this program has no code for models with adapters on the CPU") != std::string::npos);
+  run::registered_code().push_back(std::make_unique<ListedCode>(any_model));
+  run::registered_code().push_back(std::make_unique<ListedCode>(any_model_all_weights));
+  refused = caught([&] { (void)run::run_job(job, {}, silent); });
+  CHECK(refused.kind == ErrorKind::usage);
+  CHECK(refused.what.find("no function that does it was given") != std::string::npos);
 
   int fetched = 0;
   run::JobOptions options{.version = "1"};

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -42,10 +43,17 @@ struct JobOptions {
 /// probes, but no model.
 QLORA_STEP void check_job(const Job& job);
 
+/// Files and folders that the job reads, as its file names them.
+[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path> inputs_of(const Job& job);
+
 /// Opens what the job will read, so that nothing is missing after hours of work: models, pages, replay, questions and
 /// probes. Throws Error: (input) for a file that is missing or not what it should be, (usage) for a rank that the model
-/// cannot have, windows that are longer than it reads, and a comparison without anything to ask.
+/// cannot have, windows that are longer than it reads, options that do not go together, code that the program lacks,
+/// and a comparison without anything to ask, (resource) for a GPU that is not there.
 QLORA_STEP void check_inputs(const Job& job);
+
+/// Throws Error (resource) unless the disk has room for the merged models and the trainings that are not there yet.
+QLORA_STEP void check_room(const Job& job);
 
 /// Does a complete job (see complete_job); one run at a time in an output directory. Throws Error as the steps do, and
 /// (interrupted) when `progress` asks to stop: the same call then continues.
@@ -57,7 +65,6 @@ QLORA_STEP void check_inputs(const Job& job);
 
 #ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
 #include "qlora/error.hpp"
@@ -72,6 +79,7 @@ QLORA_STEP void check_inputs(const Job& job);
 #include "qlora/run/job_json.hpp"
 #include "qlora/run/merge.hpp"
 #include "qlora/run/pack.hpp"
+#include "qlora/run/registry.hpp"
 #include "qlora/run/report.hpp"
 #include "qlora/run/settings.hpp"
 #include "qlora/run/step_cache.hpp"
@@ -105,6 +113,19 @@ namespace run {
   return request;
 }
 
+[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path> inputs_of(const Job& job) {
+  std::vector<std::filesystem::path> inputs{job.comparison.questions};
+  inputs.insert(inputs.end(), job.comparison.probes.begin(), job.comparison.probes.end());
+  for (const JobModel& model : job.models) inputs.push_back(model.source.path);
+  for (const Arm& arm : job.arms) {
+    inputs.push_back(arm.train.replay.replay);
+    inputs.insert(inputs.end(), arm.pages.files.begin(), arm.pages.files.end());
+    inputs.insert(inputs.end(), arm.train.loop.probes.begin(), arm.train.loop.probes.end());
+  }
+  std::erase_if(inputs, [](const std::filesystem::path& input) { return input.empty(); });
+  return inputs;
+}
+
 namespace detail {
 
 /// Whether `inside` is `folder` or lies below it; both exist or not.
@@ -118,11 +139,9 @@ namespace detail {
 /// output is, or holds, an input of the job, and when a folder of inputs holds the output directory.
 inline void check_inputs_outside(const Job& job) {
   namespace fs = std::filesystem;
-  std::vector<fs::path> inputs{job.comparison.questions};
-  inputs.insert(inputs.end(), job.comparison.probes.begin(), job.comparison.probes.end());
+  const std::vector<fs::path> inputs = inputs_of(job);
   std::vector<fs::path> outputs;
   for (const JobModel& model : job.models) {
-    inputs.push_back(model.source.path);
     outputs.push_back(folder_of(job, model) / "merged");
     outputs.push_back(folder_of(job, model) / "comparison.json");
     for (const Arm& arm : job.arms) {
@@ -131,14 +150,10 @@ inline void check_inputs_outside(const Job& job) {
     }
   }
   for (const Arm& arm : job.arms) {
-    inputs.push_back(arm.train.replay.replay);
-    inputs.insert(inputs.end(), arm.pages.files.begin(), arm.pages.files.end());
-    inputs.insert(inputs.end(), arm.train.loop.probes.begin(), arm.train.loop.probes.end());
     outputs.push_back(job.output.dir / "pages.jsonl");
     outputs.push_back(job.output.dir / ("pages_" + arm.name + ".jsonl"));
   }
   for (const fs::path& input : inputs) {
-    if (input.empty()) continue;
     for (const fs::path& output : outputs) {
       if (!lies_in(input, output)) continue;
       throw Error(
@@ -153,7 +168,35 @@ inline void check_inputs_outside(const Job& job) {
   }
 }
 
+/// The folder itself, or the one above it that is there.
+[[nodiscard]] inline std::filesystem::path nearest_folder(std::filesystem::path path) {
+  path = std::filesystem::absolute(path);
+  while (!std::filesystem::exists(path) && path.has_relative_path()) path = path.parent_path();
+  return path;
+}
+
 }  // namespace detail
+
+QLORA_STEP void check_room(const Job& job) {
+  std::uint64_t bytes = 0;
+  std::uint64_t largest_checkpoint = 0;  // is there twice while it is saved
+  for (const JobModel& model : job.models) {
+    const hf::ModelDir base = hf::ModelDir::open(model.source.path, Verify::nothing);
+    if (merged_arm(job) != nullptr && !std::filesystem::exists(folder_of(job, model) / "merged")) {
+      const DType type = dtype_of(job.merging.dtype).value_or(base.dtype == DType::f64 ? DType::f32 : base.dtype);
+      bytes += size_of(type) * static_cast<std::uint64_t>(parameters(base.shape));
+    }
+    for (const Arm& arm : job.arms) {
+      if (std::filesystem::exists(folder_of(job, model, arm) / "train")) continue;
+      const auto kept = [&](int checkpoints) {
+        return training_bytes_on_disk(base.shape, arm.train.options, static_cast<std::size_t>(checkpoints));
+      };
+      bytes += kept(kept_checkpoints);
+      largest_checkpoint = std::max(largest_checkpoint, kept(1) - kept(0));
+    }
+  }
+  expect_free_space(detail::nearest_folder(job.output.dir), bytes + largest_checkpoint);
+}
 
 QLORA_STEP void check_job(const Job& job) {
   detail::check_inputs_outside(job);
@@ -178,10 +221,12 @@ QLORA_STEP void check_inputs(const Job& job) {
     const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(one.source.path));
     (void)chat_template_of(one.source.path, tokenizer, one.chat.chat_template);
     for (const Arm& arm : job.arms) {
-      if (arm.trains_all()) continue;
+      const Training& options = arm.train.options;
+      check_training(options);
       Config config{.shape = model.shape};
-      config.lora = {.rank = arm.train.options.rank, .targets = arm.train.options.targets};
-      expect_rank(config);
+      config.lora = arm.trains_all() ? no_adapters : Lora{.rank = options.rank, .targets = options.targets};
+      if (!arm.trains_all()) expect_rank(config);
+      (void)select_code(model.shape, config.lora, job.device, options.method);
     }
     expect_length(job.packing.seq, model.max_positions);
   }
@@ -209,20 +254,6 @@ QLORA_STEP void check_inputs(const Job& job) {
 }
 
 namespace detail {
-
-/// Throws Error (resource) unless the disk has room for the merged models that are not there yet. What a training needs
-/// is checked when it begins.
-inline void expect_room_for_models(const Job& job) {
-  if (merged_arm(job) == nullptr) return;
-  std::uint64_t bytes = 0;
-  for (const JobModel& model : job.models) {
-    if (std::filesystem::exists(folder_of(job, model) / "merged")) continue;
-    const hf::ModelDir base = hf::ModelDir::open(model.source.path, Verify::nothing);
-    const DType type = dtype_of(job.merging.dtype).value_or(base.dtype == DType::f64 ? DType::f32 : base.dtype);
-    bytes += size_of(type) * static_cast<std::uint64_t>(parameters(base.shape));
-  }
-  expect_free_space(job.output.dir, bytes);
-}
 
 /// The steps of one job in its output directory.
 class JobRun {
@@ -443,7 +474,7 @@ class JobRun {
   make_directories(job.output.dir);
   const RunLock lock(job.output.dir / "run.lock");
   remove_stale_temporaries(job.output.dir);
-  detail::expect_room_for_models(job);
+  check_room(job);
   return detail::JobRun(job, options, progress).run();
 }
 

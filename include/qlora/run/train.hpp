@@ -7,8 +7,12 @@
 //   OUT/run.lock                held while a run writes there
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 
+#include "qlora/config.hpp"
+#include "qlora/error.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/run/prebuilt.hpp"
 #include "qlora/run/progress.hpp"
@@ -31,6 +35,27 @@ namespace run {
 /// Where a training in `out` writes its adapter, or its model.
 [[nodiscard]] inline std::filesystem::path trained_in(const std::filesystem::path& out, Method method) {
   return out / (method == Method::full ? "model" : "adapter");
+}
+
+/// Checkpoints that are kept: the newest, and an older one in case the disk damages it.
+inline constexpr int kept_checkpoints = 2;
+
+/// Bytes that a training of a model of this shape leaves on the disk, `checkpoints` checkpoints and the result. The rest
+/// of what a run writes is small.
+[[nodiscard]] constexpr std::uint64_t training_bytes_on_disk(const Shape& shape, const Training& options,
+                                                             std::size_t checkpoints) {
+  const bool all = options.method == Method::full;
+  const auto values = static_cast<std::uint64_t>(
+      all ? parameters(shape) : adapter_parameters(shape, {.rank = options.rank, .targets = options.targets}));
+  const std::uint64_t moments = options.adamw8bit ? 3 * values : 8 * values;  // 8 bits with their scales
+  return checkpoints * (4 * values + moments) + 4 * values;
+}
+
+/// Throws Error (usage) for options that do not go together.
+inline void check_training(const Training& options) {
+  if (options.method == Method::full && options.adamw8bit) {
+    throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
+  }
 }
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
@@ -71,9 +96,6 @@ inline namespace v0 {
 namespace run {
 
 namespace detail {
-
-/// Checkpoints that are kept: the newest, and an older one in case the disk damages it.
-inline constexpr int kept_checkpoints = 2;
 
 class TrainingRun {
  public:
@@ -225,9 +247,7 @@ class TrainingRun {
                     ErrorKind::usage);
       }
     }
-    if (trains_all() && options_.adamw8bit) {
-      throw Error("moments in 8 bits are for adapters, not for --method full", ErrorKind::usage);
-    }
+    check_training(options_);
     if (trains_all()) check_model_folder();
     // A model's vocabulary may be padded beyond its tokenizer's; then the tokenizer must be the one that packed.
     const std::filesystem::path tokenizer = tokenizer_file(model_.path);
@@ -259,13 +279,11 @@ class TrainingRun {
   }
 
   /// Throws Error (resource) unless the disk has room for what this run will keep: the checkpoints, one more while it
-  /// is saved, and the result. The rest of what a run writes is small.
+  /// is saved, and the result.
   void expect_room() const {
-    const auto values = static_cast<std::uint64_t>(trained_values());
-    const std::uint64_t moments = options_.adamw8bit ? 3 * values : 8 * values;  // bytes; 8 bits with their scales
     const auto there =
         std::min<std::size_t>(qlora::detail::checkpoint_steps(request_.out / "checkpoints").size(), kept_checkpoints);
-    expect_free_space(request_.out, (kept_checkpoints + 1 - there) * (4 * values + moments) + 4 * values);
+    expect_free_space(request_.out, training_bytes_on_disk(model_.shape, options_, kept_checkpoints + 1 - there));
   }
   [[nodiscard]] std::int64_t trained_values() const {
     return trains_all() ? parameters(model_.shape) : adapter_parameters(model_.shape, lora());
