@@ -78,6 +78,7 @@ TEST_CASE("what is worth trying again is tried again, and no more often than sai
   CHECK(net::http_get(url("/limited"), own()).body == plain_body);
   CHECK(has(refusal(url("/limitedlong"), own()), "status 429 (1 try)"));
   CHECK(has(refusal(url("/missing"), own()), "status 404"));
+  CHECK(has(refusal(url("/part"), own()), "status 206"));
   CHECK(refusal(url("/hangup"), own()) != "accepted");
   CHECK(has(refusal("http://127.0.0.1:1/", own()), "onnect"));
 }

@@ -58,6 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         here = "http://127.0.0.1:%d" % self.server.server_port
         if path == "/plain":
             self.reply(PAGE)
+        elif path == "/part":
+            self.reply(PAGE[:8], 206)
         elif path == "/agent":
             self.reply(self.headers.get("User-Agent", ""), Content_Type="text/plain")
         elif path == "/hop":  # /hop?3 -> /hop?2 -> /hop?1 -> /hop?0 -> page

@@ -3,14 +3,31 @@
 #include "qlora/web/fetch.hpp"
 
 #include <doctest/doctest.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 
 #include "qlora/web/pages.hpp"
 #include "support/web_server.hpp"
 
 namespace web = qlora::web;
+
+namespace {
+
+bool disk_fails = false;
+
+}  // namespace
+
+/// Stands before the C library's.
+extern "C" ssize_t read(int file, void* bytes, size_t size) {
+  if (disk_fails) {
+    errno = EIO;
+    return -1;
+  }
+  return ::syscall(SYS_read, file, bytes, size);
+}
 
 namespace {
 
@@ -39,6 +56,25 @@ TEST_CASE("a page arrives with its provenance") {
 TEST_CASE("addresses of unknown kinds are refused") {
   for (const char* direct : {"gopher://example.org/", "ftp://example.org/", "scp://example.org/x"})
     CHECK(has(refusal(direct, own()), "unknown kind"));
+}
+
+TEST_CASE("a disk that fails ends the batch: its pages are not merely left out") {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / qlora::concat("fetch_test-", ::getpid(), ".html");
+  qlora::write_file_atomically(file, "<p>The lamp is made of brass.</p>");
+  const std::vector<std::string> sources{file.string()};
+  CHECK(web::load_documents(sources, {}).documents.size() == 1);
+  disk_fails = true;
+  try {
+    (void)web::load_documents(sources, {});
+    disk_fails = false;
+    FAIL("went on");
+  } catch (const qlora::Error& e) {
+    disk_fails = false;
+    CHECK(e.kind() == qlora::ErrorKind::resource);
+    CHECK(has(e.what(), "cannot read " + file.string()));
+  }
+  std::filesystem::remove(file);
 }
 
 TEST_CASE("a request to stop ends the batch") {

@@ -104,6 +104,11 @@ inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::Na
   }
   all_floats(*a, out.a);
   all_floats(*b, out.b);
+  for (const auto& [matrix, values] : {std::pair('A', &out.a), std::pair('B', &out.b)}) {
+    if (std::all_of(values->begin(), values->end(), [](float value) { return std::isfinite(value); })) continue;
+    throw Error(
+        concat(peft.path.string(), ": ", lora_name(place->layer, place->one, matrix), " holds a NaN or an infinity"));
+  }
   out.adapter.rank = rank_of(peft, place->layer, place->one);
   out.adapter.scale = scale_of(peft, place->layer, place->one);
   out.adapter.a = out.a;

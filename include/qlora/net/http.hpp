@@ -217,7 +217,8 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
   curl_easy_getinfo(curl, CURLINFO_CONTENT_TYPE, &type);
   why = concat("the server answered with status ", status);
   if (status == 429 || status >= 500) return std::nullopt;
-  if (status < 200 || status >= 300) throw Error(concat(source, ": ", why), ErrorKind::network);
+  if (status < 200 || status >= 300 || status == 206)  // a part, which was not asked for
+    throw Error(concat(source, ": ", why), ErrorKind::network);
   return HttpResponse{.url = url != nullptr ? shown_address(url) : source,
                       .content_type = type != nullptr ? type : "",
                       .body = std::move(transfer.body)};

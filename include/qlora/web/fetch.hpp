@@ -2,12 +2,9 @@
 // What may not change: one bad page is one bad result.
 #pragma once
 
-#include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <optional>
 #include <span>
@@ -17,6 +14,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
 #include "qlora/net/http.hpp"
 #include "qlora/net/shown.hpp"
 #include "qlora/web/charset.hpp"
@@ -97,18 +95,20 @@ namespace detail {
   return page;
 }
 
+/// Whether an error is no fault of the page that met it: a request to stop, a disk that fails.
+[[nodiscard]] inline bool ends_batch(const Error& error) {
+  const bool of_system = error.kind() == ErrorKind::resource && dynamic_cast<const SystemError*>(&error) != nullptr;
+  return of_system || error.kind() == ErrorKind::interrupted;
+}
+
 [[nodiscard]] inline Page read_local(const std::string& source, const std::filesystem::path& path,
                                      const FetchOptions& options) {
   std::error_code code;
   if (!std::filesystem::is_regular_file(path, code))
     throw Error(concat(source, ": no such file, or not a plain one (a web address begins with http:// or https://)"));
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(concat(source, ": cannot open: ", std::strerror(errno)));
   const auto size = std::filesystem::file_size(path, code);
   if (code || size > options.max_bytes) throw Error(concat(source, ": larger than ", options.max_bytes, " bytes"));
-  std::string bytes(static_cast<std::size_t>(size), '\0');
-  file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  bytes.resize(static_cast<std::size_t>(file.gcount()));
+  const std::string bytes = read_text(path, options.max_bytes);
   const std::string extension = lower(path.extension().string());
   const std::string type = extension == ".html" || extension == ".htm" || extension == ".xhtml" ? "text/html"
                            : extension == ".md" || extension == ".markdown"                     ? "text/markdown"
@@ -174,7 +174,7 @@ namespace detail {
     try {
       result.page = fetch_page(source, options);
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::interrupted) throw;
+      if (detail::ends_batch(e)) throw;
       result.error = e.what();
       result.kind = e.kind();
     }

@@ -181,7 +181,7 @@ class Loader {
     try {
       loader.load(source);
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::interrupted) throw;
+      if (detail::ends_batch(e)) throw;
       error = e.what();
       result.failures.push_back({net::shown_address(source), error, e.kind()});
     }
