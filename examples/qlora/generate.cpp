@@ -25,7 +25,9 @@ struct TalkOptions {
 Result generate(const TalkOptions& options, Context& context) {
   Talker talker(options.how);
   context.out << options.prompt;
-  return result_of(talker.continued(options.prompt, options.sampling, context));
+  const Continuation continuation = talker.continued(options.prompt, options.sampling, context);
+  talker.say_speed(context);
+  return result_of(continuation);
 }
 
 /// An answer as later turns see it: without marks of the chat form, which would change who speaks.
@@ -63,6 +65,7 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   };
   if (!options.prompt.empty()) {
     take_turn(options.prompt);
+    talker.say_speed(context);
     return result_of(conversation);
   }
   context.progress.say("one line, one turn; the end of the input (Ctrl-D) ends the conversation");
@@ -75,6 +78,7 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
       context.progress.say(concat("not asked: ", error.what()));
     }
   }
+  talker.say_speed(context);
   return result_of(conversation);
 }
 

@@ -4,8 +4,12 @@
 #include "steps.hpp"
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <optional>
 #include <ostream>
 #include <span>
 #include <utility>
@@ -35,9 +39,19 @@ namespace fs = std::filesystem;
 
 namespace {
 
-run::Reply ask(run::Engine& engine, const run::Question& question, const run::Sampling& sampling, Context& context) {
+run::Reply ask(run::Engine& engine, const run::Question& question, const run::Sampling& sampling, Context& context,
+               Speed& speed) {
+  using Clock = std::chrono::steady_clock;
   StreamDecoder decoder(engine.tokenizer(), question.chat ? DecodeFrom::start : DecodeFrom::middle);
+  std::optional<Clock::time_point> last;
   const run::Reply reply = engine.ask({question}, sampling, context.progress, [&](int, std::int32_t id) {
+    const Clock::time_point now = Clock::now();
+    ++speed.tokens;
+    if (last) {
+      ++speed.timed;
+      speed.seconds += std::chrono::duration<double>(now - *last).count();
+    }
+    last = now;
     context.out << decoder.push(id) << std::flush;
     return true;
   })[0];
@@ -90,14 +104,20 @@ int Talker::make_room(const std::string& question, std::vector<Message>& history
   return gone;
 }
 
+void Talker::say_speed(const Context& context) const {
+  std::array<char, 64> rate{};
+  if (speed_.seconds > 0) std::snprintf(rate.data(), rate.size(), ", %.1f tokens/s", speed_.timed / speed_.seconds);
+  context.progress.say(concat(speed_.tokens, speed_.tokens == 1 ? " token" : " tokens", rate.data()));
+}
+
 Continuation Talker::continued(const std::string& text, const run::Sampling& sampling, Context& context) {
-  const run::Reply reply = ask(*engine_, {false, text, {}}, sampling, context);
+  const run::Reply reply = ask(*engine_, {false, text, {}}, sampling, context, speed_);
   return {text, reply.text, reply.stopped};
 }
 
 Turn Talker::answered(const std::string& question, const std::vector<Message>& history, const run::Sampling& sampling,
                       Context& context) {
-  const run::Reply reply = ask(*engine_, {true, question, history}, sampling, context);
+  const run::Reply reply = ask(*engine_, {true, question, history}, sampling, context, speed_);
   return {question, reply.text, reply.stopped};
 }
 

@@ -29,6 +29,13 @@ struct TalkModel {
   run::ChatChoice chat;
 };
 
+/// Of all answers.
+struct Speed {
+  int tokens = 0;
+  int timed = 0;       ///< tokens with one before them in their answer
+  double seconds = 0;  ///< that these took
+};
+
 /// Implemented in steps.cpp.
 class Talker {
  public:
@@ -53,9 +60,12 @@ class Talker {
   [[nodiscard]] Continuation continued(const std::string& text, const run::Sampling& sampling, Context& context);
   [[nodiscard]] Turn answered(const std::string& question, const std::vector<Message>& history,
                               const run::Sampling& sampling, Context& context);
+  /// Says how many tokens all answers had and how fast they came, the time up to the first one of each not counted.
+  void say_speed(const Context& context) const;
 
  private:
   std::unique_ptr<run::Engine> engine_;
+  Speed speed_;
 };
 
 }  // namespace qlora::program
