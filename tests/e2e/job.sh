@@ -311,8 +311,15 @@ kill -INT $job
 kill -CONT $job
 got=0; wait $job || got=$?
 [ "$got" = 6 ] || fail "exit $got of an interrupted job, not 6"
-expect 0 run "$work/stopped.toml"
+# Killed when the merged model has its name and the job no record of it.
+got=0
+LD_PRELOAD=$signal_at SIGNAL_AT_TEXT=/stopped/merged SIGNAL_AT=$KILL "$qlora" run "$work/stopped.toml" \
+  >"$work/out" 2>"$work/err" || got=$?
+[ "$got" = 137 ] || fail "exit $got of a job that was killed, not 137"
 grep -q "resuming after step 2" "$work/err" || fail "the job's training did not resume"
+[ -f "$work/stopped/merged/config.json" ] || fail "the job was killed before the merged model had its name"
+expect 0 run "$work/stopped.toml"
+! grep -q "^merge: unchanged" "$work/err" || fail "a merged model without a record was taken for done"
 expect 0 run "$work/job.toml"
 [ "$(tail -1 "$work/out")" = "$work/job/report.json" ] || fail "the last line is not the report"
 for variant in w16 nf4 qlora_pages seed_7 own_page qlora merged; do

@@ -1,6 +1,7 @@
-// signal_at.cpp — raises a signal in a program when it writes a given text, so that a test interrupts, stops or kills
-// it at a step and not after a time. Loaded with LD_PRELOAD; the environment names the text (SIGNAL_AT_TEXT) and the
-// signal's number (SIGNAL_AT). It stands before the calls that metrics.jsonl and the lines on stderr go through.
+// signal_at.cpp — raises a signal in a program when it writes a given text, or has given a directory a name with that
+// text, so that a test interrupts, stops or kills it at a step and not after a time. Loaded with LD_PRELOAD; the
+// environment names the text (SIGNAL_AT_TEXT) and the signal's number (SIGNAL_AT). It stands before the calls that
+// metrics.jsonl, the lines on stderr and finished directories go through.
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
@@ -8,6 +9,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <string_view>
 
 namespace {
@@ -35,6 +37,13 @@ ssize_t pwrite(int file, const void* bytes, size_t size, off_t offset) {
   const ssize_t put = original(file, bytes, size, offset);
   look_at(bytes, size);
   return put;
+}
+
+int renameat2(int from_in, const char* from, int to_in, const char* to, unsigned flags) noexcept {
+  static const auto original = next<int(int, const char*, int, const char*, unsigned)>("renameat2");
+  const int result = original(from_in, from, to_in, to, flags);
+  if (result == 0) look_at(to, std::strlen(to));
+  return result;
 }
 
 size_t fwrite(const void* bytes, size_t size, size_t count, FILE* file) {

@@ -240,7 +240,7 @@ def damage(program, steps, n, table, wanted):
         "state.json": (next((work / "train/checkpoints").glob("*/state.json")), lambda: train_on()[0]),
         "metrics.jsonl": (work / "train/metrics.jsonl", lambda: train_on()[0]),
         "run.json": (work / "job/run.json", lambda: job()[0]),
-        "job.toml": (work / "job.toml", lambda: program.run(["run", work / "job.toml", "--check", "-q"])),
+        "job.toml": (work / "job.toml", lambda: program.run(["run", work / "job.toml", "--show", "-q"])),
     }
     for name, (path, use) in inputs.items():
         if wanted(f"mutate {name}"):
