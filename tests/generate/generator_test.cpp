@@ -91,6 +91,35 @@ TEST_CASE_FIXTURE(Fixture, "the same prompt twice draws twice") {
   CHECK(best[0] == best[1]);
 }
 
+TEST_CASE_FIXTURE(Fixture, "ids that no tokenizer has are not drawn, and the likeliest are those of the logits") {
+  const DecodeLimits limits{.sequences = 7, .length = 120, .step_tokens = 120};
+  GenerateOptions options{.max_new_tokens = 40, .sampling = greedy, .stop_ids = {}};
+  const auto most = [&] {
+    std::int32_t id = 0;
+    for (const Ids& ids : run(limits, options, prompts)) id = std::max(id, *std::max_element(ids.begin(), ids.end()));
+    return id;
+  };
+  for (const float temperature : {0.0F, 1.0F}) {
+    options.sampling.temperature = temperature;
+    options.among = 0;
+    CHECK(most() >= 50);
+    options.among = 50;
+    CHECK(most() < 50);
+  }
+  Decoder<code_of(net), B> logits(model.context(), limits);
+  Decoder<code_of(net), B> picks(model.context(), limits);
+  Ids next = prompts[0];
+  for (int i = 0; i < 5; ++i) {
+    const Decoder<code_of(net), B>::Addition addition[] = {{3, next}};
+    const std::span<const float> all = logits.extend(addition);
+    const std::int32_t expected = argmax(all.first(60));
+    CHECK(picks.extend_greedy(addition, 60)[0] == expected);
+    next = {expected};
+  }
+  const Decoder<code_of(net), B>::Addition addition[] = {{3, next}};
+  CHECK_THROWS_AS((void)picks.extend_greedy(addition, vocab + 1), Error);
+}
+
 TEST_CASE_FIXTURE(Fixture, "where a continuation ends") {
   const DecodeLimits limits{.sequences = 2, .length = 30, .step_tokens = 30};
   Generator<net, B> generator(model, limits);

@@ -86,7 +86,8 @@ void attention(Harness<B>& harness, const qlora::AttentionShape& heads, const st
   harness.unchanged(qkv, go);
 }
 
-/// Sequences that grow by pieces: their outputs must be those of attention over the whole.
+/// Sequences that grow by pieces, from one step of single tokens on also all by one: their outputs must be those of
+/// attention over the whole, turned.
 template <class B>
 void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
   using Act = typename B::Act;
@@ -94,7 +95,8 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
   using View = typename B::template View<8>;
   using ConstView = typename B::template ConstView<8>;
   const std::vector<int> lengths{70, 5, 200};
-  const std::vector<std::vector<int>> added{{33, 5, 0}, {0, 0, 131}, {1, 0, 64}, {35, 0, 1}, {1, 0, 1}, {0, 0, 3}};
+  const std::vector<std::vector<int>> added{{33, 4, 0}, {0, 0, 131}, {1, 0, 64}, {34, 0, 1},
+                                            {1, 1, 1},  {1, 0, 0},   {0, 0, 3}};
   constexpr int capacity = 210;
   const int width = heads.width();
   const int out = heads.heads * heads.head_dim;
@@ -104,6 +106,10 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
   const auto whole = harness.template drawn<Act>("qkv", tokens, width, width, 1.5F, 83);
   const std::int64_t bytes = attention_bytes(harness.b, heads, tokens, capacity);
   auto* scratch = harness.template raw<std::byte>(bytes);
+  const int half = heads.head_dim / 2;
+  const auto cosine = harness.template poisoned<Param>("cosine", capacity, half, half);
+  const auto sine = harness.template poisoned<Param>("sine", capacity, half, half);
+  harness.b.rope_table(capacity, heads.head_dim, 1e4, cosine.data, sine.data);
 
   std::vector<Buffer<Act>> caches;
   for (std::size_t s = 0; s < lengths.size(); ++s) {
@@ -117,10 +123,14 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
     std::vector<qlora::CachedSequence<Act>> sequences;
     std::vector<float> rows;
     std::vector<int> source;
+    std::vector<std::int32_t> places;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       if (step[s] == 0) continue;
       const int first = static_cast<int>(source.size());
-      for (int i = 0; i < step[s]; ++i) source.push_back(pieces.segments[s].first + done[s] + i);
+      for (int i = 0; i < step[s]; ++i) {
+        source.push_back(pieces.segments[s].first + done[s] + i);
+        places.push_back(done[s] + i);
+      }
       done[s] += step[s];
       sequences.push_back({caches[s].data, done[s], first, step[s]});
     }
@@ -132,10 +142,10 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
     const auto qkv = harness.template filled<Act>("new qkv", count, width, width, rows);
     const auto o = harness.template poisoned<Act>("new o", count, out, out + 24);
     const std::span<const qlora::CachedSequence<Act>> all(sequences);
-    harness.b.store_kv(heads, all, ConstView(qkv.data, count));
-    harness.b.attention_cached(heads, all, ConstView(qkv.data, count), View(o.data, count, o.stride), scratch, bytes);
+    const std::int32_t* positions = harness.b.stage(std::span<const std::int32_t>(places));
+    harness.b.attention_cached(heads, cosine.data, sine.data, positions, all, View(qkv.data, count),
+                               View(o.data, count, o.stride), scratch, bytes);
     harness.collect(o);
-    harness.unchanged(qkv);
     const std::vector<float>& made = harness.outcome.outputs.back().values;
     for (std::size_t i = 0; i < source.size(); ++i) {
       std::copy_n(made.begin() + static_cast<std::ptrdiff_t>(i) * out, out,
@@ -143,11 +153,12 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
     }
   }
   harness.expect(done == lengths, "the pieces do not make the whole");
-  for (const Buffer<Act>& cache : caches) harness.collect(cache, "cache", 0, kv_width, true);
+  for (const Buffer<Act>& cache : caches) harness.collect(cache, "cache", 0, kv_width);
 
   const qlora::TokenBatch batch = harness.b.stage(pieces.batch());
   const auto o = harness.template poisoned<Act>("o of the whole", tokens, out, out);
   const auto lse = harness.template poisoned<Param>("lse", heads.heads, tokens, tokens);
+  harness.b.rope(heads, cosine.data, sine.data, batch.positions, 1, View(whole.data, tokens));
   harness.b.attention(heads, batch, ConstView(whole.data, tokens), View(o.data, tokens, out), lse.data, scratch, bytes);
   harness.collect(o);
   // both round probabilities and outputs to bfloat16, in another order: 2^-8 of each value at most

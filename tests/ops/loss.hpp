@@ -70,6 +70,35 @@ void project(Harness<B>& harness, int tokens, int vocab) {
   harness.unchanged(x, head);
 }
 
+/// Ties, an infinite logit, one that is no number, and larger ones beyond `among`: the id is known.
+template <class B>
+void pick(Harness<B>& harness, int vocab, int among) {
+  using Param = typename B::Param;
+  constexpr int rows = 5;
+  std::vector<float> values = Random(76).values(std::int64_t{rows} * vocab, 1.0F);
+  const auto at = [&](int row, int id) -> float& {
+    return values[static_cast<std::size_t>(row) * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(id)];
+  };
+  for (int row = 0; row < rows; ++row) {
+    for (int id = among; id < vocab; ++id) at(row, id) = 1e6F;
+  }
+  at(0, among / 2) = at(0, among - 1) = 100.0F;
+  at(1, among - 1) = 100.0F;
+  at(2, 0) = INFINITY;
+  for (int id = 0; id < among; ++id) at(3, id) = id % 3 == 1 ? 0.0F : -0.0F;
+  at(4, among / 3) = 50.0F;
+  at(4, among / 2) = NAN;
+  const std::vector<std::int32_t> expected{among / 2, among - 1, 0, 0, among / 3};
+  auto* logits = harness.template raw<Param>(static_cast<std::int64_t>(values.size()));
+  harness.b.upload(values, logits);
+  auto* ids = harness.template raw<std::int32_t>(rows);
+  harness.b.pick(rows, vocab, among, logits, ids);
+  std::vector<std::int32_t> picked(rows);
+  harness.b.download(ids, std::span<std::int32_t>(picked));
+  harness.expect(picked == expected, "other ids than the likeliest");
+  harness.number("first", picked[0]);
+}
+
 template <class B>
 [[nodiscard]] Cases<B> loss_cases() {
   Cases<B> cases;
@@ -86,6 +115,10 @@ template <class B>
   add("loss, 64 wide", [](Harness<B>& harness) { cross_entropy<64>(harness, {.tokens = 40}); });
   for (const int tokens : {1, 7, 130}) {
     add("project " + std::to_string(tokens), [=](Harness<B>& harness) { project<256>(harness, tokens, 37 * 8); });
+  }
+  for (const auto& [vocab, among] :
+       {std::pair(16, 7), std::pair(32, 30), std::pair(32064, 32000), std::pair(9000, 9000)}) {
+    add("pick from " + std::to_string(among), [v = vocab, n = among](Harness<B>& harness) { pick(harness, v, n); });
   }
   add("project to 32000", [](Harness<B>& harness) { project<256>(harness, 3, 32000); });
   return cases;

@@ -1,0 +1,114 @@
+// Several contexts on one model on the GPU: two threads decode side by side, with recorded steps and adapters, while a
+// third attaches adapters or trains; each writes what it writes alone, to the bit.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "qlora/cuda.hpp"
+#include "qlora/generate/generator.hpp"
+#include "qlora/train/trainer.hpp"
+#include "support/small_model.hpp"
+
+using namespace qlora;
+using Ids = std::vector<std::int32_t>;
+
+namespace {
+
+// Widths of 256 and more, so that products of few tokens read NF4 codes: a multiple of the step of their kernel.
+constexpr Config net{.shape = {1024, 512, 4, 8, 4, 64, 1024}, .lora = {.rank = 16}};
+constexpr DecodeLimits limits{.sequences = 2, .length = 300, .step_tokens = 64};
+const std::vector<Ids> prompts{{1, 17, 30, 45, 900, 3}, {9, 81, 2}};
+constexpr GenerateOptions sampled{.max_new_tokens = 120, .sampling = {.temperature = 1.0F, .seed = 3}, .stop_ids = {}};
+
+std::shared_ptr<AdapterSet<Cuda>> adapters(Model<net, Cuda>& model, std::uint64_t seed) {
+  auto set = std::make_shared<AdapterSet<Cuda>>(model.weights().layout());
+  small_model::load_random_adapters(*set, model.backend(), net.shape, 16, 32.0F, seed);
+  return set;
+}
+
+/// Greedy ids of one sequence, then drawn ids of two.
+Ids answer(Generator<net, Cuda>& generator) {
+  GenerateOptions likeliest = sampled;
+  likeliest.sampling = greedy;
+  Ids ids = generator.generate(prompts[0], likeliest).ids;
+  for (const Generated& one : generator.generate(prompts, sampled)) {
+    ids.insert(ids.end(), one.ids.begin(), one.ids.end());
+  }
+  return ids;
+}
+
+/// What the two generators of a model wrote, and a third thread's work beside them until both are done.
+struct Pair {
+  explicit Pair(const Model<net, Cuda>& model) : first(model, limits), second(model, limits) {
+    first.context().use("first");
+    second.context().use("second", 0.5F);
+  }
+  /// Rounds of both threads that differ from `alone`, while `beside` runs again and again.
+  template <class Beside>
+  int differing(const Ids& first_alone, const Ids& second_alone, const Beside& beside) {
+    constexpr int rounds = 3;
+    std::atomic<int> different{0};
+    std::atomic<int> running{2};
+    const auto work = [&](Generator<net, Cuda>& generator, const Ids& alone) {
+      for (int round = 0; round < rounds; ++round) {
+        try {
+          if (answer(generator) != alone) ++different;
+        } catch (const Error& error) {
+          MESSAGE(std::string(error.what()));
+          ++different;
+        }
+      }
+      --running;
+    };
+    std::thread one([&] { work(first, first_alone); });
+    std::thread two([&] { work(second, second_alone); });
+    while (running > 0) beside();
+    one.join();
+    two.join();
+    return different;
+  }
+  Generator<net, Cuda> first;
+  Generator<net, Cuda> second;
+};
+
+}  // namespace
+
+TEST_CASE("two threads decode with adapters while a third attaches others") {
+  Model<net, Cuda> model(small_model::weights(net.shape, 2), {}, Cuda());
+  model.attach("first", adapters(model, 5));
+  model.attach("second", adapters(model, 6));
+  Pair pair(model);
+  const Ids first = answer(pair.first);
+  const Ids second = answer(pair.second);
+  CHECK(first.size() == 360);
+  CHECK(first != second);
+  int attached = 0;
+  CHECK(pair.differing(first, second, [&] {
+    model.attach("third", adapters(model, 7));
+    model.detach("third");
+    ++attached;
+  }) == 0);
+  CHECK(attached > 0);
+}
+
+TEST_CASE("two threads decode with adapters while a trainer steps") {
+  const TrainOptions options{.lr = 1e-3F, .total_steps = 1000, .batch = 1, .seq = 64};
+  const small_model::Data data(2, options.seq, net.shape.vocab, 1, 50);
+  Trainer<net, Cuda> trainer(small_model::weights(net.shape, 2), options, Cuda());
+  Model<net, Cuda>& model = trainer.model();
+  model.attach("first", adapters(model, 5));
+  model.attach("second", adapters(model, 6));
+  Pair pair(model);
+  const Ids first = answer(pair.first);
+  const Ids second = answer(pair.second);
+  std::vector<double> losses;
+  CHECK(pair.differing(first, second, [&] { losses.push_back(trainer.step(data.all()).loss); }) == 0);
+  REQUIRE(losses.size() > 0);
+
+  Trainer<net, Cuda> alone(small_model::weights(net.shape, 2), options, Cuda());
+  int different = 0;
+  for (const double loss : losses) different += alone.step(data.all()).loss == loss ? 0 : 1;
+  CHECK(different == 0);
+}
