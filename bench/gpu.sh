@@ -111,11 +111,12 @@ for what in "$@"; do
         printf '{"command": "ops_bench", "error": "it ended with %s"}\n' $? >>"$rows"
       fi
       ;;
-    decode) # one sequence, the adapter off and live
+    decode) # one sequence, the adapter off and live; eight sequences
       build_benchmarks decode_speed
       for model in $models; do
         decode_row "$model" --profile
         decode_row "$model" --adapter --profile
+        decode_row "$model" --batch 8 --tokens 64 --runs 3
       done
       ;;
     job) # the article's, at 13B

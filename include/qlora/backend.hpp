@@ -103,8 +103,8 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   // attention: qkv -> o (T,HE), lse (H,T), inside document segments
   b.attention(heads, batch, wide_in, x, p, scratch, n);
   b.attention_backward(heads, batch, in, wide_in, in, p, wide, scratch, n);
-  // decode: turns qkv of new tokens, puts their keys and values into caches, and attends over them -> o (T,HE). Positions
-  // are places in the sequences; qkv is used up
+  // decode: turns qkv of new tokens, puts their keys and values into caches, and attends over them -> o (T,HE).
+  // Positions are places in the sequences; qkv is used up
   b.attention_cached(heads, p, p, ids, cached, wide, x, scratch, n);
   // runs a body of the ops above and of `stage`, or repeats its launches. Bodies with equal Repetition give the ops the
   // same addresses, also in host memory, and the same numbers except for lengths of cached sequences. What they stage

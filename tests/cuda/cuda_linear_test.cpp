@@ -18,6 +18,30 @@ TEST_CASE("long: true widths") {
               true_width_linear_cases<Cuda>(), gpu);
 }
 TEST_CASE("dropout masks are those of the definition") { check_masks<Cuda>(Cuda()); }
+TEST_CASE("a token's bits do not depend on how many there are, up to sixteen") {
+  Cuda gpu;
+  Harness<Cuda> harness(gpu);
+  const LinearCase c{.rows = {264, 64}, .adapted = {0, 1}, .in = 1280, .rank = 16, .tokens = 16, .residual = true};
+  const LinearSetup<Cuda> setup = draw_group(harness, c);
+  const std::span<const qlora::LinearPart<qlora::bf16, float>> parts(setup.parts);
+  const int wide = c.in + c.xa();
+  const auto residual = harness.drawn<qlora::bf16>("residual", c.tokens, c.out(), c.out(), 1.0F, 62);
+  const auto result = [&](int at_once) {
+    const auto x = harness.drawn<qlora::bf16>("x", c.tokens, wide, wide, 1.0F, 61);
+    const auto y = harness.poisoned<qlora::bf16>("y", c.tokens, c.out(), c.out());
+    for (int first = 0; first < c.tokens; first += at_once) {
+      const int count = std::min(at_once, c.tokens - first);
+      const std::int64_t row = std::int64_t{first} * c.out();
+      gpu.linear(setup.group, parts, Cuda::View<8>(x.data + std::int64_t{first} * wide, count, wide),
+                 Cuda::ConstView<8>(residual.data + row, count, c.out()), Cuda::View<8>(y.data + row, count, c.out()));
+    }
+    std::vector<float> values(static_cast<std::size_t>(c.tokens) * static_cast<std::size_t>(c.out()));
+    gpu.download(y.data, values);
+    return values;
+  };
+  const std::vector<float> alone = result(1);
+  for (const int at_once : {2, 3, 4, 7, 8, 16}) CHECK(result(at_once) == alone);
+}
 TEST_CASE("the same bits every run") {
   Cuda gpu;
   check_repeats(linear_cases<Cuda>(), gpu);

@@ -86,8 +86,8 @@ class Recording;
 /// Whether launches may be recorded and replayed: not while set_profile measures them.
 bool may_record(const Context& context);
 /// The following launches and `stage` calls are recorded and not executed; they must not wait or allocate. Host arrays
-/// get room in `staged`, device memory of the caller's that outlives the recording and that others may share. Waits, and
-/// pins as much host memory.
+/// get room in `staged`, device memory of the caller's that outlives the recording and that others may share. Waits,
+/// and pins as much host memory.
 void begin_recording(Context& context, std::span<std::byte> staged);
 Recording* end_recording(Context& context);
 /// Drops what was recorded since begin_recording.
@@ -276,8 +276,8 @@ inline constexpr int split_keys = 256;
   while (splits * split_keys < longest) splits *= 2;
   return splits;
 }
-/// Of new tokens (T): turns the queries and keys of qkv by `position`, puts keys and values into the caches, and attends:
-/// query i of a sequence sees its first length - added + i + 1 keys. A token's position is its place in the sequence.
+/// Of new tokens (T): turns the queries and keys of qkv by `position`, puts keys and values into the caches, and
+/// attends: query i of a sequence sees its first length - added + i + 1 keys. A token's position is its place in the sequence.
 /// qkv is used up.
 void attention_cached(Context& context, const AttentionShape& shape, const float* cosine, const float* sine,
                       const std::int32_t* position, int tokens, std::span<const CachedSequence<bf16>> sequences,

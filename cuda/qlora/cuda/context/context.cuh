@@ -186,8 +186,8 @@ class Context {
 
 /// What allow_shared asks of L1.
 enum class Carveout : std::uint8_t { usual, most_shared };
-/// Lets blocks of a kernel have up to `bytes` of shared memory, always the same for a kernel. Done once: the limit belongs
-/// to the kernel on its device, and while it is set a launch by another thread fails ("invalid argument").
+/// Lets blocks of a kernel have up to `bytes` of shared memory, always the same for a kernel. Done once: the limit
+/// belongs to the kernel on its device, and while it is set a launch by another thread fails ("invalid argument").
 template <class... Params>
 void allow_shared(const Context& context, void (*kernel)(Params...), int bytes, Carveout carveout, const char* name) {
   static std::mutex mutex;

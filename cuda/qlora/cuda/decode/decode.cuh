@@ -1,5 +1,5 @@
-// qlora/cuda/decode/decode.cuh — turns queries and keys of new tokens, appends keys and values to caches, and attention
-// over them.
+// qlora/cuda/decode/decode.cuh — turns queries and keys of new tokens, appends keys and values to caches, and
+// attention over them.
 // Math       O = softmax(Q K^T / sqrt(E)) V; query i of a sequence sees its first length - added + i + 1 keys
 // Shapes     qkv (T,(H+2K)E) bf16 · kv (capacity, 2KE) bf16 · o (T,HE) bf16, any row stride
 //            partial (sequences, H, splits, 2 + E) float in the context's workspace: maximum, sum, weighted values

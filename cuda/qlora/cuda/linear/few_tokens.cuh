@@ -1,7 +1,7 @@
-// qlora/cuda/linear/few_tokens.cuh — the forward pass of a group of linear layers for one or two tokens, straight from
+// qlora/cuda/linear/few_tokens.cuh — the forward pass of a group of linear layers for up to eight tokens, straight from
 // NF4 codes: what decoding spends its time on.
 // Math       Y = [residual +] X W^T + s XA B^T,  XA = X A^T;  w = codebook[c] absmax
-// Shapes     x (T,K) bf16, rows x.stride apart, T up to 2 · codes (N,K/2), absmax (N,K/64) of each part · A (XA,K), B
+// Shapes     x (T,K) bf16, rows x.stride apart, T up to 8 · codes (N,K/2), absmax (N,K/64) of each part · A (XA,K), B
 //            (N,R) float · y residual (T, sum N) bf16 · partial (chunks, T, XA) float in the context's workspace
 // Writes     y and the XA columns of x with =
 // Split      a block of 16 warps per multiprocessor owns neighbouring tiles of 8 rows; its warps share the columns
@@ -14,9 +14,11 @@
 //            it in its own bank
 // Needs      sm_80; K a multiple of 256; N and R multiples of 8; block 64, nested block 256
 // Numbers    the codebook is rounded to bf16, absmax is not: sums of 64 products in fp32, times absmax, added in fp32.
-//            XA is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only
+//            XA is rounded to bf16, s and B are not. The order of a token's sums depends on shapes and GPU only, not on
+//            how many tokens there are
 // Cost       0.516 bytes per weight, at 2.5 TB/s of an H200 in the long run, and 2 to 4 us per launch; about 2.1
-//            instructions per weight and lane
+//            instructions per weight and lane. A weight is looked up once for all tokens: a step of the 7B network
+//            takes 1.9 ms with one token, 2.7 with four, 3.7 with eight
 // Reference  cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
@@ -53,11 +55,13 @@ __device__ __forceinline__ void fill_tokens(const FewTokensArgs& args, unsigned 
   }
 }
 
-/// y of the block's rows, a thread per row and token: the sums of the warps in order, the adapter's share, the residual.
+/// y of the block's rows, a thread per row and token: the sums of the warps in order, the adapter's share, the
+/// residual.
 __device__ __forceinline__ void store_outputs(const FewTokensArgs& args, const FewTokensTiles& tiles, int steps_in_row,
                                               int span, const int* first_tile, const float* sums, const float* shares) {
   const int steps = (tiles.last - tiles.first) * steps_in_row;
   const int rows = (tiles.last - tiles.first) * FewTokens::rows;
+  const int pairs = pairs_of(args.tokens);
   for (int i = static_cast<int>(threadIdx.x); i < rows * args.tokens; i += FewTokens::threads) {
     const int token = i / rows;
     const int row = i - token * rows;
@@ -68,8 +72,9 @@ __device__ __forceinline__ void store_outputs(const FewTokensArgs& args, const F
     const int last = warp_of((tile + 1) * steps_in_row - 1, steps);
     for (int warp = warp_of(tile * steps_in_row, steps); warp <= last; ++warp) {
       if (share_of(warp, steps) == share_of(warp + 1, steps)) continue;  // fewer steps than warps
-      const int at = (warp * span + tile - first_tile[warp]) * FewTokens::rows + row % FewTokens::rows;
-      value += sums[at * 4 + token * 2] + sums[at * 4 + token * 2 + 1];
+      const int at = (warp * span + tile - first_tile[warp]) * pairs + token / 2;
+      const float* two = sums + (at * FewTokens::rows + row % FewTokens::rows) * 4 + token % 2 * 2;
+      value += two[0] + two[1];
     }
     const FewTokensPart& part = args.part[part_of(args, tiles.first + tile)];
     if (part.b != nullptr) value = fmaf(part.scale, shares[row * args.tokens + token], value);
@@ -79,7 +84,7 @@ __device__ __forceinline__ void store_outputs(const FewTokensArgs& args, const F
 
 /// Whether there are adapters is asked here and not a parameter of the template: without the branch nvcc 13.0 schedules
 /// the kernel such that decoding the 7B base is 8 % slower.
-template <bool Double>
+template <bool Double, int Pairs>
 static __global__ void __launch_bounds__(FewTokens::threads, 1)
     few_tokens_kernel(const __grid_constant__ FewTokensArgs args, const FewTokensLayout layout) {
   extern __shared__ __align__(256) unsigned char few_tokens_shared[];
@@ -113,7 +118,7 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
     auto* xa = reinterpret_cast<float*>(few_tokens_shared + layout.adapter);
     collect_adapter(args, xa);
     __syncthreads();
-    make_shares(args, tiles, xa, shares);
+    make_shares<2 * Pairs>(args, tiles, xa, shares);
   } else {
     __syncthreads();
   }
@@ -122,25 +127,34 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
   // summed, so the column is zero in the other two.
   const int token = lane / 16;
   const int q = lane / 4 % 4;
-  const bool active = token < args.tokens && lane % 4 / 2 == q % 2;
+  // pairs of tokens whose column is not zero: of token and token + 2, + 4, + 6 those that there are
+  const int active = lane % 4 / 2 == q % 2 ? (args.tokens - token + 1) / 2 : 0;
   const unsigned char* x = few_tokens_shared + layout.x + token * args.width * 2 + q * 32 + lane % 2 * 16;
-  auto* sums = reinterpret_cast<float*>(few_tokens_shared + layout.sums) + warp * layout.span * 32 + lane;
+  auto* sums = reinterpret_cast<float*>(few_tokens_shared + layout.sums) + warp * layout.span * Pairs * 32 + lane;
   float offset = args.part[part_of(args, tile)].offset;
-  float sum = 0.0F;
+  float sum[Pairs] = {};
   for (int base = first; base < last; base += FewTokens::ahead) {
 #pragma unroll
     for (int i = 0; i < FewTokens::ahead; ++i) {
       const int at = base + i;
       if (at >= last) continue;
-      sum = sum_of_step<Double>(held[i], few_tokens_shared, offset, x + step * FewTokens::step * 2, active, sum);
+      if constexpr (Pairs == 1) {
+        sum[0] =
+            sum_of_step<Double>(held[i], few_tokens_shared, offset, x + step * FewTokens::step * 2, active > 0, sum[0]);
+      } else {
+        sums_of_step<Double, Pairs>(held[i], few_tokens_shared, offset, x + step * FewTokens::step * 2, args.width * 4,
+                                    active, sum);
+      }
       if (at + FewTokens::ahead < last) {
         cursor.load(held[i]);
         cursor.advance(args, steps_in_row, at + FewTokens::ahead + 1 < last);
       }
       if (++step < steps_in_row && at + 1 < last) continue;
-      *sums = sum;
-      sums += 32;
-      sum = 0.0F;
+#pragma unroll
+      for (int p = 0; p < Pairs; ++p, sums += 32) {
+        *sums = sum[p];
+        sum[p] = 0.0F;
+      }
       step = 0;
       ++tile;
       offset = args.part[part_of(args, tile)].offset;
@@ -159,11 +173,11 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
     return 0;
   }
   const int tiles = outputs / FewTokens::rows;
-  int tokens = FewTokens::tokens;
+  int tokens = FewTokens::most;
   while (tokens > 0 &&
          FewTokensLayout::of(tokens, group.in, adapters, tiles / std::min(context.sm_count, tiles) + 1).bytes >
              context.max_shared_bytes) {
-    --tokens;
+    tokens /= 2;
   }
   return tokens;
 }
@@ -218,11 +232,13 @@ inline void launch_few_tokens(Context& context, const GroupArgs& group, std::spa
     cuda::launch(context, true, "linear, few tokens", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(FewTokens::threads), layout.bytes, args, layout);
   };
-  if (args.part[0].absmax8 != nullptr) {
-    launch(few_tokens_kernel<true>);
-  } else {
-    launch(few_tokens_kernel<false>);
-  }
+  const auto launch_for = [&]<int Pairs>(std::integral_constant<int, Pairs>) {
+    launch(args.part[0].absmax8 != nullptr ? few_tokens_kernel<true, Pairs> : few_tokens_kernel<false, Pairs>);
+  };
+  const int pairs = pairs_of(tokens);
+  if (pairs == 1) return launch_for(std::integral_constant<int, 1>{});
+  if (pairs == 2) return launch_for(std::integral_constant<int, 2>{});
+  launch_for(std::integral_constant<int, 4>{});
 }
 
 }  // namespace detail

@@ -1,10 +1,10 @@
-// qlora/cuda/linear/few_tokens_adapter.cuh — the adapters of few_tokens.cuh: XA in a launch of its own, and what a block
-// of the product does with it.
+// qlora/cuda/linear/few_tokens_adapter.cuh — the adapters of few_tokens.cuh: XA in a launch of its own, and what a
+// block of the product does with it.
 // Math       XA = X A^T;  the share of a row n of part p is (XA_p B_p^T)_n
-// Shapes     x (T,K) bf16, T up to 2 · A (XA,K), B (N,R) float · partial (chunks, T, XA) float
+// Shapes     x (T,K) bf16, T up to 8 · A (XA,K), B (N,R) float · partial (chunks, T, XA) float
 // Writes     partial, in the launch; the XA columns of x, from the first block of the product, with =
-// Split      A: a warp per row and chunk of K's columns. Each block of the product adds the chunks, and makes the shares
-//            of its own rows with half a warp per row
+// Split      A: a warp per row and chunk of K's columns. Each block of the product adds the chunks, and makes the
+//            shares of its own rows with half a warp per row
 // Needs      sm_80; K a multiple of 128, R of 4
 // Numbers    fp32; chunks are added in order, XA is rounded to bf16
 // Cost       4 bytes per value of A and B. The product is launched early and loads weights meanwhile
@@ -26,6 +26,7 @@ struct AdapterProducts {
   static constexpr int chunks = 16;  ///< at most
 };
 
+template <int Tokens>
 static __global__ void __launch_bounds__(AdapterProducts::threads)
     adapter_products_kernel(const __grid_constant__ FewTokensArgs args) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -47,7 +48,7 @@ static __global__ void __launch_bounds__(AdapterProducts::threads)
   device::let_next_start();
   device::wait_for_previous();  // A is constant; x is not
   if (chunk >= args.chunks) return;
-  float sum[FewTokens::tokens] = {};
+  float sum[Tokens] = {};
   for (int column = first; column < last; column += AdapterProducts::ahead * AdapterProducts::piece) {
     if (column != first) load(column);
 #pragma unroll
@@ -55,7 +56,7 @@ static __global__ void __launch_bounds__(AdapterProducts::threads)
       const int at = column + i * AdapterProducts::piece;
       if (at >= last) continue;
 #pragma unroll
-      for (int t = 0; t < FewTokens::tokens; ++t) {
+      for (int t = 0; t < Tokens; ++t) {
         if (t >= args.tokens) continue;
         const auto* x = reinterpret_cast<const uint2*>(args.x.data + std::int64_t{t} * args.x.stride + at);
         const float2 low = device::unpack2(x->x);
@@ -65,7 +66,7 @@ static __global__ void __launch_bounds__(AdapterProducts::threads)
     }
   }
 #pragma unroll
-  for (int t = 0; t < FewTokens::tokens; ++t) {
+  for (int t = 0; t < Tokens; ++t) {
     if (t >= args.tokens) continue;
     const float all = device::warp_sum(sum[t]);
     if (lane == 0) args.partial[(std::int64_t{chunk} * args.tokens + t) * args.adapters + row] = all;
@@ -104,6 +105,7 @@ __device__ __forceinline__ void collect_adapter(const FewTokensArgs& args, float
   }
 }
 /// shares (rows, T) of the block's rows from xa (T,XA), half a warp per row.
+template <int Tokens>
 __device__ __forceinline__ void make_shares(const FewTokensArgs& args, const FewTokensTiles& tiles, const float* xa,
                                             float* shares) {
   const int lane = static_cast<int>(threadIdx.x) % 16;
@@ -113,14 +115,14 @@ __device__ __forceinline__ void make_shares(const FewTokensArgs& args, const Few
     const int row = base + static_cast<int>(threadIdx.x) / 16 % 2;  // rows are even: both halves stay in the loop
     const int tile = tiles.first + row / FewTokens::rows;
     const FewTokensPart& part = args.part[part_of(args, tile)];
-    float share[FewTokens::tokens] = {};
+    float share[Tokens] = {};
     if (part.b != nullptr) {
       const std::int64_t n = std::int64_t{tiles.first - part.first_tile} * FewTokens::rows + row;
       const float* b = part.b + n * args.rank;
       for (int r = lane * 4; r < args.rank; r += 64) {
         const float4 four = __ldg(reinterpret_cast<const float4*>(b + r));
 #pragma unroll
-        for (int t = 0; t < FewTokens::tokens; ++t) {
+        for (int t = 0; t < Tokens; ++t) {
           if (t >= args.tokens) continue;
           const float* x = xa + t * args.adapters + part.slot + r;
           share[t] += four.x * x[0] + four.y * x[1] + four.z * x[2] + four.w * x[3];
@@ -128,7 +130,7 @@ __device__ __forceinline__ void make_shares(const FewTokensArgs& args, const Few
       }
     }
 #pragma unroll
-    for (int t = 0; t < FewTokens::tokens; ++t) {
+    for (int t = 0; t < Tokens; ++t) {
       if (t >= args.tokens) continue;
 #pragma unroll
       for (int distance = 8; distance > 0; distance /= 2) {
@@ -154,8 +156,13 @@ inline void choose_chunks(const Context& context, FewTokensArgs& args) {
 inline void launch_adapter_products(const Context& context, const FewTokensArgs& args) {
   const int units = args.adapters * args.chunks;
   const auto blocks = static_cast<unsigned>((units + AdapterProducts::warps - 1) / AdapterProducts::warps);
-  launch(context, true, "linear, few tokens, A", adapter_products_kernel, dim3(blocks), dim3(AdapterProducts::threads),
-         0, args);
+  const auto launch_for = [&](auto kernel) {
+    launch(context, true, "linear, few tokens, A", kernel, dim3(blocks), dim3(AdapterProducts::threads), 0, args);
+  };
+  const int pairs = pairs_of(args.tokens);
+  launch_for(pairs == 1   ? adapter_products_kernel<2>
+             : pairs == 2 ? adapter_products_kernel<4>
+                          : adapter_products_kernel<8>);
 }
 
 }  // namespace detail

@@ -19,7 +19,7 @@ namespace detail {
 struct FewTokens {
   static constexpr int warps = 16;
   static constexpr int threads = warps * 32;
-  static constexpr int tokens = 2;
+  static constexpr int most = 8;    ///< tokens of a pass: 8, 4, 2 or 1
   static constexpr int rows = 8;    ///< of a tile
   static constexpr int step = 256;  ///< columns
   static constexpr int ahead = 3;   ///< steps that a warp has loaded ahead: 48 KiB per multiprocessor are in flight
@@ -54,11 +54,14 @@ struct FewTokensArgs {
   float* partial = nullptr;
 };
 
+/// Pairs of tokens that a pass has registers for.
+[[nodiscard]] __host__ __device__ constexpr int pairs_of(int tokens) { return tokens > 4 ? 4 : tokens > 2 ? 2 : 1; }
+
 /// Byte offsets in the block's shared memory behind the table.
 struct FewTokensLayout {
   int first_tile;  ///< (warps) int: the first tile of each warp, in the block
   int x;           ///< (T, K) bf16 in the order of fragments
-  int sums;        ///< (warps, span, 8, tokens, 2) float
+  int sums;        ///< (warps, span, pairs, 8, 2 tokens, 2) float
   int adapter;     ///< (T, XA) float
   int shares;      ///< (rows of the block, T) float
   int bytes;
@@ -69,7 +72,7 @@ struct FewTokensLayout {
     layout.first_tile = FewTokens::table_bytes + 256 * 4;  // behind the table of scales
     layout.x = layout.first_tile + FewTokens::warps * 4;
     layout.sums = layout.x + tokens * width * 2;
-    layout.adapter = layout.sums + FewTokens::warps * layout.span * 32 * 4;
+    layout.adapter = layout.sums + FewTokens::warps * layout.span * pairs_of(tokens) * 32 * 4;
     layout.shares = layout.adapter + tokens * adapters * 4;
     layout.bytes = layout.shares + (adapters > 0 ? tiles_of_block * FewTokens::rows * tokens * 4 : 0);
     return layout;
@@ -175,11 +178,10 @@ __device__ __forceinline__ void multiply_words(float (&c)[4], const unsigned cha
   device::mma(c, high, x.z, x.w);
 }
 
-/// What a lane adds to the sum of its row and token in a step: two blocks' products times their scales. x: the lane's
-/// fragments of the step, read where `active` and zeros elsewhere.
+/// The scales of the lane's two blocks.
 template <bool Double>
-__device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, const unsigned char* table,
-                                             float offset, const unsigned char* x, bool active, float sum) {
+__device__ __forceinline__ float2 scales_of(const FewTokensStep<Double>& step, const unsigned char* table,
+                                            float offset) {
   float2 scale;
   if constexpr (Double) {
     const auto* scales = reinterpret_cast<const float*>(table + FewTokens::table_bytes);
@@ -188,6 +190,15 @@ __device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, 
   } else {
     scale = step.absmax;
   }
+  return scale;
+}
+
+/// What a lane adds to the sum of its row and token in a step: two blocks' products times their scales. x: the lane's
+/// fragments of the step, read where `active` and zeros elsewhere.
+template <bool Double>
+__device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, const unsigned char* table,
+                                             float offset, const unsigned char* x, bool active, float sum) {
+  const float2 scale = scales_of(step, table, offset);
   uint4 token[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -202,6 +213,46 @@ __device__ __forceinline__ float sum_of_step(const FewTokensStep<Double>& step, 
   const bool second = threadIdx.x % 2 != 0;  // blocks 2 and 3 of the step
   sum = fmaf(scale.x, second ? c[0][2] + c[1][2] : c[0][0] + c[1][0], sum);
   return fmaf(scale.y, second ? c[0][3] + c[1][3] : c[0][1] + c[1][1], sum);
+}
+
+/// The same for several pairs of tokens, `pair` bytes apart at x. What the table gives is used for all of them.
+template <bool Double, int Pairs>
+__device__ __forceinline__ void sums_of_step(const FewTokensStep<Double>& step, const unsigned char* table,
+                                             float offset, const unsigned char* x, int pair, int active,
+                                             float (&sum)[Pairs]) {
+  const float2 scale = scales_of(step, table, offset);
+  const std::uint32_t left[4] = {step.left.x, step.left.y, step.left.z, step.left.w};
+  const std::uint32_t right[4] = {step.right.x, step.right.y, step.right.z, step.right.w};
+  const bool second = threadIdx.x % 2 != 0;  // blocks 2 and 3 of the step
+  float2 total[Pairs];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {  // words 0 and 2, then 1 and 3: the order of sum_of_step
+    float c[Pairs][4] = {};
+#pragma unroll
+    for (int i = half; i < 4; i += 2) {
+      const std::uint32_t low[4] = {values_of<0>(table, left[i]), values_of<0>(table, right[i]),
+                                    values_of<1>(table, left[i]), values_of<1>(table, right[i])};
+      const std::uint32_t high[4] = {values_of<2>(table, left[i]), values_of<2>(table, right[i]),
+                                     values_of<3>(table, left[i]), values_of<3>(table, right[i])};
+#pragma unroll
+      for (int p = 0; p < Pairs; ++p) {
+        uint4 token{0U, 0U, 0U, 0U};
+        if (p < active) token = *reinterpret_cast<const uint4*>(x + p * pair + i * 128);
+        device::mma(c[p], low, token.x, token.y);
+        device::mma(c[p], high, token.z, token.w);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < Pairs; ++p) {
+      const float2 own = second ? float2{c[p][2], c[p][3]} : float2{c[p][0], c[p][1]};
+      total[p] = half == 0 ? own : float2{total[p].x + own.x, total[p].y + own.y};
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < Pairs; ++p) {
+    sum[p] = fmaf(scale.x, total[p].x, sum[p]);
+    sum[p] = fmaf(scale.y, total[p].y, sum[p]);
+  }
 }
 
 }  // namespace detail
