@@ -170,7 +170,8 @@ void elementwise_ops(const Model& model, Table& table) {
   add("rope", 4.0 * tokens * (s.heads + s.kv_heads) * s.head_dim, [=](Gpu& g) -> Launch {
     float* const cosine = g.positives(seq * heads.head_dim / 2);
     float* const sine = g.positives(seq * heads.head_dim / 2);
-    cuda::rope_table(*g.context, seq, heads.head_dim, 10000.0, cosine, sine);
+    const std::vector<float> frequencies = rope_frequencies(10000.0, {}, heads.head_dim);
+    cuda::rope_table(*g.context, seq, std::span(frequencies), 1.0F, cosine, sine);
     const std::int32_t* const positions = Batch(false, tokens / seq).on(g).positions;
     bf16* const qkv = g.normals(std::int64_t{tokens} * heads.width());
     return [=](cuda::Context& c) { cuda::rope(c, tokens, heads, cosine, sine, positions, 1, qkv); };

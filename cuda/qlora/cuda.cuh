@@ -22,6 +22,7 @@
 #include "qlora/cuda/nf4/quantize.cuh"
 #include "qlora/cuda/optimizer/adamw.cuh"
 #include "qlora/cuda/optimizer/adamw8bit.cuh"
+#include "qlora/cuda/rowwise/bias.cuh"
 #include "qlora/cuda/rowwise/embed.cuh"
 #include "qlora/cuda/rowwise/norm.cuh"
 #include "qlora/cuda/rowwise/rope.cuh"

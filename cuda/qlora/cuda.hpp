@@ -185,8 +185,12 @@ class Cuda {
                        std::type_identity_t<ConstView<Wide>> x, bool needs_input, View<Wide> gx) {
     cuda::linear_backward(*context_, group, parts, gradients, x.rows, gy.data, rows(x), needs_input, rows(gx));
   }
-  void rope_table(int positions, int head_dim, double theta, float* cosine, float* sine) {
-    cuda::rope_table(*context_, positions, head_dim, theta, cosine, sine);
+  void rope_table(int positions, std::span<const float> frequencies, float attention, float* cosine, float* sine) {
+    cuda::rope_table(*context_, positions, frequencies, attention, cosine, sine);
+  }
+  template <int Width>
+  void add_bias(const float* bias, View<Width> y) {
+    cuda::add_bias(*context_, y.rows, y.cols(), bias, y.data);
   }
   template <int Width>
   void rope(const AttentionShape& heads, const float* cosine, const float* sine, const std::int32_t* position,

@@ -97,8 +97,11 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   b.linear(group, parts, x, wide_in, wide);
   b.adapter_input(group, parts, x);
   b.linear_backward(group, parts, gradients, wide_in, in, true, x);
-  // rope: qkv (T,(H+2K)E) in place, direction -1 in the backward pass
-  b.rope_table(1, 1, 1e4, p, p);
+  // bias: y (T,N) += bias (N)
+  b.add_bias(p, wide);
+  // rope: frequencies (E/2) on the host -> cosine, sine (positions, E/2), times a factor; qkv (T,(H+2K)E) in place,
+  // direction -1 in the backward pass
+  b.rope_table(1, std::span<const float>(), 1.0F, p, p);
   b.rope(heads, p, p, ids, 1, wide);
   // attention: qkv -> o (T,HE), lse (H,T), inside document segments
   b.attention(heads, batch, wide_in, x, p, scratch, n);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "qlora/compiler.hpp"
+#include "qlora/rope.hpp"
 
 #include <algorithm>
 #include <array>
@@ -31,6 +32,8 @@ struct Shape {
   int head_dim = 0;              ///< E: numbers of a head, even
   int ffn = 0;                   ///< F: width of the feed-forward block
   bool tied_embeddings = false;  ///< the head is the embedding table
+  bool qkv_bias = false;         ///< queries, keys and values have a bias
+  bool o_bias = false;           ///< and so has the output of attention
 
   friend constexpr bool operator==(const Shape&, const Shape&) = default;
 };
@@ -168,6 +171,7 @@ struct Config {
   Trainable trainable = Trainable::adapters;  ///< adapters, or every weight
   float rope_theta = 10000.0F;                ///< base of the rotary embedding's wavelengths
   float norm_eps = 1e-5F;                     ///< added to the mean square in RMS normalisation
+  RopeScaling rope_scaling{};                 ///< of the rotary embedding's frequencies
 
   /// The same with another rank cap or other targets.
   [[nodiscard]] constexpr Config with(Lora value) const {
@@ -230,10 +234,15 @@ struct Config {
   for (const Proj proj : all_projections) sum += std::int64_t{rows_of(s, proj)} * cols_of(s, proj);
   return sum * s.layers;
 }
+/// Elements of the biases of one layer.
+[[nodiscard]] constexpr std::int64_t bias_parameters(const Shape& s) {
+  return (s.qkv_bias ? std::int64_t{s.heads + 2 * s.kv_heads} * s.head_dim : 0) + (s.o_bias ? s.dim : 0);
+}
 /// All weights of the model; a tied head counts once.
 [[nodiscard]] constexpr std::int64_t parameters(const Shape& s) {
   const std::int64_t table = std::int64_t{s.vocab} * s.dim;
-  return linear_parameters(s) + table * (s.tied_embeddings ? 1 : 2) + std::int64_t{s.dim} * (2 * s.layers + 1);
+  return linear_parameters(s) + table * (s.tied_embeddings ? 1 : 2) + std::int64_t{s.dim} * (2 * s.layers + 1) +
+         s.layers * bias_parameters(s);
 }
 /// Weights in the adapters at the rank cap: r (in + out) for each target.
 [[nodiscard]] constexpr std::int64_t adapter_parameters(const Shape& s, const Lora& lora) {
@@ -330,17 +339,17 @@ concept StaticConfig = ValidConfig<C> && !is_dynamic(C.shape) && !is_dynamic(C.l
 
 /// The part of a Config that changes generated code. Configs with equal Code share every compute function.
 struct Code {
-  Shape shape;          ///< without the layer count, a loop bound, and without tied_embeddings, which moves a pointer
-  Lora lora;            ///< rank 0 without targets in full training
-  Quant quant;          ///< how the frozen projections are stored
+  Shape shape;  ///< without the layer count, a loop bound, and without what moves a pointer (tied_embeddings, biases)
+  Lora lora;    ///< rank 0 without targets in full training
+  Quant quant;  ///< how the frozen projections are stored
   Trainable trainable;  ///< which weights have gradients
   friend constexpr bool operator==(const Code&, const Code&) = default;
 };
-/// The Code of a Config: no layer count, no tied_embeddings, no LoRA in full training.
+/// The Code of a Config: no layer count, no tied_embeddings, no biases, no LoRA in full training.
 [[nodiscard]] constexpr Code code_of(const Config& config) {
   Code code{config.shape, config.lora, config.quant, config.trainable};
   code.shape.layers = 0;
-  code.shape.tied_embeddings = false;
+  code.shape.tied_embeddings = code.shape.qkv_bias = code.shape.o_bias = false;
   if (config.trainable == Trainable::all) code.lora = Lora{.rank = 0, .targets = Proj::none};
   return code;
 }

@@ -13,6 +13,7 @@
 #include "qlora/cpu/adamw8bit.hpp"
 #include "qlora/cpu/arena.hpp"
 #include "qlora/cpu/attention.hpp"
+#include "qlora/cpu/bias.hpp"
 #include "qlora/cpu/decode.hpp"
 #include "qlora/cpu/embed.hpp"
 #include "qlora/cpu/linear.hpp"
@@ -155,9 +156,15 @@ class Cpu {
                        bool needs_input, Mat<S, Wide> gx) {
     cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, block(x), needs_input, block(gx));
   }
-  /// cosine sine (positions, E/2) of position * theta^(-2i/E).
-  void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
-    cpu::rope_table(positions, head_dim, theta, cosine, sine);
+  /// y (T,N) += bias (N).
+  template <int Cols>
+  void add_bias(const S* bias, View<Cols> y) {
+    cpu::add_bias<N>(*pool_, y.rows, y.cols(), bias, y.data);
+  }
+
+  /// cosine sine (positions, E/2) of position * frequency, times `attention`.
+  void rope_table(int positions, std::span<const float> frequencies, float attention, S* cosine, S* sine) {
+    cpu::rope_table(positions, frequencies, attention, cosine, sine);
   }
   /// Turns queries and keys of qkv (T,(H+2K)E) in place; direction 1, or -1 in the backward pass. position (T).
   template <int Width>

@@ -111,7 +111,8 @@ TEST_CASE("rotary embedding") {
   const std::vector<std::int32_t> positions{0, 1, 2, 0, 7, 3};
   const auto turn = [&]<class N>(N, Vector<N> qkv, int direction) {
     Vector<N> cosine(8 * 3), sine(8 * 3);
-    cpu::rope_table(8, 6, 100.0, cosine.data(), sine.data());
+    const std::vector<float> frequencies = rope_frequencies(100.0, {}, 6);
+    cpu::rope_table(8, std::span(frequencies), 1.0F, cosine.data(), sine.data());
     cpu::rope<N>(pool(), t, heads, cosine.data(), sine.data(), positions.data(), direction, qkv.data());
     return qkv;
   };

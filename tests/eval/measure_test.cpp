@@ -52,7 +52,8 @@ struct Fixture {
   }
   /// log p(answer | question) by one pass over both.
   double likelihood(const Item& item, const std::string& answer) {
-    std::vector<std::int32_t> ids = question_tokens(tokenizer, qlora::ChatTemplate(), item.chat, item.prompt, item.history);
+    std::vector<std::int32_t> ids =
+        question_tokens(tokenizer, qlora::ChatTemplate(), item.chat, item.prompt, item.history);
     const std::size_t prompt = ids.size();
     for (const std::int32_t id : tokenizer.encode(answer)) ids.push_back(id);
     return -loss(ids, prompt);

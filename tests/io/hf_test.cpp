@@ -153,14 +153,18 @@ TEST_CASE("configs that lie or ask for another computation are refused by key") 
                                                 {"num_key_value_heads", 3},
                                                 {"head_dim", 15},
                                                 {"head_dim", 0},
-                                                {"model_type", "mistral"},
+                                                {"model_type", "mixtral"},
+                                                {"num_local_experts", 8},
+                                                {"layer_norm_eps", 1e-5},
+                                                {"final_logit_softcapping", 30.0},
                                                 {"hidden_act", "gelu"},
-                                                {"attention_bias", true},
                                                 {"mlp_bias", true},
                                                 {"rms_norm_eps", -1},
                                                 {"rms_norm_eps", "x"},
                                                 {"max_position_embeddings", 0},
-                                                {"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
+                                                {"rope_scaling", {{"type", "linear"}}},
+                                                {"rope_scaling", {{"rope_type", "yarn"}, {"factor", "x"}}},
+                                                {"rope_scaling", {{"rope_type", "longrope"}, {"factor", 2.0}}},
                                                 {"rope_parameters", {{"rope_type", "llama3"}}},
                                                 {"rope_parameters", 4},
                                                 {"rope_theta", 0},
@@ -190,6 +194,43 @@ TEST_CASE("configs that lie or ask for another computation are refused by key") 
   }
 }
 
+TEST_CASE("relatives of LLaMA: types, windows, biases, scaled rotary embedding") {
+  Json config = golden_config("gqa");
+  config["model_type"] = "mistral";
+  config["max_position_embeddings"] = 4096;
+  config["sliding_window"] = 16;
+  hf::ModelConfig read = hf::parse_config(config, "c");
+  CHECK(read.max_positions == 16);
+  CHECK(read.limited_by == "sliding_window");
+  config["sliding_window"] = nullptr;
+  CHECK(hf::parse_config(config, "c").max_positions == 4096);
+  config["sliding_window"] = 16;
+  config["model_type"] = "qwen2";  // which has a window only where use_sliding_window says so
+  CHECK(hf::parse_config(config, "c").max_positions == 4096);
+  CHECK(hf::parse_config(config, "c").shape.qkv_bias);
+  CHECK_FALSE(hf::parse_config(config, "c").shape.o_bias);
+  config["use_sliding_window"] = true;
+  CHECK(hf::parse_config(config, "c").max_positions == 16);
+  config["model_type"] = "llama";
+  config["attention_bias"] = true;
+  read = hf::parse_config(config, "c");
+  CHECK(read.shape.qkv_bias);
+  CHECK(read.shape.o_bias);
+  CHECK(hf::tensor_names(read.shape).size() == hf::tensor_names(Shape{256, 128, 2, 8, 2, 16, 352}).size() + 4 * 2);
+  config["rope_parameters"] = {{"rope_type", "llama3"},   {"rope_theta", 10000.0},
+                               {"factor", 8.0},           {"low_freq_factor", 1.0},
+                               {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+  read = hf::parse_config(config, "c");
+  CHECK(read.rope_scaling == RopeScaling{.kind = RopeKind::llama3, .factor = 8.0F, .old_positions = 8192});
+  // What is written has the keys that were read.
+  CHECK(hf::config_json(read).at("rope_parameters") == config.at("rope_parameters"));
+  CHECK(hf::config_json(read).at("attention_bias") == true);
+  config["rope_parameters"] = {{"rope_type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}};
+  // 0.1 ln 4 + 1, and the old context is that of the config: arXiv 2309.00071
+  CHECK(hf::parse_config(config, "c").rope_scaling.attention == doctest::Approx(1.138629436));
+  CHECK(hf::parse_config(config, "c").rope_scaling.old_positions == 4096);
+}
+
 TEST_CASE("10,000 random configs load with bounded numbers or are refused") {
   std::mt19937_64 random(23);
   const Json good = golden_config("gqa");
@@ -216,6 +257,7 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   const fs::path tokenizer = scratch.path / "tokenizer";
   fs::create_directories(tokenizer);
   write_file_atomically(tokenizer / "tokenizer.model", "pieces");
+  write_file_atomically(tokenizer / "tokenizer.json", "{}");
   write_file_atomically(tokenizer / "tokenizer_config.json", "{\"chat_template\": \"x\"}");
   copy_model(model, scratch.path / "whole", {.max_shard_bytes = 1 << 30, .tokenizer_from = tokenizer});
   copy_model(model, scratch.path / "sharded", {.max_shard_bytes = 100'000, .tokenizer_from = {}});
@@ -225,7 +267,10 @@ TEST_CASE("written in shards and in one file, a model reads back equal") {
   CHECK(whole.norm_eps == model.norm_eps);
   CHECK(whole.rope_theta == model.rope_theta);
   CHECK(whole.has_chat_template);
-  CHECK(whole.tokenizer_file == scratch.path / "whole/tokenizer.model");
+  CHECK(whole.tokenizer_file == scratch.path / "whole/tokenizer.json");  // rules, as in transformers
+  CHECK(fs::exists(scratch.path / "whole/tokenizer.model"));
+  CHECK(fs::remove(scratch.path / "whole/tokenizer_config.json"));  // without it nothing says what ends a text
+  CHECK(tokenizer_file(scratch.path / "whole") == scratch.path / "whole/tokenizer.model");
   CHECK(same_weights(model, whole));
   CHECK(same_weights(model, sharded));
   CHECK(whole.fingerprint() == sharded.fingerprint());

@@ -109,7 +109,8 @@ void attention_cached(Harness<B>& harness, const qlora::AttentionShape& heads) {
   const int half = heads.head_dim / 2;
   const auto cosine = harness.template poisoned<Param>("cosine", capacity, half, half);
   const auto sine = harness.template poisoned<Param>("sine", capacity, half, half);
-  harness.b.rope_table(capacity, heads.head_dim, 1e4, cosine.data, sine.data);
+  const std::vector<float> frequencies = qlora::rope_frequencies(1e4, {}, heads.head_dim);
+  harness.b.rope_table(capacity, std::span(frequencies), 1.0F, cosine.data, sine.data);
 
   std::vector<Buffer<Act>> caches;
   for (std::size_t s = 0; s < lengths.size(); ++s) {

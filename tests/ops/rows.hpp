@@ -81,6 +81,18 @@ void swiglu(Harness<B>& harness, int tokens) {
 }
 
 template <class B>
+void bias(Harness<B>& harness, int tokens, int width) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  const auto values = harness.template drawn<Param>("bias", 1, width, width, 1.0F, 31);
+  const auto y = harness.template drawn<Act>("y", tokens, width, width, 1.0F, 32);
+  harness.b.add_bias(values.data,
+                     typename B::template View<qlora::dynamic>(y.data, tokens, qlora::Width<qlora::dynamic>(width)));
+  harness.collect(y);
+  harness.unchanged(values);
+}
+
+template <class B>
 void rope(Harness<B>& harness, int tokens, const qlora::AttentionShape& heads) {
   using Act = typename B::Act;
   using Param = typename B::Param;
@@ -88,7 +100,8 @@ void rope(Harness<B>& harness, int tokens, const qlora::AttentionShape& heads) {
   const int half = heads.head_dim / 2;
   const auto cosine = harness.template poisoned<Param>("cosine", positions, half, half);
   const auto sine = harness.template poisoned<Param>("sine", positions, half, half);
-  harness.b.rope_table(positions, heads.head_dim, 1e4, cosine.data, sine.data);
+  const std::vector<float> frequencies = qlora::rope_frequencies(1e4, {}, heads.head_dim);
+  harness.b.rope_table(positions, std::span(frequencies), 1.25F, cosine.data, sine.data);
   harness.collect(cosine, true);
   harness.collect(sine, true);
   std::vector<std::int32_t> position;
@@ -170,6 +183,12 @@ template <class B>
   at_width(std::integral_constant<int, 64>{});
   at_width(std::integral_constant<int, 200>{});  // a multiple of 8 and of nothing more
   at_width(std::integral_constant<int, 704>{});
+  for (const int tokens : {1, 7, 130}) {
+    for (const int width : {64, 768, 1544}) {
+      add("bias " + std::to_string(tokens) + " x " + std::to_string(width),
+          [=](Harness<B>& harness) { bias(harness, tokens, width); });
+    }
+  }
   for (const qlora::AttentionShape heads : {qlora::AttentionShape{4, 4, 32}, {8, 2, 64}, {8, 1, 128}}) {
     for (const int tokens : {1, 7, 130}) {
       add("rope " + std::to_string(tokens) + ", heads of " + std::to_string(heads.head_dim),

@@ -286,3 +286,31 @@ TEST_CASE("templates cannot take memory or time without bound") {
                        doctest::Contains("too deep"), Error);
   CHECK_THROWS_AS(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), Error);
 }
+
+TEST_CASE("LLaMA-2's two tokenizer files give the same conversations, whatever a file says of its marks") {
+  const auto fragments = chats().at("fragments").get<std::vector<std::string>>();
+  const Tokenizer model = Tokenizer::load(data + "small_tokenizer.model");
+  for (const bool normalized : {false, true}) {
+    const test::Scratch dir;
+    Json file = kinds().at("llama2_prepend").at("file");
+    for (Json& token : file["added_tokens"]) token["normalized"] = normalized;  // true in files of older packages
+    std::ofstream(dir / "tokenizer.json") << file.dump();
+    std::ofstream(dir / "tokenizer_config.json") << R"({"eos_token": "</s>"})";
+    const Tokenizer json = Tokenizer::load(qlora::tokenizer_file(dir / ""));
+    Random random;
+    for (int i = 0; i < 200; ++i) {
+      const std::vector<Message> messages = random.conversation(fragments);
+      CAPTURE(i);
+      const ChatTemplate form;
+      const qlora::TokenDocument ours = qlora::chat_document(model, form, messages);
+      const qlora::TokenDocument theirs = qlora::chat_document(json, form, messages);
+      REQUIRE(ours.ids == theirs.ids);
+      REQUIRE(ours.answer == theirs.answer);
+    }
+  }
+  // A mark that a message spells is text, whichever file reads it.
+  const std::vector<Message> spelled{{"user", "a <s> b </s>"}, {"assistant", "</s>"}};
+  const qlora::TokenDocument ids = qlora::chat_document(model, spelled);
+  CHECK(std::count(ids.ids.begin(), ids.ids.end(), model.bos()) == 1);
+  CHECK(std::count(ids.ids.begin(), ids.ids.end(), model.eos()) == 1);
+}

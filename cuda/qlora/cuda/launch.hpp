@@ -221,10 +221,16 @@ void linear_backward(Context& context, const GroupArgs& group, std::span<const P
                      std::span<const PartGradient> gradients, int tokens, const bf16* gy, Rows<const bf16> x,
                      bool needs_input, Rows<bf16> gx);
 
+// --- rowwise/bias.cuh ------------------------------------------------------------------------------------------------
+
+/// y (rows, columns) += bias (columns).
+void add_bias(Context& context, int rows, int columns, const float* bias, bf16* y);
+
 // --- rowwise/rope.cuh ------------------------------------------------------------------------------------------------
 
 /// Fills cos and sin (positions, E/2) exactly as cpu/rope.hpp does. Waits.
-void rope_table(Context& context, int positions, int head_dim, double theta, float* cosine, float* sine);
+void rope_table(Context& context, int positions, std::span<const float> frequencies, float attention, float* cosine,
+                float* sine);
 void rope(Context& context, int tokens, const AttentionShape& shape, const float* cosine, const float* sine,
           const std::int32_t* position, int direction, bf16* qkv);
 

@@ -1,11 +1,13 @@
 // qlora/cpu/rope.hpp — rotary embedding of queries and keys, in place, and the tables it reads.
-// Math       (x_i, x_{i+E/2}) turned by direction * position * theta^(-2i/E), half-split as in LLaMA
-// Shapes     qkv (T,(H+2K)E) · position (T) · cosine sine (positions, E/2)
+// Math       (x_i, x_{i+E/2}) turned by direction * position * f_i, half-split as in LLaMA; f as qlora/rope.hpp has it
+// Shapes     qkv (T,(H+2K)E) · position (T) · f (E/2) · cosine sine (positions, E/2)
 // Writes     the H + K first heads of qkv, in place
 // Reference  complex step in tests/cpu/derivative_test.cpp; golden logits
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <span>
 
 #include "qlora/cpu/gemm.hpp"
 #include "qlora/ops.hpp"
@@ -14,18 +16,18 @@ namespace qlora {
 inline namespace v0 {
 namespace cpu {
 
-/// Fills cos and sin (positions, E/2) for half-split rotary embedding.
+/// Fills cos and sin (positions, E/2) for half-split rotary embedding, both times `attention`.
 template <class S>
-void rope_table(int positions, int head_dim, double theta, S* cosine, S* sine) {
-  const int half = head_dim / 2;
-  for (int i = 0; i < half; ++i) {
-    // The reference implementation holds the inverse frequency in float; at position p the angle's error is p times its
-    // rounding, so the same rounding is part of what the model computes.
-    const auto inverse = static_cast<float>(1.0 / std::pow(theta, 2.0 * i / head_dim));
+void rope_table(int positions, std::span<const float> frequencies, float attention, S* cosine, S* sine) {
+  const auto half = static_cast<std::int64_t>(frequencies.size());
+  const auto times = static_cast<double>(attention);
+  for (std::int64_t i = 0; i < half; ++i) {
+    // The reference multiplies in float, so that rounding is part of what the model computes.
+    const float frequency = frequencies[static_cast<std::size_t>(i)];
     for (int p = 0; p < positions; ++p) {
-      const double angle = static_cast<double>(static_cast<float>(p) * inverse);
-      cosine[std::int64_t{p} * half + i] = S(std::cos(angle));
-      sine[std::int64_t{p} * half + i] = S(std::sin(angle));
+      const double angle = static_cast<double>(static_cast<float>(p) * frequency);
+      cosine[p * half + i] = S(std::cos(angle) * times);
+      sine[p * half + i] = S(std::sin(angle) * times);
     }
   }
 }

@@ -68,7 +68,7 @@ class Decoder {
     picked_ = arena_.template take<std::int32_t>(limits.sequences);
     Param* cosine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
     Param* sine = arena_.template take<Param>(std::int64_t{limits.length} * (s.head_dim / 2));
-    b_.rope_table(limits.length, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
+    w_.values().rope_table(b_, limits.length, s.head_dim, cosine, sine);
     pass_.cosine = cosine;
     pass_.sine = sine;
     lengths_.resize(static_cast<std::size_t>(limits.sequences), 0);

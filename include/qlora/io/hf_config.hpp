@@ -4,6 +4,7 @@
 // is bounded before anything is allocated by it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -14,6 +15,7 @@
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/model/layout.hpp"
 #include "qlora/model/names.hpp"
 
 namespace qlora {
@@ -27,8 +29,11 @@ struct ModelConfig {
   float norm_eps = 1e-5F;                ///< added to the mean square in RMS normalisation
   int bos_token_id = 1;                  ///< -1: the model has none
   std::vector<int> eos_token_ids = {2};  ///< any of these ends a text; the first is the main one
-  int max_positions = 4096;              ///< tokens of a context
-  DType dtype = DType::f16;              ///< of the stored weights
+  int max_positions = 4096;              ///< tokens of a context that attention sees as the model was trained to
+  std::string limited_by = "max_position_embeddings";  ///< the key that max_positions comes from
+  RopeScaling rope_scaling{};                          ///< of the rotary embedding's frequencies
+  Json file{};                                         ///< config.json as it stands; null: the model comes from no file
+  DType dtype = DType::f16;                            ///< of the stored weights
 
   /// The main end mark; -1 without any.
   [[nodiscard]] int eos_token_id() const { return eos_token_ids.empty() ? -1 : eos_token_ids.front(); }
@@ -70,6 +75,10 @@ namespace detail {
   const int derived = shape.dim % shape.heads == 0 ? shape.dim / shape.heads : 0;
   shape.head_dim = int_or(config, "head_dim", where, max_head_dim, derived);
   shape.tied_embeddings = json_bool_or(config, "tie_word_embeddings", where, false);
+  // Qwen 2 has biases of queries, keys and values, and no key that says so.
+  const bool qwen = json_string(config, "model_type", where) == "qwen2";
+  shape.o_bias = !qwen && json_bool_or(config, "attention_bias", where, false);
+  shape.qkv_bias = qwen || shape.o_bias;
   if (shape.head_dim == 0 || shape.head_dim % 2 != 0 || shape.head_dim > max_head_dim) {
     throw Error(concat(where, ": a head size of hidden_size / num_attention_heads = ", shape.dim, " / ", shape.heads,
                        " or head_dim ", shape.head_dim, " is not an even number up to ", max_head_dim));
@@ -81,8 +90,46 @@ namespace detail {
   return shape;
 }
 
-/// The one frequency of rotary embedding, from either dialect; scaled variants are refused.
-[[nodiscard]] inline float rope_theta_of(const Json& config, std::string_view where) {
+/// What "rope_parameters" or "rope_scaling" say of a type.
+[[nodiscard]] inline RopeScaling scaling_of(const Json& rope, const std::string& type, const Json& config,
+                                            std::string_view where) {
+  const auto number = [&](const char* key, double min, double max, double otherwise) {
+    return static_cast<float>(json_number_or(rope, key, where, min, max, otherwise));
+  };
+  RopeScaling out;
+  if (type == "default") return out;
+  const bool known = type == "linear" || type == "dynamic" || type == "llama3" || type == "yarn";
+  if (!known) {
+    throw Error(concat(where, ": rotary embedding of type '", ::qlora::detail::excerpt(type),
+                       "' is not computed here; default, linear, dynamic, llama3 and yarn are"));
+  }
+  out.factor = static_cast<float>(json_number(rope, "factor", where, 1e-3, 1e6));
+  if (type == "dynamic") return {};  // up to max_position_embeddings the frequencies are not scaled
+  out.kind = type == "linear" ? RopeKind::linear : type == "llama3" ? RopeKind::llama3 : RopeKind::yarn;
+  if (type == "linear") return out;
+  const int positions = int_or(config, "max_position_embeddings", where, max_max_positions, 2048);
+  out.old_positions = int_or(rope, "original_max_position_embeddings", where, max_max_positions, positions);
+  if (type == "llama3") {
+    out.low = static_cast<float>(json_number(rope, "low_freq_factor", where, 1e-3, 1e6));
+    out.high = static_cast<float>(json_number(rope, "high_freq_factor", where, 1e-3, 1e6));
+    if (out.low >= out.high) throw Error(concat(where, ": low_freq_factor is not below high_freq_factor"));
+    return out;
+  }
+  out.fast = number("beta_fast", 1e-3, 1e6, 32);
+  out.slow = number("beta_slow", 1e-3, 1e6, 1);
+  out.whole_pairs = json_bool_or(rope, "truncate", where, true);
+  const auto mscale = [&](double by) {
+    const double factor = json_number(rope, "factor", where, 1e-3, 1e6);
+    return factor <= 1 ? 1.0 : 0.1 * by * std::log(factor) + 1.0;
+  };
+  const double mine = json_number_or(rope, "mscale", where, 0, 100, 0);
+  const double all = json_number_or(rope, "mscale_all_dim", where, 0, 100, 0);
+  out.attention = number("attention_factor", 1e-3, 1e3, mine > 0 && all > 0 ? mscale(mine) / mscale(all) : mscale(1));
+  return out;
+}
+
+/// Base and scaling of the rotary embedding, from either dialect.
+inline void read_rope(const Json& config, std::string_view where, ModelConfig& out) {
   constexpr double min = 1.0;
   constexpr double max = 1e12;
   double theta = json_number_or(config, "rope_theta", where, min, max, 10000.0);
@@ -91,10 +138,7 @@ namespace detail {
     if (rope == nullptr) continue;
     if (!rope->is_object()) throw Error(concat(where, ": '", key, "' must be an object"));
     const std::string type = json_string_or(*rope, "rope_type", where, json_string_or(*rope, "type", where, "default"));
-    if (type != "default") {
-      throw Error(concat(where, ": rotary embedding of type '", ::qlora::detail::excerpt(type),
-                         "' is not computed here; only 'default' is"));
-    }
+    out.rope_scaling = scaling_of(*rope, type, config, concat(where, ": '", key, "'"));
     const double inner = json_number_or(*rope, "rope_theta", where, min, max, theta);
     if (json_find(config, "rope_theta") != nullptr && inner != theta) {
       throw Error(concat(where, ": rope_theta is given twice, as ", theta, " and as ", inner));
@@ -104,20 +148,46 @@ namespace detail {
       throw Error(concat(where, ": partial_rotary_factor other than 1 is not computed here"));
     }
   }
-  return static_cast<float>(theta);
+  out.rope_theta = static_cast<float>(theta);
+}
+
+/// Attention over a sliding window is that over all tokens as long as no text is longer than the window.
+inline void read_window(const Json& config, std::string_view where, ModelConfig& out) {
+  if (json_string(config, "model_type", where) == "qwen2" && !json_bool_or(config, "use_sliding_window", where, false))
+    return;
+  const int window = int_or(config, "sliding_window", where, max_max_positions, out.max_positions);
+  if (window >= out.max_positions) return;
+  out.max_positions = window;
+  out.limited_by = "sliding_window";
 }
 
 /// Refuses what would make this another computation than the one of this library.
 inline void refuse_other_models(const Json& config, std::string_view where) {
   const auto excerpt = [](std::string_view text) { return ::qlora::detail::excerpt(text); };
+  for (const char* key : {"num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size"}) {
+    if (json_find(config, key) != nullptr)
+      throw Error(concat(where, ": a mixture of experts (", key, ") is not computed here"));
+  }
+  for (const char* key : {"layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"}) {
+    if (json_find(config, key) != nullptr)
+      throw Error(concat(where, ": layer normalisation (", key, ") is not computed here; rms_norm_eps is"));
+  }
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling",
+                          "embedding_multiplier", "residual_multiplier", "attention_multiplier",
+                          "query_pre_attn_scalar", "clip_qkv", "use_parallel_residual", "no_rope_layers"}) {
+    if (json_find(config, key) != nullptr) throw Error(concat(where, ": ", key, " is not computed here"));
+  }
   const std::string type = json_string(config, "model_type", where);
-  if (type != "llama") {
-    throw Error(concat(where, ": model_type is '", excerpt(type), "'; models of type 'llama' are what is read here"));
+  if (type != "llama" && type != "mistral" && type != "qwen2") {
+    throw Error(concat(where, ": model_type is '", excerpt(type),
+                       "'; models of type 'llama', 'mistral' and 'qwen2' are what is read here"));
   }
   const std::string activation = json_string_or(config, "hidden_act", where, "silu");
   if (activation != "silu") throw Error(concat(where, ": hidden_act '", excerpt(activation), "' is not 'silu'"));
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    if (json_bool_or(config, key, where, false)) throw Error(concat(where, ": ", key, " true is not computed here"));
+  if (type != "llama" && json_bool_or(config, "attention_bias", where, false))
+    throw Error(concat(where, ": attention_bias true in a model of type '", type, "' is not computed here"));
+  if (json_bool_or(config, "mlp_bias", where, false)) {
+    throw Error(concat(where, ": mlp_bias true is not computed here"));
   }
   if (json_number_or(config, "partial_rotary_factor", where, 0, 1, 1) != 1) {
     throw Error(concat(where, ": partial_rotary_factor other than 1 is not computed here"));
@@ -167,9 +237,12 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
   detail::refuse_other_models(config, where);
   ModelConfig out;
   out.shape = detail::shape_of(config, where);
-  out.rope_theta = detail::rope_theta_of(config, where);
+  detail::read_rope(config, where, out);
   out.norm_eps = static_cast<float>(json_number_or(config, "rms_norm_eps", where, 1e-12, 1.0, 1e-6));
-  out.max_positions = detail::int_or(config, "max_position_embeddings", where, max_max_positions, 2048);
+  out.max_positions = detail::int_or(config, "max_position_embeddings", where, max_max_positions,
+                                     json_string(config, "model_type", where) == "llama" ? 2048 : 32768);
+  detail::read_window(config, where, out);
+  out.file = config;
   out.dtype = detail::dtype_of(config, where);
   detail::read_token_ids(config, where, out);
   return out;
@@ -191,6 +264,8 @@ struct NamedShape {
     for (const Proj proj : all_projections) {
       if (proj == Proj::gate) names.push_back({tensor_name::norm(layer, 1), {dim}});
       names.push_back({tensor_name::weight(layer, proj), {rows_of(shape, proj), cols_of(shape, proj)}});
+      const bool has_bias = proj == Proj::o ? shape.o_bias : shape.qkv_bias && group_of(proj) == Group::qkv;
+      if (has_bias) names.push_back({tensor_name::bias(layer, proj), {rows_of(shape, proj)}});
     }
   }
   names.push_back({std::string(tensor_name::final_norm), {dim}});

@@ -24,6 +24,7 @@
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/sha256.hpp"
 #include "qlora/io/tensor_sums.hpp"
+#include "qlora/io/tokenizer_file.hpp"
 #include "qlora/tensor.hpp"
 
 namespace qlora {
@@ -206,6 +207,11 @@ struct ModelDir : ModelConfig {
     const auto add = [&](const std::string& line) { all.update(std::as_bytes(std::span(line))); };
     add(concat(s.vocab, ' ', s.dim, ' ', s.layers, ' ', s.heads, ' ', s.kv_heads, ' ', s.head_dim, ' ', s.ffn, ' ',
                s.tied_embeddings, ' ', rope_theta, ' ', norm_eps, '\n'));
+    const RopeScaling& r = rope_scaling;
+    if (r.kind != RopeKind::none) {
+      add(concat(static_cast<int>(r.kind), ' ', r.factor, ' ', r.old_positions, ' ', r.low, ' ', r.high, ' ', r.fast,
+                 ' ', r.slow, ' ', r.whole_pairs, ' ', r.attention, '\n'));
+    }
     for (const NamedShape& tensor : tensor_names(shape)) {
       add(concat(tensor.name, ' ', sums_->of(tensor.name, read_ahead()).hex(), '\n'));
     }
@@ -235,8 +241,8 @@ struct ModelDir : ModelConfig {
       const Json ids = read_json_object(generation, 1U << 20);
       if (json_find(ids, "eos_token_id") != nullptr) detail::read_token_ids(ids, generation.string(), *this);
     }
-    for (const char* name : {"tokenizer.json", "tokenizer.model"}) {  // the last one that is there rules
-      if (std::filesystem::exists(path / name)) tokenizer_file = path / name;
+    if (const std::filesystem::path found = ::qlora::tokenizer_file(path); std::filesystem::exists(found)) {
+      tokenizer_file = found;
     }
     const std::filesystem::path tokenizer = path / "tokenizer_config.json";
     has_chat_template = std::filesystem::exists(path / "chat_template.jinja") ||

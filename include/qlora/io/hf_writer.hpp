@@ -38,9 +38,19 @@ namespace detail {
 
 }  // namespace detail
 
-/// config.json of a model, with every key that transformers needs.
+/// config.json of a model, with every key that transformers needs. A model with more than the plain keys of LLaMA keeps
+/// those of its file.
 [[nodiscard]] inline Json config_json(const ModelConfig& model) {
   const Shape& s = model.shape;
+  const bool is_plain = model.file.is_null() ||
+                        (model.file.value("model_type", "") == "llama" && !s.qkv_bias &&
+                         model.file.value("rope_scaling", Json()).is_null() && !model.file.contains("rope_parameters"));
+  if (!is_plain) {
+    Json file = model.file;
+    file.erase("dtype");
+    file["torch_dtype"] = detail::torch_name(model.dtype);
+    return file;
+  }
   return Json{{"architectures", {"LlamaForCausalLM"}},
               {"attention_bias", false},
               {"attention_dropout", 0.0},
@@ -68,8 +78,14 @@ namespace detail {
 }
 
 /// Files of a tokenizer that are copied beside the weights.
-inline constexpr std::array<std::string_view, 5> tokenizer_files{
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+inline constexpr std::array<std::string_view, 8> tokenizer_files{"tokenizer.model",
+                                                                 "tokenizer.json",
+                                                                 "tokenizer_config.json",
+                                                                 "special_tokens_map.json",
+                                                                 "chat_template.jinja",
+                                                                 "added_tokens.json",
+                                                                 "vocab.json",
+                                                                 "merges.txt"};
 
 /// Whether a file of this name may be one that ModelWriter writes.
 [[nodiscard]] inline bool is_model_file(std::string_view name) {

@@ -167,6 +167,7 @@ class Block {
     const auto o = input<Group::o>(a.act(Buffer::o)).left(d_.heads());
     linear<Group::qkv>().forward(b_, c_.workspace.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {},
                                  qkv);
+    if (const Param* bias = w_.qkv_bias(layer_)) b_.add_bias(bias, qkv);
     if (c_.cached.empty()) {
       b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
       b_.attention(d_.attention(), c_.batch, ConstView<C::qkv>(qkv), o, a.statistic(Buffer::lse),
@@ -180,6 +181,7 @@ class Block {
   void project_o(const Buffers& a, ConstStream x) const {
     linear<Group::o>().forward(b_, c_.workspace.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
                                view(d_.dim(), a.act(Buffer::mid)));
+    if (const Param* bias = w_.o_bias(layer_)) b_.add_bias(bias, view(d_.dim(), a.act(Buffer::mid)));
     norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
   }
   void feed_forward(const Buffers& a) const {

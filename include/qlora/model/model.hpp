@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -43,10 +44,11 @@ struct ModelOptions {
   /// Adapters that the model has to hold. They become the rank cap and the targets where the config's are dynamic; a
   /// config that fixes them must hold them. Rank 0 and no targets: whatever the config holds.
   Lora lora{.rank = 0, .targets = Proj::none};
-  float rope_theta = 0.0F;        ///< 0: the config's
-  float norm_eps = 0.0F;          ///< 0: the config's
-  bool keep_dequantized = false;  ///< hold frozen weights dense as well: more memory, less work per step
-  Fingerprint base{};             ///< of the weights
+  float rope_theta = 0.0F;                    ///< 0: the config's
+  float norm_eps = 0.0F;                      ///< 0: the config's
+  std::optional<RopeScaling> rope_scaling{};  ///< nothing: the config's
+  bool keep_dequantized = false;              ///< hold frozen weights dense as well: more memory, less work per step
+  Fingerprint base{};                         ///< of the weights
 };
 
 namespace detail {
@@ -91,6 +93,10 @@ inline void agree(std::string_view what, int config, int actual) {
     QLORA_EXPECTS(is_dynamic(config.shape) || config.shape.tied_embeddings == shape.tied_embeddings,
                   "the model's head ", shape.tied_embeddings ? "is" : "is not",
                   " its embedding table, this config says otherwise");
+    QLORA_EXPECTS(
+        is_dynamic(config.shape) || (config.shape.qkv_bias == shape.qkv_bias && config.shape.o_bias == shape.o_bias),
+        "the model ", shape.qkv_bias ? "has" : "does not have",
+        " biases of queries, keys and values, this config says otherwise");
     config.shape = shape;
   }
   QLORA_EXPECTS(!is_dynamic(config.shape), "the config's shape is dynamic and no shape was given");
@@ -171,7 +177,8 @@ class Model {
     expect("rope_theta", options.rope_theta);
     expect("norm_eps", options.norm_eps);
     return {.rope_theta = options.rope_theta > 0.0F ? options.rope_theta : C.rope_theta,
-            .norm_eps = options.norm_eps > 0.0F ? options.norm_eps : C.norm_eps};
+            .norm_eps = options.norm_eps > 0.0F ? options.norm_eps : C.norm_eps,
+            .rope_scaling = options.rope_scaling.value_or(C.rope_scaling)};
   }
 
   Config resolved_;

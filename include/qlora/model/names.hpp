@@ -27,6 +27,8 @@ inline constexpr std::string_view layers = "model.layers.";                 ///<
 [[nodiscard]] inline std::string module(int index, Proj proj) { return layer(index) + std::string(name_of(proj)); }
 /// The weight of one projection: (out, in).
 [[nodiscard]] inline std::string weight(int index, Proj proj) { return module(index, proj) + ".weight"; }
+/// The bias of one projection: (out).
+[[nodiscard]] inline std::string bias(int index, Proj proj) { return module(index, proj) + ".bias"; }
 
 }  // namespace tensor_name
 

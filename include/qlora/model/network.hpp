@@ -155,7 +155,7 @@ class Network {
     row_loss_ = take_statistic(t);
     Param* cosine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
     Param* sine = take_statistic(std::int64_t{run_.seq} * (s.head_dim / 2));
-    b_.rope_table(run_.seq, s.head_dim, static_cast<double>(w_.values().rope_theta), cosine, sine);
+    w_.values().rope_table(b_, run_.seq, s.head_dim, cosine, sine);
     pass_.cosine = cosine;
     pass_.sine = sine;
   }

@@ -147,6 +147,12 @@ struct Run {
          2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
 }
 
+/// Bytes of the biases of one layer: those of queries, keys and values behind one another, and that of the output.
+[[nodiscard]] constexpr std::int64_t bias_bytes(const Shape& s, std::int64_t element) {
+  const std::int64_t qkv = std::int64_t{group_out(s, Group::qkv)} * element;
+  return (s.qkv_bias ? arena_bytes(qkv) : 0) + (s.o_bias ? arena_bytes(std::int64_t{s.dim} * element) : 0);
+}
+
 /// What training takes with every number of the config known; `store` is the backend's storage_of.
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
   const Shape& s = config.shape;
@@ -179,7 +185,8 @@ struct Run {
   }
   if (!full) {
     plan[Purpose::embedding_head] = (s.tied_embeddings ? 1 : 2) * arena_bytes(table * store.activation) +
-                                    (2 * s.layers + 1) * arena_bytes(std::int64_t{s.dim} * store.parameter);
+                                    (2 * s.layers + 1) * arena_bytes(std::int64_t{s.dim} * store.parameter) +
+                                    s.layers * bias_bytes(s, store.parameter);
   }
   plan[Purpose::trained] = arena_bytes(trained.total() * store.parameter);
   plan[Purpose::gradients] = arena_bytes(trained.total() * store.parameter);

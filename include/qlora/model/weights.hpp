@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +28,14 @@ inline namespace v0 {
 struct ModelValues {
   float rope_theta = 10000.0F;  ///< base of the rotary embedding's wavelengths
   float norm_eps = 1e-5F;       ///< added to the mean square in RMS normalisation
+  RopeScaling rope_scaling{};   ///< of the rotary embedding's frequencies
+
+  /// Fills cosine and sine (positions, E/2) in the memory of a backend.
+  template <class B, class P>
+  void rope_table(B& backend, int positions, int head_dim, P* cosine, P* sine) const {
+    const std::vector<float> all = rope_frequencies(static_cast<double>(rope_theta), rope_scaling, head_dim);
+    backend.rope_table(positions, std::span(all), rope_scaling.attention, cosine, sine);
+  }
 };
 
 /// The weights of a model. Const members may be called by any number of threads at once, and attach() and detach() with
@@ -82,6 +91,11 @@ class Weights {
   [[nodiscard]] const Param* norm(int layer, int which) const {
     return layers_[static_cast<std::size_t>(layer)].norm[which];
   }
+
+  /// Bias of queries, keys and values of a layer ((H+2K)E); null where the model has none.
+  [[nodiscard]] const Param* qkv_bias(int layer) const { return layers_[static_cast<std::size_t>(layer)].qkv_bias; }
+  /// Bias of the output of attention (D); null where the model has none.
+  [[nodiscard]] const Param* o_bias(int layer) const { return layers_[static_cast<std::size_t>(layer)].o_bias; }
 
   /// One group of a layer with these adapters.
   template <Group G>
@@ -192,6 +206,8 @@ class Weights {
  private:
   struct Layer {
     const Param* norm[2] = {nullptr, nullptr};
+    const Param* qkv_bias = nullptr;
+    const Param* o_bias = nullptr;
     std::array<Weight<Act>, 7> linear{};
   };
 
@@ -249,6 +265,23 @@ class Weights {
     }
     expect_finite(backend.place(tensor, stored && !full, to), tensor, name);
     return to;
+  }
+
+  /// The biases of some projections behind one another. Full training would have to train them, and does not.
+  const Param* place_biases(B& backend, const TensorSource& source, int layer, std::initializer_list<Proj> all) {
+    const Shape& s = layout_.shape;
+    QLORA_EXPECTS(!full, "the model has biases (attention_bias), which full training does not train; train adapters");
+    std::int64_t count = 0;
+    for (const Proj proj : all) count += rows_of(s, proj);
+    Param* to = arena_.template take<Param>(count);
+    const Param* begin = to;
+    for (const Proj proj : all) {
+      const std::string name = tensor_name::bias(layer, proj);
+      const TensorRef tensor = find(source, name, {rows_of(s, proj)});
+      expect_finite(backend.place(tensor, false, to), tensor, name);
+      to += rows_of(s, proj);
+    }
+    return begin;
   }
 
   [[nodiscard]] Weight<Act> quantize(B& backend, const TensorSource& source, const std::string& name, int rows,
@@ -313,6 +346,8 @@ class Weights {
               .stride = cols};
         }
       }
+      if (s.qkv_bias) layer.qkv_bias = place_biases(backend, source, l, {Proj::q, Proj::k, Proj::v});
+      if (s.o_bias) layer.o_bias = place_biases(backend, source, l, {Proj::o});
       if constexpr (quantized) {
         if (keep_dequantized) keep_dense(backend, layer);
       }

@@ -228,7 +228,7 @@ QLORA_STEP void check_inputs(const Job& job) {
       if (!arm.trains_all()) expect_rank(config);
       (void)select_code(model.shape, config.lora, job.device, options.method);
     }
-    expect_length(job.packing.seq, model.max_positions);
+    expect_length(job.packing.seq, model.max_positions, model.limited_by);
   }
   check_questions(compare_request(job, job.models.front()));
 }

@@ -33,6 +33,7 @@ namespace run {
 
 #include "qlora/config.hpp"
 #include "qlora/configs/llama2.hpp"
+#include "qlora/configs/relatives.hpp"
 #include "qlora/cpu/workspace.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/hf_config.hpp"
@@ -71,15 +72,31 @@ inline PlanDevice plan_device(const Plan& options) {
   throw Error(concat("no device '", options.on, "' is known; known are ", known), ErrorKind::usage);
 }
 
-/// The numbers of a model directory, or of a published model by its size.
+/// A published model, and how long a text it reads.
+struct PublishedModel {
+  std::string_view name;
+  const Config* config;
+  int max_positions;
+};
+
+/// The numbers of a model directory, or of a published model by its name; LLaMA-2 by its size.
 inline hf::ModelConfig planned_model(const std::filesystem::path& model) {
-  constexpr std::array<std::pair<std::string_view, const Config*>, 3> published{
-      {{"7b", &llama2_7b}, {"13b", &llama2_13b}, {"70b", &llama2_70b}}};
-  for (const auto& [name, config] : published) {
+  constexpr std::array<PublishedModel, 11> published{{{"7b", &llama2_7b, 4096},
+                                                      {"13b", &llama2_13b, 4096},
+                                                      {"70b", &llama2_70b, 4096},
+                                                      {"tinyllama-1.1b", &tinyllama_1b, 2048},
+                                                      {"codellama-7b", &codellama_7b, 16384},
+                                                      {"codellama-13b", &codellama_13b, 16384},
+                                                      {"mistral-7b", &mistral_7b_v01, 4096},
+                                                      {"llama3.1-8b", &llama31_8b, 131072},
+                                                      {"smollm2-135m", &smollm2_135m, 8192},
+                                                      {"smollm2-360m", &smollm2_360m, 8192},
+                                                      {"smollm2-1.7b", &smollm2_1b7, 8192}}};
+  for (const auto& [name, config, max_positions] : published) {
     if (model != name || std::filesystem::exists(model)) continue;
     hf::ModelConfig known;
     known.shape = config->shape;
-    known.max_positions = 4096;  // of all of LLaMA-2
+    known.max_positions = max_positions;
     return known;
   }
   const std::filesystem::path file = model / "config.json";
@@ -149,7 +166,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
   config.lora = {.rank = request.training.rank, .targets = request.training.targets};
   expect_rank(config);
   const int seq = request.packing.seq > 0 ? request.packing.seq : std::min(2048, model.max_positions);
-  expect_length(seq, model.max_positions);
+  expect_length(seq, model.max_positions, model.limited_by);
   if (request.plan.unquantized) config.quant = unquantized;
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;

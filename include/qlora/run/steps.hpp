@@ -97,7 +97,7 @@ struct MergeResult {
 
 /// What a model directory, or a published model, takes to train; see run/plan.hpp.
 struct PlanRequest {
-  std::filesystem::path model;   ///< directory with a config.json; or 7b, 13b, 70b for LLaMA-2
+  std::filesystem::path model;   ///< directory with a config.json; or a name, as 13b for LLaMA-2 and llama3.1-8b
   Plan plan;                     ///< what it is made for
   Training training;             ///< rank, targets, batch and recomputation
   Packing packing{.seq = 2048};  ///< of it only seq counts; 0: 2048, or what the model reads if that is less

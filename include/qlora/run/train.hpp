@@ -257,7 +257,7 @@ class TrainingRun {
       throw Error(concat(request_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
                          ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
     }
-    expect_length(data_.seq(), model_.max_positions);
+    expect_length(data_.seq(), model_.max_positions, model_.limited_by);
     check_labels();
   }
 

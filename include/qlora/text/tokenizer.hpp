@@ -18,6 +18,7 @@
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/io/tokenizer_file.hpp"
 #include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece.hpp"
 #include "qlora/text/tokenizer_json.hpp"
@@ -28,13 +29,6 @@ inline namespace v0 {
 
 /// What the first decoded piece follows: nothing (its leading space is the tokenizer's own and goes) or other text.
 enum class DecodeFrom { start, middle };
-
-/// The tokenizer file of a model directory: tokenizer.model where there is one, else tokenizer.json. The path of
-/// tokenizer.model where there is neither.
-[[nodiscard]] inline std::filesystem::path tokenizer_file(const std::filesystem::path& dir) {
-  const std::filesystem::path json = dir / "tokenizer.json";
-  return !exists(dir / "tokenizer.model") && exists(json) ? json : dir / "tokenizer.model";
-}
 
 /// The tokenizer of a model: text to ids and back. All const members may be called from many threads at once.
 class Tokenizer {

@@ -75,14 +75,6 @@ class JsonTokenizer final : public TokenizerModel {
   }
   [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const override {
     if (!sentencepiece_scan::is_utf8(chat.text)) throw Error("a message holds bytes that are not UTF-8");
-    for (const detail::stages::AddedToken& token : added_) {
-      if (!token.special || !token.normalized) continue;  // else the stage that finds it knows where messages are
-      for (const TextRange& said : chat.content) {
-        if (chat.text.substr(said.begin, said.end - said.begin).find(token.content) != std::string::npos)
-          throw Error(concat("a message spells the token ", token.content,
-                             ", which this tokenizer cannot tell from text; take it out"));
-      }
-    }
     MarkedIds out;
     Encoding encoding{BpeMerger(merges_), {}, {}};
     const auto is_mark = [&](std::size_t begin, std::size_t end) {
@@ -90,12 +82,12 @@ class JsonTokenizer final : public TokenizerModel {
         return said.overlaps({begin, end});
       });
     };
-    cut(raw_, chat.text, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
+    cut(marks_, chat.text, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
       if (token >= 0) return out.append(token, begin);
       const std::string_view part = std::string_view(chat.text).substr(begin, end - begin);
       encoding.ids.clear();
-      encode_part(part, begin == 0, SpecialTokens::parsed, encoding);
-      out.append(encoding.ids, part, begin, [&](std::int32_t id) { return is_control(id) ? piece(id) : surface(id); });
+      encode_part(part, begin == 0, SpecialTokens::as_text, encoding);
+      out.append(encoding.ids, part, begin, [&](std::int32_t id) { return surface(id); });
     });
     return out;
   }
@@ -390,6 +382,8 @@ class JsonTokenizer final : public TokenizerModel {
       } else {
         raw_.add(token.content, index);
       }
+      // Where a file says that marks are found in normalised text, only the first of a conversation would be one.
+      if (token.special || !token.normalized) marks_.add(token.content, index);
     }
   }
 
@@ -459,6 +453,7 @@ class JsonTokenizer final : public TokenizerModel {
   std::vector<detail::stages::PreTokenizer> pre_tokenizer_;
   std::vector<detail::stages::AddedToken> added_;
   detail::stages::TokenFinder raw_, normal_;  // tokens that are cut out before and after normalising
+  detail::stages::TokenFinder marks_;         // raw_ and all special tokens
   std::optional<detail::stages::Pattern> word_;
 };
 

@@ -1,15 +1,16 @@
 // qlora/cuda/rowwise/rope.cuh — rotary embedding of queries and keys, in place, and its tables.
-// Math       (x_i, x_{i+E/2}) rotated by direction * position * theta^(-2i/E), half-split as in LLaMA
+// Math       (x_i, x_{i+E/2}) rotated by direction * position * frequency, half-split as in LLaMA
 // Shapes     qkv (T,(H+2K)E) bf16 · position (T) · cosine sine (positions, E/2) float
 // Writes     the first H + K heads of qkv, in place
 // Split      a block per token; a thread keeps the angles of 8 pairs and rotates them in every 256 / (E/16)-th head
 // Needs      E a multiple of 16, at most 4096; 16-byte alignment
-// Numbers    tables as in cpu/rope.hpp, the inverse frequency rounded to float; results rounded once
+// Numbers    tables as in cpu/rope.hpp; results rounded once
 // Cost       bound by memory: 4 bytes per element of queries and keys
 // Reference  rope and rope_table in cpu/rope.hpp
 #pragma once
 
 #include <cmath>
+#include <span>
 
 #include "qlora/cuda/rowwise/turn.cuh"
 
@@ -72,19 +73,20 @@ static __global__ void __launch_bounds__(row_threads, 3)
 
 }  // namespace detail
 
-QLORA_CUDA_LAUNCHER void rope_table(Context& context, int positions, int head_dim, double theta, float* cosine,
-                                    float* sine) {
-  const int half = head_dim / 2;
+QLORA_CUDA_LAUNCHER void rope_table(Context& context, int positions, std::span<const float> frequencies,
+                                    float attention, float* cosine, float* sine) {
+  const auto half = static_cast<int>(frequencies.size());
+  const auto times = static_cast<double>(attention);
   const std::size_t count = static_cast<std::size_t>(positions) * static_cast<std::size_t>(half);
   std::vector<float> cosines(count);
   std::vector<float> sines(count);
   for (int i = 0; i < half; ++i) {
-    const auto inverse = static_cast<float>(1.0 / std::pow(theta, 2.0 * i / head_dim));
+    const float frequency = frequencies[static_cast<std::size_t>(i)];
     for (int p = 0; p < positions; ++p) {
-      const double angle = static_cast<double>(static_cast<float>(p) * inverse);
+      const double angle = static_cast<double>(static_cast<float>(p) * frequency);
       const auto at = static_cast<std::size_t>(std::int64_t{p} * half + i);
-      cosines[at] = static_cast<float>(std::cos(angle));
-      sines[at] = static_cast<float>(std::sin(angle));
+      cosines[at] = static_cast<float>(std::cos(angle) * times);
+      sines[at] = static_cast<float>(std::sin(angle) * times);
     }
   }
   const auto bytes = static_cast<std::int64_t>(count * sizeof(float));
