@@ -137,3 +137,90 @@ TEST_CASE("a learning rate as a function of the step") {
   mine.use_schedule({});
   CHECK_THROWS_WITH_AS(mine.step(data.all()), doctest::Contains("past the schedule"), Error);
 }
+
+namespace {
+
+/// Two steps with these groups, from the same start.
+Mine with_groups(std::vector<ParameterGroup> groups, float lr = 1.0F / 128, bool adamw8bit = false) {
+  TrainOptions options{.dropout = 0.0F, .lr = lr, .schedule = Schedule::constant, .batch = 2, .seq = 12};
+  options.groups = std::move(groups);
+  options.adamw8bit = adamw8bit;
+  Mine trainer(small_model::weights(net.shape, 2), options, B(2));
+  trainer.step(data.all());
+  return trainer;
+}
+/// The values of all matrices whose names contain `part`.
+std::vector<float> part_of(const Mine& trainer, const std::string& part) {
+  std::vector<float> values;
+  const auto& weights = trainer.model().weights();
+  weights.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t at) {
+    if (name.find(part) == std::string::npos) return;
+    values.insert(values.end(), weights.trained() + at, weights.trained() + at + rows * cols);
+  });
+  return values;
+}
+
+/// Equal but for the last bits: where a range begins decides which numbers a vector instruction takes.
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  float largest = 0.0F;
+  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::fabs(a[i] - b[i]));
+  return largest < 1e-7F;
+}
+
+}  // namespace
+
+TEST_CASE("a parameter group has the learning rate of its scale, and the others keep theirs") {
+  // One step from the same gradients, so each matrix must be that of a run in which all have its rate.
+  const Mine slow = with_groups({});
+  const Mine quick = with_groups({}, 16.0F / 128);
+  REQUIRE(!close(part_of(slow, "lora_B"), part_of(quick, "lora_B")));
+  const Mine mixed = with_groups({{.part = "lora_B", .lr_scale = 16.0F}});
+  CHECK(close(part_of(mixed, "lora_A"), part_of(slow, "lora_A")));
+  CHECK(close(part_of(mixed, "lora_B"), part_of(quick, "lora_B")));
+
+  // The last group decides.
+  const Mine nested = with_groups({{.part = "layers.1.", .lr_scale = 16.0F}, {.part = "q_proj", .lr_scale = 0.0F}});
+  CHECK(close(part_of(nested, "layers.0.mlp"), part_of(slow, "layers.0.mlp")));
+  CHECK(close(part_of(nested, "layers.1.mlp"), part_of(quick, "layers.1.mlp")));
+  const Mine start = with_groups({{.part = "lora", .lr_scale = 0.0F}});
+  CHECK(part_of(nested, "q_proj") == part_of(start, "q_proj"));
+  CHECK(part_of(nested, "q_proj") != part_of(slow, "q_proj"));
+}
+
+TEST_CASE("a parameter group has a weight decay of its own") {
+  // Decay takes lr times decay of a parameter away before the step, as in torch.optim.AdamW.
+  const Mine plain = with_groups({});
+  const Mine decayed = with_groups({{.part = "k_proj.lora_A", .weight_decay = 0.25F}});
+  const std::vector<float> start = part_of(with_groups({{.part = "lora", .lr_scale = 0.0F}}), "k_proj.lora_A");
+  const std::vector<float> without = part_of(plain, "k_proj.lora_A");
+  const std::vector<float> with = part_of(decayed, "k_proj.lora_A");
+  std::vector<float> expected(start.size());
+  for (std::size_t i = 0; i < start.size(); ++i) expected[i] = without[i] - start[i] * 0.25F / 128;
+  CHECK(close(with, expected));
+  CHECK(!close(with, without));
+  CHECK(close(part_of(decayed, "q_proj"), part_of(plain, "q_proj")));
+}
+
+TEST_CASE("rules cover all that is trained, norms keep out of decay, and groups that mean nothing are refused") {
+  using detail::rule_ranges;
+  const std::vector<detail::TrainedSpan> spans{
+      {"a.norm", 0, false}, {"b.norm", 300, false}, {"a.w", 100}, {"b.w", 400}};
+  const auto plain = rule_ranges(spans, 500, {}, 0.5F);
+  REQUIRE(plain.size() == 4);
+  CHECK(plain[0].weight_decay == 0.0F);
+  CHECK(plain[1].first == 100);
+  CHECK(plain[1].count == 200);
+  CHECK(plain[1].weight_decay == 0.5F);
+  CHECK(plain[3].count == 100);
+  const std::vector<ParameterGroup> all{{.part = ".", .weight_decay = 0.25F}};
+  CHECK(rule_ranges(spans, 500, all, 0.5F).size() == 1);
+  const auto refused = [](const ParameterGroup& group, const char* why, bool adamw8bit = false) {
+    CHECK_THROWS_WITH_AS(with_groups({group}, 1e-2F, adamw8bit), doctest::Contains(why), Error);
+  };
+  refused({.part = "lora_C"}, "the parameter group 'lora_C' is empty");
+  refused({.part = ""}, "part of a parameter group");
+  refused({.part = "lora_B", .lr_scale = -1.0F}, "lr_scale of the parameter group 'lora_B' is -1");
+  refused({.part = "lora_B", .weight_decay = std::nanf("")}, "weight_decay of the parameter group 'lora_B' is nan");
+  refused({.part = "lora_B", .lr_scale = 2.0F}, "blocks of 256", true);
+}

@@ -11,6 +11,7 @@
 
 #include "qlora/model/model.hpp"
 #include "qlora/train/batch.hpp"
+#include "qlora/train/parameter_groups.hpp"
 #include "qlora/train/schedule.hpp"
 
 namespace qlora {
@@ -32,6 +33,7 @@ struct TrainOptions {
   float beta2 = 0.999F;                      ///< share of its second moment that a step keeps
   float eps = 1e-8F;                         ///< added to the square root of the second moment
   float weight_decay = 0.0F;                 ///< not applied to norm weights
+  std::vector<ParameterGroup> groups{};      ///< parts with a rate or a decay of their own
   float max_grad_norm = 1.0F;                ///< 0: no clipping
   std::uint64_t seed = 42;                   ///< of dropout masks and of the adapters' first A
   int batch = 2;                             ///< windows in one micro-batch
@@ -71,6 +73,7 @@ struct TrainOptions {
     above_0("eps", eps);
     at_least_0("weight_decay", weight_decay);
     at_least_0("max_grad_norm", max_grad_norm);
+    detail::check_groups(groups);
     // 2^24 tokens in a micro-batch are beyond any memory and below where int ends.
     constexpr int most = 1 << 24;
     option(batch > 0, "batch", batch, "1 or more");
@@ -141,7 +144,7 @@ class TrainerCore {
     if constexpr (!Weights<K, B>::full) {
       w_.init_adapters(b_, {options.rank, options.alpha, options.rank_stabilized, options.overrides}, options.seed);
     }
-    find_decay_ranges();
+    find_ranges();
   }
 
   /// One optimizer step on all these windows, in micro-batches of options.batch.
@@ -245,12 +248,6 @@ class TrainerCore {
   }
 
  private:
-  struct Range {
-    std::int64_t first = 0;
-    std::int64_t count = 0;
-    bool decays = true;
-  };
-
   /// Before anything is sized from them.
   [[nodiscard]] static const TrainOptions& checked(const TrainOptions& options) {
     options.check();
@@ -298,32 +295,34 @@ class TrainerCore {
     site.first_token = first_token;
     return site;
   }
-  void find_decay_ranges() {
-    w_.for_each_trained([&](const std::string&, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
-      const bool decays = !(Weights<K, B>::full && rows == 1);  // norm weights
-      if (!ranges_.empty() && ranges_.back().decays == decays) {
-        ranges_.back().count = offset + rows * cols - ranges_.back().first;
-      } else {
-        ranges_.push_back({offset, rows * cols, decays});
-      }
+  void find_ranges() {
+    std::vector<detail::TrainedSpan> spans;
+    w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t, std::int64_t offset) {
+      const bool is_norm = Weights<K, B>::full && rows == 1;
+      spans.push_back({name, offset, !is_norm});
     });
+    ranges_ = detail::rule_ranges(std::move(spans), w_.layout().total(), options_.groups, options_.weight_decay);
+    if (options_.adamw8bit) detail::expect_whole_blocks(ranges_);
   }
   void update(double lr) {
-    AdamW rule{.lr = static_cast<float>(lr),
-               .beta1 = options_.beta1,
-               .beta2 = options_.beta2,
-               .eps = options_.eps,
-               .step = step_ + 1};
-    if (options_.adamw8bit) {  // adapters alone: one rule for all
-      rule.weight_decay = options_.weight_decay;
-      b_.adamw8bit(w_.layout().total(), rule, scalars_, gradients_, w_.trained(), codes_[0], codes_[1]);
-      return;
+    AdamW rule{.beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps, .step = step_ + 1};
+    for (const detail::RuleRange& range : ranges_) {
+      rule.lr = static_cast<float>(lr) * range.lr_scale;
+      rule.weight_decay = range.weight_decay;
+      const Param* gradients = gradients_ + range.first;
+      Param* parameters = w_.trained() + range.first;
+      if (options_.adamw8bit) {
+        b_.adamw8bit(range.count, rule, scalars_, gradients, parameters, codes_from(0, range.first),
+                     codes_from(1, range.first));
+      } else {
+        b_.adamw(range.count, rule, scalars_, gradients, parameters, moments_[0] + range.first,
+                 moments_[1] + range.first);
+      }
     }
-    for (const Range& range : ranges_) {
-      rule.weight_decay = range.decays ? options_.weight_decay : 0.0F;
-      b_.adamw(range.count, rule, scalars_, gradients_ + range.first, w_.trained() + range.first,
-               moments_[0] + range.first, moments_[1] + range.first);
-    }
+  }
+  /// The codes of a moment from a number on, which begins a block.
+  [[nodiscard]] Moments8bit codes_from(std::size_t moment, std::int64_t first) const {
+    return {codes_[moment].codes + first, codes_[moment].absmax + first / moment_block};
   }
   /// This step has updated nothing; says where the trouble is first seen, and whether an earlier step left it behind.
   [[noreturn]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
@@ -363,7 +362,7 @@ class TrainerCore {
   std::array<Moments8bit, 2> codes_{};
   double* partial_ = nullptr;
   StepScalars* scalars_ = nullptr;
-  std::vector<Range> ranges_;
+  std::vector<detail::RuleRange> ranges_;
   std::function<double(int)> rate_;
   int step_ = 0;
 };
