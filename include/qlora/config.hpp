@@ -325,15 +325,35 @@ concept ValidConfig = ShapeIsPositive<C> && KvHeadsDivideHeads<C> && HeadDimIsEv
 template <Config C>
 concept StaticConfig = ValidConfig<C> && !is_dynamic(C.shape) && !is_dynamic(C.lora);
 
+namespace detail {
+/// Throws the first rule that a config breaks, as a sentence. Where the compiler evaluates it, its message shows the
+/// line.
+constexpr void expect_rules(const Config& c) {
+  if (!rule::shape_is_positive(c.shape)) throw "every number of the shape is positive";
+  if (!rule::kv_heads_divide_heads(c.shape)) throw "the number of key heads divides the number of query heads";
+  if (!rule::head_dim_is_even(c.shape)) throw "head_dim is even";
+  if (!rule::rank_fits_every_target(c)) throw "the LoRA rank is at least 1 and at most the input width of every layer";
+  if (!rule::adapters_have_targets(c)) throw "adapters have at least one target";
+  if (!rule::full_training_is_unquantized(c)) throw "full training is unquantized";
+  if (!rule::quant_blocks_are_known(c)) throw "NF4 blocks have 64 weights, and nested blocks 256 scales";
+}
+}  // namespace detail
+
+/// The config itself, refused by the compiler with a sentence of a few words when it breaks a rule:
+///   constexpr qlora::Config mine = qlora::checked({.shape = {...}});
+/// Without it ValidConfig refuses the config where it is first used, with the compiler's account of the concept.
+consteval Config checked(const Config& c) {
+  detail::expect_rules(c);
+  return c;
+}
+
 /// The rule that a config breaks, as a sentence; empty when it breaks none.
-[[nodiscard]] constexpr std::string_view broken_rule(const Config& c) {
-  if (!rule::shape_is_positive(c.shape)) return "every number of the shape is positive";
-  if (!rule::kv_heads_divide_heads(c.shape)) return "the number of key heads divides the number of query heads";
-  if (!rule::head_dim_is_even(c.shape)) return "head_dim is even";
-  if (!rule::rank_fits_every_target(c)) return "the LoRA rank is at least 1 and at most the input width of every layer";
-  if (!rule::adapters_have_targets(c)) return "adapters have at least one target";
-  if (!rule::full_training_is_unquantized(c)) return "full training is unquantized";
-  if (!rule::quant_blocks_are_known(c)) return "NF4 blocks have 64 weights, and nested blocks 256 scales";
+[[nodiscard]] inline std::string_view broken_rule(const Config& c) {
+  try {
+    detail::expect_rules(c);
+  } catch (const char* rule) {
+    return rule;
+  }
   return {};
 }
 
