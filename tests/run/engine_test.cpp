@@ -111,6 +111,27 @@ void check_close(const Logits& ours, const Logits& theirs) {
 
 }  // namespace
 
+TEST_CASE("a chat reads what is new of each turn, and answers as one that reads all of it") {
+  run::Engine engine(model_dir);
+  const run::Sampling sampling{.max_new_tokens = 12};
+  std::vector<Message> history;
+  std::size_t seen = 0;
+  for (const char* prompt : {"Hello!", "What can you tell me?", "And what else?"}) {
+    const run::Question question{.chat = true, .prompt = prompt, .history = history};
+    const std::string answer = engine.ask({question}, sampling)[0].text;
+    CHECK(static_cast<std::size_t>(engine.session().cached()) >= seen);
+    run::EngineSession fresh = engine.open_session();
+    CHECK(answer == fresh.ask({question}, sampling)[0].text);
+    CHECK(fresh.session().cached() == 0);
+    seen = eval::question_tokens(engine.tokenizer(), true, prompt, history).size() - 1;
+    history.push_back({"user", prompt});
+    history.push_back({"assistant", answer});
+  }
+  CHECK(engine.session().cached() > 0);
+  (void)engine.ask({{.prompt = "Once", .history = {}}, {.prompt = "Twice", .history = {}}}, sampling);
+  CHECK(engine.session().cached() == 0);
+}
+
 TEST_CASE("adapters are attached, used and detached by name, and the base stays what it was to the bit") {
   const test::Scratch scratch;
   const Matrices first = random_matrices(8, Proj::q | Proj::down, 1);
@@ -154,17 +175,17 @@ TEST_CASE("sessions answer at once, each with its adapter and scale, and outlive
   };
   const std::vector<Use> uses{{"", 1.0F}, {"first", 1.0F}, {"second", 1.0F}, {"first", 0.5F}, {"half", 1.0F}};
   std::vector<Logits> alone;
-  for (const Use& one : uses) {
-    engine->use(one.adapter, one.scale);
+  for (const Use& use : uses) {
+    engine->use(use.adapter, use.scale);
     alone.push_back(logits_of(engine->session()));
   }
   CHECK(alone[3] == alone[4]);
   CHECK(alone[3] != alone[1]);
   std::vector<Logits> together(uses.size());
   std::vector<run::EngineSession> sessions;
-  for (const Use& one : uses) {
+  for (const Use& use : uses) {
     sessions.push_back(engine->open_session(1));
-    sessions.back().use(one.adapter, one.scale);
+    sessions.back().use(use.adapter, use.scale);
   }
   engine.reset();
   std::vector<std::thread> threads;

@@ -36,12 +36,16 @@ struct NamedTensor {
   std::span<const float> data;      ///< as many as the shape says
 };
 
-/// An open checkpoint. The tensors are mapped and live as long as it.
-struct Checkpoint {
+/// Parameters and moments of an open checkpoint. The tensors are mapped and live as long as it.
+struct CheckpointTensors {
   std::filesystem::path path;  ///< its directory
   std::int64_t step = 0;       ///< optimizer steps done
   SafetensorsFile tensors;     ///< mapped
-  Json state;                  ///< what the writer gave with them
+};
+
+/// An open checkpoint.
+struct Checkpoint : CheckpointTensors {
+  Json state;  ///< what the writer gave with them
 };
 
 /// What the search for the newest checkpoint found.
@@ -195,7 +199,7 @@ inline void save_checkpoint(const std::filesystem::path& root, std::int64_t step
   const auto step = detail::step_of(path.filename().string());
   if (!step) throw Error(path.string() + ": is not named checkpoint-STEP");
   detail::verify_manifest(path, *step);
-  return Checkpoint{path, *step, SafetensorsFile(path / "state.safetensors"), read_json_object(path / "state.json")};
+  return {{path, *step, SafetensorsFile(path / "state.safetensors")}, read_json_object(path / "state.json")};
 }
 
 /// Opens the newest checkpoint that verifies and says which newer ones do not. Damaged ones are left where they are.

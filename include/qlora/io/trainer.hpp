@@ -55,7 +55,7 @@ void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, con
 
 /// Puts a trainer into the state of a checkpoint. Throws Error when that is of another shape or rank.
 template <Config C, class B>
-void restore_trainer(Trainer<C, B>& trainer, const Checkpoint& checkpoint) {
+void restore_trainer(Trainer<C, B>& trainer, const CheckpointTensors& checkpoint) {
   const auto entry = trainer.context().enter_training();
   trainer.core().for_each_state([&](const std::string& name, float* data, std::int64_t count) {
     const TensorRef tensor = checkpoint.tensors.at(name);

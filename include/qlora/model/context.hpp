@@ -63,7 +63,6 @@ class Context {
   /// Takes a choice and gives the one before it; see UsingAdapters.
   Adapters exchange(Adapters next) {
     const Busy busy(*this);
-    ++choices_;
     return std::exchange(adapters_, std::move(next));
   }
   /// What use() chooses, for exchange(). Throws Error as use() does.
@@ -98,15 +97,20 @@ class Context {
 
   /// What keys and values depend on beside tokens: a cache is good while this is the same.
   struct Version {
-    std::uint64_t choices = 0;  ///< of adapters and scale, counted
-    std::uint64_t writes = 0;   ///< of what is applied, counted
+    bool base = false;                           ///< no adapters are applied
+    std::weak_ptr<const AdapterSet<B>> named{};  ///< empty: the own ones are
+    float scale = 1.0F;                          ///< how strongly
+    std::uint64_t writes = 0;                    ///< of what is applied, counted
     /// Whether nothing has changed.
-    friend bool operator==(const Version&, const Version&) = default;
+    friend bool operator==(const Version& a, const Version& b) {
+      const bool same_set = !a.named.owner_before(b.named) && !b.named.owner_before(a.named);
+      return a.base == b.base && same_set && a.scale == b.scale && a.writes == b.writes;
+    }
   };
   /// That of now, to be asked within a call.
   [[nodiscard]] Version version() const {
     const AccessGate* read = gate();
-    return {choices_, read != nullptr ? read->writes() : 0};
+    return {adapters_.base_, adapters_.named_, adapters_.scale_, read != nullptr ? read->writes() : 0};
   }
 
   /// Held during a call that reads weights and adapters. Throws Error (usage) when another call is running here, or
@@ -150,7 +154,6 @@ class Context {
   std::shared_ptr<const Weights<K, B>> weights_;
   B backend_;
   Adapters adapters_;
-  std::uint64_t choices_ = 0;
   std::atomic_flag busy_;
 
  public:
@@ -187,10 +190,7 @@ class UsingAdapters {
       : context_(context), before_(context.exchange(std::move(adapters))) {}
   UsingAdapters(const UsingAdapters&) = delete;
   UsingAdapters& operator=(const UsingAdapters&) = delete;
-  ~UsingAdapters() {
-    ++context_.choices_;
-    context_.adapters_ = std::move(before_);
-  }
+  ~UsingAdapters() { context_.adapters_ = std::move(before_); }
 
  private:
   Context<K, B>& context_;

@@ -7,9 +7,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,10 +56,14 @@ class ModelSession : public Session {
   /// `limit`: the longest sequence, in tokens. The context outlives the session.
   ModelSession(Context& context, const Config& config, int limit, const DeviceOptions& device)
       : context_(context), config_(config), limit_(limit), device_(device) {}
+  /// In a context of its own.
+  ModelSession(std::unique_ptr<Context> made, const Config& config, int limit, const DeviceOptions& device)
+      : made_(std::move(made)), context_(*made_), config_(config), limit_(limit), device_(device) {}
 
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
                                   const OnToken& on_token) override {
     options.check();
+    talk_.reset();
     std::size_t longest = 1;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
     check_length("a prompt", longest + 1);
@@ -68,7 +74,27 @@ class ModelSession : public Session {
     return generator.generate(prompts, options, on_token);
   }
 
+  Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options,
+                  const OnToken& on_token) override {
+    options.check();
+    check_length("a prompt", prompt.size() + 1);
+    const std::int64_t wanted = static_cast<std::int64_t>(prompt.size()) + options.max_new_tokens;
+    const int needed = static_cast<int>(std::min<std::int64_t>(wanted, limit_));
+    if (!talk_ || talk_length_ < needed) {
+      talk_.reset();  // first, so that both need not fit
+      // A chat grows: room for twice as much is made anew seldom.
+      talk_length_ = std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(needed, 512)))), limit_);
+      const DecodeLimits room{.sequences = 1, .length = talk_length_, .step_tokens = decode_step_tokens};
+      if (!fits(room)) return generate(std::span(&prompt, 1), options, on_token)[0];
+      talk_.emplace(context_, room);
+    }
+    const Applied applied(context_, adapter_);
+    return talk_->go_on(prompt, options, on_token);
+  }
+  [[nodiscard]] int cached() const override { return talk_ ? talk_->cached() : 0; }
+
   std::vector<std::vector<double>> score(std::span<const Continuations> questions) override {
+    talk_.reset();
     std::size_t longest = 1;
     for (const Continuations& question : questions) {
       for (const auto& candidate : question.candidates) {
@@ -81,6 +107,7 @@ class ModelSession : public Session {
   }
 
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction& use) override {
+    talk_.reset();
     std::size_t longest = 1;
     for (const auto& text : texts) longest = std::max(longest, text.size());
     check_length("a text", longest);
@@ -104,19 +131,27 @@ class ModelSession : public Session {
                         .length = length,
                         .step_tokens = decode_step_tokens,
                         .all_logits = all_logits};
-#ifdef QLORA_CUDA
-    if constexpr (on_gpu<B>) {
-      const std::int64_t free = memory_of(context_.backend(), device_).free();
-      while (limits.sequences > 1 && decode_bytes(config_, limits, gpu_storage) > free) --limits.sequences;
-    }
-#endif
+    while (limits.sequences > 1 && !fits(limits)) --limits.sequences;
     return limits;
   }
 
+  /// Whether there is memory on the GPU.
+  [[nodiscard]] bool fits([[maybe_unused]] const DecodeLimits& room) {
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) {
+      return decode_bytes(config_, room, gpu_storage) <= memory_of(context_.backend(), device_).free();
+    }
+#endif
+    return true;
+  }
+
+  std::unique_ptr<Context> made_;
   Context& context_;
   Config config_;
   int limit_;
   DeviceOptions device_;
+  std::optional<Generator<C, B>> talk_;  ///< keeps its cache between calls of go_on
+  int talk_length_ = 0;                  ///< tokens that it has room for
 
  protected:
   using Applied = UsingAdapters<code_of(C), B>;
@@ -131,14 +166,11 @@ class LoadedSession final : public ModelSession<C, B> {
  public:
   LoadedSession(std::unique_ptr<Context<code_of(C), B>> context, const Config& config, int limit,
                 const DeviceOptions& device)
-      : ModelSession<C, B>(*context, config, limit, device), made_(std::move(context)) {}
+      : ModelSession<C, B>(std::move(context), config, limit, device) {}
 
   void use(std::string_view name, float scale) override {
     this->adapter_ = name.empty() ? this->context().base() : this->context().choice(name, scale);
   }
-
- private:
-  std::unique_ptr<Context<code_of(C), B>> made_;
 };
 
 /// The session of a model in training, in the trainer's context.
@@ -246,7 +278,7 @@ class CompiledTraining final : public TrainingSession {
     const Json json{{"run", Json::parse(state.settings)}, {"to_measure", state.owes_measurement}};
     save_trainer(trainer_, root, json, keep);
   }
-  void restore(const Checkpoint& checkpoint) override { restore_trainer(trainer_, checkpoint); }
+  void restore(const CheckpointTensors& checkpoint) override { restore_trainer(trainer_, checkpoint); }
 
   void write(const std::filesystem::path& dir, [[maybe_unused]] const AdapterNotes& notes,
              [[maybe_unused]] const hf::ModelDir& base) override {

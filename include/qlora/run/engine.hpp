@@ -91,7 +91,8 @@ class EngineSession {
   /// The open model, for token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }
 
-  /// Answers to all questions, chats and completions, in their order. `on_token` gets the number of a question among
+  /// Answers to all questions, chats and completions, in their order. A single chat goes on from the cache of the one
+  /// before it, as far as they begin alike. `on_token` gets the number of a question among
   /// those of its form. When `progress` asks to stop: throws Error (interrupted), or with `keep_at_stop` gives what
   /// there is, of which only the replies that say `stopped` are whole.
   [[nodiscard]] std::vector<Reply> ask(const std::vector<Question>& questions, const Sampling& sampling,
@@ -112,9 +113,15 @@ class EngineSession {
       if (prompts.empty()) continue;
       options.stop_ids = eval::stop_tokens(files_->tokenizer, files_->chat, chat, files_->model.eos_token_ids);
       options.among = files_->tokenizer.vocab_size();
-      const auto generated = session_->generate(prompts, options, [&](int prompt, std::int32_t id) {
+      const OnToken each = [&](int prompt, std::int32_t id) {
         return !progress.stop_requested() && (!on_token || on_token(prompt, id));
-      });
+      };
+      std::vector<Generated> generated;
+      if (chat && questions.size() == 1) {
+        generated.push_back(session_->go_on(prompts[0], options, each));
+      } else {
+        generated = session_->generate(prompts, options, each);
+      }
       if (!keep_at_stop && progress.stop_requested()) {
         throw Error("interrupted while answering; ask again", ErrorKind::interrupted);
       }
@@ -163,8 +170,8 @@ class Engine {
     }
     std::vector<std::pair<std::string, PeftAdapter>> adapters;
     Lora capacity = options.base == BaseWeights::full ? no_adapters : options.capacity;
-    for (const NamedAdapter& one : options.adapters) {
-      adapters.emplace_back(one.name, open_adapter(one.dir, model, any_base_, verify_));
+    for (const NamedAdapter& named : options.adapters) {
+      adapters.emplace_back(named.name, open_adapter(named.dir, model, any_base_, verify_));
       capacity = room_for(capacity, adapters.back().second);
     }
     const Selection selected = select_code(model.shape, capacity, options.device);

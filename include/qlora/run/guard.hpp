@@ -64,12 +64,12 @@ class Guard {
                  static_cast<std::size_t>(model_.max_positions));
     return limits_for_probes(items_.size(), static_cast<int>(longest));
   }
-  /// What of it decides a run's bits.
-  [[nodiscard]] Json fingerprint() const {
-    Json out{{"requirements", loop_.guard}, {"every", loop_.every}, {"probes", hashes_}};
-    if (const std::string form = chat_.fingerprint(); !form.empty()) out["chat_template"] = form;
-    return out;
-  }
+  /// Its requirements and when they are checked.
+  [[nodiscard]] const LoopProbes& loop() const { return loop_; }
+  /// SHA-256 of each file of probes, in the order of loop().probes.
+  [[nodiscard]] const std::vector<std::string>& probe_hashes() const { return hashes_; }
+  /// ChatFormat::fingerprint() of the form that chats are asked in.
+  [[nodiscard]] std::string chat_fingerprint() const { return chat_.fingerprint(); }
 
   /// One measurement.
   struct Measured {
@@ -93,9 +93,9 @@ class Guard {
       const double value = metric.numbers.front().second.value;
       result.note += concat(", ", metric.name, ' ', std::round(1000.0 * value) / 10.0, " %");
     }
-    for (const eval::RequirementResult& one : eval::check_requirements(loop_.guard, result.metrics)) {
-      if (one.met) continue;
-      result.unmet += concat(result.unmet.empty() ? "" : ", ", one.expression, " (", one.measured, ")");
+    for (const eval::RequirementResult& requirement : eval::check_requirements(loop_.guard, result.metrics)) {
+      if (requirement.met) continue;
+      result.unmet += concat(result.unmet.empty() ? "" : ", ", requirement.expression, " (", requirement.measured, ")");
     }
     return result;
   }

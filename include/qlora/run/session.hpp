@@ -44,6 +44,12 @@ class Session {
   /// Continuations of all prompts, in their order, as Generator::generate makes them. `on_token` may be empty.
   [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                                         const GenerateOptions& options, const OnToken& on_token) = 0;
+  /// The continuation of one prompt, with what the cache still holds of its beginning, as Generator::go_on makes it. The
+  /// other calls, and a prompt whose cache the GPU has no memory for, empty the cache.
+  [[nodiscard]] virtual Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options,
+                                        const OnToken& on_token) = 0;
+  /// Tokens of the last go_on()'s prompt that the cache held.
+  [[nodiscard]] virtual int cached() const = 0;
   /// log p(candidate | prompt) in nats, for each candidate of each question.
   [[nodiscard]] virtual std::vector<std::vector<double>> score(std::span<const Continuations> questions) = 0;
   /// The logits at every token of all texts.
@@ -70,7 +76,7 @@ class LoadedModel {
 
 /// What a checkpoint holds beside the tensors.
 struct RunState {
-  std::string settings;           ///< JSON; a run resumes only from a checkpoint with the same settings
+  std::string settings;           ///< all that bits depend on, as JSON text; a run resumes from the same ones only
   bool owes_measurement = false;  ///< the step's probes were due and not measured
 };
 
@@ -89,7 +95,7 @@ class TrainingSession {
   /// Saves parameters, moments and `state` as root/checkpoint-STEP and keeps the `keep` newest checkpoints.
   virtual void save(const std::filesystem::path& root, const RunState& state, int keep) = 0;
   /// Continues from a checkpoint of a run with the same settings. Throws Error when it is of another shape.
-  virtual void restore(const Checkpoint& checkpoint) = 0;
+  virtual void restore(const CheckpointTensors& checkpoint) = 0;
   /// Writes what was trained: adapters as a PEFT directory with these notes, or all weights as a model directory with
   /// the tokenizer of `base`.
   virtual void write(const std::filesystem::path& dir, const AdapterNotes& notes, const hf::ModelDir& base) = 0;

@@ -266,9 +266,10 @@ class TrainingRun {
     std::vector<char> labelled(data_.size());
     for (std::size_t i = 0; i < data_.size(); ++i) {
       const auto labels = data_.window(i).labels.subspan(1);  // the first is never asked for
-      labelled[i] = std::any_of(labels.begin(), labels.end(), [](std::int32_t one) { return one != ignored_label; });
+      labelled[i] =
+          std::any_of(labels.begin(), labels.end(), [](std::int32_t label) { return label != ignored_label; });
     }
-    if (std::all_of(labelled.begin(), labelled.end(), [](char one) { return one != 0; })) return;
+    if (std::all_of(labelled.begin(), labelled.end(), [](char flag) { return flag != 0; })) return;
     for (int step = 0; step < total_; ++step) {
       const auto windows = order_.step(step);
       if (std::none_of(windows.begin(), windows.end(), [&](auto i) { return labelled[static_cast<std::size_t>(i)]; })) {
@@ -316,7 +317,11 @@ class TrainingRun {
     if (const std::string sum = model_.checksum(); !sum.empty()) all[base_checksum] = sum;
     all["device"] = std::string(name_of(device_));
     all["fast"] = request_.device.fast;
-    if (guard_.decides()) all["guard"] = guard_.fingerprint();
+    if (guard_.decides()) {
+      const LoopProbes& loop = guard_.loop();
+      all["guard"] = {{"requirements", loop.guard}, {"every", loop.every}, {"probes", guard_.probe_hashes()}};
+      if (const std::string form = guard_.chat_fingerprint(); !form.empty()) all["guard"]["chat_template"] = form;
+    }
     return all;
   }
 
