@@ -42,8 +42,8 @@ template <class Value>
 [[nodiscard]] Value most_common(std::span<const PlacedAdapter> adapters, Value AdapterState::*member) {
   Value best{};
   std::ptrdiff_t most = 0;
-  for (const PlacedAdapter& one : adapters) {
-    const Value value = one.state.*member;
+  for (const PlacedAdapter& adapter : adapters) {
+    const Value value = adapter.state.*member;
     const auto times = std::count_if(adapters.begin(), adapters.end(),
                                      [&](const PlacedAdapter& other) { return other.state.*member == value; });
     if (times > most) {
@@ -80,15 +80,6 @@ template <class Value>
   return config;
 }
 
-/// A matrix of an adapter as floats; empty when the adapter does not have it.
-[[nodiscard]] inline std::vector<float> floats_of(const TensorSource& source, const std::string& name) {
-  const auto tensor = source(name);
-  if (!tensor) return {};
-  std::vector<float> values(static_cast<std::size_t>(tensor->size()));
-  read_floats(*tensor, 0, values);
-  return values;
-}
-
 }  // namespace detail
 
 /// Writes what the adapters of a model hold now, without the padding up to the rank cap. Throws Error: (usage) when an
@@ -119,7 +110,7 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
 }
 
 /// Throws Error (input), naming what does not fit, when a model of this config cannot hold the adapter whole. `config`
-/// has no dynamic number: Model::resolved_config().
+/// has no dynamic number: Model::resolved_config(). Reads no values: those are checked when they are loaded.
 inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   const Shape& s = config.shape;
   if (adapter.layers != s.layers) {
@@ -139,18 +130,14 @@ inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   const TensorSource source = adapter.source();
   for (const std::string& name : adapter.names()) {
     const auto place = detail::lora_place(name).value();  // PeftAdapter::open has looked
-    const std::int64_t rank = rank_of(adapter, place.layer, place.one);
+    const std::int64_t rank = rank_of(adapter, place.layer, place.proj);
     const std::vector<std::int64_t> expected = place.matrix == 'A'
-                                                   ? std::vector<std::int64_t>{rank, cols_of(s, place.one)}
-                                                   : std::vector<std::int64_t>{rows_of(s, place.one), rank};
+                                                   ? std::vector<std::int64_t>{rank, cols_of(s, place.proj)}
+                                                   : std::vector<std::int64_t>{rows_of(s, place.proj), rank};
     const std::vector<std::int64_t> actual = source(name).value().shape;
     if (actual != expected) {
       throw Error(concat(adapter.path.string(), ": ", name, " has shape ", shape_text(actual), ", this model needs ",
                          shape_text(expected)));
-    }
-    const std::vector<float> values = detail::floats_of(source, name);
-    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
-      throw Error(concat(adapter.path.string(), ": ", name, " holds a NaN or an infinity"));
     }
   }
 }
@@ -169,22 +156,52 @@ inline void expect_same_base(const PeftAdapter& adapter, const std::string& fing
   throw Error(concat(adapter.path.string(), " was trained on other weights than those of this model",
                      adapter.base_model.empty() ? "" : ", in " + adapter.base_model));
 }
-/// Fills a set from an adapter that check_adapter has let through.
-template <class B>
-void fill(AdapterSet<B>& set, B& backend, const PeftAdapter& adapter) {
-  const Shape& shape = set.layout().shape;
-  const TensorSource source = adapter.source();
-  set.for_each([&](int layer, Proj proj) {
-    std::vector<float> a = detail::floats_of(source, lora_name(layer, proj, 'A'));
-    std::vector<float> b = detail::floats_of(source, lora_name(layer, proj, 'B'));
-    int rank = rank_of(adapter, layer, proj);
-    if (a.empty()) {
-      rank = 1;
-      a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
-      b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
+/// A matrix of an adapter as floats; empty when the adapter does not have it. Throws Error for a NaN or an infinity.
+[[nodiscard]] inline std::vector<float> finite_floats(const PeftAdapter& adapter, const std::string& name) {
+  const auto tensor = adapter.source()(name);
+  if (!tensor) return {};
+  std::vector<float> values(static_cast<std::size_t>(tensor->size()));
+  read_floats(*tensor, 0, values);
+  if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+    throw Error(concat(adapter.path.string(), ": ", name, " holds a NaN or an infinity"));
+  }
+  return values;
+}
+
+/// One adapter as AdapterSet::load takes it.
+struct LoadedAdapter {
+  int layer = 0;
+  Proj proj = Proj::none;
+  int rank = 1;
+  float alpha = 0;
+  std::vector<float> a{};  ///< (rank, in)
+  std::vector<float> b{};  ///< (out, rank)
+};
+
+/// Reads an adapter that check_adapter has let through, each matrix once: use(LoadedAdapter&&) for every target of the
+/// layout, with zeros for those that the adapter does not have. Throws Error for values that are not finite.
+template <class Use>
+void for_each_adapter(const PeftAdapter& adapter, const TrainedLayout& layout, Use&& use) {
+  const Shape& shape = layout.shape;
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    for (const Proj proj : all_projections) {
+      if (!contains(layout.lora.targets, proj)) continue;
+      LoadedAdapter loaded{layer, proj, rank_of(adapter, layer, proj), alpha_of(adapter, layer, proj)};
+      loaded.a = finite_floats(adapter, lora_name(layer, proj, 'A'));
+      loaded.b = finite_floats(adapter, lora_name(layer, proj, 'B'));
+      if (loaded.a.empty()) {
+        loaded.rank = 1;
+        loaded.a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
+        loaded.b.assign(static_cast<std::size_t>(rows_of(shape, proj)), 0.0F);
+      }
+      use(std::move(loaded));
     }
-    set.load(backend, layer, proj, rank, alpha_of(adapter, layer, proj), adapter.rslora, a, b);
-  });
+  }
+}
+
+template <class B>
+void load(AdapterSet<B>& set, B& backend, const LoadedAdapter& loaded, bool rank_stabilized) {
+  set.load(backend, loaded.layer, loaded.proj, loaded.rank, loaded.alpha, rank_stabilized, loaded.a, loaded.b);
 }
 }  // namespace detail
 
@@ -196,8 +213,13 @@ requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& mode
                                                                AdapterBase base = AdapterBase::same) {
   detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
+  std::vector<detail::LoadedAdapter> all;  // nothing of the model changes before all of it is read
+  detail::for_each_adapter(adapter, model.weights().layout(),
+                           [&](detail::LoadedAdapter&& loaded) { all.push_back(std::move(loaded)); });
   const auto entry = model.context().enter_training();
-  detail::fill(model.weights().own(), model.backend(), adapter);
+  for (const detail::LoadedAdapter& loaded : all) {
+    detail::load(model.weights().own(), model.backend(), loaded, adapter.rslora);
+  }
 }
 /// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory.
 template <Config C, class B>
@@ -221,7 +243,9 @@ requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& mo
   auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
   {
     const auto entry = model.context().enter();
-    detail::fill(*set, model.backend(), adapter);
+    detail::for_each_adapter(adapter, set->layout(), [&](const detail::LoadedAdapter& loaded) {
+      detail::load(*set, model.backend(), loaded, adapter.rslora);
+    });
   }
   model.attach(name, std::move(set));
 }
