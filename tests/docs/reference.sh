@@ -1,7 +1,7 @@
 #!/bin/sh
 # reference.sh DOXYGEN DOXYFILE FOLDER CASE: with the case `reference`, documents the public headers into FOLDER and
-# fails on a warning, except in files that the Doxyfile lists. With `control`, documents control.hpp alone, whose gaps
-# are known, and compares its warnings and texts with what is expected.
+# fails on a warning. With `control`, documents control.hpp alone, whose gaps are known, and compares its warnings and
+# texts with what is expected.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 doxygen=$1
@@ -20,9 +20,9 @@ warnings="$out/warnings"
 sort -u -o "$warnings" "$warnings"
 
 if [ "$4" != control ]; then
-  sed -n 's/^# to come: //p' "$doxyfile" >"$out/to_come"
-  grep -v -F -f "$out/to_come" "$warnings" && exit 1
-  exit 0
+  cat "$warnings"
+  [ ! -s "$warnings" ]
+  exit
 fi
 
 sed -n 's|^.*/control.hpp:[0-9]*: warning: ||p' "$warnings" | sort >"$out/found"

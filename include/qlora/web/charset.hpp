@@ -22,6 +22,7 @@ namespace qlora {
 inline namespace v0 {
 namespace web {
 
+/// U+FFFD in UTF-8, which stands for bytes that are no character.
 inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";
 
 namespace detail {
@@ -360,13 +361,13 @@ class HeadScan {
 
 /// A page as UTF-8, and the encoding that it was read as.
 struct Decoded {
-  std::string text;
-  std::string encoding;
+  std::string text;           ///< UTF-8
+  std::string encoding;       ///< name of the WHATWG standard
   std::string unknown_label;  ///< what header or page call their encoding, where nobody knows it
 };
 
-/// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, <meta>, an XML
-/// declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
+/// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, a meta element, an
+/// XML declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
 /// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
 /// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no text of another encoding is that
 /// by chance; two are enough against a Content-Type of windows-1252, which servers add to any page).

@@ -24,8 +24,8 @@ namespace web {
 
 /// Title and main text; one block (paragraph, heading, list item, table row) per line.
 struct Extracted {
-  std::string title;
-  std::string text;
+  std::string title;          ///< of the article or the page; may be empty
+  std::string text;           ///< UTF-8, without a newline at its end
   std::string no_article;     ///< why the page seems to be none; empty for most pages
   std::vector<bool> content;  ///< by line of `text`: code, rows, paragraphs of several lines; never a menu's
 };

@@ -39,10 +39,10 @@ struct Page {
 
 /// What became of one address: a page, or why not.
 struct FetchResult {
-  std::string source;
-  std::optional<Page> page;
-  std::string error;
-  ErrorKind kind = ErrorKind::network;
+  std::string source;                   ///< the address as it was given
+  std::optional<Page> page;             ///< empty: see error
+  std::string error;                    ///< one line; empty where there is a page
+  ErrorKind kind = ErrorKind::network;  ///< of the error
 };
 
 namespace detail {

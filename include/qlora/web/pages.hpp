@@ -32,23 +32,25 @@ enum class TextForm {
   article,    ///< article_compat_text(), nothing else
 };
 
+/// How pages become documents.
 struct LoadOptions {
-  FetchOptions fetch;
-  ExtractOptions extract;
-  TextForm form = TextForm::main_text;
+  FetchOptions fetch;                   ///< limits and headers of requests
+  ExtractOptions extract;               ///< limits of one extraction
+  TextForm form = TextForm::main_text;  ///< what is taken from a page
   bool all_pages = false;  ///< also those that are no article (Extracted::no_article) and those that repeat others
 };
 
 /// A source that gave no document, and why.
 struct LoadFailure {
-  std::string source;
-  std::string error;
-  ErrorKind kind = ErrorKind::network;
+  std::string source;                   ///< address or file
+  std::string error;                    ///< one line
+  ErrorKind kind = ErrorKind::network;  ///< of the error
 };
 
+/// What became of all sources.
 struct LoadResult {
-  std::vector<Document> documents;  ///< in the order of the sources
-  std::vector<LoadFailure> failures;
+  std::vector<Document> documents;      ///< in the order of the sources
+  std::vector<LoadFailure> failures;    ///< in the same order
   std::vector<LoadFailure> duplicates;  ///< sources left out because an earlier one has the same address or text
   std::vector<std::pair<std::string, std::string>> unknown_charsets;  ///< source, what it calls its encoding
   std::size_t shared_lines = 0;  ///< lines removed because a site's pages share them
@@ -56,10 +58,10 @@ struct LoadResult {
 
 /// A fetched page as a document, and which of its lines are content whatever other pages hold.
 struct PageText {
-  Document document;
-  bool is_html = true;
-  std::vector<bool> content;
-  std::string no_article;
+  Document document;          ///< title, text and source
+  bool is_html = true;        ///< false: the text is the page as it was
+  std::vector<bool> content;  ///< by line of the text; see Extracted::content
+  std::string no_article;     ///< see Extracted::no_article
 };
 
 /// The text of a fetched page; plain text and Markdown are taken as they are.
@@ -123,15 +125,15 @@ class Loader {
     if (options_.form == TextForm::article) return;
     std::vector<Document> pages;
     std::vector<std::vector<bool>> content;
-    for (const Loaded& one : pages_) {
-      if (!one.is_html) continue;
-      pages.push_back(result_.documents[one.place]);
-      content.push_back(one.content);
+    for (const Loaded& page : pages_) {
+      if (!page.is_html) continue;
+      pages.push_back(result_.documents[page.place]);
+      content.push_back(page.content);
     }
     result_.shared_lines = remove_shared_lines(pages, content);
     std::size_t next = 0;
-    for (const Loaded& one : pages_)
-      if (one.is_html) result_.documents[one.place] = std::move(pages[next++]);
+    for (const Loaded& page : pages_)
+      if (page.is_html) result_.documents[page.place] = std::move(pages[next++]);
     if (!options_.all_pages) drop_repeated();
   }
 
@@ -146,11 +148,11 @@ class Loader {
   void drop_repeated() {
     Duplicates known;
     std::vector<bool> gone(result_.documents.size());
-    for (const Loaded& one : pages_) {
-      const std::size_t same = known.find_or_add(result_.documents[one.place].text, one.place);
+    for (const Loaded& page : pages_) {
+      const std::size_t same = known.find_or_add(result_.documents[page.place].text, page.place);
       if (same == Duplicates::none) continue;
-      duplicate(one.source, "the text of " + result_.documents[same].source);
-      gone[one.place] = true;
+      duplicate(page.source, "the text of " + result_.documents[same].source);
+      gone[page.place] = true;
     }
     std::size_t at = 0;
     std::erase_if(result_.documents, [&](const Document&) { return gone[at++]; });

@@ -120,6 +120,7 @@ inline std::size_t remove_shared_lines(std::span<Document> documents, std::span<
 /// Finds documents that say again what an earlier one says: the same text, or 98 of 100 groups of three words.
 class Duplicates {
  public:
+  /// No earlier document.
   static constexpr std::size_t none = static_cast<std::size_t>(-1);
 
   /// Place of the earlier document that `text` repeats, else `none`, and the text is remembered as document `place`.

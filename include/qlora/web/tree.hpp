@@ -27,7 +27,7 @@ namespace web {
 
 /// Limits of one extraction.
 struct ExtractOptions {
-  std::size_t max_bytes = std::size_t{8} << 20;
+  std::size_t max_bytes = std::size_t{8} << 20;  ///< of a page; what is beyond is left out
   double max_cpu_seconds = 2;  ///< of the calling thread; a page of more than 8 MiB may take as much more
 };
 
