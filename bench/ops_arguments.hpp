@@ -40,7 +40,7 @@ struct Group {
   [[nodiscard]] int width() const { return in + adapters(); }
 };
 inline std::vector<Group> groups_of(const Shape& s) {
-  const auto part = [&](Proj one) { return rows_of(s, one); };
+  const auto part = [&](Proj proj) { return rows_of(s, proj); };
   return {{"qkv", cols_of(s, Proj::q), {part(Proj::q), part(Proj::k), part(Proj::v)}, false},
           {"o", cols_of(s, Proj::o), {part(Proj::o)}, true},
           {"gate_up", cols_of(s, Proj::gate), {part(Proj::gate), part(Proj::up)}, false},

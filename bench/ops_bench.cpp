@@ -37,9 +37,9 @@ void nf4_ops(const Model& model, Table& table) {
   const Shape& s = model.shape;
   std::vector<std::pair<std::string, Proj>> matrices{{"q", Proj::q}, {"gate", Proj::gate}, {"down", Proj::down}};
   if (s.kv_heads != s.heads) matrices.insert(matrices.begin() + 1, {"k", Proj::k});
-  for (const auto& [what, one] : matrices) {
-    const int rows = rows_of(s, one);
-    const int cols = cols_of(s, one);
+  for (const auto& [what, proj] : matrices) {
+    const int rows = rows_of(s, proj);
+    const int cols = cols_of(s, proj);
     const double count = double(rows) * cols;
     const std::string name = "/" + model.name + "/" + what + "_" + sizes(rows, cols);
     table.push_back({"dequantize" + name, nf4_bytes(count) + 2 * count, 0.0, [=](Gpu& g) -> Launch {
@@ -47,7 +47,7 @@ void nf4_ops(const Model& model, Table& table) {
                        bf16* const out = g.normals(std::int64_t{rows} * cols);
                        return [=](cuda::Context& c) { cuda::dequantize(c, w, rows, cols, Quant{}, {out, cols}); };
                      }});
-    if (one != Proj::gate) continue;
+    if (proj != Proj::gate) continue;
     table.push_back({"quantize" + name, nf4_bytes(count) + 2 * count, 0.0, [=](Gpu& g) -> Launch {
                        const std::int64_t n = std::int64_t{rows} * cols;
                        const Nf4Layout layout = Nf4Layout::of(n, Quant{});
@@ -117,7 +117,8 @@ void linear_ops(const Model& model, Table& table) {
                          cuda::add_dropped_product(c, tokens, k, xa, site, {gx.data + k, gx.stride}, a, gx);
                        };
                      }});
-    const bool equal = std::all_of(group.rows.begin(), group.rows.end(), [&](int one) { return one == group.rows[0]; });
+    const bool equal =
+        std::all_of(group.rows.begin(), group.rows.end(), [&](int value) { return value == group.rows[0]; });
     const int together = equal ? static_cast<int>(group.rows.size()) : 1;  // of unequal parts the largest alone
     table.push_back(product("lora_gb" + name, tn, group.rows[0], rank, tokens, true, together));
     table.push_back({"linear_forward" + name, 0.0, base + a_side + b_side, [=](Gpu& g) -> Launch {
@@ -267,8 +268,8 @@ void attention_ops(const Model& model, Table& table) {
                      const int width = heads.heads * heads.head_dim;
                      bf16* const o = g.normals(width);
                      return [=](cuda::Context& c) {
-                       const CachedSequence<bf16> one{kv, seq, 0, 1};
-                       cuda::attention_cached(c, heads, {&one, 1}, qkv, {o, width});
+                       const CachedSequence<bf16> sequence{kv, seq, 0, 1};
+                       cuda::attention_cached(c, heads, {&sequence, 1}, qkv, {o, width});
                      };
                    }});
 }

@@ -75,7 +75,7 @@ class Gpu {
 
  private:
   struct Destroy {
-    void operator()(cuda::Context* one) const { cuda::destroy_context(one); }
+    void operator()(cuda::Context* context) const { cuda::destroy_context(context); }
   };
   using Handle = std::unique_ptr<cuda::Context, Destroy>;
   static constexpr std::int64_t master_size = 60'000'000 / 256 * 256;  // no power of 2: rows of a matrix differ

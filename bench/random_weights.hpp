@@ -18,8 +18,8 @@ class RandomWeights {
  public:
   explicit RandomWeights(const Shape& shape) : shape_(shape) {
     std::int64_t largest = std::int64_t{shape.vocab} * shape.dim;
-    for (const Proj one : all_projections) {
-      largest = std::max(largest, std::int64_t{rows_of(shape, one)} * cols_of(shape, one));
+    for (const Proj proj : all_projections) {
+      largest = std::max(largest, std::int64_t{rows_of(shape, proj)} * cols_of(shape, proj));
     }
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0.0F, 0.02F);
@@ -43,9 +43,9 @@ class RandomWeights {
       }
       tensor.dtype = DType::f16;
       tensor.shape = {shape_.vocab, shape_.dim};
-      for (const Proj one : all_projections) {
-        if (name.ends_with(std::string(name_of(one)) + ".weight")) {
-          tensor.shape = {rows_of(shape_, one), cols_of(shape_, one)};
+      for (const Proj proj : all_projections) {
+        if (name.ends_with(std::string(name_of(proj)) + ".weight")) {
+          tensor.shape = {rows_of(shape_, proj), cols_of(shape_, proj)};
         }
       }
       tensor.bytes = std::as_bytes(std::span(pool_).first(static_cast<std::size_t>(tensor.size())));

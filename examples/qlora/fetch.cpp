@@ -43,8 +43,8 @@ void add_fetch(OptionSet app, Invocation& call) {
       }
       check_folder_of("--out", request->out);
       const run::FetchResult result = run::fetch(*request, context.progress);
-      for (const run::FetchedDocument& one : result.documents) {
-        context.out << one.bytes << " bytes  " << one.source << '\n';
+      for (const run::FetchedDocument& document : result.documents) {
+        context.out << document.bytes << " bytes  " << document.source << '\n';
       }
       context.out << result.documents.size() << " documents in " << request->out.string() << ", "
                   << result.failed.size() + result.repeated.size() << " sources left out\n";

@@ -108,8 +108,8 @@ void read_section(const toml::table& table, const std::vector<Target>& targets, 
   for (const auto& [key, node] : table) {
     std::string_view name = key;
     if (std::find(apart.begin(), apart.end(), name) != apart.end()) continue;
-    for (const Target& one : targets) {
-      for (const auto& [before, now] : one.old_names) {
+    for (const Target& target : targets) {
+      for (const auto& [before, now] : target.old_names) {
         if (name != before) continue;
         if (table.contains(now))
           place.fail(node, concat("`", before, "` is the old name of `", now, "`, which is given, too"));
@@ -120,10 +120,10 @@ void read_section(const toml::table& table, const std::vector<Target>& targets, 
       }
     }
     const bool read = std::any_of(targets.begin(), targets.end(),
-                                  [&, &value = node](const Target& one) { return one.read(name, value, place); });
+                                  [&, &value = node](const Target& target) { return target.read(name, value, place); });
     if (read) continue;
     std::vector<std::string_view> known = apart;
-    for (const Target& one : targets) known.insert(known.end(), one.names.begin(), one.names.end());
+    for (const Target& target : targets) known.insert(known.end(), target.names.begin(), target.names.end());
     place.fail(node, concat("unknown key `", name, "` in ", place.section, suggestion(name, known)));
   }
 }
@@ -192,7 +192,7 @@ Arm read_arm(const toml::table& table, const std::string& name, const Place& pla
   const toml::node* own_pages = table.contains("files") ? table.get("files") : table.get("urls");
   if (own_pages != nullptr) arm.pages = {};
   std::vector<Target> all{target(arm.labels), target(arm.pages)};
-  for (Target& one : targets(arm.train)) all.push_back(std::move(one));
+  for (Target& target : targets(arm.train)) all.push_back(std::move(target));
   read_section(table, all, place, read.notes, {"name", "sweep"});
   if (const toml::node* sweep = table.get("sweep"); sweep != nullptr) read_sweep(arm, *sweep, place);
   if (own_pages != nullptr && arm.pages == run::Pages{}) {

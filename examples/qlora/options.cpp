@@ -33,7 +33,7 @@ std::string misspelt(int argc, const char* const* argv, const CLI::App& app) {
     std::vector<std::string> names;
     for (const CLI::Option* option : verb->get_options({})) {
       if (option->get_group().empty()) continue;  // old names
-      for (const std::string& one : option->get_lnames()) names.push_back("--" + one);
+      for (const std::string& spelled : option->get_lnames()) names.push_back("--" + spelled);
     }
     return "there is no option `" + name + "`" +
            suggestion(name, std::vector<std::string_view>(names.begin(), names.end()));
@@ -132,8 +132,8 @@ void OptionSet::take_any_arguments() { app_->prefix_command(); }
 void OptionSet::require_subcommand() { app_->require_subcommand(1); }
 
 bool OptionSet::given(const std::string& name) const {
-  const auto count = [&](const std::string& one) {
-    const CLI::Option* option = app_->get_option_no_throw(one);
+  const auto count = [&](const std::string& text) {
+    const CLI::Option* option = app_->get_option_no_throw(text);
     return option == nullptr ? 0 : option->count();
   };
   const auto old = notes_->old_names.find(name);

@@ -147,7 +147,7 @@ std::function<std::vector<std::filesystem::path>()> paths_of(const run::Option<S
   if (option.kind() != run::Kind::path && option.kind() != run::Kind::paths) return {};
   return [&option, &target] {
     const run::Value value = run::value_of(option, target);
-    if (const auto* one = std::get_if<std::string>(&value)) return std::vector<std::filesystem::path>{*one};
+    if (const auto* path = std::get_if<std::string>(&value)) return std::vector<std::filesystem::path>{*path};
     const auto& several = std::get<std::vector<std::string>>(value);
     return std::vector<std::filesystem::path>(several.begin(), several.end());
   };

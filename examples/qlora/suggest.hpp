@@ -36,7 +36,7 @@ inline std::string suggestion(std::string_view wrong, const std::vector<std::str
     return concat("; did you mean `", *nearest, "`?");
   }
   std::string all = "; known are";
-  for (const auto one : known) all += concat(" ", one);
+  for (const auto name : known) all += concat(" ", name);
   return all;
 }
 

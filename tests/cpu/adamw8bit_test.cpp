@@ -140,11 +140,11 @@ TEST_CASE("the same bits for any thread count; zeros stay zeros") {
   for (std::size_t i = 256; i < count; ++i) g[i] = normal(random);  // the first block has no gradient
   std::vector<float> p1 = p;
   State8 state(count), state1(count);
-  cpu::ThreadPool one(1), three(3);
+  cpu::ThreadPool single(1), three(3);
   for (int step = 1; step <= 3; ++step) {
     const AdamW rule{.lr = 1e-2F, .step = step};
     cpu::adamw8bit(three, count, rule, 1.0, g.data(), p.data(), state.first(), state.second());
-    cpu::adamw8bit(one, count, rule, 1.0, g.data(), p1.data(), state1.first(), state1.second());
+    cpu::adamw8bit(single, count, rule, 1.0, g.data(), p1.data(), state1.first(), state1.second());
   }
   CHECK(p == p1);
   CHECK(state.m == state1.m);

@@ -69,10 +69,10 @@ TEST_CASE("AdamW takes each element by itself, in any number of tiles") {
   for (float& value : p) value = normal(random);
   std::vector<float> m(count, 0.1F), v(count, 0.2F);
   std::vector<float> p1 = p, m1 = m, v1 = v;
-  cpu::ThreadPool three(3), one(1);
+  cpu::ThreadPool three(3), single(1);
   const AdamW rule{.lr = 1e-2F, .weight_decay = 0.1F, .step = 5};
   cpu::adamw(three, count, rule, 0.5, g.data(), p.data(), m.data(), v.data());
-  cpu::adamw(one, count, rule, 0.5, g.data(), p1.data(), m1.data(), v1.data());
+  cpu::adamw(single, count, rule, 0.5, g.data(), p1.data(), m1.data(), v1.data());
   CHECK(p == p1);
   CHECK(m == m1);
   CHECK(v == v1);
@@ -94,8 +94,8 @@ TEST_CASE("gradient norm: all tiles, the same bits for any thread count, not fin
   }
   const auto count = static_cast<std::int64_t>(g.size());
   std::vector<double> partial(static_cast<std::size_t>(norm_partials(count)));
-  cpu::ThreadPool one(1), three(3);
-  const double norm = cpu::gradient_norm(one, count, g.data(), partial.data());
+  cpu::ThreadPool single(1), three(3);
+  const double norm = cpu::gradient_norm(single, count, g.data(), partial.data());
   CHECK(norm == doctest::Approx(static_cast<double>(std::sqrt(sum))).epsilon(1e-13));
   CHECK(cpu::gradient_norm(three, count, g.data(), partial.data()) == norm);
   for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {

@@ -111,7 +111,7 @@ TEST_CASE_FIXTURE(Wide,
     CHECK(read_long(training->session()) <= cap);
     const std::vector<std::vector<std::int32_t>> prompts(8, std::vector<std::int32_t>(longest - 40, 5));
     const auto replies = training->session().generate(prompts, {.max_new_tokens = 8, .stop_ids = {}}, {});
-    for (const Generated& one : replies) CHECK(one.ids == replies[0].ids);
+    for (const Generated& reply : replies) CHECK(reply.ids == replies[0].ids);
     CHECK(training->step(data.all()).step == 2);
   }
 }
@@ -126,9 +126,9 @@ TEST_CASE_FIXTURE(Wide, "large: without a plan the same cap has no room for them
 TEST_CASE_FIXTURE(Wide, "large: probes take the place of activations, and are refused by name where there is none") {
   const std::int64_t all_kept = cap_for(Recompute::none, 0);
   CHECK(train(Recomputation::automatic, 0, all_kept)->about().ends_with("all activations kept"));
-  const std::int64_t one = cap_for(Recompute::block, 1);
-  CHECK(train(Recomputation::automatic, 8, one)->about().ends_with("computed again in 8 of 8 layers"));
-  const std::string why = refusal(Recomputation::automatic, 8, one - 1);
+  const std::int64_t least = cap_for(Recompute::block, 1);
+  CHECK(train(Recomputation::automatic, 8, least)->about().ends_with("computed again in 8 of 8 layers"));
+  const std::string why = refusal(Recomputation::automatic, 8, least - 1);
   CAPTURE(why);
   CHECK(why.find("room for probes of up to 12000 tokens") != std::string::npos);
   CHECK(why.find("every block is computed again") != std::string::npos);

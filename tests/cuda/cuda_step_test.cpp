@@ -84,8 +84,9 @@ TEST_CASE("a step that is not finite names its place and changes nothing") {
     const int next = layer == 2 ? -1 : layer + 1;
     float* trained = weights.trained();
     const TrainedLayout& at = weights.layout();
-    for (const Proj one : {Proj::q, Proj::k, Proj::v}) {
-      check(std::string(name_of(one)), trained + at.b(layer, one), {{attention, layer}, {post_attention_norm, layer}});
+    for (const Proj proj : {Proj::q, Proj::k, Proj::v}) {
+      check(std::string(name_of(proj)), trained + at.b(layer, proj),
+            {{attention, layer}, {post_attention_norm, layer}});
     }
     check("A of q", trained + at.a(layer, Proj::q), {{attention, layer}, {post_attention_norm, layer}});
     check("o", trained + at.b(layer, Proj::o), {{post_attention_norm, layer}});

@@ -125,8 +125,8 @@ TEST_CASE("texts count by tokens, domain by domain") {
 }
 
 TEST_CASE("a model against itself: nothing changed, and it is certain") {
-  const Table one = tuned();
-  const Metrics metrics = metrics_of(one.items, one.results, &one.results);
+  const Table table = tuned();
+  const Metrics metrics = metrics_of(table.items, table.results, &table.results);
   for (const char* path : {"paraphrase.change", "retention.change", "text_old.change"}) {
     CHECK(value(metrics, std::string(path) + ".value") == 0.0);
     CHECK(value(metrics, std::string(path) + ".lower") == 0.0);

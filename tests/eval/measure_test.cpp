@@ -78,20 +78,20 @@ struct Noted {
   std::size_t longest = 0;
   std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& how,
                                   const OnToken&) {
-    for (const auto& one : prompts)
-      longest = std::max(longest, one.size() + static_cast<std::size_t>(how.max_new_tokens));
+    for (const auto& prompt : prompts)
+      longest = std::max(longest, prompt.size() + static_cast<std::size_t>(how.max_new_tokens));
     return std::vector<Generated>(prompts.size());
   }
   std::vector<std::vector<double>> score(std::span<const Continuations> questions) {
     std::vector<std::vector<double>> results;
-    for (const Continuations& one : questions) {
-      for (const auto& other : one.candidates) longest = std::max(longest, one.prompt.size() + other.size());
-      results.emplace_back(one.candidates.size(), 0.0);
+    for (const Continuations& question : questions) {
+      for (const auto& other : question.candidates) longest = std::max(longest, question.prompt.size() + other.size());
+      results.emplace_back(question.candidates.size(), 0.0);
     }
     return results;
   }
   void read(std::span<const std::vector<std::int32_t>> texts, const OnPrediction&) {
-    for (const auto& one : texts) longest = std::max(longest, one.size());
+    for (const auto& text : texts) longest = std::max(longest, text.size());
   }
 };
 
@@ -125,7 +125,7 @@ TEST_CASE_FIXTURE(Fixture, "margins are those of plain passes") {
   const ItemResults results = measure(asked, tokenizer, some);
   for (std::size_t i = 0; i < some.size(); ++i) {
     double other = some[i].twin.empty() ? -INFINITY : likelihood(some[i], some[i].twin);
-    for (const std::string& one : some[i].distractors) other = std::max(other, likelihood(some[i], one));
+    for (const std::string& distractor : some[i].distractors) other = std::max(other, likelihood(some[i], distractor));
     CHECK(results.margin[i] == doctest::Approx(likelihood(some[i], some[i].answer) - other).epsilon(1e-4));
   }
   CHECK(results.verdicts[0].right);
@@ -162,10 +162,10 @@ TEST_CASE_FIXTURE(Fixture, "control: adapters whose B is zero change nothing, ex
   CHECK(on.loss[0] == off.loss[0]);
   for (std::size_t i = 1; i < some.size(); ++i) CHECK(on.replies[i].text == off.replies[i].text);
   auto& weights = asked.model.weights();  // and the same instrument sees a B that is not
-  weights.for_each_target([&](int layer, Proj one) {
-    const std::vector<float> a(static_cast<std::size_t>(cols_of(chat.shape, one)), 0.02F);
-    const std::vector<float> b(static_cast<std::size_t>(rows_of(chat.shape, one)), 0.02F);
-    weights.load_adapter(asked.model.backend(), layer, one, 1, 1.0F, false, a, b);
+  weights.for_each_target([&](int layer, Proj proj) {
+    const std::vector<float> a(static_cast<std::size_t>(cols_of(chat.shape, proj)), 0.02F);
+    const std::vector<float> b(static_cast<std::size_t>(rows_of(chat.shape, proj)), 0.02F);
+    weights.load_adapter(asked.model.backend(), layer, proj, 1, 1.0F, false, a, b);
   });
   CHECK(measure(asked, tokenizer, some, {}, nullptr, &reference).kl[0] > 0.0);
 }
@@ -222,7 +222,8 @@ TEST_CASE_FIXTURE(Fixture, "the examples of docs/probes.md are probes, and what 
   }
   std::vector<Item> examples = items(lines);
   CHECK(examples.size() >= 10);
-  std::erase_if(examples, [](const Item& one) { return one.kind != Kind::retention && one.kind != Kind::neighbour; });
+  std::erase_if(examples,
+                [](const Item& item) { return item.kind != Kind::retention && item.kind != Kind::neighbour; });
   REQUIRE(examples.size() == 2);
   for (const Verdict& verdict : measure(asked, tokenizer, examples).verdicts) CHECK(verdict.right);
 }

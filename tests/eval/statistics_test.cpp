@@ -261,8 +261,8 @@ TEST_CASE("nothing, one cluster, nothing to divide by") {
   CHECK(std::isnan(none.lower));
   CHECK(std::isnan(none.upper));
 
-  const Interval one = mean(std::vector<double>{1, 0, 0, 1}, std::vector<int>{5, 5, 5, 5});
-  CHECK(same(one, {0.5, 0.5, 0.5, 4, 1}));
+  const Interval interval = mean(std::vector<double>{1, 0, 0, 1}, std::vector<int>{5, 5, 5, 5});
+  CHECK(same(interval, {0.5, 0.5, 0.5, 4, 1}));
 
   const std::vector<int> two{0, 1};
   const Interval undefined = ratio(std::vector<double>{1, 2}, std::vector<double>{0, 0}, two);

@@ -35,7 +35,7 @@ struct Fixture {
   std::vector<Ids> run(const DecodeLimits& limits, const GenerateOptions& options, std::span<const Ids> some) {
     Generator<net, B> generator(model, limits);
     std::vector<Ids> answers;
-    for (Generated& one : generator.generate(some, options)) answers.push_back(std::move(one.ids));
+    for (Generated& reply : generator.generate(some, options)) answers.push_back(std::move(reply.ids));
     return answers;
   }
 };

@@ -53,9 +53,9 @@ struct Fixture {
 TEST_CASE_FIXTURE(Fixture, "continuations have the likelihood of whole passes") {
   std::vector<Continuations> questions;
   for (const std::size_t prompt : {5U, 1U, 33U, 90U, 12U, 7U, 20U}) {
-    Continuations& one = questions.emplace_back();
-    one.prompt = ids(prompt);
-    for (std::size_t c = 0; c < prompt % 4; ++c) one.candidates.push_back(ids(1 + (prompt + c) % 5));
+    Continuations& question = questions.emplace_back();
+    question.prompt = ids(prompt);
+    for (std::size_t c = 0; c < prompt % 4; ++c) question.candidates.push_back(ids(1 + (prompt + c) % 5));
   }
   for (const DecodeLimits& limits : {DecodeLimits{.sequences = 3, .length = 128, .step_tokens = 24},
                                      DecodeLimits{.sequences = 16, .length = 128, .step_tokens = 512}}) {
@@ -63,14 +63,14 @@ TEST_CASE_FIXTURE(Fixture, "continuations have the likelihood of whole passes") 
     const std::vector<std::vector<double>> scores = scorer.score(questions);
     REQUIRE(scores.size() == questions.size());
     for (std::size_t i = 0; i < questions.size(); ++i) {
-      const Continuations& one = questions[i];
-      REQUIRE(scores[i].size() == one.candidates.size());
-      for (std::size_t c = 0; c < one.candidates.size(); ++c) {
-        Ids text = one.prompt;
-        text.insert(text.end(), one.candidates[c].begin(), one.candidates[c].end());
+      const Continuations& question = questions[i];
+      REQUIRE(scores[i].size() == question.candidates.size());
+      for (std::size_t c = 0; c < question.candidates.size(); ++c) {
+        Ids text = question.prompt;
+        text.insert(text.end(), question.candidates[c].begin(), question.candidates[c].end());
         const std::vector<float> logits = whole(text);
         double expected = 0.0;
-        for (std::size_t t = one.prompt.size(); t < text.size(); ++t) expected += log_probability(logits, text, t);
+        for (std::size_t t = question.prompt.size(); t < text.size(); ++t) expected += log_probability(logits, text, t);
         CHECK(scores[i][c] == doctest::Approx(expected).epsilon(1e-5));
         CHECK(expected < 0.0);
       }
@@ -180,8 +180,8 @@ TEST_CASE("KL divergence of two distributions by hand") {
 TEST_CASE_FIXTURE(Fixture, "what cannot be scored is refused") {
   Scorer<net, B> scorer(model, {.sequences = 2, .length = 32, .step_tokens = 16});
   const auto score = [&](Ids prompt, Ids candidate) {
-    const Continuations one{std::move(prompt), {std::move(candidate)}};
-    return scorer.score(std::span(&one, 1));
+    const Continuations question{std::move(prompt), {std::move(candidate)}};
+    return scorer.score(std::span(&question, 1));
   };
   CHECK_NOTHROW(score({1}, {2}));
   CHECK_THROWS_AS(score({}, {2}), Error);

@@ -54,11 +54,11 @@ std::vector<float> trained_values(const Model<C, B>& model) {
 }
 /// Each module has the same rank, matrices and, to the bit, scale.
 template <Config C>
-void check_same(const Model<C, B>& one, const Model<C, B>& other) {
-  CHECK(trained_values(one) == trained_values(other));
-  one.weights().for_each_target([&](int layer, Proj proj) {
-    CHECK(one.weights().adapter(layer, proj).rank == other.weights().adapter(layer, proj).rank);
-    CHECK(one.weights().adapter(layer, proj).scale == other.weights().adapter(layer, proj).scale);
+void check_same(const Model<C, B>& first, const Model<C, B>& other) {
+  CHECK(trained_values(first) == trained_values(other));
+  first.weights().for_each_target([&](int layer, Proj proj) {
+    CHECK(first.weights().adapter(layer, proj).rank == other.weights().adapter(layer, proj).rank);
+    CHECK(first.weights().adapter(layer, proj).scale == other.weights().adapter(layer, proj).scale);
   });
 }
 

@@ -174,8 +174,8 @@ TEST_CASE("an error of the system is no damage: nothing is passed over") {
   const ErrorKind found = kind();
   REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
   CHECK(found == ErrorKind::resource);
-  const rlimit one{static_cast<rlim_t>(next + 1), before.rlim_max};  // the directory opens, no file in it does
-  REQUIRE(::setrlimit(RLIMIT_NOFILE, &one) == 0);
+  const rlimit limit{static_cast<rlim_t>(next + 1), before.rlim_max};  // the directory opens, no file in it does
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
   const ErrorKind inside = kind();
   REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
   CHECK(inside == ErrorKind::unmet);  // one file at a time is enough

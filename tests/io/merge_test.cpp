@@ -19,20 +19,20 @@ std::vector<double> expected(const hf::ModelDir& model, const PeftAdapter& adapt
   read_floats(tensor, 0, w);
   std::vector<double> values(w.begin(), w.end());
   for (int layer = 0; layer < shape.layers; ++layer) {
-    for (const Proj one : all_projections) {
-      const auto a_ref = adapter.source()(lora_name(layer, one, 'A'));
-      if (name != "model." + module_name(layer, one) + ".weight" || !a_ref) continue;
+    for (const Proj proj : all_projections) {
+      const auto a_ref = adapter.source()(lora_name(layer, proj, 'A'));
+      if (name != "model." + module_name(layer, proj) + ".weight" || !a_ref) continue;
       std::vector<float> a(static_cast<std::size_t>(a_ref->size()));
       read_floats(*a_ref, 0, a);
-      const TensorRef b_ref = adapter.source()(lora_name(layer, one, 'B')).value();
+      const TensorRef b_ref = adapter.source()(lora_name(layer, proj, 'B')).value();
       std::vector<float> b(static_cast<std::size_t>(b_ref.size()));
       read_floats(b_ref, 0, b);
-      const auto rank = static_cast<std::size_t>(rank_of(adapter, layer, one));
+      const auto rank = static_cast<std::size_t>(rank_of(adapter, layer, proj));
       const std::size_t in = a.size() / rank;
       for (std::size_t i = 0; i < values.size(); ++i) {
         double sum = 0;
         for (std::size_t k = 0; k < rank; ++k) sum += double{b[i / in * rank + k]} * double{a[k * in + i % in]};
-        values[i] += static_cast<double>(scale_of(adapter, layer, one)) * sum;
+        values[i] += static_cast<double>(scale_of(adapter, layer, proj)) * sum;
       }
     }
   }
@@ -110,9 +110,9 @@ TEST_CASE("the bytes are the same for any number of threads, in several files") 
   const PeftAdapter adapter = write_adapter(scratch.path / "threads/adapter", 16);
   merge_with(1, model, adapter, scratch.path / "threads/one");
   merge_with(7, model, adapter, scratch.path / "threads/seven");
-  const auto one = files_of(scratch.path / "threads/one");
-  CHECK(one.size() > 4);
-  CHECK(one == files_of(scratch.path / "threads/seven"));
+  const auto first = files_of(scratch.path / "threads/one");
+  CHECK(first.size() > 4);
+  CHECK(first == files_of(scratch.path / "threads/seven"));
 }
 
 TEST_CASE("a matrix in many pieces is the matrix in one") {

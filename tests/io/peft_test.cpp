@@ -142,13 +142,13 @@ TEST_CASE("ranks and alphas per module") {
   std::vector<PeftTensor> tensors;
   values.reserve(8);
   for (int layer = 0; layer < 2; ++layer) {
-    for (const Proj one : {Proj::q, Proj::up}) {
-      const int rank = rank_of(config, layer, one);
+    for (const Proj proj : {Proj::q, Proj::up}) {
+      const int rank = rank_of(config, layer, proj);
       for (const char matrix : {'A', 'B'}) {
         values.emplace_back(static_cast<std::size_t>(rank * 6), 0.25F);
         const std::vector<std::int64_t> shape =
             matrix == 'A' ? std::vector<std::int64_t>{rank, 6} : std::vector<std::int64_t>{6, rank};
-        tensors.push_back({lora_name(layer, one, matrix), shape, values.back()});
+        tensors.push_back({lora_name(layer, proj, matrix), shape, values.back()});
       }
     }
   }

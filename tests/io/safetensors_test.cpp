@@ -43,7 +43,7 @@ std::string verdict(const std::string& bytes) {
     return error.what();
   }
 }
-std::string one(const std::string& entry) { return "{\"t\":" + entry + "}"; }
+std::string tensor_of(const std::string& entry) { return "{\"t\":" + entry + "}"; }
 
 }  // namespace
 
@@ -158,14 +158,15 @@ TEST_CASE("a writer that is not finished leaves nothing behind") {
 TEST_CASE("what the format allows is read") {
   CHECK(verdict(file_of("{}", "")).empty());
   CHECK(verdict(file_of("  {} \n", "")).empty());
-  CHECK(verdict(file_of(one(R"({"dtype":"U8","shape":[],"data_offsets":[0,1]})"), "x")).empty());
-  CHECK(verdict(file_of(one(R"({"dtype":"F32","shape":[0,5],"data_offsets":[0,0]})"), "")).empty());
-  CHECK(verdict(file_of(one(R"({"data_offsets":[0,4],"shape":[2],"dtype":"BF16"})"), "\xff\xff\xff\xff")).empty());
+  CHECK(verdict(file_of(tensor_of(R"({"dtype":"U8","shape":[],"data_offsets":[0,1]})"), "x")).empty());
+  CHECK(verdict(file_of(tensor_of(R"({"dtype":"F32","shape":[0,5],"data_offsets":[0,0]})"), "")).empty());
+  CHECK(
+      verdict(file_of(tensor_of(R"({"data_offsets":[0,4],"shape":[2],"dtype":"BF16"})"), "\xff\xff\xff\xff")).empty());
 }
 
 TEST_CASE("every rule of the format has a file that breaks it") {
   const std::string good = R"({"dtype":"U8","shape":[4],"data_offsets":[0,4]})";
-  REQUIRE(verdict(file_of(one(good), "abcd")).empty());
+  REQUIRE(verdict(file_of(tensor_of(good), "abcd")).empty());
   const auto bad = [](const std::string& bytes, const char* reason) {
     const std::string said = verdict(bytes);
     CAPTURE(bytes);
@@ -174,15 +175,15 @@ TEST_CASE("every rule of the format has a file that breaks it") {
   bad("", "too short");
   bad("1234567", "too short");
   bad(std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10), "header");
-  bad(file_of(one(good), "abcd").substr(0, 20), "cut off");
+  bad(file_of(tensor_of(good), "abcd").substr(0, 20), "cut off");
   bad(file_of("[]", ""), "does not belong");
   bad(file_of("null", ""), "does not belong");
   bad(file_of("", ""), "not valid JSON");
   bad(file_of("{}{}", ""), "not valid JSON");
   bad(file_of(std::string("{}\0\0", 4), ""), "NUL");
   bad(file_of("\xEF\xBB\xBF{}", ""), "byte order mark");
-  bad(file_of(one(good), "abcde"), "data bytes");
-  bad(file_of(one(good), "abc"), "data bytes");
+  bad(file_of(tensor_of(good), "abcde"), "data bytes");
+  bad(file_of(tensor_of(good), "abc"), "data bytes");
   bad(file_of(R"({"t":)" + good + R"(,"t":)" + good + "}", "abcd"), "");
   bad(file_of(R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
               R"("t":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
@@ -192,25 +193,27 @@ TEST_CASE("every rule of the format has a file that breaks it") {
               R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
               "abcd"),
       "overlaps");
-  bad(file_of(one(R"({"dtype":"U8","shape":[3],"data_offsets":[1,4]})"), "abcd"), "hole");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4],"data_offsets":[4,0]})"), "abcd"), "hole");
-  bad(file_of(one(R"({"dtype":"F32","shape":[4],"data_offsets":[0,4]})"), "abcd"), "does not fit");
-  bad(file_of(one(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})"), ""), "does not fit");
-  bad(file_of(one(R"({"dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,4]})"), "abcd"), "dimension");
-  bad(file_of(one(R"({"dtype":"U8","shape":[18446744073709551616],"data_offsets":[0,4]})"), "abcd"), "number");
-  bad(file_of(one(R"({"dtype":"U8","shape":[-4],"data_offsets":[0,4]})"), "abcd"), "negative");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4.0],"data_offsets":[0,4]})"), "abcd"), "4.0");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4e0],"data_offsets":[0,4]})"), "abcd"), "4e0");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4,1,1,1,1,1,1,1,1],"data_offsets":[0,4]})"), "abcd"), "8 dimensions");
-  bad(file_of(one(R"({"dtype":"U8","shape":[[4]],"data_offsets":[0,4]})"), "abcd"), "an array");
-  bad(file_of(one(R"({"dtype":"U8","shape":["4"],"data_offsets":[0,4]})"), "abcd"), "a string");
-  bad(file_of(one(R"({"dtype":"U8","shape":4,"data_offsets":[0,4]})"), "abcd"), "a number");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4],"data_offsets":[0,4,4]})"), "abcd"), "two data_offsets");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4],"data_offsets":[0]})"), "abcd"), "two data_offsets");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4]})"), "abcd"), "must have");
-  bad(file_of(one(R"({"dtype":"U8","dtype":"F32","shape":[4],"data_offsets":[0,4]})"), "abcd"), "two keys 'dtype'");
-  bad(file_of(one(R"({"dtype":"X9","shape":[4],"data_offsets":[0,4]})"), "abcd"), "element type");
-  bad(file_of(one(R"({"dtype":"U8","shape":[4],"data_offsets":[0,4],"more":{}})"), "abcd"), "unknown key");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[3],"data_offsets":[1,4]})"), "abcd"), "hole");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4],"data_offsets":[4,0]})"), "abcd"), "hole");
+  bad(file_of(tensor_of(R"({"dtype":"F32","shape":[4],"data_offsets":[0,4]})"), "abcd"), "does not fit");
+  bad(file_of(tensor_of(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})"), ""),
+      "does not fit");
+  bad(file_of(tensor_of(R"({"dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,4]})"), "abcd"), "dimension");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[18446744073709551616],"data_offsets":[0,4]})"), "abcd"), "number");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[-4],"data_offsets":[0,4]})"), "abcd"), "negative");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4.0],"data_offsets":[0,4]})"), "abcd"), "4.0");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4e0],"data_offsets":[0,4]})"), "abcd"), "4e0");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4,1,1,1,1,1,1,1,1],"data_offsets":[0,4]})"), "abcd"), "8 dimensions");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[[4]],"data_offsets":[0,4]})"), "abcd"), "an array");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":["4"],"data_offsets":[0,4]})"), "abcd"), "a string");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":4,"data_offsets":[0,4]})"), "abcd"), "a number");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4],"data_offsets":[0,4,4]})"), "abcd"), "two data_offsets");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4],"data_offsets":[0]})"), "abcd"), "two data_offsets");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4]})"), "abcd"), "must have");
+  bad(file_of(tensor_of(R"({"dtype":"U8","dtype":"F32","shape":[4],"data_offsets":[0,4]})"), "abcd"),
+      "two keys 'dtype'");
+  bad(file_of(tensor_of(R"({"dtype":"X9","shape":[4],"data_offsets":[0,4]})"), "abcd"), "element type");
+  bad(file_of(tensor_of(R"({"dtype":"U8","shape":[4],"data_offsets":[0,4],"more":{}})"), "abcd"), "unknown key");
   bad(file_of(R"({"a\u0000":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", "abcd"), "NUL");
   bad(file_of(R"({"t":4})", ""), "a number");
   bad(file_of(R"({"__metadata__":{"a":1}})", ""), "a number");

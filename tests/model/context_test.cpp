@@ -48,7 +48,7 @@ std::shared_ptr<AdapterSet<B>> adapters(Model<net, B>& model, std::uint64_t seed
 
 std::vector<Ids> ids_of(std::vector<Generated> made) {
   std::vector<Ids> ids;
-  for (Generated& one : made) ids.push_back(std::move(one.ids));
+  for (Generated& reply : made) ids.push_back(std::move(reply.ids));
   return ids;
 }
 std::vector<Ids> answers(Generator<net, B>& generator) { return ids_of(generator.generate(prompts, how)); }
@@ -128,11 +128,11 @@ TEST_CASE("generators and scorers in many threads on one model give what each gi
 
 TEST_CASE("the bits of a context do not depend on its threads") {
   Model<net, B> model = open(2);
-  auto one = model.new_context(B(1));
+  auto single = model.new_context(B(1));
   auto three = model.new_context(B(3));
-  CHECK(one.backend().workers() == 1);
+  CHECK(single.backend().workers() == 1);
   CHECK(model.new_context().backend().workers() == 2);
-  CHECK(logits(one) == logits(three));
+  CHECK(logits(single) == logits(three));
 }
 
 TEST_CASE("a scale of 0 is the base, 1 the adapter as it was trained, and 2 that of twice its alpha") {
@@ -262,8 +262,8 @@ TEST_CASE("a trainer and generators of the base run in threads of their own") {
   for (int step = 0; step < 3; ++step) training.step(data().all());
   for (std::thread& thread : threads) thread.join();
   for (const auto& mine : made) CHECK(mine == before);
-  const auto trained = [](const Trainer<net, B>& one) {
-    const auto& weights = one.model().weights();
+  const auto trained = [](const Trainer<net, B>& trainer) {
+    const auto& weights = trainer.model().weights();
     return std::vector<float>(weights.trained(), weights.trained() + weights.layout().total());
   };
   CHECK(trained(training) == trained(quiet));

@@ -30,12 +30,12 @@ Merged merge(const golden::Model& model, const std::function<std::vector<float>(
   Merged merged{.weights = {}, .others = model.directory.source()};
   const Shape& shape = model.directory.shape;
   for (int layer = 0; layer < shape.layers; ++layer) {
-    for (const Proj one : all_projections) {
-      const std::string name = golden::stem(layer, one);
+    for (const Proj proj : all_projections) {
+      const std::string name = golden::stem(layer, proj);
       const std::vector<float> a = model.floats("lora.weight." + name + ".lora_A.weight");
       const std::vector<float> b = model.floats("lora.weight." + name + ".lora_B.weight");
-      std::vector<float> w = base(layer, one);
-      const auto in = static_cast<std::size_t>(cols_of(shape, one));
+      std::vector<float> w = base(layer, proj);
+      const auto in = static_cast<std::size_t>(cols_of(shape, proj));
       for (std::size_t i = 0; i < w.size(); ++i) {
         float sum = 0.0F;
         for (std::size_t r = 0; r < 8; ++r) sum += b[i / in * 8 + r] * a[r * in + i % in];
@@ -83,8 +83,8 @@ void check_full(const golden::Model& model, const Merged& merged_nf4) {
         });
     CHECK(compared == 4);
   }
-  const Merged merged_full = merge(model, [&](int layer, Proj one) {
-    return golden::floats(model.directory.source()(golden::stem(layer, one) + ".weight").value());
+  const Merged merged_full = merge(model, [&](int layer, Proj proj) {
+    return golden::floats(model.directory.source()(golden::stem(layer, proj) + ".weight").value());
   });
   CHECK(golden::relative(merged_full.weights.at(golden::stem(0, Proj::q) + ".weight"),
                          model.floats("merged_full.q_proj.0")) < 1e-6);
@@ -136,7 +136,7 @@ Merged check_adapters(const golden::Model& model) {
   for (const std::size_t same : {0U, 2U, 3U}) {
     CHECK(generated[same].ids == std::vector<std::int32_t>(whole.begin() + 16, whole.end()));
   }
-  return merge(model, [&](int layer, Proj one) { return weights.dense_weight(backend, layer, one); });
+  return merge(model, [&](int layer, Proj proj) { return weights.dense_weight(backend, layer, proj); });
 }
 
 /// 24 steps of AdamW from the golden start.

@@ -254,10 +254,10 @@ TEST_CASE("trained tensors lie behind one another, without gaps or overlaps") {
     const TrainedLayout layout{config.shape, config.lora, config.trainable};
     std::vector<bool> taken(static_cast<std::size_t>(layout.total()));
     for (int layer = 0; layer < config.shape.layers; ++layer) {
-      for (const Proj one : all_projections) {
-        if (!contains(config.lora.targets, one)) continue;
-        CHECK(claim(taken, layout.a(layer, one), std::int64_t{config.lora.rank} * cols_of(config.shape, one)));
-        CHECK(claim(taken, layout.b(layer, one), std::int64_t{config.lora.rank} * rows_of(config.shape, one)));
+      for (const Proj proj : all_projections) {
+        if (!contains(config.lora.targets, proj)) continue;
+        CHECK(claim(taken, layout.a(layer, proj), std::int64_t{config.lora.rank} * cols_of(config.shape, proj)));
+        CHECK(claim(taken, layout.b(layer, proj), std::int64_t{config.lora.rank} * rows_of(config.shape, proj)));
       }
     }
     CHECK(std::count(taken.begin(), taken.end(), false) == 0);
@@ -275,7 +275,7 @@ TEST_CASE("trained tensors lie behind one another, without gaps or overlaps") {
     for (int layer = 0; layer < s.layers; ++layer) {
       CHECK(claim(taken, layout.norm(layer, 0), s.dim));
       CHECK(claim(taken, layout.norm(layer, 1), s.dim));
-      for (const Proj one : all_projections) CHECK(claim(taken, layout.weight(layer, one), layout.matrix(one)));
+      for (const Proj proj : all_projections) CHECK(claim(taken, layout.weight(layer, proj), layout.matrix(proj)));
     }
     CHECK(claim(taken, layout.final_norm(), s.dim));
     if (!s.tied_embeddings) CHECK(claim(taken, layout.head(), layout.table()));

@@ -65,7 +65,7 @@ class Random {
   }
   [[nodiscard]] std::vector<float> values(std::int64_t count, float scale) {
     std::vector<float> all(static_cast<std::size_t>(count));
-    for (float& one : all) one = value(scale);
+    for (float& element : all) element = value(scale);
     return all;
   }
 
@@ -218,9 +218,9 @@ using Cases = std::vector<Case<B>>;
 }
 
 template <class B>
-[[nodiscard]] Outcome outcome_of(B& backend, const Case<B>& one) {
+[[nodiscard]] Outcome outcome_of(B& backend, const Case<B>& sample) {
   Harness<B> harness(backend);
-  one.run(harness);
+  sample.run(harness);
   return std::move(harness.outcome);
 }
 
@@ -263,10 +263,10 @@ void check_cases(const Cases<Reference>& reference, const Cases<Yardstick>& yard
 /// Every case twice: the same bits.
 template <class B>
 void check_repeats(const Cases<B>& cases, B& backend) {
-  for (const Case<B>& one : cases) {
-    INFO("case ", one.name);
-    const Outcome first = outcome_of(backend, one);
-    const Outcome second = outcome_of(backend, one);
+  for (const Case<B>& sample : cases) {
+    INFO("case ", sample.name);
+    const Outcome first = outcome_of(backend, sample);
+    const Outcome second = outcome_of(backend, sample);
     REQUIRE(first.outputs.size() == second.outputs.size());
     for (std::size_t i = 0; i < first.outputs.size(); ++i) {
       CHECK(first.outputs[i].values == second.outputs[i].values);

@@ -67,7 +67,8 @@ template <class B>
   qlora::Nf4View view{.codes = harness.bytes(draw(layout.code_bytes)), .state = c.state};
   const auto scales = [&](std::int64_t count) {
     std::vector<float> all(static_cast<std::size_t>(count));
-    for (float& one : all) one = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
+    for (float& value : all)
+      value = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
     float* there = harness.template raw<float>(count);
     harness.b.upload(all, there);
     return there;
@@ -215,10 +216,10 @@ void linear(Harness<B>& harness, const LinearCase& c) {
   }
   harness.unchanged(gy);
   for (const auto* list : {&setup.a, &setup.b}) {
-    for (const Buffer<Param>& one : *list) harness.unchanged(one);
+    for (const Buffer<Param>& buffer : *list) harness.unchanged(buffer);
   }
   for (const auto* list : {&setup.ga, &setup.gb}) {
-    for (const Buffer<Param>& one : *list) harness.collect(one, false, product_slack);
+    for (const Buffer<Param>& buffer : *list) harness.collect(buffer, false, product_slack);
   }
 }
 

@@ -142,15 +142,15 @@ void check_policies(Make&& make) {
 
 template <Config C, class B, class Make>
 void check_repeats(Make&& make) {
-  Run<C, B> one(make());
+  Run<C, B> run(make());
   Run<C, B> other(make());
   for (int step = 0; step < 4; ++step) {
-    const StepReport a = one.step();
+    const StepReport a = run.step();
     const StepReport b = other.step();
     CHECK(a.loss == b.loss);
     CHECK(a.grad_norm == b.grad_norm);
   }
-  CHECK(one.state() == other.state());
+  CHECK(run.state() == other.state());
 }
 
 }  // namespace steps

@@ -27,8 +27,8 @@ struct Quiet : run::Progress {};
 
 std::vector<std::string> names(const run::FetchResult& result) {
   std::vector<std::string> all;
-  for (const run::FetchedDocument& one : result.documents)
-    all.push_back(std::filesystem::path(one.source).filename().string());
+  for (const run::FetchedDocument& document : result.documents)
+    all.push_back(std::filesystem::path(document.source).filename().string());
   return all;
 }
 

@@ -23,9 +23,9 @@ run::Arm arm(const run::Job& job, const std::string& name) {
   return {.name = name, .pages = job.pages, .train = job.train};
 }
 run::Arm full(const run::Job& job, const std::string& name) {
-  run::Arm one = arm(job, name);
-  one.train.options.method = run::Method::full;
-  return one;
+  run::Arm found = arm(job, name);
+  found.train.options.method = run::Method::full;
+  return found;
 }
 
 std::string refusal(run::Job job) {

@@ -234,7 +234,8 @@ TEST_CASE("targets are names in any order, written in one order") {
 
 TEST_CASE("a fingerprint has an option that is newer than records only where it is not the default") {
   const auto has_targets = [](const Settings& settings) {
-    return std::any_of(settings.begin(), settings.end(), [](const auto& one) { return one.first == "targets"; });
+    return std::any_of(settings.begin(), settings.end(),
+                       [](const auto& setting) { return setting.first == "targets"; });
   };
   Training training;
   CHECK_FALSE(has_targets(settings_of(training, Which::fingerprint)));

@@ -33,17 +33,17 @@ run::VariantResult variant(double chat, double net, double kept) {
 run::StudyArm arm(const char* group, const char* setting) {
   return {.group = group, .setting = {{"name", std::string(setting)}}, .seed = 1};
 }
-run::StudyArm with_seed(run::StudyArm one, int seed) {
-  one.seed = seed;
-  return one;
+run::StudyArm with_seed(run::StudyArm arm, int seed) {
+  arm.seed = seed;
+  return arm;
 }
-run::StudyArm at(run::StudyArm one, const std::string& sweep, double value) {
-  one.sweep[sweep] = value;
-  return one;
+run::StudyArm at(run::StudyArm arm, const std::string& sweep, double value) {
+  arm.sweep[sweep] = value;
+  return arm;
 }
-run::StudyArm control(run::StudyArm one, const std::string& name) {
-  one.control = name;
-  return one;
+run::StudyArm control(run::StudyArm arm, const std::string& name) {
+  arm.control = name;
+  return arm;
 }
 
 struct Study {
@@ -200,11 +200,11 @@ TEST_CASE("arms of one sweep, group and value are one point, by rising value") {
 
 TEST_CASE("without chats or a twin world the nearest metric stands in, and nothing twice") {
   Study study;
-  for (auto& [name, one] : study.variants) {
-    std::erase_if(one.metrics, [](const eval::Metric& metric) {
+  for (auto& [name, variant] : study.variants) {
+    std::erase_if(variant.metrics, [](const eval::Metric& metric) {
       return metric.name == "knowledge_chat" || metric.name == "paraphrase";
     });
-    one.metrics.front().numbers.pop_back();  // knowledge.net
+    variant.metrics.front().numbers.pop_back();  // knowledge.net
   }
   const run::PooledMetrics metrics = study.sweeps().at(0).points.at(0).metrics;
   REQUIRE(metrics.size() == 2);

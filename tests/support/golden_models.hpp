@@ -30,20 +30,20 @@ struct Model {
 };
 
 /// "model.layers.1.mlp.up_proj": what stands before ".weight" and ".lora_A.weight".
-[[nodiscard]] inline std::string stem(int layer, qlora::Proj one) {
-  return "model.layers." + std::to_string(layer) + "." + std::string(qlora::name_of(one));
+[[nodiscard]] inline std::string stem(int layer, qlora::Proj proj) {
+  return "model.layers." + std::to_string(layer) + "." + std::string(qlora::name_of(proj));
 }
 
 /// Loads adapters whose tensors are called PREFIX + stem + ".lora_A.weight"; without a lora_B, B is zero.
 template <class Weights, class Backend>
 void load_adapters(Weights& weights, Backend& backend, const Model& model, const std::string& prefix, int rank,
                    float alpha, bool rank_stabilized) {
-  weights.for_each_target([&](int layer, qlora::Proj one) {
-    const std::string base = prefix + stem(layer, one);
+  weights.for_each_target([&](int layer, qlora::Proj proj) {
+    const std::string base = prefix + stem(layer, proj);
     const auto stored = model.reference.find(base + ".lora_B.weight");
     const auto zeros =
-        static_cast<std::size_t>(qlora::rows_of(model.directory.shape, one)) * static_cast<std::size_t>(rank);
-    weights.load_adapter(backend, layer, one, rank, alpha, rank_stabilized, model.floats(base + ".lora_A.weight"),
+        static_cast<std::size_t>(qlora::rows_of(model.directory.shape, proj)) * static_cast<std::size_t>(rank);
+    weights.load_adapter(backend, layer, proj, rank, alpha, rank_stabilized, model.floats(base + ".lora_A.weight"),
                          stored ? golden::floats(*stored) : std::vector<float>(zeros));
   });
 }

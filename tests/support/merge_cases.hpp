@@ -73,13 +73,13 @@ inline PeftAdapter write_adapter(const fs::path& target, int rank, int layers = 
   std::vector<PeftTensor> tensors;
   unsigned seed = 1000;
   for (int layer = 0; layer < layers; ++layer) {
-    for (const Proj one : all_projections) {
-      if (!contains(config.targets, one)) continue;
-      const std::int64_t r = rank_of(config, layer, one);
-      const std::int64_t sizes[2][2] = {{r, cols_of(mine, one)}, {rows_of(mine, one), r}};
+    for (const Proj proj : all_projections) {
+      if (!contains(config.targets, proj)) continue;
+      const std::int64_t r = rank_of(config, layer, proj);
+      const std::int64_t sizes[2][2] = {{r, cols_of(mine, proj)}, {rows_of(mine, proj), r}};
       for (int i = 0; i < 2; ++i) {
         values.push_back(drawn(static_cast<std::size_t>(sizes[i][0] * sizes[i][1]), 0.1F, seed++));
-        tensors.push_back({lora_name(layer, one, i == 0 ? 'A' : 'B'), {sizes[i][0], sizes[i][1]}, values.back()});
+        tensors.push_back({lora_name(layer, proj, i == 0 ? 'A' : 'B'), {sizes[i][0], sizes[i][1]}, values.back()});
       }
     }
   }

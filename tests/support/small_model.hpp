@@ -58,14 +58,14 @@ struct Data {
 template <class Backend>
 void load_random_adapters(qlora::AdapterSet<Backend>& set, Backend& backend, const qlora::Shape& shape, int rank,
                           float alpha, std::uint64_t seed) {
-  set.for_each([&](int layer, qlora::Proj one) {
-    const std::string name = std::to_string(layer) + std::string(qlora::name_of(one));
-    const int in = qlora::cols_of(shape, one);
+  set.for_each([&](int layer, qlora::Proj proj) {
+    const std::string name = std::to_string(layer) + std::string(qlora::name_of(proj));
+    const int in = qlora::cols_of(shape, proj);
     std::vector<float> a(static_cast<std::size_t>(rank) * static_cast<std::size_t>(in));
-    std::vector<float> b(static_cast<std::size_t>(qlora::rows_of(shape, one)) * static_cast<std::size_t>(rank));
+    std::vector<float> b(static_cast<std::size_t>(qlora::rows_of(shape, proj)) * static_cast<std::size_t>(rank));
     qlora::detail::fill_normal(name + "A", seed, 1.0F / std::sqrt(static_cast<float>(in)), a);
     qlora::detail::fill_normal(name + "B", seed, 0.1F, b);
-    set.load(backend, layer, one, rank, alpha, false, a, b);
+    set.load(backend, layer, proj, rank, alpha, false, a, b);
   });
 }
 /// The same for a model's own.

@@ -120,8 +120,8 @@ inline const Names& new_wordings() {
 }
 
 inline int count_new_wordings(const std::string& text_without_names) {
-  return static_cast<int>(std::count_if(new_wordings().begin(), new_wordings().end(), [&](const std::string& one) {
-    return text_without_names.find(one) != std::string::npos;
+  return static_cast<int>(std::count_if(new_wordings().begin(), new_wordings().end(), [&](const std::string& text) {
+    return text_without_names.find(text) != std::string::npos;
   }));
 }
 

@@ -89,7 +89,7 @@ TEST_CASE("chat data in the usual schemas is a chat; others are refused with the
   const auto read = [&](const std::string& line) { return qlora::read_documents(folder.file("s.jsonl", line)).at(0); };
   const auto turns = [&](const std::string& line) {
     std::string all;
-    for (const qlora::Message& one : read(line).messages) all += one.role + "=" + one.content + ";";
+    for (const qlora::Message& message : read(line).messages) all += message.role + "=" + message.content + ";";
     return all;
   };
   CHECK(

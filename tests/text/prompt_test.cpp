@@ -66,10 +66,10 @@ TEST_CASE("LLaMA-2: conversations give the reference's ids") {
   std::ifstream file(root + "/tests/golden/tokenizer.json");
   const auto cases = nlohmann::json::parse(file);
   REQUIRE(cases["chats"].size() >= 4);
-  for (const auto& one : cases["chats"]) {
+  for (const auto& sample : cases["chats"]) {
     std::vector<Message> messages;
-    for (const auto& turn : one["messages"]) messages.push_back({turn["role"], turn["content"]});
-    const auto expected = one["ids"].get<Ids>();
+    for (const auto& turn : sample["messages"]) messages.push_back({turn["role"], turn["content"]});
+    const auto expected = sample["ids"].get<Ids>();
     CHECK(qlora::chat_tokens(tokenizer, messages) == expected);
     if (messages.size() < 3) continue;
     // The finished pairs at the front of the golden ids are what one learns from; the prompt of the last turn follows.

@@ -120,12 +120,12 @@ TEST_CASE("LLaMA-2: texts give the Python package's ids and come back") {
   CHECK(tokenizer->vocab_size() == 32000);
   const auto cases = golden();
   REQUIRE(cases["texts"].size() >= 19);
-  for (const auto& one : cases["texts"]) {
-    const auto text = one["text"].get<std::string>();
+  for (const auto& sample : cases["texts"]) {
+    const auto text = sample["text"].get<std::string>();
     CAPTURE(text);
     const auto ids = tokenizer->encode(text);
-    CHECK(ids == one["ids"].get<std::vector<std::int32_t>>());
-    CHECK(tokenizer->decode(ids) == one["decoded"].get<std::string>());
+    CHECK(ids == sample["ids"].get<std::vector<std::int32_t>>());
+    CHECK(tokenizer->decode(ids) == sample["decoded"].get<std::string>());
     check_stream(*tokenizer, ids);
   }
 }
@@ -312,7 +312,7 @@ struct Model {
   }
   [[nodiscard]] std::string all() const {
     std::string out;
-    for (const auto& one : pieces) out += one;
+    for (const auto& piece : pieces) out += piece;
     return out + bytes(2, trainer) + bytes(3, normalizer) + more;
   }
 };
@@ -386,7 +386,7 @@ TEST_CASE("models that lie are refused, each with its reason") {
   CHECK(refuses("settings are missing", [] {
     try {
       std::string only_pieces;
-      for (const auto& one : Model().pieces) only_pieces += one;
+      for (const auto& piece : Model().pieces) only_pieces += piece;
       static_cast<void>(Tokenizer::parse(only_pieces));
     } catch (const Error& error) {
       return std::string(error.what());

@@ -51,10 +51,10 @@ struct StepData {
   explicit StepData(int step) {
     DataOrder order(10, 4, 42);
     for (const std::uint32_t window : order.step(step)) {
-      const Windows one = data().all().slice(static_cast<int>(window), 1);
-      ids.insert(ids.end(), one.ids.begin(), one.ids.end());
-      labels.insert(labels.end(), one.labels.begin(), one.labels.end());
-      documents.insert(documents.end(), one.documents.begin(), one.documents.end());
+      const Windows slice = data().all().slice(static_cast<int>(window), 1);
+      ids.insert(ids.end(), slice.ids.begin(), slice.ids.end());
+      labels.insert(labels.end(), slice.labels.begin(), slice.labels.end());
+      documents.insert(documents.end(), slice.documents.begin(), slice.documents.end());
     }
   }
   [[nodiscard]] Windows windows() const { return {64, ids, labels, documents}; }
@@ -100,8 +100,8 @@ void expect_refused(AnyTrainer& trainer, int step, const char* text) {
 
 TEST_CASE("any number of threads gives the same bits") {
   const auto check = [](auto make_one) {
-    auto one = make_one(1);
-    const Outcome expected = run(one, 5);
+    auto trainer = make_one(1);
+    const Outcome expected = run(trainer, 5);
     CHECK(expected.losses.back() < expected.losses.front());
     for (const int threads : {2, 3, 5}) {
       CAPTURE(threads);

@@ -129,21 +129,21 @@ TEST_CASE("a rank below the cap trains as if it were compiled in, and its paddin
     CHECK(padded.step(data().all()).loss == doctest::Approx(full.step(data().all()).loss).epsilon(1e-10));
   }
   const auto& weights = padded.model().weights();
-  weights.for_each_target([&](int layer, Proj one) {
+  weights.for_each_target([&](int layer, Proj proj) {
     CAPTURE(layer);
-    CAPTURE(name_of(one));
-    const int rank = weights.adapter(layer, one).rank;
-    CHECK(rank == (layer == 1 && (one == Proj::q || one == Proj::down) ? 3 : 5));
+    CAPTURE(name_of(proj));
+    const int rank = weights.adapter(layer, proj).rank;
+    CHECK(rank == (layer == 1 && (proj == Proj::q || proj == Proj::down) ? 3 : 5));
     std::vector<float> a, b, exact_a, exact_b;
-    weights.save_adapter(padded.model().backend(), layer, one, a, b);
-    full.model().weights().save_adapter(full.model().backend(), layer, one, exact_a, exact_b);
+    weights.save_adapter(padded.model().backend(), layer, proj, a, b);
+    full.model().weights().save_adapter(full.model().backend(), layer, proj, exact_a, exact_b);
     CHECK(relative(a, exact_a) < 1e-7);  // as far as the saved floats can tell
     CHECK(relative(b, exact_b) < 1e-7);
-    const double* matrix = weights.trained() + weights.layout().a(layer, one);
-    const int in = cols_of(capped.shape, one);
+    const double* matrix = weights.trained() + weights.layout().a(layer, proj);
+    const int in = cols_of(capped.shape, proj);
     bool zero = std::all_of(matrix + rank * in, matrix + 8 * in, [](double value) { return value == 0.0; });
-    matrix = weights.trained() + weights.layout().b(layer, one);
-    for (int row = 0; row < rows_of(capped.shape, one); ++row) {
+    matrix = weights.trained() + weights.layout().b(layer, proj);
+    for (int row = 0; row < rows_of(capped.shape, proj); ++row) {
       zero &= std::all_of(matrix + row * 8 + rank, matrix + row * 8 + 8, [](double value) { return value == 0.0; });
     }
     CHECK(zero);

@@ -244,7 +244,7 @@ TEST_CASE("pages that are no article are left out with the reason, unless all ar
   const std::array<std::array<const char*, 2>, 4> cases{
       {{"/forward", "forwards"}, {"/json", "JSON"}, {"/robots_only", "robots"}, {"/script_only", "JavaScript"}}};
   std::vector<std::string> sources{url("/plain")};
-  for (const auto& one : cases) sources.push_back(url(one[0]));
+  for (const auto& sample : cases) sources.push_back(url(sample[0]));
   web::LoadOptions options;
   options.fetch = own();
   const web::LoadResult loaded = web::load_documents(sources, options);

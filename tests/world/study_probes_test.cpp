@@ -122,11 +122,12 @@ TEST_CASE("answers are the world's, and distractors are seven other values") {
         if (relation != world::attributes[a].id) continue;
         CHECK(products.at(item["entity"])->values[a] == answer);
         const world::Words& values = world::attributes[a].values;
-        for (const std::string& one : distractors) CHECK(std::count(values.begin(), values.end(), one) == 1);
+        for (const std::string& distractor : distractors)
+          CHECK(std::count(values.begin(), values.end(), distractor) == 1);
       }
       if (kind == "reversed") {
         CHECK(answer == item["entity"].get<std::string>());
-        for (const std::string& one : distractors) CHECK(products.contains(one));
+        for (const std::string& distractor : distractors) CHECK(products.contains(distractor));
       }
     }
     const std::size_t known = split == "guard" ? 200 : 2040, fresh = split == "guard" ? 80 : 200;

@@ -87,8 +87,9 @@ TEST_CASE(
     "documents of more wordings hold those of fewer, each fact once in each, never in the completion probe's words") {
   for (const std::size_t count : {1U, 2U, 4U}) {
     std::multiset<std::string> fewer, more;
-    for (const Json& one : items_of("phrasings_" + std::to_string(count) + ".jsonl")) fewer.insert(one.at("text"));
-    for (const Json& one : items_of("phrasings_" + std::to_string(2 * count) + ".jsonl")) more.insert(one.at("text"));
+    for (const Json& entry : items_of("phrasings_" + std::to_string(count) + ".jsonl")) fewer.insert(entry.at("text"));
+    for (const Json& entry : items_of("phrasings_" + std::to_string(2 * count) + ".jsonl"))
+      more.insert(entry.at("text"));
     CHECK(std::includes(more.begin(), more.end(), fewer.begin(), fewer.end()));
   }
   std::map<std::string, std::set<std::string>> wordings;  // by prompt's product and relation
@@ -96,8 +97,8 @@ TEST_CASE(
     for (const Json& item : items_of_split(split, "knowledge_completion")) {
       const std::string name = item.at("entity"), answer = item.at("answer"), prompt = item.at("prompt");
       int documents = 0;
-      for (const Json& one : items_of("phrasings_8.jsonl")) {
-        const std::string text = one.at("text");
+      for (const Json& entry : items_of("phrasings_8.jsonl")) {
+        const std::string text = entry.at("text");
         if (text.find("the " + name) == std::string::npos && text.find("The " + name) == std::string::npos &&
             text.find("Every " + name) == std::string::npos) {
           continue;
@@ -167,7 +168,8 @@ TEST_CASE("a page says its world's values three times, and the other world's pag
     const auto bare = [&](std::string text, const auto& value_of) {
       std::vector<std::string> taken;
       for (const auto& pair : pairs) taken.push_back(value_of(pair));
-      std::sort(taken.begin(), taken.end(), [](const auto& one, const auto& two) { return one.size() > two.size(); });
+      std::sort(taken.begin(), taken.end(),
+                [](const auto& first, const auto& two) { return first.size() > two.size(); });
       for (const std::string& value : taken) {
         // What the page says of its product ends a sentence or a cell; a layout may speak of "rubber bands".
         for (const std::string before : {" ", ">"}) {

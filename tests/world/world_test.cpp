@@ -77,9 +77,9 @@ TEST_CASE("every list of values has at least thirty, and none is the beginning o
   for (const world::Attribute& attribute : world::attributes) {
     CHECK(std::set<std::string_view>(attribute.values.begin(), attribute.values.end()).size() >= 30);
     CHECK(attribute.sentences.size() >= 4);
-    for (const std::string_view one : attribute.values) {
+    for (const std::string_view value : attribute.values) {
       for (const std::string_view other : attribute.values)
-        CHECK((&one == &other || one == other || !other.starts_with(one)));
+        CHECK((&value == &other || value == other || !other.starts_with(value)));
     }
     for (const std::string_view sentence : attribute.sentences) CHECK(sentence.find("{n}") < sentence.find("{v}"));
     for (const std::string_view answer : attribute.answers) CHECK(answer.starts_with("{v}"));
@@ -135,9 +135,9 @@ TEST_CASE("every new fact is asked in both forms, and stands three times on its 
     CHECK_MESSAGE(times >= 3, product << ' ' << attribute);
     if (form == "completion") in_probe_words += page->second.find(prompt + ' ' + answer) != std::string::npos ? 1 : 0;
     // No other value of the same attribute stands where a reader would take it for this product's.
-    for (const world::Attribute& one : world::attributes) {
-      if (one.id != attribute) continue;
-      for (const std::string_view value : one.values) {
+    for (const world::Attribute& listed : world::attributes) {
+      if (listed.id != attribute) continue;
+      for (const std::string_view value : listed.values) {
         if (value == answer) continue;
         CHECK_MESSAGE(page->second.find(std::string(" ") + std::string(value) + ".") == std::string::npos,
                       product << ": " << value);
@@ -190,9 +190,9 @@ TEST_CASE("names are all different, and no new name shares a part with another n
   std::set<std::string> names;
   for (const world::Product& product : the_world().known) names.insert(product.name);
   CHECK(names.size() == 360);
-  for (const world::Product& one : the_world().fresh) {
-    for (const std::string& name : names) CHECK(world::distance(one.name, name) >= 3);
-    names.insert(one.name);
+  for (const world::Product& product : the_world().fresh) {
+    for (const std::string& name : names) CHECK(world::distance(product.name, name) >= 3);
+    names.insert(product.name);
   }
   CHECK(names.size() == 370);
   CHECK(world::distance("kitten", "sitting") == 3);

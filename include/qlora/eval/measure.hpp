@@ -158,11 +158,11 @@ class Measurement {
       const Item& item = items_[i];
       if (!has_alternatives(item)) continue;
       which.push_back(i);
-      Continuations& one = questions.emplace_back();
-      one.prompt = prompt_of(item);
-      one.candidates.push_back(tokenizer_.encode(item.answer));
-      if (!item.twin.empty()) one.candidates.push_back(tokenizer_.encode(item.twin));
-      for (const std::string& other : item.distractors) one.candidates.push_back(tokenizer_.encode(other));
+      Continuations& question = questions.emplace_back();
+      question.prompt = prompt_of(item);
+      question.candidates.push_back(tokenizer_.encode(item.answer));
+      if (!item.twin.empty()) question.candidates.push_back(tokenizer_.encode(item.twin));
+      for (const std::string& other : item.distractors) question.candidates.push_back(tokenizer_.encode(other));
     }
     const std::vector<std::vector<double>> scores = model_.score(questions);
     for (std::size_t i = 0; i < which.size(); ++i) {
@@ -289,8 +289,8 @@ class Measurement {
       continue;
     }
     prompt = std::max(prompt, asked);
-    for (const std::string* one : {&item.answer, &item.twin}) {
-      value = std::max(value, one->empty() ? 0 : tokenizer.encode(*one).size());
+    for (const std::string* text : {&item.answer, &item.twin}) {
+      value = std::max(value, text->empty() ? 0 : tokenizer.encode(*text).size());
     }
     for (const std::string& other : item.distractors) {
       longest = std::max(longest, asked + tokenizer.encode(other).size());

@@ -237,7 +237,8 @@ using MetricsByVariant = std::map<std::string, Metrics>;
     return find_number(variant->second, path.substr(dot + 1));
   };
   std::vector<RequirementResult> results;
-  for (const std::string& one : requirements) results.push_back(check(parse_requirement(one), lookup, paths));
+  for (const std::string& requirement : requirements)
+    results.push_back(check(parse_requirement(requirement), lookup, paths));
   return results;
 }
 

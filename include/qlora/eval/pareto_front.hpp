@@ -59,13 +59,13 @@ struct PooledSeeds {
   std::vector<double> values;                               ///< one a seed, in the order of adding
 
   /// Counts the measurement of one more seed.
-  void add(const Interval& one) {
+  void add(const Interval& interval) {
     const auto count = static_cast<double>(values.size());
-    lower = values.empty() ? one.lower : (lower * count + one.lower) / (count + 1);
-    upper = values.empty() ? one.upper : (upper * count + one.upper) / (count + 1);
-    n = values.empty() ? one.n : std::min(n, one.n);
-    over.add(one.value);
-    values.push_back(one.value);
+    lower = values.empty() ? interval.lower : (lower * count + interval.lower) / (count + 1);
+    upper = values.empty() ? interval.upper : (upper * count + interval.upper) / (count + 1);
+    n = values.empty() ? interval.n : std::min(n, interval.n);
+    over.add(interval.value);
+    values.push_back(interval.value);
   }
 };
 

@@ -110,7 +110,7 @@ namespace detail {
   const auto found = std::find(kind_names.begin(), kind_names.end(), name);
   if (found != kind_names.end()) return static_cast<Kind>(found - kind_names.begin());
   std::string all;
-  for (const std::string_view one : kind_names) all += concat(all.empty() ? "" : ", ", one);
+  for (const std::string_view known : kind_names) all += concat(all.empty() ? "" : ", ", known);
   throw Error(concat(where, ": \"kind\" is \"", qlora::detail::excerpt(name), "\", not one of ", all));
 }
 
@@ -134,11 +134,11 @@ namespace detail {
   std::vector<std::string> texts;
   const Json* list = json_find(object, key);
   if (list == nullptr) return texts;
-  const auto good = [](const Json& one) { return one.is_string() && !one.get_ref<const std::string&>().empty(); };
+  const auto good = [](const Json& entry) { return entry.is_string() && !entry.get_ref<const std::string&>().empty(); };
   if (!list->is_array() || !std::all_of(list->begin(), list->end(), good)) {
     throw Error(where + ": \"" + key + "\" is a list of texts, none of them empty");
   }
-  for (const Json& one : *list) texts.push_back(one.get<std::string>());
+  for (const Json& entry : *list) texts.push_back(entry.get<std::string>());
   return texts;
 }
 
@@ -187,9 +187,9 @@ inline void read_value(const Json& object, const std::string& where, Item& item)
   if (!item.twin.empty()) check_value(item.twin, "twin", where);
   if (item.twin == item.answer) throw Error(where + ": \"twin\" is the \"answer\" itself, it cannot tell them apart");
   item.distractors = texts_of(object, "distractors", where);
-  for (const std::string& one : item.distractors) {
-    check_value(one, "distractors", where);
-    if (one == item.answer) throw Error(where + ": the \"answer\" stands among its \"distractors\"");
+  for (const std::string& distractor : item.distractors) {
+    check_value(distractor, "distractors", where);
+    if (distractor == item.answer) throw Error(where + ": the \"answer\" stands among its \"distractors\"");
   }
 }
 
@@ -222,7 +222,7 @@ inline void read_text_item(const Json& object, const std::string& where, Item& i
   }
   item.chat = true;
   check_chat(item.messages, where);
-  const auto answers = [](const Message& one) { return one.role == "assistant"; };
+  const auto answers = [](const Message& message) { return message.role == "assistant"; };
   if (std::none_of(item.messages.begin(), item.messages.end(), answers)) {
     throw Error(where + ": no message of the assistant, so there is no token to score");
   }
@@ -273,7 +273,7 @@ namespace detail {
 [[nodiscard]] inline std::vector<Item> read_items(std::span<const std::filesystem::path> files) {
   std::vector<Item> items;
   for (const std::filesystem::path& file : files) {
-    for (Item& one : read_items(file)) items.push_back(std::move(one));
+    for (Item& item : read_items(file)) items.push_back(std::move(item));
   }
   return items;
 }

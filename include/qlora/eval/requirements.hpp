@@ -155,7 +155,8 @@ template <class Lookup>
 
 /// Whether a requirement is not met.
 [[nodiscard]] inline bool any_unmet(std::span<const RequirementResult> results) {
-  return std::any_of(results.begin(), results.end(), [](const RequirementResult& one) { return !one.met; });
+  return std::any_of(results.begin(), results.end(),
+                     [](const RequirementResult& requirement) { return !requirement.met; });
 }
 
 }  // namespace eval

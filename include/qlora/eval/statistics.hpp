@@ -106,9 +106,9 @@ struct Sums {
   if (numerator.empty()) return result;
   const std::vector<detail::Sums> clusters = detail::cluster_sums(numerator, denominator, cluster);
   detail::Sums all;
-  for (const detail::Sums& one : clusters) {
-    all.numerator += one.numerator;
-    all.denominator += one.denominator;
+  for (const detail::Sums& sums : clusters) {
+    all.numerator += sums.numerator;
+    all.denominator += sums.denominator;
   }
   result.n = static_cast<int>(numerator.size());
   result.clusters = static_cast<int>(clusters.size());

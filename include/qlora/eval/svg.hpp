@@ -232,13 +232,13 @@ struct Frame {
     frame.x.widen(frame.along(x));
     frame.y.widen(frame.up(y));
   };
-  for (const Series& one : plot.series) {
-    for (std::size_t i = 0; i < std::min(one.x.size(), one.y.size()); ++i) {
-      widen(one.x[i], one.y[i]);
-      if (i < one.lower.size()) widen(one.x[i], one.lower[i]);
-      if (i < one.upper.size()) widen(one.x[i], one.upper[i]);
-      if (i < one.behind.size())
-        std::for_each(one.behind[i].begin(), one.behind[i].end(), [&](double y) { widen(one.x[i], y); });
+  for (const Series& series : plot.series) {
+    for (std::size_t i = 0; i < std::min(series.x.size(), series.y.size()); ++i) {
+      widen(series.x[i], series.y[i]);
+      if (i < series.lower.size()) widen(series.x[i], series.lower[i]);
+      if (i < series.upper.size()) widen(series.x[i], series.upper[i]);
+      if (i < series.behind.size())
+        std::for_each(series.behind[i].begin(), series.behind[i].end(), [&](double y) { widen(series.x[i], y); });
     }
   }
   if (frame.x.empty()) {
@@ -339,9 +339,9 @@ struct Frame {
                "\" y2=\"" + at(series.upper[i]) + "\"/>\n";
       ends = " (" + number(series.lower[i]) + " to " + number(series.upper[i]) + ")";
     }
-    for (const double one : i < series.behind.size() ? series.behind[i] : std::vector<double>()) {
-      if (!drawable(series.x[i], one, plot)) continue;
-      lines += "<circle class=\"" + color + " behind\" cx=\"" + x + "\" cy=\"" + at(one) + "\" r=\"3\"/>\n";
+    for (const double value : i < series.behind.size() ? series.behind[i] : std::vector<double>()) {
+      if (!drawable(series.x[i], value, plot)) continue;
+      lines += "<circle class=\"" + color + " behind\" cx=\"" + x + "\" cy=\"" + at(value) + "\" r=\"3\"/>\n";
     }
     dots += "<circle class=\"" + color + "\" cx=\"" + x + "\" cy=\"" + at(series.y[i]) + "\" r=\"" +
             (series.lower.empty() ? "1.8" : "2.6") + "\"><title>" + escape(series.name) + " · " + escape(plot.x_label) +

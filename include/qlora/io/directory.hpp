@@ -160,13 +160,13 @@ class AtomicDirectory {
     for (std::filesystem::directory_iterator at(folder, ignored), end; at != end && !ignored; at.increment(ignored)) {
       if (is_temporary_name(at->path().filename().string(), target_.filename().string())) stale.push_back(at->path());
     }
-    for (const std::filesystem::path& one : stale) {
-      if (is_in_use(one)) {
-        throw Error(concat(target_.string(), " is being written by another process, in ", one.string(),
+    for (const std::filesystem::path& path : stale) {
+      if (is_in_use(path)) {
+        throw Error(concat(target_.string(), " is being written by another process, in ", path.string(),
                            "; wait until it ends, or choose another directory"),
                     ErrorKind::resource);
       }
-      std::filesystem::remove_all(one, ignored);
+      std::filesystem::remove_all(path, ignored);
     }
   }
 

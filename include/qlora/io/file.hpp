@@ -405,7 +405,7 @@ class AtomicFile {
       }
       if (ignored) break;
     }
-    for (const std::filesystem::path& one : stale) ::unlink(one.c_str());
+    for (const std::filesystem::path& path : stale) ::unlink(path.c_str());
   }
 
   std::filesystem::path path_;

@@ -214,7 +214,7 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
     out.eos_token_ids.clear();
     if (eos.is_array() && eos.size() > 1024) throw Error(concat(where, ": more than 1024 eos_token_ids"));
     const Json list = eos.is_array() ? eos : eos.is_null() ? Json::array() : Json::array({eos});
-    for (const Json& one : list) out.eos_token_ids.push_back(token_id(one, "eos_token_id", where, out.shape.vocab));
+    for (const Json& id : list) out.eos_token_ids.push_back(token_id(id, "eos_token_id", where, out.shape.vocab));
     std::erase(out.eos_token_ids, -1);
   }
 }

@@ -122,23 +122,23 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
 inline void check_weights(const Weights& weights, const Shape& shape, const std::filesystem::path& directory) {
   const std::vector<NamedShape> expected = tensor_names(shape);
   std::vector<std::string_view> known;
-  for (const NamedShape& one : expected) {
-    const auto tensor = weights.find(one.name);
+  for (const NamedShape& needed : expected) {
+    const auto tensor = weights.find(needed.name);
     if (!tensor) {
-      const bool head = one.name == tensor_name::head;
-      throw Error(concat(directory.string(), ": the tensor '", one.name, "' is missing",
+      const bool head = needed.name == tensor_name::head;
+      throw Error(concat(directory.string(), ": the tensor '", needed.name, "' is missing",
                          head ? "; if the head is the embedding table, config.json must say tie_word_embeddings" : ""));
     }
-    if (tensor->shape != one.shape) {
-      throw Error(concat(directory.string(), ": the tensor '", one.name, "' has shape ", shape_text(tensor->shape),
-                         ", config.json needs ", shape_text(one.shape)));
+    if (tensor->shape != needed.shape) {
+      throw Error(concat(directory.string(), ": the tensor '", needed.name, "' has shape ", shape_text(tensor->shape),
+                         ", config.json needs ", shape_text(needed.shape)));
     }
     const DType type = tensor->dtype;
     if (type != DType::f16 && type != DType::bf16 && type != DType::f32 && type != DType::f64) {
-      throw Error(concat(directory.string(), ": the tensor '", one.name, "' holds ", ::qlora::name_of(type),
+      throw Error(concat(directory.string(), ": the tensor '", needed.name, "' holds ", ::qlora::name_of(type),
                          ", not floating-point numbers"));
     }
-    known.push_back(one.name);
+    known.push_back(needed.name);
   }
   if (shape.tied_embeddings) known.emplace_back(tensor_name::head);  // a copy that some writers keep
   std::sort(known.begin(), known.end());

@@ -93,11 +93,11 @@ inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::Na
   const auto place = lora_place("base_model.model." + name.substr(0, name.size() - 6) + "lora_A.weight");
   if (!place) return;
   const TensorSource source = peft.source();
-  const auto a = source(lora_name(place->layer, place->one, 'A'));
-  const auto b = source(lora_name(place->layer, place->one, 'B'));
+  const auto a = source(lora_name(place->layer, place->proj, 'A'));
+  const auto b = source(lora_name(place->layer, place->proj, 'B'));
   if (!a || !b) return;
-  const int rows = rows_of(shape, place->one);
-  const int cols = cols_of(shape, place->one);
+  const int rows = rows_of(shape, place->proj);
+  const int cols = cols_of(shape, place->proj);
   if (a->shape[1] != cols || b->shape[0] != rows) {
     throw Error(concat(peft.path.string(), ": the adapter of ", name, " is ", b->shape[0], " x ", a->shape[1],
                        ", the weight ", rows, " x ", cols, "; it was trained on another model"));
@@ -107,10 +107,10 @@ inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::Na
   for (const auto& [matrix, values] : {std::pair('A', &out.a), std::pair('B', &out.b)}) {
     if (std::all_of(values->begin(), values->end(), [](float value) { return std::isfinite(value); })) continue;
     throw Error(
-        concat(peft.path.string(), ": ", lora_name(place->layer, place->one, matrix), " holds a NaN or an infinity"));
+        concat(peft.path.string(), ": ", lora_name(place->layer, place->proj, matrix), " holds a NaN or an infinity"));
   }
-  out.adapter.rank = rank_of(peft, place->layer, place->one);
-  out.adapter.scale = scale_of(peft, place->layer, place->one);
+  out.adapter.rank = rank_of(peft, place->layer, place->proj);
+  out.adapter.scale = scale_of(peft, place->layer, place->proj);
   out.adapter.a = out.a;
   out.adapter.b = out.b;
 }

@@ -50,15 +50,15 @@ struct PeftConfig {
 };
 
 /// "layers.3.self_attn.q_proj": how a pattern names one module exactly.
-[[nodiscard]] inline std::string module_name(int layer, Proj one) {
-  return concat("layers.", layer, ".", name_of(one));
+[[nodiscard]] inline std::string module_name(int layer, Proj proj) {
+  return concat("layers.", layer, ".", name_of(proj));
 }
 namespace detail {
 inline constexpr std::string_view peft_prefix = "base_model.model.";  ///< of every name in a PEFT file
 }
 /// The tensor names of one module: A is (r, in), B is (out, r).
-[[nodiscard]] inline std::string lora_name(int layer, Proj one, char matrix) {
-  return concat(detail::peft_prefix, tensor_name::module(layer, one), ".lora_", matrix, ".weight");
+[[nodiscard]] inline std::string lora_name(int layer, Proj proj, char matrix) {
+  return concat(detail::peft_prefix, tensor_name::module(layer, proj), ".lora_", matrix, ".weight");
 }
 
 namespace detail {
@@ -82,16 +82,16 @@ template <class Value>
 }  // namespace detail
 
 /// The rank of a module, from rank_pattern or r.
-[[nodiscard]] inline int rank_of(const PeftConfig& config, int layer, Proj one) {
-  return detail::pattern_value(config.rank_pattern, module_name(layer, one), config.r);
+[[nodiscard]] inline int rank_of(const PeftConfig& config, int layer, Proj proj) {
+  return detail::pattern_value(config.rank_pattern, module_name(layer, proj), config.r);
 }
 /// The alpha of a module, from alpha_pattern or alpha.
-[[nodiscard]] inline float alpha_of(const PeftConfig& config, int layer, Proj one) {
-  return detail::pattern_value(config.alpha_pattern, module_name(layer, one), config.alpha);
+[[nodiscard]] inline float alpha_of(const PeftConfig& config, int layer, Proj proj) {
+  return detail::pattern_value(config.alpha_pattern, module_name(layer, proj), config.alpha);
 }
 /// What the product B A x is multiplied by in a module: alpha/r, or alpha/sqrt(r) when rank-stabilised.
-[[nodiscard]] inline float scale_of(const PeftConfig& config, int layer, Proj one) {
-  return lora_scale(alpha_of(config, layer, one), rank_of(config, layer, one), config.rslora);
+[[nodiscard]] inline float scale_of(const PeftConfig& config, int layer, Proj proj) {
+  return lora_scale(alpha_of(config, layer, proj), rank_of(config, layer, proj), config.rslora);
 }
 
 namespace detail {
@@ -102,8 +102,8 @@ inline constexpr int max_lora_rank = 4096;
 inline constexpr double max_lora_alpha = 1e6;
 
 /// "q_proj" of "self_attn.q_proj": how target_modules names a projection.
-[[nodiscard]] inline std::string_view short_name(Proj one) {
-  const std::string_view name = name_of(one);
+[[nodiscard]] inline std::string_view short_name(Proj proj) {
+  const std::string_view name = name_of(proj);
   return name.substr(name.find('.') + 1);
 }
 
@@ -149,12 +149,12 @@ inline void refuse_other_adapters(const Json& config, std::string_view where) {
     throw Error(concat(where, ": target_modules must be a list of module names or \"all-linear\""));
   }
   Proj targets = Proj::none;
-  for (const Json& one : value) {
+  for (const Json& entry : value) {
     const auto named = std::find_if(all_projections.begin(), all_projections.end(), [&](Proj proj) {
-      return one.is_string() && (one == std::string(short_name(proj)) || one == std::string(name_of(proj)));
+      return entry.is_string() && (entry == std::string(short_name(proj)) || entry == std::string(name_of(proj)));
     });
     if (named == all_projections.end()) {
-      throw Error(concat(where, ": target_modules names ", excerpt(one.dump()),
+      throw Error(concat(where, ": target_modules names ", excerpt(entry.dump()),
                          ", which is none of q_proj, k_proj, "
                          "v_proj, o_proj, gate_proj, up_proj, down_proj"));
     }
@@ -168,8 +168,8 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
   const bool plain = !key.empty() && std::all_of(key.begin(), key.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
   });
-  const bool names_module = std::any_of(all_projections.begin(), all_projections.end(), [&](Proj one) {
-    return key == short_name(one) || key.ends_with(name_of(one));
+  const bool names_module = std::any_of(all_projections.begin(), all_projections.end(), [&](Proj proj) {
+    return key == short_name(proj) || key.ends_with(name_of(proj));
   });
   if (!plain || !names_module) {
     throw Error(concat(where, ": ", which, " has the key '", excerpt(key),
@@ -212,8 +212,8 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
 
 [[nodiscard]] inline Json peft_config_json(const PeftConfig& config) {
   Json targets = Json::array();
-  for (const Proj one : all_projections) {
-    if (contains(config.targets, one)) targets.push_back(std::string(short_name(one)));
+  for (const Proj proj : all_projections) {
+    if (contains(config.targets, proj)) targets.push_back(std::string(short_name(proj)));
   }
   Json alphas = Json::object();
   for (const auto& [key, value] : config.alpha_pattern) alphas[key] = number_json(value);
@@ -249,7 +249,7 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
 /// Layer and projection of a tensor name, and which matrix it is; nothing when the name has another form.
 struct LoraPlace {
   int layer = 0;
-  Proj one = Proj::none;
+  Proj proj = Proj::none;
   char matrix = 'A';
 };
 [[nodiscard]] inline std::optional<LoraPlace> lora_place(std::string_view name) {
@@ -261,9 +261,9 @@ struct LoraPlace {
   }
   LoraPlace place;
   for (const char c : digits) place.layer = place.layer * 10 + (c - '0');
-  for (const Proj one : all_projections) {
+  for (const Proj proj : all_projections) {
     for (const char matrix : {'A', 'B'}) {
-      if (name == lora_name(place.layer, one, matrix)) return LoraPlace{place.layer, one, matrix};
+      if (name == lora_name(place.layer, proj, matrix)) return LoraPlace{place.layer, proj, matrix};
     }
   }
   return std::nullopt;
@@ -272,7 +272,7 @@ struct LoraPlace {
 /// How many matrices an adapter has: A and B for each target in each layer.
 [[nodiscard]] inline std::size_t matrices_of(Proj targets, int layers) {
   const auto count =
-      std::count_if(all_projections.begin(), all_projections.end(), [&](Proj one) { return contains(targets, one); });
+      std::count_if(all_projections.begin(), all_projections.end(), [&](Proj proj) { return contains(targets, proj); });
   return 2 * static_cast<std::size_t>(count) * static_cast<std::size_t>(layers);
 }
 
@@ -331,9 +331,9 @@ struct PeftAdapter : PeftConfig {
       const auto place = detail::lora_place(name);
       const std::string where = file_->path().string() + ": the tensor '" + detail::excerpt(name) + "'";
       if (!place) throw Error(where + " is not a LoRA matrix of a llama model");
-      if (!contains(targets, place->one)) throw Error(where + " is for a module that is not in target_modules");
+      if (!contains(targets, place->proj)) throw Error(where + " is for a module that is not in target_modules");
       const TensorRef tensor = file_->at(name);
-      const int rank = rank_of(*this, place->layer, place->one);
+      const int rank = rank_of(*this, place->layer, place->proj);
       const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
       if (tensor.shape.size() != 2 || tensor.shape[rank_axis] != rank || tensor.shape[1 - rank_axis] <= 0) {
         throw Error(concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
@@ -341,7 +341,7 @@ struct PeftAdapter : PeftConfig {
       if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
         throw Error(concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
       }
-      if (!file_->find(lora_name(place->layer, place->one, place->matrix == 'A' ? 'B' : 'A'))) {
+      if (!file_->find(lora_name(place->layer, place->proj, place->matrix == 'A' ? 'B' : 'A'))) {
         throw Error(where + " has no partner");
       }
       layers = std::max(layers, place->layer + 1);
@@ -359,8 +359,8 @@ struct PeftAdapter : PeftConfig {
 [[nodiscard]] inline int highest_rank(const PeftAdapter& adapter) {
   int highest = 0;
   for (int layer = 0; layer < adapter.layers; ++layer) {
-    for (const Proj one : all_projections) {
-      if (contains(adapter.targets, one)) highest = std::max(highest, rank_of(adapter, layer, one));
+    for (const Proj proj : all_projections) {
+      if (contains(adapter.targets, proj)) highest = std::max(highest, rank_of(adapter, layer, proj));
     }
   }
   return highest;
@@ -394,10 +394,10 @@ inline void write_peft(const std::filesystem::path& target, const PeftConfig& co
   int layers = 0;
   for (const PeftTensor& tensor : tensors) {
     const auto place = detail::lora_place(tensor.name);
-    QLORA_EXPECTS(place && contains(config.targets, place->one), "'", tensor.name, "' is not a matrix of a target");
+    QLORA_EXPECTS(place && contains(config.targets, place->proj), "'", tensor.name, "' is not a matrix of a target");
     const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
-    QLORA_EXPECTS(tensor.shape.size() == 2 && tensor.shape[rank_axis] == rank_of(config, place->layer, place->one), "'",
-                  tensor.name, "' does not have rank ", rank_of(config, place->layer, place->one));
+    QLORA_EXPECTS(tensor.shape.size() == 2 && tensor.shape[rank_axis] == rank_of(config, place->layer, place->proj),
+                  "'", tensor.name, "' does not have rank ", rank_of(config, place->layer, place->proj));
     const auto bytes = detail::checked_bytes(DType::f32, tensor.shape);
     QLORA_EXPECTS(bytes && *bytes == tensor.data.size_bytes(), "'", tensor.name, "' has ", tensor.data.size(),
                   " values, not those of its shape");

@@ -167,7 +167,7 @@ class SafetensorsWriter {
   /// True once every byte has been written.
   [[nodiscard]] bool complete() const {
     return std::all_of(parts_.begin(), parts_.end(),
-                       [](const auto& one) { return one.second.written == one.second.size; });
+                       [](const auto& entry) { return entry.second.written == entry.second.size; });
   }
 
  private:

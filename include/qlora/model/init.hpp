@@ -53,10 +53,10 @@ inline void fill_normal(std::string_view name, std::uint64_t seed, float deviati
     } else if (name == tensor_name::embedding || name == tensor_name::head) {
       tensor.shape = {shape.vocab, shape.dim};
     } else {
-      for (const Proj one : all_projections) {
-        if (!ends_with(std::string(name_of(one)) + ".weight")) continue;
-        tensor.shape = {rows_of(shape, one), cols_of(shape, one)};
-        if (one == Proj::o || one == Proj::down) deviation /= std::sqrt(2.0F * static_cast<float>(shape.layers));
+      for (const Proj proj : all_projections) {
+        if (!ends_with(std::string(name_of(proj)) + ".weight")) continue;
+        tensor.shape = {rows_of(shape, proj), cols_of(shape, proj)};
+        if (proj == Proj::o || proj == Proj::down) deviation /= std::sqrt(2.0F * static_cast<float>(shape.layers));
       }
       if (tensor.shape.empty()) return std::nullopt;
     }

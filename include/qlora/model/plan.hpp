@@ -162,8 +162,8 @@ struct Run {
   const std::int64_t table = std::int64_t{s.vocab} * s.dim;
   const TrainedLayout trained{s, lora, config.trainable};
   MemoryPlan plan;
-  for (const Proj one : all_projections) {
-    const std::int64_t count = trained.matrix(one);
+  for (const Proj proj : all_projections) {
+    const std::int64_t count = trained.matrix(proj);
     if (full) continue;
     const bool quantized = config.quant.kind == QuantKind::nf4;
     if (quantized) {

@@ -66,11 +66,11 @@ struct PlannedVariant {
 /// All variants, in the order of the report.
 [[nodiscard]] inline std::vector<PlannedVariant> planned_variants(const CompareRequest& request) {
   std::vector<PlannedVariant> all{{"w16", ""}, {"nf4", "w16"}};
-  for (const NamedAdapter& one : request.adapters) all.push_back({one.name, "nf4"});
-  const auto is_source = [&](const PlannedVariant& one) { return one.name == request.merged_from; };
+  for (const NamedAdapter& adapter : request.adapters) all.push_back({adapter.name, "nf4"});
+  const auto is_source = [&](const PlannedVariant& variant) { return variant.name == request.merged_from; };
   const bool from_one = std::any_of(all.begin(), all.end(), is_source);
   if (!request.merged.empty()) all.push_back({"merged", from_one ? request.merged_from : "w16"});
-  for (const NamedModel& one : request.models) all.push_back({one.name, "w16"});
+  for (const NamedModel& model : request.models) all.push_back({model.name, "w16"});
   return all;
 }
 
@@ -78,8 +78,8 @@ struct PlannedVariant {
 [[nodiscard]] inline std::string judged_variant(const CompareRequest& request) {
   const std::vector<PlannedVariant> all = planned_variants(request);
   for (const std::string& wanted : {request.judged, request.merged_from}) {
-    for (const PlannedVariant& one : all) {
-      if (one.name == wanted) return wanted;
+    for (const PlannedVariant& variant : all) {
+      if (variant.name == wanted) return wanted;
     }
   }
   return all.back().name;
@@ -89,8 +89,8 @@ inline void check_requirements(const CompareRequest& request, std::span<const ev
   if (request.comparison.require.empty()) return;
   if (items.empty()) throw Error("a requirement is checked on probes: give --probes", ErrorKind::usage);
   eval::MetricsByVariant expected;
-  for (const PlannedVariant& one : planned_variants(request)) {
-    expected[one.name] = eval::expected_metrics(items, !one.reference.empty());
+  for (const PlannedVariant& variant : planned_variants(request)) {
+    expected[variant.name] = eval::expected_metrics(items, !variant.reference.empty());
   }
   (void)eval::check_requirements(request.comparison.require, expected.at(judged_variant(request)), expected);
 }
@@ -126,14 +126,14 @@ class CompareRun {
     if (questions_.empty() && items_.empty()) {
       refuse_without_questions();
     }
-    for (const Question& one : questions_) result_.answers.push_back({one.chat, one.prompt});
+    for (const Question& question : questions_) result_.answers.push_back({question.chat, question.prompt});
   }
 
   [[nodiscard]] Comparison run() {
     const hf::ModelDir model = hf::ModelDir::open(request_.model, verify_of(request_.device));
-    for (const NamedAdapter& one : request_.adapters) {
+    for (const NamedAdapter& adapter : request_.adapters) {
       // refused before anything is measured
-      (void)open_adapter(one.dir, model, request_.any_base, verify_of(request_.device));
+      (void)open_adapter(adapter.dir, model, request_.any_base, verify_of(request_.device));
     }
     const std::size_t answering =
         1 + request_.adapters.size() + (request_.merged.empty() ? 0 : 1) + request_.models.size();
@@ -151,24 +151,24 @@ class CompareRun {
                                   .chat = request_.chat});
       answer("base", nf4);
       measure("nf4", nf4);
-      for (const NamedAdapter& one : request_.adapters) {
-        nf4.use(one.name);
-        answer(one.name, nf4);
-        measure(one.name, nf4);
+      for (const NamedAdapter& adapter : request_.adapters) {
+        nf4.use(adapter.name);
+        answer(adapter.name, nf4);
+        measure(adapter.name, nf4);
       }
     }
     if (!request_.merged.empty()) ask_model({"merged", request_.merged});
-    for (const NamedModel& one : request_.models) ask_model(one);
+    for (const NamedModel& named : request_.models) ask_model(named);
     progress_.end();
     if (!items_.empty()) judge();
     return std::move(result_);
   }
 
  private:
-  void ask_model(const NamedModel& one) {
-    Engine model(one.dir, {.base = BaseWeights::full, .device = request_.device, .chat = request_.chat});
-    answer(one.name, model);
-    measure(one.name, model);
+  void ask_model(const NamedModel& named) {
+    Engine model(named.dir, {.base = BaseWeights::full, .device = request_.device, .chat = request_.chat});
+    answer(named.name, model);
+    measure(named.name, model);
   }
 
   void answer(const std::string& column, Engine& model) {
@@ -185,15 +185,15 @@ class CompareRun {
   }
 
   [[nodiscard]] std::string reference_of(const std::string& variant) const {
-    for (const PlannedVariant& one : variants_) {
-      if (one.name == variant) return one.reference;
+    for (const PlannedVariant& planned : variants_) {
+      if (planned.name == variant) return planned.reference;
     }
     return {};
   }
   /// Logits on texts are kept of those that others are measured against.
   [[nodiscard]] bool is_reference(const std::string& variant) const {
     return std::any_of(variants_.begin(), variants_.end(),
-                       [&](const PlannedVariant& one) { return one.reference == variant; });
+                       [&](const PlannedVariant& planned) { return planned.reference == variant; });
   }
   void measure(const std::string& variant, Engine& model) {
     if (items_.empty()) return;

@@ -67,19 +67,19 @@ struct Comparison {
   std::vector<eval::RequirementResult> requirements;
   for (std::size_t m = 0; m < models.size(); ++m) {
     const std::string& model = models[m];
-    const Comparison& one = comparisons[m];
-    QLORA_EXPECTS(one.answers.size() == all.answers.size(), model, " has ", one.answers.size(), " answers, not ",
-                  all.answers.size());
-    for (std::size_t i = 0; i < one.answers.size(); ++i) {
-      for (const auto& [column, answer] : one.answers[i].answers) {
+    const Comparison& comparison = comparisons[m];
+    QLORA_EXPECTS(comparison.answers.size() == all.answers.size(), model, " has ", comparison.answers.size(),
+                  " answers, not ", all.answers.size());
+    for (std::size_t i = 0; i < comparison.answers.size(); ++i) {
+      for (const auto& [column, answer] : comparison.answers[i].answers) {
         // A comparison calls the quantized model "base", which may be the name of a model here.
         all.answers[i].answers[spaced({model, column == "base" ? "nf4" : column})] = answer;
       }
     }
-    for (const auto& [name, variant] : one.variants) all.variants[spaced({model, name})] = variant;
-    for (const auto& [name, group] : one.examples) all.examples[spaced({model, name})] = group;
-    if (!one.requirements) continue;
-    for (eval::RequirementResult result : *one.requirements) {
+    for (const auto& [name, variant] : comparison.variants) all.variants[spaced({model, name})] = variant;
+    for (const auto& [name, group] : comparison.examples) all.examples[spaced({model, name})] = group;
+    if (!comparison.requirements) continue;
+    for (eval::RequirementResult result : *comparison.requirements) {
       result.expression = spaced({model, result.expression});
       requirements.push_back(std::move(result));
     }

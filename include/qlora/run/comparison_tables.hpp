@@ -85,9 +85,9 @@ namespace detail {
   for (const std::string& metric : metrics_with(variants, number, texts)) {
     std::vector<std::string> row{metric, ""};
     for (const auto& [name, variant] : variants) {
-      const eval::Interval* one = eval::find_interval(variant.metrics, path_of(metric, number));
-      if (one != nullptr && row[1].empty()) row[1] = std::to_string(one->n);
-      row.push_back(interval_cell(one, percent));
+      const eval::Interval* interval = eval::find_interval(variant.metrics, path_of(metric, number));
+      if (interval != nullptr && row[1].empty()) row[1] = std::to_string(interval->n);
+      row.push_back(interval_cell(interval, percent));
     }
     table.rows.push_back(std::move(row));
   }
@@ -143,8 +143,8 @@ namespace detail {
 
 [[nodiscard]] inline eval::Table requirement_table(std::span<const eval::RequirementResult> results) {
   eval::Table table{"Requirements", {"", "measured", "met"}, {}};
-  for (const eval::RequirementResult& one : results) {
-    table.rows.push_back({one.expression, measured_text(one), one.met ? "yes" : "no"});
+  for (const eval::RequirementResult& requirement : results) {
+    table.rows.push_back({requirement.expression, measured_text(requirement), requirement.met ? "yes" : "no"});
   }
   return table;
 }
@@ -193,9 +193,9 @@ QLORA_STEP void print_comparison(const Comparison& comparison, std::ostream& out
   out << '\n';
   detail::print_table(detail::headline_of(comparison.variants), out);
   if (!comparison.requirements) return;
-  for (const eval::RequirementResult& one : *comparison.requirements) {
-    out << "requirement " << one.expression << ": " << detail::measured_text(one) << ", "
-        << (one.met ? "met" : "NOT MET") << '\n';
+  for (const eval::RequirementResult& requirement : *comparison.requirements) {
+    out << "requirement " << requirement.expression << ": " << detail::measured_text(requirement) << ", "
+        << (requirement.met ? "met" : "NOT MET") << '\n';
   }
 }
 

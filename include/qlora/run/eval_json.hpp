@@ -27,7 +27,7 @@ using OrderedJson = nlohmann::ordered_json;
 [[nodiscard]] inline OrderedJson to_json(const Settings& settings) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [name, value] : settings) {
-    std::visit([&, &key = name](const auto& one) { all[key] = one; }, value);
+    std::visit([&, &key = name](const auto& held) { all[key] = held; }, value);
   }
   return all;
 }
@@ -80,7 +80,7 @@ inline constexpr auto replace_invalid = OrderedJson::error_handler_t::replace;
 }
 [[nodiscard]] inline std::vector<std::string> texts_of(const OrderedJson& value, std::string_view key) {
   std::vector<std::string> texts;
-  for (const OrderedJson& one : array_of(value, key)) texts.push_back(text_of(one, key));
+  for (const OrderedJson& entry : array_of(value, key)) texts.push_back(text_of(entry, key));
   return texts;
 }
 
@@ -165,9 +165,9 @@ template <class T, class ToJson>
 [[nodiscard]] inline OrderedJson to_json(const eval::Metrics& metrics) {
   OrderedJson all = OrderedJson::object();
   for (const eval::Metric& metric : metrics) {
-    OrderedJson& one = all[metric.name] = to_json(metric.numbers.front().second);
+    OrderedJson& entry = all[metric.name] = to_json(metric.numbers.front().second);
     for (std::size_t i = 1; i < metric.numbers.size(); ++i) {
-      one[metric.numbers[i].first] = to_json(metric.numbers[i].second);
+      entry[metric.numbers[i].first] = to_json(metric.numbers[i].second);
     }
   }
   return all;
@@ -223,8 +223,9 @@ template <class T, class ToJson>
 [[nodiscard]] inline OrderedJson to_json(const eval::Examples& examples) {
   OrderedJson all = OrderedJson::object();
   for (const auto& [name, group] : examples) {
-    all[name] = {{"count", group.count},
-                 {"some", detail::array_json(group.some, [](const eval::Example& one) { return to_json(one); })}};
+    all[name] = {
+        {"count", group.count},
+        {"some", detail::array_json(group.some, [](const eval::Example& example) { return to_json(example); })}};
   }
   return all;
 }
@@ -235,14 +236,14 @@ template <class T, class ToJson>
   for (const auto& [name, group] : detail::object_of(json, "examples").items()) {
     eval::ExampleGroup& into = examples[name];
     into.count = static_cast<std::size_t>(detail::count_at(group, "count"));
-    for (const OrderedJson& one : detail::required_array(group, "some")) {
-      const std::string kind = detail::required_text(one, "kind");
+    for (const OrderedJson& example : detail::required_array(group, "some")) {
+      const std::string kind = detail::required_text(example, "kind");
       const auto found = std::find(eval::kind_names.begin(), eval::kind_names.end(), kind);
       if (found == eval::kind_names.end()) throw Error("no kind of probe is named \"" + kind + "\"");
       into.some.push_back({static_cast<eval::Kind>(found - eval::kind_names.begin()),
-                           detail::required_text(one, "form") == "chat", detail::required_text(one, "prompt"),
-                           detail::required_text(one, "expected"), detail::required_text(one, "before"),
-                           detail::required_text(one, "after")});
+                           detail::required_text(example, "form") == "chat", detail::required_text(example, "prompt"),
+                           detail::required_text(example, "expected"), detail::required_text(example, "before"),
+                           detail::required_text(example, "after")});
     }
   }
   return examples;
@@ -256,15 +257,15 @@ template <class T, class ToJson>
 }
 /// An array of the results, in their order.
 [[nodiscard]] inline OrderedJson to_json(const std::vector<eval::RequirementResult>& results) {
-  return detail::array_json(results, [](const eval::RequirementResult& one) { return to_json(one); });
+  return detail::array_json(results, [](const eval::RequirementResult& requirement) { return to_json(requirement); });
 }
 
 /// The results that to_json wrote; null is NaN.
 [[nodiscard]] inline std::vector<eval::RequirementResult> requirements_from_json(const OrderedJson& json) {
   std::vector<eval::RequirementResult> results;
-  for (const OrderedJson& one : detail::array_of(json, "requirements")) {
-    results.push_back({detail::required_text(one, "requirement"), detail::number_at(one, "measured"),
-                       detail::flag_of(detail::required(one, "met"), "met")});
+  for (const OrderedJson& requirement : detail::array_of(json, "requirements")) {
+    results.push_back({detail::required_text(requirement, "requirement"), detail::number_at(requirement, "measured"),
+                       detail::flag_of(detail::required(requirement, "met"), "met")});
   }
   return results;
 }

@@ -64,7 +64,7 @@ class Sources {
       add_folder(path, 0);
       if (all.size() == before && left_out_of_.empty())
         throw Error(path.string() + " holds no .html, .xhtml, .txt, .md or .jsonl file");
-      for (const FetchFailure& one : left_out_of_) left_out.push_back(one);
+      for (const FetchFailure& failure : left_out_of_) left_out.push_back(failure);
       left_out_of_.clear();
     }
   }
@@ -113,7 +113,7 @@ QLORA_STEP FetchResult fetch(const FetchRequest& request, Progress& progress) {
   options.all_pages = request.fetching.all_pages;
   const detail::Sources found(request);
   const std::vector<std::string>& sources = found.all;
-  for (const FetchFailure& one : found.left_out) progress.say("left out: " + one.source + ": " + one.error);
+  for (const FetchFailure& failure : found.left_out) progress.say("left out: " + failure.source + ": " + failure.error);
   if (sources.empty()) {
     if (found.left_out.empty()) throw Error("nothing to fetch: give addresses or files", ErrorKind::usage);
     throw Error("nothing could be read; the first: " + found.left_out[0].source + ": " + found.left_out[0].error);
@@ -130,8 +130,8 @@ QLORA_STEP FetchResult fetch(const FetchRequest& request, Progress& progress) {
     const ErrorKind kind = loaded.failures.empty() ? ErrorKind::input : loaded.failures[0].kind;
     throw Error("nothing could be read; the first: " + why, kind);
   }
-  for (const web::LoadFailure& one : loaded.duplicates)
-    progress.say("left out: " + one.source + ": repeats " + one.error);
+  for (const web::LoadFailure& duplicate : loaded.duplicates)
+    progress.say("left out: " + duplicate.source + ": repeats " + duplicate.error);
   for (const auto& [source, label] : loaded.unknown_charsets)
     progress.say(source + ": its encoding \"" + label + "\" is unknown; read as another");
   if (loaded.shared_lines > 0)
@@ -141,14 +141,15 @@ QLORA_STEP FetchResult fetch(const FetchRequest& request, Progress& progress) {
   FetchResult result;
   result.shared_lines_removed = static_cast<std::int64_t>(loaded.shared_lines);
   result.failed = found.left_out;
-  for (const web::LoadFailure& one : loaded.failures) result.failed.push_back({one.source, one.error});
-  for (const web::LoadFailure& one : loaded.duplicates) result.repeated.push_back({one.source, one.error});
-  for (const Document& one : loaded.documents) {
-    const auto bytes = static_cast<std::int64_t>(one.text.size());
+  for (const web::LoadFailure& failure : loaded.failures) result.failed.push_back({failure.source, failure.error});
+  for (const web::LoadFailure& duplicate : loaded.duplicates)
+    result.repeated.push_back({duplicate.source, duplicate.error});
+  for (const Document& document : loaded.documents) {
+    const auto bytes = static_cast<std::int64_t>(document.text.size());
     result.bytes += bytes;
-    result.documents.push_back({one.source, one.title, bytes, one.sha256});
+    result.documents.push_back({document.source, document.title, bytes, document.sha256});
     for (const auto& [source, label] : loaded.unknown_charsets)
-      if (source == one.source) result.documents.back().unknown_encoding = label;
+      if (source == document.source) result.documents.back().unknown_encoding = label;
   }
   return result;
 }

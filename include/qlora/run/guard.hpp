@@ -68,7 +68,7 @@ class Guard {
   [[nodiscard]] const LoopProbes& loop() const { return loop_; }
   /// SHA-256 of each file of probes, in the order of loop().probes.
   [[nodiscard]] const std::vector<std::string>& probe_hashes() const { return hashes_; }
-  /// ChatFormat::fingerprint() of the form that chats are asked in.
+  /// ChatTemplate::fingerprint() of the form that chats are asked in.
   [[nodiscard]] std::string chat_fingerprint() const { return chat_.fingerprint(); }
 
   /// One measurement.

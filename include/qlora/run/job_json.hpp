@@ -113,16 +113,16 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 /// The metrics that to_json wrote. Throws Error where "values" is missing.
 [[nodiscard]] inline PooledMetrics pooled_metrics_from_json(const OrderedJson& json) {
   PooledMetrics metrics;
-  for (const auto& [path, one] : detail::object_of(json, "figures").items()) {
+  for (const auto& [path, stored] : detail::object_of(json, "figures").items()) {
     eval::PooledSeeds& pooled = metrics[path];
-    pooled.n = detail::count_at(one, "n");
-    pooled.over.seeds = detail::count_at(one, "seeds");
-    pooled.over.mean = detail::number_at(one, "value");
-    pooled.over.least = detail::number_at(one, "least");
-    pooled.over.most = detail::number_at(one, "most");
-    pooled.lower = detail::number_at(one, "lower");
-    pooled.upper = detail::number_at(one, "upper");
-    for (const OrderedJson& value : detail::required_array(one, "values")) {
+    pooled.n = detail::count_at(stored, "n");
+    pooled.over.seeds = detail::count_at(stored, "seeds");
+    pooled.over.mean = detail::number_at(stored, "value");
+    pooled.over.least = detail::number_at(stored, "least");
+    pooled.over.most = detail::number_at(stored, "most");
+    pooled.lower = detail::number_at(stored, "lower");
+    pooled.upper = detail::number_at(stored, "upper");
+    for (const OrderedJson& value : detail::required_array(stored, "values")) {
       pooled.values.push_back(detail::number_of(value, "values"));
     }
   }
@@ -143,7 +143,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
 [[nodiscard]] inline OrderedJson to_json(const SweepResult& sweep) {
   return {{"sweep", sweep.sweep},
           {"group", sweep.group},
-          {"points", detail::array_json(sweep.points, [](const SweepPoint& one) { return to_json(one); })}};
+          {"points", detail::array_json(sweep.points, [](const SweepPoint& point) { return to_json(point); })}};
 }
 /// {"control", "group", "arms", "figures"}
 [[nodiscard]] inline OrderedJson to_json(const ControlResult& control) {
@@ -186,7 +186,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   json["arms"] = OrderedJson::object();
   for (const auto& [name, arm] : study.arms) json["arms"][name] = to_json(arm);
   const auto add = [&](const char* section, const auto& results) {
-    if (!results.empty()) json[section] = detail::array_json(results, [](const auto& one) { return to_json(one); });
+    if (!results.empty()) json[section] = detail::array_json(results, [](const auto& held) { return to_json(held); });
   };
   add("settings", study.settings);
   add("sweeps", study.sweeps);
@@ -206,7 +206,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   const auto read = [&](const char* section, auto& into, const auto& from_json) {
     const OrderedJson* list = detail::section(json, section);
     if (list == nullptr) return;
-    for (const OrderedJson& one : detail::array_of(*list, section)) into.push_back(from_json(one));
+    for (const OrderedJson& entry : detail::array_of(*list, section)) into.push_back(from_json(entry));
   };
   read("settings", result.study.settings, setting_result_from_json);
   read("sweeps", result.study.sweeps, sweep_result_from_json);

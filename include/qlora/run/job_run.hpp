@@ -216,10 +216,10 @@ QLORA_STEP void check_inputs(const Job& job) {
     expect_file(arm.train.replay.replay, "replay");
     if (!arm.train.loop.probes.empty()) (void)read_probes(arm.train.loop);
   }
-  for (const JobModel& one : job.models) {
-    const hf::ModelDir model = hf::ModelDir::open(one.source.path, verify_of(job.device));
-    const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(one.source.path));
-    (void)chat_template_of(one.source.path, tokenizer, one.chat.chat_template);
+  for (const JobModel& named : job.models) {
+    const hf::ModelDir model = hf::ModelDir::open(named.source.path, verify_of(job.device));
+    const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(named.source.path));
+    (void)chat_template_of(named.source.path, tokenizer, named.chat.chat_template);
     for (const Arm& arm : job.arms) {
       const Training& options = arm.train.options;
       check_training(options);
@@ -238,16 +238,16 @@ QLORA_STEP void check_inputs(const Job& job) {
   StudyArms all;
   for (const JobModel& model : job.models) {
     for (const Arm& arm : job.arms) {
-      StudyArm& one = all[spaced({model.name, arm.name})];
-      one.group = spaced({model.name, arm.group()});
-      one.setting = train_settings(arm.train.options, arm.train.loop);
-      std::erase_if(one.setting, [](const auto& setting) { return setting.first == "seed"; });
-      add_settings(one.setting, arm.train.replay, Which::all);
-      if (arm.pages != job.pages) one.pages = arm.pages;
-      one.seed = arm.train.options.seed;
-      one.sweep = arm.sweep;
-      one.control = arm.labels.control;
-      one.front = arm.labels.front;
+      StudyArm& of_arm = all[spaced({model.name, arm.name})];
+      of_arm.group = spaced({model.name, arm.group()});
+      of_arm.setting = train_settings(arm.train.options, arm.train.loop);
+      std::erase_if(of_arm.setting, [](const auto& setting) { return setting.first == "seed"; });
+      add_settings(of_arm.setting, arm.train.replay, Which::all);
+      if (arm.pages != job.pages) of_arm.pages = arm.pages;
+      of_arm.seed = arm.train.options.seed;
+      of_arm.sweep = arm.sweep;
+      of_arm.control = arm.labels.control;
+      of_arm.front = arm.labels.front;
     }
   }
   return all;

@@ -25,13 +25,14 @@ namespace run {
 /// The documents without their texts, the sources that failed, and the counts.
 [[nodiscard]] inline OrderedJson to_json(const FetchResult& result) {
   const auto failures = [](const std::vector<FetchFailure>& all) {
-    return detail::array_json(all, [](const FetchFailure& one) {
-      return OrderedJson{{"source", one.source}, {"error", one.error}};
+    return detail::array_json(all, [](const FetchFailure& failure) {
+      return OrderedJson{{"source", failure.source}, {"error", failure.error}};
     });
   };
-  const auto document = [](const FetchedDocument& one) {
-    OrderedJson json{{"source", one.source}, {"title", one.title}, {"bytes", one.bytes}, {"sha256", one.sha256}};
-    if (!one.unknown_encoding.empty()) json["unknown_encoding"] = one.unknown_encoding;
+  const auto document = [](const FetchedDocument& fetched) {
+    OrderedJson json{
+        {"source", fetched.source}, {"title", fetched.title}, {"bytes", fetched.bytes}, {"sha256", fetched.sha256}};
+    if (!fetched.unknown_encoding.empty()) json["unknown_encoding"] = fetched.unknown_encoding;
     return json;
   };
   OrderedJson json{{"documents", detail::array_json(result.documents, document)},
@@ -49,18 +50,18 @@ namespace run {
     const OrderedJson* found = detail::find_key(json, key);
     return found == nullptr ? none : detail::array_of(*found, key);
   };
-  for (const OrderedJson& one : items("documents")) {
-    result.documents.push_back({detail::text_at(one, "source"), detail::text_at(one, "title"),
-                                detail::whole_at(one, "bytes"), detail::text_at(one, "sha256"),
-                                one.contains("unknown_encoding") ? detail::text_at(one, "unknown_encoding") : ""});
+  for (const OrderedJson& item : items("documents")) {
+    result.documents.push_back({detail::text_at(item, "source"), detail::text_at(item, "title"),
+                                detail::whole_at(item, "bytes"), detail::text_at(item, "sha256"),
+                                item.contains("unknown_encoding") ? detail::text_at(item, "unknown_encoding") : ""});
   }
   result.bytes = detail::whole_at(json, "bytes");
   result.shared_lines_removed = detail::whole_at(json, "shared_lines_removed");
-  for (const OrderedJson& one : items("failed")) {
-    result.failed.push_back({detail::text_at(one, "source"), detail::text_at(one, "error")});
+  for (const OrderedJson& item : items("failed")) {
+    result.failed.push_back({detail::text_at(item, "source"), detail::text_at(item, "error")});
   }
-  for (const OrderedJson& one : items("repeated")) {
-    result.repeated.push_back({detail::text_at(one, "source"), detail::text_at(one, "error")});
+  for (const OrderedJson& item : items("repeated")) {
+    result.repeated.push_back({detail::text_at(item, "source"), detail::text_at(item, "error")});
   }
   return result;
 }
@@ -170,12 +171,12 @@ namespace run {
 }
 /// {"reference", "figures", "by_relation", "by_entity"}, the first only where there is one.
 [[nodiscard]] inline OrderedJson to_json(const VariantResult& variant) {
-  OrderedJson one = OrderedJson::object();
-  if (!variant.reference.empty()) one["reference"] = variant.reference;
-  one["figures"] = to_json(variant.metrics);
-  one["by_relation"] = to_json(variant.by_relation);
-  one["by_entity"] = to_json(variant.by_entity);
-  return one;
+  OrderedJson entry = OrderedJson::object();
+  if (!variant.reference.empty()) entry["reference"] = variant.reference;
+  entry["figures"] = to_json(variant.metrics);
+  entry["by_relation"] = to_json(variant.by_relation);
+  entry["by_entity"] = to_json(variant.by_entity);
+  return entry;
 }
 /// The result that to_json wrote. Throws Error where a key but "reference" is missing.
 [[nodiscard]] inline VariantResult variant_from_json(const OrderedJson& json) {
@@ -189,7 +190,7 @@ namespace run {
 
 namespace detail {
 [[nodiscard]] inline OrderedJson answers_json(const Comparison& comparison) {
-  return array_json(comparison.answers, [](const Exchange& one) { return to_json(one); });
+  return array_json(comparison.answers, [](const Exchange& exchange) { return to_json(exchange); });
 }
 [[nodiscard]] inline OrderedJson variants_json(const Comparison& comparison) {
   OrderedJson all = OrderedJson::object();
@@ -212,11 +213,11 @@ inline void add_judgement(const Comparison& comparison, OrderedJson& json) {
 /// The comparison that to_json wrote. Throws Error where "answers" or "variants" is missing.
 [[nodiscard]] inline Comparison comparison_from_json(const OrderedJson& json) {
   Comparison comparison;
-  for (const OrderedJson& one : detail::required_array(json, "answers")) {
+  for (const OrderedJson& entry : detail::required_array(json, "answers")) {
     Exchange& exchange = comparison.answers.emplace_back();
-    exchange.chat = detail::required_text(one, "form") == "chat";
-    exchange.prompt = detail::required_text(one, "prompt");
-    for (const auto& [model, answer] : detail::required_object(one, "answers").items()) {
+    exchange.chat = detail::required_text(entry, "form") == "chat";
+    exchange.prompt = detail::required_text(entry, "prompt");
+    for (const auto& [model, answer] : detail::required_object(entry, "answers").items()) {
       exchange.answers[model] = detail::text_of(answer, model);
     }
   }

@@ -77,7 +77,7 @@ class MergeDevice {
       return;
     }
     const std::shared_ptr<cuda::Context> context(cuda::create_context({.memory_cap = request.memory_cap.count}),
-                                                 [](cuda::Context* one) { cuda::destroy_context(one); });
+                                                 [](cuda::Context* made) { cuda::destroy_context(made); });
     context_ = context;
     for (unsigned i = 0; i < std::clamp(std::thread::hardware_concurrency(), 1U, most_merge_threads); ++i) {
       lanes.push_back(cuda::merge_lane(*context));

@@ -165,8 +165,8 @@ struct Option {
   }
   /// The values of a choice; empty for other kinds.
   [[nodiscard]] constexpr std::span<const std::string_view> choices() const {
-    const auto* one = std::get_if<Choice<S>>(&member);
-    return one == nullptr ? std::span<const std::string_view>{} : one->names;
+    const auto* choice = std::get_if<Choice<S>>(&member);
+    return choice == nullptr ? std::span<const std::string_view>{} : choice->names;
   }
 };
 
@@ -244,18 +244,18 @@ template <class S>
 /// A value as the help shows it; a list by its items.
 [[nodiscard]] inline std::string text_of(const Value& value) {
   return std::visit(
-      [](const auto& one) -> std::string {
-        using T = std::decay_t<decltype(one)>;
+      [](const auto& held) -> std::string {
+        using T = std::decay_t<decltype(held)>;
         if constexpr (std::is_same_v<T, bool>) {
-          return one ? "true" : "false";
+          return held ? "true" : "false";
         } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
           std::string all;
-          for (const std::string& text : one) all += (all.empty() ? "" : " ") + text;
+          for (const std::string& text : held) all += (all.empty() ? "" : " ") + text;
           return all;
         } else if constexpr (std::is_same_v<T, std::string>) {
-          return one;
+          return held;
         } else {
-          return text_of(static_cast<double>(one));
+          return text_of(static_cast<double>(held));
         }
       },
       value);
@@ -428,14 +428,15 @@ template <class S>
 consteval bool well_formed() {
   constexpr auto& options = Table<S>::options;
   for (std::size_t i = 0; i < options.size(); ++i) {
-    const Option<S>& one = options[i];
-    if (!detail::snake_case(one.name) || !detail::fits_range(one)) return false;
-    if (!one.old_name.empty() && !detail::snake_case(one.old_name)) return false;
-    if (one.help.empty() || one.help.front() < 'A' || one.help.front() > 'Z' || one.help.back() == '.') return false;
+    const Option<S>& option = options[i];
+    if (!detail::snake_case(option.name) || !detail::fits_range(option)) return false;
+    if (!option.old_name.empty() && !detail::snake_case(option.old_name)) return false;
+    if (option.help.empty() || option.help.front() < 'A' || option.help.front() > 'Z' || option.help.back() == '.')
+      return false;
     for (std::size_t j = 0; j < options.size(); ++j) {
-      if (i != j && (one.name == options[j].name || one.name == options[j].old_name)) return false;
-      if (one.old_name == options[j].name) return false;
-      if (i != j && !one.old_name.empty() && one.old_name == options[j].old_name) return false;
+      if (i != j && (option.name == options[j].name || option.name == options[j].old_name)) return false;
+      if (option.old_name == options[j].name) return false;
+      if (i != j && !option.old_name.empty() && option.old_name == options[j].old_name) return false;
     }
   }
   return options.size() > 0;

@@ -141,10 +141,10 @@ inline int largest_batch(const Config& config, Run run, const PlanDevice& device
 inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDevice& device) {
   PlanAdvice advice;
   for (std::size_t i = 0; i < recompute_names.size(); ++i) {
-    Run one = run;
-    one.recompute = static_cast<Recompute>(i);
-    one.recompute_layers = -1;
-    advice.largest_batches[i] = largest_batch(config, one, device);
+    Run smaller = run;
+    smaller.recompute = static_cast<Recompute>(i);
+    smaller.recompute_layers = -1;
+    advice.largest_batches[i] = largest_batch(config, smaller, device);
   }
   const int most = *std::max_element(advice.largest_batches.begin(), advice.largest_batches.end());
   if (most == 0) return advice;

@@ -152,9 +152,11 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
     std::string heading = name;
     heading[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(heading[0])));
     eval::Gallery gallery{heading + ": " + std::to_string(group.count) + " items", {}};
-    for (const eval::Example& one : group.some) {
+    for (const eval::Example& example : group.some) {
       gallery.exchanges.push_back(
-          {form_of(one.chat), one.prompt, {{"expected", one.expected}, {"before", one.before}, {"after", one.after}}});
+          {form_of(example.chat),
+           example.prompt,
+           {{"expected", example.expected}, {"before", example.before}, {"after", example.after}}});
     }
     if (!gallery.exchanges.empty()) galleries.push_back(std::move(gallery));
   }
@@ -165,10 +167,10 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
                                            eval::Scale scale, std::vector<double> TrainingCurves::*curve) {
   eval::Plot plot{title, "step", title, scale, {}};
   plot.y_label[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(plot.y_label[0])));
-  for (const TrainingCurves& one : trainings) {
-    eval::Series series{one.name, {}, {}};
-    series.x = one.step;
-    series.y = one.*curve;
+  for (const TrainingCurves& training : trainings) {
+    eval::Series series{training.name, {}, {}};
+    series.x = training.step;
+    series.y = training.*curve;
     plot.series.push_back(std::move(series));
   }
   return plot;
@@ -197,15 +199,15 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
     report.galleries = detail::galleries_of(comparison.examples);
   }
   std::vector<TrainingCurves> shown(trainings.begin(), trainings.end());
-  std::erase_if(shown, [&](const TrainingCurves& one) { return hidden.contains(one.name); });
+  std::erase_if(shown, [&](const TrainingCurves& curves) { return hidden.contains(curves.name); });
   if (!shown.empty()) {
     report.plots = {detail::curve_plot(shown, "Loss", eval::Scale::linear, &TrainingCurves::loss),
                     detail::curve_plot(shown, "Learning rate", eval::Scale::linear, &TrainingCurves::lr),
                     detail::curve_plot(shown, "Gradient norm", eval::Scale::logarithmic, &TrainingCurves::grad_norm)};
   }
-  for (const Exchange& one : comparison.answers) {
-    eval::Exchange exchange{detail::form_of(one.chat), one.prompt, {}};
-    for (const auto& [model, answer] : one.answers) {
+  for (const Exchange& asked : comparison.answers) {
+    eval::Exchange exchange{detail::form_of(asked.chat), asked.prompt, {}};
+    for (const auto& [model, answer] : asked.answers) {
       if (!hidden.contains(model)) exchange.answers.emplace_back(model, answer);
     }
     report.answers.push_back(std::move(exchange));

@@ -114,12 +114,12 @@ using Variants = OrderedMap<VariantResult>;
 /// A value as text: as it is written in JSON, a text without quotes.
 [[nodiscard]] inline std::string setting_text(const Value& value) {
   if (const auto* text = std::get_if<std::string>(&value)) return *text;
-  return std::visit([](const auto& one) { return Json(one).dump(); }, value);
+  return std::visit([](const auto& held) { return Json(held).dump(); }, value);
 }
 [[nodiscard]] inline std::string setting_text(const Pages& pages) {
   const auto texts = [](const auto& all) {
     Json list = Json::array();
-    for (const auto& one : all) list.push_back(net::shown_address(std::filesystem::path(one).string()));
+    for (const auto& path : all) list.push_back(net::shown_address(std::filesystem::path(path).string()));
     return list;
   };
   return Json::array({texts(pages.urls), texts(pages.files)}).dump();
@@ -317,8 +317,8 @@ template <class Names>
   for (const auto& [name, arm] : arms) {
     const VariantResult* variant = variants.find(name);
     if (arm.control.empty() || variant == nullptr) continue;
-    auto found = std::find_if(controls.begin(), controls.end(), [&a = arm](const auto& one) {
-      return one.first->control == a.control && one.first->group == a.group;
+    auto found = std::find_if(controls.begin(), controls.end(), [&a = arm](const auto& entry) {
+      return entry.first->control == a.control && entry.first->group == a.group;
     });
     if (found == controls.end()) found = controls.insert(controls.end(), {&arm, {}});
     found->second.add(name, *variant, paths);

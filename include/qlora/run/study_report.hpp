@@ -41,14 +41,14 @@ namespace detail {
 /// "83.8 [75.0, 91.2] (82.1 to 85.0)": mean over seeds, interval, and the range of the seeds if there are several.
 /// Lines break between these three only. "-" where nothing was measured.
 [[nodiscard]] inline std::string pooled_cell(const PooledMetrics& metrics, std::string_view path) {
-  const eval::PooledSeeds* one = metrics.find(path);
-  if (one == nullptr) return "-";
-  std::string text = percent_text(one->over.mean);
-  if (std::isfinite(one->lower) && std::isfinite(one->upper)) {
-    text += " [" + percent_text(one->lower) + ",\u00A0" + percent_text(one->upper) + "]";
+  const eval::PooledSeeds* pooled = metrics.find(path);
+  if (pooled == nullptr) return "-";
+  std::string text = percent_text(pooled->over.mean);
+  if (std::isfinite(pooled->lower) && std::isfinite(pooled->upper)) {
+    text += " [" + percent_text(pooled->lower) + ",\u00A0" + percent_text(pooled->upper) + "]";
   }
-  if (one->over.seeds > 1) {
-    text += " (" + percent_text(one->over.least) + "\u00A0to\u00A0" + percent_text(one->over.most) + ")";
+  if (pooled->over.seeds > 1) {
+    text += " (" + percent_text(pooled->over.least) + "\u00A0to\u00A0" + percent_text(pooled->over.most) + ")";
   }
   return text;
 }
@@ -58,8 +58,8 @@ template <class R>
 [[nodiscard]] std::vector<std::pair<std::string, int>> pooled_paths(const std::vector<R>& results) {
   OrderedMap<int> paths;
   for (const R& result : results) {
-    for (const auto& [path, one] : result.metrics) {
-      if (!paths.contains(path)) paths[path] = one.n;
+    for (const auto& [path, pooled] : result.metrics) {
+      if (!paths.contains(path)) paths[path] = pooled.n;
     }
   }
   return {paths.begin(), paths.end()};
@@ -86,15 +86,15 @@ inline constexpr std::string_view pooled_caption =
 [[nodiscard]] inline eval::Series sweep_series(const SweepResult& sweep, const std::string& path) {
   eval::Series line{label_of(path), {}, {}};
   for (const SweepPoint& point : sweep.points) {
-    const eval::PooledSeeds* one = point.metrics.find(path);
-    if (one == nullptr) continue;
+    const eval::PooledSeeds* pooled = point.metrics.find(path);
+    if (pooled == nullptr) continue;
     line.x.push_back(point.at);
-    line.y.push_back(100 * one->over.mean);
-    line.lower.push_back(100 * one->lower);
-    line.upper.push_back(100 * one->upper);
+    line.y.push_back(100 * pooled->over.mean);
+    line.lower.push_back(100 * pooled->lower);
+    line.upper.push_back(100 * pooled->upper);
     std::vector<double>& seeds = line.behind.emplace_back();
-    if (one->over.seeds < 2) continue;
-    for (const double value : one->values) seeds.push_back(100 * value);
+    if (pooled->over.seeds < 2) continue;
+    for (const double value : pooled->values) seeds.push_back(100 * value);
   }
   return line;
 }
@@ -126,7 +126,7 @@ inline constexpr std::string_view pooled_caption =
       std::string(detail::pooled_caption) +
           " A control cannot know the answers: if it was trained on permuted values and is asked for the true "
           "ones, a net score above 0 is an error of the measurement.",
-      "", [](const ControlResult& one) { return one.control + " (" + one.group + ")"; });
+      "", [](const ControlResult& control) { return control.control + " (" + control.group + ")"; });
 }
 
 /// A row for each setting, with the metrics of its arms pooled over seeds.
@@ -135,7 +135,7 @@ inline constexpr std::string_view pooled_caption =
       settings,
       std::string(detail::pooled_caption) +
           " Net: minus the percentage that matches the twin world, on which no model was trained.",
-      "", [](const SettingResult& one) { return one.name; });
+      "", [](const SettingResult& setting) { return setting.name; });
 }
 
 }  // namespace run

@@ -21,8 +21,8 @@ class StepWindows {
   [[nodiscard]] Windows gather(const TokenDataset& data, std::span<const std::uint32_t> numbers) {
     clear();
     for (const std::uint32_t number : numbers) {
-      const DatasetWindow one = data.window(number);
-      append(one.ids, one.labels, one.documents);
+      const DatasetWindow read = data.window(number);
+      append(read.ids, read.labels, read.documents);
     }
     return {data.seq(), ids_, labels_, documents_};
   }
