@@ -37,7 +37,7 @@ TEST_CASE("a restored trainer goes on with the bits of one that was not interrup
   const small_model::Data data(2, 12, net.shape.vocab, 5);
   Mine whole = make();
   for (int step = 0; step < 3; ++step) whole.step(data.all());
-  save_trainer(whole, scratch / "run", Json::object(), 2);
+  save_trainer(whole, scratch / "run");
   const std::vector<float> saved = state_of(whole);
   for (int step = 0; step < 3; ++step) whole.step(data.all());
 
@@ -53,9 +53,18 @@ TEST_CASE("a restored trainer goes on with the bits of one that was not interrup
   });
   CHECK(refused);
   CHECK(resumed.core().steps_done() == 0);
-  restore_trainer(resumed, *found.checkpoint);
+  CHECK(!restore_trainer(resumed, scratch / "other"));
+  CHECK(restore_trainer(resumed, scratch / "run"));
   CHECK(resumed.core().steps_done() == 3);
   CHECK(state_of(resumed) == saved);
   for (int step = 0; step < 3; ++step) resumed.step(data.all());
   CHECK(state_of(resumed) == state_of(whole));
+}
+
+TEST_CASE("a folder whose checkpoints are all damaged is not taken for one without any") {
+  const test::Scratch scratch;
+  Mine trainer = make();
+  save_trainer(trainer, scratch / "run");
+  std::filesystem::resize_file(scratch / "run/checkpoint-0/state.safetensors", 100);
+  CHECK_THROWS_WITH_AS(restore_trainer(trainer, scratch / "run"), doctest::Contains("state.safetensors"), Error);
 }

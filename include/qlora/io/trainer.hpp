@@ -1,6 +1,11 @@
 // qlora/io/trainer.hpp — the files of a Trainer: its state as a checkpoint, so that a run which resumes gives the bits
 // of one that was not interrupted, and all of its trained weights as a model. Adapters: write_adapter in
 // io/adapter.hpp.
+//   restore_trainer(trainer, "run/checkpoints");  // goes on where a run before it stopped; a fresh one begins
+//   while (trainer.core().steps_done() < steps) {
+//     trainer.step(windows);
+//     save_trainer(trainer, "run/checkpoints");
+//   }
 #pragma once
 
 #include <concepts>
@@ -34,7 +39,8 @@ concept ChoosesAlgorithms = requires(B& b, const std::string& text) {
 
 /// Saves parameters and moments under root/checkpoint-STEP, as save_checkpoint does with `state` and `keep`.
 template <Config C, class B>
-void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, const Json& state, int keep) {
+void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, const Json& state = Json::object(),
+                  int keep = 2) {
   std::vector<std::vector<float>> copies;  // of what is not in host memory
   std::vector<NamedTensor> tensors;
   trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
@@ -73,6 +79,18 @@ void restore_trainer(Trainer<C, B>& trainer, const CheckpointTensors& checkpoint
     }
   }
   trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
+}
+
+/// Puts a trainer into the state of the newest checkpoint of `root` that verifies; false when there is none. Throws Error
+/// when none of those that are there verifies, or when it is of another shape or rank.
+template <Config C, class B>
+bool restore_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root) {
+  const CheckpointSearch found = load_latest_checkpoint(root);
+  if (!found.checkpoint && !found.skipped.empty()) {
+    throw Error(concat("no checkpoint in ", root.string(), " can be read: ", found.skipped.front()));
+  }
+  if (found.checkpoint) restore_trainer(trainer, *found.checkpoint);
+  return found.checkpoint.has_value();
 }
 
 /// Writes all weights of a model that was trained whole, on a backend in host memory, and finishes the writer.
