@@ -17,6 +17,8 @@
 #   QLORA_OPS              filter of ops_bench, default "." for all
 set -u
 cd "$(dirname "$0")/.." || exit 1
+. cmake/packages.sh
+find_xxhash
 build=build-gpu
 results=${QLORA_RESULTS:-bench/results}
 models=${QLORA_MODELS:-7b 13b 70b}

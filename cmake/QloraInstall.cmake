@@ -28,6 +28,7 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake
                                  ${architecture})
 install(FILES "${PROJECT_BINARY_DIR}/qloraConfig.cmake" "${PROJECT_BINARY_DIR}/qloraConfigVersion.cmake"
               "${PROJECT_SOURCE_DIR}/cmake/QloraModel.cmake" "${PROJECT_SOURCE_DIR}/cmake/QloraRegister.cmake"
+              "${PROJECT_SOURCE_DIR}/cmake/FindXXHASH.cmake"
         DESTINATION "${qlora_package_dir}" COMPONENT library)
 # for builds without CMake
 configure_file("${PROJECT_SOURCE_DIR}/cmake/qlora.pc.in" "${PROJECT_BINARY_DIR}/qlora.pc" @ONLY)

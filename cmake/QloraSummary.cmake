@@ -11,7 +11,7 @@ set(rows
     "QLORA_NATIVE" "for this machine's CPU only"
     "Eigen3_VERSION" "Eigen: models and training on the CPU"
     "nlohmann_json_VERSION" "nlohmann/json: model and adapter files"
-    "QLORA_XXHASH_VERSION" "xxHash: checksums of files"
+    "XXHASH_VERSION" "xxHash: checksums of files"
     "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
     "QLORA_HAS_PCRE2" "PCRE2: byte-level tokenizers"

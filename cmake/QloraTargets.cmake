@@ -41,7 +41,7 @@ if(QLORA_TEST_SUBSET STREQUAL "sanitize")
 endif()
 target_compile_options(qlora_cpu_float PRIVATE ${qlora_sanitized_trainer})
 
-qlora_component(io nlohmann_json::nlohmann_json PkgConfig::QLORA_XXHASH)
+qlora_component(io nlohmann_json::nlohmann_json XXHASH::XXHASH)
 if(QLORA_HAS_SENTENCEPIECE)
   qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
   if(QLORA_HAS_PCRE2)

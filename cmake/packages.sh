@@ -1,4 +1,5 @@
-# Sourced by this project's scripts: need_packages NAME... installs missing packages on Debian, as root or with sudo.
+# Sourced by this project's scripts.
+# need_packages NAME... installs missing packages on Debian, as root or with sudo.
 # On other systems it does nothing, and the configure step reports what is missing.
 need_packages() {
   command -v dpkg-query >/dev/null || return 0
@@ -19,4 +20,13 @@ need_packages() {
   $as_root apt-get -qq update
   # shellcheck disable=SC2086
   DEBIAN_FRONTEND=noninteractive $as_root apt-get -qq -y --no-install-recommends install $missing >/dev/null
+}
+
+# find_xxhash: where no development package of xxHash is installed, sets XXHASH_ROOT to the header that the Python
+# package pyarrow brings, for cmake/FindXXHASH.cmake.
+find_xxhash() {
+  [ -z "${XXHASH_ROOT:-}" ] && [ ! -e /usr/include/xxhash.h ] || return 0
+  XXHASH_ROOT=$(python3 -c 'import pyarrow; print(pyarrow.get_include() + "/arrow/vendored/xxhash")' 2>/dev/null) ||
+    return 0
+  export XXHASH_ROOT
 }

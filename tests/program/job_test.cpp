@@ -166,9 +166,9 @@ TEST_CASE("several models go through the same job under their names") {
   CHECK(models.begin().key() == "base");
   CHECK(models.at("base") == (scratch / "models/13b").string());
   CHECK(models.at("x-1_y") == (scratch / "chat").string());
-  const Outcome outcome = check(scratch, "[[model]]\nname = 'base'\npath = 'm'\n" + rest);
-  REQUIRE(outcome.code == 0);
-  CHECK(nlohmann::json::parse(outcome.out).at("model").at("base") == (scratch / "m").string());
+  const Outcome single = check(scratch, "[[model]]\nname = 'base'\npath = 'm'\n" + rest);
+  REQUIRE(single.code == 0);
+  CHECK(nlohmann::json::parse(single.out).at("model").at("base") == (scratch / "m").string());
 
   const std::string file = (scratch / "job.toml").string();
   const auto with = [&](const std::string& models_text) { return refusal(scratch, models_text + rest); };
