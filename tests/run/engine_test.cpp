@@ -123,7 +123,7 @@ TEST_CASE("a chat reads what is new of each turn, and answers as one that reads 
     run::EngineSession fresh = engine.open_session();
     CHECK(answer == fresh.ask({question}, sampling)[0].text);
     CHECK(fresh.session().cached() == 0);
-    seen = eval::question_tokens(engine.tokenizer(), true, prompt, history).size() - 1;
+    seen = eval::question_tokens(engine.tokenizer(), engine.chat_template(), true, prompt, history).size() - 1;
     history.push_back({"user", prompt});
     history.push_back({"assistant", answer});
   }
