@@ -264,12 +264,17 @@ void attention_ops(const Model& model, Table& table) {
   const int kv_width = 2 * s.kv_heads * s.head_dim;
   table.push_back({"attention_cached/" + model.name + "/decode_2048", 2.0 * seq * kv_width, 0.0, [=](Gpu& g) -> Launch {
                      bf16* const kv = g.normals(std::int64_t{seq} * kv_width);
-                     const bf16* const qkv = g.normals(heads.width());
+                     bf16* const qkv = g.normals(heads.width());
+                     float* const cosine = g.positives(seq * heads.head_dim / 2);
+                     float* const sine = g.positives(seq * heads.head_dim / 2);
+                     const std::vector<float> frequencies = rope_frequencies(10000.0, {}, heads.head_dim);
+                     cuda::rope_table(*g.context, seq, std::span(frequencies), 1.0F, cosine, sine);
+                     const std::int32_t* const last = Batch(false, 1).on(g).positions + (seq - 1);
                      const int width = heads.heads * heads.head_dim;
                      bf16* const o = g.normals(width);
                      return [=](cuda::Context& c) {
                        const CachedSequence<bf16> sequence{kv, seq, 0, 1};
-                       cuda::attention_cached(c, heads, {&sequence, 1}, qkv, {o, width});
+                       cuda::attention_cached(c, heads, cosine, sine, last, 1, {&sequence, 1}, qkv, {o, width});
                      };
                    }});
 }

@@ -9,6 +9,7 @@
 struct Tokenizer {
   std::int32_t bos() const { return 1; }
   std::int32_t eos() const { return 2; }
+  int vocab_size() const { return 64; }
   std::string decode(const std::vector<std::int32_t>&) const { return {}; }
 };
 std::vector<std::int32_t> chat_tokens(const Tokenizer&, const std::vector<std::string>&) { return {1}; }

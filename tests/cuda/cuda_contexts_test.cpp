@@ -33,8 +33,8 @@ Ids answer(Generator<net, Cuda>& generator) {
   GenerateOptions likeliest = sampled;
   likeliest.sampling = greedy;
   Ids ids = generator.generate(prompts[0], likeliest).ids;
-  for (const Generated& one : generator.generate(prompts, sampled)) {
-    ids.insert(ids.end(), one.ids.begin(), one.ids.end());
+  for (const Generated& reply : generator.generate(prompts, sampled)) {
+    ids.insert(ids.end(), reply.ids.begin(), reply.ids.end());
   }
   return ids;
 }
@@ -62,10 +62,10 @@ struct Pair {
       }
       --running;
     };
-    std::thread one([&] { work(first, first_alone); });
+    std::thread other_thread([&] { work(first, first_alone); });
     std::thread two([&] { work(second, second_alone); });
     while (running > 0) beside();
-    one.join();
+    other_thread.join();
     two.join();
     return different;
   }

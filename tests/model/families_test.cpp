@@ -38,9 +38,9 @@ void check(const std::string& name) {
   Trainer<config, B> trainer(directory.source(), options, B(2));
   arenas::check_full(trainer, 2);
   auto& weights = trainer.model().weights();
-  weights.for_each_target([&](int layer, Proj one) {
-    const std::string stem = "lora.weight." + tensor_name::module(layer, one);
-    weights.load_adapter(trainer.model().backend(), layer, one, 4, 8.0F, false,
+  weights.for_each_target([&](int layer, Proj proj) {
+    const std::string stem = "lora.weight." + tensor_name::module(layer, proj);
+    weights.load_adapter(trainer.model().backend(), layer, proj, 4, 8.0F, false,
                          golden::floats(reference, stem + ".lora_A.weight"),
                          golden::floats(reference, stem + ".lora_B.weight"));
   });

@@ -48,7 +48,7 @@ bool can_read(const std::string& kind) {
 
 std::vector<Message> messages_of(const Json& list) {
   std::vector<Message> out;
-  for (const Json& one : list) out.push_back({one.at("role"), one.at("content")});
+  for (const Json& entry : list) out.push_back({entry.at("role"), entry.at("content")});
   return out;
 }
 
@@ -107,19 +107,19 @@ void write_tokenizer(const test::Scratch& dir, const std::string& kind, const Js
 
 TEST_CASE("ids and labels are those of transformers, for each form") {
   const auto fragments = chats().at("fragments").get<std::vector<std::string>>();
-  for (const Json& one : chats().at("forms")) {
-    const auto form = one.at("form").get<std::string>();
-    const auto kind = one.at("tokenizer").get<std::string>();
+  for (const Json& chat : chats().at("forms")) {
+    const auto form = chat.at("form").get<std::string>();
+    const auto kind = chat.at("tokenizer").get<std::string>();
     CAPTURE(form);
     CAPTURE(kind);
     if (!can_read(kind)) continue;
     const test::Scratch dir;
-    write_tokenizer(dir, kind, one.at("marks"), one.at("bos"), one.at("eos"), one.at("template"));
+    write_tokenizer(dir, kind, chat.at("marks"), chat.at("bos"), chat.at("eos"), chat.at("template"));
     const Tokenizer tokenizer = Tokenizer::load(dir / "tokenizer.json");
     const ChatTemplate chosen = qlora::chat_template_of(dir / "", tokenizer);
     REQUIRE(chosen.name() == form);  // recognised
     const ChatTemplate named = qlora::chat_template_of(dir / "", tokenizer, form);
-    for (const Json& shown : one.at("shown")) {
+    for (const Json& shown : chat.at("shown")) {
       std::vector<Message> messages = messages_of(shown.at("messages"));
       const qlora::TokenDocument whole = qlora::chat_document(tokenizer, chosen, messages);
       CHECK(whole.ids == shown.at("finished").get<Ids>());
@@ -128,9 +128,9 @@ TEST_CASE("ids and labels are those of transformers, for each form") {
       CHECK(qlora::chat_tokens(tokenizer, named, messages) == shown.at("open").get<Ids>());
     }
     // The template itself, rendered as it is, must give the same.
-    qlora::jinja::Variables tokens{{"bos_token", one.at("bos").get<std::string>()},
-                                   {"eos_token", one.at("eos").get<std::string>()}};
-    const ChatTemplate own(std::make_shared<const qlora::detail::JinjaChat>(one.at("template").get<std::string>(),
+    qlora::jinja::Variables tokens{{"bos_token", chat.at("bos").get<std::string>()},
+                                   {"eos_token", chat.at("eos").get<std::string>()}};
+    const ChatTemplate own(std::make_shared<const qlora::detail::JinjaChat>(chat.at("template").get<std::string>(),
                                                                             tokens, tokenizer.marks()));
     Random random;
     int compared = 0;
@@ -145,8 +145,8 @@ TEST_CASE("ids and labels are those of transformers, for each form") {
       const qlora::TokenDocument whole = qlora::chat_document(tokenizer, chosen, messages);
       const bool same_labels = i % 50 != 0 || qlora::chat_document(tokenizer, own, messages).answer == whole.answer;
       messages.pop_back();
-      const bool same = hashed(qlora::chat_tokens(tokenizer, chosen, messages), nullptr) == one.at("open")[i] &&
-                        hashed(whole.ids, &whole.answer) == one.at("finished")[i] && same_labels;
+      const bool same = hashed(qlora::chat_tokens(tokenizer, chosen, messages), nullptr) == chat.at("open")[i] &&
+                        hashed(whole.ids, &whole.answer) == chat.at("finished")[i] && same_labels;
       CAPTURE(i);
       REQUIRE(same);
       ++compared;
@@ -157,15 +157,15 @@ TEST_CASE("ids and labels are those of transformers, for each form") {
 
 TEST_CASE("templates give the texts of jinja2, or are refused where it refuses") {
   std::vector<std::vector<Message>> dialogues;
-  for (const Json& one : chats().at("dialogues")) dialogues.push_back(messages_of(one));
+  for (const Json& chat : chats().at("dialogues")) dialogues.push_back(messages_of(chat));
   const qlora::jinja::Variables tokens{{"bos_token", "<s>"}, {"eos_token", "</s>"}};
   int texts = 0, refusals = 0;
-  for (const Json& one : chats().at("templates")) {
-    CAPTURE(one.at("name").get<std::string>());
-    const qlora::detail::JinjaChat chat(one.at("template"), tokens, {"</s>"});
+  for (const Json& element : chats().at("templates")) {
+    CAPTURE(element.at("name").get<std::string>());
+    const qlora::detail::JinjaChat chat(element.at("template"), tokens, {"</s>"});
     for (std::size_t i = 0; i < 2 * dialogues.size(); ++i) {
       CAPTURE(i);
-      const Json& expected = one.at("texts")[i];
+      const Json& expected = element.at("texts")[i];
       if (expected.is_null()) {
         CHECK_THROWS_AS(static_cast<void>(chat.render(dialogues[i / 2], i % 2 == 0)), Error);
         ++refusals;
@@ -197,8 +197,8 @@ const std::vector<Message> question{{"user", "Who?"}};
 
 std::string template_of(const std::string& name) {
   for (const char* list : {"forms", "templates"}) {
-    for (const Json& one : chats().at(list)) {
-      if (one.value("form", one.value("name", "")) == name) return one.at("template");
+    for (const Json& chat : chats().at(list)) {
+      if (chat.value("form", chat.value("name", "")) == name) return chat.at("template");
     }
   }
   return "";

@@ -171,8 +171,8 @@ class JinjaChat final : public ChatScript {
   const Json* value = json_find(config, "chat_template");
   if (value == nullptr) return std::nullopt;
   if (!value->is_array()) return json_string(config, "chat_template", where);
-  for (const Json& one : *value) {  // several by name
-    if (json_string(one, "name", where) == "default") return json_string(one, "template", where);
+  for (const Json& entry : *value) {  // several by name
+    if (json_string(entry, "name", where) == "default") return json_string(entry, "template", where);
   }
   throw Error(where + ": chat_template holds several templates, none of which is named \"default\"");
 }

@@ -226,9 +226,9 @@ class DatasetWriter {
     text.resize(place);
     auto next = skipped.begin();
     for (std::size_t i = 0; i < info.sources.size(); ++i) {
-      const DatasetSource& one = info.sources[i];
-      Json source{{"source", one.source}, {"sha256", one.sha256}, {"tokens", one.tokens}};
-      if (!one.title.empty()) source["title"] = one.title;
+      const DatasetSource& entry = info.sources[i];
+      Json source{{"source", entry.source}, {"sha256", entry.sha256}, {"tokens", entry.tokens}};
+      if (!entry.title.empty()) source["title"] = entry.title;
       if (next != skipped.end() && static_cast<std::size_t>(next->document) == i) source["skipped"] = next++->reason;
       text += json_text(source, -1);
       text.back() = ',';  // in place of the line end
@@ -336,10 +336,10 @@ class TokenDataset {
     info_.labels = detail::choice_named(packing, "labels", where, LabelChoice::all, LabelChoice::answers);
     info_.split = detail::choice_named(packing, "split", where, SplitChoice::carry, SplitChoice::pad);
     for (const auto& [name, member] : detail::count_fields) counts_.*member = json_int(counts, name, where, 0, most);
-    for (const Json& one : sources) {
-      if (!one.is_object()) throw Error(where + ": every one of 'sources' must be an object");
-      info_.sources.push_back({json_string(one, "source", where), json_string_or(one, "title", where, ""),
-                               json_string(one, "sha256", where), json_int(one, "tokens", where, 0, most)});
+    for (const Json& source : sources) {
+      if (!source.is_object()) throw Error(where + ": every one of 'sources' must be an object");
+      info_.sources.push_back({json_string(source, "source", where), json_string_or(source, "title", where, ""),
+                               json_string(source, "sha256", where), json_int(source, "tokens", where, 0, most)});
     }
   }
 

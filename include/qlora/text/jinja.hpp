@@ -65,8 +65,8 @@ class Run {
     count_step();
     switch (node.kind) {
       case NodeKind::list_of:
-        for (const Node& one : node.children) {
-          if (const Flow flow = execute(one); flow != Flow::on) return flow;
+        for (const Node& entry : node.children) {
+          if (const Flow flow = execute(entry); flow != Flow::on) return flow;
         }
         return Flow::on;
       case NodeKind::data:
@@ -126,8 +126,8 @@ class Run {
     Value::List all = elements(evaluate(node.children[0]));
     frames_.emplace_back();
     if (node.children[1].kind != NodeKind::nothing) {
-      std::erase_if(all, [&](const Value& one) {
-        bind(node, one);
+      std::erase_if(all, [&](const Value& entry) {
+        bind(node, entry);
         return !evaluate(node.children[1]).truth();
       });
     }
@@ -187,7 +187,7 @@ class Run {
       }
       case NodeKind::list: {
         Value::List out;
-        for (const Node& one : node.children) out.push_back(evaluate(one));
+        for (const Node& entry : node.children) out.push_back(evaluate(entry));
         return out;
       }
       case NodeKind::map: {
@@ -248,7 +248,7 @@ class Run {
       out.push_back(all[static_cast<std::size_t>(i)]);
     if (value.text() == nullptr) return out;
     std::string text;
-    for (const Value& one : out) text += one.str();
+    for (const Value& entry : out) text += entry.str();
     return text;
   }
   Arguments arguments(const Node& node) {

@@ -123,9 +123,9 @@ namespace detail {
   if (const auto* list = value.list()) return *list;
   Value::List out;
   if (const auto* map = value.map()) {
-    for (const auto& [key, one] : *map) out.emplace_back(key);
+    for (const auto& [key, held] : *map) out.emplace_back(key);
   } else if (const std::string* text = value.text()) {
-    for (const std::string_view one : characters(*text)) out.emplace_back(std::string(one));
+    for (const std::string_view character : characters(*text)) out.emplace_back(std::string(character));
   } else if (!value.is_undefined()) {
     throw Error(concat("the chat template loops over ", value.kind()));
   }
@@ -156,7 +156,7 @@ namespace detail {
       const Value::List all = elements(*other);
       if (other->text() != nullptr && value.text() != nullptr)
         return other->text()->find(*value.text()) != std::string::npos;
-      return std::any_of(all.begin(), all.end(), [&](const Value& one) { return equal(one, value); });
+      return std::any_of(all.begin(), all.end(), [&](const Value& entry) { return equal(entry, value); });
     }
     if (name == "divisibleby" && other->integer() != 0) return value.integer() % other->integer() == 0;
   }
@@ -168,15 +168,15 @@ namespace detail {
 /// selectattr, rejectattr, select, reject and map.
 [[nodiscard]] inline Value chosen(std::string_view name, const Value& value, const Arguments& arguments) {
   Value::List out;
-  const auto attribute_of = [&](const Value& one, const std::string& attribute) {
-    const Value* found = one.find(attribute);
+  const auto attribute_of = [&](const Value& entry, const std::string& attribute) {
+    const Value* found = entry.find(attribute);
     return found == nullptr ? Value(Undefined{attribute}) : *found;
   };
   if (name == "map") {
     const Value* attribute = arguments.get(arguments.values.size(), "attribute");
     if (attribute == nullptr || attribute->text() == nullptr || arguments.names.size() != 1)
       refuse_call("filter", name, value);
-    for (const Value& one : elements(value)) out.push_back(attribute_of(one, *attribute->text()));
+    for (const Value& element : elements(value)) out.push_back(attribute_of(element, *attribute->text()));
     return out;
   }
   const bool by_attribute = name.ends_with("attr");
@@ -184,10 +184,10 @@ namespace detail {
   const bool wanted = name.starts_with("select");
   Arguments rest;
   for (std::size_t i = behind + 1; i < arguments.values.size(); ++i) rest.values.push_back(arguments.values[i]);
-  for (const Value& one : elements(value)) {
-    const Value tested = by_attribute ? attribute_of(one, arguments.text(0)) : one;
+  for (const Value& element : elements(value)) {
+    const Value tested = by_attribute ? attribute_of(element, arguments.text(0)) : element;
     const bool holds = arguments.values.size() > behind ? test(arguments.text(behind), tested, rest) : tested.truth();
-    if (holds == wanted) out.push_back(one);
+    if (holds == wanted) out.push_back(element);
   }
   return out;
 }
@@ -204,7 +204,7 @@ namespace detail {
     std::reverse(all.begin(), all.end());
     if (value.text() == nullptr) return all;
     std::string text;
-    for (const Value& one : all) text += one.str();
+    for (const Value& entry : all) text += entry.str();
     return text;
   }
   const Value* between = arguments.get(0, "d");
@@ -227,8 +227,8 @@ namespace detail {
     return other == nullptr ? Value("") : *other;
   }
   if (name == "tojson") {
-    for (const auto& [key, one] : arguments.names) {
-      if (key != "ensure_ascii" || one.truth()) detail::refuse_call("filter", name, value);
+    for (const auto& [key, held] : arguments.names) {
+      if (key != "ensure_ascii" || held.truth()) detail::refuse_call("filter", name, value);
     }
     if (!arguments.values.empty() || value.is_undefined()) detail::refuse_call("filter", name, value);
     return json_text(value);
@@ -242,7 +242,7 @@ namespace detail {
   if (name == "int" && value.is_number() && value.as<double>() == nullptr) return value.integer();
   if (name == "items" && value.map() != nullptr) {
     Value::List out;
-    for (const auto& [key, one] : *value.map()) out.emplace_back(Value::List{key, one});
+    for (const auto& [key, held] : *value.map()) out.emplace_back(Value::List{key, held});
     return out;
   }
   for (const char* known : {"length", "count", "list", "first", "last", "reverse", "join"}) {
@@ -283,7 +283,7 @@ namespace detail {
     }
     if (name == "keys" || name == "values") {
       Value::List out;
-      for (const auto& [key, one] : *map) out.push_back(name == "keys" ? Value(key) : one);
+      for (const auto& [key, held] : *map) out.push_back(name == "keys" ? Value(key) : held);
       return out;
     }
   }

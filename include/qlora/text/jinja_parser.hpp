@@ -227,7 +227,7 @@ class Parser {
     expect_end_of_block();
     out.children.push_back(statements({"endmacro"}));
     end_block(1);
-    for (Node& one : defaults) out.children.push_back(std::move(one));
+    for (Node& fallback : defaults) out.children.push_back(std::move(fallback));
     return out;
   }
 
@@ -283,8 +283,8 @@ class Parser {
     std::vector<Node> parts;  // a < b < c is a < b and b < c
     while (true) {
       std::string op;
-      for (const std::string_view one : {"==", "!=", "<=", ">=", "<", ">"}) {
-        if (op.empty() && take_symbol(one)) op = one;
+      for (const std::string_view name : {"==", "!=", "<=", ">=", "<", ">"}) {
+        if (op.empty() && take_symbol(name)) op = name;
       }
       if (op.empty() && take_word("in")) op = "in";
       if (op.empty() && is_word("not") && tokens_[at_ + 1].kind == TokenKind::name && tokens_[at_ + 1].text == "in") {

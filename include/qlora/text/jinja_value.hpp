@@ -51,12 +51,12 @@ class Value {
   Value(const char* value) : value_(std::string(value)) {}  // NOLINT
   /// A list. Throws Error when it is too deep.
   Value(List value) {  // NOLINT
-    for (const Value& one : value) hold(one);
+    for (const Value& entry : value) hold(entry);
     value_ = std::make_shared<List>(std::move(value));
   }
   /// A map. Throws Error when it is too deep.
   Value(Map value) {  // NOLINT
-    for (const auto& [key, one] : value) hold(one);
+    for (const auto& [key, held] : value) hold(held);
     value_ = std::make_shared<Map>(std::move(value));
   }
   /// A macro: its statement in the template.
@@ -214,13 +214,13 @@ class Value {
   }
   if (const auto* list = value.list()) {
     std::string out = "[";
-    for (const Value& one : *list) out.append(out.size() > 1 ? ", " : "").append(json_text(one));
+    for (const Value& entry : *list) out.append(out.size() > 1 ? ", " : "").append(json_text(entry));
     return out + ']';
   }
   if (const auto* map = value.map()) {
     std::string out = "{";
-    for (const auto& [key, one] : *map) {
-      out.append(out.size() > 1 ? ", " : "").append(json_text(key)).append(": ").append(json_text(one));
+    for (const auto& [key, held] : *map) {
+      out.append(out.size() > 1 ? ", " : "").append(json_text(key)).append(": ").append(json_text(held));
     }
     return out + '}';
   }

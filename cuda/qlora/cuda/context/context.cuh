@@ -192,15 +192,15 @@ template <class... Params>
 void allow_shared(const Context& context, void (*kernel)(Params...), int bytes, Carveout carveout, const char* name) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> done;  // kernels belong to the process, as this does
-  const std::pair<const void*, int> one{reinterpret_cast<const void*>(kernel), context.options.device};
+  const std::pair<const void*, int> entry{reinterpret_cast<const void*>(kernel), context.options.device};
   const std::lock_guard lock(mutex);
-  if (done.contains(one)) return;
+  if (done.contains(entry)) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
   if (carveout == Carveout::most_shared) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
           name);
   }
-  done.insert(one);
+  done.insert(entry);
 }
 
 /// Tokens up to which ops are for decoding, where launches take as long as kernels.
