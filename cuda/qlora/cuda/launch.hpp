@@ -283,8 +283,8 @@ inline constexpr int split_keys = 256;
   return splits;
 }
 /// Of new tokens (T): turns the queries and keys of qkv by `position`, puts keys and values into the caches, and
-/// attends: query i of a sequence sees its first length - added + i + 1 keys. A token's position is its place in the sequence.
-/// qkv is used up.
+/// attends: query i of a sequence sees its first length - added + i + 1 keys. A token's position is its place in the
+/// sequence. qkv is used up.
 void attention_cached(Context& context, const AttentionShape& shape, const float* cosine, const float* sine,
                       const std::int32_t* position, int tokens, std::span<const CachedSequence<bf16>> sequences,
                       bf16* qkv, Rows<bf16> o);
