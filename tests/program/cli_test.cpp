@@ -268,6 +268,29 @@ TEST_CASE("--json writes the result, and a file that cannot be written is exit 4
   CHECK(qlora(scratch, "run --show " + job + " --json /nonexistent/x.json").code == 4);
 }
 
+TEST_CASE("an output where nothing can be created is exit 4, and the place is named as it was given") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string page = scratch.write("page.txt", "The Daxnova is red.").string();
+  const std::string job =
+      scratch
+          .write("job.toml", "[model]\npath = '" + model + "'\n[data]\nfiles = ['page.txt']\n[output]\ndir = 'o'\n" +
+                                 "[compare]\nquestions = 'page.txt'\n")
+          .string();
+  for (const std::string place : {"/proc/x", "/dev/null/x"}) {
+    for (const std::string& command : {"run '" + job + "' -o ", "pack " + page + " -m " + model + " -o "}) {
+      CAPTURE(command);
+      const Outcome outcome = qlora(scratch, command + place);
+      check_refused(outcome, 4);
+      CHECK(contains(outcome.err, place + ": "));
+      CHECK(contains(outcome.err, "; choose another place"));
+    }
+    const Outcome fetched = qlora(scratch, "fetch " + page + " -o " + place + ".jsonl");
+    CHECK(fetched.code == 4);
+    CHECK(contains(fetched.err, place + ".jsonl"));
+  }
+}
+
 TEST_CASE("output that is lost is an error: a full disk, a closed stream, a reader that is gone, a size limit") {
   const Scratch scratch;
   const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";

@@ -15,6 +15,7 @@
 #include "qlora/run/compiled.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/text/document.hpp"
+#include "support/checksums.hpp"
 #include "support/refusal.hpp"
 #include "support/scratch.hpp"
 
@@ -55,8 +56,9 @@ Matrices random_matrices(int rank, Proj targets, std::uint64_t seed) {
   return made;
 }
 
-void write(const fs::path& dir, const Matrices& adapter, float alpha) {
+void write(const fs::path& dir, const Matrices& adapter, float alpha, const std::string& base_checksum = {}) {
   PeftConfig peft{.r = adapter.rank, .alpha = alpha, .targets = adapter.targets};
+  peft.base_checksum = base_checksum;
   std::vector<PeftTensor> tensors;
   auto next = adapter.values.begin();
   for_each_module(adapter.targets, [&](int layer, Proj proj) {
@@ -216,6 +218,27 @@ TEST_CASE("an adapter that the code cannot hold whole, and a name that is taken,
   run::Engine plain(model_dir, {.base = run::BaseWeights::full});
   CHECK(!refusal([&] { plain.attach("q", scratch / "q"); }).empty());
   CHECK(!refusal([&] { plain.use("q"); }).empty());
+}
+
+TEST_CASE(
+    "an adapter is refused on a base of which a bit has changed, unless any base will do or nothing is compared") {
+  const test::Scratch scratch;
+  fs::copy(model_dir, scratch / "model");
+  write(scratch / "q", random_matrices(2, Proj::q, 3), 4.0F, hf::ModelDir::open(model_dir).checksum());
+  const run::EngineOptions options{.adapters = {{"q", scratch / "q"}}};
+  CHECK(refusal([&] { run::Engine engine(scratch / "model", options); }).empty());
+  const std::uintmax_t size = fs::file_size(scratch / "model/model.safetensors");
+  test::flip_bit(scratch / "model/model.safetensors", size / 2 * 8);  // inside a matrix
+  CHECK(refusal([&] { run::Engine engine(scratch / "model", options); }).find("although all tensors begin alike") !=
+        std::string::npos);
+  run::Engine attached_later(scratch / "model");
+  CHECK(refusal([&] { attached_later.attach("q", scratch / "q"); }).find("although all tensors") != std::string::npos);
+  run::EngineOptions trusting = options;
+  trusting.any_base = true;
+  CHECK(refusal([&] { run::Engine engine(scratch / "model", trusting); }).empty());
+  trusting.any_base = false;
+  trusting.device.no_verify = true;
+  CHECK(refusal([&] { run::Engine engine(scratch / "model", trusting); }).empty());
 }
 
 TEST_CASE("questions are answered in their order, and a stop request ends the answers with an error") {

@@ -37,11 +37,11 @@ inline void expect_free_space(const std::filesystem::path& directory, std::uint6
   }
 }
 
-/// Makes a directory and its parents.
+/// Makes a directory and its parents. Throws Error (resource) where that cannot be.
 inline void make_directories(const std::filesystem::path& path) {
   std::error_code code;
   std::filesystem::create_directories(path, code);
-  if (code) throw_errno("cannot create directory", path, code.value());
+  if (code) refuse_place("cannot create directory", path, code.value());
 }
 
 /// "dir/" and "dir" are one directory, and its temporary name lies beside it.
@@ -116,7 +116,7 @@ class AtomicDirectory {
     refuse_second_writer();
     std::filesystem::remove_all(temporary_, code);  // left by a dead process of the same number
     if (!std::filesystem::create_directory(temporary_, code)) {
-      throw_errno("cannot create directory", temporary_, code ? code.value() : EEXIST);
+      refuse_place("cannot create directory", target_, code ? code.value() : EEXIST);
     }
     lock_ = FileDescriptor::open("cannot open directory", temporary_, O_RDONLY | O_DIRECTORY);
     lock_temporary(lock_);

@@ -58,6 +58,12 @@ class SystemError : public Error {
   throw SystemError(concat(what, " ", path.string(), ": ", std::generic_category().message(code)), code);
 }
 
+/// Throws Error (resource): nothing can be created at `path`, whatever is to be written there.
+[[noreturn]] inline void refuse_place(std::string_view what, const std::filesystem::path& path, int code) {
+  throw Error(concat(what, " ", path.string(), ": ", std::generic_category().message(code), "; choose another place"),
+              ErrorKind::resource);
+}
+
 /// An open file descriptor, closed by the destructor.
 class FileDescriptor {
  public:
@@ -336,7 +342,11 @@ class AtomicFile {
     }
     while (::access(temporary_.c_str(), F_OK) == 0) temporary_ = temporary_beside(path_);  // left by a dead namesake
     remove_stale();
-    file_ = FileDescriptor::open("cannot create", temporary_, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    try {
+      file_ = FileDescriptor::open("cannot create", temporary_, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    } catch (const SystemError& error) {
+      refuse_place("cannot create", path_, error.code());
+    }
     lock_temporary(file_);
   }
   /// `other` may only be destroyed afterwards.

@@ -23,8 +23,7 @@ inline namespace v0 {
 class RunLock {
  public:
   /// Throws Error (ErrorKind::resource) that names the holder when another process or object has the lock.
-  explicit RunLock(const std::filesystem::path& path)
-      : file_(FileDescriptor::open("cannot open lock", path, O_RDWR | O_CREAT | O_NOFOLLOW, 0666)) {
+  explicit RunLock(const std::filesystem::path& path) : file_(opened(path)) {
     int result = 0;
     do {
       result = ::flock(file_.get(), LOCK_EX | LOCK_NB);
@@ -45,6 +44,14 @@ class RunLock {
   }
 
  private:
+  [[nodiscard]] static FileDescriptor opened(const std::filesystem::path& path) {
+    try {
+      return FileDescriptor::open("cannot open lock", path, O_RDWR | O_CREAT | O_NOFOLLOW, 0666);
+    } catch (const SystemError& error) {
+      refuse_place("cannot create", path, error.code());
+    }
+  }
+
   FileDescriptor file_;
 };
 
