@@ -1,6 +1,6 @@
 # The library's dependencies, all from the distribution. Eigen, nlohmann/json, xxHash and threads are required; each of
-# the others is AUTO (used if found), ON (an error if missing) or OFF, and a missing one prints one line that says what is
-# off. Every block leaves QLORA_HAS_<NAME>; QloraSummary prints them.
+# the others is AUTO (used if found), ON (an error if missing) or OFF, and a missing one prints one line that says what
+# is off. Every block leaves QLORA_HAS_<NAME>; QloraSummary prints them.
 
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(nlohmann_json 3.11 REQUIRED)

@@ -1,5 +1,5 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
-#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash (files of models, adapters)
+#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash: files of models
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::cuda   compiled kernels: QloraCuda.cmake

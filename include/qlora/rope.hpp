@@ -3,8 +3,8 @@
 //   linear   f_i / factor
 //   llama3   f_i where 2 pi / f_i < old / high; f_i / factor where it is > old / low; between them a blend by
 //            (old f_i / 2 pi - low) / (high - low)
-//   yarn     a blend of f_i / factor and f_i by a ramp over i between the pairs that turn fast and slow times in the old
-//            context (arXiv 2309.00071)
+//   yarn     a blend of f_i / factor and f_i by a ramp over i between the pairs that turn fast and slow times in the
+//            old context (arXiv 2309.00071)
 // Numbers    float, as transformers holds them: at position p the angle's error is p times their rounding
 // Reference  tests/model/families_test.cpp, logits of transformers
 #pragma once

@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the program does when it is killed, when the disk is full or fails, and when a bit or a byte of its files changes:
+# What the program does when it is killed, when the disk is full or fails, and when a bit or a byte of its files
+# changes:
 #   sh tests/faults/run.sh [N] [KIND...]
 # N faults of each kind (20), at random moments and places. Prints a table; exits 1 where a fault did harm that no error
 # told of. Takes minutes, so it is no part of the test suite; docs/faults.md has a result.

@@ -41,9 +41,9 @@ void check_logits(B backend) {
   CHECK(golden::relative(ours, golden_model.floats("nf4.logits")) < 1e-2);
 }
 
-/// A step that a backend may repeat from a recording has the logits of the same step run by itself, to the bit: with one
-/// sequence and two, over lengths that need more thread blocks, with adapters of two scales and without, after sequences
-/// were cut.
+/// A step that a backend may repeat from a recording has the logits of the same step run by itself, to the bit: with
+/// one sequence and two, over lengths that need more thread blocks, with adapters of two scales and without, after
+/// sequences were cut.
 template <class B>
 void check_repeated(B backend) {
   const golden::Model golden_model("hd128");

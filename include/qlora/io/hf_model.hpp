@@ -199,7 +199,8 @@ struct ModelDir : ModelConfig {
   }
 
   /// What any changed bit of a tensor changes, and any other number of the network: XXH3 over shape, rope_theta,
-  /// norm_eps, and names and checksums of all tensors in the order of tensor_names, as 32 digits. Reads what source() has not read yet. Empty with Verify::nothing.
+  /// norm_eps, and names and checksums of all tensors in the order of tensor_names, as 32 digits. Reads what source()
+  /// has not read yet. Empty with Verify::nothing.
   [[nodiscard]] std::string checksum() const {
     if (!sums_) return {};
     const Shape& s = shape;

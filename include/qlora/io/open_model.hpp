@@ -13,8 +13,9 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Options with the shape, rotary embedding, norm_eps and fingerprint of a directory, for a Model or as TrainOptions::model.
-/// A rope_theta, rope_scaling or norm_eps that the options give stays. Throws Error (usage) when the options give another shape.
+/// Options with the shape, rotary embedding, norm_eps and fingerprint of a directory, for a Model or as
+/// TrainOptions::model. A rope_theta, rope_scaling or norm_eps that the options give stays. Throws Error (usage) when
+/// the options give another shape.
 [[nodiscard]] inline ModelOptions model_options(const hf::ModelDir& directory, ModelOptions options = {}) {
   if (options.shape != Shape{} && options.shape != directory.shape) {
     throw Error(concat("the options give another shape than ", (directory.path / "config.json").string()),

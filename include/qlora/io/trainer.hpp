@@ -81,8 +81,8 @@ void restore_trainer(Trainer<C, B>& trainer, const CheckpointTensors& checkpoint
   trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
 }
 
-/// Puts a trainer into the state of the newest checkpoint of `root` that verifies; false when there is none. Throws Error
-/// when none of those that are there verifies, or when it is of another shape or rank.
+/// Puts a trainer into the state of the newest checkpoint of `root` that verifies; false when there is none. Throws
+/// Error when none of those that are there verifies, or when it is of another shape or rank.
 template <Config C, class B>
 bool restore_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root) {
   const CheckpointSearch found = load_latest_checkpoint(root);

@@ -21,8 +21,8 @@ inline void expect_rank(const Config& config) {
       ErrorKind::usage);
 }
 
-/// Throws Error (input) for windows of `seq` tokens that are longer than the model's context; `limited_by` is the key of
-/// config.json that says so.
+/// Throws Error (input) for windows of `seq` tokens that are longer than the model's context; `limited_by` is the key
+/// of config.json that says so.
 inline void expect_length(int seq, int max_positions, std::string_view limited_by = "max_position_embeddings") {
   if (seq <= max_positions) return;
   throw Error(concat("windows of ", seq, " tokens; the model was made for ", max_positions, " (", limited_by,

@@ -1,5 +1,5 @@
-// qlora/run/eval_json.hpp — settings and the results of evaluations as JSON, in the order in which a reader expects them,
-// and back; and the checked readers that json.hpp uses as well.
+// qlora/run/eval_json.hpp — settings and the results of evaluations as JSON, in the order in which a reader expects
+// them, and back; and the checked readers that json.hpp uses as well.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,5 @@
-// qlora/run/merge.hpp — a model with an adapter inside its weights, W + scale B A, for programs that know no adapters. io/merge.hpp has the files; here the device is chosen that computes them.
+// qlora/run/merge.hpp — a model with an adapter inside its weights, W + scale B A, for programs that know no adapters.
+// io/merge.hpp has the files; here the device is chosen that computes them.
 #pragma once
 
 #include <optional>

@@ -1,5 +1,6 @@
 // qlora/run/options.hpp — every option of a fine-tuning job, by group: those of training_options.hpp, those of the
-// terminal in console_options.hpp, and those of the steps before and after. A group is a plain struct, whose initialisers are the defaults, and its table.
+// terminal in console_options.hpp, and those of the steps before and after. A group is a plain struct, whose
+// initialisers are the defaults, and its table.
 #pragma once
 
 #include <array>

@@ -44,8 +44,8 @@ class Session {
   /// Continuations of all prompts, in their order, as Generator::generate makes them. `on_token` may be empty.
   [[nodiscard]] virtual std::vector<Generated> generate(std::span<const std::vector<std::int32_t>> prompts,
                                                         const GenerateOptions& options, const OnToken& on_token) = 0;
-  /// The continuation of one prompt, with what the cache still holds of its beginning, as Generator::go_on makes it. The
-  /// other calls, and a prompt whose cache the GPU has no memory for, empty the cache.
+  /// The continuation of one prompt, with what the cache still holds of its beginning, as Generator::go_on makes it.
+  /// The other calls, and a prompt whose cache the GPU has no memory for, empty the cache.
   [[nodiscard]] virtual Generated go_on(const std::vector<std::int32_t>& prompt, const GenerateOptions& options,
                                         const OnToken& on_token) = 0;
   /// Tokens of the last go_on()'s prompt that the cache held.

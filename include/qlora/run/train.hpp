@@ -40,8 +40,8 @@ namespace run {
 /// Checkpoints that are kept: the newest, and an older one in case the disk damages it.
 inline constexpr int kept_checkpoints = 2;
 
-/// Bytes that a training of a model of this shape leaves on the disk, `checkpoints` checkpoints and the result. The rest
-/// of what a run writes is small.
+/// Bytes that a training of a model of this shape leaves on the disk, `checkpoints` checkpoints and the result. The
+/// rest of what a run writes is small.
 [[nodiscard]] constexpr std::uint64_t training_bytes_on_disk(const Shape& shape, const Training& options,
                                                              std::size_t checkpoints) {
   const bool all = options.method == Method::full;

@@ -181,8 +181,9 @@ class JinjaChat final : public ChatScript {
 
 /// How the model of a directory, whose tokenizer this is, writes conversations. `name`: a built-in form instead of the
 /// directory's template. A directory without a template has LLaMA-2's form if its tokenizer begins a text with "<s>".
-/// A template that cannot be used is an Error when a conversation is written, since a model may be asked for completions
-/// alone. Throws Error (usage) for an unknown name, (input) for a tokenizer_config.json that cannot be read.
+/// A template that cannot be used is an Error when a conversation is written, since a model may be asked for
+/// completions alone. Throws Error (usage) for an unknown name, (input) for a tokenizer_config.json that cannot be
+/// read.
 [[nodiscard]] inline ChatTemplate chat_template_of(const std::filesystem::path& dir, const Tokenizer& tokenizer,
                                                    std::string_view name = {}) {
   const std::filesystem::path file = dir / "tokenizer_config.json";

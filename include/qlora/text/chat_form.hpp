@@ -139,8 +139,8 @@ struct ChatMarks {
   std::string eos;  ///< "</s>"
 };
 
-/// Checks who speaks: an optional system prompt, then user and assistant in turns. Returns whether the user speaks last.
-/// Throws Error.
+/// Checks who speaks: an optional system prompt, then user and assistant in turns. Returns whether the user speaks
+/// last. Throws Error.
 inline bool check_roles(std::span<const Message> messages) {
   const std::size_t first = !messages.empty() && messages[0].role == "system" ? 1 : 0;
   if (messages.size() == first) throw Error("a conversation needs a message of the user");

@@ -202,8 +202,8 @@ class DatasetWriter {
     for (std::vector<std::int32_t>& column : columns_) column.clear();
   }
 
-  /// JSON without white space and with the hash of itself: what json_text makes of the parsed manifest. Written as text,
-  /// since a corpus may have a million sources, and a tree of them takes ten times as much memory.
+  /// JSON without white space and with the hash of itself: what json_text makes of the parsed manifest. Written as
+  /// text, since a corpus may have a million sources, and a tree of them takes ten times as much memory.
   [[nodiscard]] std::string manifest(const DatasetInfo& info, const PackingCounts& counts,
                                      std::span<const SkippedDocument> skipped) const {
     Json rest{{"format", detail::dataset_format},

@@ -1,6 +1,7 @@
-// qlora/text/text_pieces.hpp — where a long text can be cut so that byte-pair encoding of the parts gives the ids of the
-// whole: between two characters that no piece of the vocabulary spans. Merges only make pieces, so none crosses such a
-// place, and each side merges as it does alone. Encoders take memory for each character of what they encode at once.
+// qlora/text/text_pieces.hpp — where a long text can be cut so that byte-pair encoding of the parts gives the ids of
+// the whole: between two characters that no piece of the vocabulary spans. Merges only make pieces, so none crosses
+// such a place, and each side merges as it does alone. Encoders take memory for each character of what they encode at
+// once.
 // Reference: tests/text/tokenizer_test.cpp, ids of whole texts.
 #pragma once
 
