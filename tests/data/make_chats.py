@@ -8,6 +8,7 @@ forms      per built-in form and tokenizer: the template, and 1,000 random conve
            chat_test.cpp makes the same conversations from the same random numbers; the first ones are written out.
 templates  templates of other kinds, each with conversations and the texts that they are rendered to, or an error
 """
+
 import json
 import os
 
@@ -18,9 +19,58 @@ from transformers.utils.chat_template_utils import render_jinja_template
 here = os.path.dirname(os.path.abspath(__file__))
 kinds = json.load(open(os.path.join(here, "tokenizers.json"), encoding="utf-8"))
 
-fragments = ["Who", "made", "the", "lamp", "?", " ", "  ", "\n", "\n\n", "\t", "é", "e\u0301", "你好", "🙂", "👩‍👩‍👧", "\u00a0", "\u2003",
-             "\u200b", "\ufeff", "{{", "}}", "{%", "'", '"', "\\", "\\n", "<", ">", "|", "[", "]", "INST", "<<", "SYS", "im_start",
-             "user", "assistant", ":", "USER", "1234567", "½", "٣", "\x01", "\x7f", "\u2028", "Ünïcode", "don't", "I'LL", "▁", "#"]
+fragments = [
+    "Who",
+    "made",
+    "the",
+    "lamp",
+    "?",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "é",
+    "e\u0301",
+    "你好",
+    "🙂",
+    "👩‍👩‍👧",
+    "\u00a0",
+    "\u2003",
+    "\u200b",
+    "\ufeff",
+    "{{",
+    "}}",
+    "{%",
+    "'",
+    '"',
+    "\\",
+    "\\n",
+    "<",
+    ">",
+    "|",
+    "[",
+    "]",
+    "INST",
+    "<<",
+    "SYS",
+    "im_start",
+    "user",
+    "assistant",
+    ":",
+    "USER",
+    "1234567",
+    "½",
+    "٣",
+    "\x01",
+    "\x7f",
+    "\u2028",
+    "Ünïcode",
+    "don't",
+    "I'LL",
+    "▁",
+    "#",
+]
 
 
 class Random:
@@ -58,8 +108,10 @@ def hashed(numbers):
 
 
 alternate = "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
-split_system = ("{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
-                "{% else %}{% set rest = messages %}{% set system = false %}{% endif %}")
+split_system = (
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set rest = messages %}{% set system = false %}{% endif %}"
+)
 mistral = """{%- if messages[0]["role"] == "system" %}
     {%- set system = messages[0]["content"] %}
     {%- set rest = messages[1:] %}
@@ -98,50 +150,91 @@ zephyr = """{% for message in messages %}
 {{ '<|assistant|>' }}
 {% endif %}
 {% endfor %}"""
-polite = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-          "polite answers to the user's questions.")
+polite = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+    "polite answers to the user's questions."
+)
 forms = {
-    "llama2": (split_system + "{% for message in rest %}" + alternate +
-               "{% if loop.index0 == 0 and system != false %}{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + "
-               "message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
-               "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-               "{% elif message['role'] == 'assistant' %}{% generation %}{{ ' '  + content.strip() + ' ' + eos_token }}"
-               "{% endgeneration %}{% endif %}{% endfor %}"),
-    "llama3": ("{% for message in messages %}{% set head = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}"
-               "{% if loop.index0 == 0 %}{% set head = bos_token + head %}{% endif %}{{ head }}"
-               "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] | trim + '<|eot_id|>' }}"
-               "{% endgeneration %}{% else %}{{ message['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
-               "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"),
-    "chatml": ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}"
-               "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-               "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-               "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"),
+    "llama2": (
+        split_system
+        + "{% for message in rest %}"
+        + alternate
+        + "{% if loop.index0 == 0 and system != false %}{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + "
+        "message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+        "{% elif message['role'] == 'assistant' %}{% generation %}{{ ' '  + content.strip() + ' ' + eos_token }}"
+        "{% endgeneration %}{% endif %}{% endfor %}"
+    ),
+    "llama3": (
+        "{% for message in messages %}{% set head = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}"
+        "{% if loop.index0 == 0 %}{% set head = bos_token + head %}{% endif %}{{ head }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] | trim + '<|eot_id|>' }}"
+        "{% endgeneration %}{% else %}{{ message['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+        "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
     "mistral": mistral,
     "zephyr": zephyr,
-    "vicuna": ("{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
-               "{% else %}{% set rest = messages %}{% set system = \"" + polite + "\" %}{% endif %}{{ bos_token + system + ' ' }}"
-               "{% for message in rest %}" + alternate + "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
-               "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}"
-               "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"),
+    "vicuna": (
+        "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
+        "{% else %}{% set rest = messages %}{% set system = \""
+        + polite
+        + "\" %}{% endif %}{{ bos_token + system + ' ' }}"
+        "{% for message in rest %}"
+        + alternate
+        + "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+        "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
 }
-tags = {"llama2": ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"], "mistral": ["[INST]", "[/INST]"], "vicuna": ["USER:", "ASSISTANT:"],
-        "llama3": [], "chatml": [], "zephyr": []}  # what the forms refuse, where random text may spell it
+tags = {
+    "llama2": ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"],
+    "mistral": ["[INST]", "[/INST]"],
+    "vicuna": ["USER:", "ASSISTANT:"],
+    "llama3": [],
+    "chatml": [],
+    "zephyr": [],
+}  # what the forms refuse, where random text may spell it
 marks = {"llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "chatml": ["<|im_start|>", "<|im_end|>"]}
-pairs = [("llama2", "llama2_prepend"), ("llama2", "metaspace_first"), ("llama3", "llama3"), ("chatml", "gpt2"),
-         ("chatml", "digits"), ("mistral", "llama2_prepend"), ("mistral", "metaspace_first"), ("zephyr", "llama2_prepend"),
-         ("vicuna", "llama2_prepend"), ("vicuna", "metaspace_always")]
+pairs = [
+    ("llama2", "llama2_prepend"),
+    ("llama2", "metaspace_first"),
+    ("llama3", "llama3"),
+    ("chatml", "gpt2"),
+    ("chatml", "digits"),
+    ("mistral", "llama2_prepend"),
+    ("mistral", "metaspace_first"),
+    ("zephyr", "llama2_prepend"),
+    ("vicuna", "llama2_prepend"),
+    ("vicuna", "metaspace_always"),
+]
 
 
 def tokenizer_of(form, kind):
     file = json.loads(json.dumps(kinds[kind]["file"]))
     size = max([*file["model"]["vocab"].values(), *[token["id"] for token in file["added_tokens"]]]) + 1
     for mark in marks.get(form, []):
-        file["added_tokens"].append({"id": size, "content": mark, "single_word": False, "lstrip": False, "rstrip": False,
-                                     "normalized": False, "special": True})
+        file["added_tokens"].append(
+            {
+                "id": size,
+                "content": mark,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        )
         size += 1
     bos, eos = ("<|begin|>", "<|end|>") if kind in ("llama3", "gpt2", "digits") else ("<s>", "</s>")
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(file)), bos_token=bos, eos_token=eos,
-                                   chat_template=forms[form])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(file)), bos_token=bos, eos_token=eos, chat_template=forms[form]
+    )
 
 
 def form_cases():
@@ -159,9 +252,25 @@ def form_cases():
             opened.append(f"{hashed(ids):08x}")
             finished.append(f"{hashed(flags):08x}")
             if i < 3:
-                shown.append({"messages": messages, "open": ids, "finished": whole["input_ids"], "answer": whole["assistant_masks"]})
-        yield {"form": form, "tokenizer": kind, "marks": marks.get(form, []), "bos": tokenizer.bos_token, "eos": tokenizer.eos_token,
-               "template": forms[form], "shown": shown, "open": opened, "finished": finished}
+                shown.append(
+                    {
+                        "messages": messages,
+                        "open": ids,
+                        "finished": whole["input_ids"],
+                        "answer": whole["assistant_masks"],
+                    }
+                )
+        yield {
+            "form": form,
+            "tokenizer": kind,
+            "marks": marks.get(form, []),
+            "bos": tokenizer.bos_token,
+            "eos": tokenizer.eos_token,
+            "template": forms[form],
+            "shown": shown,
+            "open": opened,
+            "finished": finished,
+        }
 
 
 llama31 = """{{- bos_token }}
@@ -243,36 +352,54 @@ qwen = """{%- if tools %}
 {%- endif %}
 """
 others = {
-    "mistral_v01": ("{{ bos_token }}{% for message in messages %}" + alternate + "{% if message['role'] == 'user' %}"
-                    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-                    "{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant!') }}"
-                    "{% endif %}{% endfor %}"),
+    "mistral_v01": (
+        "{{ bos_token }}{% for message in messages %}" + alternate + "{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+        "{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant!') }}"
+        "{% endif %}{% endfor %}"
+    ),
     "llama31": llama31,
     "qwen": qwen,
-    "gemma": ("{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-              "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
-              "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + "
-              "'<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"),
-    "nemo": ("{%- set users = messages | selectattr('role', 'equalto', 'user') | list %}"
-             "{%- for message in messages | rejectattr('role', 'equalto', 'tool') | selectattr('tool_calls', 'undefined') %}"
-             "{%- if message == users[-1] %}LAST{% endif %}{{ message.role|upper }}={{ message.content|length }};{%- endfor %}"),
-    "think": ("{% for m in messages %}{% set c = m.content %}{% if 'e' in c %}{% set c = c.split('e')[-1].lstrip('\\n') %}{% endif %}"
-              "{{ loop.index ~ '/' ~ loop.length ~ ':' ~ c ~ ('.' if loop.last else ',') }}{% if loop.index == 3 %}{% break %}"
-              "{% endif %}{% endfor %}"),
-    "macro": ("{% macro turn(m, tail='!') %}<{{ m.role | title }}|{{ m['content'] | replace('e', '3') }}{{ tail }}>{% endmacro %}"
-              "{% for m in messages if m.role != 'system' %}{{ turn(m) }}{{ turn(m, tail=loop.revindex|string) }}{% else %}none"
-              "{% endfor %}"),
+    "gemma": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+        "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + "
+        "'<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+    ),
+    "nemo": (
+        "{%- set users = messages | selectattr('role', 'equalto', 'user') | list %}"
+        "{%- for message in messages | rejectattr('role', 'equalto', 'tool') | selectattr('tool_calls', 'undefined') %}"
+        "{%- if message == users[-1] %}LAST{% endif %}{{ message.role|upper }}={{ message.content|length }};{%- endfor %}"
+    ),
+    "think": (
+        "{% for m in messages %}{% set c = m.content %}{% if 'e' in c %}{% set c = c.split('e')[-1].lstrip('\\n') %}{% endif %}"
+        "{{ loop.index ~ '/' ~ loop.length ~ ':' ~ c ~ ('.' if loop.last else ',') }}{% if loop.index == 3 %}{% break %}"
+        "{% endif %}{% endfor %}"
+    ),
+    "macro": (
+        "{% macro turn(m, tail='!') %}<{{ m.role | title }}|{{ m['content'] | replace('e', '3') }}{{ tail }}>{% endmacro %}"
+        "{% for m in messages if m.role != 'system' %}{{ turn(m) }}{{ turn(m, tail=loop.revindex|string) }}{% else %}none"
+        "{% endfor %}"
+    ),
     "spaces": "  {% if true %}\n a {{ 1 }} \n  {%+ if true %} b {%- endif +%}\n{# note #}\n  {#- note -#}  c\n{% endif %}\n\n{{- 'd' -}}\n e \n\n",
-    "scopes": ("{% set x = 1 %}{% for m in messages %}{% if m.role == 'user' %}{% set x = x + 1 %}{% set y = loop.index0 %}{% endif %}"
-               "{{ x }}{{ y is defined }}{{ y }};{% endfor %}{{ x }}{% set z %}[{{ x }}]{% endset %}{{ z ~ z|length }}"),
-    "numbers": ("{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 * 3 - 1 }} {{ 1 ~ 2 ~ 'c' }} {{ 10 > 9 >= 9 != 8 }} {{ not 1 == 2 }} {{ [1, 2] + [3] == "
-                "[1,2,3] }} {{ (1, 2)[1] }} {{ 'abc'[-1] }}{{ 'abcdef'[1:4] }}{{ 'abcdef'[::-2] }} {{ 'a' in 'cat' }} {{ 4 not in [1, 2] }} {{ true and "
-                "none }} {{ 0 or 'x' }} {{ 'ab' * 2 }} {{ range(3) | join('-') }} {{ 5 is odd }} {{ 6 is divisibleby 3 }} {{ 'a' 'b' }} {{ 1 if false }}"),
-    "maps": ("{% set d = {'a': 1, 'b': {'c': 'é\"\\n'}} %}{{ d | tojson }} {{ d.b.c }} {% for k, v in d.items() %}{{ k }}{{ loop.first }}{% endfor %} "
-             "{{ d.get('z', 'none') }} {{ 'a' in d }} {{ d.z is defined }} {{ d['z'] | default('q') }} {{ d | length }} {{ [3, none, true, 'x'] | tojson }}"),
-    "tests": ("{{ messages is iterable }}{{ messages is mapping }}{{ messages[0] is mapping }}{{ 'a' is string }}{{ none is none }}{{ 1 is number }}"
-              "{{ true is true }}{{ nothing is defined }}{{ nothing }}{{ messages | map(attribute='role') | join(',') }}{{ '  x ' | trim }}|"
-              "{{ 'xxaxx'.strip('x') }}{{ 'aXb'.lower() }}{{ 'a,b,c'.split(',', 1)[1] }}{{ messages | first == messages[0] }}{{ (messages|last).role }}"),
+    "scopes": (
+        "{% set x = 1 %}{% for m in messages %}{% if m.role == 'user' %}{% set x = x + 1 %}{% set y = loop.index0 %}{% endif %}"
+        "{{ x }}{{ y is defined }}{{ y }};{% endfor %}{{ x }}{% set z %}[{{ x }}]{% endset %}{{ z ~ z|length }}"
+    ),
+    "numbers": (
+        "{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 * 3 - 1 }} {{ 1 ~ 2 ~ 'c' }} {{ 10 > 9 >= 9 != 8 }} {{ not 1 == 2 }} {{ [1, 2] + [3] == "
+        "[1,2,3] }} {{ (1, 2)[1] }} {{ 'abc'[-1] }}{{ 'abcdef'[1:4] }}{{ 'abcdef'[::-2] }} {{ 'a' in 'cat' }} {{ 4 not in [1, 2] }} {{ true and "
+        "none }} {{ 0 or 'x' }} {{ 'ab' * 2 }} {{ range(3) | join('-') }} {{ 5 is odd }} {{ 6 is divisibleby 3 }} {{ 'a' 'b' }} {{ 1 if false }}"
+    ),
+    "maps": (
+        "{% set d = {'a': 1, 'b': {'c': 'é\"\\n'}} %}{{ d | tojson }} {{ d.b.c }} {% for k, v in d.items() %}{{ k }}{{ loop.first }}{% endfor %} "
+        "{{ d.get('z', 'none') }} {{ 'a' in d }} {{ d.z is defined }} {{ d['z'] | default('q') }} {{ d | length }} {{ [3, none, true, 'x'] | tojson }}"
+    ),
+    "tests": (
+        "{{ messages is iterable }}{{ messages is mapping }}{{ messages[0] is mapping }}{{ 'a' is string }}{{ none is none }}{{ 1 is number }}"
+        "{{ true is true }}{{ nothing is defined }}{{ nothing }}{{ messages | map(attribute='role') | join(',') }}{{ '  x ' | trim }}|"
+        "{{ 'xxaxx'.strip('x') }}{{ 'aXb'.lower() }}{{ 'a,b,c'.split(',', 1)[1] }}{{ messages | first == messages[0] }}{{ (messages|last).role }}"
+    ),
     "raises": "{{ raise_exception('no ' ~ messages|length) }}",
     "undefined": "{{ nothing.at_all }}",
     "sum": "{{ 'a' + 1 }}",
@@ -280,9 +407,18 @@ others = {
 dialogues = [
     [{"role": "user", "content": " Hello there \n"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?\n"}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the\nend é"}, {"role": "user", "content": "b"}],
-    [{"role": "system", "content": ""}, {"role": "user", "content": "sée"}, {"role": "assistant", "content": "\n\nx"}, {"role": "user", "content": "b"},
-     {"role": "assistant", "content": "y "}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "the\nend é"},
+        {"role": "user", "content": "b"},
+    ],
+    [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "sée"},
+        {"role": "assistant", "content": "\n\nx"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "y "},
+    ],
 ]
 
 
@@ -292,8 +428,13 @@ def template_cases():
         for messages in dialogues:
             for prompt in (True, False):
                 try:
-                    rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, bos_token="<s>",
-                                                        eos_token="</s>")
+                    rendered, _ = render_jinja_template(
+                        [messages],
+                        chat_template=template,
+                        add_generation_prompt=prompt,
+                        bos_token="<s>",
+                        eos_token="</s>",
+                    )
                     texts.append(rendered[0])
                 except Exception:
                     texts.append(None)
@@ -301,6 +442,15 @@ def template_cases():
 
 
 with open(os.path.join(here, "chats.json"), "w", encoding="utf-8") as file:
-    json.dump({"fragments": fragments, "forms": list(form_cases()), "dialogues": dialogues, "templates": list(template_cases())}, file,
-              ensure_ascii=True, separators=(",", ":"))
+    json.dump(
+        {
+            "fragments": fragments,
+            "forms": list(form_cases()),
+            "dialogues": dialogues,
+            "templates": list(template_cases()),
+        },
+        file,
+        ensure_ascii=True,
+        separators=(",", ":"),
+    )
     file.write("\n")

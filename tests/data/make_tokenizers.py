@@ -6,6 +6,7 @@
 One file per kind, trained on tokenizer_corpus.txt or converted from small_tokenizer.model, each with texts, the ids
 without special tokens (as_text: a text that spells one is text; parsed: it becomes its id), and the decoded ids.
 """
+
 import json
 import os
 import random
@@ -16,8 +17,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 here = os.path.dirname(os.path.abspath(__file__))
 corpus = open(os.path.join(here, "tokenizer_corpus.txt"), encoding="utf-8").read()
-llama3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-          r"|\s+(?!\S)|\s+")
+llama3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 byte_level = pre_tokenizers.ByteLevel
 
 
@@ -25,8 +28,12 @@ def trained(steps, ignore_merges=False):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|begin|>", "<|end|>"],
-                                  initial_alphabet=byte_level.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(corpus.splitlines(keepends=True), trainer)
     return tokenizer
 
@@ -37,6 +44,7 @@ def template(tokenizer, begin):
 
 def converted(legacy):
     from transformers import LlamaTokenizerFast
+
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(os.path.join(here, "small_tokenizer.model"), os.path.join(folder, "tokenizer.model"))
         LlamaTokenizerFast.from_pretrained(folder, legacy=legacy).save_pretrained(folder)
@@ -45,16 +53,27 @@ def converted(legacy):
 
 def kinds():
     yield "gpt2", trained([byte_level(add_prefix_space=False)]), "<|end|>"
-    yield "digits", trained([pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]), "<|end|>"
-    tokenizer = trained([pre_tokenizers.Split(Regex(llama3), "isolated"),
-                         byte_level(add_prefix_space=False, use_regex=False)], ignore_merges=True)
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False),
-                                                    template(tokenizer, "<|begin|>")])
+    yield "digits", trained(
+        [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]
+    ), "<|end|>"
+    tokenizer = trained(
+        [pre_tokenizers.Split(Regex(llama3), "isolated"), byte_level(add_prefix_space=False, use_regex=False)],
+        ignore_merges=True,
+    )
+    tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), template(tokenizer, "<|begin|>")]
+    )
     yield "llama3", tokenizer, "<|end|>"
     tokenizer = trained([pre_tokenizers.Split(" ", "merged_with_next"), byte_level(use_regex=False)])
-    tokenizer.add_tokens([AddedToken("<plain>", normalized=False), AddedToken("  ", normalized=True),
-                          AddedToken("boat", single_word=True), AddedToken("<left>", lstrip=True),
-                          AddedToken("<right>", rstrip=True, normalized=False)])
+    tokenizer.add_tokens(
+        [
+            AddedToken("<plain>", normalized=False),
+            AddedToken("  ", normalized=True),
+            AddedToken("boat", single_word=True),
+            AddedToken("<left>", lstrip=True),
+            AddedToken("<right>", rstrip=True, normalized=False),
+        ]
+    )
     tokenizer.add_special_tokens([AddedToken("<both>", lstrip=True, rstrip=True)])
     yield "added", tokenizer, "<|end|>"
     yield "llama2_prepend", converted(legacy=True), "</s>"
@@ -65,9 +84,48 @@ def kinds():
 
 
 words = corpus.split()
-marks = ["<s>", "</s>", "<|begin|>", "<|end|>", "<plain>", "boat", "boats", "<left>", "<right>", "<both>", "  ", "\n", "\r\n",
-         "\t", "\u1680", "\u2003", "\x85", "\u180e", "\x1c", "\ufeff", "'s", "'S", "\u017f", "'LL", "1234567", "٣٤", "½", "Ⅷ",
-         "▁", "▁▁", "\u200d", "é", "e\u0301", "你好", "👩‍👩‍👧", "\0", "\U00014197", "\U0001d2c0", "\U000316a1", "\u0897"]
+marks = [
+    "<s>",
+    "</s>",
+    "<|begin|>",
+    "<|end|>",
+    "<plain>",
+    "boat",
+    "boats",
+    "<left>",
+    "<right>",
+    "<both>",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\u1680",
+    "\u2003",
+    "\x85",
+    "\u180e",
+    "\x1c",
+    "\ufeff",
+    "'s",
+    "'S",
+    "\u017f",
+    "'LL",
+    "1234567",
+    "٣٤",
+    "½",
+    "Ⅷ",
+    "▁",
+    "▁▁",
+    "\u200d",
+    "é",
+    "e\u0301",
+    "你好",
+    "👩‍👩‍👧",
+    "\0",
+    "\U00014197",
+    "\U0001d2c0",
+    "\U000316a1",
+    "\u0897",
+]
 
 
 def random_text(rng):
@@ -83,8 +141,20 @@ def random_text(rng):
         elif kind < 0.85:
             out.append("".join(chr(rng.randrange(32, 127)) for _ in range(rng.randrange(1, 8))))
         else:
-            out.append("".join(chr(rng.choice([rng.randrange(0x80, 0x3000), rng.randrange(0x3000, 0xD7FF),
-                                               rng.randrange(0x10000, 0x20000)])) for _ in range(rng.randrange(1, 4))))
+            out.append(
+                "".join(
+                    chr(
+                        rng.choice(
+                            [
+                                rng.randrange(0x80, 0x3000),
+                                rng.randrange(0x3000, 0xD7FF),
+                                rng.randrange(0x10000, 0x20000),
+                            ]
+                        )
+                    )
+                    for _ in range(rng.randrange(1, 4))
+                )
+            )
     return "".join(out)
 
 

@@ -168,8 +168,14 @@ def disturb(program, steps, n, table, wanted):
             if wanted(f"{kind} {name}"):
                 row = kills(program, step, n, results[name], seconds[name], signals)
                 table.add(f"{kind} {name}", n, *row)
-        for call, number in (("write", errno.ENOSPC), ("write", errno.EIO), ("read", errno.EIO), ("fsync", errno.EIO),
-                             ("rename", errno.EIO), ("open", errno.EMFILE)):
+        for call, number in (
+            ("write", errno.ENOSPC),
+            ("write", errno.EIO),
+            ("read", errno.EIO),
+            ("fsync", errno.EIO),
+            ("rename", errno.EIO),
+            ("open", errno.EMFILE),
+        ):
             kind = f"{errno.errorcode[number]} {call} {name}"
             if wanted(kind):
                 table.add(kind, *failing_calls(program, step, n, results[name], call, number))
@@ -234,8 +240,10 @@ def damage(program, steps, n, table, wanted):
         "adapter_config.json": (plain / "adapter_config.json", lambda: generate(base, "-a", plain)[0]),
         "adapter_model.safetensors": (plain / "adapter_model.safetensors", lambda: generate(base, "-a", plain)[0]),
         "pages.jsonl": (work / "pages.jsonl", lambda: program.run([*pack[:5], work / "packed", "--seq", "64", "-q"])),
-        "page.html": (work / "job_pages/" / next((work / "job_pages").iterdir()).name,
-                      lambda: program.run(["fetch", work / "job_pages", "-o", work / "f.jsonl", "-q"])),
+        "page.html": (
+            work / "job_pages/" / next((work / "job_pages").iterdir()).name,
+            lambda: program.run(["fetch", work / "job_pages", "-o", work / "f.jsonl", "-q"]),
+        ),
         "manifest.json": (work / "data/manifest.json", lambda: train_on()[0]),
         "state.json": (next((work / "train/checkpoints").glob("*/state.json")), lambda: train_on()[0]),
         "metrics.jsonl": (work / "train/metrics.jsonl", lambda: train_on()[0]),

@@ -10,6 +10,7 @@ reference.safetensors input_ids (1, T); fp32.logits (1, T, V); lora.weight.* and
                       tokens of input_ids, then 24 greedy ones, with lora.margin, the least distance between the first
                       two logits of those
 """
+
 import json
 import os
 import shutil
@@ -20,8 +21,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "families")
 tokens = 64
-base = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=64, bos_token_id=1, eos_token_id=2, initializer_range=0.2, tie_word_embeddings=False)
+base = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    initializer_range=0.2,
+    tie_word_embeddings=False,
+)
 
 
 def llama(**more):
@@ -30,17 +42,50 @@ def llama(**more):
 
 models = {
     # 16 pairs in heads of 32, so that each band of a scaling has some
-    "llama3": lambda: llama(head_dim=32, rope_theta=100.0, rms_norm_eps=1e-5, rope_scaling={
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
+    "llama3": lambda: llama(
+        head_dim=32,
+        rope_theta=100.0,
+        rms_norm_eps=1e-5,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "linear": lambda: llama(rope_scaling={"rope_type": "linear", "factor": 4.0}),
     "dynamic": lambda: llama(rope_scaling={"rope_type": "dynamic", "factor": 2.0}, rope_theta=500.0),
-    "yarn": lambda: llama(head_dim=32, rope_theta=1000.0, rope_scaling={
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 0.5}),
-    "yarn_mscale": lambda: llama(head_dim=32, rope_scaling={
-        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "mscale": 1.2, "mscale_all_dim": 0.7,
-        "beta_fast": 2.0, "beta_slow": 0.25, "truncate": False}),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**{**base, "max_position_embeddings": 256, "sliding_window": tokens, "head_dim": 8})),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**{**base, "tie_word_embeddings": True, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6})),
+    "yarn": lambda: llama(
+        head_dim=32,
+        rope_theta=1000.0,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 4.0,
+            "beta_slow": 0.5,
+        },
+    ),
+    "yarn_mscale": lambda: llama(
+        head_dim=32,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.2,
+            "mscale_all_dim": 0.7,
+            "beta_fast": 2.0,
+            "beta_slow": 0.25,
+            "truncate": False,
+        },
+    ),
+    "mistral": lambda: MistralForCausalLM(
+        MistralConfig(**{**base, "max_position_embeddings": 256, "sliding_window": tokens, "head_dim": 8})
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**{**base, "tie_word_embeddings": True, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6})
+    ),
     "bias": lambda: llama(attention_bias=True),
     # heads that are wider together than the stream, a vocabulary that no width divides, and another eps
     "head_dim": lambda: llama(head_dim=12, vocab_size=101, rms_norm_eps=1e-3),
@@ -96,7 +141,9 @@ def main():
                 margin = min(margin, float(top[0] - top[1]))
                 greedy = torch.cat([greedy, last.argmax().reshape(1, 1)], 1)
         out["lora.greedy"], out["lora.margin"] = greedy[0], torch.tensor([margin])
-        save_file({key: value.contiguous() for key, value in out.items()}, os.path.join(folder, "reference.safetensors"))
+        save_file(
+            {key: value.contiguous() for key, value in out.items()}, os.path.join(folder, "reference.safetensors")
+        )
         print(name, float(loss), margin, len(set(greedy[0, 8:].tolist())))
 
 
