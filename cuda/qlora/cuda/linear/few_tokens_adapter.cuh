@@ -11,6 +11,8 @@
 // Reference  cpu/linear.hpp; the parity tests of linear groups
 #pragma once
 
+#include <algorithm>
+
 #include "qlora/cuda/linear/few_tokens_steps.cuh"
 
 namespace qlora {
