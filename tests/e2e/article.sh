@@ -24,7 +24,7 @@ json() { sed -n "s/^ *\"$2\": \([^,]*\),*\$/\1/p" "$1" | head -1; }
 same() { [ "$2" = "$3" ] || fail "$1: $2, not $3"; }
 
 # The file as it is: what the article's notebook and script say.
-expect 0 run --check "$source/examples/article.toml"
+expect 0 run --show "$source/examples/article.toml"
 cp "$work/out" "$work/check.json"
 for setting in "seq 2048" "rank 64" "alpha 16.0" "dropout 0.1" "lr 0.0002" 'schedule "linear"' "warmup 0.0" \
   "epochs 20" \
@@ -75,7 +75,8 @@ for model in base chat; do
   expect 0 pack "$out/pages.jsonl" -m "$dir" -o "$work/framed" --seq "$seq" --json "$work/framed.json"
   stream=$(($(json "$work/framed.json" tokens) - 6))
   windows=$((stream / seq))
-  manifest=$out/$model/qlora/data/manifest.json
+  manifest=$work/manifest.json # with a line for each key
+  sed -e 's/[{,]/&\n/g' -e 's/}/\n}/g' "$out/$model/qlora/data/manifest.json" | sed 's/":/": /' >"$manifest"
   [ "$((stream % seq))" != 0 ] || fail "nothing would be dropped: the test needs another length"
   same "form" "$(json "$manifest" form)" '"article"'
   same "windows of $model" "$(json "$manifest" windows)" "$windows"
