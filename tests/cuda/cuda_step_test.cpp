@@ -93,8 +93,9 @@ TEST_CASE("a step that is not finite names its place and changes nothing") {
     check("gate", trained + at.b(layer, Proj::gate), {{feed_forward, layer}});
     check("up", trained + at.b(layer, Proj::up), {{feed_forward, layer}});
     check("down", trained + at.b(layer, Proj::down), {{behind, next}});
-    check("first norm", const_cast<float*>(weights.norm(layer, 0)), {{input_norm, layer}, {attention, layer}});
-    check("second norm", const_cast<float*>(weights.norm(layer, 1)),
+    check("first norm", const_cast<float*>(weights.norm(layer, NormBefore::attention)),
+          {{input_norm, layer}, {attention, layer}});
+    check("second norm", const_cast<float*>(weights.norm(layer, NormBefore::feed_forward)),
           {{post_attention_norm, layer}, {feed_forward, layer}});
   }
   check("final norm", const_cast<float*>(weights.final_norm()), {{final_norm, -1}, {loss, -1}});

@@ -273,8 +273,8 @@ TEST_CASE("trained tensors lie behind one another, without gaps or overlaps") {
     std::vector<bool> taken(static_cast<std::size_t>(layout.total()));
     CHECK(claim(taken, 0, layout.table()));
     for (int layer = 0; layer < s.layers; ++layer) {
-      CHECK(claim(taken, layout.norm(layer, 0), s.dim));
-      CHECK(claim(taken, layout.norm(layer, 1), s.dim));
+      CHECK(claim(taken, layout.norm(layer, NormBefore::attention), s.dim));
+      CHECK(claim(taken, layout.norm(layer, NormBefore::feed_forward), s.dim));
       for (const Proj proj : all_projections) CHECK(claim(taken, layout.weight(layer, proj), layout.matrix(proj)));
     }
     CHECK(claim(taken, layout.final_norm(), s.dim));

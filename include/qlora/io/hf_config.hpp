@@ -260,9 +260,9 @@ struct NamedShape {
   const std::int64_t dim = shape.dim;
   names.push_back({std::string(tensor_name::embedding), {shape.vocab, dim}});
   for (int layer = 0; layer < shape.layers; ++layer) {
-    names.push_back({tensor_name::norm(layer, 0), {dim}});
+    names.push_back({tensor_name::norm(layer, NormBefore::attention), {dim}});
     for (const Proj proj : all_projections) {
-      if (proj == Proj::gate) names.push_back({tensor_name::norm(layer, 1), {dim}});
+      if (proj == Proj::gate) names.push_back({tensor_name::norm(layer, NormBefore::feed_forward), {dim}});
       names.push_back({tensor_name::weight(layer, proj), {rows_of(shape, proj), cols_of(shape, proj)}});
       const bool has_bias = proj == Proj::o ? shape.o_bias : shape.qkv_bias && group_of(proj) == Group::qkv;
       if (has_bias) names.push_back({tensor_name::bias(layer, proj), {rows_of(shape, proj)}});

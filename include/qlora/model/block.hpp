@@ -73,7 +73,7 @@ class Block {
 
   /// x (T,D) is the stream that enters, out (T,D) the stream that leaves.
   void forward(const Buffers& a, ConstStream x, Stream out) const {
-    norm(a, 0, x);
+    norm(a, NormBefore::attention, x);
     attend(a);
     project_o(a, x);
     feed_forward(a);
@@ -84,14 +84,14 @@ class Block {
   /// Makes again what `policy` did not keep.
   void recompute(const Buffers& a, Recompute policy, ConstStream x) const {
     if (policy == Recompute::none) return;
-    norm(a, 0, x);
+    norm(a, NormBefore::attention, x);
     if (policy == Recompute::block) {
       attend(a);
       project_o(a, x);
     } else {
       linear<Group::qkv>().recompute_xa(b_, c_.workspace.linear, site(Group::qkv),
                                         input<Group::qkv>(a.act(Buffer::norm1)));
-      norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
+      norm(a, NormBefore::feed_forward, rows(d_.dim(), a.act(Buffer::mid)));
     }
     feed_forward(a);
     linear<Group::down>().recompute_xa(b_, c_.workspace.linear, site(Group::down),
@@ -113,7 +113,8 @@ class Block {
     backward_group<Group::gate_up>(gradients, gate_up, a.act(Buffer::norm2), true, gn2);
     b_.at(layer_, Site::post_attention_norm_gradient);
     b_.rmsnorm_backward(gn2.left(d_.dim()), rows(d_.dim(), a.act(Buffer::mid)), a.statistic(Buffer::inv2),
-                        w_.norm(layer_, 1), true, gs, norm_gradient(gradients, 1));
+                        w_.norm(layer_, NormBefore::feed_forward), true, gs,
+                        norm_gradient(gradients, NormBefore::feed_forward));
     b_.at(layer_, Site::attention_gradient);
     const auto go = input<Group::o>(g.input);
     backward_group<Group::o>(gradients, gs, a.act(Buffer::o), true, go);
@@ -126,8 +127,8 @@ class Block {
     backward_group<Group::qkv>(gradients, gqkv, a.act(Buffer::norm1), needs_input, gn1);
     if (!needs_input) return;
     b_.at(layer_, Site::input_norm_gradient);
-    b_.rmsnorm_backward(gn1.left(d_.dim()), x, a.statistic(Buffer::inv1), w_.norm(layer_, 0), true, gs,
-                        norm_gradient(gradients, 0));
+    b_.rmsnorm_backward(gn1.left(d_.dim()), x, a.statistic(Buffer::inv1), w_.norm(layer_, NormBefore::attention), true,
+                        gs, norm_gradient(gradients, NormBefore::attention));
   }
 
  private:
@@ -150,16 +151,16 @@ class Block {
     return w_.template linear<G>(layer_, c_.adapters);
   }
   [[nodiscard]] DropoutSite site(Group g) const { return c_.site(layer_, g); }
-  [[nodiscard]] Param* norm_gradient(Param* gradients, int which) const {
-    return K.trainable == Trainable::all ? gradients + w_.layout().norm(layer_, which) : nullptr;
+  [[nodiscard]] Param* norm_gradient(Param* gradients, NormBefore block) const {
+    return K.trainable == Trainable::all ? gradients + w_.layout().norm(layer_, block) : nullptr;
   }
 
-  void norm(const Buffers& a, int which, ConstStream x) const {
-    b_.at(layer_, which == 0 ? Site::input_norm : Site::post_attention_norm);
-    const Stream y = which == 0 ? input<Group::qkv>(a.act(Buffer::norm1)).left(d_.dim())
-                                : input<Group::gate_up>(a.act(Buffer::norm2)).left(d_.dim());
-    b_.rmsnorm(w_.values().norm_eps, x, w_.norm(layer_, which), y,
-               a.statistic(which == 0 ? Buffer::inv1 : Buffer::inv2));
+  void norm(const Buffers& a, NormBefore block, ConstStream x) const {
+    const bool first = block == NormBefore::attention;
+    b_.at(layer_, first ? Site::input_norm : Site::post_attention_norm);
+    const Stream y = first ? input<Group::qkv>(a.act(Buffer::norm1)).left(d_.dim())
+                           : input<Group::gate_up>(a.act(Buffer::norm2)).left(d_.dim());
+    b_.rmsnorm(w_.values().norm_eps, x, w_.norm(layer_, block), y, a.statistic(first ? Buffer::inv1 : Buffer::inv2));
   }
   void attend(const Buffers& a) const {
     b_.at(layer_, Site::attention);
@@ -182,7 +183,7 @@ class Block {
     linear<Group::o>().forward(b_, c_.workspace.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
                                view(d_.dim(), a.act(Buffer::mid)));
     if (const Param* bias = w_.o_bias(layer_)) b_.add_bias(bias, view(d_.dim(), a.act(Buffer::mid)));
-    norm(a, 1, rows(d_.dim(), a.act(Buffer::mid)));
+    norm(a, NormBefore::feed_forward, rows(d_.dim(), a.act(Buffer::mid)));
   }
   void feed_forward(const Buffers& a) const {
     b_.at(layer_, Site::feed_forward);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "qlora/config.hpp"
+#include "qlora/model/names.hpp"
 #include "qlora/ops.hpp"
 #include "qlora/view.hpp"
 
@@ -272,14 +273,13 @@ struct TrainedLayout {
     }
     return at;
   }
-  /// Index of a norm weight (D); `which`: 0 before attention, 1 before the feed-forward block, 2 one past both. For
-  /// Trainable::all, as the three below.
-  [[nodiscard]] constexpr std::int64_t norm(int layer, int which) const {
-    return layer_offset(layer) + std::int64_t{which} * shape.dim;
+  /// Index of a norm weight (D). For Trainable::all, as the three below.
+  [[nodiscard]] constexpr std::int64_t norm(int layer, NormBefore block) const {
+    return layer_offset(layer) + (block == NormBefore::attention ? 0 : shape.dim);
   }
   /// Index of the weight (N,K) of a projection.
   [[nodiscard]] constexpr std::int64_t weight(int layer, Proj proj) const {
-    std::int64_t at = norm(layer, 2);
+    std::int64_t at = layer_offset(layer) + std::int64_t{2} * shape.dim;  // past the norms
     for (const Proj before : all_projections) {
       if (before == proj) break;
       at += matrix(before);

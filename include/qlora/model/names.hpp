@@ -1,6 +1,7 @@
 // qlora/model/names.hpp — names of a model's tensors, as Hugging Face and PEFT write them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -8,6 +9,9 @@
 
 namespace qlora {
 inline namespace v0 {
+
+/// A layer has two norms; each is named by the block whose input it makes.
+enum class NormBefore : std::uint8_t { attention, feed_forward };
 
 /// Tensors of a LLaMA model in Hugging Face's directory format.
 namespace tensor_name {
@@ -19,9 +23,9 @@ inline constexpr std::string_view layers = "model.layers.";                 ///<
 
 /// What all tensors of one layer begin with.
 [[nodiscard]] inline std::string layer(int index) { return std::string(layers) + std::to_string(index) + "."; }
-/// A layer's norm: 0 before attention, 1 before the feed-forward block. (D)
-[[nodiscard]] inline std::string norm(int index, int which) {
-  return layer(index) + (which == 0 ? "input_layernorm.weight" : "post_attention_layernorm.weight");
+/// A layer's norm. (D)
+[[nodiscard]] inline std::string norm(int index, NormBefore block) {
+  return layer(index) + (block == NormBefore::attention ? "input_layernorm.weight" : "post_attention_layernorm.weight");
 }
 /// The module of one projection, without ".weight".
 [[nodiscard]] inline std::string module(int index, Proj proj) { return layer(index) + std::string(name_of(proj)); }

@@ -87,9 +87,9 @@ class Weights {
   [[nodiscard]] const Act* head() const { return head_; }
   /// Weight (D) of the norm before the head.
   [[nodiscard]] const Param* final_norm() const { return final_norm_; }
-  /// Norm weight (D) of a layer; `which`: 0 before attention, 1 before the feed-forward block.
-  [[nodiscard]] const Param* norm(int layer, int which) const {
-    return layers_[static_cast<std::size_t>(layer)].norm[which];
+  /// A norm weight (D) of a layer.
+  [[nodiscard]] const Param* norm(int layer, NormBefore block) const {
+    return layers_[static_cast<std::size_t>(layer)].norm[static_cast<std::size_t>(block)];
   }
 
   /// Bias of queries, keys and values of a layer ((H+2K)E); null where the model has none.
@@ -186,8 +186,9 @@ class Weights {
     if constexpr (full) {
       visit(std::string(tensor_name::embedding), s.vocab, s.dim, std::int64_t{0});
       for (int layer = 0; layer < s.layers; ++layer) {
-        visit(tensor_name::norm(layer, 0), 1, s.dim, layout_.norm(layer, 0));
-        visit(tensor_name::norm(layer, 1), 1, s.dim, layout_.norm(layer, 1));
+        visit(tensor_name::norm(layer, NormBefore::attention), 1, s.dim, layout_.norm(layer, NormBefore::attention));
+        visit(tensor_name::norm(layer, NormBefore::feed_forward), 1, s.dim,
+              layout_.norm(layer, NormBefore::feed_forward));
         for (const Proj proj : all_projections) {
           visit(tensor_name::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout_.weight(layer, proj));
         }
@@ -330,8 +331,10 @@ class Weights {
     embedding_ = place<Act>(backend, source, std::string(tensor_name::embedding), {s.vocab, s.dim}, to(0), true);
     for (int l = 0; l < s.layers; ++l) {
       Layer& layer = layers_[static_cast<std::size_t>(l)];
-      layer.norm[0] = place<Param>(backend, source, tensor_name::norm(l, 0), {s.dim}, to(layout_.norm(l, 0)), false);
-      layer.norm[1] = place<Param>(backend, source, tensor_name::norm(l, 1), {s.dim}, to(layout_.norm(l, 1)), false);
+      layer.norm[0] = place<Param>(backend, source, tensor_name::norm(l, NormBefore::attention), {s.dim},
+                                   to(layout_.norm(l, NormBefore::attention)), false);
+      layer.norm[1] = place<Param>(backend, source, tensor_name::norm(l, NormBefore::feed_forward), {s.dim},
+                                   to(layout_.norm(l, NormBefore::feed_forward)), false);
       for (std::size_t i = 0; i < all_projections.size(); ++i) {
         const Proj proj = all_projections[i];
         const std::string name = tensor_name::weight(l, proj);
