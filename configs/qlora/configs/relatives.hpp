@@ -1,5 +1,5 @@
 // qlora/configs/relatives.hpp — published models of LLaMA's architecture by others and from later on, side by side.
-// Source: the config.json of each Hugging Face checkpoint. All: eps 1e-5.
+// Source: the shapes as published, checked by the published parameter counts below, not by the files. All: eps 1e-5.
 #pragma once
 
 #include "qlora/config.hpp"

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <bit>
 #include <concepts>
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -85,7 +87,9 @@ class ModelSession : public Session {
       // A chat grows: room for twice as much is made anew seldom.
       talk_length_ = std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(needed, 512)))), limit_);
       const DecodeLimits room{.sequences = 1, .length = talk_length_, .step_tokens = decode_step_tokens};
-      if (!fits(room)) return generate(std::span(&prompt, 1), options, on_token)[0];
+      if (decode_bytes(config_, room, gpu_storage) > free_bytes()) {
+        return generate(std::span(&prompt, 1), options, on_token)[0];
+      }
       talk_.emplace(context_, room);
     }
     const Applied applied(context_, adapter_);
@@ -131,18 +135,17 @@ class ModelSession : public Session {
                         .length = length,
                         .step_tokens = decode_step_tokens,
                         .all_logits = all_logits};
-    while (limits.sequences > 1 && !fits(limits)) --limits.sequences;
+    const std::int64_t free = free_bytes();
+    while (limits.sequences > 1 && decode_bytes(config_, limits, gpu_storage) > free) --limits.sequences;
     return limits;
   }
 
-  /// Whether there is memory on the GPU.
-  [[nodiscard]] bool fits([[maybe_unused]] const DecodeLimits& room) {
+  /// Bytes that a decoder may take: what the GPU has left, on the CPU any number.
+  [[nodiscard]] std::int64_t free_bytes() {
 #ifdef QLORA_CUDA
-    if constexpr (on_gpu<B>) {
-      return decode_bytes(config_, room, gpu_storage) <= memory_of(context_.backend(), device_).free();
-    }
+    if constexpr (on_gpu<B>) return memory_of(context_.backend(), device_).free();
 #endif
-    return true;
+    return std::numeric_limits<std::int64_t>::max();
   }
 
   std::unique_ptr<Context> made_;
