@@ -1,4 +1,4 @@
-// qlora/generate/sampler.hpp — the next token from logits: greedy, or temperature, top-k and top-p in that order.
+// qlora/generate/sampler.hpp — the next token from logits: greedy, or temperature, top-k, top-p and min-p in that order.
 // Randomness is counter-based: (seed, sequence, position) decides, so what else is generated at the same time does not.
 #pragma once
 
@@ -20,6 +20,7 @@ struct Sampling {
   float temperature = 0.0F;  ///< divides the logits, 0 to 100
   float top_p = 0.9F;  ///< the smallest set of likeliest ids with this probability is drawn from; above 0, at most 1
   int top_k = 0;       ///< at most this many ids are drawn from
+  float min_p = 0.0F;  ///< ids less likely than this times the likeliest are not drawn; 0 is off
   std::uint64_t seed = 0;  ///< the same seed draws the same ids
 
   /// Throws Error (usage) for a value outside its range, NaN included.
@@ -27,6 +28,7 @@ struct Sampling {
     detail::expect_option(temperature >= 0.0F && temperature <= 100.0F, "temperature", temperature, "0 to 100");
     detail::expect_option(top_p > 0.0F && top_p <= 1.0F, "top_p", top_p, "above 0 and at most 1");
     detail::expect_option(top_k >= 0, "top_k", top_k, "0 (off) or more");
+    detail::expect_option(min_p >= 0.0F && min_p <= 1.0F, "min_p", min_p, "0 to 1");
   }
 };
 /// Always the likeliest id.
@@ -61,7 +63,10 @@ inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
   // The smallest set of most likely tokens whose probability reaches top_p.
   double kept = 0.0;
   std::size_t size = 0;
-  while (size < count && (size == 0 || kept < static_cast<double>(how.top_p) * all)) kept += weight[size++];
+  while (size < count && (size == 0 || kept < static_cast<double>(how.top_p) * all)) {
+    if (weight[size] < static_cast<double>(how.min_p)) break;  // the likeliest has weight 1
+    kept += weight[size++];
+  }
   const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
   double left = (static_cast<double>(words[0]) + 0.5) * 0x1p-32 * kept;
   for (std::size_t i = 0; i + 1 < size; ++i) {
