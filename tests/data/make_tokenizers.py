@@ -24,14 +24,21 @@ llama3 = (
 byte_level = pre_tokenizers.ByteLevel
 
 
-def trained(steps, ignore_merges=False):
+shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that stand for themselves in pieces
+hidden = [byte for byte in range(0x100) if byte not in shown]
+spelled = {byte: chr(byte) for byte in shown} | {byte: chr(0x100 + at) for at, byte in enumerate(hidden)}
+# Bytes without a piece in the vocabulary of SmolLM2.
+holes = [0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)]
+
+
+def trained(steps, ignore_merges=False, lacks=()):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<|begin|>", "<|end|>"],
-        initial_alphabet=byte_level.alphabet(),
+        initial_alphabet=sorted(set(byte_level.alphabet()) - {spelled[byte] for byte in lacks}),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.splitlines(keepends=True), trainer)
@@ -81,6 +88,9 @@ def kinds():
         tokenizer = converted(legacy=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
         yield f"metaspace_{scheme}", tokenizer, "</s>"
+    yield "holes", trained(
+        [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)], lacks=holes
+    ), "<|end|>"
 
 
 words = corpus.split()
@@ -128,11 +138,16 @@ marks = [
 ]
 
 
-def random_text(rng):
+lost = ["\x04", "\x13", "a\x1db", "\U00041234", "\U00080000x", "\x16\x16"]
+
+
+def random_text(rng, name):
     out = []
     for _ in range(rng.randrange(1, 16)):
         kind = rng.random()
-        if kind < 0.3:
+        if name == "holes" and rng.random() < 0.3:
+            out.append(rng.choice(lost))
+        elif kind < 0.3:
             out.append(rng.choice(words) + rng.choice(["", " ", "  ", "\n"]))
         elif kind < 0.6:
             out.append(rng.choice(marks))
@@ -163,7 +178,7 @@ def main():
     out = {}
     for name, tokenizer, eos in kinds():
         cases = []
-        for text in [""] + [random_text(rng) for _ in range(60)]:
+        for text in [""] + [random_text(rng, name) for _ in range(60)]:
             case = {"text": text}
             for mode in ("as_text", "parsed"):
                 tokenizer.encode_special_tokens = mode == "as_text"

@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <fstream>
 #include <list>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "qlora/configs/tiny.hpp"
+#include "qlora/io/json.hpp"
 #include "qlora/run/compiled.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/text/document.hpp"
@@ -274,6 +276,23 @@ TEST_CASE("recall writes the documents that it counts, the same for the same see
   request.out = scratch / "two.txt";
   CHECK_THROWS_AS(run::recall(request, silent), Error);
   CHECK_FALSE(fs::exists(request.out));
+}
+
+TEST_CASE("recall needs a beginning where no mark begins a text") {
+  const test::Scratch scratch;
+  const fs::path unmarked = scratch / "model";
+  fs::copy(model_dir, unmarked);
+  fs::remove(unmarked / "tokenizer.model");
+  std::ifstream kinds(fs::path(QLORA_SOURCE_DIR) / "tests/data/tokenizers.json");
+  Json tokenizer = Json::parse(kinds).at("llama2_prepend").at("file");
+  tokenizer.erase("post_processor");
+  std::ofstream(unmarked / "tokenizer.json") << tokenizer.dump();
+  run::Progress silent;
+  run::RecallRequest request;
+  request.model = unmarked;
+  request.out = scratch / "texts.jsonl";
+  request.recall.documents = 1;
+  CHECK_THROWS_WITH_AS(run::recall(request, silent), doctest::Contains("--prompt"), Error);
 }
 
 TEST_CASE("a model is asked in its own form, and in the one that is named") {

@@ -113,6 +113,25 @@ TEST_CASE("bytes that are no UTF-8") {
   CHECK(tokenizer.encode("a\xFFz") == tokenizer.encode("a\xEF\xBF\xBDz"));
 }
 
+TEST_CASE("what has no piece in a byte-level vocabulary gives no id, and what follows keeps its place") {
+  if (!can_read("holes")) return;
+  const JsonTokenizer tokenizer(kinds().at("holes").at("file").dump(), "holes", "");
+  const std::string text = "\x04 boat\x13 bo\x16oats\x06";
+  const qlora::MarkedIds marked = tokenizer.encode_marked({.text = text, .content = {}, .replies = {}});
+  CHECK(marked.ids == tokenizer.encode(text));
+  std::size_t at = 0;  // the next byte that has a piece
+  for (std::size_t i = 0; i < marked.ids.size(); ++i) {
+    while (text[at] < ' ') ++at;
+    CHECK(marked.begins[i] == at);
+    for (const char c : tokenizer.surface(marked.ids[i])) {
+      while (text[at] < ' ') ++at;
+      CHECK(text[at++] == c);
+    }
+  }
+  CHECK(at == text.size() - 1);
+  CHECK(tokenizer.encode_marked({.text = "\x04", .content = {}, .replies = {}}).ids.empty());
+}
+
 TEST_CASE("byte-level pieces join to characters, and each longest invalid part is one U+FFFD") {
   if (!can_read("gpt2")) return;
   const test::Scratch dir;
@@ -187,6 +206,8 @@ TEST_CASE("a file that asks for what is not there is refused by its name") {
            "so text would be lost");
   CHECK(refusal(llama, [](Json&) {}) == "accepted");
   if (!can_read("gpt2")) return;
+  contains(refusal("gpt2", [](Json& f) { f["model"]["vocab"].erase("A"); }), "no piece stands for the byte 65");
+  contains(refusal("holes", [](Json& f) { f["model"]["vocab"].erase("\xC3\xB0"); }), "the byte 240");
   contains(refusal("gpt2",
                    [](Json& f) {
                      f["pre_tokenizer"]["pretokenizers"].push_back({{"type", "Digits"}});

@@ -10,9 +10,9 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, (input) when no text
-/// reached its end, (interrupted) when progress asks to stop, after the documents that were complete then are written,
-/// and as Engine does.
+/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, and without a prompt where
+/// no mark begins a text of the model; (input) when no text reached its end; (interrupted) when progress asks to stop,
+/// after the documents that were complete then are written; and as Engine does.
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress);
 
 }  // namespace run
@@ -41,6 +41,12 @@ QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress)
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
   Engine engine(request.model, {.base = request.weights.base, .device = request.device, .chat = request.chat});
   const std::string& prompt = request.recall.prompt;
+  if (prompt.empty() && engine.tokenizer().bos() < 0) {
+    throw Error(
+        concat(request.model.string(),
+               ": nothing goes before a text of this model; give the beginning of every document with --prompt"),
+        ErrorKind::usage);
+  }
   const std::vector<Question> asked(static_cast<std::size_t>(request.recall.documents), Question{false, prompt, {}});
   progress.begin("recall " + request.model.string(), request.recall.documents, "documents");
   int begun = 0;

@@ -53,8 +53,8 @@ struct MarkedIds {
           ++done;
         } else if (c == ' ' && part.substr(done).starts_with(space)) {
           done += space.size();
-        } else {
-          lost = done > 0;
+        } else if (done > 0 || c != ' ') {
+          lost = true;
         }
       }
     }

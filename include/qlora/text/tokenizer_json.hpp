@@ -87,7 +87,12 @@ class JsonTokenizer final : public TokenizerModel {
       const std::string_view part = std::string_view(chat.text).substr(begin, end - begin);
       encoding.ids.clear();
       encode_part(part, begin == 0, SpecialTokens::as_text, encoding);
-      out.append(encoding.ids, part, begin, [&](std::int32_t id) { return surface(id); });
+      const auto surface_of = [&](std::int32_t id) { return surface(id); };
+      if (!lacks_bytes_) return out.append(encoding.ids, part, begin, surface_of);
+      const Kept kept = kept_of(part);
+      const std::size_t before = out.begins.size();
+      out.append(encoding.ids, kept.bytes, 0, surface_of);
+      for (std::size_t i = before; i < out.begins.size(); ++i) out.begins[i] = begin + kept.places[out.begins[i]];
     });
     return out;
   }
@@ -244,13 +249,36 @@ class JsonTokenizer final : public TokenizerModel {
       for (const char byte : character) merger.add(byte_ids_[static_cast<unsigned char>(byte)]);
       return;
     }
-    // The package's rule: consecutive unknown characters are one token if fuse_unk says so.
+    // The package's rule: consecutive unknown characters are one token if fuse_unk says so. Without an unknown token
+    // they give none; is_written() says which those may be.
     if (special_.unk >= 0 && !(fuse_unk_ && !merger.is_empty() && merger.last() == special_.unk))
       merger.add(special_.unk);
   }
 
+  /// The bytes of a text that have pieces, and where they stand in it; the last place is the text's end.
+  struct Kept {
+    std::string bytes;
+    std::vector<std::size_t> places;
+  };
+  [[nodiscard]] Kept kept_of(std::string_view text) const {
+    Kept kept;
+    for (std::size_t at = 0; at < text.size(); ++at) {
+      if (single_[static_cast<unsigned char>(text[at])] < 0) continue;
+      kept.bytes += text[at];
+      kept.places.push_back(at);
+    }
+    kept.places.push_back(text.size());
+    return kept;
+  }
+
   // --- reading ----------------------------------------------------------------------------------------------------
 
+  /// Whether writing needs the byte. The others are control characters, what no UTF-8 has, and the planes from U+40000
+  /// on, which have no letters: the vocabulary of SmolLM2 lacks 21 of those.
+  [[nodiscard]] static bool is_written(std::size_t byte) {
+    return byte == '\t' || byte == '\n' || byte == '\r' || (byte >= 0x20 && byte < 0x7F) ||
+           (byte >= 0x80 && byte < 0xC0) || (byte >= 0xC2 && byte <= 0xF0);
+  }
   void read_normalizer(const Json& file, const std::string& where) {
     normalizer_ = detail::stages::normalizers_of(file, where);
   }
@@ -306,8 +334,10 @@ class JsonTokenizer final : public TokenizerModel {
     }
     if (byte_level_) {
       for (std::size_t byte = 0; byte < 256; ++byte) {
-        if (single_[byte] < 0 && special_.unk < 0)
+        if (single_[byte] >= 0 || special_.unk >= 0) continue;
+        if (is_written(byte))
           throw Error(concat(where, ": no piece stands for the byte ", byte, ", so text would be lost"));
+        lacks_bytes_ = true;
       }
     } else if (!byte_fallback_ && special_.unk < 0) {
       detail::stages::refuse(where, "the model", "has neither byte_fallback nor unk_token, so text would be lost");
@@ -446,6 +476,7 @@ class JsonTokenizer final : public TokenizerModel {
   std::array<std::int32_t, 256> byte_ids_{};  // "<0x00>" to "<0xFF>"
   MergeTable merges_;
   bool byte_level_ = false, byte_fallback_ = false, fuse_unk_ = false, ignore_merges_ = false;
+  bool lacks_bytes_ = false;  // some bytes give no id
   bool strips_leading_space_ = false;
   std::string space_;  // what stands for a space in pieces; empty for byte-level ones
   SpecialIds special_;
