@@ -3,7 +3,7 @@
 #
 #   0 vocabulary   include/qlora/*.hpp, std only      4 training      train/ generate/
 #   1 contract     backend.hpp                        5 the outside   text/ io/ net/ web/ eval/
-#   2 backends     cpu/, cpu.hpp, cuda/, cuda.hpp     6 doors         llama2.hpp, run/; configs/ is vocabulary
+#   2 backends     cpu/, cpu.hpp, cuda/, cuda.hpp     6 doors         llama2.hpp, run/, serve/; configs/ is vocabulary
 #   3 network      model/
 #
 # A file includes its own layer and those below it. Network and training code never name a backend, and no backend names
@@ -23,7 +23,7 @@ offences=$(
       if (path ~ /^qlora\/(train|generate)\//) return 4
       if (path ~ /^qlora\/(text|io|net|web|eval)\//) return 5
       if (path == "qlora/backend.hpp") return 1
-      if (path == "qlora/llama2.hpp" || path ~ /^qlora\/run\//) return 6
+      if (path == "qlora/llama2.hpp" || path ~ /^qlora\/(run|serve)\//) return 6
       if (path ~ /^qlora\/configs\//) return 0
       if (path ~ /^qlora\/[^\/]*\.hpp$/) return 0
       return -1
