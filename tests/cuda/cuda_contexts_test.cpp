@@ -4,10 +4,12 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <map>
 #include <thread>
 
 #include "qlora/cuda.hpp"
 #include "qlora/generate/generator.hpp"
+#include "qlora/generate/scheduler.hpp"
 #include "qlora/train/trainer.hpp"
 #include "support/small_model.hpp"
 
@@ -111,4 +113,34 @@ TEST_CASE("two threads decode with adapters while a trainer steps") {
   int different = 0;
   for (const double loss : losses) different += alone.step(data.all()).loss == loss ? 0 : 1;
   CHECK(different == 0);
+}
+
+TEST_CASE("a scheduler's variants reply as a generator does for each") {
+  Model<net, Cuda> model(small_model::weights(net.shape, 2), {}, Cuda());
+  model.attach("first", adapters(model, 5));
+  model.attach("second", adapters(model, 6));
+  const std::vector<Variant> variants{{}, {"first"}, {"second", 0.5F}};
+  Scheduler<code_of(net), Cuda> batch(model.make_context(), limits);  // two slots for three requests
+  std::map<Ticket, Ids> replies;
+  std::vector<Ticket> tickets;
+  for (const Variant& variant : variants) {
+    tickets.push_back(batch.submit({.prompt = prompts[0],
+                                    .variant = variant,
+                                    .max_new_tokens = 60,
+                                    .sampling = {.temperature = 1.0F, .seed = 3}}));
+  }
+  while (batch.step([&](const Progressed& news) {
+    for (const DrawnToken& token : news.tokens) replies[news.ticket].push_back(token.token.id);
+  })) {
+  }
+  Generator<net, Cuda> generator(model, limits);
+  for (std::size_t i = 0; i < variants.size(); ++i) {
+    if (variants[i].adapter.empty()) {
+      generator.context().use_base();
+    } else {
+      generator.context().use(variants[i].adapter, variants[i].scale);
+    }
+    CHECK(replies[tickets[i]] == generator.generate(prompts[0], sampled).ids);
+  }
+  CHECK(replies[tickets[0]] != replies[tickets[1]]);
 }

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/generate/scheduler.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/open_model.hpp"
 #include "qlora/io/trainer.hpp"
@@ -48,6 +49,15 @@ template <class B>
                     device.memory_cap);
 }
 #endif
+
+/// Bytes that a decoder may take: what the GPU has left, on the CPU any number.
+template <class B>
+[[nodiscard]] std::int64_t free_bytes([[maybe_unused]] const B& backend, [[maybe_unused]] const DeviceOptions& device) {
+#ifdef QLORA_CUDA
+  if constexpr (on_gpu<B>) return memory_of(backend, device).free();
+#endif
+  return std::numeric_limits<std::int64_t>::max();
+}
 
 /// Generates and scores in a context. `adapter_` is what its calls apply, whatever the context is set to between them.
 template <Config C, class B>
@@ -140,13 +150,7 @@ class ModelSession : public Session {
     return limits;
   }
 
-  /// Bytes that a decoder may take: what the GPU has left, on the CPU any number.
-  [[nodiscard]] std::int64_t free_bytes() {
-#ifdef QLORA_CUDA
-    if constexpr (on_gpu<B>) return memory_of(context_.backend(), device_).free();
-#endif
-    return std::numeric_limits<std::int64_t>::max();
-  }
+  [[nodiscard]] std::int64_t free_bytes() { return detail::free_bytes(context_.backend(), device_); }
 
   std::unique_ptr<Context> made_;
   Context& context_;
@@ -220,6 +224,20 @@ class CompiledModel final : public LoadedModel {
     }
     auto context = threads == 0 ? model_.make_context() : model_.make_context(make_backend<B>(device));
     return std::make_unique<LoadedSession<C, B>>(std::move(context), model_.resolved_config(), limit_, device);
+  }
+
+  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& asked) const override {
+    DecodeLimits limits = asked;
+    if (limits.length == 0) limits.length = limit_;
+    if (limits.length > limit_) {
+      throw Error(concat("a context of ", limits.length, " tokens; the model's holds ", limit_), ErrorKind::usage);
+    }
+    auto context = model_.make_context();
+    const std::int64_t free = free_bytes(context->backend(), device_);
+    while (limits.sequences > 1 && decode_bytes(model_.resolved_config(), limits, gpu_storage) > free) {
+      --limits.sequences;
+    }
+    return std::make_unique<Scheduler<code_of(C), B>>(std::move(context), limits);
   }
 
  private:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "qlora/generate/generator.hpp"
+#include "qlora/generate/request.hpp"
 #include "qlora/generate/scorer.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/checkpoint.hpp"
@@ -72,6 +73,10 @@ class LoadedModel {
   /// A session that applies no adapter, with `threads` threads of its own; 0: as many as the model was opened with.
   /// Keeps the weights alive. Throws Error (usage) for threads on a GPU.
   [[nodiscard]] virtual std::unique_ptr<Session> open_session(int threads = 0) const = 0;
+  /// What runs many requests side by side, with the room of `limits` or with as many sequences as memory is left for;
+  /// `limits.length` 0: the model's context. Requests name adapters as Session::use does. Keeps the weights alive.
+  /// Throws Error (usage) when the length is beyond the model's context, and (resource) when not one sequence fits.
+  [[nodiscard]] virtual std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits) const = 0;
 };
 
 /// What a checkpoint holds beside the tensors.
