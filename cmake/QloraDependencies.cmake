@@ -60,6 +60,13 @@ if(QLORA_WITH_GUMBO AND PkgConfig_FOUND)
 endif()
 qlora_optional_done(GUMBO libgumbo-dev "no text is taken out of HTML pages; the program has no fetch and run")
 
+qlora_optional(BOOST)
+if(QLORA_WITH_BOOST)
+  find_package(Boost 1.81 QUIET)
+  set(QLORA_HAS_BOOST ${Boost_FOUND})
+endif()
+qlora_optional_done(BOOST libboost1.81-dev "no HTTP server; the program has no serve")
+
 qlora_optional(TOML)
 if(QLORA_WITH_TOML)
   find_package(tomlplusplus QUIET)

@@ -17,6 +17,7 @@ set(rows
     "QLORA_HAS_PCRE2" "PCRE2: byte-level tokenizers"
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
+    "QLORA_HAS_BOOST" "Boost: HTTP server"
     "QLORA_HAS_TOML" "toml++: job files"
     "QLORA_HAS_CLI11" "CLI11: command line"
     "QLORA_HAS_BENCHMARK" "Google Benchmark"

@@ -54,6 +54,10 @@ offences=$(
       if ($2 == "xxhash.h") { if (from != "qlora/io/checksum.hpp") offence("xxHash stays in io/checksum.hpp"); next }
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
+      if ($2 ~ /^boost\//) {
+        if (from != "qlora/serve/http_server.hpp") offence("Boost stays in serve/http_server.hpp")
+        next
+      }
       if ($2 ~ /^sentencepiece/) {
         if (from != "qlora/text/sentencepiece.hpp") offence("sentencepiece stays in text/sentencepiece.hpp")
         next

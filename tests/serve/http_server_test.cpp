@@ -1,0 +1,318 @@
+// http_server_test.cpp — the HTTP server over real sockets: limits, deadlines, keys, answers in parts, clients that go.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/serve/http_server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/http_client.hpp"
+#include "support/refusal.hpp"
+
+using namespace std::chrono_literals;
+using qlora::serve::Exchange;
+using qlora::serve::HttpOptions;
+using qlora::serve::HttpReply;
+using qlora::serve::HttpRequest;
+using qlora::serve::HttpServer;
+using test::Answer;
+using test::Client;
+
+namespace {
+
+/// Waits until something has happened in another thread; a minute is for a machine that is busy.
+class Happened {
+ public:
+  void now() {
+    const std::lock_guard lock(mutex_);
+    ++count_;
+    changed_.notify_all();
+  }
+  bool wait(int times = 1) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, 60s, [&] { return count_ >= times; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int count_ = 0;
+};
+
+/// Echoes what it is asked, in parts where the path says so, and keeps exchanges of /wait.
+struct Echo {
+  std::mutex mutex;
+  std::vector<std::shared_ptr<Exchange>> kept;
+  Happened waiting, lost;
+
+  void operator()(const std::shared_ptr<Exchange>& exchange) {
+    const HttpRequest& request = exchange->request();
+    if (request.path == "/echo") {
+      exchange->reply({200, "text/plain", request.method + " " + request.query + " " + request.body, {}});
+    } else if (request.path == "/parts") {
+      exchange->begin({200, "text/event-stream", "first;", {}});
+      exchange->write("second;");
+      exchange->write("");
+      exchange->write("third;");
+      exchange->end();
+      exchange->write("too late");
+    } else if (request.path == "/wait" || request.path == "/stream") {
+      exchange->on_gone([this] { lost.now(); });
+      if (request.path == "/stream") exchange->begin({200, "text/event-stream", "begin;", {}});
+      const std::lock_guard lock(mutex);
+      kept.push_back(exchange);
+      waiting.now();
+    } else if (request.path == "/throws") {
+      throw std::runtime_error("the handler threw");
+    }  // else nobody answers
+  }
+  std::shared_ptr<Exchange> take() {
+    const std::lock_guard lock(mutex);
+    const std::shared_ptr<Exchange> last = kept.back();
+    kept.pop_back();
+    return last;
+  }
+};
+
+struct Running {
+  Echo echo;
+  std::unique_ptr<HttpServer> server;
+
+  explicit Running(HttpOptions options = {}) {
+    options.port = 0;
+    server = qlora::serve::open_http_server(options, [this](const std::shared_ptr<Exchange>& e) { echo(e); });
+  }
+  [[nodiscard]] int port() const { return server->port(); }
+};
+
+/// Whether the server has no connection left within a minute.
+bool all_closed(const HttpServer& server) {
+  for (int i = 0; i < 6000 && server.connections() > 0; ++i) std::this_thread::sleep_for(10ms);
+  return server.connections() == 0;
+}
+
+}  // namespace
+
+TEST_CASE("requests on one connection, one after another and sent ahead") {
+  const Running running;
+  Client client(running.port());
+  CHECK(client.ask("POST", "/echo?q=1", "hello").body == "POST q=1 hello");
+  CHECK(client.ask("GET", "/echo").body == "GET  ");
+  const Answer head = client.ask("HEAD", "/echo");
+  CHECK(head.status == 200);
+  CHECK(head.field("Content-Length") == "5");
+  const std::string ahead =
+      "GET /parts HTTP/1.1\r\nHost: localhost\r\n\r\nGET /echo?2 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  client.send(ahead);
+  CHECK(client.answer().body == "first;second;third;");
+  CHECK(client.answer().body == "GET 2 ");
+  client.send(
+      "POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n");
+  CHECK(client.answer().body == "POST  abcd");
+  client.send("POST /echo HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+  CHECK(client.until("\r\n\r\n").starts_with("HTTP/1.1 100 "));
+  client.send("xyz");
+  CHECK(client.answer().body == "POST  xyz");
+  CHECK(client.ask("GET", "/throws").status == 500);
+  CHECK(client.ask("GET", "/nobody").status == 500);
+  CHECK(client.ask("GET", "/echo", "", "Connection: close\r\n").field("Connection") == "close");
+  CHECK(client.rest().empty());
+}
+
+TEST_CASE("an old client gets the parts up to the end of the connection") {
+  const Running running;
+  Client client(running.port());
+  client.send("GET /parts HTTP/1.0\r\n\r\n");
+  const Answer answer = client.answer();
+  CHECK(answer.body == "first;second;third;");
+  CHECK(answer.field("Connection") == "close");
+}
+
+TEST_CASE("what is too large or no HTTP is refused and not kept") {
+  const Running running;
+  const auto first_line = [&](const std::string& bytes) {
+    Client client(running.port());
+    client.send(bytes);
+    return client.answer();
+  };
+  const std::string post = "POST /echo HTTP/1.1\r\nHost: localhost\r\n";
+  const std::string chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
+  CHECK(first_line("GET /echo HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n").status == 431);
+  CHECK(first_line(post + "Content-Length: 2097153\r\n\r\n").status == 413);
+  CHECK(first_line(post + "Content-Length: 99999999999999999999999\r\n\r\n").status == 400);
+  CHECK(first_line(post + "Content-Length: -1\r\n\r\n").status == 400);
+  CHECK(first_line(chunked + "-2\r\nab\r\n").status == 400);
+  CHECK(first_line(chunked + "fffffffffffffffff\r\nab\r\n").status == 400);
+  CHECK(first_line(chunked + "200001\r\nab").status == 413);
+  CHECK(first_line(post + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").status == 400);
+  CHECK(first_line("hello\r\n\r\n").status == 400);
+  CHECK(first_line("GET /echo HTTP/7.3\r\n\r\n").status == 400);
+  {
+    Client flood(running.port());  // 64 MB of one header: the server leaves long before
+    const std::string part(65536, 'h');
+    bool open = flood.send("GET / HTTP/1.1\r\nX: ");
+    for (int i = 0; i < 1000 && open; ++i) open = flood.send(part);
+    CHECK(!open);
+  }
+  CHECK(all_closed(*running.server));
+}
+
+TEST_CASE("a key opens every path but the open ones") {
+  HttpOptions options{.key = "secret", .open_paths = {"/echo"}};
+  const Running running(options);
+  const auto ask = [&](const std::string& path, const std::string& headers) {
+    return Client(running.port()).ask("GET", path, "", headers);
+  };
+  CHECK(ask("/echo", "").status == 200);
+  for (const std::string path : {"/parts", "/echo/", "/echo/../parts", "//echo", "/nothing"}) {
+    INFO(path);
+    for (const std::string headers : {"", "Authorization: secret\r\n", "Authorization: Bearer secre\r\n",
+                                      "Authorization: Bearer secrets\r\n", "Authorization: Bearer \r\n"}) {
+      const Answer answer = ask(path, headers);
+      CHECK(answer.status == 401);
+      CHECK(answer.field("WWW-Authenticate") == "Bearer");
+    }
+  }
+  CHECK(ask("/parts", "Authorization: Bearer secret\r\n").status == 200);
+  // An empty name is not the same as no key where one is needed.
+  CHECK(ask("/parts", "authorization: bearer secret\r\n").status == 200);
+}
+
+TEST_CASE("without a key other machines and pages of other sites are kept out") {
+  for (const std::string host : {"0.0.0.0", "::", "example.org", "127.0.0.1.5"}) {
+    INFO(host);
+    CHECK(!test::refusal([&] { (void)qlora::serve::open_http_server({.host = host, .port = 0}, {}); }).empty());
+  }
+  const Running running;
+  const auto status = [&](const std::string& headers) {
+    Client client(running.port());
+    client.send("GET /echo HTTP/1.1\r\n" + headers + "\r\n");
+    return client.answer().status;
+  };
+  CHECK(status("Host: localhost:8080\r\n") == 200);
+  CHECK(status("Host: 127.0.0.1:1\r\n") == 200);
+  CHECK(status("Host: [::1]:80\r\n") == 200);
+  CHECK(status("Host: evil.example\r\n") == 403);  // a name that was made to point here
+  CHECK(status("Host: localhost.evil.example\r\n") == 403);
+  CHECK(status("Host: localhost\r\nOrigin: https://evil.example\r\n") == 403);
+  CHECK(status("Host: localhost\r\nOrigin: null\r\n") == 403);
+  CHECK(status("Host: localhost\r\nOrigin: http://localhost:3000\r\n") == 200);
+}
+
+TEST_CASE("who is slow is left, and does not keep others waiting") {
+  HttpOptions options;
+  options.limits.header_time = 300ms;
+  options.limits.body_time = 300ms;
+  options.limits.idle_time = 300ms;
+  const Running running(options);
+  std::vector<Client> slow;
+  for (int i = 0; i < 200; ++i) {
+    slow.emplace_back(running.port());
+    if (i % 4 == 1) slow.back().send("GET /echo HT");
+    if (i % 4 == 2) slow.back().send("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab");
+    if (i % 4 == 3) (void)slow.back().ask("GET", "/echo");  // and then idle
+  }
+  CHECK(Client(running.port()).ask("GET", "/echo").status == 200);
+  for (Client& client : slow) CHECK(client.rest().empty());
+  CHECK(all_closed(*running.server));
+}
+
+TEST_CASE("connections beyond the limit are told to come back") {
+  HttpOptions options;
+  options.limits.connections = 2;
+  Running running(options);
+  Client first(running.port()), second(running.port());
+  CHECK(first.ask("GET", "/echo").status == 200);
+  CHECK(second.ask("GET", "/echo").status == 200);
+  Client third(running.port());
+  const Answer answer = third.answer();
+  CHECK(answer.status == 503);
+  CHECK(answer.field("Retry-After") == "1");
+}
+
+TEST_CASE("a client that goes is noticed, before its answer and in it") {
+  Running running;
+  for (const std::string path : {"/wait", "/stream"}) {
+    INFO(path);
+    Client client(running.port());
+    client.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    if (path == "/stream") CHECK(client.until("begin;").ends_with("begin;"));
+    REQUIRE(running.echo.waiting.wait(path == "/wait" ? 1 : 2));
+    client.hang_up();
+    REQUIRE(running.echo.lost.wait(path == "/wait" ? 1 : 2));
+    const std::shared_ptr<Exchange> exchange = running.echo.take();
+    Happened looked;
+    std::atomic<bool> open{true};
+    exchange->post([&] {
+      open = exchange->open();
+      exchange->write("to nobody");
+      exchange->end();
+      looked.now();
+    });
+    REQUIRE(looked.wait());
+    CHECK(!open);
+  }
+  CHECK(all_closed(*running.server));
+}
+
+TEST_CASE("a client that does not read its answer is taken for gone") {
+  HttpOptions options;
+  options.limits.waiting_bytes = 1 << 16;
+  Running running(options);
+  Client client(running.port());
+  client.send("GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  REQUIRE(running.echo.waiting.wait());
+  const std::shared_ptr<Exchange> exchange = running.echo.take();
+  std::atomic<bool> open{true};
+  const std::string part(1 << 16, 'p');
+  for (int i = 0; i < 4000 && open; ++i) {  // 262 MB: no socket holds that
+    Happened written;
+    exchange->post([&] {
+      exchange->write(part);
+      open = exchange->open();
+      written.now();
+    });
+    REQUIRE(written.wait());
+  }
+  CHECK(!open);
+  CHECK(running.echo.lost.wait());
+}
+
+TEST_CASE("a stop lets answers end, and takes nothing new") {
+  Running running;
+  Client client(running.port()), idle(running.port());
+  CHECK(idle.ask("GET", "/echo").status == 200);
+  client.send("GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  CHECK(client.until("begin;").ends_with("begin;"));
+  REQUIRE(running.echo.waiting.wait());
+  std::thread stopper([&] { running.server->stop(60s); });
+  CHECK(idle.rest().empty());  // closed at once
+  std::shared_ptr<Exchange> exchange = running.echo.take();
+  exchange->post([exchange] {
+    exchange->write("end;");
+    exchange->end();
+  });
+  exchange.reset();
+  CHECK(client.rest().find("end;") != std::string::npos);
+  stopper.join();
+  CHECK(running.server->connections() == 0);
+}
+
+TEST_CASE("a stop does not wait for ever") {
+  Running running;
+  Client client(running.port());
+  client.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  REQUIRE(running.echo.waiting.wait());
+  running.server->stop(50ms);
+  CHECK(running.echo.lost.wait());
+  CHECK(client.rest().empty());
+  running.echo.kept.clear();  // no exchange outlives its server
+}
