@@ -30,12 +30,14 @@ measure() {
   for _ in $(seq "$runs"); do
     # Processor time (user and system) of the compiler, so that a busy machine changes it little.
     # shellcheck disable=SC2086
+    # The pipe would hide a compiler that fails.
+    ($cxx -std=c++20 $flags -I"$root/include" -I"$root/configs" $eigen -c "$work/$1.cpp" -o "$work/$1.o" && times) \
+      >"$work/times" || return 1
     took=$(
-      ($cxx -std=c++20 $flags -I"$root/include" -I"$root/configs" $eigen -c "$work/$1.cpp" -o "$work/$1.o" && times) |
-        awk 'NR == 2 {
-          split($1, u, /[ms]/); split($2, y, /[ms]/)
-          printf "%d", 1000 * (60 * (u[1] + y[1]) + u[2] + y[2])
-        }'
+      awk 'NR == 2 {
+        split($1, u, /[ms]/); split($2, y, /[ms]/)
+        printf "%d", 1000 * (60 * (u[1] + y[1]) + u[2] + y[2])
+      }' "$work/times"
     )
     if [ -z "$best" ] || [ "$took" -lt "$best" ]; then best=$took; fi
   done

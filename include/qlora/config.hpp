@@ -115,7 +115,7 @@ inline constexpr std::array<Proj, 7> all_projections{Proj::q,    Proj::k,  Proj:
 }
 
 /// The names of a set, in the order of all_projections: "self_attn.q_proj, mlp.up_proj".
-[[nodiscard]] inline std::string names_of(Proj set) {
+[[nodiscard, gnu::cold]] inline std::string names_of(Proj set) {
   std::string names;
   for (const Proj proj : all_projections) {
     if (contains(set, proj)) names.append(names.empty() ? "" : ", ").append(name_of(proj));

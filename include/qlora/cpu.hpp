@@ -300,7 +300,5 @@ class Cpu {
   std::unique_ptr<cpu::ThreadPool> pool_;
 };
 
-static_assert(FullBackend<Cpu<float>> && FullBackend<Cpu<double>> && FullBackend<Cpu<std::complex<double>>>);
-
 }  // namespace v0
 }  // namespace qlora

@@ -6,9 +6,10 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <initializer_list>
 #include <source_location>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -40,49 +41,93 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
 };
 
-namespace detail {
+/// A part of a message: text, a character or a number. Refers to text that must outlive it. Messages are built in many
+/// places, so this is no template: a function for each list of types would be a good part of the time that a trainer
+/// takes to compile.
+class MessagePart {
+ public:
+  /// Text as it is.
+  template <class T>
+  requires std::is_convertible_v<const T&, std::string_view> MessagePart(const T& text)  // NOLINT: is a message
+      : kind_(Kind::text), text_(static_cast<std::string_view>(text)) {}
+  /// A character.
+  MessagePart(char c) : kind_(Kind::character), character_(c) {}  // NOLINT
+  /// Bytes are characters, as operator<< has them.
+  MessagePart(signed char c) : MessagePart(static_cast<char>(c)) {}  // NOLINT
+  /// Bytes are characters, as operator<< has them.
+  MessagePart(unsigned char c) : MessagePart(static_cast<char>(c)) {}  // NOLINT
+  /// 1 or 0.
+  MessagePart(bool number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(short number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(unsigned short number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(int number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(unsigned number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(long number) : MessagePart(static_cast<long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(unsigned long number) : MessagePart(static_cast<unsigned long long>(number)) {}  // NOLINT
+  /// Decimal.
+  MessagePart(long long number) : kind_(Kind::integer), integer_(number) {}  // NOLINT
+  /// Decimal.
+  MessagePart(unsigned long long number) : kind_(Kind::natural), natural_(number) {}  // NOLINT
+  /// Six significant digits, as operator<< of a new stream writes.
+  MessagePart(double number) : kind_(Kind::real), real_(number) {}  // NOLINT
 
-// Messages are built in many places, and a stream in each would be a good part of the time that a trainer takes to
-// compile. These write what operator<< of a new stream writes.
-inline void append_number(std::string& out, long long number) { out += std::to_string(number); }
-inline void append_number(std::string& out, unsigned long long number) { out += std::to_string(number); }
-inline void append_number(std::string& out, double number) {
-  std::array<char, 32> text{};
-  out.append(text.data(), static_cast<std::size_t>(std::snprintf(text.data(), text.size(), "%g", number)));
-}
-template <class T>
-void append_part(std::string& out, const T& part) {
-  if constexpr (std::is_convertible_v<const T&, std::string_view>) {
-    out += static_cast<std::string_view>(part);
-  } else if constexpr (std::is_same_v<T, char> || std::is_same_v<T, signed char> || std::is_same_v<T, unsigned char>) {
-    out += static_cast<char>(part);
-  } else if constexpr (std::is_floating_point_v<T>) {
-    append_number(out, static_cast<double>(part));
-  } else if constexpr (std::is_integral_v<T> && std::is_signed_v<T>) {
-    append_number(out, static_cast<long long>(part));
-  } else if constexpr (std::is_integral_v<T>) {
-    append_number(out, static_cast<unsigned long long>(part));
-  } else {
-    std::ostringstream text;
-    text << part;
-    out += text.str();
+  /// Adds it to a message.
+  [[gnu::cold]] void append_to(std::string& out) const {
+    switch (kind_) {
+      case Kind::text:
+        out += text_;
+        return;
+      case Kind::character:
+        out += character_;
+        return;
+      case Kind::integer:
+        out += std::to_string(integer_);
+        return;
+      case Kind::natural:
+        out += std::to_string(natural_);
+        return;
+      case Kind::real: {
+        std::array<char, 32> text{};
+        out.append(text.data(), static_cast<std::size_t>(std::snprintf(text.data(), text.size(), "%g", real_)));
+        return;
+      }
+    }
   }
-}
 
-}  // namespace detail
+ private:
+  enum class Kind : std::uint8_t { text, character, integer, natural, real };
+  Kind kind_;
+  union {
+    std::string_view text_;
+    char character_;
+    long long integer_;
+    unsigned long long natural_;
+    double real_;
+  };
+};
 
-/// "a", 3, "b" -> "a3b", with whatever operator<< makes of each part.
-template <class... Parts>
-[[nodiscard]] std::string concat(const Parts&... parts) {
+/// {"a", 3, "b"} -> "a3b".
+[[nodiscard, gnu::cold]] inline std::string concat(std::initializer_list<MessagePart> parts) {
   std::string out;
-  (detail::append_part(out, parts), ...);
+  for (const MessagePart& part : parts) part.append_to(out);
   return out;
 }
+/// "a", 3, "b" -> "a3b", with what operator<< of a new stream makes of each part.
+template <class... Parts>
+[[nodiscard, gnu::always_inline]] inline std::string concat(const Parts&... parts) {
+  return concat({MessagePart(parts)...});
+}
 
 namespace detail {
 
-[[noreturn]] inline void fail_expectation(const char* condition, const std::string& message,
-                                          std::source_location where = std::source_location::current()) {
+[[noreturn, gnu::cold]] inline void fail_expectation(const char* condition, const std::string& message,
+                                                     std::source_location where = std::source_location::current()) {
   const std::string_view path = where.file_name();
   const auto slash = path.find_last_of('/');
   throw Error(concat(message, " [", condition, " is false at ",

@@ -12,6 +12,8 @@
 
 using namespace qlora;
 
+static_assert(FullBackend<Cpu<float>> && FullBackend<Cpu<double>> && FullBackend<Cpu<std::complex<double>>>);
+
 namespace {
 
 using Real = cpu::Numbers<double>;

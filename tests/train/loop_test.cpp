@@ -205,7 +205,7 @@ TEST_CASE("a parameter group has a weight decay of its own") {
 TEST_CASE("rules cover all that is trained, norms keep out of decay, and groups that mean nothing are refused") {
   using detail::rule_ranges;
   const std::vector<detail::TrainedSpan> spans{
-      {"a.norm", 0, false}, {"b.norm", 300, false}, {"a.w", 100}, {"b.w", 400}};
+      {"a.norm", 0, false}, {"a.w", 100}, {"b.norm", 300, false}, {"b.w", 400}};
   const auto plain = rule_ranges(spans, 500, {}, 0.5F);
   REQUIRE(plain.size() == 4);
   CHECK(plain[0].weight_decay == 0.0F);
@@ -213,6 +213,8 @@ TEST_CASE("rules cover all that is trained, norms keep out of decay, and groups 
   CHECK(plain[1].count == 200);
   CHECK(plain[1].weight_decay == 0.5F);
   CHECK(plain[3].count == 100);
+  const std::vector<detail::TrainedSpan> falling{{"b.w", 400}, {"a.w", 100}};
+  CHECK_THROWS_WITH_AS((void)rule_ranges(falling, 500, {}, 0.5F), doctest::Contains("b.w begins at 400"), Error);
   const std::vector<ParameterGroup> all{{.part = ".", .weight_decay = 0.25F}};
   CHECK(rule_ranges(spans, 500, all, 0.5F).size() == 1);
   const auto refused = [](const ParameterGroup& group, const char* why, bool adamw8bit = false) {

@@ -159,7 +159,7 @@ class Decoder {
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       pass_.cached = sequences_of(layer);
-      Block<K, B>(b_, w_, pass_, layer).forward(buffers_, x, x);
+      Block<K, B, Reads::cache>(b_, w_, pass_, layer).forward(buffers_, x, x);
     }
     return x;
   }

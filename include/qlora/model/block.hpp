@@ -37,7 +37,7 @@ struct Pass {
 
   AppliedAdapters<B> adapters{};                  ///< what linear layers add to the base
   TokenBatch batch{};                             ///< while decoding: tokens and positions alone
-  std::span<const CachedSequence<Act>> cached{};  ///< not empty: the tokens extend these sequences
+  std::span<const CachedSequence<Act>> cached{};  ///< while decoding: the tokens extend these sequences
   const Param* cosine = nullptr;                  ///< (positions, E/2), of the rotary embedding
   const Param* sine = nullptr;                    ///< (positions, E/2)
   Workspace<Act, Param> workspace{};              ///< shared by all layers
@@ -52,8 +52,12 @@ struct Pass {
   }
 };
 
+/// What attention reads: the documents of a packed batch, or cached keys and values that the tokens extend. A constant of
+/// the code, so that a trainer compiles no decoding and a generator no packed batches.
+enum class Reads : std::uint8_t { batch, cache };
+
 /// One decoder block, made for one pass. It owns nothing; all that it is given must outlive it.
-template <Code K, class B>
+template <Code K, class B, Reads R>
 class Block {
  public:
   using Act = typename B::Act;               ///< what activations are stored in
@@ -169,7 +173,7 @@ class Block {
     linear<Group::qkv>().forward(b_, c_.workspace.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {},
                                  qkv);
     if (const Param* bias = w_.qkv_bias(layer_)) b_.add_bias(bias, qkv);
-    if (c_.cached.empty()) {
+    if constexpr (R == Reads::batch) {
       b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
       b_.attention(d_.attention(), c_.batch, ConstView<C::qkv>(qkv), o, a.statistic(Buffer::lse),
                    c_.workspace.attention, c_.workspace.attention_bytes);

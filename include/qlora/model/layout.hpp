@@ -5,8 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "qlora/config.hpp"
+#include "qlora/error.hpp"
 #include "qlora/model/names.hpp"
 #include "qlora/ops.hpp"
 #include "qlora/view.hpp"
@@ -291,6 +295,52 @@ struct TrainedLayout {
   /// Index of the weight (V,D) of the head; of a tied one, that of the embedding.
   [[nodiscard]] constexpr std::int64_t head() const { return shape.tied_embeddings ? 0 : final_norm() + shape.dim; }
 };
+
+/// A trained matrix (rows, cols), or a norm weight with one row.
+struct TrainedTensor {
+  std::string name;         ///< as in Hugging Face files, "model.layers.0.mlp.up_proj.lora_A.weight"
+  std::int64_t rows = 0;    ///< of an adapter's rank cap, padding included
+  std::int64_t cols = 0;    ///< numbers in a row
+  std::int64_t offset = 0;  ///< of its first number in the array of all that is trained
+};
+
+/// All that is trained, at rising offsets. No template: it builds text, and would be compiled for every config.
+[[nodiscard, gnu::cold]] inline std::vector<TrainedTensor> trained_tensors(const TrainedLayout& layout) {
+  const Shape& s = layout.shape;
+  const Lora& lora = layout.lora;
+  std::vector<TrainedTensor> all;
+  const auto add = [&](std::string name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
+    all.push_back({std::move(name), rows, cols, offset});
+  };
+  if (layout.trainable == Trainable::all) add(std::string(tensor_name::embedding), s.vocab, s.dim, 0);
+  for (int layer = 0; layer < s.layers; ++layer) {
+    if (layout.trainable == Trainable::all) {
+      for (const NormBefore block : {NormBefore::attention, NormBefore::feed_forward}) {
+        add(tensor_name::norm(layer, block), 1, s.dim, layout.norm(layer, block));
+      }
+      for (const Proj proj : all_projections) {
+        add(tensor_name::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout.weight(layer, proj));
+      }
+      continue;
+    }
+    for (const Group g : all_groups) {
+      for (const bool is_b : {false, true}) {  // all A of a group lie before its B
+        for (int i = 0; i < part_count(g); ++i) {
+          const Proj proj = part(g, i);
+          if (!contains(lora.targets, proj)) continue;
+          std::string name = concat(tensor_name::module(layer, proj), is_b ? ".lora_B.weight" : ".lora_A.weight");
+          add(std::move(name), is_b ? rows_of(s, proj) : lora.rank, is_b ? lora.rank : cols_of(s, proj),
+              is_b ? layout.b(layer, proj) : layout.a(layer, proj));
+        }
+      }
+    }
+  }
+  if (layout.trainable == Trainable::all) {
+    add(std::string(tensor_name::final_norm), 1, s.dim, layout.final_norm());
+    if (!s.tied_embeddings) add(std::string(tensor_name::head), s.vocab, s.dim, layout.head());
+  }
+  return all;
+}
 
 }  // namespace v0
 }  // namespace qlora

@@ -12,7 +12,7 @@ namespace qlora {
 inline namespace v0 {
 
 /// Throws Error (usage) unless every layer of this static shape can have adapters of config.lora.rank.
-inline void expect_rank(const Config& config) {
+[[gnu::cold]] inline void expect_rank(const Config& config) {
   if (rule::rank_fits_every_target(config)) return;
   const Shape& s = config.shape;
   throw Error(

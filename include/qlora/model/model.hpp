@@ -57,7 +57,7 @@ inline void agree(std::string_view what, int config, int actual) {
                 config);
 }
 /// The rank cap and the targets of a config together with adapters that it has to hold.
-[[nodiscard]] inline Lora resolved(const Lora& config, const Lora& wanted) {
+[[nodiscard, gnu::cold]] inline Lora resolved(const Lora& config, const Lora& wanted) {
   Lora lora = config;
   if (is_dynamic(config.rank)) {
     QLORA_EXPECTS(wanted.rank > 0, "the config's rank is dynamic and no rank was given");
@@ -81,7 +81,7 @@ inline void agree(std::string_view what, int config, int actual) {
 /// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that
 /// the config fixes is another in the model, when it cannot hold the adapters of the options, or when the result breaks
 /// a rule of ValidConfig.
-[[nodiscard]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
+[[nodiscard, gnu::cold]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
   if (shape != Shape{}) {
     detail::agree("vocab", config.shape.vocab, shape.vocab);
     detail::agree("dim", config.shape.dim, shape.dim);

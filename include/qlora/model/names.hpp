@@ -22,17 +22,21 @@ inline constexpr std::string_view head = "lm_head.weight";                  ///<
 inline constexpr std::string_view layers = "model.layers.";                 ///< followed by the layer's number
 
 /// What all tensors of one layer begin with.
-[[nodiscard]] inline std::string layer(int index) { return std::string(layers) + std::to_string(index) + "."; }
+[[nodiscard, gnu::cold]] inline std::string layer(int index) {
+  return std::string(layers) + std::to_string(index) + ".";
+}
 /// A layer's norm. (D)
-[[nodiscard]] inline std::string norm(int index, NormBefore block) {
+[[nodiscard, gnu::cold]] inline std::string norm(int index, NormBefore block) {
   return layer(index) + (block == NormBefore::attention ? "input_layernorm.weight" : "post_attention_layernorm.weight");
 }
 /// The module of one projection, without ".weight".
-[[nodiscard]] inline std::string module(int index, Proj proj) { return layer(index) + std::string(name_of(proj)); }
+[[nodiscard, gnu::cold]] inline std::string module(int index, Proj proj) {
+  return layer(index) + std::string(name_of(proj));
+}
 /// The weight of one projection: (out, in).
-[[nodiscard]] inline std::string weight(int index, Proj proj) { return module(index, proj) + ".weight"; }
+[[nodiscard, gnu::cold]] inline std::string weight(int index, Proj proj) { return module(index, proj) + ".weight"; }
 /// The bias of one projection: (out).
-[[nodiscard]] inline std::string bias(int index, Proj proj) { return module(index, proj) + ".bias"; }
+[[nodiscard, gnu::cold]] inline std::string bias(int index, Proj proj) { return module(index, proj) + ".bias"; }
 
 }  // namespace tensor_name
 

@@ -52,7 +52,7 @@ class Network {
     const int layers = w_.layers();
     b_.template embed<C::dim>(pass_.batch.ids, {w_.embedding(), vocab(), w_.dims().dim()}, stream(0));
     for (int layer = 0; layer < layers; ++layer) {
-      Block<K, B>(b_, w_, pass_, layer).forward(buffers(layer), stream(layer), stream(layer + 1));
+      Block<K, B, Reads::batch>(b_, w_, pass_, layer).forward(buffers(layer), stream(layer), stream(layer + 1));
     }
     b_.at(-1, Site::final_norm);
     b_.rmsnorm(w_.values().norm_eps, stream(layers), w_.final_norm(), hidden(), inv_final_);
@@ -83,7 +83,7 @@ class Network {
     b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_, w_.final_norm(), false, gs,
                         full ? gradients + w_.layout().final_norm() : nullptr);
     for (int layer = layers - 1; layer >= 0; --layer) {
-      const Block<K, B> block(b_, w_, pass_, layer);
+      const Block<K, B, Reads::batch> block(b_, w_, pass_, layer);
       block.recompute(buffers(layer), policy(layer), stream(layer));
       block.backward(buffers(layer), gradients_, stream(layer), gradients, full || layer > 0);
     }
@@ -124,7 +124,7 @@ class Network {
     return layers_[static_cast<std::size_t>(layer)];
   }
 
-  void carve() {
+  [[gnu::cold]] void carve() {
     const TrainedLayout& layout = w_.layout();
     const Shape& s = layout.shape;
     const Lora lora = layout.lora;

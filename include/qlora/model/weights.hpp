@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -19,6 +18,7 @@
 #include "qlora/model/names.hpp"
 #include "qlora/model/plan.hpp"
 #include "qlora/model/qlinear.hpp"
+#include "qlora/ordered_map.hpp"
 #include "qlora/tensor.hpp"
 
 namespace qlora {
@@ -146,22 +146,24 @@ class Weights {
   /// Holds adapters under a name. Throws Error (usage) when the name is empty or taken.
   void attach(const std::string& name, std::shared_ptr<const AdapterSet<B>> adapters) {
     const std::lock_guard lock(named_mutex_);
-    if (name.empty() || !named_.try_emplace(name, std::move(adapters)).second) refuse_name(name);
+    expect_usable(name);
+    named_[name] = std::move(adapters);
   }
   /// Throws Error (usage) when attach() would, before adapters are read for nothing.
   void expect_free(std::string_view name) const {
     const std::lock_guard lock(named_mutex_);
-    if (name.empty() || named_.contains(name)) refuse_name(name);
+    expect_usable(name);
   }
   /// Forgets a name; contexts that use these adapters keep them. Throws Error (usage) for an unknown name.
   void detach(std::string_view name) {
     const std::lock_guard lock(named_mutex_);
-    named_.erase(find_named(name));
+    (void)find_named(name);
+    named_.erase(name);
   }
   /// The adapters of a name. Throws Error (usage) for an unknown one.
   [[nodiscard]] std::shared_ptr<const AdapterSet<B>> named(std::string_view name) const {
     const std::lock_guard lock(named_mutex_);
-    return find_named(name)->second;
+    return find_named(name);
   }
 
   /// A dequantized or dense linear weight (out, in), in float: for merging and for looking at.
@@ -179,28 +181,11 @@ class Weights {
     return out;
   }
 
-  /// Trained tensors by their Hugging Face names, with offsets into trained(): visit(name, rows, cols, offset).
+  /// Trained tensors by their Hugging Face names, with offsets into trained() that rise: visit(name, rows, cols, offset).
   template <class Visit>
   void for_each_trained(Visit&& visit) const {
-    const Shape& s = layout_.shape;
-    if constexpr (full) {
-      visit(std::string(tensor_name::embedding), s.vocab, s.dim, std::int64_t{0});
-      for (int layer = 0; layer < s.layers; ++layer) {
-        visit(tensor_name::norm(layer, NormBefore::attention), 1, s.dim, layout_.norm(layer, NormBefore::attention));
-        visit(tensor_name::norm(layer, NormBefore::feed_forward), 1, s.dim,
-              layout_.norm(layer, NormBefore::feed_forward));
-        for (const Proj proj : all_projections) {
-          visit(tensor_name::weight(layer, proj), rows_of(s, proj), cols_of(s, proj), layout_.weight(layer, proj));
-        }
-      }
-      visit(std::string(tensor_name::final_norm), 1, s.dim, layout_.final_norm());
-      if (!s.tied_embeddings) visit(std::string(tensor_name::head), s.vocab, s.dim, layout_.head());
-    } else {
-      for_each_target([&](int layer, Proj proj) {
-        const std::string base = tensor_name::module(layer, proj);
-        visit(base + ".lora_A.weight", layout_.lora.rank, cols_of(s, proj), layout_.a(layer, proj));
-        visit(base + ".lora_B.weight", rows_of(s, proj), layout_.lora.rank, layout_.b(layer, proj));
-      });
+    for (const TrainedTensor& tensor : trained_tensors(layout_)) {
+      visit(tensor.name, tensor.rows, tensor.cols, tensor.offset);
     }
   }
 
@@ -216,14 +201,15 @@ class Weights {
     return static_cast<std::size_t>(std::find(all_projections.begin(), all_projections.end(), proj) -
                                     all_projections.begin());
   }
-  [[noreturn]] static void refuse_name(std::string_view name) {
+  void expect_usable(std::string_view name) const {
+    if (!name.empty() && !named_.contains(name)) return;
     throw Error(concat("\"", name, "\" cannot name an adapter: ", name.empty() ? "it is empty" : "it is taken"),
                 ErrorKind::usage);
   }
-  [[nodiscard]] auto find_named(std::string_view name) const {
-    const auto found = named_.find(name);
-    if (found == named_.end()) throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
-    return found;
+  [[nodiscard]] const std::shared_ptr<const AdapterSet<B>>& find_named(std::string_view name) const {
+    const auto* found = named_.find(name);
+    if (found == nullptr) throw Error(concat("no adapter is named \"", name, "\""), ErrorKind::usage);
+    return *found;
   }
   [[nodiscard]] static std::int64_t bytes_needed(const Dims<K>& dims, bool keep_dequantized) {
     const Run run{.seq = 1, .keep_dequantized = keep_dequantized};
@@ -269,7 +255,8 @@ class Weights {
   }
 
   /// The biases of some projections behind one another. Full training would have to train them, and does not.
-  const Param* place_biases(B& backend, const TensorSource& source, int layer, std::initializer_list<Proj> all) {
+  [[gnu::cold]] const Param* place_biases(B& backend, const TensorSource& source, int layer,
+                                          std::initializer_list<Proj> all) {
     const Shape& s = layout_.shape;
     QLORA_EXPECTS(!full, "the model has biases (attention_bias), which full training does not train; train adapters");
     std::int64_t count = 0;
@@ -368,7 +355,7 @@ class Weights {
   TrainedLayout layout_;
   AdapterSet<B> own_;  // of a config without adapters: its gate alone
   mutable std::mutex named_mutex_;
-  std::map<std::string, std::shared_ptr<const AdapterSet<B>>, std::less<>> named_;
+  OrderedMap<std::shared_ptr<const AdapterSet<B>>> named_;
   std::vector<Layer> layers_;
   typename B::Arena arena_;
   Param* trained_ = nullptr;  // where every weight is trained

@@ -45,7 +45,7 @@ struct RuleRange {
 };
 
 /// Throws Error (usage) for a value outside its range.
-inline void check_groups(std::span<const ParameterGroup> groups) {
+[[gnu::cold]] inline void check_groups(std::span<const ParameterGroup> groups) {
   for (const ParameterGroup& group : groups) {
     const std::string what = concat(" of the parameter group '", group.part, "'");
     expect_option(!group.part.empty(), "part of a parameter group", "''", "part of a name");
@@ -56,15 +56,18 @@ inline void check_groups(std::span<const ParameterGroup> groups) {
   }
 }
 
-/// The rules of all `total` numbers, in their order; each span reaches to the next. Throws Error (usage) for a group
+/// The rules of all `total` numbers, in their order; each span reaches to the next. `spans` begin at rising numbers.
+/// Throws Error (usage) for a group
 /// without a parameter.
-[[nodiscard]] inline std::vector<RuleRange> rule_ranges(std::vector<TrainedSpan> spans, std::int64_t total,
-                                                        std::span<const ParameterGroup> groups, float weight_decay) {
-  std::sort(spans.begin(), spans.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+[[nodiscard, gnu::cold]] inline std::vector<RuleRange> rule_ranges(std::span<const TrainedSpan> spans,
+                                                                   std::int64_t total,
+                                                                   std::span<const ParameterGroup> groups,
+                                                                   float weight_decay) {
   std::vector<char> used(groups.size());
   std::vector<RuleRange> ranges;
   for (std::size_t i = 0; i < spans.size(); ++i) {
     const std::int64_t end = i + 1 < spans.size() ? spans[i + 1].first : total;
+    QLORA_EXPECTS(spans[i].first < end, spans[i].name, " begins at ", spans[i].first, " of ", end);
     RuleRange range{spans[i].first, end - spans[i].first, 1.0F, spans[i].decays ? weight_decay : 0.0F};
     for (std::size_t g = 0; g < groups.size(); ++g) {
       if (spans[i].name.find(groups[g].part) == std::string::npos) continue;

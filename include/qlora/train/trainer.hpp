@@ -45,7 +45,7 @@ struct TrainOptions {
   ModelOptions model{};    ///< how the model is opened
 
   /// Throws Error (usage), naming the option, for a value outside its range, NaN and infinity included.
-  void check() const {
+  [[gnu::cold]] void check() const {
     const auto option = [](bool good, std::string_view name, auto value, std::string_view allowed) {
       detail::expect_option(good, name, value, allowed);
     };
@@ -297,11 +297,11 @@ class TrainerCore {
   }
   void find_ranges() {
     std::vector<detail::TrainedSpan> spans;
-    w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t, std::int64_t offset) {
-      const bool is_norm = Weights<K, B>::full && rows == 1;
-      spans.push_back({name, offset, !is_norm});
-    });
-    ranges_ = detail::rule_ranges(std::move(spans), w_.layout().total(), options_.groups, options_.weight_decay);
+    for (TrainedTensor& tensor : trained_tensors(w_.layout())) {
+      const bool is_norm = Weights<K, B>::full && tensor.rows == 1;
+      spans.push_back({std::move(tensor.name), tensor.offset, !is_norm});
+    }
+    ranges_ = detail::rule_ranges(spans, w_.layout().total(), options_.groups, options_.weight_decay);
     if (options_.adamw8bit) detail::expect_whole_blocks(ranges_);
   }
   void update(double lr) {
@@ -325,17 +325,18 @@ class TrainerCore {
     return {codes_[moment].codes + first, codes_[moment].absmax + first / moment_block};
   }
   /// This step has updated nothing; says where the trouble is first seen, and whether an earlier step left it behind.
-  [[noreturn]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
+  [[noreturn, gnu::cold]] void fail_non_finite(const StepReport& report, std::uint32_t fault) {
     std::string where;
     if (fault != 0) {
       where = concat(", first met in ", name_of(place_site(fault)));
       if (place_layer(fault) >= 0) where += concat(" of layer ", place_layer(fault));
     } else {
-      w_.for_each_trained([&](const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t offset) {
-        if (!where.empty()) return;
-        b_.gradient_norm(rows * cols, gradients_ + offset, partial_, 0.0F, scalars_);
-        if (!std::isfinite(b_.read(scalars_).grad_norm)) where = ", first in the gradient of " + name;
-      });
+      for (const TrainedTensor& tensor : trained_tensors(w_.layout())) {
+        b_.gradient_norm(tensor.rows * tensor.cols, gradients_ + tensor.offset, partial_, 0.0F, scalars_);
+        if (std::isfinite(b_.read(scalars_).grad_norm)) continue;
+        where = ", first in the gradient of " + tensor.name;
+        break;
+      }
     }
     const std::string what =
         concat("step ", step_ + 1, ": loss ", report.loss, ", gradient norm ", report.grad_norm, where);
@@ -369,7 +370,7 @@ class TrainerCore {
 
 namespace detail {
 /// What gets adapters. Throws Error (usage), naming the projections, when the config cannot train just these.
-[[nodiscard]] inline Proj training_targets(const Config& config, const TrainOptions& options) {
+[[nodiscard, gnu::cold]] inline Proj training_targets(const Config& config, const TrainOptions& options) {
   const Proj wanted = options.targets;
   const Proj held = options.model.lora.targets;
   const bool fixed = config.trainable == Trainable::all || !is_dynamic(config.lora.targets);
