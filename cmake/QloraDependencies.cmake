@@ -44,6 +44,15 @@ if(QLORA_WITH_PCRE2 AND PkgConfig_FOUND)
 endif()
 qlora_optional_done(PCRE2 libpcre2-dev "no tokenizer.json whose words are split by a regular expression")
 
+qlora_optional(EDIT)
+if(QLORA_WITH_EDIT AND PkgConfig_FOUND)
+  pkg_check_modules(QLORA_EDIT QUIET IMPORTED_TARGET libedit) # it has no CMake package
+  if(QLORA_EDIT_FOUND)
+    set(QLORA_HAS_EDIT ON)
+  endif()
+endif()
+qlora_optional_done(EDIT libedit-dev "lines of a chat cannot be edited")
+
 qlora_optional(CURL)
 if(QLORA_WITH_CURL)
   find_package(CURL 7.85 QUIET)

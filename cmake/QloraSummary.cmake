@@ -20,6 +20,7 @@ set(rows
     "QLORA_HAS_BOOST" "Boost: HTTP server"
     "QLORA_HAS_TOML" "toml++: job files"
     "QLORA_HAS_CLI11" "CLI11: command line"
+    "QLORA_HAS_EDIT" "libedit: editing the lines of a chat"
     "QLORA_HAS_BENCHMARK" "Google Benchmark"
     "QLORA_HAS_DOXYGEN" "Doxygen: the reference"
     "QLORA_BUILD_PROGRAM" "build the program"

@@ -70,10 +70,16 @@ Talker::Talker(const TalkModel& how) {
       .base = how.weights.base, .any_base = how.any_base, .device = how.device, .chat = how.chat};
   if (!how.adapter.empty()) options.adapters.push_back({"adapter", how.adapter});
   engine_ = std::make_unique<run::Engine>(how.model, options);
-  if (!how.adapter.empty()) engine_->use("adapter");
+  has_adapter_ = !how.adapter.empty();
+  if (has_adapter_) engine_->use("adapter");
 }
 
 Talker::~Talker() = default;
+
+void Talker::use(bool adapter, float scale) {
+  if (adapter && !has_adapter_) throw Error("there is no adapter: start with --adapter DIR");
+  engine_->use(adapter ? "adapter" : "", scale);
+}
 
 std::vector<std::string> Talker::chat_tags() const { return engine_->chat_template().tags(); }
 

@@ -56,6 +56,9 @@ class Talker {
   [[nodiscard]] int make_room(const std::string& question, std::vector<Message>& history,
                               const run::Sampling& sampling) const;
 
+  /// Whether the adapter answers from now on, and how strongly. Throws Error (input) where there is none.
+  void use(bool adapter, float scale);
+
   /// Asks one question and writes the answer while it comes; characters are written whole.
   [[nodiscard]] Continuation continued(const std::string& text, const run::Sampling& sampling, Context& context);
   [[nodiscard]] Turn answered(const std::string& question, const std::vector<Message>& history,
@@ -65,6 +68,7 @@ class Talker {
 
  private:
   std::unique_ptr<run::Engine> engine_;
+  bool has_adapter_ = false;
   Speed speed_;
 };
 

@@ -361,6 +361,43 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("commands of a chat change who answers and what the model sees, and no turn of it") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const auto talk = [&](const std::string& lines, const std::string& more = "--temperature 0") {
+    scratch.write("turns.txt", lines);
+    CHECK(shell(scratch, "cd '" + (scratch / "").string() + "' && $qlora chat " + model + " " + more +
+                             " --max-new-tokens 8 --json chat.json <turns.txt >out 2>err") == 0);
+    return nlohmann::json::parse(program_test::contents(scratch / "chat.json")).at("turns");
+  };
+  const auto plain = talk("Hello\nAnd now?\n");
+  REQUIRE(plain.size() == 2);
+  // Forgotten turns: the second question is asked as if it were the first.
+  const auto alone = talk("And now?\n");
+  const auto reset = talk("Hello\n/reset\nAnd now?\n/quit\nNever asked\n");
+  REQUIRE(reset.size() == 2);
+  CHECK(reset[1] == alone[0]);
+  CHECK(reset[1] != plain[1]);
+  CHECK(talk("/system Be brief\nHello\n") == talk("Hello\n", "--temperature 0 --system 'Be brief'"));
+  CHECK(talk("/system\nHello\n", "--temperature 0 --system 'Be brief'")[0] == plain[0]);
+  // Asked again: greedily the same answer in the same place, drawn another one.
+  const auto again = talk("Hello\n/retry\nAnd now?\n");
+  REQUIRE(again.size() == 3);
+  CHECK(again[1] == again[0]);
+  CHECK(again[2] == plain[1]);
+  const auto drawn = talk("Hello\n/retry\n", "--temperature 2 --top-p 1");
+  CHECK(drawn[0] != drawn[1]);
+  CHECK(drawn[1].at("user") == "Hello");
+  CHECK(talk("/base\nHello\n") == talk("Hello\n"));
+  CHECK(talk("/retry\n/scale\n/scale 1x\n/scale nan\n/tuned\n/nothing\nHello\n") == talk("Hello\n"));
+  talk("/retry\n/scale 1x\n/tuned\n/nothing\n/help\n");
+  const std::string refused = program_test::contents(scratch / "err");
+  for (const char* part : {"there is no turn to ask again", "\"1x\" is none", "start with --adapter DIR",
+                           "\"/nothing\" is no command", "/scale 0.6"}) {
+    CHECK(contains(refused, part));
+  }
+}
+
 TEST_CASE("a result is written whole, and never over what it comes from") {
   const Scratch scratch;
   const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
