@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""The page of `qlora serve` in a real browser: page_test.py PROGRAM MODEL [SCREENSHOTS]
+
+Drives Chromium through chromedriver's WebDriver protocol. What the page shows is compared with what the server's API
+answers to the same requests. MODEL is a directory with a chat form; an adapter with random values is made for it.
+Exits with 77 where chromedriver is missing.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+program, model = sys.argv[1], sys.argv[2]
+pictures = sys.argv[3] if len(sys.argv) > 3 else None
+driver_program = shutil.which("chromedriver")
+if driver_program is None:
+    print("chromedriver is not here; the page was not tested")
+    sys.exit(77)
+
+
+def ask(url, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
+
+
+def wait(what, condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError("in vain waited for: " + what)
+
+
+def write_adapter(folder):
+    """An adapter of rank 4 on q and v with random values, large enough to change answers."""
+    config = json.load(open(os.path.join(model, "config.json")))
+    width = config["hidden_size"]
+    head = config.get("head_dim") or width // config["num_attention_heads"]
+    rows = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
+    source = random.Random(5)
+    header, parts, at = {}, [], 0
+    for layer in range(config["num_hidden_layers"]):
+        for name, out in rows.items():
+            for matrix, shape in (("A", [4, width]), ("B", [out, 4])):
+                values = [source.gauss(0, 0.15) for _ in range(shape[0] * shape[1])]
+                parts.append(struct.pack("<%df" % len(values), *values))
+                key = f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{matrix}.weight"
+                header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + len(parts[-1])]}
+                at += len(parts[-1])
+    text = json.dumps(header).encode()
+    os.makedirs(folder)
+    with open(os.path.join(folder, "adapter_model.safetensors"), "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    with open(os.path.join(folder, "adapter_config.json"), "w") as file:
+        json.dump({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+                   "target_modules": ["q_proj", "v_proj"], "bias": "none", "base_model_name_or_path": model}, file)
+
+
+class Browser:
+    def __init__(self, profile):
+        self.driver = subprocess.Popen([driver_program, "--port=0"], stdout=subprocess.PIPE, text=True)
+        port = None
+        for line in self.driver.stdout:
+            if "started successfully on port" in line:
+                port = int(line.rsplit("port", 1)[1].strip(" .\n"))
+                break
+        self.base = f"http://127.0.0.1:{port}"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--window-size=1200,900", "--user-data-dir=" + profile]
+        options = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": arguments},
+                                                    "goog:loggingPrefs": {"browser": "ALL"}}}}
+        self.session = f"{self.base}/session/{ask(self.base + '/session', options)['value']['sessionId']}"
+
+    def command(self, path, body=None):
+        return ask(self.session + path, {} if body is None else body)["value"]
+
+    def open(self, url):
+        self.command("/url", {"url": url})
+
+    def run(self, script, *arguments):
+        return self.command("/execute/sync", {"script": script, "args": list(arguments)})
+
+    def log(self):
+        return [e for e in self.command("/se/log", {"type": "browser"}) if e["level"] == "SEVERE"]
+
+    def keys(self, selector, text):
+        element = self.command("/element", {"using": "css selector", "value": selector})
+        self.command("/element/" + next(iter(element.values())) + "/value", {"text": text})
+
+    def click(self, selector):
+        element = self.command("/element", {"using": "css selector", "value": selector})
+        self.command("/element/" + next(iter(element.values())) + "/click")
+
+    def resize(self, width, height):
+        self.command("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": {
+            "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}})
+
+    def scheme(self, name):
+        self.command("/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {
+            "features": [{"name": "prefers-color-scheme", "value": name}]}})
+
+    def picture(self, name):
+        if pictures is None:
+            return
+        import base64
+        data = self.command("/goog/cdp/execute", {"cmd": "Page.captureScreenshot",
+                                                  "params": {"captureBeyondViewport": True}})["data"]
+        with open(os.path.join(pictures, name + ".png"), "wb") as file:
+            file.write(base64.b64decode(data))
+
+    def close(self):
+        try:
+            ask(self.session, method="DELETE")
+        finally:
+            self.driver.terminate()
+            self.driver.wait()
+
+
+folder = tempfile.mkdtemp(prefix="qlora-page-")
+server = browser = None
+try:
+    write_adapter(os.path.join(folder, "adapter"))
+    server = subprocess.Popen([program, "serve", "small=" + model, "--adapter", "other=" + folder + "/adapter",
+                               "--port", "0", "--any-base"], stdout=subprocess.PIPE, text=True)
+    address = server.stdout.readline().split()[-1].rstrip("/")
+    assert address.startswith("http://127.0.0.1:"), address
+    api = address + "/v1"
+    ids = [m["id"] for m in ask(api + "/models")["data"]]
+    assert ids == ["small", "other"], ids
+
+    def answer(name, messages, most):
+        reply = ask(api + "/chat/completions", {"model": name, "messages": messages, "max_tokens": most,
+                                                "temperature": 0.01, "top_p": 0.9, "seed": 0})
+        return reply["choices"][0]["message"]["content"]
+
+    browser = Browser(folder + "/profile")
+    page = browser
+    page.open(address + "/")
+    wait("a column for each variant", lambda: page.run("return document.querySelectorAll('.column').length") == 2)
+    assert page.run("return [...document.querySelectorAll('.column h2')].map(h => h.textContent)") == ids
+    page.run("document.querySelector('details.settings').open = true; document.getElementById('max_tokens').value = 24")
+
+    def shown():
+        return page.run("return columns.map(c => c.body ? c.body.textContent : '')")
+
+    def feet():
+        return page.run("return columns.map(c => c.foot.textContent)")
+
+    def done():
+        return page.run("return abort === null") and all(feet())
+
+    # The first turn and the second one are what the API answers, markup in a question stays text, and a keyboard does.
+    history = {name: [] for name in ids}
+    for question in ("Who makes the Kesfort?", "And <img src=x onerror=\"document.title='broken'\"> <b>why</b>?"):
+        page.keys("#question", question)
+        page.run("document.getElementById('question').dispatchEvent("
+                 "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, bubbles: true, cancelable: true}))")
+        wait("an answer", lambda: page.run("return columns.every(c => c.foot.textContent.includes('tokens in'))"))
+        wait("the end", done)
+        expected = []
+        for name in ids:
+            history[name].append({"role": "user", "content": question})
+            expected.append(answer(name, history[name], 24))
+            history[name].append({"role": "assistant", "content": expected[-1]})
+        assert [t.strip() for t in shown()] == [t.strip() for t in expected], (shown(), expected)
+        page.run("columns.forEach(c => c.foot.textContent = '')")
+    assert page.run("return document.querySelectorAll('#columns img, #columns b').length") == 0
+    assert page.run("return document.title") != "broken"
+    assert "<img src=x" in page.run("return document.querySelector('#columns').textContent")
+    assert page.run("return document.querySelectorAll('.token.other').length") > 0
+    first = expected[0].split()[:1]
+    assert "says" in page.run("return document.getElementById('parted').textContent"), first
+
+    # Alternatives of a token, by the keyboard: the likeliest ones, of which the shown one is one.
+    page.run("columns[0].body.children[0].focus()")
+    if page.run("return columns[0].body.children.length") > 1:
+        page.keys("#columns .token[data-at='0']", "\ue014")
+        assert page.run("return document.activeElement.dataset.at") == "1"
+    assert page.run("return !document.getElementById('tip').hidden")
+    tip = page.run("return [...document.querySelectorAll('#tip tr')].map(r => r.children[1].textContent)")
+    assert 1 <= len(tip) <= 5 and all(t.endswith(" %") for t in tip), tip
+    page.picture("compare")
+
+    # A strength of the adapter is a variant of its own.
+    page.run("document.getElementById('reset').click()")
+    page.run("const s = columns[1].scale; s.value = '0.5'; s.dispatchEvent(new Event('input'))")
+    assert page.run("return columns[1].heading.textContent") == "other@0.5"
+    page.keys("#question", "What does it cost?")
+    page.click("#send")
+    wait("the answers", lambda: page.run("return columns.every(c => c.foot.textContent.includes('tokens in'))"))
+    message = [{"role": "user", "content": "What does it cost?"}]
+    assert shown()[1].strip() == answer("other@0.5", message, 24).strip()
+
+    # Stop: the answers end, the server's room is free, and the page goes on.
+    page.run("document.getElementById('max_tokens').value = 400; columns[0].reset(); columns[1].reset()")
+    page.keys("#question", "Tell me a long story about it, with all names and all prices, and begin again at its end.")
+    page.run("const take = Column.prototype.take; Column.prototype.take = function(...a) { take.apply(this, a); "
+             "$('stop').click(); }; document.getElementById('send').click(); window.restore = take")
+    wait("the stop", lambda: page.run("return abort === null && columns.some(c => c.foot.textContent === 'stopped')"))
+    page.run("Column.prototype.take = window.restore")
+
+    # What the server refuses is said, beside what it answers.
+    page.run("document.getElementById('max_tokens').value = 24; document.getElementById('question').value = "
+             "'word '.repeat(20000); document.getElementById('send').click()")
+    wait("the refusal", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
+    assert "token" in feet()[0], feet()
+    page.run("document.getElementById('temperature').value = -1; document.getElementById('send').click()")
+    assert page.run("return document.getElementById('problem').textContent").startswith("temperature")
+    page.run("document.getElementById('temperature').value = 0.01; document.getElementById('question').value = 'Hello'")
+
+    # Narrow screens and dark ones: nothing is cut at the side.
+    for width in (420, 768, 1200):
+        page.resize(width, 900)
+        wide = page.run("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide[0] <= wide[1], wide
+        page.picture(f"compare-{width}")
+    page.scheme("dark")
+    assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 25, 29)"
+    page.picture("compare-dark")
+
+    # Labels for those who hear the page, and no error in the console but for the refused requests.
+    unnamed = page.run("return [...document.querySelectorAll('input,select,textarea,button')].filter("
+                       "e => !e.closest('[hidden]') && !e.textContent.trim() && !(e.labels && e.labels.length)).length")
+    assert unnamed == 0, unnamed
+    severe = [e for e in page.log() if "status of 4" not in e["message"]]
+    assert not severe, severe
+
+    # The server goes: the page says so.
+    server.send_signal(signal.SIGTERM)
+    server.wait(30)
+    page.run("document.getElementById('send').click()")
+    wait("the loss", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
+    assert feet()[0] == "the server does not answer", feet()
+    print("the page: all as expected")
+finally:
+    if browser is not None:
+        browser.close()
+    if server is not None:
+        server.kill()
+        server.wait()
+    shutil.rmtree(folder, ignore_errors=True)
