@@ -4,8 +4,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <set>
 
 using namespace qlora;
@@ -104,6 +108,57 @@ TEST_CASE("a draw depends on seed, sequence and position, and on nothing else") 
   CHECK(positions > 100);
 }
 
+namespace {
+/// The same draw, plainly: everything sorted.
+std::int32_t plain_sample(const std::vector<float>& from, const Sampling& how, std::uint32_t position) {
+  std::vector<std::int32_t> order(from.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto logit = [&](std::int32_t id) { return from[static_cast<std::size_t>(id)]; };
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logit(a) > logit(b); });
+  if (how.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(how.top_k)));
+  std::vector<double> weight;
+  double all = 0.0;
+  for (const std::int32_t id : order) {
+    weight.push_back(std::exp((static_cast<double>(logit(id)) - static_cast<double>(logit(order[0]))) /
+                              static_cast<double>(how.temperature)));
+    all += weight.back();
+  }
+  std::size_t size = 0;
+  double kept = 0.0;
+  for (; size < order.size() && (size == 0 || kept < static_cast<double>(how.top_p) * all); ++size) {
+    if (weight[size] < static_cast<double>(how.min_p)) break;
+    kept += weight[size];
+  }
+  const auto words = philox({position, 0, 0, use_word(RandomUse::sampling)}, how.seed);
+  double left = (static_cast<double>(words[0]) + 0.5) * 0x1p-32 * kept;
+  std::size_t at = 0;
+  for (; at + 1 < size && (left -= weight[at]) >= 0.0; ++at) {
+  }
+  return order[at];
+}
+}  // namespace
+
+TEST_CASE("ids are drawn as if everything were sorted") {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::set<std::int32_t> drawn;
+  for (std::uint32_t i = 0; i < 3000; ++i) {
+    std::vector<float> from(1 + random() % 700);
+    const float width = std::array{0.1F, 1.0F, 5.0F, 40.0F}[random() % 4];
+    for (float& value : from) value = std::round(normal(random) * width * 4.0F) / 4.0F;  // many are equal
+    const Sampling how{.temperature = std::array{0.01F, 0.7F, 1.0F, 3.0F}[random() % 4],
+                       .top_p = std::array{1.0F, 0.95F, 0.5F, 0.01F}[random() % 4],
+                       .top_k = std::array{0, 0, 1, 40}[random() % 4],
+                       .min_p = std::array{0.0F, 0.0F, 0.05F, 1.0F}[random() % 4],
+                       .seed = i};
+    CAPTURE(i);
+    const std::int32_t id = sample(from, how, 0, i);
+    REQUIRE(id == plain_sample(from, how, i));
+    drawn.insert(id);
+  }
+  CHECK(drawn.size() > 200);
+}
+
 TEST_CASE("settings that cannot be meant") {
   const auto refuses = [](const Sampling& sampling, const std::string& name) {
     CAPTURE(name);
@@ -117,6 +172,8 @@ TEST_CASE("settings that cannot be meant") {
   };
   refuses({.temperature = -1.0F}, "temperature");
   refuses({.temperature = 101.0F}, "temperature");
+  refuses({.min_p = -0.1F}, "min_p");
+  refuses({.min_p = std::nanf("")}, "min_p");
   refuses({.temperature = std::nanf("")}, "temperature");
   refuses({.top_p = 0.0F}, "top_p");
   refuses({.top_p = 1.5F}, "top_p");
