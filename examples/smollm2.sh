@@ -108,7 +108,6 @@ schedule = "cosine"
 warmup = 0.1
 batch = $batch
 checkpoint_every = 1000000
-replay = "replay.jsonl"
 [compare]
 probes = [$(for file in "$out/study/$1"/*_*.jsonl; do printf '"study/%s/%s", ' "$1" "$(basename "$file")"; done)]
 max_new_tokens = 24
@@ -121,7 +120,7 @@ say "learning rate and passes, by the guard's probes"
 {
   job guard pick
   for setting in $settings; do
-    printf '[[arm]]\nname = "lr_%s_epochs_%s"\nlr = %s\nepochs = %s\nseed = 100\n' \
+    printf '[[arm]]\nname = "lr_%s_epochs_%s"\nlr = %s\nepochs = %s\nseed = 100\nreplay = "replay.jsonl"\n' \
       "${setting%:*}" "${setting#*:}" "${setting%:*}" "${setting#*:}"
   done
 } >"$out/pick.toml"
@@ -134,10 +133,10 @@ say "the study: learning rate $rate, $epochs passes"
 {
   job report run
   for seed in $seeds; do
-    printf '[[arm]]\nname = "qlora_s%s"\ngroup = "QLoRA"\nlr = %s\nepochs = %s\nseed = %s\n' \
+    printf '[[arm]]\nname = "qlora_s%s"\ngroup = "QLoRA"\nlr = %s\nepochs = %s\nseed = %s\nreplay = "replay.jsonl"\n' \
       "$seed" "$rate" "$epochs" "$seed"
   done
-  printf '[[arm]]\nname = "no_replay"\ngroup = "QLoRA without replay"\nlr = %s\nepochs = %s\nseed = %s\nreplay = ""\n' \
+  printf '[[arm]]\nname = "no_replay"\ngroup = "QLoRA without replay"\nlr = %s\nepochs = %s\nseed = %s\n' \
     "$rate" "$epochs" "${seeds%% *}"
   printf '[merge]\narm = "qlora_s%s"\n' "${seeds%% *}"
 } >"$out/run.toml"

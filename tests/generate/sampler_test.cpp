@@ -159,6 +159,29 @@ TEST_CASE("ids are drawn as if everything were sorted") {
   CHECK(drawn.size() > 200);
 }
 
+TEST_CASE("sums of weights are those of the library's exponential") {
+  double worst = 0.0;
+  for (float x = 0.0F; x > -87.0F; x -= 0.0137F) {
+    const double exact = std::exp(static_cast<double>(x));
+    worst = std::max(worst, std::abs(static_cast<double>(detail::exp_of_negative(x)) / exact - 1.0));
+  }
+  CHECK(worst < 3e-7);
+  CHECK(detail::exp_of_negative(0.0F) == 1.0F);
+  CHECK(detail::exp_of_negative(-1e30F) < 2e-38F);
+  CHECK(detail::exp_of_negative(-std::numeric_limits<float>::infinity()) < 2e-38F);
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (const std::size_t count : {1U, 31U, 32U, 33U, 5000U}) {
+    std::vector<float> values(count);
+    for (float& value : values) value = 6.0F * normal(random);
+    const float largest = detail::largest_of(values);
+    CHECK(largest == *std::max_element(values.begin(), values.end()));
+    double sum = 0.0;
+    for (const float value : values) sum += std::exp((static_cast<double>(value) - static_cast<double>(largest)) / 0.8);
+    CHECK(detail::sum_of_weights(values, largest, 1.25F) == doctest::Approx(sum).epsilon(1e-6));
+  }
+}
+
 TEST_CASE("settings that cannot be meant") {
   const auto refuses = [](const Sampling& sampling, const std::string& name) {
     CAPTURE(name);

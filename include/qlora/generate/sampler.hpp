@@ -3,10 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <numeric>
+#include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "qlora/error.hpp"
@@ -39,66 +43,129 @@ inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
   return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-/// Draws an id. `sequence` and `position` say what the random number is for. Sorts only as far as it must: of 32,000
-/// ids a few are likely.
+namespace detail {
+
+/// exp(x) for x from -87 to 0, within 3 units in the last place; below -87 the least normal number. Arithmetic alone, so
+/// that a compiler makes vectors of it. Polynomial and splitting of ln 2 are those of Cephes' expf (Moshier).
+[[nodiscard, gnu::always_inline]] inline float exp_of_negative(float x) {
+  x = x < -87.0F ? -87.0F : x;
+  const auto power = static_cast<std::int32_t>(x * 1.44269504088896341F - 0.5F);  // to the nearest, since x <= 0
+  const auto whole = static_cast<float>(power);
+  const float r = (x - whole * 0.693359375F) + whole * 2.12194440e-4F;
+  float p = 1.9875691500e-4F;
+  p = p * r + 1.3981999507e-3F;
+  p = p * r + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * r * r + r + 1.0F;
+  return p * std::bit_cast<float>((power + 127) << 23);
+}
+
+/// The largest of some numbers; -infinity where there are none.
+[[nodiscard]] inline float largest_of(std::span<const float> values) {
+  constexpr std::size_t lanes = 32;
+  std::array<float, lanes> most;
+  most.fill(-std::numeric_limits<float>::infinity());
+  std::size_t i = 0;
+  for (; i + lanes <= values.size(); i += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      most[lane] = values[i + lane] > most[lane] ? values[i + lane] : most[lane];
+    }
+  }
+  for (; i < values.size(); ++i) most[0] = std::max(most[0], values[i]);
+  return *std::max_element(most.begin(), most.end());
+}
+
+/// The sum of exp((value - largest) * inverse), in an order that depends on the count alone.
+[[nodiscard]] inline double sum_of_weights(std::span<const float> values, float largest, float inverse) {
+  constexpr std::size_t lanes = 32;
+  std::array<double, lanes> sums{};
+  std::size_t i = 0;
+  for (; i + lanes <= values.size(); i += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      sums[lane] += static_cast<double>(exp_of_negative((values[i + lane] - largest) * inverse));
+    }
+  }
+  for (; i < values.size(); ++i) sums[0] += static_cast<double>(exp_of_negative((values[i] - largest) * inverse));
+  double all = 0.0;
+  for (const double sum : sums) all += sum;
+  return all;
+}
+
+}  // namespace detail
+
+/// Draws an id. `sequence` and `position` say what the random number is for. Reads all logits twice, and puts in order
+/// only what can be drawn: of 32,000 ids a few are likely.
 [[nodiscard]] inline std::int32_t sample(std::span<const float> logits, const Sampling& how, std::uint32_t sequence,
                                          std::uint32_t position) {
   if (how.temperature == 0.0F) return argmax(logits);
-  const auto less_likely = [&](std::int32_t a, std::int32_t b) {
-    const float x = logits[static_cast<std::size_t>(a)];
-    const float y = logits[static_cast<std::size_t>(b)];
-    return x < y || (x == y && a > b);
+  const float largest = detail::largest_of(logits);
+  const double inverse = 1.0 / static_cast<double>(how.temperature);
+  /// Of the likeliest id 1.
+  const auto weight_of = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) * inverse);
   };
-  std::vector<std::int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < ids.size()) {
-    std::nth_element(ids.begin(), ids.begin() + how.top_k, ids.end(),
-                     [&](std::int32_t a, std::int32_t b) { return less_likely(b, a); });
-    ids.resize(static_cast<std::size_t>(how.top_k));
-    std::sort(ids.begin(), ids.end());  // so that sums are in one order
-  }
-  const double top = static_cast<double>(logits[static_cast<std::size_t>(argmax(logits))]);
-  std::vector<double> weights(logits.size());  // by id; the likeliest has 1
-  double all = 0.0;
-  for (const std::int32_t id : ids) {
-    const auto i = static_cast<std::size_t>(id);
-    weights[i] = std::exp((static_cast<double>(logits[i]) - top) / static_cast<double>(how.temperature));
-    all += weights[i];
-  }
-  // What is left out here cannot be drawn: ids below min_p, and ids so unlikely that all such ids together have less
-  // than top_p leaves.
+  // From the likeliest to the least likely, the lowest id first among equals.
+  struct Candidate {
+    std::int32_t id;
+    float logit;
+  };
+  const auto less_likely = [](const Candidate& a, const Candidate& b) {
+    return a.logit < b.logit || (a.logit == b.logit && a.id > b.id);
+  };
+  std::vector<Candidate> candidates;
   const double share = static_cast<double>(how.top_p);
-  const double least = std::max(static_cast<double>(how.min_p), (1.0 - share) * all / static_cast<double>(ids.size()));
-  std::erase_if(ids, [&](std::int32_t id) { return weights[static_cast<std::size_t>(id)] < least; });
-  std::make_heap(ids.begin(), ids.end(), less_likely);
-  std::vector<std::int32_t> order;  // the likeliest ids, as far as they were asked for
-  const auto weight_of = [&](std::size_t rank) {
-    while (order.size() <= rank) {
-      std::pop_heap(ids.begin(), ids.end(), less_likely);
-      order.push_back(ids.back());
-      ids.pop_back();
+  double all = 0.0;
+  if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < logits.size()) {
+    for (std::size_t i = 0; i < logits.size(); ++i) candidates.push_back({static_cast<std::int32_t>(i), logits[i]});
+    std::nth_element(candidates.begin(), candidates.begin() + how.top_k, candidates.end(),
+                     [&](const Candidate& a, const Candidate& b) { return less_likely(b, a); });
+    candidates.resize(static_cast<std::size_t>(how.top_k));
+    // so that the sum has one order
+    std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+    for (const Candidate& candidate : candidates) all += weight_of(candidate.logit);
+  } else {
+    all = detail::sum_of_weights(logits, largest, static_cast<float>(inverse));
+    // What is left out cannot be drawn: all ids below this together have less than top_p leaves, or than the smallest
+    // random number asks for. Half of it, since sum and logarithm round.
+    const double least = std::max(1.0 - share, 0x1p-34) * all / static_cast<double>(logits.size());
+    const auto cut =
+        static_cast<float>(static_cast<double>(largest) + static_cast<double>(how.temperature) * std::log(0.5 * least));
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      if (logits[i] >= cut) candidates.push_back({static_cast<std::int32_t>(i), logits[i]});
     }
-    return weights[static_cast<std::size_t>(order[rank])];
+  }
+  std::make_heap(candidates.begin(), candidates.end(), less_likely);
+  std::vector<std::pair<std::int32_t, double>> order;  // ids and weights, as far as they were asked for
+  const auto rank_exists = [&](std::size_t rank) {
+    while (order.size() <= rank && !candidates.empty()) {
+      std::pop_heap(candidates.begin(), candidates.end(), less_likely);
+      order.emplace_back(candidates.back().id, weight_of(candidates.back().logit));
+      candidates.pop_back();
+    }
+    return rank < order.size();
   };
   // The smallest set of likeliest ids whose probability reaches top_p; all of them need not be put in order.
-  const std::size_t count = ids.size();
   double kept = 0.0;
-  std::size_t size = 0;
+  std::size_t size = logits.size();
   if (share >= 1.0 && how.min_p == 0.0F) {
     kept = all;
-    size = count;
   } else {
-    while (size < count && (size == 0 || kept < share * all)) kept += weight_of(size++);
+    for (size = 0; rank_exists(size) && (size == 0 || kept < share * all); ++size) {
+      if (order[size].second < static_cast<double>(how.min_p)) break;
+      kept += order[size].second;
+    }
   }
   const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
   double left = (static_cast<double>(words[0]) + 0.5) * 0x1p-32 * kept;
-  std::size_t rank = 0;
-  for (; rank + 1 < size; ++rank) {
-    left -= weight_of(rank);
+  std::int32_t id = 0;
+  for (std::size_t rank = 0; rank < size && rank_exists(rank); ++rank) {
+    id = order[rank].first;
+    left -= order[rank].second;
     if (left < 0.0) break;
   }
-  (void)weight_of(rank);
-  return order[rank];
+  return id;
 }
 
 }  // namespace v0
