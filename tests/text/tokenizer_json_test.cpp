@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -92,6 +93,43 @@ TEST_CASE("ids and decoded texts are those of the package") {
     }
     CHECK(compared == 61);
   }
+}
+
+TEST_CASE("a token that is a word of its own stands beside no letter and no digit, other numbers do not matter") {
+  if (!can_read("added")) return;
+  const JsonTokenizer tokenizer(kinds().at("added").at("file").dump(), "added", "");
+  const auto finds = [&](const std::string& text) {
+    const std::vector<std::int32_t> ids = tokenizer.encode(text);
+    return std::find(ids.begin(), ids.end(), 402) != ids.end();
+  };
+  // What the package (0.22.2 and 0.23.3) finds: U+1D2C0 and U+00BD are numbers, U+0663 is a digit.
+  CHECK(
+      finds("\xF0\x9D\x8B\x80"
+            "boat"));
+  CHECK(finds("boat\xC2\xBD"));
+  CHECK(
+      finds("\xC2\xB2"
+            "boat"));
+  CHECK_FALSE(
+      finds("\xD9\xA3"
+            "boat"));
+  CHECK_FALSE(finds("boat\xE2\x80\x8D"));
+  CHECK_FALSE(finds("boats"));
+}
+
+TEST_CASE("digits are the numbers of Unicode 17") {
+  if (!can_read("digits")) return;
+  Json file = kinds().at("digits").at("file");
+  auto& steps = file["pre_tokenizer"]["pretokenizers"];
+  // x goes with the character behind it, unless that is a word of its own.
+  const Json split{{"type", "Split"}, {"pattern", {{"Regex", "x."}}}, {"behavior", "Removed"}, {"invert", false}};
+  steps.insert(steps.begin() + 1, split);
+  const JsonTokenizer tokenizer(file.dump(), "digits", "");
+  // What the package (0.22.2 and 0.23.3) keeps: U+11DE0 and U+16FF6 came with Unicode 17, U+4E00 is a letter.
+  CHECK_FALSE(tokenizer.encode("x\xF0\x91\xB7\xA0").empty());
+  CHECK_FALSE(tokenizer.encode("x\xF0\x96\xBF\xB6").empty());
+  CHECK_FALSE(tokenizer.encode("x7").empty());
+  CHECK(tokenizer.encode("x\xE4\xB8\x80").empty());
 }
 
 TEST_CASE("a converted tokenizer.model gives the ids of sentencepiece") {

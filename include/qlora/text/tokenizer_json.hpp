@@ -405,7 +405,9 @@ class JsonTokenizer final : public TokenizerModel {
     }
     for (std::size_t index = 0; index < added_.size(); ++index) {
       const detail::stages::AddedToken& token = added_[index];
-      if (token.single_word && !word_) word_.emplace(Json{{"Regex", "[\\w\\x{200c}\\x{200d}]"}}, where);
+      // The package looks for the ends of words with another engine, to which no number but a digit is of a word.
+      if (token.single_word && !word_)
+        word_.emplace(Json{{"Regex", R"((?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}])"}}, where);
       if (token.normalized) {
         const std::string normal = detail::stages::normalized(normalizer_, token.content);
         if (!normal.empty()) normal_.add(normal, index);

@@ -92,8 +92,9 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
                              json_bool_or(step, "invert", where, false)});
     } else if (type == "Digits") {
       const bool individual = json_bool_or(step, "individual_digits", where, false);
-      out.emplace_back(
-          Split{Pattern(Json{{"Regex", "\\p{N}"}}, where), individual ? Behavior::isolated : Behavior::contiguous});
+      // Here the package asks Rust, which knows numbers of Unicode 17.
+      out.emplace_back(Split{Pattern(Json{{"Regex", R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])"}}, where),
+                             individual ? Behavior::isolated : Behavior::contiguous});
     } else if (type == "Metaspace") {
       out.emplace_back(Metaspace{json_string_or(step, "replacement", where, "\xE2\x96\x81"),
                                  prepend_scheme(step, where), json_bool_or(step, "split", where, true)});
