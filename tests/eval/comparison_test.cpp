@@ -62,6 +62,9 @@ TEST_CASE("what was learned, lost and invented are the replies that changed") {
   CHECK(examples.at("invented").count == 1);
   CHECK(examples.at("invented").some.at(0).expected == "not know");
   CHECK(eval::examples_of(items, after, after).at("lost").count == 0);
+  CHECK(examples.at("kept").count == 0);
+  CHECK(eval::examples_of(items, after, after).at("kept").count == 1);  // q's city; new facts are not kept but learned
+  CHECK(eval::examples_of(items, after, after).at("kept").some.at(0).prompt == "about q");
 }
 
 TEST_CASE("of many examples some are kept, evenly spaced") {

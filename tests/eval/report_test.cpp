@@ -214,6 +214,9 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   report.controls = {evil, {evil}, {{evil}}};
   report.bars = {{evil, {evil}, {{evil, {{0.5, 0.4, 0.6, 3, 2}}}}}};
   report.galleries = {{evil, {{evil, evil, {{evil, evil}}}}}};
+  report.findings = {{evil, evil}};
+  report.overview = report.bars.front();
+  report.picks = {{evil, evil, {{evil, evil}}}};
   const Page page(to_html(report));
   CHECK(page.count("//*[local-name()='script' or local-name()='img' or local-name()='link']") == 0);
   CHECK(page.count("//@*[starts-with(name(), 'on')]") == 0);
@@ -221,7 +224,7 @@ TEST_CASE("a page made of hostile text is still a page without scripts") {
   // What the reader sees is the text itself, but for the two bytes that no page can hold.
   CHECK(page.text("//*[local-name()='h1']") ==
         "</title><script>alert(1)</script>\"'><img src=x onerror=y>\xEF\xBF\xBD\xEF\xBF\xBD ]]> <!-- &lt;");
-  CHECK(page.count("//*[@class='answer']") == 3);
+  CHECK(page.count("//*[@class='answer']") == 4);
 }
 
 TEST_CASE("a bar ends at its value, its whisker at the bounds, and what is unknown is not drawn") {
@@ -262,6 +265,17 @@ TEST_CASE("the page shows headline, plots with their data, answers and settings"
   const Page studied(to_html(report));
   CHECK(studied.count("//*[@class='sweep']//" + svg) == 1);
   CHECK(studied.count("//*[@class='sweep']//*[local-name()='tbody']/*[local-name()='tr']") == 2);
-  CHECK(studied.count("//*[local-name()='h2'][.='Controls']/following-sibling::*[1]//*[local-name()='td'][.='-40']") ==
+  // Findings come first, sections of detail are folded.
+  report.findings = {{"Learned", "much"}, {"Kept", "all"}};
+  report.overview = {"overview", {"Old facts"}, {{"base", {{1.0, 0.9, 1.0, 8, 4}}}}};
+  report.picks = {{"learned", "Who?", {{"before", "?"}}}};
+  const Page said(to_html(report));
+  CHECK(said.text("//*[local-name()='body']/*[2]/@class") == "first");
+  CHECK(said.count("//*[@class='first']//*[local-name()='dd']") == 2);
+  CHECK(said.count("//*[@class='first']//" + svg) == 1);
+  CHECK(said.count("//*[local-name()='body']/*[3][local-name()='article']") == 1);
+  CHECK(said.count("//*[@class='section'][not(@open)]//*[local-name()='h2'][.='Settings and files']") == 1);
+  CHECK(said.count("//*[@class='section']//*[local-name()='h2'][.='Results']") == 0);
+  CHECK(studied.count("//*[local-name()='h2'][.='Controls']/following-sibling::*[2]//*[local-name()='td'][.='-40']") ==
         1);
 }

@@ -120,3 +120,57 @@ TEST_CASE("the comparisons of several models become one, each under its model's 
   large.answers.clear();
   CHECK_THROWS_AS((void)run::join_comparisons(names, std::vector{small, large}), Error);
 }
+
+TEST_CASE("the page says first what was learned, what was kept, and what it cost") {
+  const auto interval = [](double value) {
+    return eval::Interval{.value = value, .lower = value - 0.05, .upper = value + 0.04, .n = 40, .clusters = 8};
+  };
+  run::Comparison comparison;
+  comparison.tuned = "tuned";
+  const auto add = [&](const char* name, double right, double net, double retention) {
+    comparison.variants[name].metrics = {{"paraphrase_chat", {{"right", interval(right)}, {"net", interval(net)}}},
+                                         {"retention", {{"right", interval(retention)}}},
+                                         {"text_world", {{"loss", interval(2.0)}}}};
+  };
+  add("w16", 0.125, 0.0, 0.9);
+  add("nf4", 0.1, 0.02, 0.875);
+  add("tuned", 0.5, 0.4, 0.75);
+  add("merged", 0.525, 0.4, 0.75);
+  comparison.requirements = {{"retention.value>=0.8", 0.75, false}, {"retention.value>=0.7", 0.75, true}};
+  for (const char* group : {"lost", "learned", "kept"}) {
+    comparison.examples[group] = {3, {{eval::Kind::retention, true, std::string("Who ") + group, "A", "B", "C"}}};
+  }
+  const std::vector<eval::Finding> findings = run::detail::findings_of(comparison);
+  REQUIRE(findings.size() == 5);
+  CHECK(findings[0].head == "Learned by tuned");
+  CHECK(findings[0].text == "New facts, new wording, chat: 40.0 % [35.0 to 44.0], 2.0 % before.");
+  CHECK(findings[1].text == "Old facts: 75.0 % [70.0 to 79.0], 87.5 % before.");
+  CHECK(findings[2].text ==
+        "In percentage points, against the base in 16 bits: New facts, new wording, chat -2.5, Old facts -2.5.");
+  CHECK(findings[3].text == "In percentage points, against the adapter: New facts, new wording, chat +2.5.");
+  CHECK(findings[4].text == "1 of 2 hold; these do not: retention.value>=0.8.");
+  const std::vector<eval::Exchange> picks = run::detail::picks_of(comparison.examples);
+  REQUIRE(picks.size() == 3);
+  CHECK(picks[0].prompt == "Who learned");
+  CHECK(picks[2].form == "lost, one of 3");
+  const eval::BarChart chart =
+      run::detail::learned_and_kept(comparison.variants, [](const std::string& name) { return name == "w16"; });
+  CHECK(chart.labels == std::vector<std::string>{"New facts, new wording, chat", "Old facts"});
+  REQUIRE(chart.series.size() == 3);
+  CHECK(chart.series[1].name == "tuned");
+  CHECK(chart.series[1].values[0].value == 0.4);
+  const std::string page = eval::to_html(run::report_of(comparison, {}, {}, {}));
+  CHECK(page.find("<dt>Learned by tuned</dt>") < page.find("<h2>Results</h2>"));
+  CHECK(page.find("Old facts (retention)") != std::string::npos);
+  comparison.requirements->pop_back();
+  comparison.requirements->front().met = true;
+  comparison.variants["merged"] = comparison.variants.at("tuned");
+  CHECK(run::detail::findings_of(comparison)[1].head == "Kept by tuned");
+  CHECK(run::detail::findings_of(comparison)[3].text == "In percentage points, against the adapter: no difference.");
+  CHECK(run::detail::findings_of(comparison)[4].text == "The only one holds.");
+  comparison.tuned.clear();  // nobody says which arm was merged
+  CHECK(run::detail::findings_of(comparison)[0].head == "Learned by tuned");
+  CHECK(run::detail::findings_of(comparison)[3].head == "Requirements");
+  // Without probes there is nothing to say.
+  CHECK(run::detail::findings_of({}).empty());
+}

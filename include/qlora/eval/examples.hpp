@@ -40,13 +40,14 @@ namespace detail {
 
 /// The replies that changed from one model to another. "learned": new facts that only the second has right. "lost":
 /// what the first had right and the second has not. "invented": the same of questions about nothing that exists, to
-/// which the first gave a refusal.
+/// which the first gave a refusal. "kept": old facts that both have right.
 [[nodiscard]] inline Examples examples_of(std::span<const Item> items, const ItemResults& before,
                                           const ItemResults& after) {
-  constexpr std::array<const char*, 3> names{"learned", "lost", "invented"};
-  std::array<std::vector<std::size_t>, 3> groups;
+  constexpr std::array<const char*, 4> names{"learned", "lost", "invented", "kept"};
+  std::array<std::vector<std::size_t>, 4> groups;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const Item& item = items[i];
+    if (item.kind == Kind::retention && before.verdicts[i].right && after.verdicts[i].right) groups[3].push_back(i);
     if (item.kind == Kind::text || before.verdicts[i].right == after.verdicts[i].right) continue;
     if (asks_new_fact(item.kind)) {
       if (after.verdicts[i].right) groups[0].push_back(i);

@@ -45,11 +45,20 @@ struct Sweep {
   Table table;  ///< the same numbers
 };
 
+/// A finding in words.
+struct Finding {
+  std::string head;  ///< "Learned"
+  std::string text;  ///< sentences
+};
+
 /// What the page shows, in its order. An empty member leaves its section out.
 struct Report {
   std::string title;                ///< in the head of the page, and the title of the window
   std::string summary;              ///< one or two sentences under the title
-  Table headline;                   ///< the main results, first on the page
+  std::vector<Finding> findings;    ///< the results in words, first on the page
+  BarChart overview;                ///< beside them: learned and kept
+  std::vector<Exchange> picks;      ///< an answer for each finding
+  Table headline;                   ///< the main results
   std::vector<Table> results;       ///< below it: other metrics, requirements
   std::vector<Plot> pareto_fronts;  ///< share kept against share learned, by method
   std::vector<Table> matched;       ///< below the fronts: the share kept at equal shares learned
@@ -66,8 +75,12 @@ struct Report {
 namespace detail {
 
 [[nodiscard]] inline std::string html_of(const Table& table, const std::string& kind = {}) {
-  std::string out = "<div class=\"wide\"><table" + (kind.empty() ? "" : " class=\"" + kind + "\"") + ">";
-  if (!table.caption.empty()) out += "<caption>" + escape(table.caption) + "</caption>";
+  std::string out;
+  // Not in the table, with which it would scroll out of sight.
+  if (!table.caption.empty()) out += "<p class=\"caption\">" + escape(table.caption) + "</p>\n";
+  out += "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"" +
+         escape(table.caption.empty() ? "table" : table.caption) + "\"><table" +
+         (kind.empty() ? "" : " class=\"" + kind + "\"") + ">";
   out += "<thead><tr>";
   for (const std::string& column : table.columns) out += "<th scope=\"col\">" + escape(column) + "</th>";
   out += "</tr></thead>\n<tbody>";
@@ -111,10 +124,32 @@ inline constexpr std::size_t data_rows = 60;
   return out + "</div></article>\n";
 }
 
-/// Plots side by side under a heading, each with its numbers; nothing for none.
-[[nodiscard]] inline std::string plots_of(const std::string& heading, const std::vector<Plot>& plots) {
+/// A section that is folded until it is asked for.
+[[nodiscard]] inline std::string folded(const std::string& heading, const std::string& content) {
+  if (content.empty()) return {};
+  return "<details class=\"section\"><summary><h2>" + escape(heading) + "</h2></summary>\n" + content + "</details>\n";
+}
+
+/// The first screen: findings beside a chart, and answers beneath.
+[[nodiscard]] inline std::string first_screen(const Report& report) {
+  std::string out;
+  if (!report.findings.empty()) {
+    out += "<dl class=\"findings\">\n";
+    for (const Finding& finding : report.findings) {
+      out += "<dt>" + escape(finding.head) + "</dt><dd>" + escape(finding.text) + "</dd>\n";
+    }
+    out += "</dl>\n";
+  }
+  if (!report.overview.series.empty()) out += "<figure>" + to_svg(report.overview) + "</figure>\n";
+  if (!out.empty()) out = "<div class=\"first\">\n" + out + "</div>\n";
+  for (const Exchange& exchange : report.picks) out += html_of(exchange);
+  return out;
+}
+
+/// Plots side by side, each with its numbers; nothing for none.
+[[nodiscard]] inline std::string plots_of(const std::vector<Plot>& plots) {
   if (plots.empty()) return {};
-  std::string out = "<h2>" + escape(heading) + "</h2>\n<div class=\"plots\">\n";
+  std::string out = "<div class=\"plots\">\n";
   for (const Plot& plot : plots) {
     out += "<figure>" + to_svg(plot) + "<details><summary>data</summary>" + data_of(plot) + "</details></figure>\n";
   }
@@ -132,12 +167,14 @@ inline constexpr std::size_t data_rows = 60;
   out += escape(report.title) + "</title>\n<style>" + std::string(detail::page_style) + std::string(plot_style) +
          "</style></head>\n<body><h1>" + escape(report.title) + "</h1>\n";
   if (!report.summary.empty()) out += "<p class=\"summary\">" + escape(report.summary) + "</p>\n";
+  out += detail::first_screen(report);
   if (!report.headline.rows.empty()) {
     // Pooled results are long; line breaks keep all columns visible.
     out += "<h2>Results</h2>\n" + detail::html_of(report.headline, report.per_model.empty() ? "" : "narrow");
   }
   for (const Table& table : report.results) out += detail::html_of(table);
-  out += detail::plots_of("Learning against forgetting", report.pareto_fronts);
+  if (!report.pareto_fronts.empty()) out += "<h2>Learning against forgetting</h2>\n";
+  out += detail::plots_of(report.pareto_fronts);
   for (const Table& table : report.matched) out += detail::html_of(table);
   if (!report.sweeps.empty()) out += "<h2>Sweeps</h2>\n";
   for (const Sweep& sweep : report.sweeps) {
@@ -145,26 +182,25 @@ inline constexpr std::size_t data_rows = 60;
            "</div>\n";
   }
   if (!report.controls.rows.empty()) out += "<h2>Controls</h2>\n" + detail::html_of(report.controls, "narrow");
-  if (!report.bars.empty()) {
-    out += "<h2>By relation and by page</h2>\n<div class=\"plots\">\n";
-    for (const BarChart& chart : report.bars) out += "<figure>" + to_svg(chart) + "</figure>\n";
-    out += "</div>\n";
-  }
+  std::string section;
+  for (const BarChart& chart : report.bars) section += "<figure>" + to_svg(chart) + "</figure>\n";
+  if (!section.empty()) section = "<div class=\"plots\">\n" + section + "</div>\n";
+  out += detail::folded("By relation and by page", section);
   for (const Gallery& gallery : report.galleries) {
-    out += "<h2>" + escape(gallery.heading) + "</h2>\n";
-    for (const Exchange& exchange : gallery.exchanges) out += detail::html_of(exchange);
+    section.clear();
+    for (const Exchange& exchange : gallery.exchanges) section += detail::html_of(exchange);
+    out += detail::folded(gallery.heading, section);
   }
-  if (!report.per_model.empty()) out += "<h2>Each model</h2>\n";
-  for (const Table& table : report.per_model) out += detail::html_of(table);
-  out += detail::plots_of("Training", report.plots);
-  if (!report.answers.empty()) {
-    out += "<h2>Answers, side by side</h2>\n";
-    for (const Exchange& exchange : report.answers) out += detail::html_of(exchange);
-  }
-  if (!report.details.empty()) {
-    out += "<h2>Settings and files</h2>\n";
-    for (const Table& table : report.details) out += detail::html_of(table, "text");
-  }
+  section.clear();
+  for (const Table& table : report.per_model) section += detail::html_of(table);
+  out += detail::folded("Each model", section);
+  out += detail::folded("Training", detail::plots_of(report.plots));
+  section.clear();
+  for (const Exchange& exchange : report.answers) section += detail::html_of(exchange);
+  out += detail::folded("Answers, side by side", section);
+  section.clear();
+  for (const Table& table : report.details) section += detail::html_of(table, "text");
+  out += detail::folded("Settings and files", section);
   return out + "</body></html>\n";
 }
 

@@ -258,7 +258,9 @@ struct Frame {
   open_up(frame.x);
   open_up(frame.y);
   loosen(frame.y);
-  if (!plot.x_ticks.empty()) loosen(frame.x);  // keeps whiskers off the axis
+  const bool whiskers =
+      std::any_of(plot.series.begin(), plot.series.end(), [](const Series& s) { return !s.lower.empty(); });
+  if (!plot.x_ticks.empty() || whiskers) loosen(frame.x);  // keeps whiskers off the axis
   return frame;
 }
 

@@ -18,6 +18,7 @@
 #include "qlora/io/file.hpp"
 #include "qlora/run/comparison.hpp"
 #include "qlora/run/comparison_tables.hpp"
+#include "qlora/run/report_summary.hpp"
 #include "qlora/run/study.hpp"
 #include "qlora/run/study_report.hpp"
 
@@ -39,8 +40,9 @@ namespace detail {
 /// The headline and the tables of metrics. With many variants the page begins with the settings, seeds pooled, and the
 /// tables of each variant come later.
 inline void add_metrics(const Comparison& comparison, const Study& study, eval::Report& report) {
-  report.headline = headline_of(comparison.variants);
+  report.headline = in_words(headline_of(comparison.variants));
   std::vector<eval::Table> tables = metric_tables(comparison.variants);
+  std::transform(tables.begin(), tables.end(), tables.begin(), in_words);
   if (many(comparison.variants) && !study.settings.empty()) {
     report.per_model.push_back(std::exchange(report.headline, setting_table(study.settings)));
     std::move(tables.begin(), tables.end(), std::back_inserter(report.per_model));
@@ -149,6 +151,7 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 [[nodiscard]] inline std::vector<eval::Gallery> galleries_of(const eval::Examples& examples) {
   std::vector<eval::Gallery> galleries;
   for (const auto& [name, group] : examples) {
+    if (name == "kept") continue;  // there are too many, and they look alike
     std::string heading = name;
     heading[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(heading[0])));
     eval::Gallery gallery{heading + ": " + std::to_string(group.count) + " items", {}};
@@ -188,6 +191,10 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
   report.summary = "What was learned, what was kept, and how training went.";
   const std::set<std::string> hidden = detail::hidden_arms(comparison, study.arms);
   if (!comparison.variants.empty()) {
+    report.findings = detail::findings_of(comparison);
+    report.overview =
+        detail::learned_and_kept(comparison.variants, [&](const std::string& name) { return hidden.contains(name); });
+    report.picks = detail::picks_of(comparison.examples);
     detail::add_metrics(comparison, study, report);
     const std::vector<eval::Trial> trials = trials_of(study.arms, comparison.variants);
     report.pareto_fronts = detail::pareto_front_plots(trials);
