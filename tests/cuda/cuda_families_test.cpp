@@ -1,6 +1,6 @@
-// LLaMA's relatives on the GPU: against transformers (tests/golden/make_families.py) where the kernels have the width of
-// the golden heads, and against the CPU, which golden results prove for all of them. Products round to bfloat16 here, so
-// each bound stands beside what the same model without its feature gives, which must be far outside.
+// LLaMA's relatives on the GPU: against transformers (tests/golden/make_families.py) where the kernels have the width
+// of the golden heads, and against the CPU, which golden results prove for all of them. Products round to bfloat16
+// here, so each bound stands beside what the same model without its feature gives, which must be far outside.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -18,7 +18,8 @@ background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.6rem;margin:.4rem 0}h2{font-size:1.2rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line)}
 p.summary{color:var(--soft);margin-top:0}
 .wide{overflow-x:auto}
-table{border-collapse:collapse;margin:.5rem 0;font-size:.9rem}p.caption{color:var(--soft);font-size:.9rem;margin:.8rem 0 0}
+table{border-collapse:collapse;margin:.5rem 0;font-size:.9rem}
+p.caption{color:var(--soft);font-size:.9rem;margin:.8rem 0 0}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;vertical-align:top;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 .narrow td,.narrow th{white-space:normal}

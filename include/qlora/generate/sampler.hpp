@@ -1,4 +1,4 @@
-// qlora/generate/sampler.hpp — the next token from logits: greedy, or temperature, top-k, top-p and min-p in that order.
+// qlora/generate/sampler.hpp — the next token from logits: greedy, or temperature, top-k, top-p, min-p in that order.
 // Randomness is counter-based: (seed, sequence, position) decides, so what else is generated at the same time does not.
 #pragma once
 
@@ -45,8 +45,8 @@ inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
 
 namespace detail {
 
-/// exp(x) for x from -87 to 0, within 3 units in the last place; below -87 the least normal number. Arithmetic alone, so
-/// that a compiler makes vectors of it. Polynomial and splitting of ln 2 are those of Cephes' expf (Moshier).
+/// exp(x) for x from -87 to 0, within 3 units in the last place; below -87 the least normal number. Arithmetic alone,
+/// so that a compiler makes vectors of it. Polynomial and splitting of ln 2 are those of Cephes' expf (Moshier).
 [[nodiscard, gnu::always_inline]] inline float exp_of_negative(float x) {
   x = x < -87.0F ? -87.0F : x;
   const auto power = static_cast<std::int32_t>(x * 1.44269504088896341F - 0.5F);  // to the nearest, since x <= 0

@@ -60,7 +60,7 @@ inline void apply_rules(const LogitRules& rules, std::span<const std::int32_t> p
   }
 }
 
-/// A token with its log-probability and the `count` likeliest, the lowest id first among equals; count -1: the id alone.
+/// A token with its log-probability and the `count` likeliest, the lowest id first among equals; -1: the id alone.
 [[nodiscard]] inline DrawnToken described(std::int32_t id, std::span<const float> logits, int count) {
   DrawnToken drawn{.token = {.id = id}};
   if (count < 0) return drawn;

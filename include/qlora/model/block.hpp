@@ -52,8 +52,8 @@ struct Pass {
   }
 };
 
-/// What attention reads: the documents of a packed batch, or cached keys and values that the tokens extend. A constant of
-/// the code, so that a trainer compiles no decoding and a generator no packed batches.
+/// What attention reads: the documents of a packed batch, or cached keys and values that the tokens extend. A constant
+/// of the code, so that a trainer compiles no decoding and a generator no packed batches.
 enum class Reads : std::uint8_t { batch, cache };
 
 /// One decoder block, made for one pass. It owns nothing; all that it is given must outlive it.

@@ -181,7 +181,7 @@ class Weights {
     return out;
   }
 
-  /// Trained tensors by their Hugging Face names, with offsets into trained() that rise: visit(name, rows, cols, offset).
+  /// Trained tensors by their Hugging Face names, at rising offsets into trained(): visit(name, rows, cols, offset).
   template <class Visit>
   void for_each_trained(Visit&& visit) const {
     for (const TrainedTensor& tensor : trained_tensors(layout_)) {

@@ -10,9 +10,9 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, and without a prompt where
-/// no mark begins a text of the model; (input) when no text reached its end; (interrupted) when progress asks to stop,
-/// after the documents that were complete then are written; and as Engine does.
+/// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, and without a prompt
+/// where no mark begins a text of the model; (input) when no text reached its end; (interrupted) when progress asks to
+/// stop, after the documents that were complete then are written; and as Engine does.
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress);
 
 }  // namespace run

@@ -24,8 +24,8 @@ struct Category {
   std::string_view name;
   std::string_view added;
 };
-/// Source: the Unicode Character Database, by Python's unicodedata (14.0) and unicodedata2 (16.0). Missing are Mn, which
-/// a character has left, and C with Cn, of which each version has others.
+/// Source: the Unicode Character Database, by Python's unicodedata (14.0) and unicodedata2 (16.0). Missing are Mn,
+/// which a character has left, and C with Cn, of which each version has others.
 inline constexpr std::array categories{
     Category{"Lu", "\\x{1c89}\\x{a7cb}-\\x{a7cc}\\x{a7da}\\x{a7dc}\\x{10d50}-\\x{10d65}"},
     Category{"Ll", "\\x{1c8a}\\x{a7cd}\\x{a7db}\\x{10d70}-\\x{10d85}\\x{1df25}-\\x{1df2a}"},
