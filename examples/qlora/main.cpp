@@ -138,6 +138,7 @@ int parse_and_run(int argc, char** argv) {
   add_compare(app, call);
   add_plan(app, call);
   add_run(app, call);
+  add_serve(app, call);
   add_info(app, call);
   add_data(app, call);
   if (line.parse(argc, argv, std::cout)) return run_mapped(call, line);

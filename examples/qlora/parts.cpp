@@ -17,10 +17,11 @@ struct Part {
   bool is_here;
 };
 
-/// `fetch` needs the first two, `run` all of them.
+/// `fetch` needs the first two, `run` the first three, `serve` the last.
 constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 0},
                           {"libgumbo", "libgumbo-dev", QLORA_HAS_GUMBO != 0},
-                          {"toml++", "libtomlplusplus-dev", QLORA_HAS_TOML != 0}};
+                          {"toml++", "libtomlplusplus-dev", QLORA_HAS_TOML != 0},
+                          {"Boost", "libboost1.81-dev", QLORA_HAS_BOOST != 0}};
 
 /// A verb that only says which of its parts are not here, whatever its arguments.
 [[maybe_unused]] void add_without(OptionSet app, Invocation& call, const std::string& name,
@@ -49,7 +50,10 @@ constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 
 void add_fetch(OptionSet app, Invocation& call) { add_without(app, call, "fetch", std::span(parts).first(2)); }
 #endif
 #if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO || !QLORA_HAS_TOML
-void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", parts); }
+void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", std::span(parts).first(3)); }
+#endif
+#if !QLORA_HAS_BOOST
+void add_serve(OptionSet app, Invocation& call) { add_without(app, call, "serve", std::span(parts).last(1)); }
 #endif
 
 std::string version_text() {

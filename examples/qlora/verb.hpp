@@ -60,6 +60,7 @@ void add_pack(OptionSet app, Invocation& call);
 void add_plan(OptionSet app, Invocation& call);
 void add_recall(OptionSet app, Invocation& call);
 void add_run(OptionSet app, Invocation& call);
+void add_serve(OptionSet app, Invocation& call);
 void add_train(OptionSet app, Invocation& call);
 
 }  // namespace qlora::program

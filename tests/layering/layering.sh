@@ -46,7 +46,7 @@ offences=$(
       }
       if ($2 ~ /^(unsupported\/)?Eigen\//) { if (backend(from) != "cpu") offence("Eigen stays in cpu/"); next }
       if ($2 ~ /^nlohmann\//) {
-        plain = from ~ /^qlora\/run\/(((training|console)_)?options?|steps|progress|device)\.hpp$/
+        plain = from ~ /^qlora\/run\/(((training|console|serving)_)?options?|steps|progress|device)\.hpp$/
         if (mine < 5 || plain)
           offence("nlohmann/json stays in text/, io/, web/, eval/ and run/, and out of options and requests")
         next
@@ -55,7 +55,8 @@ offences=$(
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
       if ($2 ~ /^boost\//) {
-        if (from != "qlora/serve/http_server.hpp") offence("Boost stays in serve/http_server.hpp")
+        if (from !~ /^qlora\/serve\/http_(server|connection)\.hpp$/)
+          offence("Boost stays in serve/http_server.hpp and http_connection.hpp")
         next
       }
       if ($2 ~ /^sentencepiece/) {

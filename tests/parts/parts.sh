@@ -1,4 +1,4 @@
-# parts.sh PROGRAM PROGRAM_WITHOUT: the second lacks libcurl, libgumbo and toml++, and so two verbs.
+# parts.sh PROGRAM PROGRAM_WITHOUT: the second lacks libcurl, libgumbo, toml++ and Boost, and so three verbs.
 set -eu
 whole=$1 without=$2
 fail() { echo "FAILED: $*" >&2; exit 1; }
@@ -14,9 +14,10 @@ says 4 "without libcurl and libgumbo; on Debian: apt install libcurl4-openssl-de
   fetch http://example.org/ -o pages.jsonl
 packages="libcurl4-openssl-dev libgumbo-dev libtomlplusplus-dev"
 says 4 "without libcurl and libgumbo and toml++; on Debian: apt install $packages" run job.toml --no-such
+says 4 "without Boost; on Debian: apt install libboost1.81-dev, then" serve models/tiny-chat
 says 3 "/nowhere" info /nowhere # the other verbs are there
 "$without" --help | grep -q "fetch .*Not in this build" || fail "the help does not say that fetch is not there"
-for part in libcurl libgumbo toml++; do
+for part in libcurl libgumbo toml++ Boost; do
   "$without" --version | grep -qF "$part: no" || fail "--version does not say that $part is not there"
   "$whole" --version | grep -qF "$part: yes" || fail "--version does not say that $part is there"
 done

@@ -39,7 +39,7 @@ int shell(const Scratch& scratch, const std::string& line) {
 }
 
 const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",
-                             "compare", "plan", "run",   "info",  "data",     "data show"};
+                             "compare", "plan", "run",   "info",  "data",     "data show", "serve"};
 
 }  // namespace
 

@@ -72,6 +72,7 @@ TEST_CASE("stop strings in random texts of few letters, in random parts") {
       got += search.push(std::string_view(text).substr(at, size));
       REQUIRE(text.starts_with(got));
       at += size;
+      if (include) REQUIRE(got == cut_at_stop(text.substr(0, at), stops, true));
     }
     got += search.finish();
     const std::string wanted = cut_at_stop(text, stops, include);

@@ -59,7 +59,7 @@ struct Table<Console> {
   static constexpr std::string_view section = "";
   static constexpr std::string_view verbs =
       "fetch, pack, data show, train, merge, generate, chat, recall, compare, plan, "
-      "info, run";
+      "info, serve, run";
   static constexpr auto options = std::to_array<Option<Console>>({
       {.name = "progress", .member = choice<&Console::progress>, .help = "Progress display on stderr"},
       {.name = "quiet", .member = &Console::quiet, .help = "Print nothing but errors on stderr", .letter = 'q'},

@@ -184,6 +184,13 @@ class Engine {
   /// Throws Error (usage) for threads on a GPU.
   [[nodiscard]] EngineSession open_session(int threads = 0) const { return {files_, loaded_->open_session(threads)}; }
 
+  /// What runs many requests side by side, as LoadedModel::open_batch makes it.
+  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits) const {
+    return loaded_->open_batch(limits);
+  }
+  /// What was read of the directory beside its weights.
+  [[nodiscard]] std::shared_ptr<const ModelFiles> files() const { return files_; }
+
   /// Holds the adapter of a directory under a name. Throws Error as open_adapter and LoadedModel::attach do.
   void attach(const std::string& name, const std::filesystem::path& dir) {
     attach(name, open_adapter(dir, files_->model, any_base_, verify_));

@@ -12,6 +12,7 @@
 
 #include "qlora/run/console_options.hpp"
 #include "qlora/run/option.hpp"
+#include "qlora/run/serving_options.hpp"
 #include "qlora/run/training_options.hpp"
 #include "qlora/text/packing.hpp"
 
@@ -39,7 +40,7 @@ template <>
 struct Table<DeviceRequest> {
   static constexpr std::string_view title = "Device";
   static constexpr std::string_view section = "device";
-  static constexpr std::string_view verbs = "train, generate, chat, recall, compare, run";
+  static constexpr std::string_view verbs = "train, generate, chat, recall, compare, serve, run";
   static constexpr auto options = std::to_array<Option<DeviceRequest>>({
       {.name = "use",
        .member = choice<&DeviceRequest::use>,
@@ -241,7 +242,7 @@ template <>
 struct Table<Base> {
   static constexpr std::string_view title = "Weights";
   static constexpr std::string_view section = "";
-  static constexpr std::string_view verbs = "generate, chat, recall";
+  static constexpr std::string_view verbs = "generate, chat, recall, serve";
   static constexpr auto options = std::to_array<Option<Base>>({
       {.name = "base",
        .member = choice<&Base::base>,
@@ -411,7 +412,7 @@ template <>
 struct Table<ChatChoice> {
   static constexpr std::string_view title = "Chat";
   static constexpr std::string_view section = "model";
-  static constexpr std::string_view verbs = "pack, train, chat, recall, compare";
+  static constexpr std::string_view verbs = "pack, train, chat, recall, compare, serve";
   static constexpr auto options = std::to_array<Option<ChatChoice>>({
       {.name = "chat_template",
        .member = &ChatChoice::chat_template,
@@ -487,6 +488,7 @@ void for_each_group(const Use& use) {
   use.template operator()<Base>();
   use.template operator()<Recall>();
   use.template operator()<Plan>();
+  use.template operator()<Serving>();
   use.template operator()<Show>();
   use.template operator()<Console>();
 }

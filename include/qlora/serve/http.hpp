@@ -1,5 +1,5 @@
-// qlora/serve/http.hpp — HTTP as the program's own code sees it: requests that were read whole, and answers at once or in
-// parts. No network library is in it: http_server.hpp is behind this interface and is compiled once.
+// qlora/serve/http.hpp — HTTP as the program's own code sees it: requests that were read whole, and answers at once or
+// in parts. No network library is in it: http_server.hpp is behind this interface and is compiled once.
 #pragma once
 
 #include <chrono>
@@ -98,6 +98,8 @@ struct HttpOptions {
   HttpLimits limits{};                    ///< for each client
   /// The answer that refuses a request for a path before the handler sees it.
   std::function<HttpReply(std::string_view path, int status, const std::string& message)> refusal{};
+  /// Told of each answer when it begins. Called by several threads at once.
+  std::function<void(std::string_view path, int status)> answered{};
 };
 
 /// A server that listens from its construction to its end.

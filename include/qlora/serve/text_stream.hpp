@@ -23,7 +23,8 @@ namespace serve {
 /// Finds the first stop string in a text that comes in parts.
 class StopSearch {
  public:
-  /// `include`: the stop string is the end of the text, and not what is cut from it. Empty strings are left out.
+  /// `include`: the stop string is the end of the text, and not what is cut from it; nothing is held back then. Empty
+  /// strings are left out.
   explicit StopSearch(std::vector<std::string> stops, bool include = false)
       : stops_(std::move(stops)), include_(include) {
     std::erase(stops_, std::string());
@@ -41,18 +42,26 @@ class StopSearch {
       }
       if (longest > 0) {
         found_ = true;
-        out += std::string_view(held_).substr(0, held_.size() - (include_ ? 0 : longest));
+        out += std::string_view(held_).substr(given_, held_.size() - given_ - (include_ ? 0 : longest));
         held_.clear();
+        given_ = 0;
         break;
       }
-      const std::size_t free = held_.size() - beginning();
-      out += std::string_view(held_).substr(0, free);
+      // What begins a stop string is kept to be searched; with `include` it is given out all the same.
+      const std::size_t kept = beginning();
+      const std::size_t free = held_.size() - kept;
+      const std::size_t end = include_ ? held_.size() : free;
+      out += std::string_view(held_).substr(given_, end - given_);
       held_.erase(0, free);
+      given_ = include_ ? kept : 0;
     }
     return out;
   }
   /// What was held back; nothing is after it.
-  [[nodiscard]] std::string finish() { return std::exchange(held_, {}); }
+  [[nodiscard]] std::string finish() {
+    const std::string rest = std::exchange(held_, {});
+    return rest.substr(std::exchange(given_, 0));
+  }
   /// Whether a stop string was found.
   [[nodiscard]] bool found() const { return found_; }
 
@@ -72,7 +81,8 @@ class StopSearch {
   std::vector<std::string> stops_;
   bool include_;
   bool found_ = false;
-  std::string held_;
+  std::string held_;       // that may begin a stop string
+  std::size_t given_ = 0;  // of held_, in bytes from its front
 };
 
 /// The text of a reply while its tokens come.

@@ -1,0 +1,534 @@
+// qlora/serve/http_connection.hpp — a client of the HTTP server: what it sends is read within limits and deadlines, and
+// what it is answered is written as fast as it takes it. Part of http_server.hpp.
+// States     idle: between requests; reading: header and body; answering: until the answer is written; closing
+// Order      a connection is a strand: reads, the handler, writes and timers never run at the same time
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/empty_body.hpp>
+#include <boost/beast/http/error.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <boost/beast/http/write.hpp>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/serve/http.hpp"
+#include "qlora/serve/http_guard.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace serve {
+namespace detail {
+
+namespace asio = boost::asio;
+namespace beast_http = boost::beast::http;
+using boost::system::error_code;
+using tcp = asio::ip::tcp;
+using Socket = asio::basic_stream_socket<tcp, asio::strand<asio::io_context::executor_type>>;
+using Timer = asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>,
+                                         asio::strand<asio::io_context::executor_type>>;
+
+class Connection;
+
+/// What all connections have in common.
+struct Server {
+  HttpOptions options;
+  HttpHandler handler;
+  KeyCheck key;
+  bool only_local = false;  ///< without a key and for this machine: pages of other sites in its browser are kept out
+  std::atomic<bool> stopping{false};
+  std::atomic<bool> over{false};  ///< its threads have ended
+
+  std::mutex mutex{};  // of what follows
+  std::condition_variable none_left{};
+  std::unordered_map<const Connection*, std::weak_ptr<Connection>> connections{};
+
+  [[nodiscard]] HttpReply refusal(std::string_view path, int status, const std::string& message) const {
+    if (options.refusal) return options.refusal(path, status, message);
+    return {status, "text/plain; charset=utf-8", message + "\n", {}};
+  }
+};
+
+class ConnectionExchange;
+
+/// One client. Lives as long as something waits for it.
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(Socket socket, Server& server)
+      : socket_(std::move(socket)),
+        server_(server),
+        deadline_(socket_.get_executor()),
+        write_deadline_(socket_.get_executor()) {}
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection() {
+    const std::lock_guard lock(server_.mutex);
+    server_.connections.erase(this);
+    if (server_.connections.empty()) server_.none_left.notify_all();
+  }
+
+  void start() {
+    asio::post(socket_.get_executor(), [self = shared_from_this()] {
+      self->arm(self->server_.options.limits.header_time);
+      self->read_more();
+    });
+  }
+  /// The server stops: closes where no request is under way.
+  void drain() {
+    asio::post(socket_.get_executor(), [self = shared_from_this()] {
+      if (self->state_ == State::idle) self->close();
+    });
+  }
+  void close_soon() {
+    asio::post(socket_.get_executor(), [self = shared_from_this()] { self->close(); });
+  }
+
+  // What an exchange uses, on the strand.
+  void send_head(std::string_view path, const HttpReply& answer, bool in_parts);
+  void send(std::string_view bytes);
+  void send_part(std::string_view part);
+  /// The answer is complete; what of it waits is still sent.
+  void complete();
+  template <class Use>
+  void post(Use use) {
+    asio::post(socket_.get_executor(), std::move(use));
+  }
+
+ private:
+  enum class State : std::uint8_t { idle, reading, answering, closing };
+
+  void arm(std::chrono::milliseconds time) {
+    deadline_.expires_after(time);
+    deadline_.async_wait([self = shared_from_this()](error_code stopped) {
+      if (!stopped && self->deadline_.expiry() <= std::chrono::steady_clock::now()) self->close();
+    });
+  }
+  void disarm() { deadline_.cancel(); }
+
+  /// Reads while no request is being read: the beginning of the next, or, during an answer, whether the client goes.
+  void read_more() {
+    if (reads_ || !socket_.is_open()) return;
+    reads_ = true;
+    socket_.async_read_some(buffer_.prepare(4096), [self = shared_from_this()](error_code failed, std::size_t size) {
+      self->reads_ = false;
+      self->buffer_.commit(failed ? 0 : size);
+      self->got(failed);
+    });
+  }
+  void got(error_code failed);
+  void read_header();
+  void got_header(error_code failed);
+  void read_body();
+  void got_body(error_code failed);
+  void answer();
+  /// Refuses a request that was not read whole; the connection ends.
+  void refuse(int status, const std::string& message);
+  void next();
+  void write_some();
+  void gone();
+  void linger();
+  void discard(std::size_t left);
+  void close();
+
+  Socket socket_;
+  Server& server_;
+  Timer deadline_, write_deadline_;
+  boost::beast::flat_buffer buffer_;
+  std::optional<beast_http::request_parser<beast_http::string_body>> parser_;
+  std::shared_ptr<ConnectionExchange> current_;
+  State state_ = State::idle;
+  bool reads_ = false;       // read_more() is under way
+  bool keep_alive_ = false;  // of the request that is answered
+  bool chunked_ = false;     // HTTP/1.1
+  bool head_ = false;        // the answer has no body
+  std::string sending_, waiting_;
+  std::size_t sent_ = 0;  // of sending_
+};
+
+class ConnectionExchange final : public Exchange, public std::enable_shared_from_this<ConnectionExchange> {
+ public:
+  ConnectionExchange(std::shared_ptr<Connection> connection, HttpRequest request)
+      : connection_(std::move(connection)), request_(std::move(request)) {}
+  ~ConnectionExchange() override = default;
+
+  [[nodiscard]] const HttpRequest& request() const override { return request_; }
+  void reply(HttpReply answer) override {
+    if (!open() || begun_) return;
+    begun_ = true;
+    connection_->send_head(request_.path, answer, false);
+    finish();
+  }
+  void begin(HttpReply answer) override {
+    if (!open() || begun_) return;
+    begun_ = true;
+    connection_->send_head(request_.path, answer, true);
+    if (open() && !answer.body.empty()) connection_->send_part(answer.body);
+  }
+  void write(std::string_view part) override {
+    if (open() && begun_ && !part.empty()) connection_->send_part(part);
+  }
+  void end() override {
+    if (!open() || !begun_) return;
+    connection_->send_part({});
+    if (open()) finish();
+  }
+  [[nodiscard]] bool open() const override { return !over_; }
+  void on_gone(std::function<void()> use) override {
+    if (open()) gone_ = std::move(use);
+  }
+  void post(std::function<void()> use) override {
+    connection_->post([self = shared_from_this(), use = std::move(use)] { use(); });
+  }
+
+  /// The client has gone.
+  void lose() {
+    if (std::exchange(over_, true)) return;
+    if (const auto use = std::exchange(gone_, nullptr)) use();
+  }
+  [[nodiscard]] bool begun() const { return begun_; }
+
+ private:
+  void finish() {
+    over_ = true;
+    gone_ = nullptr;
+    connection_->complete();
+  }
+
+  std::shared_ptr<Connection> connection_;
+  HttpRequest request_;
+  std::function<void()> gone_;
+  bool begun_ = false;
+  bool over_ = false;
+};
+
+/// What a handler gets: the exchange, and an answer if nobody gives one.
+[[nodiscard]] inline std::shared_ptr<Exchange> answered_at_last(const std::shared_ptr<ConnectionExchange>& exchange,
+                                                                const Server& server) {
+  return {exchange.get(), [exchange, &server](Exchange*) {
+            if (server.over) return;
+            exchange->post([exchange, &server] {
+              if (!exchange->open()) return;
+              if (exchange->begun()) {
+                exchange->end();
+              } else {
+                exchange->reply(server.refusal(exchange->request().path, 500, "the request was not answered"));
+              }
+            });
+          }};
+}
+
+inline void Connection::send_head(std::string_view path, const HttpReply& answer, bool in_parts) {
+  if (server_.options.answered) server_.options.answered(path, answer.status);
+  beast_http::response<beast_http::empty_body> head;
+  head.version(11);
+  head.result(static_cast<unsigned>(answer.status));
+  head.set(beast_http::field::content_type, answer.type);
+  head.set("X-Content-Type-Options", "nosniff");
+  for (const auto& [name, value] : answer.headers) head.set(name, value);
+  keep_alive_ = keep_alive_ && !server_.stopping;
+  if (!in_parts) {
+    head.set(beast_http::field::content_length, std::to_string(answer.body.size()));
+  } else if (chunked_) {
+    head.set(beast_http::field::transfer_encoding, "chunked");
+  } else {
+    keep_alive_ = false;  // the end of the connection is the end of the answer
+  }
+  head.set(beast_http::field::connection, keep_alive_ ? "keep-alive" : "close");
+  std::ostringstream text;
+  text << head.base();
+  send(text.str());
+  if (!in_parts && !head_) send(answer.body);
+}
+
+inline void Connection::send_part(std::string_view part) {
+  if (head_) return;
+  if (!chunked_) {
+    send(part);
+    return;
+  }
+  std::array<char, 24> size{};
+  const int length = std::snprintf(size.data(), size.size(), "%zx\r\n", part.size());
+  std::string chunk(size.data(), static_cast<std::size_t>(length));
+  chunk += part;
+  send(chunk += "\r\n");  // of no bytes: the last one
+}
+
+inline void Connection::send(std::string_view bytes) {
+  if (!socket_.is_open()) return;
+  if (waiting_.size() + sending_.size() - sent_ > server_.options.limits.waiting_bytes) {
+    gone();
+    return;
+  }
+  waiting_ += bytes;
+  if (sending_.empty()) write_some();
+}
+
+inline void Connection::write_some() {
+  if (sent_ == sending_.size()) {
+    sending_ = std::exchange(waiting_, {});
+    sent_ = 0;
+    if (sending_.empty()) {
+      write_deadline_.cancel();
+      if (current_ == nullptr && state_ == State::answering) next();
+      return;
+    }
+  }
+  write_deadline_.expires_after(server_.options.limits.write_time);
+  write_deadline_.async_wait([self = shared_from_this()](error_code stopped) {
+    if (!stopped && self->write_deadline_.expiry() <= std::chrono::steady_clock::now()) self->gone();
+  });
+  socket_.async_write_some(asio::buffer(sending_.data() + sent_, sending_.size() - sent_),
+                           [self = shared_from_this()](error_code failed, std::size_t size) {
+                             if (failed) {
+                               self->gone();
+                               return;
+                             }
+                             self->sent_ += size;
+                             self->write_some();
+                           });
+}
+
+inline void Connection::complete() {
+  current_ = nullptr;
+  if (socket_.is_open() && sending_.empty()) next();
+}
+
+inline void Connection::next() {
+  if (!keep_alive_ || server_.stopping) {
+    linger();
+    return;
+  }
+  state_ = State::idle;
+  arm(server_.options.limits.idle_time);
+  if (reads_) {  // a request that was sent ahead is here: what watched the client during the answer may end
+    error_code ignored;
+    if (buffer_.size() > 0) socket_.cancel(ignored);
+  } else if (buffer_.size() > 0) {
+    read_header();
+  } else {
+    read_more();
+  }
+}
+
+inline void Connection::got(error_code failed) {
+  switch (state_) {
+    case State::idle:
+      if (failed && (failed != asio::error::operation_aborted || !socket_.is_open() || buffer_.size() == 0)) {
+        close();
+      } else {
+        read_header();
+      }
+      return;
+    case State::answering: {
+      if (failed) {
+        gone();
+        return;
+      }
+      // Requests that are sent ahead are kept; a client that sends more than that is no longer watched.
+      if (buffer_.size() < server_.options.limits.header_bytes) read_more();
+      return;
+    }
+    case State::closing:
+      if (failed) {
+        close();
+      } else {
+        discard(std::size_t{1} << 20);
+      }
+      return;
+    case State::reading:
+      return;
+  }
+}
+
+inline void Connection::read_header() {
+  state_ = State::reading;
+  arm(server_.options.limits.header_time);
+  parser_.emplace();
+  parser_->header_limit(static_cast<std::uint32_t>(server_.options.limits.header_bytes));
+  parser_->body_limit(server_.options.limits.body_bytes);
+  beast_http::async_read_header(
+      socket_, buffer_, *parser_,
+      [self = shared_from_this()](error_code failed, std::size_t) { self->got_header(failed); });
+}
+
+inline void Connection::got_header(error_code failed) {
+  using beast_http::error;
+  if (!socket_.is_open()) return;
+  if (failed == error::header_limit) {
+    refuse(431, concat("the header has more than ", server_.options.limits.header_bytes, " bytes"));
+  } else if (failed == error::body_limit) {
+    refuse(413, concat("the body has more than ", server_.options.limits.body_bytes, " bytes"));
+  } else if (failed == error::end_of_stream || failed == error::partial_message) {
+    close();
+  } else if (failed.category() == make_error_code(error::bad_method).category()) {
+    refuse(400, "this is not HTTP: " + failed.message());
+  } else if (failed) {
+    close();
+  } else {
+    const auto& request = parser_->get();
+    const auto target = std::string_view(request.target().data(), request.target().size());
+    const std::string_view path = target.substr(0, target.find('?'));
+    const auto& open_paths = server_.options.open_paths;
+    const auto value = [&](beast_http::field name) {
+      const auto found = request[name];
+      return std::string_view(found.data(), found.size());
+    };
+    if (request.count(beast_http::field::content_length) > 0 &&
+        request.count(beast_http::field::transfer_encoding) > 0) {
+      refuse(400, "a request has Content-Length or Transfer-Encoding, not both");
+    } else if (server_.key.needed() && std::find(open_paths.begin(), open_paths.end(), path) == open_paths.end() &&
+               !server_.key.shown(value(beast_http::field::authorization))) {
+      refuse(401, "a key is needed: send it as \"Authorization: Bearer KEY\"");
+    } else if (server_.only_local && ((!value(beast_http::field::host).empty() &&
+                                       !names_this_machine(host_name(value(beast_http::field::host)))) ||
+                                      (!value(beast_http::field::origin).empty() &&
+                                       !names_this_machine(host_name(value(beast_http::field::origin)))))) {
+      refuse(403, "this server has no key and answers this machine only, not pages of other sites");
+    } else if (lower(value(beast_http::field::expect)) == "100-continue" && !parser_->is_done()) {
+      send("HTTP/1.1 100 Continue\r\n\r\n");
+      read_body();
+    } else {
+      read_body();
+    }
+  }
+}
+
+inline void Connection::read_body() {
+  arm(server_.options.limits.body_time);
+  beast_http::async_read(socket_, buffer_, *parser_,
+                         [self = shared_from_this()](error_code failed, std::size_t) { self->got_body(failed); });
+}
+
+inline void Connection::got_body(error_code failed) {
+  if (!socket_.is_open()) return;
+  if (failed == beast_http::error::body_limit) {
+    refuse(413, concat("the body has more than ", server_.options.limits.body_bytes, " bytes"));
+  } else if (failed && failed.category() == make_error_code(beast_http::error::bad_method).category() &&
+             failed != beast_http::error::partial_message) {
+    refuse(400, "the body is malformed: " + failed.message());
+  } else if (failed) {
+    close();
+  } else {
+    answer();
+  }
+}
+
+inline void Connection::answer() {
+  disarm();
+  state_ = State::answering;
+  auto message = parser_->release();
+  parser_.reset();
+  keep_alive_ = message.keep_alive();
+  chunked_ = message.version() >= 11;
+  head_ = message.method() == beast_http::verb::head;
+  const std::string target(message.target());
+  const std::size_t mark = std::min(target.find('?'), target.size());
+  HttpRequest request{.method = head_ ? "GET" : std::string(message.method_string()),
+                      .path = target.substr(0, mark),
+                      .query = target.substr(std::min(mark + 1, target.size())),
+                      .body = std::move(message.body())};
+  for (const auto& field : message.base()) {
+    request.headers.emplace_back(lower({field.name_string().data(), field.name_string().size()}),
+                                 std::string(field.value()));
+  }
+  current_ = std::make_shared<ConnectionExchange>(shared_from_this(), std::move(request));
+  const std::shared_ptr<Exchange> shown = answered_at_last(current_, server_);
+  read_more();
+  const std::string path = shown->request().path;
+  if (server_.stopping) {
+    HttpReply busy = server_.refusal(path, 503, "the server is about to stop");
+    busy.headers.emplace_back("Retry-After", "1");
+    shown->reply(std::move(busy));
+    return;
+  }
+  try {
+    server_.handler(shown);
+  } catch (const std::exception& error) {
+    shown->reply(server_.refusal(path, 500, error.what()));
+  }
+}
+
+inline void Connection::refuse(int status, const std::string& message) {
+  disarm();
+  std::string path;
+  if (parser_.has_value()) {
+    const std::string target(parser_->get().target());
+    path = target.substr(0, target.find('?'));
+    head_ = parser_->get().method() == beast_http::verb::head;
+  }
+  state_ = State::answering;
+  keep_alive_ = false;
+  chunked_ = false;
+  HttpReply reply = server_.refusal(path, status, message);
+  if (status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
+  send_head(path, reply, false);
+}
+
+inline void Connection::gone() {
+  const std::shared_ptr<ConnectionExchange> exchange = std::exchange(current_, nullptr);
+  close();
+  if (exchange != nullptr) exchange->lose();
+}
+
+/// Lets the client read the last answer before a reset for bytes that nobody read could take it away.
+inline void Connection::linger() {
+  state_ = State::closing;
+  error_code ignored;
+  socket_.shutdown(Socket::shutdown_send, ignored);
+  if (ignored) {
+    close();
+    return;
+  }
+  arm(std::chrono::milliseconds(1000));
+  if (!reads_) discard(std::size_t{1} << 20);
+}
+inline void Connection::discard(std::size_t left) {
+  buffer_.clear();
+  socket_.async_read_some(buffer_.prepare(4096),
+                          [self = shared_from_this(), left](error_code failed, std::size_t size) {
+                            if (failed || size >= left) {
+                              self->close();
+                            } else {
+                              self->discard(left - size);
+                            }
+                          });
+}
+inline void Connection::close() {
+  error_code ignored;
+  deadline_.cancel();
+  write_deadline_.cancel();
+  socket_.close(ignored);
+  state_ = State::closing;
+  if (const auto exchange = std::exchange(current_, nullptr)) exchange->lose();
+}
+
+}  // namespace detail
+}  // namespace serve
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,201 @@
+// qlora/serve/routes.hpp — which request is answered by what. A path that is not in the list is answered with 404,
+// whoever asks.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/serve/compare.hpp"
+#include "qlora/serve/compare_page.hpp"
+#include "qlora/serve/fields.hpp"
+#include "qlora/serve/http.hpp"
+#include "qlora/serve/model.hpp"
+#include "qlora/serve/openai.hpp"
+#include "qlora/serve/openapi.hpp"
+#include "qlora/serve/tgi.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace serve {
+
+/// Loads and unloads adapters while a model is served. Any thread may call it.
+struct AdapterDoor {
+  /// Throws Error.
+  std::function<void(const std::string& name, const std::filesystem::path& dir)> attach{};
+  /// Throws Error (usage) for a name that is not there.
+  std::function<void(const std::string& name)> detach{};
+};
+
+/// The paths that need no key.
+[[nodiscard]] inline std::vector<std::string> open_paths() { return {"/health"}; }
+
+/// Whether errors of a path are in TGI's form.
+[[nodiscard]] inline bool is_tgi(std::string_view path) {
+  for (const std::string_view mine :
+       {"/", "/generate", "/generate_stream", "/invocations", "/ping", "/health", "/info"}) {
+    if (path == mine) return true;
+  }
+  return false;
+}
+
+/// An error in the form of its path.
+[[nodiscard]] inline HttpReply error_reply(std::string_view path, const Refused& error) {
+  HttpReply reply{.status = error.status()};
+  reply.body = json_body(is_tgi(path) ? tgi_error(error.status(), error.what())
+                                      : openai_error(error.status(), error.what(), error.field(), error.code()));
+  if (error.status() == 429 || error.status() == 503) reply.headers.emplace_back("Retry-After", "1");
+  return reply;
+}
+
+/// Answers requests. Any number of threads may call it at once.
+class Routes {
+ public:
+  /// `version`: of the program. `connections`: open ones, for the counters. An empty `door`: adapters stay as they are.
+  Routes(const ServedModel& model, std::string version, std::function<int()> connections, AdapterDoor door = {})
+      : model_(model), version_(std::move(version)), connections_(std::move(connections)), door_(std::move(door)) {
+    get("/health", [this](const auto& exchange) { health(*exchange); });
+    get("/ping", [this](const auto& exchange) { health(*exchange); });
+    get("/", [this](const auto& exchange) { front(*exchange); });
+    get("/info", [this](const auto& exchange) { exchange->reply({.body = json_body(tgi_info(model_, version_))}); });
+    get("/v1/models", [this](const auto& exchange) { exchange->reply({.body = json_body(openai_models(model_))}); });
+    get("/openapi.json", [this](const auto& exchange) {
+      exchange->reply({.body = json_body(openapi(version_, door_.attach != nullptr))});
+    });
+    get("/metrics", [this](const auto& exchange) {
+      exchange->reply(
+          {.type = "text/plain; version=0.0.4; charset=utf-8",
+           .body = model_.metrics().text(model_.service().load(), model_.service().queued(), connections_())});
+    });
+    post("/",
+         [this](const auto& exchange) { tgi(exchange, {.may_stream = true, .as_list = true, .full_text = true}); });
+    post("/generate", [this](const auto& exchange) { tgi(exchange, {}); });
+    post("/generate_stream", [this](const auto& exchange) { tgi(exchange, {.stream = true}); });
+    post("/invocations", [this](const auto& exchange) { invoke(exchange); });
+    post("/v1/chat/completions", [this](const auto& exchange) {
+      openai_generate(exchange, body_object(exchange->request().body), true, model_);
+    });
+    post("/v1/completions", [this](const auto& exchange) {
+      openai_generate(exchange, body_object(exchange->request().body), false, model_);
+    });
+    post("/compare",
+         [this](const auto& exchange) { compare_variants(exchange, body_object(exchange->request().body), model_); });
+    if (door_.attach) {
+      post("/adapters", [this](const auto& exchange) { attach(*exchange); });
+      post("/adapters/unload", [this](const auto& exchange) { detach(*exchange); });
+    }
+  }
+  Routes(const Routes&) = delete;
+  Routes& operator=(const Routes&) = delete;
+  ~Routes() = default;
+
+  /// Answers one request, now or later.
+  void operator()(const std::shared_ptr<Exchange>& exchange) const {
+    const HttpRequest& request = exchange->request();
+    try {
+      find(request)(exchange);
+    } catch (const Refused& error) {
+      exchange->reply(error_reply(error_path(request), error));
+    } catch (const Error& error) {
+      const int status = error.kind() == ErrorKind::usage || error.kind() == ErrorKind::input ? 400 : 500;
+      exchange->reply(error_reply(error_path(request), Refused(status, error.what())));
+    }
+  }
+  /// A path as counters name it: "other" where there is none.
+  [[nodiscard]] std::string_view name_of(std::string_view path) const {
+    for (const Route& route : routes_) {
+      if (route.path == path) return route.path;
+    }
+    return "other";
+  }
+
+ private:
+  using Answer = std::function<void(const std::shared_ptr<Exchange>&)>;
+  struct Route {
+    std::string_view method, path;
+    Answer answer;
+  };
+
+  void get(std::string_view path, Answer answer) { routes_.push_back({"GET", path, std::move(answer)}); }
+  void post(std::string_view path, Answer answer) { routes_.push_back({"POST", path, std::move(answer)}); }
+  [[nodiscard]] const Answer& find(const HttpRequest& request) const {
+    std::string allowed;
+    for (const Route& route : routes_) {
+      if (route.path != request.path) continue;
+      if (route.method == request.method) return route.answer;
+      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
+    }
+    if (!allowed.empty()) throw Refused(405, concat(request.method, " is not for this path; it takes ", allowed));
+    throw Refused(404, concat("there is no such path: ", qlora::detail::excerpt(request.path)));
+  }
+  /// A body of OpenAI's that came to /invocations gets OpenAI's errors.
+  [[nodiscard]] static std::string error_path(const HttpRequest& request) {
+    const bool other = request.path == "/invocations" && request.body.find("\"inputs\"") == std::string::npos;
+    return other ? "/v1/completions" : request.path;
+  }
+
+  void health(Exchange& exchange) const {
+    if (const std::string why = model_.service().failure(); !why.empty()) throw Refused(503, why);
+    exchange.reply({.body = "{\"status\":\"ok\"}"});
+  }
+  void front(Exchange& exchange) const {
+    if (exchange.request().header("accept").find("text/html") == std::string_view::npos) {
+      exchange.reply({.body = json_body(tgi_info(model_, version_))});
+      return;
+    }
+    exchange.reply({.type = "text/html; charset=utf-8",
+                    .body = compare_page(),
+                    .headers = {{"Content-Security-Policy", std::string(compare_policy)}}});
+  }
+  void tgi(const std::shared_ptr<Exchange>& exchange, const TgiRoute& route) const {
+    tgi_generate(exchange, body_object(exchange->request().body), route, model_);
+  }
+  /// SageMaker's one door: the body says which form it has.
+  void invoke(const std::shared_ptr<Exchange>& exchange) const {
+    const Json body = body_object(exchange->request().body);
+    if (json_find(body, "messages") != nullptr) {
+      openai_generate(exchange, body, true, model_);
+    } else if (json_find(body, "prompt") != nullptr) {
+      openai_generate(exchange, body, false, model_);
+    } else {
+      tgi_generate(exchange, body, {.may_stream = true, .as_list = true, .full_text = true}, model_);
+    }
+  }
+  void attach(Exchange& exchange) const {
+    const Json body = body_object(exchange.request().body);
+    const Fields fields(body, 400);
+    const std::string name = fields.text("name").value_or("");
+    const std::string path = fields.text("path").value_or("");
+    if (!is_name(name) || name == model_.names().base()) {
+      fields.fail("name", "must be letters, digits and any of -_./, and not the name of the base");
+    }
+    if (path.empty()) fields.fail("path", "must be the folder of an adapter on the server's machine");
+    door_.attach(name, path);
+    exchange.reply({.body = json_body(openai_models(model_))});
+  }
+  void detach(Exchange& exchange) const {
+    const Json body = body_object(exchange.request().body);
+    const Fields fields(body, 400);
+    const auto name = fields.text("name");
+    if (!name) fields.fail("name", "must be the name of an adapter");
+    door_.detach(*name);
+    exchange.reply({.body = json_body(openai_models(model_))});
+  }
+
+  const ServedModel& model_;
+  std::string version_;
+  std::function<int()> connections_;
+  AdapterDoor door_;
+  std::vector<Route> routes_;
+};
+
+}  // namespace serve
+}  // namespace v0
+}  // namespace qlora

@@ -1,0 +1,277 @@
+// qlora/serve/serve.hpp — a model directory served over HTTP until it is told to stop. Needs Boost.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "qlora/run/options.hpp"
+#include "qlora/run/prebuilt.hpp"
+#include "qlora/run/progress.hpp"
+#include "qlora/run/steps.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace serve {
+
+/// What is served, and where.
+struct ServeRequest {
+  std::filesystem::path model{};              ///< directory; empty: HF_MODEL_ID, else /opt/ml/model
+  std::string name{};                         ///< of the base; empty: that of its directory
+  std::vector<run::NamedAdapter> adapters{};  ///< beside the base
+  run::Base weights{};                        ///< how they are held
+  run::DeviceRequest device{};                ///< where to run
+  bool any_base = false;                      ///< take adapters that were trained on other weights
+  run::ChatChoice chat{};                     ///< the form of conversations, if not the model's own
+  run::Serving serving{};                     ///< address, limits, key
+  std::string version{};                      ///< of the program, for /info
+};
+
+/// Serves until progress asks to stop, then lets replies end for 25 seconds at most: a container has 30 between SIGTERM
+/// and SIGKILL. `listening` is called with the address once requests are taken. Throws Error: (usage) for an address
+/// that needs a key and has none and for names that cannot be, (input) for a model or an adapter that cannot be used,
+/// (resource) for too little memory, a port that is taken, and when a step fails while it serves.
+QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress,
+                            const std::function<void(const std::string& address)>& listening);
+
+}  // namespace serve
+}  // namespace v0
+}  // namespace qlora
+
+#ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/run/engine.hpp"
+#include "qlora/serve/http_server.hpp"
+#include "qlora/serve/metrics.hpp"
+#include "qlora/serve/model.hpp"
+#include "qlora/serve/routes.hpp"
+#include "qlora/serve/service.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace serve {
+namespace detail {
+
+/// Of the environment; empty where there is none.
+[[nodiscard]] inline std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::string() : std::string(value);
+}
+/// A number of tokens from the environment; 0 where there is none.
+[[nodiscard]] inline int tokens_of_environment(const char* name) {
+  const std::string text = environment(name);
+  if (text.empty()) return 0;
+  const auto value = run::parse_value(run::Kind::integer, text);
+  const auto* number = value ? std::get_if<std::int64_t>(&*value) : nullptr;
+  if (number == nullptr || *number < 1 || *number > (1 << 24)) {
+    throw Error(concat("the environment variable ", name, " is \"", qlora::detail::excerpt(text),
+                       "\"; it must be a number of tokens"),
+                ErrorKind::usage);
+  }
+  return static_cast<int>(*number);
+}
+
+/// Where SageMaker unpacks a model. Only the platform reaches such a container, and it asks without a key.
+inline constexpr std::string_view container_model = "/opt/ml/model";
+
+[[nodiscard]] inline std::filesystem::path model_directory(const ServeRequest& request) {
+  if (!request.model.empty()) return request.model;
+  const std::string id = environment("HF_MODEL_ID");
+  std::error_code none;
+  if (id.empty() && std::filesystem::is_directory(container_model, none)) return container_model;
+  if (id.empty()) {
+    throw Error(
+        concat("there is no model to serve: name its directory, or set HF_MODEL_ID; ", container_model, " is not here"),
+        ErrorKind::usage);
+  }
+  if (!std::filesystem::is_directory(id, none)) {
+    throw Error(concat("HF_MODEL_ID is ", qlora::detail::excerpt(id),
+                       ", which is no directory of this machine; models are not fetched, give a directory"),
+                ErrorKind::usage);
+  }
+  return id;
+}
+
+[[nodiscard]] inline std::string key_of(const run::Serving& serving) {
+  const bool file = !serving.key_file.empty();
+  constexpr std::size_t longest = 4096;
+  std::string key = file ? read_text(serving.key_file, longest) : environment("QLORA_API_KEY");
+  key = key.substr(0, key.find_first_of("\r\n"));
+  const bool printable = std::all_of(key.begin(), key.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (file ? key.empty() || !printable : !printable) {
+    throw Error(concat(file ? serving.key_file.string() : std::string("QLORA_API_KEY"),
+                       " must hold a key on its first line: printable characters without spaces"),
+                ErrorKind::usage);
+  }
+  return key;
+}
+
+[[nodiscard]] inline std::string base_name(const ServeRequest& request, const std::filesystem::path& dir) {
+  if (!request.name.empty()) return request.name;
+  const std::filesystem::path whole = std::filesystem::absolute(dir).lexically_normal();
+  const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+  return is_name(name) ? name : "base";
+}
+
+inline void check_names(const std::string& base, const std::vector<run::NamedAdapter>& adapters) {
+  std::vector<std::string> seen{base};
+  for (const run::NamedAdapter& adapter : adapters) seen.push_back(adapter.name);
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (!is_name(seen[i])) {
+      throw Error(concat("\"", qlora::detail::excerpt(seen[i]),
+                         "\" cannot be the name of a model: letters, digits and any of -_./ are"),
+                  ErrorKind::usage);
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (seen[i] == seen[j])
+        throw Error(concat("two models are called ", seen[i], "; name one of them NAME=DIR"), ErrorKind::usage);
+    }
+  }
+}
+
+/// Tokens of prompts and of all; what is 0 is the model's.
+[[nodiscard]] inline ServedLimits limits_of(ServedLimits asked, int model_context) {
+  const int total = asked.total > 0 ? asked.total : model_context;
+  if (total > model_context) {
+    throw Error(concat("a context of ", total, " tokens; the model reads ", model_context), ErrorKind::usage);
+  }
+  if (asked.input >= total) {
+    throw Error(concat("MAX_INPUT_LENGTH is ", asked.input, "; it must be less than the context of ", total),
+                ErrorKind::usage);
+  }
+  return {.input = asked.input > 0 ? asked.input : total - 1, .total = total};
+}
+
+/// A server and what it needs, in the order in which they end.
+class Served {
+ public:
+  Served(const ServeRequest& request, run::Progress& progress) : dir_(model_directory(request)) {
+    const std::string base = base_name(request, dir_);
+    check_names(base, request.adapters);
+    const HttpOptions http = http_options(request, progress);
+    check_http_options(http);
+    const ServedLimits asked{
+        .input = tokens_of_environment("MAX_INPUT_LENGTH"),
+        .total = request.serving.context > 0 ? request.serving.context : tokens_of_environment("MAX_TOTAL_TOKENS")};
+    run::EngineOptions options{.base = request.weights.base,
+                               .adapters = request.adapters,
+                               .any_base = request.any_base,
+                               .device = request.device,
+                               .chat = request.chat};
+    constexpr int admin_rank = 64;
+    if (request.serving.admin) options.capacity = {.rank = admin_rank, .targets = Proj::all};
+    progress.say(concat("loading ", dir_.string()));
+    engine_ = std::make_unique<run::Engine>(dir_, options);
+    const ServedLimits limits = limits_of(asked, engine_->model().max_positions);
+    service_ = std::make_unique<Service>(
+        engine_->open_batch({.sequences = request.serving.slots, .length = limits.total, .all_logits = true}),
+        request.serving.queue, metrics_);
+    std::vector<std::string> names;
+    for (const run::NamedAdapter& adapter : request.adapters) names.push_back(adapter.name);
+    model_ = std::make_unique<ServedModel>(engine_->files(), std::make_shared<Names>(base, names), limits, *service_,
+                                           metrics_);
+    if (const int slots = service_->load().slots; slots < request.serving.slots) {
+      progress.say(concat("memory is left for ", slots, slots == 1 ? " request" : " requests", " at once"));
+    }
+    routes_ = std::make_unique<Routes>(
+        *model_, request.version, [this] { return connections(); }, door(request));
+    server_ = open_http_server(http, [this](const std::shared_ptr<Exchange>& exchange) { (*routes_)(exchange); });
+  }
+  Served(const Served&) = delete;
+  Served& operator=(const Served&) = delete;
+  ~Served() { stop(std::chrono::milliseconds(0)); }
+
+  [[nodiscard]] int port() const { return server_->port(); }
+  [[nodiscard]] std::string failure() const { return service_->failure(); }
+  [[nodiscard]] const std::string& name() const { return model_->names().base(); }
+  /// Exchanges do not outlive their server: the service, which keeps some, stops before it goes.
+  void stop(std::chrono::milliseconds patience) {
+    if (server_ != nullptr) server_->stop(patience);
+    if (service_ != nullptr) service_->stop();
+  }
+
+ private:
+  [[nodiscard]] int connections() const { return server_ == nullptr ? 0 : server_->connections(); }
+
+  [[nodiscard]] AdapterDoor door(const ServeRequest& request) {
+    if (!request.serving.admin) return {};
+    const auto known = [this](const std::string& name) {
+      const std::vector<std::string> all = model_->names().adapters();
+      return std::find(all.begin(), all.end(), name) != all.end();
+    };
+    return {.attach =
+                [this](const std::string& name, const std::filesystem::path& path) {
+                  const std::lock_guard lock(adapters_);
+                  engine_->attach(name, path);
+                  model_->names().set(name, true);
+                },
+            .detach =
+                [this, known](const std::string& name) {
+                  const std::lock_guard lock(adapters_);
+                  if (!known(name)) throw Refused(404, concat("there is no adapter ", name), "name", "model_not_found");
+                  model_->names().set(name, false);
+                  engine_->detach(name);
+                }};
+  }
+  [[nodiscard]] HttpOptions http_options(const ServeRequest& request, run::Progress& progress) {
+    const run::Serving& serving = request.serving;
+    HttpOptions options{.host = serving.host, .port = serving.port, .key = key_of(serving), .open_paths = open_paths()};
+    if (request.model.empty() && dir_ == container_model && options.key.empty()) {
+      options.host = "0.0.0.0";
+      options.trust_network = true;
+      progress.say("a model of a SageMaker container: requests of the platform are taken without a key");
+    }
+    options.limits.header_time = std::chrono::seconds(serving.timeout);
+    options.limits.body_time = 3 * options.limits.header_time;
+    options.limits.write_time = 3 * options.limits.header_time;
+    options.limits.idle_time = 6 * options.limits.header_time;
+    options.refusal = [](std::string_view path, int status, const std::string& message) {
+      return error_reply(path, Refused(status, message));
+    };
+    options.answered = [this](std::string_view path, int status) { metrics_.answered(routes_->name_of(path), status); };
+    return options;
+  }
+
+  std::filesystem::path dir_;
+  Metrics metrics_;
+  std::mutex adapters_;  // one is loaded at a time
+  std::unique_ptr<run::Engine> engine_;
+  std::unique_ptr<HttpServer> server_;  // outlives the exchanges of those below
+  std::unique_ptr<Service> service_;
+  std::unique_ptr<ServedModel> model_;
+  std::unique_ptr<Routes> routes_;
+};
+
+}  // namespace detail
+
+QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress,
+                            const std::function<void(const std::string& address)>& listening) {
+  detail::Served served(request, progress);
+  const std::string& host = request.serving.host;
+  listening(concat("http://", host.find(':') == std::string::npos ? host : "[" + host + "]", ":", served.port()));
+  while (!progress.stop_requested() && served.failure().empty()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  const std::string failure = served.failure();
+  if (failure.empty()) progress.say("stopping; replies may end");
+  constexpr std::chrono::seconds patience{25};
+  served.stop(failure.empty() ? patience : std::chrono::seconds(1));
+  if (!failure.empty()) throw Error("a step failed, and nothing can be run any more: " + failure, ErrorKind::resource);
+}
+
+}  // namespace serve
+}  // namespace v0
+}  // namespace qlora
+#endif  // QLORA_STEP_CODE
