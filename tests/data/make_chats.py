@@ -182,7 +182,7 @@ forms = {
     "zephyr": zephyr,
     "vicuna": (
         "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
-        "{% else %}{% set rest = messages %}{% set system = \""
+        '{% else %}{% set rest = messages %}{% set system = "'
         + polite
         + "\" %}{% endif %}{{ bos_token + system + ' ' }}"
         "{% for message in rest %}"
@@ -441,16 +441,17 @@ def template_cases():
         yield {"name": name, "template": template, "texts": texts}
 
 
-with open(os.path.join(here, "chats.json"), "w", encoding="utf-8") as file:
-    json.dump(
-        {
-            "fragments": fragments,
-            "forms": list(form_cases()),
-            "dialogues": dialogues,
-            "templates": list(template_cases()),
-        },
-        file,
-        ensure_ascii=True,
-        separators=(",", ":"),
-    )
-    file.write("\n")
+if __name__ == "__main__":
+    with open(os.path.join(here, "chats.json"), "w", encoding="utf-8") as file:
+        json.dump(
+            {
+                "fragments": fragments,
+                "forms": list(form_cases()),
+                "dialogues": dialogues,
+                "templates": list(template_cases()),
+            },
+            file,
+            ensure_ascii=True,
+            separators=(",", ":"),
+        )
+        file.write("\n")

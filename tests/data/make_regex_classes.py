@@ -44,7 +44,8 @@ def hashed(numbers):
     return value
 
 
-def found(expression):
+def runs_of(expression):
+    """Where runs begin and end, in bytes, and how many characters they have together."""
     split = pre_tokenizers.Split(Regex(expression), "removed")
     place, runs, characters = 0, [], 0
     # What is left lies between the matches.
@@ -53,6 +54,11 @@ def found(expression):
             runs += [begins[place], begins[begin]]
             characters += begin - place
         place = end
+    return runs, characters
+
+
+def found(expression):
+    runs, characters = runs_of(expression)
     return {"runs": len(runs) // 2, "characters": characters, "hash": hashed(runs)}
 
 

@@ -147,4 +147,5 @@ def main():
         print(name, float(loss), margin, len(set(greedy[0, 8:].tolist())))
 
 
-main()
+if __name__ == "__main__":
+    main()
