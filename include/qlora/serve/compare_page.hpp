@@ -188,7 +188,7 @@ class Column {
     const chat = $("form").value === "chat";
     this.turn("user", question);
     this.body = this.turn("assistant", "");
-    this.tokens = [];
+    this.tokens = this.body.tokens = [];
     this.foot.className = "foot";
     this.foot.textContent = "waiting";
     const messages = this.turns.concat([{role: "user", content: question}]);
@@ -329,8 +329,7 @@ const tokenOf = (target) => target instanceof Element ? target.closest(".token")
 function tip(element) {
   const box = $("tip");
   if (!element) { box.hidden = true; return; }
-  const column = columns.find((c) => c.body && c.body.contains(element));
-  const token = column && column.tokens[Number(element.dataset.at)];
+  const token = element.parentElement.tokens[Number(element.dataset.at)];
   if (!token || !token.top.length) { box.hidden = true; return; }
   const table = make("table");
   table.append(make("caption", "hidden", "Likeliest tokens here"));
