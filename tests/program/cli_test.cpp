@@ -38,7 +38,7 @@ int shell(const Scratch& scratch, const std::string& line) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",     "recall",
+const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",      "recall",
                              "compare", "plan", "run",   "info",  "data",     "data show", "serve"};
 
 }  // namespace
