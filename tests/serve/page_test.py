@@ -29,8 +29,11 @@ if driver_program is None:
 def ask(url, body=None, method=None):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:  # what was wrong is in the body
+        raise AssertionError(f"{url}: {error.code} {error.read().decode()[:500]}") from None
 
 
 def wait(what, condition, seconds=60):
@@ -150,6 +153,7 @@ try:
     page.open(address + "/")
     wait("a column for each variant", lambda: page.run("return document.querySelectorAll('.column').length") == 2)
     assert page.run("return [...document.querySelectorAll('.column h2')].map(h => h.textContent)") == ids
+    assert page.run("return columns.map(c => getComputedStyle(c.scaleLabel).display)") == ["none", "flex"]
     page.run("document.querySelector('details.settings').open = true; document.getElementById('max_tokens').value = 24")
 
     def shown():
@@ -221,6 +225,8 @@ try:
     page.run("document.getElementById('temperature').value = 0.01; document.getElementById('question').value = 'Hello'")
 
     # Narrow screens and dark ones: nothing is cut at the side.
+    page.run("document.getElementById('reset').click(); document.getElementById('send').click()")
+    wait("the answers", lambda: page.run("return columns.every(c => c.foot.textContent.includes('tokens in'))"))
     for width in (420, 768, 1200):
         page.resize(width, 900)
         wide = page.run("return [document.documentElement.scrollWidth, innerWidth]")

@@ -14,7 +14,7 @@ namespace serve {
 
 /// What the page has beside the style sheet of reports.
 inline constexpr std::string_view compare_style = R"css(
-body{max-width:100rem}
+body{max-width:100rem}[hidden]{display:none!important}
 form,.bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:end;margin:.6rem 0}
 label{display:flex;flex-direction:column;font-size:.85rem;color:var(--soft);gap:.15rem}
 label.grow{flex:1 1 24rem}
@@ -33,7 +33,7 @@ margin:.4rem 0}
 .turn.user{background:none;border:1px solid var(--line)}
 .turn .who{display:block;font-size:.75rem;color:var(--soft)}
 .token.other{background:rgba(255,170,0,.32);border-radius:.15rem}
-.token.first{box-shadow:inset 0 -2px #d06a00}
+.token.parts{box-shadow:inset 0 -2px #d06a00}
 .foot{font-size:.8rem;color:var(--soft);min-height:1.2rem}
 .error{color:#b3261e;font-weight:600}@media (prefers-color-scheme:dark){.error{color:#ff8a80}}
 #tip{position:fixed;z-index:2;background:var(--paper);border:1px solid var(--line);border-radius:.4rem;
@@ -271,7 +271,7 @@ class Column {
       s.tabIndex = i === Math.max(at, 0) ? 0 : -1;
       if (other[i]) {
         s.classList.add("other");
-        if (first) s.classList.add("first");
+        if (first) s.classList.add("parts");
         first = false;
       }
       return s;
@@ -320,7 +320,9 @@ function parted() {
   let i = 0;
   while (i < a.length && i < b.length && a[i].text === b[i].text) ++i;
   if (i >= a.length || i >= b.length) return a.length === b.length && !abort ? "Both answers are the same." : "";
-  return "The first " + i + (i === 1 ? " token is" : " tokens are") + " the same; then " + columns[0].model + " says " +
+  const same = i === 0 ? "They part at the first token: " : "The first " +
+    (i === 1 ? "token is" : i + " tokens are") + " the same; then ";
+  return same + columns[0].model + " says " +
     shown(a[i].text) + percent(a[i].logprob) + " and " + columns[1].model + " says " + shown(b[i].text) +
     percent(b[i].logprob) + ".";
 }
