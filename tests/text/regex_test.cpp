@@ -99,6 +99,7 @@ TEST_CASE("what PCRE2 would read otherwise is refused by name") {
   CHECK(refusal("[a-z&&b]") == "the regular expression '[a-z&&b]': && inside [] is not supported");
   CHECK(refusal("[]a]") == "the regular expression '[]a]': an empty [] is not supported");
   CHECK(refusal("x{,2}") == "the regular expression 'x{,2}': {, without a least number is not supported");
+  CHECK(refusal("\\s*$") == "the regular expression '\\s*$': a match without characters is not supported");
   CHECK(refusal("(?m).") == "the regular expression '(?m).': (?m) is not supported");
   CHECK(refusal("[\\]&\\[a]|\\t\\x{41}\\\\") == "accepted");
 }

@@ -37,10 +37,13 @@ class Regex {
       pcre2_get_error_message(code, why.data(), why.size());
       throw Error(concat("the regular expression '", expression, "': ", reinterpret_cast<const char*>(why.data())));
     }
+    std::uint32_t may_be_empty = 0;
+    pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &may_be_empty);
+    if (may_be_empty != 0) detail::regex::refuse(expression, "a match without characters");
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // where it cannot, the interpreter runs
   }
 
-  /// Calls use(begin, end) for each match that is not empty, in order. `text` must be UTF-8. Throws Error when the
+  /// Calls use(begin, end) for each match, in order; none is empty. `text` must be UTF-8. Throws Error when the
   /// expression takes too many steps on this text.
   template <class Use>
   void for_each_match(std::string_view text, const Use& use) const {
@@ -53,13 +56,8 @@ class Regex {
       if (found == PCRE2_ERROR_NOMATCH) return;
       if (found < 0) throw Error("a regular expression of the tokenizer takes too long on a text");
       const std::size_t* range = pcre2_get_ovector_pointer(data.get());
-      if (range[1] > range[0]) {
-        use(range[0], range[1]);
-        from = range[1];
-      } else {  // an empty match: go on behind the next character
-        from = range[1] + 1;
-        while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xC0U) == 0x80U) ++from;
-      }
+      use(range[0], range[1]);
+      from = range[1];
     }
   }
 
