@@ -246,7 +246,7 @@ try:
     # The server goes: the page says so.
     server.send_signal(signal.SIGTERM)
     server.wait(30)
-    page.run("document.getElementById('send').click()")
+    page.run("document.getElementById('question').value = 'Hello'; document.getElementById('send').click()")
     wait("the loss", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
     assert feet()[0] == "the server does not answer", feet()
     print("the page: all as expected")
