@@ -4,7 +4,7 @@
 # turned into a Hugging Face directory, reads pages about 30 made-up companies beside documents that it wrote itself,
 # and is asked 125 facts of the pages in new words and what it answered of 1,186 questions of general knowledge before.
 # Learning rate and passes are picked on other companies and questions than those that are reported, with five seeds:
-# OUT/run/report.html, and OUT/table.md. Minutes on a GPU, a day without one.
+# OUT/run/report.html, and OUT/table.md. It is meant for a GPU.
 #
 #   --quick               a few steps of everything, to see that it runs
 #   QLORA                 a program that is there already; default: builds it

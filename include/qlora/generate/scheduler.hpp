@@ -2,7 +2,7 @@
 // as soon as one is free, its prompt is read in pieces beside the decoding of others, and the slot of a request that is
 // over goes to the next one, which keeps what the slot still holds of its prompt's beginning.
 // Requests of one variant share a pass through the network; each variant in the batch has a pass of its own.
-// What may not change: a reply depends on its request alone, not on what else runs.
+// What may not change: the ids of a reply depend on its request, not on what else runs; DESIGN.md has the limits.
 #pragma once
 
 #include <algorithm>
