@@ -55,8 +55,8 @@ offences=$(
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
       if ($2 ~ /^boost\//) {
-        if (from !~ /^qlora\/serve\/http_(server|connection)\.hpp$/)
-          offence("Boost stays in serve/http_server.hpp and http_connection.hpp")
+        if (from !~ /^qlora\/serve\/http_(server|connection|reading)\.hpp$/)
+          offence("Boost stays in serve/http_server.hpp, http_connection.hpp and http_reading.hpp")
         next
       }
       if ($2 ~ /^sentencepiece/) {

@@ -1,23 +1,22 @@
-// qlora/serve/http_connection.hpp — a client of the HTTP server: what it sends is read within limits and deadlines, and
-// what it is answered is written as fast as it takes it. Part of http_server.hpp.
+// qlora/serve/http_connection.hpp — a client of the HTTP server, and its exchange: what it is answered is written as fast
+// as it takes it. What it sends is read in http_reading.hpp. Part of http_server.hpp.
 // States     idle: between requests; reading: header and body; answering: until the answer is written; closing
 // Order      a connection is a strand: reads, the handler, writes and timers never run at the same time
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <atomic>
+#include <boost/asio/basic_stream_socket.hpp>
+#include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/empty_body.hpp>
-#include <boost/beast/http/error.hpp>
 #include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <chrono>
@@ -25,19 +24,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
-#include "qlora/error.hpp"
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/http_guard.hpp"
 
@@ -334,160 +330,6 @@ inline void Connection::next() {
   } else {
     read_more();
   }
-}
-
-inline void Connection::got(error_code failed) {
-  switch (state_) {
-    case State::idle:
-      if (failed && (failed != asio::error::operation_aborted || !socket_.is_open() || buffer_.size() == 0)) {
-        close();
-      } else {
-        read_header();
-      }
-      return;
-    case State::answering: {
-      if (failed) {
-        gone();
-        return;
-      }
-      // Requests that are sent ahead are kept; a client that sends more than that is no longer watched.
-      if (buffer_.size() < server_.options.limits.header_bytes) read_more();
-      return;
-    }
-    case State::closing:
-      if (failed) {
-        close();
-      } else {
-        discard(std::size_t{1} << 20);
-      }
-      return;
-    case State::reading:
-      return;
-  }
-}
-
-inline void Connection::read_header() {
-  state_ = State::reading;
-  arm(server_.options.limits.header_time);
-  parser_.emplace();
-  parser_->header_limit(static_cast<std::uint32_t>(server_.options.limits.header_bytes));
-  parser_->body_limit(server_.options.limits.body_bytes);
-  beast_http::async_read_header(
-      socket_, buffer_, *parser_,
-      [self = shared_from_this()](error_code failed, std::size_t) { self->got_header(failed); });
-}
-
-inline void Connection::got_header(error_code failed) {
-  using beast_http::error;
-  if (!socket_.is_open()) return;
-  if (failed == error::header_limit) {
-    refuse(431, concat("the header has more than ", server_.options.limits.header_bytes, " bytes"));
-  } else if (failed == error::body_limit) {
-    refuse(413, concat("the body has more than ", server_.options.limits.body_bytes, " bytes"));
-  } else if (failed == error::end_of_stream || failed == error::partial_message) {
-    close();
-  } else if (failed.category() == make_error_code(error::bad_method).category()) {
-    refuse(400, "this is not HTTP: " + failed.message());
-  } else if (failed) {
-    close();
-  } else {
-    const auto& request = parser_->get();
-    const auto target = std::string_view(request.target().data(), request.target().size());
-    const std::string_view path = target.substr(0, target.find('?'));
-    const auto& open_paths = server_.options.open_paths;
-    const auto value = [&](beast_http::field name) {
-      const auto found = request[name];
-      return std::string_view(found.data(), found.size());
-    };
-    if (request.count(beast_http::field::content_length) > 0 &&
-        request.count(beast_http::field::transfer_encoding) > 0) {
-      refuse(400, "a request has Content-Length or Transfer-Encoding, not both");
-    } else if (server_.key.needed() && std::find(open_paths.begin(), open_paths.end(), path) == open_paths.end() &&
-               !server_.key.shown(value(beast_http::field::authorization))) {
-      refuse(401, "a key is needed: send it as \"Authorization: Bearer KEY\"");
-    } else if (server_.only_local && ((!value(beast_http::field::host).empty() &&
-                                       !names_this_machine(host_name(value(beast_http::field::host)))) ||
-                                      (!value(beast_http::field::origin).empty() &&
-                                       !names_this_machine(host_name(value(beast_http::field::origin)))))) {
-      refuse(403, "this server has no key and answers this machine only, not pages of other sites");
-    } else if (lower(value(beast_http::field::expect)) == "100-continue" && !parser_->is_done()) {
-      send("HTTP/1.1 100 Continue\r\n\r\n");
-      read_body();
-    } else {
-      read_body();
-    }
-  }
-}
-
-inline void Connection::read_body() {
-  arm(server_.options.limits.body_time);
-  beast_http::async_read(socket_, buffer_, *parser_,
-                         [self = shared_from_this()](error_code failed, std::size_t) { self->got_body(failed); });
-}
-
-inline void Connection::got_body(error_code failed) {
-  if (!socket_.is_open()) return;
-  if (failed == beast_http::error::body_limit) {
-    refuse(413, concat("the body has more than ", server_.options.limits.body_bytes, " bytes"));
-  } else if (failed && failed.category() == make_error_code(beast_http::error::bad_method).category() &&
-             failed != beast_http::error::partial_message) {
-    refuse(400, "the body is malformed: " + failed.message());
-  } else if (failed) {
-    close();
-  } else {
-    answer();
-  }
-}
-
-inline void Connection::answer() {
-  disarm();
-  state_ = State::answering;
-  auto message = parser_->release();
-  parser_.reset();
-  keep_alive_ = message.keep_alive();
-  chunked_ = message.version() >= 11;
-  head_ = message.method() == beast_http::verb::head;
-  const std::string target(message.target());
-  const std::size_t mark = std::min(target.find('?'), target.size());
-  HttpRequest request{.method = head_ ? "GET" : std::string(message.method_string()),
-                      .path = target.substr(0, mark),
-                      .query = target.substr(std::min(mark + 1, target.size())),
-                      .body = std::move(message.body())};
-  for (const auto& field : message.base()) {
-    request.headers.emplace_back(lower({field.name_string().data(), field.name_string().size()}),
-                                 std::string(field.value()));
-  }
-  current_ = std::make_shared<ConnectionExchange>(shared_from_this(), std::move(request));
-  const std::shared_ptr<Exchange> shown = answered_at_last(current_, server_);
-  read_more();
-  const std::string path = shown->request().path;
-  if (server_.stopping) {
-    HttpReply busy = server_.refusal(path, 503, "the server is about to stop");
-    busy.headers.emplace_back("Retry-After", "1");
-    shown->reply(std::move(busy));
-    return;
-  }
-  try {
-    server_.handler(shown);
-  } catch (const std::exception& error) {
-    shown->reply(server_.refusal(path, 500, error.what()));
-  }
-}
-
-inline void Connection::refuse(int status, const std::string& message) {
-  disarm();
-  std::string path;
-  if (parser_.has_value()) {
-    const std::string target(parser_->get().target());
-    path = target.substr(0, target.find('?'));
-    head_ = parser_->get().method() == beast_http::verb::head;
-  }
-  state_ = State::answering;
-  keep_alive_ = false;
-  chunked_ = false;
-  HttpReply reply = server_.refusal(path, status, message);
-  if (status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
-  send_head(path, reply, false);
 }
 
 inline void Connection::gone() {

@@ -27,12 +27,15 @@ QLORA_STEP std::unique_ptr<HttpServer> open_http_server(const HttpOptions& optio
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <boost/asio/buffer.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <chrono>
+#include <cstdint>
 #include <mutex>
 #include <string_view>
 #include <thread>
@@ -41,6 +44,7 @@ QLORA_STEP std::unique_ptr<HttpServer> open_http_server(const HttpOptions& optio
 
 #include "qlora/error.hpp"
 #include "qlora/serve/http_connection.hpp"
+#include "qlora/serve/http_reading.hpp"
 
 namespace qlora {
 inline namespace v0 {

@@ -40,19 +40,23 @@ QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress
 }  // namespace qlora
 
 #ifdef QLORA_STEP_CODE  // prebuilt.hpp
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string_view>
 #include <system_error>
 #include <thread>
-#include <utility>
+#include <variant>
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/engine.hpp"
+#include "qlora/serve/fields.hpp"
+#include "qlora/serve/http.hpp"
 #include "qlora/serve/http_server.hpp"
 #include "qlora/serve/metrics.hpp"
 #include "qlora/serve/model.hpp"
