@@ -89,6 +89,21 @@ TEST_CASE("temperature sharpens before top_p cuts") {
   CHECK(seen[1] == 2000);
 }
 
+TEST_CASE("the least temperatures and infinite logits draw the likeliest") {
+  const float infinite = std::numeric_limits<float>::infinity();
+  for (const Sampling& how : {Sampling{.top_p = 1.0F}, Sampling{.top_p = 0.9F}, Sampling{.top_p = 1.0F, .top_k = 3},
+                              Sampling{.top_p = 1.0F, .min_p = 0.1F}}) {
+    Sampling cold = how;
+    for (const float temperature : {std::numeric_limits<float>::denorm_min(), 1e-40F, 2.9e-39F, 3e-39F, 1e-30F}) {
+      cold.temperature = temperature;
+      CHECK(draw(logits(), cold, 20)[1] == 20);
+    }
+    cold.temperature = 1.0F;
+    CHECK(draw({1.0F, 2.0F, infinite, 3.0F}, cold, 20)[2] == 20);
+    CHECK(draw({-infinite, -infinite, -infinite}, cold, 20)[0] == 20);
+  }
+}
+
 TEST_CASE("a draw depends on seed, sequence and position, and on nothing else") {
   const Sampling how{.temperature = 1.0F, .top_p = 1.0F, .seed = 11};
   Sampling other = how;

@@ -102,6 +102,11 @@ namespace detail {
   if (how.temperature == 0.0F) return argmax(logits);
   const float largest = detail::largest_of(logits);
   const double inverse = 1.0 / static_cast<double>(how.temperature);
+  // Weights are no numbers where a temperature is so small that its inverse is no float, or a penalty made a logit
+  // infinite; what is drawn then is the likeliest.
+  if (inverse > static_cast<double>(std::numeric_limits<float>::max()) || !std::isfinite(largest)) {
+    return argmax(logits);
+  }
   /// Of the likeliest id 1.
   const auto weight_of = [&](float logit) {
     return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) * inverse);
