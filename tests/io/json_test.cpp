@@ -60,6 +60,15 @@ TEST_CASE("what is refused, and why") {
   CHECK(verdict(R"({"a":{"b":1},"b":{"b":1}})").empty());
 }
 
+TEST_CASE("a message says behind which key the text is no JSON") {
+  for (const std::string value : {"NaN", "1e400", "01", "tru", "'x'", R"("\ud800")", ""}) {
+    INFO(value);
+    CHECK(verdict(R"({"a":1,"hot":)" + value + "}").find("after the key 'hot'") != std::string::npos);
+  }
+  CHECK(verdict("NaN").find("after the key") == std::string::npos);
+  CHECK(verdict(R"({"hot":)" + std::string(100, '[')).find("levels after the key 'hot'") != std::string::npos);
+}
+
 TEST_CASE("getters name file and key, and bound numbers") {
   const Json o = parse_json(R"({"n":7,"big":18446744073709551615,"f":1.5,"i":1.0,"s":"x","b":true,"z":null})", "f");
   CHECK(json_int(o, "n", "f", 0, 7) == 7);

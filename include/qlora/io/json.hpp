@@ -48,8 +48,8 @@ class JsonHandler : public nlohmann::json_sax<Json> {
   bool parse_error(std::size_t position, const std::string& token, const Json::exception& problem) override {
     const std::string_view text = problem.what();
     const auto bracket = text.find("] ");  // after "[json.exception.parse_error.101] "
-    throw Error(concat(what_, ": not valid JSON at byte ", position, " near '", excerpt(token),
-                       "': ", excerpt(bracket == std::string_view::npos ? text : text.substr(bracket + 2))));
+    throw Error(concat(what_, ": not valid JSON at byte ", position, " near '", excerpt(token), "'", place(), ": ",
+                       excerpt(bracket == std::string_view::npos ? text : text.substr(bracket + 2))));
   }
   bool binary(binary_t& /*value*/) override { fail("binary values are not JSON"); }
 
@@ -58,6 +58,8 @@ class JsonHandler : public nlohmann::json_sax<Json> {
   [[noreturn]] void fail(const Parts&... parts) const {
     throw Error(concat(what_, ": ", parts...));
   }
+  /// For messages: where in the value this is; may be empty.
+  [[nodiscard]] virtual std::string place() const { return {}; }
 
  private:
   std::string_view what_;
@@ -79,12 +81,18 @@ class JsonGuard final : public JsonHandler {
   bool end_array() override { return close(); }
   bool key(string_t& name) override {
     if (!keys_.back().insert(name).second) fail("the key '", excerpt(name), "' stands twice in one object");
+    last_key_ = name;
     return true;
+  }
+
+ protected:
+  [[nodiscard]] std::string place() const override {
+    return last_key_.empty() ? std::string() : concat(" after the key '", excerpt(last_key_), "'");
   }
 
  private:
   bool open() {
-    if (static_cast<int>(keys_.size()) >= max_depth_) fail("nested deeper than ", max_depth_, " levels");
+    if (static_cast<int>(keys_.size()) >= max_depth_) fail("nested deeper than ", max_depth_, " levels", place());
     keys_.emplace_back();
     return true;
   }
@@ -94,6 +102,7 @@ class JsonGuard final : public JsonHandler {
   }
   int max_depth_;
   std::vector<std::set<std::string>> keys_;  // of every open object; an array holds an empty set
+  std::string last_key_;                     // the newest of all objects
 };
 
 }  // namespace detail
