@@ -72,6 +72,10 @@ struct Echo {
       waiting.now();
     } else if (request.path == "/throws") {
       throw std::runtime_error("the handler threw");
+    } else if (request.path == "/throws-later" || request.path == "/throws-in-parts") {
+      exchange->on_gone([this] { lost.now(); });
+      if (request.path == "/throws-in-parts") exchange->begin({200, "text/event-stream", "begin;", {}});
+      exchange->post([exchange] { throw std::runtime_error("thrown for " + exchange->request().path); });
     }  // else nobody answers
   }
   std::shared_ptr<Exchange> take() {
@@ -202,8 +206,14 @@ TEST_CASE("without a key other machines and pages of other sites are kept out") 
   CHECK(status("Host: [::1]:80\r\n") == 200);
   CHECK(status("Host: evil.example\r\n") == 403);  // a name that was made to point here
   CHECK(status("Host: localhost.evil.example\r\n") == 403);
+  CHECK(status("Host: 127.evil.example\r\n") == 403);
+  CHECK(status("Host: 127.0.0.1.evil.example\r\n") == 403);
+  CHECK(status("Host: 127.1\r\n") == 403);
+  CHECK(status("Host: 127.255.255.254:80\r\n") == 200);
+  CHECK(status("Host: LOCALHOST\r\n") == 200);
   CHECK(status("Host: localhost\r\nOrigin: https://evil.example\r\n") == 403);
   CHECK(status("Host: localhost\r\nOrigin: null\r\n") == 403);
+  CHECK(status("Host: localhost\r\nOrigin: http://127.evil.example\r\n") == 403);
   CHECK(status("Host: localhost\r\nOrigin: http://localhost:3000\r\n") == 200);
 }
 
@@ -284,6 +294,25 @@ TEST_CASE("a client that does not read its answer is taken for gone") {
   }
   CHECK(!open);
   CHECK(running.echo.lost.wait());
+}
+
+TEST_CASE("what throws after the handler ends its own request alone") {
+  Running running;
+  Client client(running.port()), other(running.port());
+  other.send("GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  CHECK(other.until("begin;").ends_with("begin;"));
+  const Answer answer = client.ask("GET", "/throws-later");
+  CHECK(answer.status == 500);
+  CHECK(answer.body == "thrown for /throws-later\n");
+  CHECK(running.echo.lost.wait(1));
+  CHECK(client.ask("GET", "/echo").status == 200);  // the connection goes on
+  client.send("GET /throws-in-parts HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  CHECK(client.rest().find("\r\n0\r\n") == std::string::npos);  // it ends, and the answer does not
+  CHECK(running.echo.lost.wait(2));
+  std::shared_ptr<Exchange> exchange = running.echo.take();
+  exchange->post([exchange] { exchange->end(); });
+  exchange.reset();
+  CHECK(other.until("0\r\n\r\n").ends_with("\r\n0\r\n\r\n"));
 }
 
 TEST_CASE("a stop lets answers end, and takes nothing new") {

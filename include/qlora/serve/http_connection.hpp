@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -115,6 +116,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void post(Use use) {
     asio::post(socket_.get_executor(), std::move(use));
   }
+  /// What answers has thrown: the request ends with 500, or, where its answer has begun, with the connection.
+  void fail(const std::string& message);
 
  private:
   enum class State : std::uint8_t { idle, reading, answering, closing };
@@ -125,7 +128,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (!stopped && self->deadline_.expiry() <= std::chrono::steady_clock::now()) self->close();
     });
   }
-  void disarm() { deadline_.cancel(); }
+  /// Of a timer that has run out and whose handler waits for its turn, cancel() alone would be too late.
+  static void disarm(Timer& timer) { timer.expires_at(std::chrono::steady_clock::time_point::max()); }
 
   /// Reads while no request is being read: the beginning of the next, or, during an answer, whether the client goes.
   void read_more() {
@@ -199,7 +203,13 @@ class ConnectionExchange final : public Exchange, public std::enable_shared_from
     if (open()) gone_ = std::move(use);
   }
   void post(std::function<void()> use) override {
-    connection_->post([self = shared_from_this(), use = std::move(use)] { use(); });
+    connection_->post([self = shared_from_this(), use = std::move(use)] {
+      try {
+        use();
+      } catch (const std::exception& error) {
+        self->connection_->fail(error.what());
+      }
+    });
   }
 
   /// The client has gone.
@@ -208,6 +218,12 @@ class ConnectionExchange final : public Exchange, public std::enable_shared_from
     if (const auto use = std::exchange(gone_, nullptr)) use();
   }
   [[nodiscard]] bool begun() const { return begun_; }
+  /// Answers for a handler that has failed, which is told as if the client had gone.
+  void answer_failed(HttpReply answer) {
+    const auto use = std::exchange(gone_, nullptr);
+    reply(std::move(answer));
+    if (use) use();
+  }
 
  private:
   void finish() {
@@ -290,7 +306,7 @@ inline void Connection::write_some() {
     sending_ = std::exchange(waiting_, {});
     sent_ = 0;
     if (sending_.empty()) {
-      write_deadline_.cancel();
+      disarm(write_deadline_);
       if (current_ == nullptr && state_ == State::answering) next();
       return;
     }
@@ -336,6 +352,16 @@ inline void Connection::gone() {
   const std::shared_ptr<ConnectionExchange> exchange = std::exchange(current_, nullptr);
   close();
   if (exchange != nullptr) exchange->lose();
+}
+
+inline void Connection::fail(const std::string& message) {
+  const std::shared_ptr<ConnectionExchange> exchange = current_;
+  if (exchange == nullptr) return;
+  if (exchange->begun()) {
+    gone();
+  } else {
+    exchange->answer_failed(server_.refusal(exchange->request().path, 500, message));
+  }
 }
 
 /// Lets the client read the last answer before a reset for bytes that nobody read could take it away.

@@ -2,6 +2,10 @@
 // ask.
 #pragma once
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <string>
@@ -48,8 +52,11 @@ class KeyCheck {
   if (text.starts_with('[')) return text.substr(0, std::min(text.find(']'), text.size() - 1) + 1);
   return text.substr(0, std::min(text.find(':'), text.size()));
 }
+/// Addresses must be written out: "127.example.org" is a name that anybody may own and let point here.
 [[nodiscard]] inline bool names_this_machine(std::string_view host) {
-  return host == "localhost" || host == "[::1]" || host.starts_with("127.");
+  if (lower(host) == "localhost" || host == "[::1]") return true;
+  in_addr address{};
+  return ::inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 && (ntohl(address.s_addr) >> 24U) == 127;
 }
 
 }  // namespace detail

@@ -128,7 +128,7 @@ inline void Connection::got_body(error_code failed) {
 }
 
 inline void Connection::answer() {
-  disarm();
+  disarm(deadline_);
   state_ = State::answering;
   auto message = parser_->release();
   parser_.reset();
@@ -158,12 +158,12 @@ inline void Connection::answer() {
   try {
     server_.handler(shown);
   } catch (const std::exception& error) {
-    shown->reply(server_.refusal(path, 500, error.what()));
+    fail(error.what());
   }
 }
 
 inline void Connection::refuse(int status, const std::string& message) {
-  disarm();
+  disarm(deadline_);
   std::string path;
   if (parser_.has_value()) {
     const std::string target(parser_->get().target());

@@ -27,15 +27,16 @@ QLORA_STEP std::unique_ptr<HttpServer> open_http_server(const HttpOptions& optio
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <string_view>
 #include <thread>
@@ -85,7 +86,10 @@ namespace detail {
 class BeastServer final : public HttpServer {
  public:
   BeastServer(const HttpOptions& options, HttpHandler handler)
-      : server_{options, std::move(handler), KeyCheck(options.key)}, io_(options.threads), acceptor_(io_), pause_(io_) {
+      : server_{options, std::move(handler), KeyCheck(options.key)},
+        io_(options.threads),
+        acceptor_(asio::make_strand(io_)),
+        pause_(acceptor_.get_executor()) {
     error_code failed;
     const auto address = address_of(options);
     server_.only_local = address.is_loopback() && options.key.empty();
@@ -100,7 +104,7 @@ class BeastServer final : public HttpServer {
     };
     acceptor_.open(where.protocol(), failed);
     expect("listen on");
-    acceptor_.set_option(tcp::acceptor::reuse_address(true), failed);
+    acceptor_.set_option(Acceptor::reuse_address(true), failed);
     acceptor_.bind(where, failed);
     expect("listen on");
     acceptor_.listen(asio::socket_base::max_listen_connections, failed);
@@ -108,7 +112,7 @@ class BeastServer final : public HttpServer {
     port_ = acceptor_.local_endpoint().port();
     accept();
     for (int i = 0; i < options.threads; ++i) {
-      threads_.emplace_back([this] { io_.run(); });
+      threads_.emplace_back([this] { work(); });
     }
   }
   ~BeastServer() override { stop(std::chrono::milliseconds(0)); }
@@ -121,7 +125,7 @@ class BeastServer final : public HttpServer {
   void stop(std::chrono::milliseconds patience) override {
     if (threads_.empty()) return;
     server_.stopping = true;
-    asio::post(io_, [this] {
+    asio::post(acceptor_.get_executor(), [this] {
       error_code ignored;
       acceptor_.close(ignored);
       pause_.cancel();
@@ -152,6 +156,19 @@ class BeastServer final : public HttpServer {
   }
 
  private:
+  using Acceptor = asio::basic_socket_acceptor<tcp, asio::strand<asio::io_context::executor_type>>;
+
+  /// What a connection throws, for want of memory, ends that connection.
+  void work() {
+    for (;;) {
+      try {
+        io_.run();
+        return;
+      } catch (const std::exception&) {
+        continue;
+      }
+    }
+  }
   void accept() {
     acceptor_.async_accept(asio::make_strand(io_), [this](error_code failed, Socket socket) {
       if (server_.stopping || !acceptor_.is_open()) return;
@@ -162,7 +179,10 @@ class BeastServer final : public HttpServer {
         });
         return;
       }
-      take(std::move(socket));
+      try {
+        take(std::move(socket));
+      } catch (const std::exception&) {  // no memory for one more
+      }
       accept();
     });
   }
@@ -189,8 +209,8 @@ class BeastServer final : public HttpServer {
 
   mutable Server server_;  // outlives what io_ still holds of connections
   asio::io_context io_;
-  tcp::acceptor acceptor_;
-  asio::steady_timer pause_;
+  Acceptor acceptor_;  // a strand: it is not closed while it accepts
+  Timer pause_;
   std::vector<std::thread> threads_;
   int port_ = 0;
 };

@@ -41,6 +41,7 @@ QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress
 
 #ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -192,6 +193,7 @@ class Served {
     routes_ = std::make_unique<Routes>(
         *model_, request.version, [this] { return connections(); }, door(request));
     server_ = open_http_server(http, [this](const std::shared_ptr<Exchange>& exchange) { (*routes_)(exchange); });
+    listening_ = server_.get();
   }
   Served(const Served&) = delete;
   Served& operator=(const Served&) = delete;
@@ -207,7 +209,10 @@ class Served {
   }
 
  private:
-  [[nodiscard]] int connections() const { return server_ == nullptr ? 0 : server_->connections(); }
+  [[nodiscard]] int connections() const {
+    const HttpServer* server = listening_;
+    return server == nullptr ? 0 : server->connections();
+  }
 
   [[nodiscard]] AdapterDoor door(const ServeRequest& request) {
     if (!request.serving.admin) return {};
@@ -252,7 +257,8 @@ class Served {
   Metrics metrics_;
   std::mutex adapters_;  // one is loaded at a time
   std::unique_ptr<run::Engine> engine_;
-  std::unique_ptr<HttpServer> server_;  // outlives the exchanges of those below
+  std::unique_ptr<HttpServer> server_;                 // outlives the exchanges of those below
+  std::atomic<const HttpServer*> listening_{nullptr};  // for its own threads, which ask before server_ is there
   std::unique_ptr<Service> service_;
   std::unique_ptr<ServedModel> model_;
   std::unique_ptr<Routes> routes_;

@@ -89,10 +89,10 @@ class Service {
     const std::lock_guard lock(mutex_);
     return load_;
   }
-  /// Requests that the session has not been given yet.
+  /// Requests that were taken and that load() does not know yet.
   [[nodiscard]] int queued() const {
     const std::lock_guard lock(mutex_);
-    return static_cast<int>(arrivals_.size());
+    return std::max(0, static_cast<int>(accepted_) - load_.running - load_.waiting);
   }
   /// Why the session can run nothing any more; empty: it can.
   [[nodiscard]] std::string failure() const {
