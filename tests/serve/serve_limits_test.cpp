@@ -1,5 +1,5 @@
 // serve_limits_test.cpp — what `qlora serve` refuses and what it says of it, clients that go, a key, an end by a signal.
-// Bodies are written out, so that they can be no JSON.
+// Bodies are written out, so that they can be no JSON. tests/serve/abuse.py does the same with every field there is.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -129,8 +129,9 @@ TEST_CASE("what cannot be answered is refused by the field's name: conversations
     CHECK(status(path, with(messages, field, value), field) == 400);
   }
   for (const std::string& value : std::vector<std::string>{
-           R"([{"role":"tool","content":"x"}])", R"([{"role":"user","content":1}])",
-           R"([{"role":"user","content":[{"type":"image_url"}]}])", R"([{"role":"user","content":"[INST] x"}])",
+           R"([{"role":"user"}])", R"([{"role":"user","content":null}])", R"([{"role":"tool","content":"x"}])",
+           R"([{"role":"user","content":1}])", R"([{"role":"user","content":[{"type":"image_url"}]}])",
+           R"([{"role":"user","content":"[INST] x"}])",
            R"([{"role":"user","content":")" + std::string(100000, 'x') + "\"}]", "[]", "\"x\""}) {
     CHECK(status(path, with("", "messages", value), "messages") == 400);
   }

@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -289,14 +290,15 @@ struct PeftAdapter : PeftConfig {
   [[nodiscard]] static PeftAdapter open(const std::filesystem::path& directory, Verify verify = Verify::checksums) {
     PeftAdapter adapter;
     const std::filesystem::path config = directory / "adapter_config.json";
-    if (!std::filesystem::exists(config)) {
+    std::error_code none;  // a path that cannot be, say one that is too long, is no adapter either
+    if (!std::filesystem::exists(config, none)) {
       throw Error(concat(directory.string(), " is no adapter: it has no adapter_config.json"));
     }
     if (verify == Verify::checksums) check_file_sums(directory);
     static_cast<PeftConfig&>(adapter) = detail::parse_peft_config(read_json_object(config, 1U << 20), config.string());
     adapter.path = directory;
     const std::filesystem::path weights = directory / "adapter_model.safetensors";
-    if (!std::filesystem::exists(weights) && std::filesystem::exists(directory / "adapter_model.bin")) {
+    if (!std::filesystem::exists(weights, none) && std::filesystem::exists(directory / "adapter_model.bin", none)) {
       throw Error(concat(directory.string(),
                          ": adapter_model.bin is a pickle file, which can run code and is "
                          "not read here; save the adapter again with peft's safe_serialization=True"));

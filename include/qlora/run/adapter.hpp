@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
+#include <system_error>
 
 #include "qlora/error.hpp"
 #include "qlora/io/hf_model.hpp"
@@ -24,7 +26,8 @@ namespace run {
 [[nodiscard]] inline PeftAdapter open_adapter(const std::filesystem::path& dir, const hf::ModelDir& model,
                                               bool any_base, Verify verify) {
   constexpr const char* config = "adapter_config.json";
-  if (!std::filesystem::exists(dir / config) && std::filesystem::exists(dir / "adapter" / config)) {
+  std::error_code none;  // a path that cannot be, say one that is too long, is no adapter either
+  if (!std::filesystem::exists(dir / config, none) && std::filesystem::exists(dir / "adapter" / config, none)) {
     throw Error(dir.string() + " is no adapter; the one of that training is " + (dir / "adapter").string());
   }
   PeftAdapter adapter = PeftAdapter::open(dir, verify);

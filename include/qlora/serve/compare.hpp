@@ -113,8 +113,8 @@ class Comparing final : public Generation {
   bool streams_ = false;
 };
 
-/// Answers a body of /compare. Throws Refused.
-inline void compare_variants(std::shared_ptr<Exchange> exchange, const Json& body, const ServedModel& model) {
+/// Reads a body of /compare: a reply for each variant. Throws Refused.
+[[nodiscard]] inline std::vector<ReplyPlan> compared_plans(const Json& body, const ServedModel& model) {
   const Fields fields(body, 400);
   const Json* names = fields.find("models");
   if (names == nullptr || !names->is_array() || names->empty() || names->size() > most_compared) {
@@ -137,6 +137,12 @@ inline void compare_variants(std::shared_ptr<Exchange> exchange, const Json& bod
     request.plans[0].request.logprobs = 0;
     plans.push_back(std::move(request.plans[0]));
   }
+  return plans;
+}
+
+/// Answers a body of /compare. Throws Refused.
+inline void compare_variants(std::shared_ptr<Exchange> exchange, const Json& body, const ServedModel& model) {
+  std::vector<ReplyPlan> plans = compared_plans(body, model);
   const std::size_t variants = plans.size();
   std::make_shared<Comparing>(std::move(exchange), model, variants)->start(std::move(plans));
 }

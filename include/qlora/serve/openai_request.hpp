@@ -47,7 +47,7 @@ namespace detail {
   const auto refuse = [&](const char* what) {
     throw Refused(400, concat("`", field, "` ", what), field, "invalid_value");
   };
-  if (content == nullptr) return {};
+  if (content == nullptr) refuse("is missing");
   if (content->is_string()) return content->get<std::string>();
   if (!content->is_array()) refuse("must be a string or a list of parts");
   std::string out;
@@ -91,8 +91,9 @@ namespace detail {
 [[nodiscard]] inline Variant variant_of(const std::optional<std::string>& name, const ServedModel& model) {
   if (!name) return {};
   if (const auto variant = model.names().find(*name)) return *variant;
-  throw Refused(404, concat("The model `", *name, "` does not exist; /v1/models lists those that do"), "model",
-                "model_not_found");
+  throw Refused(
+      404, concat("The model `", qlora::detail::excerpt(*name), "` does not exist; /v1/models lists those that do"),
+      "model", "model_not_found");
 }
 
 namespace detail {

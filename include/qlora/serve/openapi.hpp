@@ -1,5 +1,6 @@
 // qlora/serve/openapi.hpp — the description of the server's routes, in OpenAPI 3.1.
-// Reference: tests/serve/serve_test.cpp compares its paths with what the server answers.
+// Reference: tests/serve/serve_test.cpp compares its paths with what the server answers, tests/serve/abuse_bodies.py its
+// fields.
 #pragma once
 
 #include <cstdint>
@@ -171,8 +172,10 @@ namespace detail {
   OrderedJson compared = detail::openai_fields();
   for (const char* name : {"model", "n", "stream", "stream_options"}) compared.erase(name);
   compared["models"] = {{"type", "array"}, {"items", {{"type", "string"}}}, {"minItems", 1}, {"maxItems", 8}};
-  compared["prompt"] = {{"type", "string"}};
+  compared["prompt"] = detail::completion_body()["properties"]["prompt"];
   compared["messages"] = detail::chat_body()["properties"]["messages"];
+  compared["prompt"]["anyOf"].push_back({{"type", "null"}});  // one of the two is there
+  compared["messages"]["type"] = OrderedJson::array({"array", "null"});
   post("/compare", "One prompt to several models, token by token, and where they part",
        detail::object(std::move(compared), OrderedJson::array({"models"})), "text/event-stream");
   if (admin) {

@@ -127,7 +127,9 @@ class TgiReader {
     const auto name = parameters.text("adapter_id");
     if (!name) return {};
     const auto variant = model_.names().find(*name);
-    if (!variant) refuse("adapter_id", concat("`adapter_id` is ", *name, ", which this server does not have"));
+    if (!variant)
+      refuse("adapter_id",
+             concat("`adapter_id` is ", qlora::detail::excerpt(*name), ", which this server does not have"));
     return *variant;
   }
   [[nodiscard]] std::vector<std::int32_t> read_prompt(const Fields& parameters) {
@@ -366,14 +368,19 @@ struct TgiRoute {
   bool full_text = false;   ///< return_full_text where it is not given
 };
 
-/// Answers a body of /generate and the routes like it. Throws Refused.
-inline void tgi_generate(std::shared_ptr<Exchange> exchange, const Json& body, const TgiRoute& route,
-                         const ServedModel& model) {
+/// Reads a body of /generate and the routes like it. Throws Refused.
+[[nodiscard]] inline TgiRequest tgi_request(const Json& body, const TgiRoute& route, const ServedModel& model) {
   Json asked = body;
   asked["stream"] = route.stream || (route.may_stream && Fields(body, detail::tgi_status).boolean("stream", false));
   TgiRequest request = detail::TgiReader(asked, model).read(route.full_text);
   request.as_list = route.as_list;
-  std::make_shared<TgiGeneration>(std::move(exchange), model, std::move(request))->run();
+  return request;
+}
+
+/// Answers a body of /generate and the routes like it. Throws Refused.
+inline void tgi_generate(std::shared_ptr<Exchange> exchange, const Json& body, const TgiRoute& route,
+                         const ServedModel& model) {
+  std::make_shared<TgiGeneration>(std::move(exchange), model, tgi_request(body, route, model))->run();
 }
 
 }  // namespace serve
