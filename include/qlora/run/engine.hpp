@@ -20,12 +20,12 @@
 #include "qlora/error.hpp"
 #include "qlora/eval/measure.hpp"
 #include "qlora/run/adapter.hpp"
+#include "qlora/run/model_files.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/run/progress.hpp"
 #include "qlora/run/questions.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/steps.hpp"
-#include "qlora/text/chat_directory.hpp"
 #include "qlora/text/chat_template.hpp"
 #include "qlora/text/tokenizer.hpp"
 
@@ -54,22 +54,6 @@ struct EngineOptions {
                       .top_k = sampling.top_k,
                       .seed = static_cast<std::uint64_t>(sampling.seed)};
   return options;
-}
-
-/// What sessions read of a model directory, beside its weights. Any number of threads may read it at once.
-struct ModelFiles {
-  hf::ModelDir model;   ///< config and weights
-  Tokenizer tokenizer;  ///< of that model
-  ChatTemplate chat;    ///< how that model's conversations are written
-};
-
-/// Opens what lies in a directory; config first, so that what is no model is called so. Throws Error as
-/// hf::ModelDir::open, Tokenizer::load and chat_template_of do.
-[[nodiscard]] inline ModelFiles open_files(const std::filesystem::path& dir, const EngineOptions& options) {
-  hf::ModelDir model = hf::ModelDir::open(dir, verify_of(options.device));
-  Tokenizer tokenizer = Tokenizer::load(tokenizer_file(dir));
-  ChatTemplate form = chat_template_of(dir, tokenizer, options.chat.chat_template);
-  return {std::move(model), std::move(tokenizer), std::move(form)};
 }
 
 /// Asks a model with one adapter or none. Used by one thread at a time; sessions of one engine run side by side, and
@@ -156,7 +140,8 @@ class Engine {
   /// Throws Error: (input) for a directory or an adapter that cannot be used, (resource) for too little memory or a GPU
   /// that is not there, (usage) for options that do not go together or code that the program lacks.
   explicit Engine(const std::filesystem::path& dir, const EngineOptions& options = {})
-      : files_(std::make_shared<const ModelFiles>(open_files(dir, options))),
+      : files_(
+            std::make_shared<const ModelFiles>(open_files(dir, verify_of(options.device), options.chat.chat_template))),
         any_base_(options.any_base),
         verify_(verify_of(options.device)) {
     const hf::ModelDir& model = files_->model;
