@@ -77,7 +77,8 @@ class Service {
     changed_.notify_one();
     return id;
   }
-  /// Ends one request of a group, or all of them. No update may still come of one that is under way.
+  /// Ends one request of a group, whose reply is whole by a stop string, or all of them, whose client has gone. An
+  /// update of the step that is under way may still come.
   void cancel(GroupId group, std::optional<std::size_t> which = std::nullopt) {
     const std::lock_guard lock(mutex_);
     cancels_.push_back({group, which});
@@ -200,7 +201,7 @@ class Service {
         continue;
       }
       session_->cancel(i->first);
-      metrics_.ended("cancelled", since(running.came));
+      metrics_.ended(cancel.which ? "stop" : "cancelled", since(running.came));
       i = running_.erase(i);
       leave(1);
     }
