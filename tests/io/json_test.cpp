@@ -69,6 +69,13 @@ TEST_CASE("a message says behind which key the text is no JSON") {
   CHECK(verdict(R"({"hot":)" + std::string(100, '[')).find("levels after the key 'hot'") != std::string::npos);
 }
 
+TEST_CASE("a text has at most so many values, of any kind") {
+  const std::string text = R"({"a":[1,-2,3.5,true,null,"x",{}],"b":0})";  // an object, a list, and eight in them
+  CHECK(parse_json(text, "f", 8, 10).size() == 2);
+  CHECK_THROWS_WITH_AS((void)parse_json(text, "f", 8, 9), "f: has more than 9 values after the key 'b'", Error);
+  CHECK_THROWS_WITH_AS((void)parse_json(text, "f", 8, 2), "f: has more than 2 values after the key 'a'", Error);
+}
+
 TEST_CASE("getters name file and key, and bound numbers") {
   const Json o = parse_json(R"({"n":7,"big":18446744073709551615,"f":1.5,"i":1.0,"s":"x","b":true,"z":null})", "f");
   CHECK(json_int(o, "n", "f", 0, 7) == 7);

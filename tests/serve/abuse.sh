@@ -1,8 +1,8 @@
 #!/bin/sh
-# `qlora serve` under abuse: 10,000 requests, clients that go in the middle, 1,000 slow clients, keys, signals, and bodies
-# that are wrong in every way that the server's description forbids:
+# `qlora serve` under abuse: 10,000 requests, clients that go in the middle, 1,000 slow clients, keys, signals, and
+# bodies that are wrong in every way that the description of the server forbids:
 #   sh tests/serve/abuse.sh [--short]
-# Says what it measured; exits 1 where something does not hold. It takes minutes; the test suite runs the short form.
+# Says what it measured; exits 1 where something does not hold. The test suite runs the short form.
 #   QLORA_PROGRAM  the program; default: build-dev/examples/qlora
 set -eu
 cd "$(dirname "$0")/../.."

@@ -5,10 +5,11 @@ import json
 import time
 
 INNER = {"parameters": {}, "stream_options": {"stream": True}}  # what an object's fields need beside it
-EXTREMES = ("null", "true", "false", "0", "1", "-1", "1.5", "1e308", "-1e308", "1e-320", "1e-40", "1e-30", "-0.0", "2147483648",
+EXTREMES = ("null", "true", "false", "0", "1", "-1", "1.5", "1e308", "-1e308", "1e-320", "1e-40", "1e-30", "-0.0",
+            "2147483648",
             "9223372036854775808", "-9223372036854775809", "18446744073709551616", "1" + "0" * 300, '""', '"x"',
-            '"\\u0000"', '"<s></s>"', '"' + "y" * 2000 + '"', "[]", "[[]]", "[null]", "[1]", "[1.5]", '["a"]', '["a",1]',
-            "[" + ",".join(['"a"'] * 2000) + "]", "{}", '{"a":1}', '{"5":1e9}', '{"5":"a"}')
+            '"\\u0000"', '"<s></s>"', '"' + "y" * 2000 + '"', "[]", "[[]]", "[null]", "[1]", "[1.5]", '["a"]',
+            '["a",1]', "[" + ",".join(['"a"'] * 2000) + "]", "{}", '{"a":1}', '{"5":1e9}', '{"5":"a"}')
 NO_JSON = ("NaN", "-Infinity", "1e400", "01", "+1", "0x1", ".5", "tru", "'x'", '"\\ud800"', '"\\x"', "")
 
 
@@ -79,7 +80,8 @@ def forms(description):
 
 
 def places(form, body):
-    """(name as an error writes it, schema, write) of every field; write(text) gives a body with that text as its value."""
+    """(name as an error writes it, schema, write) of every field; write(text) gives a body with that text as its
+    value."""
     for name, schema in form["properties"].items():
         rest = {key: value for key, value in body.items() if key != name}
         yield name, schema, lambda text, rest=rest, name=name: put(rest, name, text)
@@ -116,6 +118,42 @@ def judge(path, name, body, bad, status, answer):
         return "the answer is no error"
     said = error if isinstance(error, str) else f'{error["param"]}: {error["message"]}'
     return f"the error does not name {name}: {said}" if bad and name not in said else ""
+
+
+def large(server, report):
+    """Bodies as large as they may be, of which each must be refused, and that leave little memory behind."""
+    room = (2 << 20) - 200
+    alternate = '{"role":"user","content":""},{"role":"assistant","content":""},'
+    keys = ",".join(f'"{i}":1' for i in range(room // 11))
+    lists = {name: unit * (room // len(unit)) for name, unit in
+             (("numbers", "1,"), ("fractions", "1e9,"), ("lists", "[],"), ("objects", '{"a":{}},'), ("texts", '"",'),
+              ("turns", alternate), ("same turns", '{"role":"user","content":""},'),
+              ("parts", '{"type":"text","text":""},'))}
+    bodies = [(path, f'{{"prompt":"a","inputs":"a","unknown":[{lists[name]}1]}}')
+              for name in ("numbers", "fractions", "lists")
+              for path in ("/v1/completions", "/generate", "/invocations")]
+    bodies += [("/v1/completions", f'{{"prompt":[{lists[name]}1]}}')
+               for name in ("numbers", "texts", "lists", "objects")]
+    bodies += [("/v1/chat/completions", '{"messages":[%s{"role":"user","content":"a"}]}' % lists[name])
+               for name in ("turns", "same turns")]
+    bodies += [("/v1/chat/completions", '{"messages":[{"role":"user","content":[%s{}]}]}' % lists["parts"]),
+               ("/v1/completions", '{"prompt":"a","logit_bias":{%s}}' % keys), ("/generate", '{"inputs":{%s}}' % keys),
+               ("/compare", '{"prompt":"a","models":[%s"x"]}' % lists["texts"]),
+               ("/generate", '{"inputs":"a","parameters":{"stop":[%s"x"]}}' % lists["texts"])]
+    bodies += [(path, '{"%s":"%s"}' % (name, letter * (room // len(letter)))) for letter in ("a", " ", "\\u00e9")
+               for path, name in (("/v1/completions", "prompt"), ("/v1/completions", "model"), ("/generate", "inputs"))]
+    memory, slowest, client = server.memory(), (0.0, ""), server.client()
+    for path, body in bodies:
+        begun = time.perf_counter()
+        status, answer = client.ask("POST", path, body.encode())
+        slowest = max(slowest, (time.perf_counter() - begun, f"{path} {body[:40]}"))
+        assert 400 <= status < 500, f"{path} {body[:100]}: {status} {answer[:200]}"
+        assert len(answer) < 2000, f"{path} {body[:100]}: an error of {len(answer)} bytes"
+    client.close()
+    grown = (server.memory() - memory) / (1 << 20)
+    report(f"{len(bodies)} bodies of 2 MiB: {grown:.1f} MB more, refusals took at most {slowest[0] * 1000:.0f} ms "
+           f"({slowest[1]})")
+    assert grown < 32, f"memory grew by {grown:.1f} MB"
 
 
 def walk(server, report, depth):

@@ -248,6 +248,40 @@ TEST_CASE("connections beyond the limit are told to come back") {
   CHECK(answer.field("Retry-After") == "1");
 }
 
+TEST_CASE("bodies have so much memory together") {
+  HttpOptions options;
+  options.limits.bodies_bytes = 100000;
+  const Running running(options);
+  const auto head = [](int size) {
+    return "POST /echo HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: " + std::to_string(size) +
+           "\r\n\r\n";
+  };
+  const std::string large(60000, 'x'), small(9000, 'x');
+  for (const bool goes : {true, false}) {
+    INFO(goes);
+    Client first(running.port());
+    first.send(head(60000));
+    CHECK(first.until("\r\n\r\n").starts_with("HTTP/1.1 100 "));
+    for (const std::string length : {"Content-Length: 60000\r\n", "Transfer-Encoding: chunked\r\n"}) {
+      Client second(running.port());
+      second.send("POST /echo HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n");
+      CHECK(second.answer().status == 503);
+    }
+    CHECK(Client(running.port()).ask("POST", "/echo", small).status == 200);
+    if (goes) {
+      first.hang_up();
+      CHECK(all_closed(*running.server));
+    } else {
+      first.send(large);
+      CHECK(first.answer().body == "POST  " + large);
+      CHECK(first.ask("POST", "/echo", large).body == "POST  " + large);  // the same room again
+      first.hang_up();
+      CHECK(all_closed(*running.server));
+      CHECK(Client(running.port()).ask("POST", "/echo", large).status == 200);
+    }
+  }
+}
+
 TEST_CASE("a client that goes is noticed, before its answer and in it") {
   Running running;
   for (const std::string path : {"/wait", "/stream"}) {

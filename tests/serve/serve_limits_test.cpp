@@ -70,12 +70,15 @@ std::set<std::string> paths(const std::string& description) {
 
 TEST_CASE("what is no object of JSON, or too deep, is refused on every path") {
   const std::string deep(100, '[');
+  std::string many;  // 16 prompts of 512 ids are fewer
+  for (int i = 0; i < 20000; ++i) many += "1,";
   for (const std::string path : {"/v1/completions", "/v1/chat/completions", "/generate", "/invocations", "/compare"}) {
     CHECK(status(path, "", "JSON") == 400);
     CHECK(status(path, "[]", "object") == 400);
     CHECK(status(path, R"({"a":1,"a":2})", "twice") == 400);
     CHECK(status(path, R"({"a":)" + deep, "32") == 400);
     CHECK(status(path, "{\"a\":\"\xFF\"}", "JSON") == 400);
+    CHECK(status(path, R"({"inputs":"a","prompt":"a","b":[)" + many + "1]}", "values after the key 'b'") == 400);
     CHECK(status(path, "{}", "") == (path == "/generate" || path == "/invocations" ? 422 : 400));
   }
 }
@@ -135,6 +138,10 @@ TEST_CASE("what cannot be answered is refused by the field's name: conversations
            R"([{"role":"user","content":")" + std::string(100000, 'x') + "\"}]", "[]", "\"x\""}) {
     CHECK(status(path, with("", "messages", value), "messages") == 400);
   }
+  std::string turns;
+  for (int i = 0; i < 300; ++i) turns += R"({"role":"user","content":""},{"role":"assistant","content":""},)";
+  turns += R"({"role":"user","content":""})";
+  CHECK(status(path, with("", "messages", "[" + turns + "]"), "`messages` is a list of 601 messages") == 400);
   CHECK(status(path, with(messages, "model", "\"tuned@nan\""), "tuned@nan") == 404);
   // What asks for nothing is no hindrance.
   const Answer answer = server().post(
@@ -172,6 +179,19 @@ TEST_CASE("what cannot be answered is refused by the field's name: TGI's form") 
   CHECK(status("/generate", R"({"inputs":""})", "`inputs` cannot be empty") == 422);
   CHECK(status("/generate", R"({"inputs":7})", "inputs") == 422);
   CHECK(status("/generate", R"({"inputs":")" + std::string(20000, 'a') + "\"}", "inputs") == 422);
+}
+
+TEST_CASE("a reply that a stop string ends is counted as a whole one") {
+  const std::string stop = "qlora_requests_total{end=\"stop\"}", cancelled = "qlora_requests_total{end=\"cancelled\"}";
+  const Scratch scratch;
+  const Server mine(scratch, "'" + test::served_model + "' --slots 1");
+  CHECK(mine.post("/generate", R"({"inputs":"The","parameters":{"max_new_tokens":500,"stop":["e"," "]}})").status ==
+        200);
+  for (int i = 0; i < 6000 && mine.counter("qlora_running") > 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  CHECK(mine.counter(stop) == 1);
+  CHECK(mine.counter(cancelled) == -1);
 }
 
 TEST_CASE("a client that goes frees its room") {

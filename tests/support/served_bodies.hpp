@@ -53,7 +53,7 @@ class ServedBodies {
   bool takes(std::size_t path, std::string_view body) const {
     using namespace qlora::serve;
     try {
-      judge(plans(path % paths, body_object(body)));
+      judge(plans(path % paths, body_object(body, model_.most_values())));
       return true;
     } catch (const Refused& error) {
       expect(error.status() >= 400 && error.status() < 500, "the status of a refusal");

@@ -65,16 +65,17 @@ class JsonHandler : public nlohmann::json_sax<Json> {
   std::string_view what_;
 };
 
-/// Checks nesting and repeated keys, keeps nothing.
+/// Checks nesting, the number of values, and repeated keys, keeps nothing.
 class JsonGuard final : public JsonHandler {
  public:
-  JsonGuard(std::string_view what, int max_depth) : JsonHandler(what), max_depth_(max_depth) {}
-  bool null() override { return true; }
-  bool boolean(bool /*value*/) override { return true; }
-  bool number_integer(number_integer_t /*value*/) override { return true; }
-  bool number_unsigned(number_unsigned_t /*value*/) override { return true; }
-  bool number_float(number_float_t /*value*/, const string_t& /*text*/) override { return true; }
-  bool string(string_t& /*value*/) override { return true; }
+  JsonGuard(std::string_view what, int max_depth, std::size_t max_values)
+      : JsonHandler(what), max_depth_(max_depth), max_values_(max_values) {}
+  bool null() override { return count(); }
+  bool boolean(bool /*value*/) override { return count(); }
+  bool number_integer(number_integer_t /*value*/) override { return count(); }
+  bool number_unsigned(number_unsigned_t /*value*/) override { return count(); }
+  bool number_float(number_float_t /*value*/, const string_t& /*text*/) override { return count(); }
+  bool string(string_t& /*value*/) override { return count(); }
   bool start_object(std::size_t /*elements*/) override { return open(); }
   bool start_array(std::size_t /*elements*/) override { return open(); }
   bool end_object() override { return close(); }
@@ -91,16 +92,22 @@ class JsonGuard final : public JsonHandler {
   }
 
  private:
+  bool count() {
+    if (++values_ > max_values_) fail("has more than ", max_values_, " values", place());
+    return true;
+  }
   bool open() {
     if (static_cast<int>(keys_.size()) >= max_depth_) fail("nested deeper than ", max_depth_, " levels", place());
     keys_.emplace_back();
-    return true;
+    return count();
   }
   bool close() {
     keys_.pop_back();
     return true;
   }
   int max_depth_;
+  std::size_t max_values_;
+  std::size_t values_ = 0;
   std::vector<std::set<std::string>> keys_;  // of every open object; an array holds an empty set
   std::string last_key_;                     // the newest of all objects
 };
@@ -108,10 +115,12 @@ class JsonGuard final : public JsonHandler {
 }  // namespace detail
 
 /// Parses a JSON text. `what` (a file name) starts every message. Throws Error for malformed text or UTF-8, repeated
-/// keys, nesting beyond max_depth, NUL bytes, and anything after the value.
-[[nodiscard]] inline Json parse_json(std::string_view text, std::string_view what, int max_depth = 64) {
+/// keys, nesting beyond max_depth, more than max_values values (each takes 16 bytes or more, and "1," two in the text),
+/// NUL bytes, and anything after the value.
+[[nodiscard]] inline Json parse_json(std::string_view text, std::string_view what, int max_depth = 64,
+                                     std::size_t max_values = SIZE_MAX) {
   detail::refuse_odd_json_bytes(text, what);
-  detail::JsonGuard guard(what, max_depth);
+  detail::JsonGuard guard(what, max_depth, max_values);
   Json::sax_parse(text.begin(), text.end(), &guard);
   return Json::parse(text.begin(), text.end());
 }

@@ -148,11 +148,11 @@ class Fields {
   std::string in_;
 };
 
-/// A body as a JSON object: at most 32 levels deep, no key twice. Throws Refused (400).
-[[nodiscard]] inline Json body_object(std::string_view body) {
+/// A body as a JSON object: at most 32 levels deep, no key twice, at most so many values. Throws Refused (400).
+[[nodiscard]] inline Json body_object(std::string_view body, std::size_t most_values) {
   constexpr int deepest = 32;
   try {
-    Json value = parse_json(body, "the body", deepest);
+    Json value = parse_json(body, "the body", deepest, most_values);
     if (!value.is_object()) throw Error("the body: not a JSON object");
     return value;
   } catch (const Error& error) {

@@ -77,14 +77,15 @@ using HttpHandler = std::function<void(std::shared_ptr<Exchange>)>;
 
 /// What a client may ask of a server.
 struct HttpLimits {
-  std::size_t header_bytes = std::size_t{16} << 10;  ///< request line and header fields
-  std::size_t body_bytes = std::size_t{2} << 20;     ///< as TGI has it
-  std::size_t waiting_bytes = std::size_t{4} << 20;  ///< of an answer, that a client has not yet taken
-  int connections = 4096;                            ///< at once; more are answered with 503
-  std::chrono::milliseconds header_time{10000};      ///< from the first byte of a request to the last of its header
-  std::chrono::milliseconds body_time{30000};        ///< for the whole body
-  std::chrono::milliseconds idle_time{60000};        ///< between requests on one connection
-  std::chrono::milliseconds write_time{30000};       ///< in which a client must take something of its answer
+  std::size_t header_bytes = std::size_t{16} << 10;   ///< request line and header fields
+  std::size_t body_bytes = std::size_t{2} << 20;      ///< as TGI has it
+  std::size_t bodies_bytes = std::size_t{256} << 20;  ///< of all bodies at once; one of header_bytes is not counted
+  std::size_t waiting_bytes = std::size_t{4} << 20;   ///< of an answer, that a client has not yet taken
+  int connections = 4096;                             ///< at once; more are answered with 503
+  std::chrono::milliseconds header_time{10000};       ///< from the first byte of a request to the last of its header
+  std::chrono::milliseconds body_time{30000};         ///< for the whole body
+  std::chrono::milliseconds idle_time{60000};         ///< between requests on one connection
+  std::chrono::milliseconds write_time{30000};        ///< in which a client must take something of its answer
 };
 
 /// How a server listens.

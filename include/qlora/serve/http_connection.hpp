@@ -60,7 +60,8 @@ struct Server {
   KeyCheck key;
   bool only_local = false;  ///< without a key and for this machine: pages of other sites in its browser are kept out
   std::atomic<bool> stopping{false};
-  std::atomic<bool> over{false};  ///< its threads have ended
+  std::atomic<bool> over{false};           ///< its threads have ended
+  std::atomic<std::size_t> body_bytes{0};  ///< that bodies take, or may yet take
 
   std::mutex mutex{};  // of what follows
   std::condition_variable none_left{};
@@ -72,6 +73,29 @@ struct Server {
   }
 };
 
+/// A connection's part of the memory that all bodies may take.
+class BodyRoom {
+ public:
+  explicit BodyRoom(Server& server) : server_(server) {}
+  BodyRoom(const BodyRoom&) = delete;
+  BodyRoom& operator=(const BodyRoom&) = delete;
+  ~BodyRoom() { give_back(); }
+  /// False: there is not so much.
+  [[nodiscard]] bool take(std::size_t bytes) {
+    give_back();
+    if (bytes <= server_.options.limits.header_bytes) return true;
+    taken_ = bytes;
+    if (server_.body_bytes.fetch_add(bytes) + bytes <= server_.options.limits.bodies_bytes) return true;
+    give_back();
+    return false;
+  }
+  void give_back() { server_.body_bytes -= std::exchange(taken_, 0); }
+
+ private:
+  Server& server_;
+  std::size_t taken_ = 0;
+};
+
 class ConnectionExchange;
 
 /// One client. Lives as long as something waits for it.
@@ -80,6 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Connection(Socket socket, Server& server)
       : socket_(std::move(socket)),
         server_(server),
+        room_(server),
         deadline_(socket_.get_executor()),
         write_deadline_(socket_.get_executor()) {}
   Connection(const Connection&) = delete;
@@ -158,6 +183,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Socket socket_;
   Server& server_;
+  BodyRoom room_;
   Timer deadline_, write_deadline_;
   boost::beast::flat_buffer buffer_;
   std::optional<beast_http::request_parser<beast_http::string_body>> parser_;
@@ -328,6 +354,7 @@ inline void Connection::write_some() {
 
 inline void Connection::complete() {
   current_ = nullptr;
+  room_.give_back();
   if (socket_.is_open() && sending_.empty()) next();
 }
 
@@ -392,6 +419,7 @@ inline void Connection::close() {
   deadline_.cancel();
   write_deadline_.cancel();
   socket_.close(ignored);
+  room_.give_back();
   state_ = State::closing;
   if (const auto exchange = std::exchange(current_, nullptr)) exchange->lose();
 }

@@ -98,6 +98,9 @@ inline void Connection::got_header(error_code failed) {
                                       (!value(beast_http::field::origin).empty() &&
                                        !names_this_machine(host_name(value(beast_http::field::origin)))))) {
       refuse(403, "this server has no key and answers this machine only, not pages of other sites");
+    } else if (!room_.take(!parser_->chunked() ? static_cast<std::size_t>(parser_->content_length().value_or(0))
+                                               : server_.options.limits.body_bytes)) {
+      refuse(503, "there is no room for so large a body beside those that others send; try again later");
     } else if (lower(value(beast_http::field::expect)) == "100-continue" && !parser_->is_done()) {
       send("HTTP/1.1 100 Continue\r\n\r\n");
       read_body();
@@ -164,6 +167,7 @@ inline void Connection::answer() {
 
 inline void Connection::refuse(int status, const std::string& message) {
   disarm(deadline_);
+  room_.give_back();
   std::string path;
   if (parser_.has_value()) {
     const std::string target(parser_->get().target());

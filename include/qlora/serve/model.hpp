@@ -92,6 +92,9 @@ class Names {
   });
 }
 
+/// Replies to one body at most: prompts times `n`.
+inline constexpr std::int64_t most_choices = 16;
+
 /// How a server limits its requests.
 struct ServedLimits {
   int input = 0;  ///< tokens of a prompt at most
@@ -125,6 +128,11 @@ class ServedModel {
   [[nodiscard]] Service& service() const { return *service_; }                    ///< that runs it
   [[nodiscard]] Metrics& metrics() const { return *metrics_; }                    ///< of the server
   [[nodiscard]] std::int64_t started() const { return started_; }                 ///< in seconds since 1970
+  /// Values that the JSON of a body has at most: as many as prompts of token ids can have, and a list of biases.
+  [[nodiscard]] std::size_t most_values() const {
+    constexpr std::size_t others = 8192;
+    return static_cast<std::size_t>(most_choices) * static_cast<std::size_t>(limits_.total) + others;
+  }
   /// Tells weights apart: ModelDir::fingerprint(), which hashes much, once.
   [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
 

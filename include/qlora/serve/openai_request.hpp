@@ -24,9 +24,6 @@ namespace qlora {
 inline namespace v0 {
 namespace serve {
 
-/// Replies to one body at most: prompts times `n`.
-inline constexpr std::int64_t most_choices = 16;
-
 /// A body, read.
 struct OpenAiRequest {
   bool chat = false;                ///< a conversation; else a text
@@ -65,10 +62,14 @@ namespace detail {
 
 }  // namespace detail
 
-/// The turns of a conversation. "developer" is another name of "system". Throws Refused.
-[[nodiscard]] inline std::vector<Message> messages_of(const Fields& body, int status = 400) {
+/// The turns of a conversation, of which there are at most as many as tokens. "developer" is another name of "system".
+/// Throws Refused.
+[[nodiscard]] inline std::vector<Message> messages_of(const Fields& body, int most, int status = 400) {
   const Json* list = body.find("messages");
   if (list == nullptr || !list->is_array() || list->empty()) body.fail("messages", "must be a list of messages");
+  if (list->size() > static_cast<std::size_t>(most)) {
+    body.fail("messages", concat("is a list of ", list->size(), " messages, more than ", most, " tokens can have"));
+  }
   std::vector<Message> out;
   for (std::size_t i = 0; i < list->size(); ++i) {
     const Json& item = (*list)[i];
@@ -179,7 +180,7 @@ class OpenAiReader {
   [[nodiscard]] std::vector<std::vector<std::int32_t>> read_prompts(bool echo) {
     std::vector<std::vector<std::int32_t>> out;
     if (out_.chat) {
-      out.push_back(model_.chat_ids(messages_of(body_), 400, "messages"));
+      out.push_back(model_.chat_ids(messages_of(body_, model_.limits().total), 400, "messages"));
       return out;
     }
     const Json* prompt = body_.find("prompt");

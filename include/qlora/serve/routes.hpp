@@ -98,14 +98,11 @@ class Routes {
     post("/generate", [this](const auto& exchange) { tgi(exchange, {}); });
     post("/generate_stream", [this](const auto& exchange) { tgi(exchange, {.stream = true}); });
     post("/invocations", [this](const auto& exchange) { invoke(exchange); });
-    post("/v1/chat/completions", [this](const auto& exchange) {
-      openai_generate(exchange, body_object(exchange->request().body), true, model_);
-    });
-    post("/v1/completions", [this](const auto& exchange) {
-      openai_generate(exchange, body_object(exchange->request().body), false, model_);
-    });
-    post("/compare",
-         [this](const auto& exchange) { compare_variants(exchange, body_object(exchange->request().body), model_); });
+    post("/v1/chat/completions",
+         [this](const auto& exchange) { openai_generate(exchange, body_of(*exchange), true, model_); });
+    post("/v1/completions",
+         [this](const auto& exchange) { openai_generate(exchange, body_of(*exchange), false, model_); });
+    post("/compare", [this](const auto& exchange) { compare_variants(exchange, body_of(*exchange), model_); });
     if (door_.attach) {
       post("/adapters", [this](const auto& exchange) { attach(*exchange); });
       post("/adapters/unload", [this](const auto& exchange) { detach(*exchange); });
@@ -160,6 +157,9 @@ class Routes {
     return other ? "/v1/completions" : request.path;
   }
 
+  [[nodiscard]] Json body_of(const Exchange& exchange) const {
+    return body_object(exchange.request().body, model_.most_values());
+  }
   void health(Exchange& exchange) const {
     if (const std::string why = model_.service().failure(); !why.empty()) throw Refused(503, why);
     exchange.reply({.body = "{\"status\":\"ok\"}"});
@@ -174,11 +174,11 @@ class Routes {
                     .headers = {{"Content-Security-Policy", std::string(compare_policy)}}});
   }
   void tgi(const std::shared_ptr<Exchange>& exchange, const TgiRoute& route) const {
-    tgi_generate(exchange, body_object(exchange->request().body), route, model_);
+    tgi_generate(exchange, body_of(*exchange), route, model_);
   }
   /// SageMaker's one door: the body says which form it has.
   void invoke(const std::shared_ptr<Exchange>& exchange) const {
-    const Json body = body_object(exchange->request().body);
+    const Json body = body_of(*exchange);
     const BodyForm form = form_of(body);
     if (form == BodyForm::tgi) {
       tgi_generate(exchange, body, invoked, model_);
@@ -187,7 +187,7 @@ class Routes {
     }
   }
   void attach(Exchange& exchange) const {
-    const Json body = body_object(exchange.request().body);
+    const Json body = body_of(exchange);
     const Fields fields(body, 400);
     const std::string name = fields.text("name").value_or("");
     const std::string path = fields.text("path").value_or("");
@@ -204,7 +204,7 @@ class Routes {
     exchange.reply({.body = json_body(openai_models(model_))});
   }
   void detach(Exchange& exchange) const {
-    const Json body = body_object(exchange.request().body);
+    const Json body = body_of(exchange);
     const Fields fields(body, 400);
     const auto name = fields.text("name");
     if (!name) fields.fail("name", "must be the name of an adapter");
