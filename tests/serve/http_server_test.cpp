@@ -51,7 +51,7 @@ class Happened {
 struct Echo {
   std::mutex mutex;
   std::vector<std::shared_ptr<Exchange>> kept;
-  Happened waiting, lost;
+  Happened waiting, lost, slow, hurry;
 
   void operator()(const std::shared_ptr<Exchange>& exchange) {
     const HttpRequest& request = exchange->request();
@@ -70,6 +70,10 @@ struct Echo {
       const std::lock_guard lock(mutex);
       kept.push_back(exchange);
       waiting.now();
+    } else if (request.path == "/slow") {  // a body that takes its thread until others say so
+      slow.now();
+      (void)hurry.wait();
+      exchange->reply({200, "text/plain", request.body, {}});
     } else if (request.path == "/throws") {
       throw std::runtime_error("the handler threw");
     } else if (request.path == "/throws-later" || request.path == "/throws-in-parts") {
@@ -280,6 +284,24 @@ TEST_CASE("bodies have so much memory together") {
       CHECK(Client(running.port()).ask("POST", "/echo", large).status == 200);
     }
   }
+}
+
+TEST_CASE("bodies that take long leave a thread to the others") {
+  Running running({.threads = 3});
+  std::vector<Client> clients;
+  for (int i = 0; i < 6; ++i) {
+    clients.emplace_back(running.port());
+    clients.back().send("POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n" + std::to_string(i));
+  }
+  REQUIRE(running.echo.slow.wait(2));
+  CHECK(Client(running.port()).ask("GET", "/echo").status == 200);
+  clients[5].hang_up();  // one of those that wait, or of those that run
+  CHECK(Client(running.port()).ask("GET", "/echo").status == 200);
+  running.echo.hurry.now();
+  for (int i = 0; i < 5; ++i) CHECK(clients[static_cast<std::size_t>(i)].answer().body == std::to_string(i));
+  CHECK(Client(running.port()).ask("POST", "/echo", "x").status == 200);
+  for (Client& client : clients) client.hang_up();
+  CHECK(all_closed(*running.server));
 }
 
 TEST_CASE("a client that goes is noticed, before its answer and in it") {

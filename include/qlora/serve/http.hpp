@@ -95,7 +95,7 @@ struct HttpOptions {
   std::string key{};                      ///< that requests must show as "Authorization: Bearer KEY"; empty: none
   std::vector<std::string> open_paths{};  ///< that need no key
   bool trust_network = false;             ///< listen beyond this machine without a key: somebody else checks who asks
-  int threads = 2;                        ///< that read requests and run the handler
+  int threads = 3;                        ///< that read requests and run the handler; with bodies all but one do
   HttpLimits limits{};                    ///< for each client
   /// The answer that refuses a request for a path before the handler sees it.
   std::function<HttpReply(std::string_view path, int status, const std::string& message)> refusal{};

@@ -37,6 +37,7 @@
 
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/http_guard.hpp"
+#include "qlora/serve/http_lane.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -62,6 +63,8 @@ struct Server {
   std::atomic<bool> stopping{false};
   std::atomic<bool> over{false};           ///< its threads have ended
   std::atomic<std::size_t> body_bytes{0};  ///< that bodies take, or may yet take
+
+  BodyLane lane{options.threads};
 
   std::mutex mutex{};  // of what follows
   std::condition_variable none_left{};
@@ -172,6 +175,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void read_body();
   void got_body(error_code failed);
   void answer();
+  void handle(const std::shared_ptr<Exchange>& exchange);
   /// Refuses a request that was not read whole; the connection ends.
   void refuse(int status, const std::string& message);
   void next();

@@ -151,15 +151,28 @@ inline void Connection::answer() {
   current_ = std::make_shared<ConnectionExchange>(shared_from_this(), std::move(request));
   const std::shared_ptr<Exchange> shown = answered_at_last(current_, server_);
   read_more();
-  const std::string path = shown->request().path;
+  if (shown->request().body.empty()) {
+    handle(shown);
+    return;
+  }
+  const auto in_lane = [self = shared_from_this(), shown] {
+    const BodyLane::Turn turn(self->server_.lane);
+    self->handle(shown);
+  };
+  if (server_.lane.enter([self = shared_from_this(), in_lane] { self->post(in_lane); })) in_lane();
+}
+
+inline void Connection::handle(const std::shared_ptr<Exchange>& exchange) {
+  if (!exchange->open()) return;  // the client has gone while it waited
+  const std::string path = exchange->request().path;
   if (server_.stopping) {
     HttpReply busy = server_.refusal(path, 503, "the server is about to stop");
     busy.headers.emplace_back("Retry-After", "1");
-    shown->reply(std::move(busy));
+    exchange->reply(std::move(busy));
     return;
   }
   try {
-    server_.handler(shown);
+    server_.handler(exchange);
   } catch (const std::exception& error) {
     fail(error.what());
   }

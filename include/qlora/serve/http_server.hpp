@@ -153,6 +153,7 @@ class BeastServer final : public HttpServer {
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
     server_.over = true;
+    server_.lane.clear();
   }
 
  private:
