@@ -174,7 +174,7 @@ TEST_CASE("what is too large or no HTTP is refused and not kept") {
 }
 
 TEST_CASE("a key opens every path but the open ones") {
-  HttpOptions options{.key = "secret", .open_paths = {"/echo"}};
+  HttpOptions options{.key = "secret", .open_paths = {"/echo"}, .open_pages = {"/parts"}};
   const Running running(options);
   const auto ask = [&](const std::string& path, const std::string& headers) {
     return Client(running.port()).ask("GET", path, "", headers);
@@ -190,6 +190,11 @@ TEST_CASE("a key opens every path but the open ones") {
     }
   }
   CHECK(ask("/parts", "Authorization: Bearer secret\r\n").status == 200);
+  // A page is for who reads it as a page.
+  CHECK(ask("/parts", "Accept: text/html\r\n").status == 200);
+  CHECK(ask("/parts", "Accept: */*\r\n").status == 401);
+  CHECK(ask("/nothing", "Accept: text/html\r\n").status == 401);
+  CHECK(Client(running.port()).ask("POST", "/parts", "{}", "Accept: text/html\r\n").status == 401);
   // An empty name is not the same as no key where one is needed.
   CHECK(ask("/parts", "authorization: bearer secret\r\n").status == 200);
 }

@@ -26,9 +26,10 @@ if driver_program is None:
     sys.exit(77)
 
 
-def ask(url, body=None, method=None):
+def ask(url, body=None, method=None, key=None):
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": "Bearer " + key} if key else {})
+    request = urllib.request.Request(url, data, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return json.load(response)
@@ -131,14 +132,20 @@ class Browser:
             self.driver.wait()
 
 
+def serve(*arguments, key=""):
+    """A server and its address."""
+    process = subprocess.Popen([program, "serve", "small=" + model, "--port", "0", *arguments], stdout=subprocess.PIPE,
+                               text=True, env=os.environ | {"QLORA_API_KEY": key})
+    address = process.stdout.readline().split()[-1].rstrip("/")
+    assert address.startswith("http://127.0.0.1:"), address
+    return process, address
+
+
 folder = tempfile.mkdtemp(prefix="qlora-page-")
 server = browser = None
 try:
     write_adapter(os.path.join(folder, "adapter"))
-    server = subprocess.Popen([program, "serve", "small=" + model, "--adapter", "other=" + folder + "/adapter",
-                               "--port", "0", "--any-base"], stdout=subprocess.PIPE, text=True)
-    address = server.stdout.readline().split()[-1].rstrip("/")
-    assert address.startswith("http://127.0.0.1:"), address
+    server, address = serve("--adapter", "other=" + folder + "/adapter", "--any-base")
     api = address + "/v1"
     ids = [m["id"] for m in ask(api + "/models")["data"]]
     assert ids == ["small", "other"], ids
@@ -249,6 +256,28 @@ try:
     page.run("document.getElementById('question').value = 'Hello'; document.getElementById('send').click()")
     wait("the loss", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
     assert feet()[0] == "the server does not answer", feet()
+
+    # A server with a key: the page comes without one, holds nothing of the model, and asks for it.
+    server, address = serve(key="sesame")
+    page.open(address + "/")
+    wait("the question for a key", lambda: page.run("return document.activeElement.id") == "key")
+    assert page.run("return document.getElementById('problem').textContent") == "This server needs a key."
+    assert page.run("return columns.length") == 0 and "small" not in page.run("return document.body.textContent")
+    page.keys("#key", "wrong\ue007")
+    wait("the refusal", lambda: page.run("return document.getElementById('problem').textContent") ==
+         "This is not the key of this server.")
+    page.run("document.getElementById('key').value = ''")
+    page.keys("#key", "sesame\ue007")
+    wait("a column", lambda: page.run("return columns.length") == 1)
+    assert not page.run("return document.getElementById('unlock').checkVisibility()")
+    page.run("document.getElementById('max_tokens').value = 12")
+    page.keys("#question", "Who makes the Kesfort?")
+    page.click("#send")
+    wait("the answer", lambda: "tokens in" in feet()[0])
+    message = [{"role": "user", "content": "Who makes the Kesfort?"}]
+    request = {"messages": message, "max_tokens": 12, "temperature": 0}
+    reply = ask(address + "/v1/chat/completions", request, key="sesame")
+    assert shown()[0].strip() == reply["choices"][0]["message"]["content"].strip()
     print("the page: all as expected")
 finally:
     if browser is not None:

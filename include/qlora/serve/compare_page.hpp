@@ -50,6 +50,10 @@ inline constexpr std::string_view compare_body = R"html(
 <h1>Compare</h1>
 <p class="summary">One question to several variants of a model. Tokens that differ from the first answer are marked;
 point at a token, or move with the arrow keys, to see what else it could have been.</p>
+<form id="unlock" hidden>
+<label>Key of this server<input id="key" type="password" required autocomplete="off"></label>
+<button class="main">Use it</button>
+</form>
 <form id="ask">
 <label class="grow">Question
 <textarea id="question" required maxlength="200000"></textarea></label>
@@ -66,7 +70,6 @@ point at a token, or move with the arrow keys, to see what else it could have be
 <label>Seed<input id="seed" type="number" min="0" max="4294967295" step="1" value="0"></label>
 <label>Form<select id="form"><option value="chat">conversation</option>
 <option value="completion">completion</option></select></label>
-<label id="key_label" hidden>Key<input id="key" type="password" autocomplete="off"></label>
 </div></details>
 <p id="problem" class="error" role="alert"></p>
 <p id="parted" role="status"></p>
@@ -101,7 +104,11 @@ async function failure(response) {
     const body = await response.json();
     message = (body.error && (body.error.message || body.error)) || message;
   } catch (e) { /* no JSON: the status says it */ }
-  if (response.status === 401) $("key_label").hidden = false;
+  if (response.status === 401) {
+    message = $("key").value ? "This is not the key of this server." : "This server needs a key.";
+    $("unlock").hidden = false;
+    $("key").focus();
+  }
   if (response.status === 429) {
     const wait = response.headers.get("Retry-After");
     message += wait ? " Ask again in " + wait + " s." : " Ask again later.";
@@ -400,7 +407,7 @@ $("add").addEventListener("click", () => {
   columns.push(new Column(models[Math.min(columns.length, models.length - 1)].id));
   mark();
 });
-$("key").addEventListener("change", () => load());
+$("unlock").addEventListener("submit", (e) => { e.preventDefault(); load(); });
 
 async function load() {
   try {
@@ -412,6 +419,7 @@ async function load() {
     return false;
   }
   problem("");
+  $("unlock").hidden = true;
   if (columns.length) columns.forEach((c) => c.fill(c.select.value));
   else for (const m of models.slice(0, 4)) columns.push(new Column(m.id));
   document.title = "Compare: " + models.map((m) => m.id).join(", ");

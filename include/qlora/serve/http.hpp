@@ -36,6 +36,11 @@ struct HttpRequest {
   }
 };
 
+/// Whether whoever sends this field "Accept" is a browser that wants a page.
+[[nodiscard]] inline bool wants_page(std::string_view accept) {
+  return accept.find("text/html") != std::string_view::npos;
+}
+
 /// An answer at once.
 struct HttpReply {
   int status = 200;                       ///< of HTTP
@@ -94,6 +99,7 @@ struct HttpOptions {
   int port = 8080;                        ///< 0: one that is free
   std::string key{};                      ///< that requests must show as "Authorization: Bearer KEY"; empty: none
   std::vector<std::string> open_paths{};  ///< that need no key
+  std::vector<std::string> open_pages{};  ///< that a browser gets without one: pages in which no data is
   bool trust_network = false;             ///< listen beyond this machine without a key: somebody else checks who asks
   int threads = 3;                        ///< that read requests and run the handler; with bodies all but one do
   HttpLimits limits{};                    ///< for each client

@@ -10,8 +10,10 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "qlora/io/sha256.hpp"
+#include "qlora/serve/http.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -45,6 +47,15 @@ class KeyCheck {
  private:
   std::string digest_;
 };
+
+/// Whether a request needs no key. `reads`: it is a GET or a HEAD.
+[[nodiscard]] inline bool is_open(const HttpOptions& options, bool reads, std::string_view path,
+                                  std::string_view accept) {
+  const auto is_in = [&](const std::vector<std::string>& all) {
+    return std::find(all.begin(), all.end(), path) != all.end();
+  };
+  return is_in(options.open_paths) || (reads && wants_page(accept) && is_in(options.open_pages));
+}
 
 /// The name of a host header or an origin, without scheme and port: "[::1]", "localhost".
 [[nodiscard]] inline std::string_view host_name(std::string_view text) {

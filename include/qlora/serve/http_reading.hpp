@@ -82,7 +82,7 @@ inline void Connection::got_header(error_code failed) {
     const auto& request = parser_->get();
     const auto target = std::string_view(request.target().data(), request.target().size());
     const std::string_view path = target.substr(0, target.find('?'));
-    const auto& open_paths = server_.options.open_paths;
+    const bool reads = request.method() == beast_http::verb::get || request.method() == beast_http::verb::head;
     const auto value = [&](beast_http::field name) {
       const auto found = request[name];
       return std::string_view(found.data(), found.size());
@@ -90,7 +90,7 @@ inline void Connection::got_header(error_code failed) {
     if (request.count(beast_http::field::content_length) > 0 &&
         request.count(beast_http::field::transfer_encoding) > 0) {
       refuse(400, "a request has Content-Length or Transfer-Encoding, not both");
-    } else if (server_.key.needed() && std::find(open_paths.begin(), open_paths.end(), path) == open_paths.end() &&
+    } else if (server_.key.needed() && !is_open(server_.options, reads, path, value(beast_http::field::accept)) &&
                !server_.key.shown(value(beast_http::field::authorization))) {
       refuse(401, "a key is needed: send it as \"Authorization: Bearer KEY\"");
     } else if (server_.only_local && ((!value(beast_http::field::host).empty() &&

@@ -39,6 +39,8 @@ struct AdapterDoor {
 [[nodiscard]] inline std::vector<std::string> open_paths() { return {"/health"}; }
 
 /// Whether errors of a path are in TGI's form.
+/// The pages that a browser gets without one: they ask for it, and show what the other paths answer to it.
+[[nodiscard]] inline std::vector<std::string> open_pages() { return {"/"}; }
 [[nodiscard]] inline bool is_tgi(std::string_view path) {
   for (const std::string_view mine :
        {"/", "/generate", "/generate_stream", "/invocations", "/ping", "/health", "/info"}) {
@@ -165,13 +167,13 @@ class Routes {
     exchange.reply({.body = "{\"status\":\"ok\"}"});
   }
   void front(Exchange& exchange) const {
-    if (exchange.request().header("accept").find("text/html") == std::string_view::npos) {
-      exchange.reply({.body = json_body(tgi_info(model_, version_))});
+    if (!wants_page(exchange.request().header("accept"))) {
+      exchange.reply({.body = json_body(tgi_info(model_, version_)), .headers = {{"Vary", "Accept"}}});
       return;
     }
     exchange.reply({.type = "text/html; charset=utf-8",
                     .body = compare_page(),
-                    .headers = {{"Content-Security-Policy", std::string(compare_policy)}}});
+                    .headers = {{"Vary", "Accept"}, {"Content-Security-Policy", std::string(compare_policy)}}});
   }
   void tgi(const std::shared_ptr<Exchange>& exchange, const TgiRoute& route) const {
     tgi_generate(exchange, body_of(*exchange), route, model_);

@@ -236,7 +236,11 @@ class Served {
   }
   [[nodiscard]] HttpOptions http_options(const ServeRequest& request, run::Progress& progress) {
     const run::Serving& serving = request.serving;
-    HttpOptions options{.host = serving.host, .port = serving.port, .key = key_of(serving), .open_paths = open_paths()};
+    HttpOptions options{.host = serving.host,
+                        .port = serving.port,
+                        .key = key_of(serving),
+                        .open_paths = open_paths(),
+                        .open_pages = open_pages()};
     if (request.model.empty() && dir_ == container_model && options.key.empty()) {
       options.host = "0.0.0.0";
       options.trust_network = true;
