@@ -2,6 +2,7 @@
 description does not allow must give a status from 400 to 499 and an error that names the field; with other values any
 answer but a fault."""
 import json
+import re
 import time
 
 INNER = {"parameters": {}, "stream_options": {"stream": True}}  # what an object's fields need beside it
@@ -17,9 +18,10 @@ def allows(schema, value):
     """Whether a schema allows a value: the words of JSON Schema that the description uses, others are an error."""
     kinds = {"null": value is None, "boolean": isinstance(value, bool), "string": isinstance(value, str),
              "array": isinstance(value, list), "object": isinstance(value, dict),
-             "integer": isinstance(value, int) and not isinstance(value, bool),
+             "integer": not isinstance(value, bool) and (isinstance(value, int) or
+                                                         isinstance(value, float) and value.is_integer()),
              "number": isinstance(value, (int, float)) and not isinstance(value, bool)}
-    length = len(value) if isinstance(value, (str, list)) else 0
+    length = len(value) if isinstance(value, (str, list, dict)) else 0
     for word, want in schema.items():
         if word == "type":
             good = any(kinds[kind] for kind in ([want] if isinstance(want, str) else want))
@@ -28,6 +30,12 @@ def allows(schema, value):
                                            "exclusiveMinimum": value > want, "exclusiveMaximum": value < want}[word]
         elif word in ("minLength", "maxLength"):
             good = not kinds["string"] or (length >= want if word == "minLength" else length <= want)
+        elif word == "pattern":
+            good = not kinds["string"] or re.search(want, value) is not None
+        elif word == "propertyNames":
+            good = not kinds["object"] or all(allows(want, name) for name in value)
+        elif word == "maxProperties":
+            good = not kinds["object"] or length <= want
         elif word in ("minItems", "maxItems"):
             good = not kinds["array"] or (length >= want if word == "minItems" else length <= want)
         elif word == "anyOf":

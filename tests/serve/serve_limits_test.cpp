@@ -84,35 +84,36 @@ TEST_CASE("what is no object of JSON, or too deep, is refused on every path") {
 }
 
 TEST_CASE("what cannot be answered is refused by the field's name: texts") {
-  for (const auto& [field, value] : Values{{"temperature", "-1"},
-                                           {"temperature", "1e308"},
-                                           {"temperature", "\"1\""},
-                                           {"top_p", "0"},
-                                           {"top_p", "1.5"},
-                                           {"n", "0"},
-                                           {"n", "1000000"},
-                                           {"n", "17"},
-                                           {"max_tokens", "0"},
-                                           {"max_tokens", "-1"},
-                                           {"max_tokens", "1.5"},
-                                           {"max_tokens", "100000"},
-                                           {"max_tokens", "99999999999999999999"},
-                                           {"logprobs", "6"},
-                                           {"logprobs", "true"},
-                                           {"stop", R"(["a","b","c","d","e"])"},
-                                           {"stop", "[1]"},
-                                           {"stop", "\"\""},
-                                           {"frequency_penalty", "3"},
-                                           {"presence_penalty", "[]"},
-                                           {"logit_bias", R"({"x":1})"},
-                                           {"logit_bias", R"({"9999":1})"},
-                                           {"logit_bias", R"({"5":101})"},
-                                           {"seed", "1.5"},
-                                           {"stream", "1"},
-                                           {"stream_options", "{}"},
-                                           {"suffix", "\"x\""},
-                                           {"best_of", "3"},
-                                           {"response_format", R"({"type":"json_object"})"}}) {
+  for (const auto& [field, value] :
+       Values{{"temperature", "-1"},
+              {"temperature", "1e308"},
+              {"temperature", "\"1\""},
+              {"top_p", "0"},
+              {"top_p", "1.5"},
+              {"n", "0"},
+              {"n", "1000000"},
+              {"n", "17"},
+              {"max_tokens", "0"},
+              {"max_tokens", "-1"},
+              {"max_tokens", "1.5"},
+              {"max_tokens", "100000"},
+              {"max_tokens", "99999999999999999999"},
+              {"logprobs", "6"},
+              {"logprobs", "true"},
+              {"stop", R"(["a","b","c","d","e","f","g","h","i","j","k","l","m","n","o","p","q"])"},
+              {"stop", "[1]"},
+              {"stop", "\"\""},
+              {"frequency_penalty", "3"},
+              {"presence_penalty", "[]"},
+              {"logit_bias", R"({"x":1})"},
+              {"logit_bias", R"({"9999":1})"},
+              {"logit_bias", R"({"5":101})"},
+              {"seed", "1.5"},
+              {"stream", "1"},
+              {"stream_options", "{}"},
+              {"suffix", "\"x\""},
+              {"best_of", "3"},
+              {"response_format", R"({"type":"json_object"})"}}) {
     CHECK(status("/v1/completions", with(R"("prompt":"The")", field, value), field) == 400);
   }
   for (const char* value : {"[]", "{}", "7", "[1536]", "[-1]", "[1.5]", "[[]]", "[\"a\",1]"}) {
@@ -224,14 +225,28 @@ TEST_CASE("as in a container: names of the environment, a key for all paths but 
   CHECK(info.find(R"("max_input_length":20)") != std::string::npos);
   CHECK(info.find(R"("max_total_tokens":512)") != std::string::npos);
   const std::set<std::string> all = paths(contained.client().ask("GET", "/openapi.json", "", key).body);
-  CHECK(all.size() == 13);  // no door for adapters
+  CHECK(all.size() == 14);  // no door for adapters
   for (const std::string& path : all) {
     for (const char* method : {"GET", "POST", "HEAD", "PUT"}) {
       INFO(method << " " << path);
       if (path != "/health") CHECK(contained.client().ask(method, path).status == 401);
     }
   }
+  CHECK(contained.client().ask("GET", "/info").body.find("\"error_type\":\"authentication\"") != std::string::npos);
   CHECK(contained.client().ask("POST", "/adapters", "{}", key).status == 404);
+  // A browser gets the page, in which no data is, and whoever asks for anything else needs the key.
+  const std::string browser = "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
+  const Answer page = contained.client().ask("GET", "/", "", browser);
+  CHECK(page.status == 200);
+  CHECK(page.field("Content-Type").starts_with("text/html"));
+  CHECK(page.body.find("tiny-chat") == std::string::npos);
+  CHECK(contained.client().ask("HEAD", "/", "", browser).status == 200);
+  CHECK(contained.client().ask("POST", "/", R"({"inputs":"The"})", browser).status == 401);
+  CHECK(contained.client().ask("GET", "/", "", "Accept: application/json\r\nAccept: text/html\r\n").status == 401);
+  for (const std::string path : {"/info", "/v1/models", "/v1/models/tiny-chat", "/metrics", "/openapi.json", "//"}) {
+    INFO(path);
+    CHECK(contained.client().ask("GET", path, "", browser).status == 401);
+  }
   CHECK(contained.client()
             .ask("POST", "/v1/completions", R"({"max_tokens":4,"prompt":")" + std::string(400, 'a') + "\"}", key)
             .status == 400);

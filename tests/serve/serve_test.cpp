@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -239,6 +240,9 @@ TEST_CASE("an adapter answers by its name, as strongly as is asked") {
         continued(world().scratch, prompt, 16, "--adapter '" + (world().scratch / "second").string() + "'"));
   CHECK(server().post("/adapters", R"({"name":"bad","path":"/nowhere"})").status == 400);
   CHECK(server().post("/adapters", R"({"name":"tiny-chat","path":"/nowhere"})").status == 400);
+  const Answer nul = server().post("/adapters", R"({"name":"bad","path":"\u0000tuned"})");
+  CHECK(nul.status == 400);
+  CHECK(json::parse(nul.body)["error"]["message"].get<std::string>().starts_with("`path` must be"));
   (void)ask("/adapters/unload", {{"name", "second"}});
   CHECK(server().post("/adapters/unload", R"({"name":"second"})").status == 404);
   CHECK(server().post("/v1/completions", greedy(prompt, 4, "second").dump()).status == 404);
@@ -322,19 +326,100 @@ TEST_CASE("several choices, seeds, and log-probabilities of the prompt") {
 
 TEST_CASE("the description names the paths that there are, and no others") {
   const json paths = get("/openapi.json")["paths"];
-  CHECK(paths.size() == 15);
+  CHECK(paths.size() == 16);
   for (const auto& [path, methods] : paths.items()) {
     for (const auto& [method, description] : methods.items()) {
       INFO(method << " " << path);
-      const Answer answer = server().client().ask(method == "get" ? "GET" : "POST", path, method == "get" ? "" : "{}");
+      const std::string place = path == "/v1/models/{model}" ? "/v1/models/tuned" : path;
+      const Answer answer = server().client().ask(method == "get" ? "GET" : "POST", place, method == "get" ? "" : "{}");
       CHECK(answer.status != 404);
       CHECK(answer.status != 405);
       CHECK(description["responses"].contains(std::to_string(answer.status)));
     }
   }
   CHECK(server().client().ask("GET", "/../etc/passwd").status == 404);
-  CHECK(server().client().ask("DELETE", "/health").status == 405);
+  const Answer wrong = server().client().ask("DELETE", "/");
+  CHECK(wrong.status == 405);
+  CHECK(wrong.field("Allow") == "GET, HEAD, POST");  // RFC 9110, 15.5.6
   const Answer page = server().client().ask("GET", "/", "", "Accept: text/html,*/*\r\n");
   CHECK(page.field("Content-Type").starts_with("text/html"));
   CHECK(page.field("Content-Security-Policy").starts_with("default-src 'none'"));
+  CHECK(page.field("Vary") == "Accept");
+}
+
+TEST_CASE("a model by its name, and names that stand for none") {
+  const auto model = [](const std::string& name) { return server().client().ask("GET", "/v1/models/" + name); };
+  CHECK(json::parse(model("tiny-chat").body)["parent"].is_null());
+  CHECK(json::parse(model("tuned").body) == get("/v1/models")["data"][1]);
+  CHECK(json::parse(model("tuned%400.5").body)["id"] == "tuned@0.5");
+  CHECK(json::parse(model("tuned%400.5").body)["parent"] == "tiny-chat");
+  for (const std::string name : {"nobody", "tuned%40much", "tuned/", "%74%75%6e%6", "no%2Fbody"}) {
+    INFO(name);
+    CHECK(model(name).status == 404);
+    CHECK(json::parse(model(name).body)["error"]["code"] == "model_not_found");
+  }
+  // text-generation and huggingface_hub send these where their user names no model.
+  for (const std::string name : {"tgi", "dummy"}) {
+    CHECK(completed(greedy("The company behind", 8, name)) == completed(greedy("The company behind", 8)));
+  }
+}
+
+TEST_CASE("the token that ends a reply has the log-probability that it has behind the reply") {
+  const std::string prompt = "[INST] Who are you? [/INST]";
+  const json details = ask(
+      "/generate",
+      {{"inputs", prompt},
+       {"parameters",
+        {{"max_new_tokens", 60}, {"details", true}, {"decoder_input_details", true}, {"top_n_tokens", 1}}}})["details"];
+  REQUIRE(details["finish_reason"] == "eos_token");
+  CHECK(details["top_tokens"].size() == details["tokens"].size());
+  json ids = json::array();
+  for (const char* part : {"prefill", "tokens"}) {
+    for (const json& token : details[part]) ids.push_back(token["id"]);
+  }
+  CHECK(ids.back() == 2);
+  const json echoed =
+      ask("/v1/completions", {{"prompt", ids}, {"max_tokens", 0}, {"echo", true}, {"logprobs", 0}})["choices"][0];
+  CHECK(std::fabs(echoed["logprobs"]["token_logprobs"].back().get<double>() -
+                  details["tokens"].back()["logprob"].get<double>()) < 1e-4);
+}
+
+TEST_CASE("the token itself is among its alternatives, however unlikely") {
+  json body = greedy("The company behind", 24);
+  body["temperature"] = 2;
+  body["logprobs"] = 2;
+  body["seed"] = 1;
+  const json drawn = ask("/v1/completions", body)["choices"][0]["logprobs"];
+  int others = 0;
+  for (std::size_t i = 0; i < drawn["tokens"].size(); ++i) {
+    const json& top = drawn["top_logprobs"][i];
+    CHECK(top.at(drawn["tokens"][i].get<std::string>()) == drawn["token_logprobs"][i]);
+    CHECK(top.size() <= 3);
+    others += top.size() == 3 ? 1 : 0;
+  }
+  CHECK(others > 0);
+}
+
+TEST_CASE("numbers as JSON writes them: whole ones with a point, and such that no float holds") {
+  json body = greedy("The company behind", 8);
+  const std::string likeliest = completed(body);
+  body["max_tokens"] = 8.0;
+  CHECK(completed(body) == likeliest);
+  // The smallest set of tokens, and a temperature without chance, are the likeliest token.
+  for (const json& numbers : std::vector<json>{{{"temperature", 1}, {"top_p", 1e-300}}, {{"temperature", 1e-300}}}) {
+    body.update(numbers);
+    CHECK(completed(body) == likeliest);
+    body["temperature"] = 0;
+    body.erase("top_p");
+  }
+  body["repetition_penalty"] = 1e-300;
+  CHECK(!completed(body).empty());
+  const json tgi = ask("/generate", {{"inputs", "The company behind"},
+                                     {"parameters", {{"max_new_tokens", 8}, {"top_p", 1e-300}, {"top_k", 1.0}}}});
+  CHECK(tgi["generated_text"] == likeliest);
+  // Characters are counted, not bytes.
+  std::string accents;
+  for (int i = 0; i < 1000; ++i) accents += "\xc3\xa9";
+  body["stop"] = accents;
+  CHECK(!completed(body).empty());
 }

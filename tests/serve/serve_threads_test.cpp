@@ -48,7 +48,7 @@ struct Served {
                      {.input = 95, .total = 96},
                      service,
                      metrics};
-  Routes routes{served, "1", [] { return 0; }, door()};
+  Routes routes{served, "1", [] { return 0; }, false, door()};
 
   Served() {
     HttpOptions options{.port = 0, .threads = 3};

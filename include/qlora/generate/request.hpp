@@ -110,6 +110,7 @@ struct Progressed {
   std::vector<DrawnToken>
       prompt{};  ///< with prompt_logprobs, once: every token of the prompt, the first without a value
   std::vector<DrawnToken> tokens{};  ///< new tokens of the reply: none while the prompt is read
+  DrawnToken stop{};                 ///< of Finish::stop: the token that ended the reply, which is not part of it
   Finish finish = Finish::running;   ///< other than running: the request is over
   int prompt_cached = 0;             ///< tokens of the prompt that were found in the cache
 };

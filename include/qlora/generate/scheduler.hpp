@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -43,7 +44,9 @@ inline void apply_rules(const LogitRules& rules, std::span<const std::int32_t> p
     for (const std::int32_t id : ids) {
       if (!inside(id)) continue;
       float& logit = logits[static_cast<std::size_t>(id)];
-      logit = logit > 0.0F ? logit / rules.repetition_penalty : logit * rules.repetition_penalty;
+      const float changed = logit > 0.0F ? logit / rules.repetition_penalty : logit * rules.repetition_penalty;
+      constexpr float most = std::numeric_limits<float>::max();  // infinite logits have no differences
+      logit = std::clamp(changed, -most, most);
     }
   }
   if (rules.frequency_penalty == 0.0F && rules.presence_penalty == 0.0F) return;
@@ -323,6 +326,7 @@ class Scheduler final : public BatchSession {
       }
       if (std::find(request.stop_ids.begin(), request.stop_ids.end(), id) != request.stop_ids.end()) {
         work.finish = Finish::stop;
+        progressed.stop = detail::described(id, row, request.logprobs);
       } else {
         work.reply.push_back(id);
         progressed.tokens.push_back(detail::described(id, row, request.logprobs));

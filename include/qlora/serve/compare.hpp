@@ -120,6 +120,8 @@ class Comparing final : public Generation {
   if (names == nullptr || !names->is_array() || names->empty() || names->size() > most_compared) {
     fields.fail("models", concat("must be a list of 1 to ", most_compared, " names of models"));
   }
+  if (fields.has("prompt") && fields.has("messages"))
+    fields.fail("prompt", "and `messages` are both there; give one of them");
   Json asked = body;
   asked["n"] = 1;
   asked["logprobs"] = nullptr;

@@ -2,9 +2,11 @@
 // one.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -44,6 +46,18 @@ struct Limits {
   bool low_open = false;   ///< only what is greater
   bool high_open = false;  ///< only what is smaller
 };
+
+/// A number that is in a range, as the nearest float that is in it too and is not subnormal at an open end: 1e-50 of
+/// the numbers above 0 does not become 0, which is none of them.
+[[nodiscard]] inline float float_in(double number, const Limits& range) {
+  constexpr float least = std::numeric_limits<float>::min();
+  const auto low = static_cast<float>(range.low);
+  const auto high = static_cast<float>(range.high);
+  const auto out = static_cast<float>(number);
+  if (range.low_open && !(out > low + least)) return std::nextafter(low + least, high);
+  if (range.high_open && !(out < high)) return std::nextafter(high, low);
+  return out;
+}
 
 /// The fields of a JSON object. An absent field and null are the same. Unknown fields are ignored, as by the servers
 /// whose formats these are.
@@ -101,7 +115,7 @@ class Fields {
     if (value != nullptr && !value->is_object()) fail(key, "must be an object");
     return value;
   }
-  /// One text or a list of at most `most` texts, of which none is empty or has more than 1,000 bytes.
+  /// One text or a list of at most `most` texts, of which none is empty or has more than 1,000 characters.
   [[nodiscard]] std::vector<std::string> texts(std::string_view key, std::size_t most) const {
     const Json* value = find(key);
     if (value == nullptr) return {};
@@ -110,8 +124,11 @@ class Fields {
     const auto add = [&](const Json& item) {
       if (!item.is_string()) fail(key, "must be a string or a list of strings");
       out.push_back(item.get<std::string>());
-      if (out.back().empty() || out.back().size() > longest) {
-        fail(key, concat("has a string of ", out.back().size(), " bytes; there must be from 1 to ", longest));
+      const auto characters = static_cast<std::size_t>(std::count_if(  // of UTF-8, which parse_json() has checked
+          out.back().begin(), out.back().end(),
+          [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
+      if (characters == 0 || characters > longest) {
+        fail(key, concat("has a string of ", characters, " characters; there must be from 1 to ", longest));
       }
     };
     if (!value->is_array()) {
@@ -134,8 +151,13 @@ class Fields {
   [[noreturn]] void fail(std::string_view key, std::string_view what) const {
     throw Refused(status_, concat("`", in_, key, "` ", what), in_ + std::string(key), "invalid_value");
   }
-  /// Whether a value is a whole number in a range.
+  /// Whether a value is a whole number in a range. 16.0 is one, as JSON Schema has it.
   [[nodiscard]] static bool whole(const Json& value, std::int64_t low, std::int64_t high) {
+    if (value.is_number_float()) {
+      const double number = value.get<double>();
+      if (std::trunc(number) != number || number <= -0x1p63 || number >= 0x1p63) return false;
+      return static_cast<std::int64_t>(number) >= low && static_cast<std::int64_t>(number) <= high;
+    }
     if (!value.is_number_integer()) return false;
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{INT64_MAX}) return false;
     const std::int64_t number = value.get<std::int64_t>();

@@ -56,6 +56,7 @@ struct ReplyState {
   std::deque<TextToken> waiting{};   ///< tokens whose text is held back
   std::vector<TextToken> tokens{};   ///< those that the format has not yet taken; their text is final
   std::vector<DrawnToken> prompt{};  ///< with prompt_logprobs
+  DrawnToken stop{};                 ///< the token that ended it, of no meaning where another thing did
   int drawn = 0;                     ///< tokens in all
   int cached = 0;                    ///< tokens of the prompt that the cache had
   ReplyEnd end = ReplyEnd::running;  ///< why it is over
@@ -135,6 +136,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     }
     if (reply.end == ReplyEnd::running && news.finish != Finish::running) {
       reply.end = news.finish == Finish::stop ? ReplyEnd::stop_token : ReplyEnd::length;
+      reply.stop = news.stop;
       const std::string rest = reply.stream.finish();
       reply.fresh += rest;
       reply.text += rest;

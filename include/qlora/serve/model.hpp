@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -34,6 +35,10 @@ namespace qlora {
 inline namespace v0 {
 namespace serve {
 
+/// What clients of TGI, which ignores the name, send as the model where their user names none: examples of TGI and the
+/// Python package text-generation the first, huggingface_hub the second.
+inline constexpr std::array<std::string_view, 2> names_of_none{"tgi", "dummy"};
+
 /// The names that requests may give as the model. Any thread may use it.
 class Names {
  public:
@@ -61,11 +66,13 @@ class Names {
     }
   }
   /// What a name means: the base, an adapter, or "adapter@0.6", an adapter that is 0.6 times as strong. Nothing for
-  /// another name, and for a strength that is no number from -16 to 16.
+  /// another name, and for a strength that is no number from -16 to 16. A name of names_of_none is the base, unless an
+  /// adapter is called so.
   [[nodiscard]] std::optional<Variant> find(std::string_view name) const {
     if (name == base_) return Variant{};
     const std::lock_guard lock(mutex_);
     if (adapters_.contains(name)) return Variant{.adapter = std::string(name)};
+    if (std::find(names_of_none.begin(), names_of_none.end(), name) != names_of_none.end()) return Variant{};
     const std::size_t at = name.rfind('@');
     if (at == std::string_view::npos || !adapters_.contains(name.substr(0, at))) return std::nullopt;
     constexpr float most = 16.0F;

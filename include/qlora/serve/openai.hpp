@@ -39,20 +39,29 @@ using OrderedJson = nlohmann::ordered_json;
   return {{"error", {{"message", message}, {"type", type}, {"param", or_null(field)}, {"code", or_null(code)}}}};
 }
 
+namespace detail {
+
+[[nodiscard]] inline OrderedJson named_model(const ServedModel& model, const std::string& name, bool base) {
+  return {{"id", name},
+          {"object", "model"},
+          {"created", model.started()},
+          {"owned_by", "qlora"},
+          {"root", model.names().base()},
+          {"parent", base ? OrderedJson() : OrderedJson(model.names().base())},
+          {"max_model_len", model.limits().total}};
+}
+
+}  // namespace detail
+
+/// The answer of /v1/models/NAME. Throws Refused (404) for a name that is not known.
+[[nodiscard]] inline OrderedJson openai_model(const ServedModel& model, const std::string& name) {
+  return detail::named_model(model, name, variant_of(name, model).adapter.empty());
+}
+
 /// The answer of /v1/models: the base, then adapters.
 [[nodiscard]] inline OrderedJson openai_models(const ServedModel& model) {
-  OrderedJson data = OrderedJson::array();
-  const auto add = [&](const std::string& name, const OrderedJson& parent) {
-    data.push_back({{"id", name},
-                    {"object", "model"},
-                    {"created", model.started()},
-                    {"owned_by", "qlora"},
-                    {"root", model.names().base()},
-                    {"parent", parent},
-                    {"max_model_len", model.limits().total}});
-  };
-  add(model.names().base(), nullptr);
-  for (const std::string& adapter : model.names().adapters()) add(adapter, model.names().base());
+  OrderedJson data = OrderedJson::array({detail::named_model(model, model.names().base(), true)});
+  for (const std::string& name : model.names().adapters()) data.push_back(detail::named_model(model, name, false));
   return {{"object", "list"}, {"data", std::move(data)}};
 }
 
@@ -230,7 +239,9 @@ class OpenAiGeneration final : public Generation {
     choice.names.push_back(model().token_text(token.token.id));
     choice.logprobs.push_back(json_logprob(token.token.logprob));
     OrderedJson top = OrderedJson::object();
-    for (const TokenLogprob& other : token.top) top[model().token_text(other.id)] = json_logprob(other.logprob);
+    // By text: where two tokens have the same, the likelier one. The token itself is always there.
+    for (const TokenLogprob& other : token.top) top.emplace(model().token_text(other.id), json_logprob(other.logprob));
+    if (!token.top.empty()) top.emplace(model().token_text(token.token.id), json_logprob(token.token.logprob));
     choice.tops.push_back(std::move(top));
     choice.offsets.push_back(at);
   }

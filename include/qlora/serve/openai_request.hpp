@@ -24,6 +24,11 @@ namespace qlora {
 inline namespace v0 {
 namespace serve {
 
+/// Stop strings of one body at most. OpenAI takes 4; tasks of lm-eval send more.
+inline constexpr std::size_t most_stops = 16;
+/// Ids of a logit_bias at most.
+inline constexpr std::size_t most_biases = 1024;
+
 /// A body, read.
 struct OpenAiRequest {
   bool chat = false;                ///< a conversation; else a text
@@ -123,7 +128,7 @@ class OpenAiReader {
     if (static_cast<std::int64_t>(prompts.size() * out_.n) > most_choices) {
       body_.fail("n", concat("times the number of prompts is ", prompts.size() * out_.n, "; at most ", most_choices));
     }
-    const std::vector<std::string> stops = body_.texts("stop", 4);
+    const std::vector<std::string> stops = body_.texts("stop", most_stops);
     const std::uint64_t seed = read_seed();
     for (std::vector<std::int32_t>& prompt : prompts) {
       out_.prompt_tokens += static_cast<std::int64_t>(prompt.size());
@@ -249,7 +254,7 @@ class OpenAiReader {
   }
   void read_sampling(Request& request) const {
     const auto get = [&](std::string_view key, const Limits& range, double otherwise) {
-      return static_cast<float>(body_.number(key, range).value_or(otherwise));
+      return float_in(body_.number(key, range).value_or(otherwise), range);
     };
     request.sampling.temperature = get("temperature", {0.0, 2.0}, 1.0);
     request.sampling.top_p = get("top_p", {.low = 0.0, .high = 1.0, .low_open = true}, 1.0);
@@ -262,10 +267,11 @@ class OpenAiReader {
     read_biases(request);
   }
   void read_biases(Request& request) const {
-    constexpr std::size_t most = 1024;
     const Json* biases = body_.object("logit_bias");
     if (biases == nullptr) return;
-    if (biases->size() > most) body_.fail("logit_bias", concat("has ", biases->size(), " ids; at most ", most));
+    if (biases->size() > most_biases) {
+      body_.fail("logit_bias", concat("has ", biases->size(), " ids; at most ", most_biases));
+    }
     const Fields values(*biases, 400, "logit_bias.");
     for (const auto& [key, value] : biases->items()) {
       LogitBias bias;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -37,10 +39,10 @@ struct AdapterDoor {
 
 /// The paths that need no key.
 [[nodiscard]] inline std::vector<std::string> open_paths() { return {"/health"}; }
-
-/// Whether errors of a path are in TGI's form.
 /// The pages that a browser gets without one: they ask for it, and show what the other paths answer to it.
 [[nodiscard]] inline std::vector<std::string> open_pages() { return {"/"}; }
+
+/// Whether errors of a path are in TGI's form.
 [[nodiscard]] inline bool is_tgi(std::string_view path) {
   for (const std::string_view mine :
        {"/", "/generate", "/generate_stream", "/invocations", "/ping", "/health", "/info"}) {
@@ -76,20 +78,46 @@ inline constexpr TgiRoute invoked{.may_stream = true, .as_list = true, .full_tex
   return reply;
 }
 
+/// What stands for %41 in a path. What is no such code stays.
+[[nodiscard]] inline std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned byte = 0;
+    const char* const code = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size() && std::from_chars(code, code + 2, byte, 16).ptr == code + 2) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
 /// Answers requests. Any number of threads may call it at once.
 class Routes {
  public:
-  /// `version`: of the program. `connections`: open ones, for the counters. An empty `door`: adapters stay as they are.
-  Routes(const ServedModel& model, std::string version, std::function<int()> connections, AdapterDoor door = {})
+  /// `version`: of the program. `connections`: open ones, for the counters. `keyed`: the server has a key. An empty
+  /// `door`: adapters stay as they are.
+  Routes(const ServedModel& model, std::string version, std::function<int()> connections, bool keyed,
+         AdapterDoor door = {})
       : model_(model), version_(std::move(version)), connections_(std::move(connections)), door_(std::move(door)) {
     get("/health", [this](const auto& exchange) { health(*exchange); });
     get("/ping", [this](const auto& exchange) { health(*exchange); });
     get("/", [this](const auto& exchange) { front(*exchange); });
     get("/info", [this](const auto& exchange) { exchange->reply({.body = json_body(tgi_info(model_, version_))}); });
     get("/v1/models", [this](const auto& exchange) { exchange->reply({.body = json_body(openai_models(model_))}); });
-    // Written once: that takes 1.6 ms of a thread of the server, an answer of /info 0.05 ms (build at -O1).
-    get("/openapi.json", [text = json_body(openapi(version_, door_.attach != nullptr))](const auto& exchange) {
-      exchange->reply({.body = text});
+    get("/v1/models/{model}", [this](const auto& exchange) {
+      constexpr std::string_view before = "/v1/models/";
+      exchange->reply(
+          {.body = json_body(openai_model(model_, percent_decoded(exchange->request().path.substr(before.size()))))});
+    });
+    const auto describe = [this, keyed] {
+      return json_body(openapi(model_, version_, keyed, door_.attach != nullptr));
+    };
+    // Written once, since that takes a thread of the server 2 ms, or, where adapters come and go, each time.
+    get("/openapi.json", [describe, text = door_.attach ? std::string() : describe()](const auto& exchange) {
+      exchange->reply({.body = text.empty() ? describe() : text});
     });
     get("/metrics", [this](const auto& exchange) {
       exchange->reply(
@@ -118,7 +146,17 @@ class Routes {
   void operator()(const std::shared_ptr<Exchange>& exchange) const {
     const HttpRequest& request = exchange->request();
     try {
-      find(request)(exchange);
+      std::string allowed;
+      if (const Answer* answer = find(request, allowed)) {
+        (*answer)(exchange);
+      } else if (allowed.empty()) {
+        throw Refused(404, concat("there is no such path: ", qlora::detail::excerpt(request.path)));
+      } else {
+        HttpReply reply = error_reply(
+            request.path, Refused(405, concat(request.method, " is not for this path; it takes ", allowed)));
+        reply.headers.emplace_back("Allow", allowed);
+        exchange->reply(std::move(reply));
+      }
     } catch (const Refused& error) {
       exchange->reply(error_reply(error_path(request), error));
     } catch (const Error& error) {
@@ -129,7 +167,7 @@ class Routes {
   /// A path as counters name it: "other" where there is none.
   [[nodiscard]] std::string_view name_of(std::string_view path) const {
     for (const Route& route : routes_) {
-      if (route.path == path) return route.path;
+      if (is_at(route, path)) return route.path;
     }
     return "other";
   }
@@ -143,15 +181,20 @@ class Routes {
 
   void get(std::string_view path, Answer answer) { routes_.push_back({"GET", path, std::move(answer)}); }
   void post(std::string_view path, Answer answer) { routes_.push_back({"POST", path, std::move(answer)}); }
-  [[nodiscard]] const Answer& find(const HttpRequest& request) const {
-    std::string allowed;
+  /// Whether a path is a route's: the same, or for "/v1/models/{model}" anything in the place of the braces.
+  [[nodiscard]] static bool is_at(const Route& route, std::string_view path) {
+    const std::size_t brace = route.path.find('{');
+    if (brace == std::string_view::npos) return route.path == path;
+    return path.size() > brace && path.starts_with(route.path.substr(0, brace));
+  }
+  /// Null where no route takes the request; `allowed` then has the methods that its path takes.
+  [[nodiscard]] const Answer* find(const HttpRequest& request, std::string& allowed) const {
     for (const Route& route : routes_) {
-      if (route.path != request.path) continue;
-      if (route.method == request.method) return route.answer;
-      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
+      if (!is_at(route, request.path)) continue;
+      if (route.method == request.method) return &route.answer;
+      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method == "GET" ? "GET, HEAD" : route.method);
     }
-    if (!allowed.empty()) throw Refused(405, concat(request.method, " is not for this path; it takes ", allowed));
-    throw Refused(404, concat("there is no such path: ", qlora::detail::excerpt(request.path)));
+    return nullptr;
   }
   /// A body of OpenAI's that came to /invocations gets OpenAI's errors.
   [[nodiscard]] static std::string error_path(const HttpRequest& request) {
@@ -196,7 +239,9 @@ class Routes {
     if (!is_name(name) || name == model_.names().base()) {
       fields.fail("name", "must be letters, digits and any of -_./, and not the name of the base");
     }
-    if (path.empty()) fields.fail("path", "must be the folder of an adapter on the server's machine");
+    if (path.empty() || path.find('\0') != std::string::npos) {  // which no folder has in its name
+      fields.fail("path", "must be the folder of an adapter on the server's machine");
+    }
     try {
       door_.attach(name, path);
     } catch (const Error& error) {

@@ -191,7 +191,7 @@ class Served {
       progress.say(concat("memory is left for ", slots, slots == 1 ? " request" : " requests", " at once"));
     }
     routes_ = std::make_unique<Routes>(
-        *model_, request.version, [this] { return connections(); }, door(request));
+        *model_, request.version, [this] { return connections(); }, !http.key.empty(), door(request));
     server_ = open_http_server(http, [this](const std::shared_ptr<Exchange>& exchange) { (*routes_)(exchange); });
     listening_ = server_.get();
   }

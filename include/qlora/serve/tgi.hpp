@@ -1,7 +1,6 @@
 // qlora/serve/tgi.hpp — the wire format of Hugging Face's text-generation-inference: /generate, /generate_stream, /,
 // /info, and SageMaker's /invocations, with its defaults, its checks and its error messages.
-// Differences: there is no typical_p, watermark and grammar, which are refused by name; the log-probability of the end
-// token is null.
+// Difference: there is no typical_p, watermark and grammar, which are refused by name.
 #pragma once
 
 #include <algorithm>
@@ -43,10 +42,12 @@ struct TgiRequest {
 
 /// An error in TGI's form.
 [[nodiscard]] inline OrderedJson tgi_error(int status, const std::string& message) {
-  const char* type = status == 429   ? "overloaded"
-                     : status == 424 ? "generation"
-                     : status >= 500 ? "incomplete_generation"
-                                     : "validation";
+  const char* type = status == 429                    ? "overloaded"
+                     : status == 424                  ? "generation"
+                     : status >= 500                  ? "incomplete_generation"
+                     : status == 401 || status == 403 ? "authentication"
+                     : status == 404 || status == 405 ? "not_found"
+                                                      : "validation";
   return {{"error", message}, {"error_type", type}};
 }
 
@@ -119,7 +120,7 @@ class TgiReader {
                                                           std::int64_t high, const std::string& message) {
     const Json* value = fields.find(name);
     if (value == nullptr) return std::nullopt;
-    if (!value->is_number_integer()) refuse(name, concat("`", name, "` must be a whole number"));
+    if (!Fields::whole(*value, INT64_MIN, INT64_MAX)) refuse(name, concat("`", name, "` must be a whole number"));
     if (!Fields::whole(*value, low, high)) refuse(name, concat(message, ". Given: ", value->dump()));
     return value->get<std::int64_t>();
   }
@@ -158,14 +159,14 @@ class TgiReader {
   }
   /// Whether tokens are drawn by chance: asked for, or wanted by a value that changes chances.
   [[nodiscard]] static bool read_sampling(const Fields& parameters, Request& request) {
-    const auto number = [&](const char* name, const Limits& range, const char* message) -> std::optional<double> {
+    const auto number = [&](const char* name, const Limits& range, const char* message) -> std::optional<float> {
       const Json* value = parameters.find(name);
       if (value == nullptr) return std::nullopt;
       const double given = value->is_number() ? value->get<double>() : std::nan("");
       const bool above = range.low_open ? given > range.low : given >= range.low;
       const bool below = range.high_open ? given < range.high : given <= range.high;
       if (!(above && below)) refuse(name, message);
-      return given;
+      return float_in(given, range);
     };
     constexpr double most = 100.0;
     const auto temperature = number("temperature", {.low = 0.0, .high = most, .low_open = true},
@@ -176,13 +177,13 @@ class TgiReader {
                                    "`repetition_penalty` must be strictly positive and at most 100");
     const auto frequency = number("frequency_penalty", {-2.0, 2.0}, "`frequency_penalty` must be >= -2.0 and <= 2.0");
     const auto top_k = ranged(parameters, "top_k", 1, 1 << 24, "`top_k` must be strictly positive");
-    request.rules.repetition_penalty = static_cast<float>(repetition.value_or(1.0));
-    request.rules.frequency_penalty = static_cast<float>(frequency.value_or(0.0));
+    request.rules.repetition_penalty = repetition.value_or(1.0F);
+    request.rules.frequency_penalty = frequency.value_or(0.0F);
     const bool sampling =
-        parameters.boolean("do_sample", false) || (temperature && *temperature != 1.0) || top_p || top_k;
+        parameters.boolean("do_sample", false) || (temperature && *temperature != 1.0F) || top_p || top_k;
     if (!sampling) return false;
-    request.sampling.temperature = static_cast<float>(temperature.value_or(1.0));
-    request.sampling.top_p = static_cast<float>(top_p.value_or(1.0));
+    request.sampling.temperature = temperature.value_or(1.0F);
+    request.sampling.top_p = top_p.value_or(1.0F);
     request.sampling.top_k = static_cast<int>(top_k.value_or(0));
     return true;
   }
@@ -230,7 +231,7 @@ class TgiGeneration final : public Generation {
     for (std::size_t i = 0; i < fresh.size(); ++i) {
       send(described(fresh[i]), fresh[i].drawn.top, over && !end_token && i + 1 == fresh.size());
     }
-    if (end_token) send(the_end(), {}, true);
+    if (end_token) send(the_end(reply), reply.stop.top, true);
   }
   void finished() override {
     if (request_.stream) {
@@ -297,9 +298,12 @@ class TgiGeneration final : public Generation {
             {"logprob", json_logprob(token.drawn.token.logprob)},
             {"special", special}};
   }
-  [[nodiscard]] OrderedJson the_end() const {
-    const std::int32_t id = model().tokenizer().eos();
-    return {{"id", id}, {"text", model().token_text(id)}, {"logprob", nullptr}, {"special", true}};
+  [[nodiscard]] OrderedJson the_end(const ReplyState& reply) const {
+    const TokenLogprob& token = reply.stop.token;
+    return {{"id", token.id},
+            {"text", model().token_text(token.id)},
+            {"logprob", json_logprob(token.logprob)},
+            {"special", true}};
   }
   [[nodiscard]] OrderedJson likeliest(const std::vector<TokenLogprob>& top) const {
     OrderedJson out = OrderedJson::array();
@@ -327,7 +331,10 @@ class TgiGeneration final : public Generation {
       tokens.push_back(described(token));
       tops.push_back(likeliest(token.drawn.top));
     }
-    if (reply.end == ReplyEnd::stop_token) tokens.push_back(the_end());
+    if (reply.end == ReplyEnd::stop_token) {
+      tokens.push_back(the_end(reply));
+      tops.push_back(likeliest(reply.stop.top));
+    }
     OrderedJson out{{"finish_reason", reason(reply.end)},
                     {"generated_tokens", generated(which)},
                     {"seed", seed(which)},
