@@ -81,6 +81,9 @@ TEST_CASE("what is no object of JSON, or too deep, is refused on every path") {
     CHECK(status(path, R"({"inputs":"a","prompt":"a","b":[)" + many + "1]}", "values after the key 'b'") == 400);
     CHECK(status(path, "{}", "") == (path == "/generate" || path == "/invocations" ? 422 : 400));
   }
+  // One question is compared: of two, one would not be read.
+  CHECK(status("/compare", R"({"models":["tiny-chat"],"prompt":"a","messages":[{"role":"user","content":"b"}]})",
+               "`prompt` and `messages`") == 400);
 }
 
 TEST_CASE("what cannot be answered is refused by the field's name: texts") {
@@ -226,6 +229,10 @@ TEST_CASE("as in a container: names of the environment, a key for all paths but 
   CHECK(info.find(R"("max_total_tokens":512)") != std::string::npos);
   const std::set<std::string> all = paths(contained.client().ask("GET", "/openapi.json", "", key).body);
   CHECK(all.size() == 14);  // no door for adapters
+  // The key is described where there is one.
+  const std::string described = "\"securitySchemes\":{\"key\":{\"type\":\"http\",\"scheme\":\"bearer\"}}";
+  CHECK(contained.client().ask("GET", "/openapi.json", "", key).body.find(described) != std::string::npos);
+  CHECK(server().client().ask("GET", "/openapi.json").body.find("security") == std::string::npos);
   for (const std::string& path : all) {
     for (const char* method : {"GET", "POST", "HEAD", "PUT"}) {
       INFO(method << " " << path);

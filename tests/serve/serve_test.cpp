@@ -422,4 +422,7 @@ TEST_CASE("numbers as JSON writes them: whole ones with a point, and such that n
   for (int i = 0; i < 1000; ++i) accents += "\xc3\xa9";
   body["stop"] = accents;
   CHECK(!completed(body).empty());
+  body["stop"] = {"Question:", "\n\n", "###", "User:", likeliest.substr(4, 3)};  // the last of more than OpenAI takes
+  body.erase("repetition_penalty");
+  CHECK(completed(body) == likeliest.substr(0, likeliest.find(likeliest.substr(4, 3))));
 }

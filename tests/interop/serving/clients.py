@@ -56,12 +56,13 @@ those of one form of the wire those of the other within 1e-5. schemathesis sends
         print(f"| {row['client']} | {row['version']} | {'; '.join(row['about'])} | {row['checks']:,} | {result} |")
     print("""
 Tools and structured output are refused by name; for embeddings and OpenAI's Responses there is no path.
-text-generation's chat streams are not read: that package takes OpenAI's `[DONE]` for JSON. boto3 addresses
-`/endpoints/NAME/invocations`; SageMaker's platform turns that into the container's `/invocations`, and so does the
-check. The frames in which the platform wraps a stream (`invoke_endpoint_with_response_stream`) are the platform's. A
-description cannot say all: bodies that it allows may be refused where a prompt and a reply have no room together, where
-fields exclude each other, and for turns that are not in the chat form's order;
-[rules.py](../tests/interop/serving/rules.py) has all such sentences of the server, and the checks allow no other.""")
+text-generation's chat streams are not read: that package wants `tool_calls` in each part, and takes OpenAI's `[DONE]`
+for JSON. boto3 addresses `/endpoints/NAME/invocations`; SageMaker's platform turns that into the container's
+`/invocations`, and so does the check. The frames in which the platform wraps a stream
+(`invoke_endpoint_with_response_stream`) are the platform's. A description cannot say all: bodies that it allows may be
+refused where a prompt and a reply have no room together, where fields exclude each other, and for turns that are not in
+the chat form's order; [rules.py](../tests/interop/serving/rules.py) has all such sentences of the server, and the
+checks allow no other.""")
 
 
 if __name__ == "__main__":
