@@ -19,7 +19,7 @@ list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 # THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM, the path
 # of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the next #else
 # or #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is linked where it is
-# there.
+# there. OUT_files: the project's own files among them, FILE first.
 function(qlora_needs out file)
   set(todo "${file}")
   set(seen)
@@ -95,6 +95,7 @@ function(qlora_needs out file)
   endwhile()
   list(REMOVE_DUPLICATES needs)
   set(${out} "${needs}" PARENT_SCOPE)
+  set(${out}_files "${seen}" PARENT_SCOPE)
 endfunction()
 
 # qlora_missing(OUT NEED...): those of the needs that this build does not have.
