@@ -20,6 +20,7 @@
 
 #include "qlora/eval/item_results.hpp"
 #include "qlora/eval/probes.hpp"
+#include "qlora/eval/text_sums.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/scorer.hpp"
 #include "qlora/text/chat_template.hpp"
@@ -29,12 +30,6 @@
 namespace qlora {
 inline namespace v0 {
 namespace eval {
-
-/// A model's logits at every predicted token of the texts in a list of items: the reference of KL divergence.
-/// Holds tokens x vocabulary floats: 4 GB for 32,000 tokens of LLaMA-2.
-struct TextReference {
-  std::vector<std::vector<float>> logits;  ///< by item, row after row; empty for questions
-};
 
 /// How replies are generated and what is measured besides them.
 struct MeasureOptions {
@@ -185,16 +180,18 @@ class Measurement {
       QLORA_EXPECTS(against->logits.size() == items_.size(), "a reference of ", against->logits.size(), " items for ",
                     items_.size());
     }
+    TextSums sums(results_, record, against);
     std::size_t last = 0;
     model_.read(ids, [&](std::size_t text, std::size_t position, std::span<const float> logits) {
       if (text != std::exchange(last, text)) {
         ++done_;
         if (!go_on()) return false;
       }
-      if (texts[text].counts[position] != 0) predict(texts[text], position, logits, record, against);
+      if (texts[text].counts[position] != 0) sums.add(texts[text].item, texts[text].ids[position], logits);
       return true;
     });
     expect_more();
+    sums.finish();
     done_ += 1;
   }
   [[nodiscard]] ItemResults take() { return std::move(results_); }
@@ -242,21 +239,6 @@ class Measurement {
       results_.replies[which[i]] = reply_of(tokenizer_, options_.chat, chat, generated[i]);
       results_.verdicts[which[i]] = judge(items_[which[i]], results_.replies[which[i]]);
     }
-  }
-  void predict(const ReadText& text, std::size_t position, std::span<const float> logits, TextReference* record,
-               const TextReference* against) {
-    const auto id = static_cast<std::size_t>(text.ids[position]);
-    results_.loss[text.item] += log_sum_exp(logits) - static_cast<double>(logits[id]);
-    results_.tokens[text.item] += 1.0;
-    if (record != nullptr) {
-      std::vector<float>& rows = record->logits[text.item];
-      rows.insert(rows.end(), logits.begin(), logits.end());
-    }
-    if (against == nullptr) return;
-    const std::vector<float>& rows = against->logits[text.item];
-    const std::size_t at = (static_cast<std::size_t>(results_.tokens[text.item]) - 1) * logits.size();
-    QLORA_EXPECTS(at + logits.size() <= rows.size(), "the reference has ", rows.size(), " logits of item ", text.item);
-    results_.kl[text.item] += kl_divergence(std::span(rows).subspan(at, logits.size()), logits);
   }
 
   Model& model_;

@@ -45,10 +45,12 @@ inline constexpr Sampling greedy{.temperature = 0.0F, .top_p = 1.0F};
 
 namespace detail {
 
-/// exp(x) for x from -87 to 0, within 3 units in the last place; below -87 the least normal number. Arithmetic alone,
-/// so that a compiler makes vectors of it. Polynomial and splitting of ln 2 are those of Cephes' expf (Moshier).
-[[nodiscard, gnu::always_inline]] inline float exp_of_negative(float x) {
-  x = x < -87.0F ? -87.0F : x;
+/// Below this exp_of_negative gives the least normal number.
+inline constexpr float least_exponent = -87.0F;
+
+/// exp(x) for x from least_exponent to 0, within 3 units in the last place. Arithmetic alone, so that a compiler makes
+/// vectors of it. Polynomial and splitting of ln 2 are those of Cephes' expf (Moshier).
+[[nodiscard, gnu::always_inline]] inline float exp_in_range(float x) {
   const auto power = static_cast<std::int32_t>(x * 1.44269504088896341F - 0.5F);  // to the nearest, since x <= 0
   const auto whole = static_cast<float>(power);
   const float r = (x - whole * 0.693359375F) + whole * 2.12194440e-4F;
@@ -61,6 +63,8 @@ namespace detail {
   p = p * r * r + r + 1.0F;
   return p * std::bit_cast<float>((power + 127) << 23);
 }
+/// exp_in_range for all x up to 0, -infinity too.
+[[nodiscard]] inline float exp_of_negative(float x) { return exp_in_range(x < least_exponent ? least_exponent : x); }
 
 /// The largest of some numbers; -infinity where there are none.
 [[nodiscard]] inline float largest_of(std::span<const float> values) {
@@ -82,10 +86,16 @@ namespace detail {
   constexpr std::size_t lanes = 32;
   std::array<double, lanes> sums{};
   std::size_t i = 0;
+  std::array<float, lanes> weights;
   for (; i + lanes <= values.size(); i += lanes) {
+    const float* const block = values.data() + i;
+    // Loops of their own: with the limit or the conversion in the loop of the exponential, g++ makes no vectors of it.
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      sums[lane] += static_cast<double>(exp_of_negative((values[i + lane] - largest) * inverse));
+      const float x = (block[lane] - largest) * inverse;
+      weights[lane] = x < least_exponent ? least_exponent : x;
     }
+    for (std::size_t lane = 0; lane < lanes; ++lane) weights[lane] = exp_in_range(weights[lane]);
+    for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += static_cast<double>(weights[lane]);
   }
   for (; i < values.size(); ++i) sums[0] += static_cast<double>(exp_of_negative((values[i] - largest) * inverse));
   double all = 0.0;
@@ -121,6 +131,9 @@ namespace detail {
   };
   std::vector<Candidate> candidates;
   const double share = static_cast<double>(how.top_p);
+  const bool keeps_all = share >= 1.0 && how.min_p == 0.0F;
+  const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
+  const double random = (static_cast<double>(words[0]) + 0.5) * 0x1p-32;
   double all = 0.0;
   if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < logits.size()) {
     for (std::size_t i = 0; i < logits.size(); ++i) candidates.push_back({static_cast<std::int32_t>(i), logits[i]});
@@ -132,9 +145,10 @@ namespace detail {
     for (const Candidate& candidate : candidates) all += weight_of(candidate.logit);
   } else {
     all = detail::sum_of_weights(logits, largest, static_cast<float>(inverse));
-    // What is left out cannot be drawn: all ids below this together have less than top_p leaves, or than the smallest
-    // random number asks for. Half of it, since sum and logarithm round.
-    const double least = std::max(1.0 - share, 0x1p-34) * all / static_cast<double>(logits.size());
+    // What is left out cannot be drawn: all ids below this together have less than is left beyond top_p, or where all
+    // ids are kept beyond the random number. Half of it, since sum and logarithm round.
+    const double beyond = 1.0 - (keeps_all ? random : share);
+    const double least = std::max(beyond, 0x1p-34) * all / static_cast<double>(logits.size());
     const auto cut =
         static_cast<float>(static_cast<double>(largest) + static_cast<double>(how.temperature) * std::log(0.5 * least));
     for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -154,7 +168,7 @@ namespace detail {
   // The smallest set of likeliest ids whose probability reaches top_p; all of them need not be put in order.
   double kept = 0.0;
   std::size_t size = logits.size();
-  if (share >= 1.0 && how.min_p == 0.0F) {
+  if (keeps_all) {
     kept = all;
   } else {
     for (size = 0; rank_exists(size) && (size == 0 || kept < share * all); ++size) {
@@ -162,8 +176,7 @@ namespace detail {
       kept += order[size].second;
     }
   }
-  const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
-  double left = (static_cast<double>(words[0]) + 0.5) * 0x1p-32 * kept;
+  double left = random * kept;
   std::int32_t id = 0;
   for (std::size_t rank = 0; rank < size && rank_exists(rank); ++rank) {
     id = order[rank].first;
