@@ -12,7 +12,7 @@
 #include <sstream>
 
 #include "qlora/error.hpp"
-#include "suggest.hpp"
+#include "qlora/run/suggest.hpp"
 
 namespace qlora::program {
 namespace {
@@ -91,7 +91,7 @@ Target target(S& group) {
       const auto* text = value ? std::get_if<std::string>(&*value) : nullptr;
       const std::vector<std::string_view> choices(option.choices().begin(), option.choices().end());
       place.fail(node, concat("`", name, "` ", wrong,
-                              text == nullptr || choices.empty() ? std::string() : suggestion(*text, choices)));
+                              text == nullptr || choices.empty() ? std::string() : run::suggestion(*text, choices)));
     }
     return false;
   };
@@ -124,7 +124,7 @@ void read_section(const toml::table& table, const std::vector<Target>& targets, 
     if (read) continue;
     std::vector<std::string_view> known = apart;
     for (const Target& target : targets) known.insert(known.end(), target.names.begin(), target.names.end());
-    place.fail(node, concat("unknown key `", name, "` in ", place.section, suggestion(name, known)));
+    place.fail(node, concat("unknown key `", name, "` in ", place.section, run::suggestion(name, known)));
   }
 }
 
@@ -301,10 +301,9 @@ JobFile parse_job(std::string_view content, const fs::path& file) {
     else if (name == "output")
       section({target(job.output)});
     else
-      place.fail(
-          node,
-          concat("unknown section ", place.section,
-                 suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
+      place.fail(node, concat("unknown section ", place.section,
+                              run::suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge",
+                                                     "compare", "output"})));
   }
   if (arms != nullptr) read_arms(*arms, read, file);
   const auto trains_all = [](const Arm& arm) { return arm.trains_all(); };

@@ -1,10 +1,10 @@
-// option_text.cpp — option_text.hpp. All that is said comes from the tables.
-#include "option_text.hpp"
-
+// option_text.cpp — tables of options for readers: as a commented job file, and as the page docs/options.md. All that
+// is said comes from the tables.
 #include <ostream>
 #include <variant>
 #include <vector>
 
+#include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/options.hpp"
 

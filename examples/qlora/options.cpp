@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "qlora/error.hpp"
-#include "suggest.hpp"
+#include "qlora/run/suggest.hpp"
 
 namespace qlora::program {
 
@@ -36,7 +36,7 @@ std::string misspelt(int argc, const char* const* argv, const CLI::App& app) {
       for (const std::string& spelled : option->get_lnames()) names.push_back("--" + spelled);
     }
     return "there is no option `" + name + "`" +
-           suggestion(name, std::vector<std::string_view>(names.begin(), names.end()));
+           run::suggestion(name, std::vector<std::string_view>(names.begin(), names.end()));
   }
   return {};
 }
@@ -178,7 +178,7 @@ bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {
       for (const CLI::App* verb : app_->get_subcommands({})) verbs.push_back(verb->get_name());
       if (std::find(verbs.begin(), verbs.end(), wrong) == verbs.end()) {
         throw Error("there is no verb `" + wrong + "`" +
-                        suggestion(wrong, std::vector<std::string_view>(verbs.begin(), verbs.end())),
+                        run::suggestion(wrong, std::vector<std::string_view>(verbs.begin(), verbs.end())),
                     ErrorKind::usage);
       }
     }

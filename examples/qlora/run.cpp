@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "job_file.hpp"
-#include "option_text.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/comparison_tables.hpp"

@@ -1,4 +1,4 @@
-// suggest.hpp — what a mistyped word may have meant.
+// qlora/run/suggest.hpp — what a mistyped word may have meant.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,11 @@
 
 #include "qlora/error.hpp"
 
-namespace qlora::program {
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
-/// Levenshtein distance, for "did you mean".
+/// Levenshtein distance: letters to insert, remove or replace.
 inline std::size_t edits(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), std::size_t{0});
@@ -40,4 +42,6 @@ inline std::string suggestion(std::string_view wrong, const std::vector<std::str
   return all;
 }
 
-}  // namespace qlora::program
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
