@@ -307,12 +307,12 @@ def table(options):
     with open(options.report, encoding="utf-8") as file:
         report = json.load(file)
     columns = {
-        "new facts, in the pages' words, net": ["knowledge_completion", "net"],
+        "new facts, in the pages' words, net": ["knowledge", "net"],
         "in new words, net": ["paraphrase_completion", "net"],
         "in new words, as chats, net": ["paraphrase_chat", "net"],
         "general knowledge": ["retention"],
     }
-    print("| model | seeds | " + " | ".join(columns) + " | KL on its own texts |")
+    print("| model | seeds | " + " | ".join(columns) + " | KL on the base's own texts |")
     print("|---" * (3 + len(columns)) + "|")
     for setting in report["settings"]:
         names = setting["arms"] or [setting["name"]]
@@ -331,7 +331,7 @@ def table(options):
             if known:
                 cells[-1] += f" ({mean([*path, 'n']):.0f})"
         divergence = mean(["text_recalled", "kl", "value"])
-        cells.append("-" if divergence is None else f"{divergence:.3f}")
+        cells.append("-" if divergence is None else f"{divergence:.3f} from {report['variants'][names[0]]['reference']}")
         print(f"| {setting['name']} | {len(names)} | " + " | ".join(cells) + " |")
 
 
