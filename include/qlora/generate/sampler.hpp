@@ -103,6 +103,60 @@ inline constexpr float least_exponent = -87.0F;
   return all;
 }
 
+/// What may be drawn.
+struct Candidate {
+  std::int32_t id;
+  float logit;
+  double weight;  // of the likeliest id 1
+};
+/// From the likeliest to the least likely, the lowest id first among equals.
+[[nodiscard]] inline bool more_likely(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+struct Reached {
+  std::size_t count;  ///< of the candidates, at least one
+  double weight;      ///< of all of them
+};
+/// Puts the likeliest candidates in front, the least likely of them last: as few as have weights of `target` together,
+/// all where that is not reached. By partitions, as Hoare's FIND: a flat distribution has tens of thousands of
+/// candidates, and sorting them takes milliseconds.
+[[nodiscard]] inline Reached reach(std::span<Candidate> candidates, double target) {
+  double before = 0.0;  // weight of those in front of first
+  std::size_t first = 0;
+  std::size_t last = candidates.size();
+  while (last - first > 32) {
+    Candidate& a = candidates[first];
+    Candidate& b = candidates[first + (last - first) / 2];
+    Candidate& pivot = candidates[last - 1];  // the second of the three
+    if (more_likely(b, a)) std::swap(a, b);
+    if (more_likely(pivot, a)) std::swap(a, pivot);
+    if (more_likely(b, pivot)) std::swap(b, pivot);
+    double weight = 0.0;
+    std::size_t middle = first;
+    for (std::size_t i = first; i + 1 < last; ++i) {
+      if (!more_likely(candidates[i], pivot)) continue;
+      weight += candidates[i].weight;
+      std::swap(candidates[middle++], candidates[i]);
+    }
+    if (before + weight >= target) {
+      last = middle;
+      continue;
+    }
+    before += weight + pivot.weight;
+    std::swap(candidates[middle], pivot);
+    first = middle + 1;
+    if (before >= target || first == last) return {first, before};
+  }
+  const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(first);
+  std::sort(begin, candidates.begin() + static_cast<std::ptrdiff_t>(last), more_likely);
+  for (; first < last; ++first) {
+    before += candidates[first].weight;
+    if (before >= target) return {first + 1, before};
+  }
+  return {last, before};
+}
+
 }  // namespace detail
 
 /// Draws an id. `sequence` and `position` say what the random number is for. Reads all logits twice, and puts in order
@@ -121,28 +175,23 @@ inline constexpr float least_exponent = -87.0F;
   const auto weight_of = [&](float logit) {
     return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) * inverse);
   };
-  // From the likeliest to the least likely, the lowest id first among equals.
-  struct Candidate {
-    std::int32_t id;
-    float logit;
+  std::vector<detail::Candidate> candidates;
+  const auto add = [&](std::size_t id) {
+    candidates.push_back({static_cast<std::int32_t>(id), logits[id], weight_of(logits[id])});
   };
-  const auto less_likely = [](const Candidate& a, const Candidate& b) {
-    return a.logit < b.logit || (a.logit == b.logit && a.id > b.id);
-  };
-  std::vector<Candidate> candidates;
   const double share = static_cast<double>(how.top_p);
   const bool keeps_all = share >= 1.0 && how.min_p == 0.0F;
   const auto words = philox({position, sequence, 0, use_word(RandomUse::sampling)}, how.seed);
   const double random = (static_cast<double>(words[0]) + 0.5) * 0x1p-32;
   double all = 0.0;
   if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < logits.size()) {
-    for (std::size_t i = 0; i < logits.size(); ++i) candidates.push_back({static_cast<std::int32_t>(i), logits[i]});
-    std::nth_element(candidates.begin(), candidates.begin() + how.top_k, candidates.end(),
-                     [&](const Candidate& a, const Candidate& b) { return less_likely(b, a); });
+    for (std::size_t i = 0; i < logits.size(); ++i)
+      candidates.push_back({static_cast<std::int32_t>(i), logits[i], 0.0});
+    std::nth_element(candidates.begin(), candidates.begin() + how.top_k, candidates.end(), detail::more_likely);
     candidates.resize(static_cast<std::size_t>(how.top_k));
     // so that the sum has one order
     std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
-    for (const Candidate& candidate : candidates) all += weight_of(candidate.logit);
+    for (detail::Candidate& candidate : candidates) all += candidate.weight = weight_of(candidate.logit);
   } else {
     all = detail::sum_of_weights(logits, largest, static_cast<float>(inverse));
     // What is left out cannot be drawn: all ids below this together have less than is left beyond top_p, or where all
@@ -152,38 +201,26 @@ inline constexpr float least_exponent = -87.0F;
     const auto cut =
         static_cast<float>(static_cast<double>(largest) + static_cast<double>(how.temperature) * std::log(0.5 * least));
     for (std::size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] >= cut) candidates.push_back({static_cast<std::int32_t>(i), logits[i]});
+      if (logits[i] >= cut) add(i);
     }
   }
-  std::make_heap(candidates.begin(), candidates.end(), less_likely);
-  std::vector<std::pair<std::int32_t, double>> order;  // ids and weights, as far as they were asked for
-  const auto rank_exists = [&](std::size_t rank) {
-    while (order.size() <= rank && !candidates.empty()) {
-      std::pop_heap(candidates.begin(), candidates.end(), less_likely);
-      order.emplace_back(candidates.back().id, weight_of(candidates.back().logit));
-      candidates.pop_back();
+  if (candidates.empty()) return argmax(logits);  // logits that are no numbers
+  // The smallest set of likeliest ids whose probability reaches top_p, less those that min_p leaves out.
+  std::span<detail::Candidate> set(candidates);
+  double kept = all;
+  if (!keeps_all) {
+    detail::Reached reached = detail::reach(set, share * all);
+    set = set.first(reached.count);
+    const auto minimum = static_cast<double>(how.min_p);
+    if (minimum > 0.0) {
+      const auto end =
+          std::partition(set.begin(), set.end(), [&](const auto& candidate) { return candidate.weight >= minimum; });
+      set = set.first(static_cast<std::size_t>(end - set.begin()));
+      reached = detail::reach(set, std::numeric_limits<double>::infinity());
     }
-    return rank < order.size();
-  };
-  // The smallest set of likeliest ids whose probability reaches top_p; all of them need not be put in order.
-  double kept = 0.0;
-  std::size_t size = logits.size();
-  if (keeps_all) {
-    kept = all;
-  } else {
-    for (size = 0; rank_exists(size) && (size == 0 || kept < share * all); ++size) {
-      if (order[size].second < static_cast<double>(how.min_p)) break;
-      kept += order[size].second;
-    }
+    kept = reached.weight;
   }
-  double left = random * kept;
-  std::int32_t id = 0;
-  for (std::size_t rank = 0; rank < size && rank_exists(rank); ++rank) {
-    id = order[rank].first;
-    left -= order[rank].second;
-    if (left < 0.0) break;
-  }
-  return id;
+  return set[detail::reach(set, random * kept).count - 1].id;
 }
 
 }  // namespace v0
