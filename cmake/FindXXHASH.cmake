@@ -8,7 +8,8 @@ find_path(XXHASH_INCLUDE_DIR xxhash.h HINTS ${XXHASH_ROOT} $ENV{XXHASH_ROOT} PAT
 find_library(XXHASH_LIBRARY NAMES xxhash libxxhash.so.0 HINTS ${XXHASH_ROOT} $ENV{XXHASH_ROOT} PATH_SUFFIXES lib64 lib)
 set(XXHASH_VERSION)
 if(XXHASH_INCLUDE_DIR)
-  file(STRINGS "${XXHASH_INCLUDE_DIR}/xxhash.h" _xxhash_lines REGEX "^# *define XXH_VERSION_(MAJOR|MINOR|RELEASE) +[0-9]+")
+  file(STRINGS "${XXHASH_INCLUDE_DIR}/xxhash.h" _xxhash_lines
+       REGEX "^# *define XXH_VERSION_(MAJOR|MINOR|RELEASE) +[0-9]+")
   foreach(_xxhash_part IN ITEMS MAJOR MINOR RELEASE)
     if("${_xxhash_lines}" MATCHES "XXH_VERSION_${_xxhash_part} +([0-9]+)")
       list(APPEND XXHASH_VERSION ${CMAKE_MATCH_1})

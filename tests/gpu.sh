@@ -89,7 +89,7 @@ fi
 if grep -qi 'device not supported' "$log"; then
   result="refused: the sanitizer does not support this device here"
 elif grep -q 'Internal Sanitizer Error' "$log"; then
-  result="ERRORS: the sanitizer failed itself"
+  result="no result: the sanitizer failed itself, twice"
 elif [ $rc = 124 ]; then
   result="cut off after ${left} s, nothing found until then"
   grep -qE '^========= (Invalid|Error: (Race|Potential)|Race|Uninitialized|Barrier|Out-of-range)' "$log" &&
