@@ -59,13 +59,14 @@ class ThreadPool {
     context_ = std::addressof(run);
     tiles_ = tiles;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(count_ - 1, std::memory_order_relaxed);
+    joined_.store(open, std::memory_order_release);
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
     work(0);
-    for (int left = busy_.load(std::memory_order_acquire); left != 0; left = busy_.load(std::memory_order_acquire)) {
-      busy_.wait(left, std::memory_order_acquire);
-    }
+    // All tiles are taken. Only workers that have some are waited for: on a busy machine the others may not run for
+    // milliseconds, longer than most calls take.
+    std::uint32_t left = joined_.fetch_and(~open, std::memory_order_acq_rel) & ~open;
+    for (; left != 0; left = joined_.load(std::memory_order_acquire)) joined_.wait(left, std::memory_order_acquire);
   }
 
  private:
@@ -87,10 +88,20 @@ class ThreadPool {
       epoch_.wait(seen, std::memory_order_acquire);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_relaxed)) return;
+      std::uint32_t joined = joined_.load(std::memory_order_acquire);
+      while ((joined & open) != 0 &&
+             !joined_.compare_exchange_weak(joined, joined + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      }
+      if ((joined & open) == 0) continue;  // too late for this call
       work(worker);
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+      // While the call is open nobody waits; when it is closed, the last worker wakes the caller.
+      if (joined_.fetch_sub(1, std::memory_order_acq_rel) == 1) joined_.notify_one();
     }
   }
+
+  /// In joined_: there may be tiles left. The bits below count the workers in this call, which is not over, and whose
+  /// tiles and function stay, until none is left.
+  static constexpr std::uint32_t open = 1U << 16;
 
   int count_ = 1;
   std::vector<std::thread> workers_;
@@ -99,7 +110,7 @@ class ThreadPool {
   int tiles_ = 0;
   std::atomic<std::uint32_t> epoch_{0};
   std::atomic<int> next_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<std::uint32_t> joined_{0};
   std::atomic<bool> stopping_{false};
 };
 
