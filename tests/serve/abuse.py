@@ -229,24 +229,28 @@ def deadlines():
 
 
 def closed_doors():
-    """With a key every path but /health is closed, whatever the method and the spelling."""
+    """With a key every path but /health is closed, whatever the method and the spelling; a browser gets the page."""
     with Server(program, model, "--admin", key="sesame") as server:
         key = b"Authorization: Bearer sesame\r\n"
         paths = json.loads(server.ask("GET", "/openapi.json", headers=key)[1])["paths"]
-        spellings = ["/nowhere", "/health/", "//health", "/health/../info", "/%68ealth", "/HEALTH", "/health;x", "*",
-                     "http://localhost/health", "http://localhost/info"]
+        spellings = ["/nowhere", "/v1/models/tiny-chat", "/?x=/health", "/index.html", "/health/", "//health",
+                     "/health/../info", "/%68ealth", "/HEALTH", "/health;x", "*", "http://localhost/health",
+                     "http://localhost/info"]
         count = 0
         for path in [*paths, *spellings]:
             for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "PATCH"):
                 for header in (b"", b"Authorization: Bearer \r\n", b"Authorization: Bearer sesam\r\n",
-                               b"Authorization: Basic sesame\r\n", b"X-Api-Key: sesame\r\n"):
+                               b"Authorization: Basic sesame\r\n", b"X-Api-Key: sesame\r\n",
+                               b"Accept: text/html\r\n"):
                     client = server.client()
                     client.send(request(method, path, b"", header))
                     head = client.until(b"\r\n\r\n")
                     client.close()
                     count += 1
                     closed = head.startswith(b"HTTP/1.1 401 ")
-                    assert closed or path == "/health", f"{method} {path} is open: {head[:60]}"
+                    page = path in ("/", "/?x=/health") and method in ("GET", "HEAD") and header.startswith(b"Accept")
+                    assert closed or page or path == "/health", f"{method} {path} is open: {head[:60]}"
+                    assert not page or b"\r\nContent-Type: text/html" in head, f"{method} {path} is no page: {head}"
         status, _ = server.ask("GET", "/health")
         assert status == 200, f"/health answers {status}"
         report(f"{count} requests without the key for {len(paths)} paths and {len(spellings)} spellings: all refused "

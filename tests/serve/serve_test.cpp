@@ -236,6 +236,10 @@ TEST_CASE("an adapter answers by its name, as strongly as is asked") {
   write_adapter(world().scratch / "second", 2);
   CHECK(server().post("/v1/completions", greedy(prompt, 4, "second").dump()).status == 404);
   (void)ask("/adapters", {{"name", "second"}, {"path", (world().scratch / "second").string()}});
+  const auto described = [] {
+    return server().client().ask("GET", "/openapi.json").body.find("\"second\"") != std::string::npos;
+  };
+  CHECK(described());
   CHECK(completed(greedy(prompt, 16, "second")) ==
         continued(world().scratch, prompt, 16, "--adapter '" + (world().scratch / "second").string() + "'"));
   CHECK(server().post("/adapters", R"({"name":"bad","path":"/nowhere"})").status == 400);
@@ -244,6 +248,7 @@ TEST_CASE("an adapter answers by its name, as strongly as is asked") {
   CHECK(nul.status == 400);
   CHECK(json::parse(nul.body)["error"]["message"].get<std::string>().starts_with("`path` must be"));
   (void)ask("/adapters/unload", {{"name", "second"}});
+  CHECK(!described());
   CHECK(server().post("/adapters/unload", R"({"name":"second"})").status == 404);
   CHECK(server().post("/v1/completions", greedy(prompt, 4, "second").dump()).status == 404);
 }
