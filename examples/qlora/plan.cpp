@@ -11,6 +11,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/device.hpp"
+#include "qlora/run/units.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

@@ -171,6 +171,18 @@ TEST_CASE("the page says first what was learned, what was kept, and what it cost
   comparison.tuned.clear();  // nobody says which arm was merged
   CHECK(run::detail::findings_of(comparison)[0].head == "Learned by tuned");
   CHECK(run::detail::findings_of(comparison)[3].head == "Requirements");
+  run::JobCosts costs{.training_bytes = 1'730'000'000};
+  CHECK(run::detail::costs_text(costs).empty());
+  costs.seconds["fetch"] = 100.0;
+  costs.seconds["train base tuned"] = 61.0;
+  costs.seconds["total"] = 3700.0;
+  CHECK(run::detail::costs_text(costs) == "Training: 1 min 1 s, with 1.7 GB of memory. The whole job: 1 h 1 min.");
+  costs.seconds["train base other"] = 60.6;
+  costs.training_bytes = 0;
+  CHECK(run::detail::costs_text(costs) == "Training: 2 min 2 s for 2 models. The whole job: 1 h 1 min.");
+  const std::string with_costs = eval::to_html(run::report_of(comparison, {}, {}, {}, costs));
+  CHECK(with_costs.find("<dt>Time and memory</dt>") < with_costs.find("<h2>Results</h2>"));
+  CHECK(page.find("Time and memory") == std::string::npos);
   // Without probes there is nothing to say.
   CHECK(run::detail::findings_of({}).empty());
 }

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "qlora/run/progress.hpp"
+#include "qlora/run/units.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -45,15 +46,6 @@ inline ProgressStyle style_for(int descriptor) {
 inline bool color_for(int descriptor) {
   const char* off = std::getenv("NO_COLOR");
   return isatty(descriptor) != 0 && (off == nullptr || *off == '\0');
-}
-
-/// "42 s", "3 min 10 s", "2 h 5 min".
-inline std::string duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0) return "?";
-  const auto whole = static_cast<std::int64_t>(std::llround(std::min(seconds, 1e12)));
-  if (whole < 60) return std::to_string(whole) + " s";
-  if (whole < 3600) return std::to_string(whole / 60) + " min " + std::to_string(whole % 60) + " s";
-  return std::to_string(whole / 3600) + " h " + std::to_string(whole % 3600 / 60) + " min";
 }
 
 /// Progress as text for a terminal or a log. The stream must live as long as this.

@@ -2,16 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <string_view>
 
 #include "qlora/config.hpp"
 #include "qlora/model/plan.hpp"
 #include "qlora/run/options.hpp"
+#include "qlora/run/units.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -67,14 +66,6 @@ inline constexpr int decode_step_tokens = 512;
           .length = length,
           .step_tokens = decode_step_tokens,
           .all_logits = true};
-}
-
-/// "22.4 GB".
-[[nodiscard]] inline std::string gigabytes(std::int64_t bytes) {
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), bytes < 100'000'000 ? "%.3f GB" : "%.1f GB",
-                static_cast<double>(bytes) / 1e9);
-  return text.data();
 }
 
 }  // namespace run

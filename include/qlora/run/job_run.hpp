@@ -382,6 +382,7 @@ class JobRun {
     }
     const TrainResult result = step(JobStep::train, {name, settings, inputs, {request.out}, true},
                                     train_result_from_json, [&] { return run::train(request, progress_); });
+    training_bytes_ = std::max(training_bytes_, result.memory_bytes);
     summary(concat(name, ": ", result.steps, " steps, loss ", result.first_loss, " -> ", result.last_loss));
   }
 
@@ -444,7 +445,7 @@ class JobRun {
     result.seconds["total"] = total;
     write_file_atomically(out_ / "report.json", file_text(to_json(result)));
     write_report(out_ / "report.html", result.comparison, result.study, curves(),
-                 job_tables(job_, result.seconds, fetched_, hashes));
+                 job_tables(job_, result.seconds, fetched_, hashes), {result.seconds, training_bytes_});
     return result;
   }
   [[nodiscard]] std::vector<TrainingCurves> curves() const {
@@ -464,6 +465,7 @@ class JobRun {
   StepCache cache_;
   std::vector<std::string> steps_;   ///< of this job, by name
   OrderedMap<FetchResult> fetched_;  ///< by the arm whose pages they are
+  std::int64_t training_bytes_ = 0;  ///< the most that a training took
 };
 
 }  // namespace detail

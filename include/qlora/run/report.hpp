@@ -182,16 +182,19 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 }  // namespace detail
 
 /// The page: metrics, the study of the arms (empty for a comparison that is not a job's), curves of the trainings,
-/// answers, and the tables of details.
+/// what the job took, answers, and the tables of details.
 [[nodiscard]] inline eval::Report report_of(const Comparison& comparison, const Study& study,
-                                            std::span<const TrainingCurves> trainings,
-                                            std::vector<eval::Table> details) {
+                                            std::span<const TrainingCurves> trainings, std::vector<eval::Table> details,
+                                            const JobCosts& costs = {}) {
   eval::Report report;
   report.title = "Base model and tuned models compared";
   report.summary = "What was learned, what was kept, and how training went.";
   const std::set<std::string> hidden = detail::hidden_arms(comparison, study.arms);
   if (!comparison.variants.empty()) {
     report.findings = detail::findings_of(comparison);
+    if (std::string text = detail::costs_text(costs); !text.empty()) {
+      report.findings.push_back({"Time and memory", std::move(text)});
+    }
     report.overview =
         detail::learned_and_kept(comparison.variants, [&](const std::string& name) { return hidden.contains(name); });
     report.picks = detail::picks_of(comparison.examples);
@@ -225,8 +228,9 @@ inline void add_bars(const Variants& variants, const std::set<std::string>& hidd
 
 /// Writes the page as one HTML file. Throws Error as write_file_atomically does.
 inline void write_report(const std::filesystem::path& file, const Comparison& comparison, const Study& study,
-                         std::span<const TrainingCurves> trainings, std::vector<eval::Table> details) {
-  write_file_atomically(file, eval::to_html(report_of(comparison, study, trainings, std::move(details))));
+                         std::span<const TrainingCurves> trainings, std::vector<eval::Table> details,
+                         const JobCosts& costs = {}) {
+  write_file_atomically(file, eval::to_html(report_of(comparison, study, trainings, std::move(details), costs)));
 }
 
 }  // namespace run

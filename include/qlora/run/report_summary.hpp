@@ -5,20 +5,30 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "qlora/error.hpp"
 #include "qlora/eval/bars.hpp"
 #include "qlora/eval/metrics.hpp"
 #include "qlora/eval/report.hpp"
+#include "qlora/ordered_map.hpp"
 #include "qlora/run/comparison.hpp"
 #include "qlora/run/study_report.hpp"
+#include "qlora/run/units.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace run {
+
+/// What a job took.
+struct JobCosts {
+  OrderedMap<double> seconds{};     ///< of each step, by "train ARM" and so on, and their "total"; empty: not known
+  std::int64_t training_bytes = 0;  ///< of memory, the most that a training took; 0: not known
+};
 
 namespace detail {
 
@@ -165,6 +175,24 @@ namespace detail {
                       : concat(met, " of ", comparison.requirements->size(), " hold; these do not: ", unmet, "."));
   }
   return findings;
+}
+
+/// How long the trainings and the whole job took; empty where nothing is known. A step that was skipped counts with the
+/// time that it took when it ran.
+[[nodiscard]] inline std::string costs_text(const JobCosts& costs) {
+  double training = 0.0;
+  int trainings = 0;
+  for (const auto& [step, seconds] : costs.seconds) {
+    if (!step.starts_with("train ")) continue;
+    training += seconds;
+    ++trainings;
+  }
+  const double* total = costs.seconds.find("total");
+  if (trainings == 0 || total == nullptr) return {};
+  std::string text = concat("Training: ", duration(training));
+  if (trainings > 1) text += concat(" for ", trainings, " models");
+  if (costs.training_bytes > 0) text += concat(", with ", gigabytes(costs.training_bytes), " of memory");
+  return text + concat(". The whole job: ", duration(*total), ".");
 }
 
 /// Bars of what was learned and kept, for the variants that are not hidden; without bars where nothing was measured.

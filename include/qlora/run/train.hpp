@@ -89,6 +89,7 @@ inline void check_training(const Training& options) {
 #include "qlora/run/json.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/training_log.hpp"
+#include "qlora/run/units.hpp"
 #include "qlora/text/step_windows.hpp"
 
 namespace qlora {
