@@ -6,7 +6,6 @@
 #include <memory>
 #include <ostream>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,18 +29,39 @@ std::pair<std::string, std::filesystem::path> named(const std::string& text) {
   return {text.substr(0, at), text.substr(at + 1)};
 }
 
-Result run_server(const ServeOptions& options, Context& context) {
-  serve::ServeRequest request = options.request;
-  if (options.models.size() > 1) {
-    throw Error(concat("one base is served, ", options.models[0], "; ", options.models[1],
-                       " needs a process of its own, or is an adapter: --adapter NAME=DIR"),
+/// The base of an adapter, "DIR@BASE"; without one the only base. Cuts the name of the base off.
+serve::ServedBase& base_of(std::filesystem::path& dir, std::vector<serve::ServedBase>& bases) {
+  const std::string text = dir.string();
+  const std::size_t at = text.rfind('@');
+  if (at != std::string::npos && !std::filesystem::exists(dir)) {
+    const std::string name = text.substr(at + 1);
+    for (serve::ServedBase& base : bases) {
+      if (base.name != name) continue;
+      dir = text.substr(0, at);
+      return base;
+    }
+    throw Error(concat("--adapter is on ", name, ", which is none of the bases; name them NAME=DIR"), ErrorKind::usage);
+  }
+  if (bases.size() > 1) {
+    throw Error(concat("--adapter ", text, ": there are ", bases.size(), " bases; it must be NAME=DIR@BASE"),
                 ErrorKind::usage);
   }
-  if (!options.models.empty()) std::tie(request.name, request.model) = named(options.models[0]);
+  if (bases.empty()) bases.emplace_back();  // that of the environment
+  return bases.front();
+}
+
+Result run_server(const ServeOptions& options, Context& context) {
+  serve::ServeRequest request = options.request;
+  for (const std::string& text : options.models) {
+    auto [name, dir] = named(text);
+    request.bases.push_back({std::move(dir), std::move(name), {}});
+  }
+  request.bases = serve::named_bases(request.bases);
   for (const std::string& text : options.adapters) {
     auto [name, dir] = named(text);
     if (name.empty()) throw Error(concat("--adapter is ", text, "; it must be NAME=DIR"), ErrorKind::usage);
-    request.adapters.push_back({std::move(name), std::move(dir)});
+    serve::ServedBase& base = base_of(dir, request.bases);
+    base.adapters.push_back({std::move(name), std::move(dir)});
   }
   request.version = QLORA_VERSION;
   serve::serve_model(request, context.progress, [&](const std::string& address) {
@@ -56,10 +76,14 @@ void add_serve(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "serve", "Answer over HTTP, in the forms of OpenAI and text-generation-inference");
   auto options = std::make_shared<ServeOptions>();
-  verb.add("model", options->models, "Model directory, NAME=DIR to name it; without it HF_MODEL_ID, else /opt/ml/model")
-      .type_name("DIR");
-  verb.add("-a,--adapter", options->adapters, "Adapters for the 4-bit model, chosen by a request's `model`")
-      .type_name("NAME=DIR...");
+  verb.add("model", options->models,
+           "Model directories, NAME=DIR to name one, or what `qlora run` wrote: the models of the job with their "
+           "adapters; "
+           "without it HF_MODEL_ID, else /opt/ml/model")
+      .type_name("DIR...");
+  verb.add("-a,--adapter", options->adapters,
+           "Adapters for 4-bit models, chosen by a request's `model`; @BASE names the model where there are several")
+      .type_name("NAME=DIR[@BASE]...");
   add_table(verb, options->request.serving);
   add_table(verb, options->request.weights);
   add_table(verb, options->request.device);

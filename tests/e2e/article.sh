@@ -113,6 +113,11 @@ expect 0 run "$work/job.toml"
 same "skipped steps" "$(grep -c 'unchanged, skipped' "$work/err")" 9
 cmp "$work/first.json" "$out/report.json" || fail "a run that did nothing changed the report"
 
+# One process serves the four models: two bases, each with its adapter.
+if "$qlora" --version | grep -q '^Boost: yes'; then
+  python3 -B "$source/tests/e2e/job_served.py" "$qlora" "$out" "$base" "$chat" || fail "the job is not served"
+fi
+
 # Probes, too, are scored for each model under its name; nothing but the comparisons is done again.
 head -2 "$source/examples/quickstart/knowledge.jsonl" >"$work/probes.jsonl"
 sed -i "/^questions = /a probes = [\"$work/probes.jsonl\"]" "$work/job.toml"

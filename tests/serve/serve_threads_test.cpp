@@ -48,7 +48,8 @@ struct Served {
                      {.input = 95, .total = 96},
                      service,
                      metrics};
-  Routes routes{served, "1", [] { return 0; }, false, door()};
+  ServedModels models{{&served}};
+  Routes routes{models, "1", [] { return 0; }, false, door()};
 
   Served() {
     HttpOptions options{.port = 0, .threads = 3};
@@ -62,7 +63,7 @@ struct Served {
   }
   AdapterDoor door() {
     return {.attach =
-                [this](const std::string& name, const std::filesystem::path& seed) {
+                [this](const std::string&, const std::string& name, const std::filesystem::path& seed) {
                   const std::lock_guard lock(adapters);
                   auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
                   small_model::load_random_adapters(*set, model.backend(), net.shape, 4, 16.0F,

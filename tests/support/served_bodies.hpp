@@ -74,7 +74,7 @@ class ServedBodies {
     using namespace qlora::serve;
     if (path == 0) return openai_request(body, true, model_).plans;
     if (path == 1) return openai_request(body, false, model_).plans;
-    if (path == 2) return compared_plans(body, model_);
+    if (path == 2) return compared_plans(body, models_);
     if (path == 3) return tgi_request(body, {}, model_).plans;
     if (path == 4) return tgi_request(body, {.stream = true}, model_).plans;
     if (path == 5) return tgi_request(body, invoked, model_).plans;
@@ -107,6 +107,7 @@ class ServedBodies {
   qlora::serve::Metrics metrics_;
   mutable qlora::serve::Service service_;
   qlora::serve::ServedModel model_;
+  qlora::serve::ServedModels models_{{&model_}};
 };
 
 /// Bodies that are taken, one for each path and form: what mutations begin with.

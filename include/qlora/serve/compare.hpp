@@ -1,4 +1,4 @@
-// qlora/serve/compare.hpp — one prompt to several variants of the model at once, and where they part.
+// qlora/serve/compare.hpp — one prompt to several models or variants at once, and where they part.
 //   {"prompt": "..."} or {"messages": [...]}, "models": ["base", "tuned", "tuned@0.5"], "max_tokens", ...
 // The answer is a stream of events, as tokens come:
 //   {"event":"token","model":0,"index":3,"id":412,"text":" boat","logprob":-0.2}
@@ -22,6 +22,7 @@
 #include "qlora/serve/generation.hpp"
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 #include "qlora/serve/openai_request.hpp"
 
@@ -114,7 +115,7 @@ class Comparing final : public Generation {
 };
 
 /// Reads a body of /compare: a reply for each variant. Throws Refused.
-[[nodiscard]] inline std::vector<ReplyPlan> compared_plans(const Json& body, const ServedModel& model) {
+[[nodiscard]] inline std::vector<ReplyPlan> compared_plans(const Json& body, const ServedModels& models) {
   const Fields fields(body, 400);
   const Json* names = fields.find("models");
   if (names == nullptr || !names->is_array() || names->empty() || names->size() > most_compared) {
@@ -134,19 +135,24 @@ class Comparing final : public Generation {
   for (const Json& name : *names) {
     if (!name.is_string()) fields.fail("models", "must be a list of names");
     asked["model"] = name;
+    const ServedModel& model = models.of_body(asked);
+    if (!plans.empty() && model.vocabulary() != plans.front().model->vocabulary()) {
+      fields.fail("models", "have different tokenizers, so that their tokens cannot be compared");
+    }
     OpenAiRequest request = openai_request(asked, fields.has("messages"), model);
     if (request.plans.size() != 1) fields.fail("prompt", "must be one prompt");
     request.plans[0].request.logprobs = 0;
+    request.plans[0].model = &model;
     plans.push_back(std::move(request.plans[0]));
   }
   return plans;
 }
 
 /// Answers a body of /compare. Throws Refused.
-inline void compare_variants(std::shared_ptr<Exchange> exchange, const Json& body, const ServedModel& model) {
-  std::vector<ReplyPlan> plans = compared_plans(body, model);
+inline void compare_variants(std::shared_ptr<Exchange> exchange, const Json& body, const ServedModels& models) {
+  std::vector<ReplyPlan> plans = compared_plans(body, models);
   const std::size_t variants = plans.size();
-  std::make_shared<Comparing>(std::move(exchange), model, variants)->start(std::move(plans));
+  std::make_shared<Comparing>(std::move(exchange), models.first(), variants)->start(std::move(plans));
 }
 
 }  // namespace serve

@@ -35,10 +35,11 @@ enum class ReplyEnd : std::uint8_t {
 
 /// What is asked for one reply.
 struct ReplyPlan {
-  Request request{};                 ///< what the service gets
-  std::vector<std::string> stops{};  ///< texts that end it
-  bool include_stop = false;         ///< a stop string is part of the text
-  bool chat = false;                 ///< decoded as the beginning of a text, not as what follows one
+  Request request{};                   ///< what the service gets
+  std::vector<std::string> stops{};    ///< texts that end it
+  bool include_stop = false;           ///< a stop string is part of the text
+  bool chat = false;                   ///< decoded as the beginning of a text, not as what follows one
+  const ServedModel* model = nullptr;  ///< that is asked; null: the generation's
 };
 
 /// A token of a reply that is on its way to the client.
@@ -72,24 +73,25 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Generation& operator=(const Generation&) = delete;
   virtual ~Generation() = default;
 
-  /// Hands the requests in. Throws Refused (429) when there is no room for them.
+  /// Hands the requests in. Throws Refused (429) when there is no room for all of them.
   void start(std::vector<ReplyPlan> plans) {
-    std::vector<Request> requests;
+    std::vector<std::vector<Request>> requests;  // by part
     for (ReplyPlan& plan : plans) {
-      replies_.push_back({.stream = TextStream(model_.tokenizer(), plan.chat ? DecodeFrom::start : DecodeFrom::middle,
+      const ServedModel& asked = plan.model != nullptr ? *plan.model : model_;
+      std::size_t part = 0;
+      while (part < parts_.size() && parts_[part].model != &asked) ++part;
+      if (part == parts_.size()) {
+        parts_.push_back({&asked, {}, {}});
+        requests.emplace_back();
+      }
+      places_.push_back({part, parts_[part].replies.size()});
+      parts_[part].replies.push_back(replies_.size());
+      replies_.push_back({.stream = TextStream(asked.tokenizer(), plan.chat ? DecodeFrom::start : DecodeFrom::middle,
                                                std::move(plan.stops), plan.include_stop)});
-      requests.push_back(std::move(plan.request));
+      requests[part].push_back(std::move(plan.request));
     }
     left_ = replies_.size();
-    const std::size_t count = requests.size();
-    group_ = model_.service().submit(std::move(requests), [self = shared_from_this()](Update update) {
-      self->exchange_->post([self, update = std::move(update)] { self->take(update); });
-    });
-    if (!group_) {
-      if (const std::string why = model_.service().failure(); !why.empty()) throw Refused(503, why, {}, "unavailable");
-      throw Refused(429, concat("no room for ", count, count == 1 ? " request" : " requests", " more; try again later"),
-                    {}, "overloaded");
-    }
+    for (std::size_t part = 0; part < parts_.size(); ++part) submit(part, std::move(requests[part]));
     exchange_->on_gone([self = shared_from_this()] { self->give_up(); });
   }
 
@@ -130,7 +132,10 @@ class Generation : public std::enable_shared_from_this<Generation> {
       reply.waiting.push_back({token, at, std::move(text)});
       if (reply.stream.stopped()) {
         reply.end = ReplyEnd::stop_string;
-        if (news.finish == Finish::running) model_.service().cancel(*group_, update.which);
+        if (news.finish == Finish::running) {
+          const Place& place = places_[update.which];
+          parts_[place.part].model->service().cancel(*parts_[place.part].group, place.index);
+        }
         break;
       }
     }
@@ -155,15 +160,45 @@ class Generation : public std::enable_shared_from_this<Generation> {
       finished();
     }
   }
+  /// Hands one model's requests in.
+  void submit(std::size_t part, std::vector<Request> requests) {
+    Service& service = parts_[part].model->service();
+    const std::size_t count = requests.size();
+    parts_[part].group = service.submit(std::move(requests), [self = shared_from_this(), part](Update update) {
+      self->exchange_->post([self, part, update = std::move(update)]() mutable {
+        update.which = self->parts_[part].replies[update.which];
+        self->take(update);
+      });
+    });
+    if (parts_[part].group) return;
+    give_up();  // what other models got already
+    if (const std::string why = service.failure(); !why.empty()) throw Refused(503, why, {}, "unavailable");
+    throw Refused(429, concat("no room for ", count, count == 1 ? " request" : " requests", " more; try again later"),
+                  {}, "overloaded");
+  }
   void give_up() {
     if (std::exchange(over_, true)) return;
-    model_.service().cancel(*group_);
+    for (const Part& part : parts_) {
+      if (part.group) part.model->service().cancel(*part.group);
+    }
   }
+
+  /// The requests that one model gets.
+  struct Part {
+    const ServedModel* model;
+    std::vector<std::size_t> replies;  ///< by their number among those of the model
+    std::optional<GroupId> group;
+  };
+  /// Where a reply's request is.
+  struct Place {
+    std::size_t part, index;
+  };
 
   std::shared_ptr<Exchange> exchange_;
   const ServedModel& model_;
   std::vector<ReplyState> replies_;
-  std::optional<GroupId> group_;
+  std::vector<Part> parts_;
+  std::vector<Place> places_;  // by reply
   std::size_t left_ = 0;
   bool over_ = false;
 };

@@ -123,7 +123,9 @@ class ServedModel {
                      .count()),
         fingerprint_(files_->model.fingerprint()) {
     for (std::int32_t id = 0; id < tokenizer().vocab_size(); ++id) {
-      longest_piece_ = std::max(longest_piece_, tokenizer().surface(id).size());
+      const std::string bytes = tokenizer().surface(id);
+      longest_piece_ = std::max(longest_piece_, bytes.size());
+      vocabulary_ = vocabulary_ * 31 + std::hash<std::string>{}(bytes);
     }
   }
 
@@ -140,6 +142,8 @@ class ServedModel {
     constexpr std::size_t others = 8192;
     return static_cast<std::size_t>(most_choices) * static_cast<std::size_t>(limits_.total) + others;
   }
+  /// The same for models whose tokens have the same ids and texts.
+  [[nodiscard]] std::size_t vocabulary() const { return vocabulary_; }
   /// Tells weights apart: ModelDir::fingerprint(), which hashes much, once.
   [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
 
@@ -213,6 +217,7 @@ class ServedModel {
   std::int64_t started_;
   std::string fingerprint_;
   std::size_t longest_piece_ = 1;
+  std::size_t vocabulary_ = 0;
 };
 
 /// A number that nobody can guess from those before: for seeds and names of answers.

@@ -19,6 +19,7 @@
 #include "qlora/serve/generation.hpp"
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai_request.hpp"
 
 namespace qlora {
@@ -54,14 +55,18 @@ namespace detail {
 }  // namespace detail
 
 /// The answer of /v1/models/NAME. Throws Refused (404) for a name that is not known.
-[[nodiscard]] inline OrderedJson openai_model(const ServedModel& model, const std::string& name) {
+[[nodiscard]] inline OrderedJson openai_model(const ServedModels& models, const std::string& name) {
+  const ServedModel& model = models.of(name);
   return detail::named_model(model, name, variant_of(name, model).adapter.empty());
 }
 
-/// The answer of /v1/models: the base, then adapters.
-[[nodiscard]] inline OrderedJson openai_models(const ServedModel& model) {
-  OrderedJson data = OrderedJson::array({detail::named_model(model, model.names().base(), true)});
-  for (const std::string& name : model.names().adapters()) data.push_back(detail::named_model(model, name, false));
+/// The answer of /v1/models: each base, then its adapters.
+[[nodiscard]] inline OrderedJson openai_models(const ServedModels& models) {
+  OrderedJson data = OrderedJson::array();
+  for (const ServedModel* model : models.all()) {
+    data.push_back(detail::named_model(*model, model->names().base(), true));
+    for (const std::string& name : model->names().adapters()) data.push_back(detail::named_model(*model, name, false));
+  }
   return {{"object", "list"}, {"data", std::move(data)}};
 }
 

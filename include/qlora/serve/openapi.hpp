@@ -10,6 +10,7 @@
 
 #include "qlora/io/json.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 #include "qlora/serve/openapi_answers.hpp"
 #include "qlora/serve/openapi_bodies.hpp"
@@ -96,7 +97,8 @@ class Description {
 }  // namespace detail
 
 /// The document of /openapi.json. `keyed`: the server has a key. `admin`: adapters can be loaded.
-[[nodiscard]] inline OrderedJson openapi(const ServedModel& model, std::string_view version, bool keyed, bool admin) {
+[[nodiscard]] inline OrderedJson openapi(const ServedModels& models, std::string_view version, bool keyed, bool admin) {
+  const ServedModel& model = models.first();  // its limits; other bases may have others
   using detail::schema_of;
   const auto json = [](const char* schema) -> std::vector<detail::DescribedAnswer> {
     return {{.schema = schema_of(schema)}};
@@ -129,24 +131,27 @@ class Description {
            openai, "Error");
   all.post("/v1/completions", "Continue texts", detail::completion_body(model), or_stream("Completion"), openai,
            "Error");
-  all.post("/generate", "Continue a text", detail::generate_body(model, false), json("Generated"), tgi, "TgiError");
-  all.post("/generate_stream", "Continue a text, token by token", detail::generate_body(model, false), stream, tgi,
+  all.post("/generate", "Continue a text", detail::generate_body(models, false), json("Generated"), tgi, "TgiError");
+  all.post("/generate_stream", "Continue a text, token by token", detail::generate_body(models, false), stream, tgi,
            "TgiError");
-  all.post("/", "Continue a text; the answer is a list of one", detail::generate_body(model, true),
+  all.post("/", "Continue a text; the answer is a list of one", detail::generate_body(models, true),
            or_stream("GeneratedList"), tgi, "TgiError");
   const OrderedJson any = detail::any_of(OrderedJson::array(
-      {detail::generate_body(model, true), detail::chat_body(model), detail::completion_body(model)}));
+      {detail::generate_body(models, true), detail::chat_body(model), detail::completion_body(model)}));
   const OrderedJson any_answer = detail::any_of(
       OrderedJson::array({schema_of("GeneratedList"), schema_of("ChatCompletion"), schema_of("Completion")}));
   all.post("/invocations", "Any of these bodies, for SageMaker", any,
            {{.schema = any_answer}, {.type = "text/event-stream"}}, both, nullptr);
-  all.post("/compare", "One prompt to several models, token by token, and where they part", detail::compare_body(model),
-           stream, openai, "Error");
+  all.post("/compare", "One prompt to several models, token by token, and where they part",
+           detail::compare_body(models), stream, openai, "Error");
   if (admin) {
     const OrderedJson name{{"type", "string"}, {"minLength", 1}, {"maxLength", 100}, {"pattern", "^[-A-Za-z0-9_./]+$"}};
     all.post("/adapters", "Load an adapter from a folder of the server's machine",
-             detail::object({{"name", name}, {"path", {{"type", "string"}, {"pattern", "^[^\\x00]+$"}}}},
-                            OrderedJson::array({"name", "path"})),
+             detail::object(
+                 {{"name", name},
+                  {"path", {{"type", "string"}, {"pattern", "^[^\\x00]+$"}}},
+                  {"base", detail::field(detail::base_names(models), "That it was trained on; without it the first")}},
+                 OrderedJson::array({"name", "path"})),
              json("Models"), {"400", "413", "500", "503"}, "Error");
     all.post("/adapters/unload", "Forget an adapter; replies that use it go on",
              detail::object({{"name", {{"type", "string"}}}}, OrderedJson::array({"name"})), json("Models"),

@@ -12,6 +12,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/serve/compare.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 #include "qlora/serve/openai_request.hpp"
 
@@ -135,13 +136,14 @@ namespace detail {
   return object(std::move(properties), OrderedJson::array({"prompt"}));
 }
 /// Names of those who may answer: the base, adapters, and adapters at a strength.
-[[nodiscard]] inline OrderedJson variant_names(const ServedModel& model) {
-  OrderedJson names = OrderedJson::array({model.names().base()});
+[[nodiscard]] inline OrderedJson variant_names(const ServedModels& models) {
+  OrderedJson names = models.names();
   std::string any;
-  for (const std::string& name : model.names().adapters()) {
-    names.push_back(name);
-    any += any.empty() ? "" : "|";
-    for (const char c : name) any += c == '.' ? "\\." : std::string(1, c);
+  for (const ServedModel* model : models.all()) {
+    for (const std::string& name : model->names().adapters()) {
+      any += any.empty() ? "" : "|";
+      for (const char c : name) any += c == '.' ? "\\." : std::string(1, c);
+    }
   }
   for (const std::string_view name : names_of_none) names.push_back(name);
   OrderedJson out = OrderedJson::array({{{"enum", std::move(names)}}});
@@ -151,12 +153,18 @@ namespace detail {
   }
   return any_of(std::move(out));
 }
-[[nodiscard]] inline OrderedJson compare_body(const ServedModel& model) {
+[[nodiscard]] inline OrderedJson base_names(const ServedModels& models) {
+  OrderedJson names = OrderedJson::array();
+  for (const ServedModel* model : models.all()) names.push_back(model->names().base());
+  return any_of(OrderedJson::array({{{"enum", std::move(names)}}, {{"type", "null"}}}));
+}
+[[nodiscard]] inline OrderedJson compare_body(const ServedModels& models) {
+  const ServedModel& model = models.first();
   const OrderedJson null{{"type", "null"}};
   OrderedJson properties = openai_fields(model, 1);
   for (const char* name : {"model", "n", "stream", "stream_options"}) properties.erase(name);
   properties["models"] = {
-      {"type", "array"}, {"items", variant_names(model)}, {"minItems", 1}, {"maxItems", most_compared}};
+      {"type", "array"}, {"items", variant_names(models)}, {"minItems", 1}, {"maxItems", most_compared}};
   const OrderedJson text{{"type", "string"}};
   const OrderedJson ids = prompt_ids(model);
   const OrderedJson one = list_of_some(any_of(OrderedJson::array({text, ids})), 1);
@@ -170,7 +178,8 @@ namespace detail {
   out["oneOf"] = OrderedJson::array({with("prompt"), with("messages")});
   return out;
 }
-[[nodiscard]] inline OrderedJson generate_body(const ServedModel& model, bool may_stream) {
+[[nodiscard]] inline OrderedJson generate_body(const ServedModels& models, bool may_stream) {
+  const ServedModel& model = models.first();
   const std::int64_t total = model.limits().total;
   OrderedJson parameters{
       {"best_of", field(whole(1, 2), "2 only where tokens are drawn by chance, without `seed` and `stream`")},
@@ -188,7 +197,7 @@ namespace detail {
       {"decoder_input_details", field(of_type("boolean"), "Not in a stream")},
       {"seed", whole(0, INT64_MAX)},
       {"top_n_tokens", whole(0, 5)},
-      {"adapter_id", field(any_of(OrderedJson::array({variant_names(model), {{"type", "null"}}})),
+      {"adapter_id", field(any_of(OrderedJson::array({variant_names(models), {{"type", "null"}}})),
                            "As `model` of the other bodies")}};
   OrderedJson properties{
       {"inputs", {{"type", "string"}, {"minLength", 1}}},

@@ -22,6 +22,7 @@
 #include "qlora/serve/fields.hpp"
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 #include "qlora/serve/openapi.hpp"
 #include "qlora/serve/tgi.hpp"
@@ -32,8 +33,8 @@ namespace serve {
 
 /// Loads and unloads adapters while a model is served. Any thread may call it.
 struct AdapterDoor {
-  /// Throws Error.
-  std::function<void(const std::string& name, const std::filesystem::path& dir)> attach{};
+  /// To a base, by its name. Throws Error.
+  std::function<void(const std::string& base, const std::string& name, const std::filesystem::path& dir)> attach{};
   /// Throws Refused (404) for a name that is not there.
   std::function<void(const std::string& name)> detach{};
 };
@@ -100,34 +101,37 @@ class Routes {
  public:
   /// `version`: of the program. `connections`: open ones, for the counters. `keyed`: the server has a key. An empty
   /// `door`: adapters stay as they are.
-  Routes(const ServedModel& model, std::string version, std::function<int()> connections, bool keyed,
+  Routes(const ServedModels& models, std::string version, std::function<int()> connections, bool keyed,
          AdapterDoor door = {})
-      : model_(model), version_(std::move(version)), connections_(std::move(connections)), door_(std::move(door)) {
+      : models_(models), version_(std::move(version)), connections_(std::move(connections)), door_(std::move(door)) {
     get("/health", [this](const auto& exchange) { health(*exchange); });
     get("/ping", [this](const auto& exchange) { health(*exchange); });
     get("/", [this](const auto& exchange) { front(*exchange); });
-    get("/info", [this](const auto& exchange) { exchange->reply({.body = json_body(tgi_info(model_, version_))}); });
-    get("/v1/models", [this](const auto& exchange) { exchange->reply({.body = json_body(openai_models(model_))}); });
+    get("/info", [this](const auto& exchange) { exchange->reply({.body = json_body(tgi_info(models_, version_))}); });
+    get("/v1/models", [this](const auto& exchange) { exchange->reply({.body = json_body(openai_models(models_))}); });
     get("/v1/models/{model}", [this](const auto& exchange) {
       constexpr std::string_view before = "/v1/models/";
       exchange->reply(
-          {.body = json_body(openai_model(model_, percent_decoded(exchange->request().path.substr(before.size()))))});
+          {.body = json_body(openai_model(models_, percent_decoded(exchange->request().path.substr(before.size()))))});
     });
     get("/openapi.json", [this, keyed](const auto& exchange) { exchange->reply({.body = description(keyed)}); });
     get("/metrics", [this](const auto& exchange) {
-      exchange->reply(
-          {.type = "text/plain; version=0.0.4; charset=utf-8",
-           .body = model_.metrics().text(model_.service().load(), model_.service().queued(), connections_())});
+      SchedulerLoad load;
+      int queued = 0;
+      for (const ServedModel* model : models_.all()) {
+        load += model->service().load();
+        queued += model->service().queued();
+      }
+      exchange->reply({.type = "text/plain; version=0.0.4; charset=utf-8",
+                       .body = models_.first().metrics().text(load, queued, connections_())});
     });
     post("/", [this](const auto& exchange) { tgi(exchange, invoked); });
     post("/generate", [this](const auto& exchange) { tgi(exchange, {}); });
     post("/generate_stream", [this](const auto& exchange) { tgi(exchange, {.stream = true}); });
     post("/invocations", [this](const auto& exchange) { invoke(exchange); });
-    post("/v1/chat/completions",
-         [this](const auto& exchange) { openai_generate(exchange, body_of(*exchange), true, model_); });
-    post("/v1/completions",
-         [this](const auto& exchange) { openai_generate(exchange, body_of(*exchange), false, model_); });
-    post("/compare", [this](const auto& exchange) { compare_variants(exchange, body_of(*exchange), model_); });
+    post("/v1/chat/completions", [this](const auto& exchange) { openai(exchange, body_of(*exchange), true); });
+    post("/v1/completions", [this](const auto& exchange) { openai(exchange, body_of(*exchange), false); });
+    post("/compare", [this](const auto& exchange) { compare_variants(exchange, body_of(*exchange), models_); });
     if (door_.attach) {
       post("/adapters", [this](const auto& exchange) { attach(*exchange); });
       post("/adapters/unload", [this](const auto& exchange) { detach(*exchange); });
@@ -198,25 +202,25 @@ class Routes {
   }
 
   [[nodiscard]] Json body_of(const Exchange& exchange) const {
-    return body_object(exchange.request().body, model_.most_values());
+    return body_object(exchange.request().body, models_.most_values());
   }
   /// Written again only when adapters have come or gone: that takes a thread of the server 2 ms, another answer 0.05.
   [[nodiscard]] std::string description(bool keyed) const {
-    const std::vector<std::string> names = model_.names().adapters();
+    const std::vector<std::string> names = models_.names();
     const std::lock_guard lock(described_mutex_);
     if (described_.empty() || names != described_names_) {
-      described_ = json_body(openapi(model_, version_, keyed, door_.attach != nullptr));
+      described_ = json_body(openapi(models_, version_, keyed, door_.attach != nullptr));
       described_names_ = names;
     }
     return described_;
   }
   void health(Exchange& exchange) const {
-    if (const std::string why = model_.service().failure(); !why.empty()) throw Refused(503, why);
+    if (const std::string why = models_.failure(); !why.empty()) throw Refused(503, why);
     exchange.reply({.body = "{\"status\":\"ok\"}"});
   }
   void front(Exchange& exchange) const {
     if (!wants_page(exchange.request().header("accept"))) {
-      exchange.reply({.body = json_body(tgi_info(model_, version_)), .headers = {{"Vary", "Accept"}}});
+      exchange.reply({.body = json_body(tgi_info(models_, version_)), .headers = {{"Vary", "Accept"}}});
       return;
     }
     exchange.reply({.type = "text/html; charset=utf-8",
@@ -224,16 +228,20 @@ class Routes {
                     .headers = {{"Vary", "Accept"}, {"Content-Security-Policy", std::string(compare_policy)}}});
   }
   void tgi(const std::shared_ptr<Exchange>& exchange, const TgiRoute& route) const {
-    tgi_generate(exchange, body_of(*exchange), route, model_);
+    const Json body = body_of(*exchange);
+    tgi_generate(exchange, body, route, models_.of_body(body));
+  }
+  void openai(const std::shared_ptr<Exchange>& exchange, const Json& body, bool chat) const {
+    openai_generate(exchange, body, chat, models_.of_body(body));
   }
   /// SageMaker's one door: the body says which form it has.
   void invoke(const std::shared_ptr<Exchange>& exchange) const {
     const Json body = body_of(*exchange);
     const BodyForm form = form_of(body);
     if (form == BodyForm::tgi) {
-      tgi_generate(exchange, body, invoked, model_);
+      tgi_generate(exchange, body, invoked, models_.of_body(body));
     } else {
-      openai_generate(exchange, body, form == BodyForm::chat, model_);
+      openai(exchange, body, form == BodyForm::chat);
     }
   }
   void attach(Exchange& exchange) const {
@@ -241,19 +249,28 @@ class Routes {
     const Fields fields(body, 400);
     const std::string name = fields.text("name").value_or("");
     const std::string path = fields.text("path").value_or("");
-    if (!is_name(name) || name == model_.names().base()) {
-      fields.fail("name", "must be letters, digits and any of -_./, and not the name of the base");
+    const std::string base = fields.text("base").value_or(models_.first().names().base());
+    const auto is_base = [&](const std::string& text) {
+      return std::any_of(models_.all().begin(), models_.all().end(),
+                         [&](const ServedModel* model) { return model->names().base() == text; });
+    };
+    if (!is_base(base)) fields.fail("base", "must be the name of a base");
+    if (!is_name(name) || is_base(name)) {
+      fields.fail("name", "must be letters, digits and any of -_./, and not the name of a base");
+    }
+    if (const ServedModel& other = models_.of(name); other.names().find(name) && other.names().base() != base) {
+      fields.fail("name", concat("is an adapter of ", other.names().base()));
     }
     if (path.empty() || path.find('\0') != std::string::npos) {  // which no folder has in its name
       fields.fail("path", "must be the folder of an adapter on the server's machine");
     }
     try {
-      door_.attach(name, path);
+      door_.attach(base, name, path);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::usage && error.kind() != ErrorKind::input) throw;
       throw Refused(400, error.what(), "path");
     }
-    exchange.reply({.body = json_body(openai_models(model_))});
+    exchange.reply({.body = json_body(openai_models(models_))});
   }
   void detach(Exchange& exchange) const {
     const Json body = body_of(exchange);
@@ -261,10 +278,10 @@ class Routes {
     const auto name = fields.text("name");
     if (!name) fields.fail("name", "must be the name of an adapter");
     door_.detach(*name);
-    exchange.reply({.body = json_body(openai_models(model_))});
+    exchange.reply({.body = json_body(openai_models(models_))});
   }
 
-  const ServedModel& model_;
+  const ServedModels& models_;
   std::string version_;
   std::function<int()> connections_;
   AdapterDoor door_;

@@ -10,6 +10,7 @@
 #include "qlora/run/prebuilt.hpp"
 #include "qlora/run/progress.hpp"
 #include "qlora/run/steps.hpp"
+#include "qlora/serve/bases.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -17,15 +18,13 @@ namespace serve {
 
 /// What is served, and where.
 struct ServeRequest {
-  std::filesystem::path model{};              ///< directory; empty: HF_MODEL_ID, else /opt/ml/model
-  std::string name{};                         ///< of the base; empty: that of its directory
-  std::vector<run::NamedAdapter> adapters{};  ///< beside the base
-  run::Base weights{};                        ///< how they are held
-  run::DeviceRequest device{};                ///< where to run
-  bool any_base = false;                      ///< take adapters that were trained on other weights
-  run::ChatChoice chat{};                     ///< the form of conversations, if not the model's own
-  run::Serving serving{};                     ///< address, limits, key
-  std::string version{};                      ///< of the program, for /info
+  std::vector<ServedBase> bases{};  ///< the first answers who names none; empty: HF_MODEL_ID, else /opt/ml/model
+  run::Base weights{};              ///< how they are held
+  run::DeviceRequest device{};      ///< where to run
+  bool any_base = false;            ///< take adapters that were trained on other weights
+  run::ChatChoice chat{};           ///< the form of conversations, if not the model's own
+  run::Serving serving{};           ///< address, limits, key
+  std::string version{};            ///< of the program, for /info
 };
 
 /// Serves until progress asks to stop, then lets replies end for 25 seconds at most: a container has 30 between SIGTERM
@@ -61,6 +60,7 @@ QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress
 #include "qlora/serve/http_server.hpp"
 #include "qlora/serve/metrics.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/routes.hpp"
 #include "qlora/serve/service.hpp"
 
@@ -69,11 +69,6 @@ inline namespace v0 {
 namespace serve {
 namespace detail {
 
-/// Of the environment; empty where there is none.
-[[nodiscard]] inline std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : std::string(value);
-}
 /// A number of tokens from the environment; 0 where there is none.
 [[nodiscard]] inline int tokens_of_environment(const char* name) {
   const std::string text = environment(name);
@@ -86,27 +81,6 @@ namespace detail {
                 ErrorKind::usage);
   }
   return static_cast<int>(*number);
-}
-
-/// Where SageMaker unpacks a model. Only the platform reaches such a container, and it asks without a key.
-inline constexpr std::string_view container_model = "/opt/ml/model";
-
-[[nodiscard]] inline std::filesystem::path model_directory(const ServeRequest& request) {
-  if (!request.model.empty()) return request.model;
-  const std::string id = environment("HF_MODEL_ID");
-  std::error_code none;
-  if (id.empty() && std::filesystem::is_directory(container_model, none)) return container_model;
-  if (id.empty()) {
-    throw Error(
-        concat("there is no model to serve: name its directory, or set HF_MODEL_ID; ", container_model, " is not here"),
-        ErrorKind::usage);
-  }
-  if (!std::filesystem::is_directory(id, none)) {
-    throw Error(concat("HF_MODEL_ID is ", qlora::detail::excerpt(id),
-                       ", which is no directory of this machine; models are not fetched, give a directory"),
-                ErrorKind::usage);
-  }
-  return id;
 }
 
 [[nodiscard]] inline std::string key_of(const run::Serving& serving) {
@@ -123,29 +97,6 @@ inline constexpr std::string_view container_model = "/opt/ml/model";
   return key;
 }
 
-[[nodiscard]] inline std::string base_name(const ServeRequest& request, const std::filesystem::path& dir) {
-  if (!request.name.empty()) return request.name;
-  const std::filesystem::path whole = std::filesystem::absolute(dir).lexically_normal();
-  const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
-  return is_name(name) ? name : "base";
-}
-
-inline void check_names(const std::string& base, const std::vector<run::NamedAdapter>& adapters) {
-  std::vector<std::string> seen{base};
-  for (const run::NamedAdapter& adapter : adapters) seen.push_back(adapter.name);
-  for (std::size_t i = 0; i < seen.size(); ++i) {
-    if (!is_name(seen[i])) {
-      throw Error(concat("\"", qlora::detail::excerpt(seen[i]),
-                         "\" cannot be the name of a model: letters, digits and any of -_./ are"),
-                  ErrorKind::usage);
-    }
-    for (std::size_t j = 0; j < i; ++j) {
-      if (seen[i] == seen[j])
-        throw Error(concat("two models are called ", seen[i], "; name one of them NAME=DIR"), ErrorKind::usage);
-    }
-  }
-}
-
 /// Tokens of prompts and of all; what is 0 is the model's.
 [[nodiscard]] inline ServedLimits limits_of(ServedLimits asked, int model_context) {
   const int total = asked.total > 0 ? asked.total : model_context;
@@ -159,39 +110,34 @@ inline void check_names(const std::string& base, const std::vector<run::NamedAda
   return {.input = asked.input > 0 ? asked.input : total - 1, .total = total};
 }
 
+/// A base that is served, in the order in which its parts end.
+struct RunningBase {
+  std::unique_ptr<run::Engine> engine{};
+  std::unique_ptr<Service> service{};
+  std::unique_ptr<ServedModel> model{};
+};
+
 /// A server and what it needs, in the order in which they end.
 class Served {
  public:
-  Served(const ServeRequest& request, run::Progress& progress) : dir_(model_directory(request)) {
-    const std::string base = base_name(request, dir_);
-    check_names(base, request.adapters);
+  Served(const ServeRequest& request, run::Progress& progress)
+      : asked_(named_bases(request.bases.empty() ? std::vector<ServedBase>(1) : request.bases)) {
+    check_names(asked_);
     const HttpOptions http = http_options(request, progress);
     check_http_options(http);
     const ServedLimits asked{
         .input = tokens_of_environment("MAX_INPUT_LENGTH"),
         .total = request.serving.context > 0 ? request.serving.context : tokens_of_environment("MAX_TOTAL_TOKENS")};
-    run::EngineOptions options{.base = request.weights.base,
-                               .adapters = request.adapters,
-                               .any_base = request.any_base,
-                               .device = request.device,
-                               .chat = request.chat};
-    constexpr int admin_rank = 64;
-    if (request.serving.admin) options.capacity = {.rank = admin_rank, .targets = Proj::all};
-    progress.say(concat("loading ", dir_.string()));
-    engine_ = std::make_unique<run::Engine>(dir_, options);
-    const ServedLimits limits = limits_of(asked, engine_->model().max_positions);
-    service_ = std::make_unique<Service>(
-        engine_->open_batch({.sequences = request.serving.slots, .length = limits.total, .all_logits = true}),
-        request.serving.queue, metrics_);
-    std::vector<std::string> names;
-    for (const run::NamedAdapter& adapter : request.adapters) names.push_back(adapter.name);
-    model_ = std::make_unique<ServedModel>(engine_->files(), std::make_shared<Names>(base, names), limits, *service_,
-                                           metrics_);
-    if (const int slots = service_->load().slots; slots < request.serving.slots) {
-      progress.say(concat("memory is left for ", slots, slots == 1 ? " request" : " requests", " at once"));
+    // All weights first: what requests get is left by them.
+    for (const ServedBase& base : asked_) load(base, request, progress);
+    std::vector<const ServedModel*> models;
+    for (std::size_t i = 0; i < bases_.size(); ++i) {
+      open(asked_[i], bases_[i], asked, request, progress);
+      models.push_back(bases_[i].model.get());
     }
+    models_ = std::make_unique<ServedModels>(std::move(models));
     routes_ = std::make_unique<Routes>(
-        *model_, request.version, [this] { return connections(); }, !http.key.empty(), door(request));
+        *models_, request.version, [this] { return connections(); }, !http.key.empty(), door(request));
     server_ = open_http_server(http, [this](const std::shared_ptr<Exchange>& exchange) { (*routes_)(exchange); });
     listening_ = server_.get();
   }
@@ -200,15 +146,44 @@ class Served {
   ~Served() { stop(std::chrono::milliseconds(0)); }
 
   [[nodiscard]] int port() const { return server_->port(); }
-  [[nodiscard]] std::string failure() const { return service_->failure(); }
-  [[nodiscard]] const std::string& name() const { return model_->names().base(); }
+  [[nodiscard]] std::string failure() const { return models_->failure(); }
   /// Exchanges do not outlive their server: the service, which keeps some, stops before it goes.
   void stop(std::chrono::milliseconds patience) {
     if (server_ != nullptr) server_->stop(patience);
-    if (service_ != nullptr) service_->stop();
+    for (const RunningBase& base : bases_) {
+      if (base.service != nullptr) base.service->stop();
+    }
   }
 
  private:
+  void load(const ServedBase& base, const ServeRequest& request, run::Progress& progress) {
+    run::EngineOptions options{.base = request.weights.base,
+                               .adapters = base.adapters,
+                               .any_base = request.any_base,
+                               .device = request.device,
+                               .chat = request.chat};
+    constexpr int admin_rank = 64;
+    if (request.serving.admin) options.capacity = {.rank = admin_rank, .targets = Proj::all};
+    progress.say(concat("loading ", base.dir.string()));
+    bases_.push_back({.engine = std::make_unique<run::Engine>(base.dir, options)});
+  }
+  void open(const ServedBase& base, RunningBase& running, const ServedLimits& asked, const ServeRequest& request,
+            run::Progress& progress) {
+    run::Engine& engine = *running.engine;
+    const ServedLimits limits = limits_of(asked, engine.model().max_positions);
+    const int slots = request.serving.slots;
+    running.service =
+        std::make_unique<Service>(engine.open_batch({.sequences = slots, .length = limits.total, .all_logits = true}),
+                                  request.serving.queue, metrics_);
+    std::vector<std::string> names;
+    for (const run::NamedAdapter& adapter : base.adapters) names.push_back(adapter.name);
+    running.model = std::make_unique<ServedModel>(engine.files(), std::make_shared<Names>(base.name, names), limits,
+                                                  *running.service, metrics_);
+    if (const int there = running.service->load().slots; there < slots) {
+      progress.say(
+          concat("memory is left for ", there, there == 1 ? " request" : " requests", " at once to ", base.name));
+    }
+  }
   [[nodiscard]] int connections() const {
     const HttpServer* server = listening_;
     return server == nullptr ? 0 : server->connections();
@@ -216,23 +191,34 @@ class Served {
 
   [[nodiscard]] AdapterDoor door(const ServeRequest& request) {
     if (!request.serving.admin) return {};
-    const auto known = [this](const std::string& name) {
-      const std::vector<std::string> all = model_->names().adapters();
+    const auto has = [](const RunningBase& base, const std::string& name) {
+      const std::vector<std::string> all = base.model->names().adapters();
       return std::find(all.begin(), all.end(), name) != all.end();
     };
     return {.attach =
-                [this](const std::string& name, const std::filesystem::path& path) {
+                [this](const std::string& base, const std::string& name, const std::filesystem::path& path) {
                   const std::lock_guard lock(adapters_);
-                  engine_->attach(name, path);
-                  model_->names().set(name, true);
+                  for (const RunningBase& running : bases_) {
+                    if (running.model->names().base() != base) continue;
+                    running.engine->attach(name, path);
+                    running.model->names().set(name, true);
+                  }
                 },
             .detach =
-                [this, known](const std::string& name) {
+                [this, has](const std::string& name) {
                   const std::lock_guard lock(adapters_);
-                  if (!known(name)) throw Refused(404, concat("there is no adapter ", name), "name", "model_not_found");
-                  model_->names().set(name, false);
-                  engine_->detach(name);
+                  for (const RunningBase& running : bases_) {
+                    if (!has(running, name)) continue;
+                    running.model->names().set(name, false);
+                    running.engine->detach(name);
+                    return;
+                  }
+                  throw Refused(404, concat("there is no adapter ", name), "name", "model_not_found");
                 }};
+  }
+  /// Whether nobody named a model.
+  [[nodiscard]] static bool of_environment(const ServeRequest& request) {
+    return request.bases.empty() || request.bases.front().dir.empty();
   }
   [[nodiscard]] HttpOptions http_options(const ServeRequest& request, run::Progress& progress) {
     const run::Serving& serving = request.serving;
@@ -241,7 +227,7 @@ class Served {
                         .key = key_of(serving),
                         .open_paths = open_paths(),
                         .open_pages = open_pages()};
-    if (request.model.empty() && dir_ == container_model && options.key.empty()) {
+    if (of_environment(request) && asked_.front().dir == container_model && options.key.empty()) {
       options.host = "0.0.0.0";
       options.trust_network = true;
       progress.say("a model of a SageMaker container: requests of the platform are taken without a key");
@@ -257,14 +243,13 @@ class Served {
     return options;
   }
 
-  std::filesystem::path dir_;
+  std::vector<ServedBase> asked_;  // with names
   Metrics metrics_;
-  std::mutex adapters_;  // one is loaded at a time
-  std::unique_ptr<run::Engine> engine_;
+  std::mutex adapters_;                                // one is loaded at a time
   std::unique_ptr<HttpServer> server_;                 // outlives the exchanges of those below
   std::atomic<const HttpServer*> listening_{nullptr};  // for its own threads, which ask before server_ is there
-  std::unique_ptr<Service> service_;
-  std::unique_ptr<ServedModel> model_;
+  std::vector<RunningBase> bases_;
+  std::unique_ptr<ServedModels> models_;
   std::unique_ptr<Routes> routes_;
 };
 

@@ -20,6 +20,7 @@
 #include "qlora/serve/generation.hpp"
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/model.hpp"
+#include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 
 namespace qlora {
@@ -52,11 +53,14 @@ struct TgiRequest {
 }
 
 /// The answer of /info.
-[[nodiscard]] inline OrderedJson tgi_info(const ServedModel& model, std::string_view version) {
+[[nodiscard]] inline OrderedJson tgi_info(const ServedModels& models, std::string_view version) {
+  const ServedModel& model = models.first();
+  std::vector<std::string> others = models.names();
+  others.erase(others.begin());
   return {{"model_id", model.names().base()},
           {"model_sha", model.fingerprint()},
           {"model_pipeline_tag", nullptr},
-          {"adapters", model.names().adapters()},
+          {"adapters", others},
           {"max_concurrent_requests", model.service().most()},
           {"max_best_of", 2},
           {"max_stop_sequences", 4},
