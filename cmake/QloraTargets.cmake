@@ -2,6 +2,7 @@
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash: files of models
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
+#   qlora::serve  cpu, text + Boost
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
 add_library(qlora INTERFACE)
@@ -48,6 +49,9 @@ if(QLORA_HAS_SENTENCEPIECE)
     target_link_libraries(qlora_text INTERFACE PkgConfig::QLORA_PCRE2)
     target_compile_definitions(qlora_text INTERFACE QLORA_WITH_PCRE2)
   endif()
+endif()
+if(QLORA_HAS_BOOST AND QLORA_HAS_SENTENCEPIECE)
+  qlora_component(serve qlora_cpu qlora_text Boost::headers Threads::Threads)
 endif()
 if(QLORA_HAS_CURL)
   qlora_component(net CURL::libcurl Threads::Threads)

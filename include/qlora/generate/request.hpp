@@ -122,16 +122,6 @@ struct SchedulerLoad {
   int slots = 0;                   ///< requests that can run at once
   std::int64_t cached_tokens = 0;  ///< whose keys and values are held for running requests
   std::int64_t most_tokens = 0;    ///< that there is room for
-
-  /// What several schedulers do together.
-  SchedulerLoad& operator+=(const SchedulerLoad& other) {
-    running += other.running;
-    waiting += other.waiting;
-    slots += other.slots;
-    cached_tokens += other.cached_tokens;
-    most_tokens += other.most_tokens;
-    return *this;
-  }
 };
 
 /// Runs many requests side by side on one model. Used by one thread at a time.

@@ -116,10 +116,15 @@ class Routes {
     });
     get("/openapi.json", [this, keyed](const auto& exchange) { exchange->reply({.body = description(keyed)}); });
     get("/metrics", [this](const auto& exchange) {
-      SchedulerLoad load;
+      SchedulerLoad load;  // of all bases
       int queued = 0;
       for (const ServedModel* model : models_.all()) {
-        load += model->service().load();
+        const SchedulerLoad its = model->service().load();
+        load.running += its.running;
+        load.waiting += its.waiting;
+        load.slots += its.slots;
+        load.cached_tokens += its.cached_tokens;
+        load.most_tokens += its.most_tokens;
         queued += model->service().queued();
       }
       exchange->reply({.type = "text/plain; version=0.0.4; charset=utf-8",
