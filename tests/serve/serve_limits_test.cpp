@@ -279,7 +279,7 @@ TEST_CASE("what cannot be served is said before a model is read") {
   };
   refused("'" + test::served_model + "' --host 0.0.0.0", "", "there is no key");
   refused("'" + test::served_model + "' --host nowhere.example", "", "nowhere.example");
-  refused("'" + test::served_model + "' '" + test::served_model + "'", "", "one base is served");
+  refused("'" + test::served_model + "' '" + test::served_model + "'", "", "two models are called tiny-chat");
   refused("'" + test::served_model + "' --adapter dir", "", "NAME=DIR");
   refused("'" + test::served_model + "' --adapter tiny-chat=dir", "", "two models are called tiny-chat");
   refused("'" + test::served_model + "'", "MAX_TOTAL_TOKENS=many", "MAX_TOTAL_TOKENS");
