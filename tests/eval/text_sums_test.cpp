@@ -68,7 +68,7 @@ TEST_CASE("sums of two texts are those of plain loops, and do not depend on how 
   sums.finish();
   sums.finish();  // adds nothing
   ItemResults one_by_one = nothing_yet();
-  eval::detail::TextSums slow(one_by_one, nullptr, &recorded);
+  eval::detail::TextSums slow(one_by_one, nullptr, &recorded, 1);
   for (std::size_t row = 0; row < tokens; ++row) {
     slow.add(item_of(row), id_of(row), model[row]);
     slow.finish();

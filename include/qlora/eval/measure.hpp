@@ -37,6 +37,7 @@ struct MeasureOptions {
   std::vector<std::int32_t> ends{};  ///< the model's end marks, besides the tokenizer's
   bool margins = true;               ///< read the likelihoods of answers with alternatives
   ChatTemplate chat{};               ///< the model's form of conversations
+  int threads = 0;                   ///< that sum logits on texts; 0: one per core
 };
 
 /// Called during a measurement with the number of items done; returning false makes measure throw `interrupted`.
@@ -180,7 +181,7 @@ class Measurement {
       QLORA_EXPECTS(against->logits.size() == items_.size(), "a reference of ", against->logits.size(), " items for ",
                     items_.size());
     }
-    TextSums sums(results_, record, against);
+    TextSums sums(results_, record, against, options_.threads);
     std::size_t last = 0;
     model_.read(ids, [&](std::size_t text, std::size_t position, std::span<const float> logits) {
       if (text != std::exchange(last, text)) {

@@ -50,12 +50,13 @@ void for_each_by(std::size_t count, std::size_t threads, const Run& run) {
 class TextSums {
  public:
   /// Adds to results.loss, .tokens and, with `against`, .kl, which are there for each item. `record` receives the rows.
-  /// Both outlive it.
-  TextSums(ItemResults& results, TextReference* record, const TextReference* against)
+  /// Both outlive it. `threads`: how many may add; 0 takes one per core.
+  TextSums(ItemResults& results, TextReference* record, const TextReference* against, int threads = 0)
       : results_(results),
         record_(record),
         against_(against),
-        threads_(std::max<std::size_t>(1, std::thread::hardware_concurrency())) {}
+        threads_(threads > 0 ? static_cast<std::size_t>(threads)
+                             : std::max<std::size_t>(1, std::thread::hardware_concurrency())) {}
 
   /// The next predicted token of an item: its id, and the logits (V) that predict it.
   void add(std::size_t item, std::int32_t id, std::span<const float> logits) {

@@ -60,9 +60,10 @@ struct EngineOptions {
 /// keep what they need of it.
 class EngineSession {
  public:
-  /// A session of a loaded model, with the files that it was loaded from.
-  EngineSession(std::shared_ptr<const ModelFiles> files, std::unique_ptr<Session> session)
-      : files_(std::move(files)), session_(std::move(session)) {}
+  /// A session of a loaded model, with the files that it was loaded from. `threads`: for what the host computes of
+  /// logits; 0: one per core.
+  EngineSession(std::shared_ptr<const ModelFiles> files, std::unique_ptr<Session> session, int threads = 0)
+      : files_(std::move(files)), session_(std::move(session)), threads_(threads) {}
 
   /// Which adapter answers from now on, and how strongly; empty: the base. Throws Error (usage) for an unknown name, or
   /// a scale that is not finite.
@@ -123,7 +124,10 @@ class EngineSession {
                                           const eval::TextReference* against = nullptr,
                                           const eval::OnMeasured& on_measured = {}) {
     return eval::measure(*session_, files_->tokenizer, items,
-                         {.max_new_tokens = max_new_tokens, .ends = files_->model.eos_token_ids, .chat = files_->chat},
+                         {.max_new_tokens = max_new_tokens,
+                          .ends = files_->model.eos_token_ids,
+                          .chat = files_->chat,
+                          .threads = threads_},
                          record, against, on_measured);
   }
 
@@ -131,6 +135,7 @@ class EngineSession {
   std::shared_ptr<const ModelFiles> files_;
   std::unique_ptr<Session> session_;
   std::string adapter_;
+  int threads_;
 };
 
 /// A model that is open. attach() and open_session() may be called by any number of threads at once; the others are the
@@ -143,7 +148,8 @@ class Engine {
       : files_(
             std::make_shared<const ModelFiles>(open_files(dir, verify_of(options.device), options.chat.chat_template))),
         any_base_(options.any_base),
-        verify_(verify_of(options.device)) {
+        verify_(verify_of(options.device)),
+        threads_(options.device.threads) {
     const hf::ModelDir& model = files_->model;
     const Tokenizer& tokenizer = files_->tokenizer;
     if (tokenizer.vocab_size() > model.shape.vocab) {
@@ -167,7 +173,9 @@ class Engine {
 
   /// A session that applies no adapter yet, with `threads` threads of its own; 0: as many as the engine was given.
   /// Throws Error (usage) for threads on a GPU.
-  [[nodiscard]] EngineSession open_session(int threads = 0) const { return {files_, loaded_->open_session(threads)}; }
+  [[nodiscard]] EngineSession open_session(int threads = 0) const {
+    return {files_, loaded_->open_session(threads), threads > 0 ? threads : threads_};
+  }
 
   /// What runs many requests side by side, as LoadedModel::open_batch makes it.
   [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits) const {
@@ -221,6 +229,7 @@ class Engine {
   std::shared_ptr<const ModelFiles> files_;
   bool any_base_;
   Verify verify_;
+  int threads_;
   std::unique_ptr<LoadedModel> loaded_;
   std::optional<EngineSession> first_;
 };

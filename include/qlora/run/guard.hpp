@@ -39,9 +39,9 @@ namespace run {
 /// Measures the probes of a training in its steps; inactive without any.
 class Guard {
  public:
-  /// Inactive without probes. Throws Error as read_probes does.
-  Guard(const LoopProbes& loop, const hf::ModelDir& model, const ChatChoice& chat)
-      : loop_(loop), model_(model), items_(read_probes(loop)) {
+  /// Inactive without probes. `threads`: for sums on texts; 0: one per core. Throws Error as read_probes does.
+  Guard(const LoopProbes& loop, const hf::ModelDir& model, const ChatChoice& chat, int threads = 0)
+      : loop_(loop), model_(model), threads_(threads), items_(read_probes(loop)) {
     if (items_.empty()) return;
     tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(tokenizer_file(model.path)));
     chat_ = chat_template_of(model.path, *tokenizer_, chat.chat_template);
@@ -103,12 +103,14 @@ class Guard {
  private:
   [[nodiscard]] eval::ItemResults measured(Session& session, eval::TextReference* record,
                                            const eval::TextReference* against, const Progress& progress) const {
-    return eval::measure(session, *tokenizer_, items_, {.ends = model_.eos_token_ids, .chat = chat_}, record, against,
+    return eval::measure(session, *tokenizer_, items_,
+                         {.ends = model_.eos_token_ids, .chat = chat_, .threads = threads_}, record, against,
                          [&](std::size_t) { return !progress.stop_requested(); });
   }
 
   LoopProbes loop_;
   const hf::ModelDir& model_;
+  int threads_;
   std::vector<eval::Item> items_;
   std::vector<std::string> hashes_;
   std::unique_ptr<Tokenizer> tokenizer_;

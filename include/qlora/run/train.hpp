@@ -109,7 +109,7 @@ class TrainingRun {
         order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
                static_cast<std::uint64_t>(options_.seed)),
         total_(total_steps()),
-        guard_(request.loop, model_, request.chat) {
+        guard_(request.loop, model_, request.chat, request.device.threads) {
     check();
     const Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
     device_ = selected.device.device;
