@@ -76,6 +76,14 @@ if(QLORA_WITH_BOOST)
 endif()
 qlora_optional_done(BOOST libboost1.81-dev "no HTTP server; the program has no serve")
 
+qlora_optional(MPI)
+if(QLORA_WITH_MPI)
+  set(MPI_CXX_SKIP_MPICXX ON) # the C++ names of MPI 2, a library of their own
+  find_package(MPI 3.0 QUIET COMPONENTS CXX)
+  set(QLORA_HAS_MPI ${MPI_CXX_FOUND})
+endif()
+qlora_optional_done(MPI libopenmpi-dev "no training on the CPU by several processes")
+
 qlora_optional(TOML)
 if(QLORA_WITH_TOML)
   find_package(tomlplusplus QUIET)

@@ -15,7 +15,7 @@ if(NOT QLORA_HAS_BOOST)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 CURL GUMBO XML2 BOOST TOML CLI11 BENCHMARK
+# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 CURL GUMBO XML2 BOOST MPI TOML CLI11 BENCHMARK
 # THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM,
 # the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the
 # next #else or #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is
@@ -82,6 +82,8 @@ function(qlora_needs out file)
         list(APPEND needs XML2)
       elseif(name MATCHES "^boost/")
         list(APPEND needs BOOST)
+      elseif(name MATCHES "^mpi[.]h$")
+        list(APPEND needs MPI)
       elseif(name MATCHES "^toml\\+\\+/")
         list(APPEND needs TOML)
       elseif(name MATCHES "^CLI/")
@@ -123,6 +125,7 @@ function(qlora_link_needs target)
   set(library_GUMBO PkgConfig::QLORA_GUMBO)
   set(library_XML2 LibXml2::LibXml2)
   set(library_BOOST Boost::headers)
+  set(library_MPI qlora::mpi)
   set(library_TOML tomlplusplus::tomlplusplus)
   set(library_CLI11 CLI11::CLI11)
   set(library_BENCHMARK benchmark::benchmark)

@@ -18,6 +18,7 @@ set(rows
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
     "QLORA_HAS_BOOST" "Boost: HTTP server"
+    "QLORA_HAS_MPI" "MPI: training by several processes on the CPU"
     "QLORA_HAS_TOML" "toml++: job files"
     "QLORA_HAS_CLI11" "CLI11: command line"
     "QLORA_HAS_EDIT" "libedit: editing the lines of a chat"

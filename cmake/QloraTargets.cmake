@@ -2,7 +2,7 @@
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash: files of models
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
-#   qlora::serve  cpu, text + Boost
+#   qlora::serve  cpu, text + Boost                        qlora::mpi   io + MPI: ranks on the CPU
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
 add_library(qlora INTERFACE)
@@ -52,6 +52,10 @@ if(QLORA_HAS_SENTENCEPIECE)
 endif()
 if(QLORA_HAS_BOOST AND QLORA_HAS_SENTENCEPIECE)
   qlora_component(serve qlora_cpu qlora_text Boost::headers Threads::Threads)
+endif()
+if(QLORA_HAS_MPI)
+  qlora_component(mpi qlora_io MPI::MPI_CXX Threads::Threads)
+  target_compile_definitions(qlora_mpi INTERFACE QLORA_WITH_MPI)
 endif()
 if(QLORA_HAS_CURL)
   qlora_component(net CURL::libcurl Threads::Threads)

@@ -2,13 +2,14 @@
 # layering.sh ROOT: checks each #include under ROOT/include, configs and cuda against the layers; prints every offence.
 #
 #   0 vocabulary   include/qlora/*.hpp, std only      4 training      train/ generate/
-#   1 contract     backend.hpp                        5 the outside   text/ io/ net/ web/ eval/
+#   1 contract     backend.hpp                        5 the outside   text/ io/ net/ web/ eval/ dist/
 #   2 backends     cpu/, cpu.hpp, cuda/, cuda.hpp     6 doors         llama2.hpp, run/, serve/; configs/ is vocabulary
 #   3 network      model/
 #
 # A file includes its own layer and those below it. Network and training code never name a backend, and no backend names
 # the other. A foreign library stays in the folders that wrap it. CUDA's headers stay in *.cuh and in
-# cuda/attention/cudnn*, since whoever calls launchers is compiled without them, and so do the .cuh files.
+# cuda/attention/cudnn* and cuda/comm/nccl.hpp, since whoever calls launchers is compiled without them, and so do the
+# .cuh files.
 set -eu
 cd "$1"
 
@@ -21,7 +22,7 @@ offences=$(
       if (path ~ /^qlora\/(cpu|cuda)[\/.]/) return 2
       if (path ~ /^qlora\/model\//) return 3
       if (path ~ /^qlora\/(train|generate)\//) return 4
-      if (path ~ /^qlora\/(text|io|net|web|eval)\//) return 5
+      if (path ~ /^qlora\/(text|io|net|web|eval|dist)\//) return 5
       if (path == "qlora/backend.hpp") return 1
       if (path == "qlora/llama2.hpp" || path ~ /^qlora\/(run|serve)\//) return 6
       if (path ~ /^qlora\/configs\//) return 0
@@ -29,7 +30,9 @@ offences=$(
       return -1
     }
     function backend(path) { return path ~ /^qlora\/cpu[\/.]/ ? "cpu" : path ~ /^qlora\/cuda[\/.]/ ? "cuda" : "" }
-    function sees_cuda(path) { return path ~ /^qlora\/cuda.*\.cuh$|^qlora\/cuda\/attention\/cudnn[a-z_0-9]*\.hpp$/ }
+    function sees_cuda(path) {
+      return path ~ /^qlora\/cuda.*\.cuh$|^qlora\/cuda\/(attention\/cudnn[a-z_0-9]*|comm\/nccl)\.hpp$/
+    }
     function offence(why) { print $1 " includes " $2 ": " why }
     {
       from = $1; sub(/^(include|configs|cuda)\//, "", from)
@@ -54,6 +57,11 @@ offences=$(
       if ($2 == "xxhash.h") { if (from != "qlora/io/checksum.hpp") offence("xxHash stays in io/checksum.hpp"); next }
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
+      if ($2 == "mpi.h") { if (from != "qlora/dist/mpi.hpp") offence("MPI stays in dist/mpi.hpp"); next }
+      if ($2 == "nccl.h") {
+        if (from != "qlora/cuda/comm/nccl.hpp") offence("NCCL stays in cuda/comm/nccl.hpp")
+        next
+      }
       if ($2 ~ /^boost\//) {
         if (from !~ /^qlora\/serve\/http_(server|connection|reading)\.hpp$/)
           offence("Boost stays in serve/http_server.hpp, http_connection.hpp and http_reading.hpp")
@@ -65,7 +73,7 @@ offences=$(
       }
       if ($2 ~ /^pcre2/) { if (from != "qlora/text/regex.hpp") offence("PCRE2 stays in text/regex.hpp"); next }
       if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|strings|fcntl|netdb|poll|signal|errno|iconv|dirent)\.h$/) {
-        if (mine < 5) offence("system calls stay in text/, io/, net/, web/ and eval/")
+        if (mine < 5) offence("system calls stay in text/, io/, net/, web/, eval/ and dist/")
         next
       }
       if ($2 ~ /^(immintrin|cpuid)\.h$/) {
@@ -73,7 +81,8 @@ offences=$(
         next
       }
       if ($2 ~ /^(cuda[A-Za-z_0-9]*|cublas[A-Za-z]*|cudnn[a-z_0-9]*|mma|math_constants)\.h$|^(cub|cuda)\//) {
-        if (!sees_cuda(from)) offence("CUDA\047s headers stay in cuda/*/*.cuh and cuda/attention/cudnn*.hpp")
+        if (!sees_cuda(from))
+          offence("CUDA\047s headers stay in cuda/*/*.cuh, cuda/attention/cudnn*.hpp and cuda/comm/nccl.hpp")
         next
       }
       if ($2 !~ /^[a-z_0-9]+$/) offence("only the standard library, and no headers by relative path, here")
