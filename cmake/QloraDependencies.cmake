@@ -44,6 +44,15 @@ if(QLORA_WITH_PCRE2 AND PkgConfig_FOUND)
 endif()
 qlora_optional_done(PCRE2 libpcre2-dev "no tokenizer.json whose words are split by a regular expression")
 
+qlora_optional(UTF8PROC)
+if(QLORA_WITH_UTF8PROC AND PkgConfig_FOUND)
+  pkg_check_modules(QLORA_UTF8PROC QUIET IMPORTED_TARGET libutf8proc) # distributions differ in whether it has one
+  if(QLORA_UTF8PROC_FOUND)
+    set(QLORA_HAS_UTF8PROC ON)
+  endif()
+endif()
+qlora_optional_done(UTF8PROC libutf8proc-dev "no tokenizer.json with normal forms of Unicode, such as Qwen2's")
+
 qlora_optional(EDIT)
 if(QLORA_WITH_EDIT AND PkgConfig_FOUND)
   pkg_check_modules(QLORA_EDIT QUIET IMPORTED_TARGET libedit) # it has no CMake package

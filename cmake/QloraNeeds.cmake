@@ -15,11 +15,11 @@ if(NOT QLORA_HAS_BOOST)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 CURL GUMBO XML2 BOOST MPI TOML CLI11 BENCHMARK
-# THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where QLORA_PROGRAM,
-# the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef QLORA_WITH_..." and the
-# next #else or #endif is no need; in a source (not a header) the first of them gives OPTIONAL_CUDA: qlora::cuda is
-# linked where it is there. OUT_files: the project's own files among them, FILE first.
+# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 UTF8PROC CURL GUMBO XML2 BOOST MPI TOML
+# CLI11 BENCHMARK THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where
+# QLORA_PROGRAM, the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef
+# QLORA_WITH_..." and the next #else or #endif is no need; in a source (not a header) the first of them gives
+# OPTIONAL_CUDA: qlora::cuda is linked where it is there. OUT_files: the project's own files among them, FILE first.
 function(qlora_needs out file)
   set(todo "${file}")
   set(seen)
@@ -72,6 +72,8 @@ function(qlora_needs out file)
         list(APPEND needs XXHASH)
       elseif(name MATCHES "^pcre2")
         list(APPEND needs PCRE2)
+      elseif(name MATCHES "^utf8proc")
+        list(APPEND needs UTF8PROC)
       elseif(name MATCHES "^sentencepiece")
         list(APPEND needs SENTENCEPIECE)
       elseif(name MATCHES "^curl/")
@@ -121,6 +123,7 @@ function(qlora_link_needs target)
   set(library_XXHASH XXHASH::XXHASH)
   set(library_SENTENCEPIECE qlora::text)
   set(library_PCRE2 PkgConfig::QLORA_PCRE2)
+  set(library_UTF8PROC PkgConfig::QLORA_UTF8PROC)
   set(library_CURL CURL::libcurl)
   set(library_GUMBO PkgConfig::QLORA_GUMBO)
   set(library_XML2 LibXml2::LibXml2)

@@ -15,6 +15,7 @@ set(rows
     "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
     "QLORA_HAS_PCRE2" "PCRE2: byte-level tokenizers"
+    "QLORA_HAS_UTF8PROC" "utf8proc: tokenizers with normal forms"
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
     "QLORA_HAS_BOOST" "Boost: HTTP server"

@@ -1,6 +1,6 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash: files of models
-#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2
+#   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2, utf8proc
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::serve  cpu, text + Boost                        qlora::mpi   io + MPI: ranks on the CPU
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
@@ -48,6 +48,10 @@ if(QLORA_HAS_SENTENCEPIECE)
   if(QLORA_HAS_PCRE2)
     target_link_libraries(qlora_text INTERFACE PkgConfig::QLORA_PCRE2)
     target_compile_definitions(qlora_text INTERFACE QLORA_WITH_PCRE2)
+  endif()
+  if(QLORA_HAS_UTF8PROC)
+    target_link_libraries(qlora_text INTERFACE PkgConfig::QLORA_UTF8PROC)
+    target_compile_definitions(qlora_text INTERFACE QLORA_WITH_UTF8PROC)
   endif()
 endif()
 if(QLORA_HAS_BOOST AND QLORA_HAS_SENTENCEPIECE)

@@ -4,7 +4,8 @@
 build=${BUILD:-$root/build/release}
 work=$root/build/small-models
 . "$root/cmake/packages.sh"
-need_packages g++ make cmake pkg-config libeigen3-dev nlohmann-json3-dev libsentencepiece-dev libpcre2-dev
+need_packages g++ make cmake pkg-config libeigen3-dev nlohmann-json3-dev \
+  libsentencepiece-dev libpcre2-dev libutf8proc-dev
 cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DQLORA_BUILD_TESTS=OFF -DQLORA_BUILD_BENCH=OFF \
   -DQLORA_BUILD_PROGRAM=OFF
 cmake --build "$build" --target make_world train_tokenizer train_model --parallel "$(nproc)"

@@ -13,12 +13,26 @@ import random
 import shutil
 import tempfile
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 here = os.path.dirname(os.path.abspath(__file__))
 corpus = open(os.path.join(here, "tokenizer_corpus.txt"), encoding="utf-8").read()
 llama3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+qwen2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 byte_level = pre_tokenizers.ByteLevel
@@ -93,6 +107,25 @@ def kinds():
     ), "<|end|>"
 
 
+    tokenizer = trained(
+        [pre_tokenizers.Split(Regex(qwen2), "isolated"), byte_level(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.normalizer = normalizers.NFC()
+    yield "nfc", tokenizer, "<|end|>"
+    for form in ("NFD", "NFKC", "NFKD"):
+        tokenizer = trained([byte_level(add_prefix_space=False)])
+        tokenizer.normalizer = normalizers.Sequence(
+            [
+                normalizers.Strip(left=form != "NFD", right=form != "NFKC"),
+                normalizers.Replace(Regex("[0-9]+"), "é"),
+                normalizers.Replace("b", "b\u0301"),
+                normalizers.Sequence([getattr(normalizers, form)(), normalizers.Lowercase()]),
+                normalizers.Prepend("Å"),
+            ]
+        )
+        yield form.lower(), tokenizer, "<|end|>"
+
+
 words = corpus.split()
 marks = [
     "<s>",
@@ -141,12 +174,23 @@ marks = [
 lost = ["\x04", "\x13", "a\x1db", "\U00041234", "\U00080000x", "\x16\x16"]
 
 
+# What normal forms change, leave, put into order, and what came after Unicode 9.
+formed = [
+    *["e\u0301", "é", "a\u0327\u0301", "a\u0301\u0327", "\u0344", "\u1e9b\u0323", "ﬁ", "①", "Ａ", "가"],
+    *["\u1100\u1161\u11a8", "\u0958", "\u2126", "\ufdfa", "\u0301", "İ", "ẞ", "Σ", "\u212b", "\U0001d160"],
+    *["\U00011935\U00011930", "\U00011938"],
+    *["\u32ff", "\ua7cb", "\U00010d50", "a\u0897\u0323", "\U0001e08f\u0301", "q\u0307\u0323", "\u3000", "\x1c"],
+]
+
+
 def random_text(rng, name):
     out = []
     for _ in range(rng.randrange(1, 16)):
         kind = rng.random()
         if name == "holes" and rng.random() < 0.3:
             out.append(rng.choice(lost))
+        elif name.startswith("nf") and rng.random() < 0.3:
+            out.append(rng.choice(formed))
         elif kind < 0.3:
             out.append(rng.choice(words) + rng.choice(["", " ", "  ", "\n"]))
         elif kind < 0.6:
@@ -183,6 +227,8 @@ def main():
             for mode in ("as_text", "parsed"):
                 tokenizer.encode_special_tokens = mode == "as_text"
                 case[mode] = tokenizer.encode(text, add_special_tokens=False).ids
+            if name.startswith("nf"):  # per id of `parsed`, the character where it begins
+                case["begins"] = [begin for begin, _ in tokenizer.encode(text, add_special_tokens=False).offsets]
             case["decoded"] = tokenizer.decode(case["as_text"], skip_special_tokens=True)
             cases.append(case)
         out[name] = {"eos": eos, "file": json.loads(tokenizer.to_str()), "cases": cases}

@@ -11,10 +11,11 @@ cd "$(dirname "$0")/../.."
 [ -n "${CLANG:-}" ] || need_packages clang-16 libclang-rt-16-dev
 found=out/fuzz/serve_bodies
 mkdir -p "$found"
-flags=$(pkg-config --cflags --libs libpcre2-8 libxxhash sentencepiece)
+flags=$(pkg-config --cflags --libs libpcre2-8 libutf8proc libxxhash sentencepiece)
 # shellcheck disable=SC2086
 "${CLANG:-clang++-16}" -std=c++20 -O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined \
-  -fno-sanitize-recover=all -Iinclude -Iconfigs -Itests -DQLORA_WITH_PCRE2 "-DQLORA_SOURCE_DIR=\"$PWD\"" \
+  -fno-sanitize-recover=all -Iinclude -Iconfigs -Itests -DQLORA_WITH_PCRE2 -DQLORA_WITH_UTF8PROC \
+  "-DQLORA_SOURCE_DIR=\"$PWD\"" \
   tests/fuzz/serve_bodies.cpp -o out/fuzz/serve_bodies_fuzzer $flags -lpthread
 out/fuzz/serve_bodies_fuzzer -max_total_time="${1:-60}" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
   -dict=tests/fuzz/serve_bodies.dict -artifact_prefix=out/fuzz/ "$found"

@@ -4,7 +4,8 @@
 //   interop_probe matches EXPRESSIONS.json TEXT.json OUT.json   where the matches of each begin and end
 //   interop_probe logits DIR IDS.json OUT.safetensors [ADAPTER]   logits (T, V) in float32, of the base or adapted
 //   interop_probe train DIR IDS.json ADAPTER RANK ALPHA     three steps from random adapters, saved for peft
-//   interop_probe merge DIR ADAPTER OUT                     the model with the adapter inside its weights, in float32
+//   interop_probe merge DIR ADAPTER OUT                     the model with the adapter inside its weights, in float32,
+//                                                           with its tokenizer
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -27,6 +28,7 @@
 #include "qlora/text/prompt.hpp"
 #include "qlora/text/regex.hpp"
 #include "qlora/text/tokenizer.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
 #include "qlora/train/trainer.hpp"
 
 namespace {
@@ -80,6 +82,8 @@ void merge(const fs::path& dir, const fs::path& adapter, const fs::path& out) {
   MergeLanes lanes = host_merge_lanes(2);
   MergeOptions options;
   options.dtype = DType::f32;
+  options.tokenizer_from = dir;
+  options.files = tokenizer_files_beside(dir);
   merge_model(hf::ModelDir::open(dir), PeftAdapter::open(adapter), out, lanes, options);
 }
 

@@ -71,6 +71,10 @@ offences=$(
         if (from != "qlora/text/sentencepiece.hpp") offence("sentencepiece stays in text/sentencepiece.hpp")
         next
       }
+      if ($2 ~ /^utf8proc/) {
+        if (from != "qlora/text/unicode_forms.hpp") offence("utf8proc stays in text/unicode_forms.hpp")
+        next
+      }
       if ($2 ~ /^pcre2/) { if (from != "qlora/text/regex.hpp") offence("PCRE2 stays in text/regex.hpp"); next }
       if ($2 ~ /^(sys|arpa|netinet)\/[a-z]+\.h$|^(unistd|strings|fcntl|netdb|poll|signal|errno|iconv|dirent)\.h$/) {
         if (mine < 5) offence("system calls stay in text/, io/, net/, web/, eval/ and dist/")

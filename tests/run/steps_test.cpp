@@ -16,6 +16,7 @@
 #include "qlora/run/plan.hpp"
 #include "qlora/run/questions.hpp"
 #include "qlora/text/dataset.hpp"
+#include "qlora/text/tokenizer_conversion.hpp"
 #include "support/merge_cases.hpp"
 #include "support/refusal.hpp"
 #include "support/scratch.hpp"
@@ -251,6 +252,7 @@ TEST_CASE("merge writes the model that it describes, or none") {
   const Scratch scratch;
   (void)merge_cases::write_model(scratch / "base", DType::bf16);
   (void)merge_cases::write_adapter(scratch / "adapter", 4);
+  std::filesystem::copy_file(source / "tests/data/small_tokenizer.model", scratch / "base/tokenizer.model");
   run::MergeRequest request;
   request.model = scratch / "base";
   request.adapter = scratch / "adapter";
@@ -270,6 +272,11 @@ TEST_CASE("merge writes the model that it describes, or none") {
   CHECK(progress.begun == "merge " + std::to_string(result.tensors) + " tensors\n");
   CHECK(progress.last == result.tensors);
   CHECK(hf::ModelDir::open(request.out).dtype == DType::bf16);
+  // The base has a tokenizer.model alone; what is written can be read without sentencepiece.
+  const auto model = read_text(scratch / "base/tokenizer.model", 1U << 20);
+  CHECK((read_text(request.out / "tokenizer.model", 1U << 20) == model));
+  CHECK((read_text(request.out / "tokenizer.json", 1U << 20) == tokenizer_json_of(model)));
+  CHECK(read_json_object(request.out / "tokenizer_config.json").at("eos_token") == "</s>");
 
   // A directory that holds a model alone may be replaced, if that is asked for; another file is in the way.
   CHECK(kind_of([&] { (void)run::merge(request, progress); }) == ErrorKind::usage);

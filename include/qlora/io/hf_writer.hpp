@@ -102,6 +102,7 @@ class ModelWriter {
   struct Options {
     std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a shard of its own
     std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
+    std::map<std::string, std::string> files{};     ///< texts of further files by their names
     bool replace = false;                           ///< take the place of a directory that holds a model alone
   };
 
@@ -188,6 +189,10 @@ class ModelWriter {
     write("generation_config.json", {{"bos_token_id", config_json(model_)["bos_token_id"]},
                                      {"eos_token_id", detail::token_ids(model_.eos_token_ids)}});
     copy_tokenizer(written);
+    for (const auto& [name, text] : options_.files) {
+      write_file_atomically(directory_.temporary() / name, text);
+      written.push_back(name);
+    }
     write_file_sums(directory_.temporary(), written);
     directory_.commit();
   }

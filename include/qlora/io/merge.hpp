@@ -17,6 +17,7 @@
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -42,6 +43,7 @@ inline namespace v0 {
 struct MergeOptions {
   std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a file of its own
   std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
+  std::map<std::string, std::string> files{};     ///< texts of further files by their names
   /// Called with 0 when the target is ready and after each tensor with how many are done, by one thread at a time,
   /// whichever it is; false: stop.
   std::function<bool(std::int64_t)> on_tensor;
@@ -129,6 +131,7 @@ class Merge {
         writer_(out, with_type(model, dtype_),
                 {.max_shard_bytes = options.max_shard_bytes,
                  .tokenizer_from = options.tokenizer_from,
+                 .files = options.files,
                  .replace = options.replace}),
         tensors_(writer_.tensors_for(lanes)),
         left_(writer_.files()) {

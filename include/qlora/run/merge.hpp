@@ -29,7 +29,8 @@ namespace run {
   return std::nullopt;
 }
 
-/// Writes the model directory `request.out`, with the tokenizer of the base. Throws Error: (input) for an adapter of
+/// Writes the model directory `request.out`, with the tokenizer of the base, and
+/// a tokenizer.json where that has none (tokenizer_files_beside). Throws Error: (input) for an adapter of
 /// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
 /// for or when the directory cannot be written, (interrupted) when progress asks to stop.
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress);
@@ -49,6 +50,7 @@ QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress);
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/merge.hpp"
 #include "qlora/run/adapter.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
 #ifdef QLORA_CUDA
 #include "qlora/cuda/launch.hpp"
 #endif
@@ -112,6 +114,7 @@ QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
   const MergeReport report = merge_model(model, adapter, request.out, device.lanes,
                                          {.max_shard_bytes = static_cast<std::uint64_t>(request.merging.shard_bytes),
                                           .tokenizer_from = request.model,
+                                          .files = tokenizer_files_beside(request.model),
                                           .on_tensor =
                                               [&](std::int64_t done) {
                                                 if (std::this_thread::get_id() == caller) {

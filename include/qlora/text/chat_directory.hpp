@@ -22,6 +22,7 @@
 #include "qlora/text/chat_template.hpp"
 #include "qlora/text/jinja.hpp"
 #include "qlora/text/tokenizer.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -154,14 +155,6 @@ class JinjaChat final : public ChatScript {
   return nullptr;
 }
 
-/// A token that tokenizer_config.json names: text, or an object with the text; nothing for null and an absent key.
-[[nodiscard]] inline std::optional<std::string> named_token(const Json& config, const char* key,
-                                                            const std::string& where) {
-  const Json* value = json_find(config, key);
-  if (value == nullptr) return std::nullopt;
-  return value->is_object() ? json_string(*value, "content", where) : json_string(config, key, where);
-}
-
 /// The text of the directory's template; nothing where there is none.
 [[nodiscard]] inline std::optional<std::string> template_text(const std::filesystem::path& dir, const Json& config) {
   constexpr std::size_t max_bytes = std::size_t{1} << 20;
@@ -187,7 +180,7 @@ class JinjaChat final : public ChatScript {
 [[nodiscard]] inline ChatTemplate chat_template_of(const std::filesystem::path& dir, const Tokenizer& tokenizer,
                                                    std::string_view name = {}) {
   const std::filesystem::path file = dir / "tokenizer_config.json";
-  const Json config = exists(file) ? read_json_object(file, std::size_t{16} << 20) : Json::object();
+  const Json config = detail::tokenizer_config(dir);
   jinja::Variables tokens;
   for (const char* key : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
     if (auto token = detail::named_token(config, key, file.string())) tokens[key] = std::move(*token);

@@ -92,7 +92,8 @@ class SentencePieceModel final : public TokenizerModel {
   [[nodiscard]] bool is_control(std::int32_t id) const override { return at(id).kind == Kind::control; }
   [[nodiscard]] const std::string& piece(std::int32_t id) const override { return at(id).text; }
   [[nodiscard]] std::string surface(std::int32_t id) const override {
-    const auto& [text, kind] = at(id);
+    const std::string& text = at(id).text;
+    const Kind kind = at(id).kind;
     if (kind == Kind::control) return {};
     if (kind == Kind::unknown) return " \xE2\x81\x87 ";
     if (kind == Kind::byte) return {static_cast<char>(*sentencepiece_scan::byte_of(text))};

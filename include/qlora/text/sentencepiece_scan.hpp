@@ -32,6 +32,7 @@ enum class PieceKind : int { normal = 1, unknown = 2, control = 3, user_defined 
 struct Piece {
   std::string text;                    ///< UTF-8, with space_symbol for spaces
   PieceKind kind = PieceKind::normal;  ///< the model's type of it
+  float score = 0.0F;                  ///< of two merges the one that makes the piece of the higher score comes first
 };
 
 /// Limit of a tokenizer.model.
@@ -170,8 +171,8 @@ inline void expect_wire(const Field& field, std::uint32_t wire, const char* what
       piece.text = field.bytes;
     } else if (field.number == 2) {
       expect_wire(field, 5, name.c_str());
-      if (!std::isfinite(std::bit_cast<float>(static_cast<std::uint32_t>(field.value))))
-        refuse("the score of " + name + " is not a number");
+      piece.score = std::bit_cast<float>(static_cast<std::uint32_t>(field.value));
+      if (!std::isfinite(piece.score)) refuse("the score of " + name + " is not a number");
     } else if (field.number == 3) {
       expect_wire(field, 0, name.c_str());
       if (field.value < 1 || field.value > 6) refuse(name + " has an unknown type");

@@ -21,6 +21,7 @@
 #include "qlora/io/tokenizer_file.hpp"
 #include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
 #include "qlora/text/tokenizer_json.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 
@@ -33,8 +34,9 @@ enum class DecodeFrom { start, middle };
 /// The tokenizer of a model: text to ids and back. All const members may be called from many threads at once.
 class Tokenizer {
  public:
-  /// Reads a tokenizer.model, or a tokenizer.json with the tokenizer_config.json beside it. Throws Error when it cannot
-  /// be read or is of a kind that is not supported.
+  /// Reads a tokenizer.model, or a tokenizer.json with the tokenizer_config.json beside it. A tokenizer.model whose
+  /// directory adds tokens is read as the tokenizer.json that stands for both. Throws Error when it cannot be read or is
+  /// of a kind that is not supported.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path) {
     if (path.extension() == ".json") {
       const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
@@ -43,6 +45,12 @@ class Tokenizer {
     const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
     refuse_lfs_pointer(bytes, path.string());
     try {
+      if (path.filename() == "tokenizer.model") {
+        if (const auto made = converted_tokenizer(path.parent_path()); made && made->adds) {
+          return {bytes, std::make_unique<JsonTokenizer>(made->json(), "with added tokens",
+                                                         end_token(path.parent_path(), "</s>"))};
+        }
+      }
       return parse(bytes);
     } catch (const Error& error) {
       throw Error(path.string() + ": " + error.what(), error.kind());
@@ -107,17 +115,17 @@ class Tokenizer {
     return id;
   }
 
-  /// eos_token of the directory's tokenizer_config.json; the token that the package transformers ends a text with.
-  [[nodiscard]] static std::string end_token(const std::filesystem::path& dir) {
-    const std::filesystem::path config = dir / "tokenizer_config.json";
-    if (!exists(config)) {
-      throw Error(concat(config.string(),
-                         " is missing: it says which token ends a text (\"eos_token\"), "
-                         "and tokenizer.json does not"));
-    }
-    const Json value = json_at(read_json_object(config), "eos_token", config.string());
-    return value.is_object() ? json_string(value, "content", config.string())  // an added token, written out
-                             : json_string(Json{{"eos_token", value}}, "eos_token", config.string());
+  /// eos_token of the directory's tokenizer_config.json; the token that the package transformers ends a text with. Where
+  /// that names none, it is the one of the class that it names, or `otherwise`.
+  [[nodiscard]] static std::string end_token(const std::filesystem::path& dir, const char* otherwise = nullptr) {
+    const std::string where = (dir / "tokenizer_config.json").string();
+    const Json config = detail::tokenizer_config(dir);
+    if (auto token = detail::named_token(config, "eos_token", where)) return *token;
+    if (json_find(config, "tokenizer_class") != nullptr && detail::is_llama_tokenizer(config, where)) return "</s>";
+    if (otherwise != nullptr) return otherwise;
+    throw Error(concat(where,
+                       exists(dir / "tokenizer_config.json") ? ": the key 'eos_token' is missing" : " is missing",
+                       ": it says which token ends a text (\"eos_token\"), and tokenizer.json does not"));
   }
 
   std::string sha256_;

@@ -88,7 +88,7 @@ class JsonTokenizer final : public TokenizerModel {
       encoding.ids.clear();
       encode_part(part, begin == 0, SpecialTokens::as_text, encoding);
       const auto surface_of = [&](std::int32_t id) { return surface(id); };
-      if (!lacks_bytes_) return out.append(encoding.ids, part, begin, surface_of);
+      if (!lacks_bytes_ && !rewrites_) return out.append(encoding.ids, part, begin, surface_of);
       const Kept kept = kept_of(part);
       const std::size_t before = out.begins.size();
       out.append(encoding.ids, kept.bytes, 0, surface_of);
@@ -168,7 +168,7 @@ class JsonTokenizer final : public TokenizerModel {
 
   /// Ids of what lies between added tokens. `first`: it begins the text.
   void encode_part(std::string_view text, bool first, SpecialTokens special, Encoding& out) const {
-    const std::string normal = detail::stages::normalized(normalizer_, text);
+    const std::string normal = detail::stages::normalized(normalizer_, text).text;
     const std::string_view words = normal;
     const auto is_mark = [&](std::size_t, std::size_t) { return special == SpecialTokens::parsed; };
     cut(normal_, words, is_mark, [&](std::int32_t token, std::size_t begin, std::size_t end) {
@@ -255,17 +255,20 @@ class JsonTokenizer final : public TokenizerModel {
       merger.add(special_.unk);
   }
 
-  /// The bytes of a text that have pieces, and where they stand in it; the last place is the text's end.
+  /// What pieces are made of, and where it stands in the text; the last place is the text's end.
   struct Kept {
     std::string bytes;
     std::vector<std::size_t> places;
   };
   [[nodiscard]] Kept kept_of(std::string_view text) const {
+    static const std::vector<detail::stages::Normalizer> none;
+    detail::stages::Normalized normal = detail::stages::normalized(rewrites_ ? normalizer_ : none, text, true);
+    if (!lacks_bytes_) return {std::move(normal.text), std::move(normal.places)};
     Kept kept;
-    for (std::size_t at = 0; at < text.size(); ++at) {
-      if (single_[static_cast<unsigned char>(text[at])] < 0) continue;
-      kept.bytes += text[at];
-      kept.places.push_back(at);
+    for (std::size_t at = 0; at < normal.text.size(); ++at) {
+      if (single_[static_cast<unsigned char>(normal.text[at])] < 0) continue;
+      kept.bytes += normal.text[at];
+      kept.places.push_back(normal.places[at]);
     }
     kept.places.push_back(text.size());
     return kept;
@@ -281,6 +284,12 @@ class JsonTokenizer final : public TokenizerModel {
   }
   void read_normalizer(const Json& file, const std::string& where) {
     normalizer_ = detail::stages::normalizers_of(file, where);
+    using detail::stages::Prepend, detail::stages::Replace;
+    // Marks for spaces are told from the text without that (MarkedIds::append).
+    rewrites_ = std::any_of(normalizer_.begin(), normalizer_.end(), [](const auto& step) {
+      const auto* replace = std::get_if<Replace>(&step);
+      return replace != nullptr ? replace->content != "\xE2\x96\x81" : !std::holds_alternative<Prepend>(step);
+    });
   }
   void read_pre_tokenizer(const Json& file, const std::string& where) {
     pre_tokenizer_ = detail::stages::pre_tokenizers_of(file, where);
@@ -409,7 +418,7 @@ class JsonTokenizer final : public TokenizerModel {
       if (token.single_word && !word_)
         word_.emplace(Json{{"Regex", R"((?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}])"}}, where);
       if (token.normalized) {
-        const std::string normal = detail::stages::normalized(normalizer_, token.content);
+        const std::string normal = detail::stages::normalized(normalizer_, token.content).text;
         if (!normal.empty()) normal_.add(normal, index);
       } else {
         raw_.add(token.content, index);
@@ -479,6 +488,7 @@ class JsonTokenizer final : public TokenizerModel {
   MergeTable merges_;
   bool byte_level_ = false, byte_fallback_ = false, fuse_unk_ = false, ignore_merges_ = false;
   bool lacks_bytes_ = false;  // some bytes give no id
+  bool rewrites_ = false;     // normalisers change more than spaces
   bool strips_leading_space_ = false;
   std::string space_;  // what stands for a space in pieces; empty for byte-level ones
   SpecialIds special_;

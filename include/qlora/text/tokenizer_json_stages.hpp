@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -55,6 +56,26 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
   return PrependScheme::never;
 }
 
+#ifdef QLORA_WITH_UTF8PROC
+/// A normaliser that needs Unicode's tables; nothing for others.
+[[nodiscard]] inline std::optional<Normalizer> unicode_normalizer(const std::string& type,
+                                                                  const std::string& /*where*/) {
+  if (type == "NFC") return NormalForm::nfc;
+  if (type == "NFD") return NormalForm::nfd;
+  if (type == "NFKC") return NormalForm::nfkc;
+  if (type == "NFKD") return NormalForm::nfkd;
+  if (type == "Lowercase") return Lowercase{};
+  return std::nullopt;
+}
+#else
+[[nodiscard]] inline std::optional<Normalizer> unicode_normalizer(const std::string& type, const std::string& where) {
+  if (type.starts_with("NF") || type == "Lowercase")
+    refuse(where, "the normalizer " + type,
+           "needs utf8proc, which this build lacks; install libutf8proc-dev and build again");
+  return std::nullopt;
+}
+#endif
+
 /// The normalisers of a tokenizer.json.
 [[nodiscard]] inline std::vector<Normalizer> normalizers_of(const Json& file, const std::string& where) {
   std::vector<Normalizer> out;
@@ -64,8 +85,14 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
       out.emplace_back(Prepend{json_string(step, "prepend", where)});
     } else if (type == "Replace") {
       out.emplace_back(Replace{Pattern(json_at(step, "pattern", where), where), json_string(step, "content", where)});
+    } else if (type == "Strip") {
+      out.emplace_back(
+          Strip{json_bool_or(step, "strip_left", where, false), json_bool_or(step, "strip_right", where, false)});
+    } else if (auto made = unicode_normalizer(type, where)) {
+      out.push_back(std::move(*made));
     } else {
-      refuse(where, "the normalizer " + type, "is not supported; Prepend and Replace are");
+      refuse(where, "the normalizer " + type,
+             "is not supported; NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend and Replace are");
     }
   }
   return out;

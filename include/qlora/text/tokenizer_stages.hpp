@@ -10,6 +10,7 @@
 #include <functional>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,6 +23,9 @@
 #include "qlora/text/bpe.hpp"
 #ifdef QLORA_WITH_PCRE2
 #include "qlora/text/regex.hpp"
+#endif
+#ifdef QLORA_WITH_UTF8PROC
+#include "qlora/text/unicode_forms.hpp"
 #endif
 
 namespace qlora {
@@ -72,6 +76,26 @@ class Pattern {
 
 // --- normalisers --------------------------------------------------------------------------------------------------
 
+/// The code point at text[at], which must begin a character.
+[[nodiscard]] inline char32_t code_point(std::string_view text, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[at + i]); };
+  if (byte(0) < 0x80U) return byte(0);
+  const std::size_t length = byte(0) < 0xE0U ? 2 : byte(0) < 0xF0U ? 3 : 4;
+  char32_t value = byte(0) & (0xFFU >> (length + 1));
+  for (std::size_t i = 1; i < length; ++i) value = value << 6U | (byte(i) & 0x3FU);
+  return value;
+}
+[[nodiscard]] inline std::size_t character_before(std::string_view text, std::size_t end) {
+  do {
+    --end;
+  } while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U);
+  return end;
+}
+[[nodiscard]] inline bool is_white_space(char32_t c) {
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
 struct Prepend {
   std::string text;
 };
@@ -79,25 +103,124 @@ struct Replace {
   Pattern pattern;
   std::string content;
 };
-using Normalizer = std::variant<Prepend, Replace>;
+struct Strip {
+  bool left, right;
+};
+#ifdef QLORA_WITH_UTF8PROC
+struct Lowercase {};
+using Normalizer = std::variant<Prepend, Replace, Strip, NormalForm, Lowercase>;
+#else
+using Normalizer = std::variant<Prepend, Replace, Strip>;
+#endif
 
-[[nodiscard]] inline std::string normalized(const std::vector<Normalizer>& steps, std::string_view input) {
-  std::string text(input);
-  for (const Normalizer& step : steps) {
-    if (const auto* prepend = std::get_if<Prepend>(&step)) {
-      if (!text.empty()) text.insert(0, prepend->text);
-    } else {
-      const auto& [pattern, content] = std::get<Replace>(step);
-      std::string out;
-      std::size_t done = 0;
-      pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
-        out.append(text, done, begin - done).append(content);
-        done = end;
-      });
-      text = out.append(text, done);
-    }
+/// A text on its way through normalisers.
+struct Normalized {
+  std::string text;
+  /// Per byte of `text`, and for its end, the byte of the input that it stems from; kept where it is not empty.
+  std::vector<std::size_t> places{};
+
+  void apply(const Prepend& step) {
+    if (text.empty()) return;
+    text.insert(0, step.text);
+    if (!places.empty()) places.insert(places.begin(), step.text.size(), places.front());
   }
-  return text;
+  void apply(const Replace& step) {
+    Normalized out{};
+    std::size_t done = 0;
+    step.pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
+      out.take(*this, done, begin);
+      out.put(*this, step.content, begin);
+      done = end;
+    });
+    out.finish(*this, done);
+  }
+  void apply(const Strip& step) {
+    std::size_t begin = 0, end = text.size();
+    while (step.left && begin < end && is_white_space(code_point(text, begin))) {
+      do {
+        ++begin;
+      } while (begin < end && (static_cast<unsigned char>(text[begin]) & 0xC0U) == 0x80U);
+    }
+    while (step.right && begin < end && is_white_space(code_point(text, character_before(text, end))))
+      end = character_before(text, end);
+    text.erase(end).erase(0, begin);
+    if (places.empty()) return;
+    places.erase(places.begin() + static_cast<std::ptrdiff_t>(end), places.end() - 1);
+    places.erase(places.begin(), places.begin() + static_cast<std::ptrdiff_t>(begin));
+  }
+#ifdef QLORA_WITH_UTF8PROC
+  void apply(NormalForm form) {
+    std::string whole = normal_form(form, text);
+    if (whole == text) return;
+    if (places.empty()) {
+      text = std::move(whole);
+      return;
+    }
+    by_part([&](std::string_view rest) { return normal_part(form, rest); },
+            [&](std::string_view part) { return normal_form(form, part); });
+  }
+  void apply(Lowercase /*step*/) {
+    if (places.empty()) {
+      text = lower_case(text);
+      return;
+    }
+    by_part(
+        [](std::string_view rest) {
+          std::size_t length = 1;
+          while (length < rest.size() && (static_cast<unsigned char>(rest[length]) & 0xC0U) == 0x80U) ++length;
+          return length;
+        },
+        lower_case);
+  }
+#endif
+
+ private:
+#ifdef QLORA_WITH_UTF8PROC
+  /// Puts change(part) for each part of the text; length(rest) is that of the first.
+  template <class Length, class Change>
+  void by_part(const Length& length, const Change& change) {
+    Normalized out{};
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = at + length(std::string_view(text).substr(at));
+      const std::string_view part = std::string_view(text).substr(at, end - at);
+      const std::string changed = change(part);
+      if (changed == part) {
+        out.take(*this, at, end);
+      } else {
+        out.put(*this, changed, at);
+      }
+      at = end;
+    }
+    out.finish(*this, text.size());
+  }
+#endif
+  void take(const Normalized& from, std::size_t begin, std::size_t end) {
+    text.append(from.text, begin, end - begin);
+    if (!from.places.empty())
+      places.insert(places.end(), from.places.begin() + static_cast<std::ptrdiff_t>(begin),
+                    from.places.begin() + static_cast<std::ptrdiff_t>(end));
+  }
+  void put(const Normalized& from, std::string_view added, std::size_t at) {
+    text.append(added);
+    if (!from.places.empty()) places.insert(places.end(), added.size(), from.places[at]);
+  }
+  void finish(Normalized& target, std::size_t done) {
+    take(target, done, target.text.size());
+    if (!target.places.empty()) places.push_back(target.places.back());
+    target = std::move(*this);
+  }
+};
+
+/// `input` behind the normalisers; with_places: says where its bytes stem from.
+[[nodiscard]] inline Normalized normalized(const std::vector<Normalizer>& steps, std::string_view input,
+                                           bool with_places = false) {
+  Normalized out{std::string(input)};
+  if (with_places) {
+    out.places.resize(input.size() + 1);
+    std::iota(out.places.begin(), out.places.end(), std::size_t{0});
+  }
+  for (const Normalizer& step : steps) std::visit([&](const auto& one) { out.apply(one); }, step);
+  return out;
 }
 
 // --- pre-tokenizers -----------------------------------------------------------------------------------------------
@@ -233,26 +356,6 @@ struct AddedToken {
   std::string content;
   bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
 };
-
-/// The code point at text[at], which must begin a character.
-[[nodiscard]] inline char32_t code_point(std::string_view text, std::size_t at) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[at + i]); };
-  if (byte(0) < 0x80U) return byte(0);
-  const std::size_t length = byte(0) < 0xE0U ? 2 : byte(0) < 0xF0U ? 3 : 4;
-  char32_t value = byte(0) & (0xFFU >> (length + 1));
-  for (std::size_t i = 1; i < length; ++i) value = value << 6U | (byte(i) & 0x3FU);
-  return value;
-}
-[[nodiscard]] inline std::size_t character_before(std::string_view text, std::size_t end) {
-  do {
-    --end;
-  } while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U);
-  return end;
-}
-[[nodiscard]] inline bool is_white_space(char32_t c) {
-  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
 
 /// Finds the longest of a set of texts at each place, as Aho-Corasick does with leftmost-longest matches.
 class TokenFinder {

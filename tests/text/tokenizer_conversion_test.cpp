@@ -1,0 +1,142 @@
+// tokenizer_conversion_test.cpp — tokenizer.json files that are made of a tokenizer.model, against those that the package
+// transformers makes of the same directory (tests/data/make_conversions.py), and their ids.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/text/tokenizer_conversion.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "qlora/io/sha256.hpp"
+#include "qlora/text/tokenizer.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
+#include "support/scratch.hpp"
+
+using qlora::ChatText;
+using qlora::Error;
+using qlora::Json;
+using qlora::Tokenizer;
+using Ordered = nlohmann::ordered_json;
+
+namespace {
+
+const std::string data = std::string(QLORA_SOURCE_DIR) + "/tests/data/";
+
+Ordered read(const std::string& name) { return Ordered::parse(qlora::read_text(data + name, std::size_t{1} << 26)); }
+const std::string& small_model() {
+  static const std::string bytes = qlora::read_text(data + "small_tokenizer.model", std::size_t{1} << 20);
+  return bytes;
+}
+
+/// A directory with small_tokenizer.model and these files.
+void fill(const test::Scratch& dir, const Ordered& files) {
+  std::ofstream(dir / "tokenizer.model", std::ios::binary) << small_model();
+  for (const auto& [name, value] : files.items()) std::ofstream(dir / name) << value.dump();
+}
+
+std::string refusal(const Ordered& decoder) {
+  const test::Scratch dir;
+  fill(dir, {{"tokenizer_config.json", {{"added_tokens_decoder", decoder}}}});
+  try {
+    (void)Tokenizer::load(dir / "tokenizer.model");
+  } catch (const Error& error) {
+    CHECK(error.kind() == qlora::ErrorKind::input);
+    CHECK(qlora::tokenizer_files_beside(dir / "").empty());
+    return error.what();
+  }
+  return "accepted";
+}
+
+}  // namespace
+
+TEST_CASE("a converted tokenizer.model is the file of the package, to the byte") {
+  const Ordered kinds = read("tokenizers.json");
+  CHECK(qlora::tokenizer_json_of(small_model()) == kinds.at("llama2_prepend").at("file").dump(2));
+  CHECK(qlora::tokenizer_json_of(small_model(), {.legacy = false, .added = {}}) ==
+        kinds.at("metaspace_first").at("file").dump(2));
+}
+
+TEST_CASE("LLaMA-2's tokenizer.model becomes the file that transformers 4.57.6 saves") {
+  const char* path = std::getenv("QLORA_LLAMA2_TOKENIZER");
+  if (path == nullptr || *path == '\0') {
+    MESSAGE("skipped: set QLORA_LLAMA2_TOKENIZER to LLaMA-2's tokenizer.model");
+    return;
+  }
+  CHECK(qlora::sha256(qlora::tokenizer_json_of(qlora::read_text(path, std::size_t{1} << 26))) ==
+        "b6fa577798fdc9a20c4502fc9f9931cce13f1c6c8c7a4ac617924affc12cb3c3");
+}
+
+TEST_CASE("a directory without a tokenizer.json is what the package makes of it") {
+  const Ordered kinds = read("tokenizers.json"), cases = read("conversions.json");
+  for (const auto& [name, expected] : cases.items()) {
+    CAPTURE(name);
+    const test::Scratch dir;
+    fill(dir, expected.at("files"));
+    const auto made = qlora::converted_tokenizer(dir / "");
+    REQUIRE(made);
+    Ordered whole = expected.at("saved");
+    whole["model"] = kinds.at("llama2_prepend").at("file").at("model");
+    CHECK((made->json() == whole.dump(2)));
+
+    // What is written beside a copy is read instead of the tokenizer.model, and gives the same ids.
+    const bool adds = name.starts_with("added") || name == "a piece" || name == "older";
+    CHECK(made->adds == adds);
+    const auto beside = qlora::tokenizer_files_beside(dir / "");
+    const bool is_written =
+        adds || name == "no configuration" || name == "legacy" || name == "no begin" || name == "end";
+    REQUIRE(beside.contains("tokenizer.json") == is_written);
+    CHECK(beside.contains("tokenizer_config.json") == (name == "no configuration"));
+    const Tokenizer base = Tokenizer::load(qlora::tokenizer_file(dir / ""));
+    for (const auto& [file, text] : beside) std::ofstream(dir / file) << text;
+    const Tokenizer copy = Tokenizer::load(qlora::tokenizer_file(dir / ""));
+    CHECK(base.eos() == expected.at("eos").get<int>());
+    CHECK(copy.eos() == expected.at("eos").get<int>());
+    CHECK(copy.unk() == 0);
+    if (is_written) {
+      CHECK(qlora::tokenizer_file(dir / "").filename() == "tokenizer.json");
+      CHECK(copy.bos() == (name == "no begin" ? -1 : 1));
+    }
+    for (const auto& said : expected.at("texts")) {
+      const auto text = said.at("text").get<std::string>();
+      CAPTURE(text);
+      const auto ids = said.at("ids").get<std::vector<std::int32_t>>();
+      if (is_written) CHECK(copy.encode_marked({.text = text, .content = {}, .replies = {}}).ids == ids);
+      CHECK(base.encode(text) == copy.encode(text));
+      CHECK(base.encode_marked({.text = text, .content = {}, .replies = {}}).ids ==
+            copy.encode_marked({.text = text, .content = {}, .replies = {}}).ids);
+    }
+  }
+}
+
+TEST_CASE("directories that are left as they are") {
+  const auto beside = [](const Ordered& files) {
+    const test::Scratch dir;
+    fill(dir, files);
+    return qlora::tokenizer_files_beside(dir / "").size();
+  };
+  CHECK(beside(Ordered::object()) == 2);
+  CHECK(beside({{"tokenizer_config.json", {{"tokenizer_class", "LlamaTokenizerFast"}}}}) == 1);
+  CHECK(beside({{"tokenizer_config.json", {{"tokenizer_class", "CodeLlamaTokenizer"}}}}) == 0);
+  CHECK(beside({{"tokenizer_config.json", {{"bos_token", "<begin>"}}}}) == 0);
+  CHECK(beside({{"tokenizer_config.json", {{"legacy", "yes"}}}}) == 0);
+  CHECK(beside({{"tokenizer.json", Ordered::object()}}) == 0);
+  const test::Scratch damaged;
+  std::ofstream(damaged / "tokenizer.model") << small_model().substr(0, 1000);
+  CHECK(qlora::tokenizer_files_beside(damaged / "").empty());
+  CHECK(qlora::tokenizer_files_beside(damaged / "nowhere").empty());
+}
+
+TEST_CASE("added tokens that contradict the tokenizer.model are refused") {
+  const Ordered token{{"content", "<|x|>"}};
+  CHECK(refusal({{"401", token}}).find("the added token 401 '<|x|>' is no piece") != std::string::npos);
+  CHECK(refusal({{"300", token}}).find("the added token 300") != std::string::npos);
+  CHECK(refusal({{"-1", token}}).find("which is no id") != std::string::npos);
+  CHECK(refusal({{"400", "<|x|>"}}).find("which is no id") != std::string::npos);
+  CHECK(refusal({{"99999999", token}}).find("which is no id") != std::string::npos);
+  CHECK(refusal(Ordered::array()).find("added_tokens_decoder is no object") != std::string::npos);
+  CHECK(refusal({{"400", token}}) == "accepted");
+}
