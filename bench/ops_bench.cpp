@@ -323,7 +323,10 @@ void optimizer_ops(Table& table) {
     const float* const grad = g.float_normals(count);
     double* const partial = g.uploaded(std::vector<double>(static_cast<std::size_t>(norm_partials(count))));
     StepScalars* const scalars = g.uploaded(std::vector<StepScalars>(1));
-    return [=](cuda::Context& c) { cuda::gradient_norm(c, count, grad, partial, 1.0F, scalars); };
+    return [=](cuda::Context& c) {
+      cuda::norm_tiles(c, count, grad, partial);
+      cuda::norm_total(c, count, partial, 1.0F, scalars);
+    };
   });
   add("adamw", 28.0, [](Gpu& g) -> Launch {
     const float* const grad = g.float_normals(count);

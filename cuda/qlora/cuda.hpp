@@ -152,6 +152,10 @@ class Cuda {
   void zero(float* data, std::int64_t count) {
     cuda::zero(*context_, data, count * static_cast<std::int64_t>(sizeof(float)));
   }
+  /// `to` = `from`, `count` numbers.
+  void copy(std::int64_t count, const float* from, float* to) {
+    cuda::copy(*context_, from, count * static_cast<std::int64_t>(sizeof(float)), to);
+  }
   /// Sets loss, norm and fault to their start.
   void zero(StepScalars* scalars) {
     cuda::take_fault(*context_, scalars);  // what an earlier, abandoned step left behind
@@ -338,9 +342,20 @@ class Cuda {
   /// scalars->grad_norm, and scalars->clip = min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0; also takes the
   /// fault that the ops of the step have met.
   void gradient_norm(std::int64_t count, const float* g, double* partial, float max_norm, StepScalars* scalars) {
-    cuda::take_fault(*context_, scalars);
-    cuda::gradient_norm(*context_, count, g, partial, max_norm, scalars);
+    norm_tiles(count, g, partial);
+    norm_total(count, partial, max_norm, scalars);
   }
+  /// partial (norm_partials(count)) = sums of squares of g (count), tile by tile.
+  void norm_tiles(std::int64_t count, const float* g, double* partial) {
+    cuda::norm_tiles(*context_, count, g, partial);
+  }
+  /// What gradient_norm makes of the sums of all tiles of `count` numbers; takes the fault as well.
+  void norm_total(std::int64_t count, const double* partial, float max_norm, StepScalars* scalars) {
+    cuda::take_fault(*context_, scalars);
+    cuda::norm_total(*context_, count, partial, max_norm, scalars);
+  }
+  /// to (count) += from (count).
+  void add(std::int64_t count, const float* from, float* to) { cuda::add(*context_, count, from, to); }
   /// One update of p (count) by g times scalars->clip, with the moments m and v (count) each. Does nothing when loss or
   /// norm is not finite.
   void adamw(std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g, float* p, float* m,

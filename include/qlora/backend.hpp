@@ -72,6 +72,7 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
   made.download(p, host);
   made.download(numbers.data(), host_ids);
   b.zero(p, n);
+  b.copy(n, p, p);  // from, to
   b.zero(scalars);
   { b.read(scalars) } -> std::same_as<StepScalars>;
 };
@@ -127,8 +128,12 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
 template <class B, class P = typename B::Param>
 concept OptimizerBackend = requires(B& b, P* p, const AdamW& rule, double* sums, StepScalars* scalars, std::int64_t n) {
   b.add_losses(1, p, scalars);  // losses (T) -> scalars->loss +=
+  b.add(n, p, p);               // g (n) -> sum (n) +=
   // adamw: g (n) -> norm and clipping factor; p, g, moments (n) -> p, moments
   b.gradient_norm(n, p, sums, 1.0F, scalars);
+  // the two halves of gradient_norm, of which the first may be made in parts: g (n) -> sums of tiles; those of all n
+  b.norm_tiles(n, p, sums);
+  b.norm_total(n, sums, 1.0F, scalars);
   b.adamw(n, rule, scalars, p, p, p, p);
   // adamw8bit: the same with moments in 8 bits
   b.adamw8bit(n, rule, scalars, p, p, Moments8bit{}, Moments8bit{});

@@ -108,6 +108,8 @@ class Cpu {
       cpu::row_array(data + first, last - first).setZero();
     });
   }
+  /// `to` = `from`, `count` numbers.
+  void copy(std::int64_t count, const S* from, S* to) { std::copy_n(from, count, to); }
   /// Sets loss, norm and fault to their start.
   void zero(StepScalars* scalars) { *scalars = {}; }
   /// Loss, norm and fault as the ops so far left them.
@@ -239,9 +241,18 @@ class Cpu {
     for (int t = 0; t < tokens; ++t) sum += static_cast<double>(cpu::real_part(losses[t]));
     scalars->loss += sum;
   }
+  /// to (count) += from (count).
+  void add(std::int64_t count, const S* from, S* to) { cpu::add(*pool_, count, from, to); }
   /// scalars->grad_norm, and scalars->clip = min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0.
   void gradient_norm(std::int64_t count, const S* g, double* partial, float max_norm, StepScalars* scalars) {
-    scalars->grad_norm = cpu::gradient_norm(*pool_, count, g, partial);
+    norm_tiles(count, g, partial);
+    norm_total(count, partial, max_norm, scalars);
+  }
+  /// partial (norm_partials(count)) = sums of squares of g (count), tile by tile.
+  void norm_tiles(std::int64_t count, const S* g, double* partial) { cpu::norm_tiles(*pool_, count, g, partial); }
+  /// What gradient_norm makes of the sums of all tiles of `count` numbers.
+  void norm_total(std::int64_t count, const double* partial, float max_norm, StepScalars* scalars) {
+    scalars->grad_norm = cpu::norm_total(count, partial);
     const double limit = static_cast<double>(max_norm) / (scalars->grad_norm + 1e-6);
     scalars->clip = max_norm > 0.0F ? std::min(1.0, limit) : 1.0;
   }

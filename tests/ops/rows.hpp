@@ -92,6 +92,31 @@ void bias(Harness<B>& harness, int tokens, int width) {
   harness.unchanged(values);
 }
 
+/// A sum, a copy, and the norm of numbers whose tiles are summed in two calls: the bits of one.
+template <class B>
+void sums(Harness<B>& harness, int count, int split) {
+  using Param = typename B::Param;
+  auto* scalars = harness.template raw<qlora::StepScalars>(1);
+  auto* partial = harness.template raw<double>(qlora::norm_partials(count));
+  const auto from = harness.template drawn<Param>("from", 1, count, count, 0.1F, 10);
+  const auto sum = harness.template drawn<Param>("sum", 1, count, count, 2.0F, 11);
+  const auto copied = harness.template poisoned<Param>("copy", 1, count, count);
+  harness.b.add(count, from.data, sum.data);
+  harness.b.copy(count, sum.data, copied.data);
+  harness.unchanged(from);
+  harness.collect(sum, true);
+  harness.collect(copied, true);
+  harness.b.zero(scalars);
+  harness.b.gradient_norm(count, sum.data, partial, 1.0F, scalars);
+  const double whole = harness.b.read(scalars).grad_norm;
+  harness.b.zero(scalars);
+  const int first = split * static_cast<int>(qlora::norm_tile);
+  harness.b.norm_tiles(count - first, sum.data + first, partial + split);
+  harness.b.norm_tiles(first, sum.data, partial);
+  harness.b.norm_total(count, partial, 1.0F, scalars);
+  harness.expect(harness.b.read(scalars).grad_norm == whole, "the norm in two parts is another");
+}
+
 template <class B>
 void rope(Harness<B>& harness, int tokens, const qlora::AttentionShape& heads) {
   using Act = typename B::Act;
@@ -200,6 +225,9 @@ template <class B>
       add("optimizer " + std::to_string(count) + " limit " + std::to_string(limit),
           [=](Harness<B>& harness) { optimizer(harness, count, limit); });
     }
+  }
+  for (const int count : {16385, 40'003, 100'000}) {
+    add("sums " + std::to_string(count), [=](Harness<B>& harness) { sums(harness, count, 1); });
   }
   return cases;
 }

@@ -76,6 +76,8 @@ void upload(Context& context, const void* from, std::int64_t bytes, void* to);
 /// Waits for all earlier work, then copies.
 void download(Context& context, const void* from, std::int64_t bytes, void* to);
 void zero(Context& context, void* data, std::int64_t bytes);
+/// From device memory to other device memory.
+void copy(Context& context, const void* from, std::int64_t bytes, void* to);
 /// Waits for the stream.
 void synchronize(Context& context);
 /// A copy of small host data in device memory, valid until ring_bytes more have been staged. Waits only when the ring
@@ -306,10 +308,13 @@ void pick(Context& context, int tokens, int vocab, int among, const float* logit
 
 // --- optimizer/adamw.cuh ---------------------------------------------------------------------------------------------
 
-/// scalars->grad_norm = sqrt(sum g^2), scalars->clip = min(1, max_norm / (norm + 1e-6)) (1 when max_norm is 0), both
-/// computed in double from partial sums of norm_tile squares in a fixed order. partial (norm_partials(count)).
-void gradient_norm(Context& context, std::int64_t count, const float* g, double* partial, float max_norm,
-                   StepScalars* scalars);
+/// partial (norm_partials(count)) = sums of norm_tile squares of g, in double and in a fixed order.
+void norm_tiles(Context& context, std::int64_t count, const float* g, double* partial);
+/// scalars->grad_norm = the root of all partial sums of `count` numbers, scalars->clip = min(1, max_norm / (norm +
+/// 1e-6)) (1 when max_norm is 0), both computed in double and in a fixed order.
+void norm_total(Context& context, std::int64_t count, const double* partial, float max_norm, StepScalars* scalars);
+/// to (count) += from (count).
+void add(Context& context, std::int64_t count, const float* from, float* to);
 /// AdamW with the clip factor of `scalars`; does nothing when the loss, the norm or any reported value was not finite.
 void adamw(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
            float* p, float* m, float* v);

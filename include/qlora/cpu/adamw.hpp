@@ -19,9 +19,17 @@ inline namespace v0 {
 
 namespace cpu {
 
-/// sqrt(sum g^2). Not finite if any g is not.
+/// to (count) += from (count).
 template <class S>
-[[nodiscard]] double gradient_norm(ThreadPool& pool, std::int64_t count, const S* g, double* partial) {
+void add(ThreadPool& pool, std::int64_t count, const S* from, S* to) {
+  for_ranges(pool, count, norm_tile, [&](std::int64_t first, std::int64_t last, int) {
+    row_array(to + first, last - first) += row_array(from + first, last - first);
+  });
+}
+
+/// partial (norm_partials(count)) = the sum of squares of each tile.
+template <class S>
+void norm_tiles(ThreadPool& pool, std::int64_t count, const S* g, double* partial) {
   for_ranges(pool, count, norm_tile, [&](std::int64_t first, std::int64_t last, int) {
     double sum = 0;
     for (std::int64_t i = first; i < last; ++i) {
@@ -30,9 +38,18 @@ template <class S>
     }
     partial[first / norm_tile] = sum;
   });
+}
+/// The root of the sum of all tiles.
+[[nodiscard]] inline double norm_total(std::int64_t count, const double* partial) {
   double sum = 0;
   for (std::int64_t i = 0; i < norm_partials(count); ++i) sum += partial[i];
   return std::sqrt(sum);
+}
+/// sqrt(sum g^2). Not finite if any g is not.
+template <class S>
+[[nodiscard]] double gradient_norm(ThreadPool& pool, std::int64_t count, const S* g, double* partial) {
+  norm_tiles(pool, count, g, partial);
+  return norm_total(count, partial);
 }
 
 /// `clip` is the factor that brings the gradient's norm down to the limit.

@@ -24,34 +24,30 @@ namespace qlora {
 inline namespace v0 {
 namespace detail {
 
-/// A backend that measures which algorithms are fast, and thereby chooses the order of sums: a resumed run must use the
-/// same ones.
-template <class B>
-concept ChoosesAlgorithms = requires(B& b, const std::string& text) {
-  { b.algorithms() } -> std::convertible_to<std::string>;
-  b.load_algorithms(text);
-};
 [[nodiscard]] inline std::filesystem::path algorithms_in(const std::filesystem::path& root) {
   return root / "algorithms.txt";
 }
 
 }  // namespace detail
 
-/// Saves parameters and moments under root/checkpoint-STEP, as save_checkpoint does with `state` and `keep`.
+/// Saves parameters and moments under root/checkpoint-STEP, as save_checkpoint does with `state` and `keep`. Of several
+/// ranks all call this, and rank 0 writes: the checkpoint has the bytes of one process's.
 template <Config C, class B>
 void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, const Json& state = Json::object(),
                   int keep = 2) {
   std::vector<std::vector<float>> copies;  // of what is not in host memory
   std::vector<NamedTensor> tensors;
   trainer.core().for_each_state([&](const std::string& name, const float* data, std::int64_t count) {
+    if (trainer.core().rank() != 0) return;
     std::span<const float> host(data, static_cast<std::size_t>(count));
-    if constexpr (B::space != Space::host) {
+    if (B::space != Space::host || trainer.core().ranks() > 1) {
       std::vector<float>& copy = copies.emplace_back(host.size());
       trainer.model().backend().download(data, copy);
       host = copy;
     }
     tensors.push_back({name, {count}, host});
   });
+  if (trainer.core().rank() != 0) return;
   if constexpr (detail::ChoosesAlgorithms<B>) {
     make_directories(root);
     write_file_atomically(detail::algorithms_in(root), trainer.model().backend().algorithms());
@@ -59,25 +55,33 @@ void save_trainer(Trainer<C, B>& trainer, const std::filesystem::path& root, con
   save_checkpoint(root, trainer.core().steps_done(), tensors, state, keep);
 }
 
-/// Puts a trainer into the state of a checkpoint. Throws Error when that is of another shape or rank.
+/// Has a trainer use the algorithms that a run saved with its checkpoints under `root`, if there are any: then it
+/// computes the bits of that run. Before its first step.
+template <Config C, class B>
+void load_algorithms([[maybe_unused]] Trainer<C, B>& trainer, [[maybe_unused]] const std::filesystem::path& root) {
+  if constexpr (detail::ChoosesAlgorithms<B>) {
+    const std::filesystem::path file = detail::algorithms_in(root);
+    if (!std::filesystem::exists(file)) return;
+    trainer.model().backend().load_algorithms(read_text(file, std::size_t{16} << 20));
+  }
+}
+
+/// Puts a trainer into the state of a checkpoint, which may be of another number of ranks. Throws Error when it is of
+/// another shape or rank cap.
 template <Config C, class B>
 void restore_trainer(Trainer<C, B>& trainer, const CheckpointTensors& checkpoint) {
   const auto entry = trainer.context().enter_training();
-  trainer.core().for_each_state([&](const std::string& name, float* data, std::int64_t count) {
+  trainer.core().for_each_part([&](const std::string& name, float* data, std::int64_t first, std::int64_t count,
+                                   std::int64_t all, std::int64_t /*numbers*/) {
     const TensorRef tensor = checkpoint.tensors.at(name);
-    if (tensor.dtype != DType::f32 || tensor.size() != count) {
+    if (tensor.dtype != DType::f32 || tensor.size() != all) {
       throw Error(checkpoint.path.string() + ": '" + name + "' is not of this model and rank cap");
     }
     std::vector<float> values(static_cast<std::size_t>(count));
-    std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+    std::memcpy(values.data(), tensor.bytes.data() + first * 4, values.size() * 4);
     trainer.model().backend().upload(values, data);
   });
-  if constexpr (detail::ChoosesAlgorithms<B>) {
-    const std::filesystem::path file = detail::algorithms_in(checkpoint.path.parent_path());
-    if (std::filesystem::exists(file)) {
-      trainer.model().backend().load_algorithms(read_text(file, std::size_t{16} << 20));
-    }
-  }
+  load_algorithms(trainer, checkpoint.path.parent_path());
   trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
 }
 

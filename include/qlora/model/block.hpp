@@ -102,8 +102,8 @@ class Block {
                                        input<Group::down>(a.act(Buffer::act)));
   }
 
-  /// g.stream (T,D): gradient of the stream above the block on entry, below it on return. `gradients` is the array of
-  /// all trained parameters. Without `needs_input`, the stream's is not brought below the qkv group. gate|up is lost.
+  /// g.stream (T,D): gradient of the stream above the block on entry, below it on return. `gradients`: += those of
+  /// this layer's trained parameters. Without `needs_input`, the stream's is not brought below the qkv group. gate|up is lost.
   void backward(const Buffers& a, const GradientBuffers<Act>& g, ConstStream x, Param* gradients,
                 bool needs_input) const {
     const int t = c_.batch.tokens;
@@ -156,7 +156,8 @@ class Block {
   }
   [[nodiscard]] DropoutSite site(Group g) const { return c_.site(layer_, g); }
   [[nodiscard]] Param* norm_gradient(Param* gradients, NormBefore block) const {
-    return K.trainable == Trainable::all ? gradients + w_.layout().norm(layer_, block) : nullptr;
+    if (K.trainable != Trainable::all) return nullptr;
+    return gradients + (w_.layout().norm(layer_, block) - w_.layout().layer_offset(layer_));
   }
 
   void norm(const Buffers& a, NormBefore block, ConstStream x) const {

@@ -255,6 +255,11 @@ struct TrainedLayout {
     if (trainable == Trainable::all) sum += shape.dim + (shape.tied_embeddings ? 0 : table());
     return sum;
   }
+  /// Elements that the gradient of a micro-batch is made in before it is added to those before it: a layer of adapters at
+  /// a time, or all.
+  [[nodiscard]] constexpr std::int64_t addend_size() const {
+    return trainable == Trainable::all ? total() : layer_size();
+  }
   /// Index of the stacked A (parts x R, K) of a group.
   [[nodiscard]] constexpr std::int64_t stacked_a(int layer, Group g) const {
     std::int64_t at = layer_offset(layer);

@@ -70,25 +70,36 @@ class Network {
     return row_loss_;
   }
 
-  /// Losses as above; adds d(scale * sum of losses) to `gradients`, the array of all trained parameters.
-  const Param* backward(double scale, Param* gradients) {
+  /// Losses as above; adds d(scale * sum of losses) to `sum`, the array of all trained parameters. With `apart`, of
+  /// layout().addend_size() numbers, this gradient is made there, from zero, and then added: a sum of gradients of whole
+  /// micro-batches, the same wherever each of them was made. Without, ops add their parts to `sum` one by one, which is
+  /// the same where `sum` is zero.
+  const Param* backward(double scale, Param* sum, Param* apart = nullptr) {
     const int layers = w_.layers();
     constexpr bool full = K.trainable == Trainable::all;
-    Param* head_gradient = full ? gradients + w_.layout().head() : nullptr;
+    const TrainedLayout& layout = w_.layout();
+    Param* const gradients = full && apart != nullptr ? apart : sum;
+    if (full && apart != nullptr) b_.zero(apart, layout.total());
+    Param* head_gradient = full ? gradients + layout.head() : nullptr;
     b_.at(-1, Site::loss);
     b_.cross_entropy(pass_.batch, ConstStream(hidden()), w_.head(), vocab(), scale, pass_.workspace.loss, row_loss_,
                      gradients_.input, head_gradient);
     const Stream gs = view(gradients_.stream);
     b_.at(-1, Site::final_norm_gradient);
     b_.rmsnorm_backward(view(gradients_.input), stream(layers), inv_final_, w_.final_norm(), false, gs,
-                        full ? gradients + w_.layout().final_norm() : nullptr);
+                        full ? gradients + layout.final_norm() : nullptr);
     for (int layer = layers - 1; layer >= 0; --layer) {
       const Block<K, B, Reads::batch> block(b_, w_, pass_, layer);
       block.recompute(buffers(layer), policy(layer), stream(layer));
-      block.backward(buffers(layer), gradients_, stream(layer), gradients, full || layer > 0);
+      Param* const whole = gradients + layout.layer_offset(layer);
+      const bool adds = !full && apart != nullptr;
+      if (adds) b_.zero(apart, layout.layer_size());
+      block.backward(buffers(layer), gradients_, stream(layer), adds ? apart : whole, full || layer > 0);
+      if (adds) b_.add(layout.layer_size(), apart, whole);
     }
     if constexpr (full) {
       b_.template embed_backward<C::dim>(pass_.batch.ids, gs, {gradients, vocab(), w_.dims().dim()});
+      if (apart != nullptr) b_.add(layout.total(), apart, sum);
     }
     return row_loss_;
   }

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "qlora/comm.hpp"
 #include "qlora/error.hpp"
 #include "qlora/model/layout.hpp"
 #include "qlora/nf4.hpp"
@@ -24,8 +25,8 @@ enum class Purpose : std::uint8_t {
   dense_linears,      ///< frozen linears that are not quantized, or their resident dequantized form
   embedding_head,     ///< frozen embedding, head and norms
   trained,            ///< adapters (or all weights), in full precision
-  gradients,          ///< of what is trained
-  moments,            ///< of AdamW, two a number
+  gradients,          ///< of what is trained, and of a micro-batch, or of other ranks, before they are added
+  moments,            ///< of AdamW, two a number; of several ranks each has its share
   activations,        ///< kept for the backward pass, all layers
   layer_scratch,      ///< activations that are made again, one layer's worth
   backward_scratch,   ///< gradients of the stream and of a group's input
@@ -83,6 +84,7 @@ struct Run {
   bool dropout = true;                     ///< whether the trainer drops adapter inputs
   bool keep_dequantized = false;           ///< frozen weights also dense: faster where memory is no concern
   bool adamw8bit = false;                  ///< AdamW's moments in 8 bits
+  int ranks = 1;                           ///< processes that share a step
   DecodeLimits probing{.sequences = 0};    ///< of probes that are measured in the loop; no sequences: none are
   /// Whether all numbers are the same.
   friend constexpr bool operator==(const Run&, const Run&) = default;
@@ -153,6 +155,25 @@ struct Run {
   return (s.qkv_bias ? arena_bytes(qkv) : 0) + (s.o_bias ? arena_bytes(std::int64_t{s.dim} * element) : 0);
 }
 
+/// How the sum of gradients and AdamW's state are cut over ranks: in whole tiles of the norm, which are whole blocks of
+/// moments in 8 bits, so that each rank computes on its part the very bits that one alone would.
+[[nodiscard]] constexpr Shards trained_shards(const TrainedLayout& trained, int ranks) {
+  static_assert(norm_tile % moment_block == 0 && moment_block % 4 == 0);
+  return {.count = trained.total(), .ranks = ranks, .unit = norm_tile};
+}
+/// Numbers of a shard that ranks send each other at a time: 16 MiB reach the full speed of a link, and room for more
+/// would be paid for by every rank.
+[[nodiscard]] constexpr std::int64_t message_numbers(const Shards& shards) {
+  return std::min<std::int64_t>(shards.largest(), std::int64_t{1} << 22);
+}
+/// Micro-batches of a step that one of several ranks may have; the loss of each is kept until the end of the step.
+inline constexpr int most_micro_batches = 1024;
+/// Bytes of the step's scalars, and of several ranks those of each micro-batch.
+[[nodiscard]] constexpr std::int64_t step_scalars_bytes(int ranks) {
+  constexpr auto one = static_cast<std::int64_t>(sizeof(StepScalars));
+  return arena_bytes(one) + (ranks > 1 ? arena_bytes(most_micro_batches * one) : 0);
+}
+
 /// What training takes with every number of the config known; `store` is the backend's storage_of.
 [[nodiscard]] constexpr MemoryPlan memory_plan(const Config& config, const Run& run, const Storage& store) {
   const Shape& s = config.shape;
@@ -189,10 +210,18 @@ struct Run {
                                     s.layers * bias_bytes(s, store.parameter);
   }
   plan[Purpose::trained] = arena_bytes(trained.total() * store.parameter);
+  const Shards shards = trained_shards(trained, run.ranks);
+  const std::int64_t own = shards.largest();
   plan[Purpose::gradients] = arena_bytes(trained.total() * store.parameter);
-  plan[Purpose::moments] = 2 * (run.adamw8bit ? arena_bytes(moment_code_words(trained.total()) * 4) +
-                                                    arena_bytes(moment_blocks(trained.total()) * 4)
-                                              : arena_bytes(trained.total() * store.parameter));
+  if (run.ranks == 1) {
+    plan[Purpose::gradients] += arena_bytes(trained.addend_size() * store.parameter);
+  } else {
+    plan[Purpose::gradients] +=
+        arena_bytes(own * store.parameter) + (run.ranks - 1) * arena_bytes(message_numbers(shards) * store.parameter);
+  }
+  plan[Purpose::moments] =
+      2 * (run.adamw8bit ? arena_bytes(moment_code_words(own) * 4) + arena_bytes(moment_blocks(own) * 4)
+                         : arena_bytes(own * store.parameter));
   plan[Purpose::activations] =
       (s.layers + 1) * arena_bytes(tokens * s.dim * store.activation) + arena_bytes(tokens * store.parameter);
   const int asked = run.recompute_layers < 0 ? s.layers : std::min(run.recompute_layers, s.layers);
@@ -214,8 +243,7 @@ struct Run {
   plan[Purpose::loss_scratch] =
       std::max<std::int64_t>(0, work.loss() - work.products()) + arena_bytes(tokens * store.parameter);
   plan[Purpose::tables] = 2 * arena_bytes(std::int64_t{run.seq} * (s.head_dim / 2) * store.parameter) +
-                          arena_bytes(norm_partials(trained.total()) * 8) +
-                          arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
+                          arena_bytes(norm_partials(trained.total()) * 8) + step_scalars_bytes(run.ranks);
   if (run.probing.sequences > 0) plan[Purpose::probing] = decode_bytes(config, run.probing, store);
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;

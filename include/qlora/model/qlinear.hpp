@@ -67,19 +67,20 @@ struct QLinear {
   }
 };
 
-/// Where the gradients of one group of one layer go, inside the array that the optimizer sees.
+/// Where the gradients of one group of one layer go; `gradients`: those of the whole layer.
 template <Code K, Group G, class Param>
 [[nodiscard]] std::array<LinearGradient<Param>, GroupColumns<K, G>::parts> gradient_slots(const TrainedLayout& layout,
                                                                                           int layer, Param* gradients) {
+  const std::int64_t begin = layout.layer_offset(layer);
   std::array<LinearGradient<Param>, GroupColumns<K, G>::parts> slots{};
   for (int i = 0; i < GroupColumns<K, G>::parts; ++i) {
     const Proj proj = part(G, i);
     LinearGradient<Param>& slot = slots[static_cast<std::size_t>(i)];
     if constexpr (GroupColumns<K, G>::trains_weights) {
-      slot.weight = gradients + layout.weight(layer, proj);
+      slot.weight = gradients + (layout.weight(layer, proj) - begin);
     } else if (contains(layout.lora.targets, proj)) {
-      slot.a = gradients + layout.a(layer, proj);
-      slot.b = gradients + layout.b(layer, proj);
+      slot.a = gradients + (layout.a(layer, proj) - begin);
+      slot.b = gradients + (layout.b(layer, proj) - begin);
     }
   }
   return slots;

@@ -1,99 +1,26 @@
 // qlora/train/trainer.hpp — Trainer<C, B>: causal-LM training with the semantics of the Hugging Face Trainer.
 // One step: gradients of the mean loss over all labelled tokens of the step (whatever its split into micro-batches),
-// clipped by their norm, AdamW, learning rate from the schedule. Deterministic; a step allocates nothing.
+// clipped by their norm, AdamW, learning rate from the schedule. Deterministic, on any number of ranks; a step allocates
+// nothing.
 #pragma once
 
 #include <array>
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "qlora/model/model.hpp"
 #include "qlora/train/batch.hpp"
 #include "qlora/train/parameter_groups.hpp"
-#include "qlora/train/schedule.hpp"
+#include "qlora/train/rank_sums.hpp"
+#include "qlora/train/train_options.hpp"
 
 namespace qlora {
 inline namespace v0 {
-
-/// What a training run may choose. Defaults are the article's and the Hugging Face Trainer's.
-struct TrainOptions {
-  int rank = 0;                  ///< 0: the config's cap
-  Proj targets = Proj::none;     ///< what gets adapters; none: the config's targets, all where those are dynamic
-  float alpha = 16.0F;           ///< numerator of the adapters' scale, above 0
-  bool rank_stabilized = false;  ///< the scale is alpha / sqrt(r)
-  std::vector<AdapterOverride> overrides{};  ///< ranks and alphas of some adapters; not in full training
-  float dropout = 0.1F;                      ///< on the input of adapters
-  float lr = 2e-4F;                          ///< peak learning rate
-  Schedule schedule = Schedule::linear;      ///< how it falls after the warmup
-  int warmup_steps = 0;                      ///< steps in which it rises from 0
-  int total_steps = 160;                     ///< the schedule's horizon
-  float beta1 = 0.9F;                        ///< share of AdamW's first moment that a step keeps
-  float beta2 = 0.999F;                      ///< share of its second moment that a step keeps
-  float eps = 1e-8F;                         ///< added to the square root of the second moment
-  float weight_decay = 0.0F;                 ///< not applied to norm weights
-  std::vector<ParameterGroup> groups{};      ///< parts with a rate or a decay of their own
-  float max_grad_norm = 1.0F;                ///< 0: no clipping
-  std::uint64_t seed = 42;                   ///< of dropout masks and of the adapters' first A
-  int batch = 2;                             ///< windows in one micro-batch
-  int seq = 2048;                            ///< tokens in a window at most
-  Recompute recompute = Recompute::block;    ///< for the first `recompute_layers` layers; the others keep everything
-  int recompute_layers = -1;                 ///< -1: all
-  int loss_chunk = 512;                      ///< labelled rows whose logits exist at once
-  bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
-  ModelOptions model{};    ///< how the model is opened
-
-  /// Throws Error (usage), naming the option, for a value outside its range, NaN and infinity included.
-  [[gnu::cold]] void check() const {
-    const auto option = [](bool good, std::string_view name, auto value, std::string_view allowed) {
-      detail::expect_option(good, name, value, allowed);
-    };
-    const auto at_least_0 = [&](std::string_view name, float value) {
-      option(std::isfinite(value) && value >= 0.0F, name, value, "0 or more, and finite");
-    };
-    const auto above_0 = [&](std::string_view name, float value) {
-      option(std::isfinite(value) && value > 0.0F, name, value, "above 0, and finite");
-    };
-    const auto below_1 = [&](std::string_view name, float value) {
-      option(value >= 0.0F && value < 1.0F, name, value, "0 or more and below 1");
-    };
-    option(rank >= 0, "rank", rank, "0 (the config's cap) or more");
-    above_0("alpha", alpha);
-    for (const AdapterOverride& special : overrides) {
-      option(special.rank >= 0, "rank of an override", special.rank, "0 (that of the others) or more");
-      at_least_0("alpha of an override", special.alpha);
-    }
-    below_1("dropout", dropout);
-    at_least_0("lr", lr);
-    option(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more");
-    option(total_steps >= 0, "total_steps", total_steps, "0 or more");
-    below_1("beta1", beta1);
-    below_1("beta2", beta2);
-    above_0("eps", eps);
-    at_least_0("weight_decay", weight_decay);
-    at_least_0("max_grad_norm", max_grad_norm);
-    detail::check_groups(groups);
-    // 2^24 tokens in a micro-batch are beyond any memory and below where int ends.
-    constexpr int most = 1 << 24;
-    option(batch > 0, "batch", batch, "1 or more");
-    option(seq > 0, "seq", seq, "1 or more");
-    option(std::int64_t{batch} * seq <= most, "batch x seq", std::int64_t{batch} * seq, "at most 2^24 tokens");
-    option(loss_chunk > 0 && loss_chunk <= most, "loss_chunk", loss_chunk, "1 to 2^24");
-  }
-};
-
-/// What of the options a memory plan asks for; `keep_dequantized` as the weights are held.
-[[nodiscard]] constexpr Run run_of(const TrainOptions& options, bool keep_dequantized) {
-  return {.batch = options.batch,
-          .seq = options.seq,
-          .recompute = options.recompute,
-          .recompute_layers = options.recompute_layers,
-          .loss_chunk = options.loss_chunk,
-          .dropout = options.dropout > 0.0F,
-          .keep_dequantized = keep_dequantized,
-          .adamw8bit = options.adamw8bit};
-}
 
 /// What a step did. grad_norm is before clipping.
 struct StepReport {
@@ -128,8 +55,14 @@ class TrainerCore {
         network_(context, run_),
         builder_(static_cast<std::size_t>(options.batch) * static_cast<std::size_t>(options.seq)),
         arena_(b_.arena(bytes_needed())) {
-    const std::int64_t count = w_.layout().total();
-    gradients_ = arena_.template take<Param>(count);
+    const std::int64_t total = w_.layout().total();
+    gradients_ = arena_.template take<Param>(total);
+    if (run_.ranks > 1) {
+      ranks_.emplace(*options.comm, b_, arena_, w_.layout());
+    } else {
+      addend_ = arena_.template take<Param>(w_.layout().addend_size());
+    }
+    const std::int64_t count = ranks_ ? ranks_->shards().largest() : total;  // of AdamW's state
     for (std::size_t i = 0; i < 2; ++i) {
       if (options_.adamw8bit) {
         codes_[i].codes =
@@ -139,7 +72,7 @@ class TrainerCore {
         moments_[i] = arena_.template take<Param>(count);
       }
     }
-    partial_ = arena_.template take<double>(norm_partials(count));
+    partial_ = arena_.template take<double>(norm_partials(total));
     scalars_ = arena_.template take<StepScalars>(1);
     if constexpr (!Weights<K, B>::full) {
       w_.init_adapters(b_, {options.rank, options.alpha, options.rank_stabilized, options.overrides}, options.seed);
@@ -158,18 +91,9 @@ class TrainerCore {
     report.labelled = BatchBuilder::count_labelled(windows);
     QLORA_EXPECTS(report.labelled > 0, "no token of this step is labelled: nothing to learn from");
     report.lr = rate();
-    b_.zero(gradients_, w_.layout().total());
-    b_.zero(scalars_);
     const double scale = 1.0 / static_cast<double>(report.labelled);
-    for (int first = 0; first < windows.count(); first += options_.batch) {
-      const Windows micro = windows.slice(first, std::min(options_.batch, windows.count() - first));
-      network_.forward(builder_.build(micro), dropout_site(static_cast<std::uint32_t>(first * windows.seq)));
-      const Param* losses = network_.backward(scale, gradients_);
-      b_.add_losses(static_cast<int>(micro.ids.size()), losses, scalars_);
-    }
-    b_.gradient_norm(w_.layout().total(), gradients_, partial_, options_.max_grad_norm, scalars_);
-    update(report.lr);  // does nothing when something is not finite
-    const StepScalars result = b_.read(scalars_);
+    const StepScalars result =
+        ranks_ ? step_of_ranks(windows, scale, report.lr) : step_alone(windows, scale, report.lr);
     report.loss = result.loss * scale;
     report.grad_norm = result.grad_norm;
     if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm) || result.fault != 0) {
@@ -205,29 +129,50 @@ class TrainerCore {
   [[nodiscard]] const TrainOptions& options() const { return options_; }
 
   /// Calls visit(name, data, count) for the arrays that, with the step number, are the whole state of a run: dropout,
-  /// data order and learning rate are functions of the step. 8-bit codes travel four to a number, as bits.
+  /// data order and learning rate are functions of the step. 8-bit codes travel four to a number, as bits. Of several
+  /// ranks all call this at the same time; each sees the whole arrays, of AdamW's state a copy that lives during the
+  /// visit.
   template <class Visit>
   void for_each_state(Visit&& visit) {
-    const std::int64_t count = w_.layout().total();
-    visit(std::string("trained"), w_.trained(), count);
+    for_each_part([&](const std::string& name, Param* data, std::int64_t /*first*/, std::int64_t /*count*/,
+                      std::int64_t all, std::int64_t per_number) {
+      if (ranks_ && data != w_.trained()) {
+        ranks_->collect(data, all, per_number, gradients_);
+        data = gradients_;
+      }
+      visit(name, data, all);
+    });
+  }
+  /// Calls visit(name, data, first, count, all, numbers) for what this process holds of each of these arrays: the
+  /// numbers [first, first + count) of all, each of which stands for so many trained numbers.
+  template <class Visit>
+  void for_each_part(Visit&& visit) {
+    const std::int64_t total = w_.layout().total();
+    const auto part = [&](const std::string& name, Param* data, std::int64_t all, std::int64_t numbers) {
+      const Shards shards{all, run_.ranks, norm_tile / numbers};
+      const int rank = ranks_ ? options_.comm->rank() : 0;
+      visit(name, data, shards.first(rank), shards.size(rank), all, numbers);
+    };
+    visit(std::string("trained"), w_.trained(), std::int64_t{0}, total, total, std::int64_t{1});
     for (std::size_t i = 0; i < 2; ++i) {
       const std::string name = i == 0 ? "moment1" : "moment2";
       if (!options_.adamw8bit) {
-        visit(name, moments_[i], count);
+        part(name, moments_[i], total, 1);
         continue;
       }
       if constexpr (std::is_same_v<Param, float>) {
-        visit(name + ".codes", reinterpret_cast<float*>(codes_[i].codes), moment_code_words(count));
-        visit(name + ".absmax", codes_[i].absmax, moment_blocks(count));
+        part(name + ".codes", reinterpret_cast<float*>(codes_[i].codes), moment_code_words(total), 4);
+        part(name + ".absmax", codes_[i].absmax, moment_blocks(total), moment_block);
       }
     }
   }
   /// The learning rate of each step, counted from 0, in place of the options' schedule; empty: that again. The function
   /// is no part of a checkpoint.
   void use_schedule(std::function<double(int step)> rate) { rate_ = std::move(rate); }
-  /// Norms of the last step's gradients, layer by layer, before clipping.
+  /// Norms of the last step's gradients, layer by layer, before clipping. Of several ranks all call this.
   [[nodiscard]] std::vector<double> layer_gradient_norms() {
     const auto entry = context_.enter();
+    if (ranks_) ranks_->collect(gradients_);
     std::vector<double> norms;
     const TrainedLayout& layout = w_.layout();
     for (int layer = 0; layer < w_.layers(); ++layer) {
@@ -236,12 +181,17 @@ class TrainerCore {
     }
     return norms;
   }
-  /// Gradients of the last step, before clipping, laid out as the trained parameters.
+  /// Gradients of the last step, before clipping, laid out as the trained parameters. Of several ranks those of the
+  /// rank's last micro-batch alone, until layer_gradient_norms() has been called.
   [[nodiscard]] const Param* gradients() const { return gradients_; }
   /// What runs the forward and the backward pass.
   [[nodiscard]] Network<K, B>& network() { return network_; }
   /// The same, to look at.
   [[nodiscard]] const Network<K, B>& network() const { return network_; }
+  /// Processes that share the steps.
+  [[nodiscard]] int ranks() const { return run_.ranks; }
+  /// This one's number among them, from 0.
+  [[nodiscard]] int rank() const { return ranks_ ? options_.comm->rank() : 0; }
   /// Bytes of all arenas of the run, weights included.
   [[nodiscard]] std::int64_t arena_bytes_used() const {
     return arena_.used() + network_.arena().used() + w_.bytes_used();
@@ -285,7 +235,74 @@ class TrainerCore {
   [[nodiscard]] std::int64_t bytes_needed() const {
     const MemoryPlan plan = Network<K, B>::plan(w_, run_, b_.workers());
     return plan[Purpose::gradients] + plan[Purpose::moments] + arena_bytes(norm_partials(w_.layout().total()) * 8) +
-           arena_bytes(static_cast<std::int64_t>(sizeof(StepScalars)));
+           step_scalars_bytes(run_.ranks);
+  }
+  /// The micro-batch that begins at window `first`.
+  [[nodiscard]] Windows micro_batch(const Windows& windows, int first) const {
+    return windows.slice(first, std::min(options_.batch, windows.count() - first));
+  }
+  /// Gradient and loss of the micro-batch that begins at window `first`.
+  void run_micro_batch(const Windows& windows, int first, double scale, Param* gradients, Param* apart,
+                       StepScalars* scalars) {
+    const Windows micro = micro_batch(windows, first);
+    network_.forward(builder_.build(micro), dropout_site(static_cast<std::uint32_t>(first * windows.seq)));
+    const Param* losses = network_.backward(scale, gradients, apart);
+    b_.add_losses(static_cast<int>(micro.ids.size()), losses, scalars);
+  }
+  StepScalars step_alone(const Windows& windows, double scale, double lr) {
+    b_.zero(gradients_, w_.layout().total());
+    b_.zero(scalars_);
+    for (int first = 0; first < windows.count(); first += options_.batch) {
+      run_micro_batch(windows, first, scale, gradients_, first == 0 ? nullptr : addend_, scalars_);
+    }
+    b_.gradient_norm(w_.layout().total(), gradients_, partial_, options_.max_grad_norm, scalars_);
+    update(lr);  // does nothing when something is not finite
+    return b_.read(scalars_);
+  }
+  /// The same on this rank's part of the micro-batches, and of the parameters.
+  StepScalars step_of_ranks(const Windows& windows, double scale, double lr) {
+    detail::RankSums<B>& ranks = *ranks_;
+    agree_on_algorithms(windows, scale);
+    ranks.begin((windows.count() + options_.batch - 1) / options_.batch);
+    for (int round = 0; round < ranks.rounds(); ++round) {
+      const std::int64_t first = std::int64_t{ranks.micro_batch(round)} * options_.batch;
+      if (first < windows.count()) {
+        b_.zero(gradients_, w_.layout().total());
+        run_micro_batch(windows, static_cast<int>(first), scale, gradients_, nullptr, ranks.scalars(round));
+      }
+      ranks.add(round, gradients_);
+    }
+    b_.zero(scalars_);
+    ranks.norm(partial_, options_.max_grad_norm, scalars_);
+    StepScalars result = b_.read(scalars_);
+    const StepScalars all = ranks.gather(result.fault);
+    result.loss = all.loss;
+    result.fault = all.fault;
+    // Every rank knows this of all of them, and so does the same.
+    if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm) || result.fault != 0) {
+      ranks.collect(gradients_);  // where the report looks for the place
+      return result;
+    }
+    update(lr);
+    all_gather(ranks.comm(), w_.trained(), ranks.shards());
+    ranks.comm().wait();
+    return result;
+  }
+  /// Rank 0 measures algorithms for what this step has and no step before had, and the others take over its choice.
+  void agree_on_algorithms([[maybe_unused]] const Windows& windows, [[maybe_unused]] double scale) {
+    if constexpr (detail::ChoosesAlgorithms<B>) {
+      bool all_known = true;
+      for (int first = 0; first < windows.count(); first += options_.batch) {
+        const Windows micro = micro_batch(windows, first);
+        // Products depend on the number of tokens, and those of the loss on the labelled ones in its last chunk.
+        const int eighth = std::max((options_.loss_chunk + 7) / 8, 1);
+        const auto labelled = static_cast<int>(BatchBuilder::count_labelled(micro) % options_.loss_chunk);
+        if (!known_sizes_.emplace(micro.count() * micro.seq, (labelled + eighth - 1) / eighth).second) continue;
+        all_known = false;
+        if (options_.comm->rank() == 0) run_micro_batch(windows, first, scale, gradients_, nullptr, scalars_);
+      }
+      if (!all_known) b_.load_algorithms(options_.comm->broadcast(b_.algorithms()));
+    }
   }
   [[nodiscard]] DropoutSite dropout_site(std::uint32_t first_token) const {
     if (!run_.dropout || Weights<K, B>::full) return {};
@@ -306,21 +323,25 @@ class TrainerCore {
   }
   void update(double lr) {
     AdamW rule{.beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps, .step = step_ + 1};
+    const std::int64_t begin = ranks_ ? ranks_->first() : 0;  // of the numbers that this process updates
+    const std::int64_t end = ranks_ ? begin + ranks_->count() : w_.layout().total();
+    const Param* sum = ranks_ ? ranks_->sum() : gradients_;
     for (const detail::RuleRange& range : ranges_) {
+      const std::int64_t first = std::max(range.first, begin);
+      const std::int64_t count = std::min(range.first + range.count, end) - first;
+      if (count <= 0) continue;
       rule.lr = static_cast<float>(lr) * range.lr_scale;
       rule.weight_decay = range.weight_decay;
-      const Param* gradients = gradients_ + range.first;
-      Param* parameters = w_.trained() + range.first;
+      const std::int64_t at = first - begin;  // in the arrays of this process
+      Param* parameters = w_.trained() + first;
       if (options_.adamw8bit) {
-        b_.adamw8bit(range.count, rule, scalars_, gradients, parameters, codes_from(0, range.first),
-                     codes_from(1, range.first));
+        b_.adamw8bit(count, rule, scalars_, sum + at, parameters, codes_from(0, at), codes_from(1, at));
       } else {
-        b_.adamw(range.count, rule, scalars_, gradients, parameters, moments_[0] + range.first,
-                 moments_[1] + range.first);
+        b_.adamw(count, rule, scalars_, sum + at, parameters, moments_[0] + at, moments_[1] + at);
       }
     }
   }
-  /// The codes of a moment from a number on, which begins a block.
+  /// The codes of a moment from one of this process's numbers on, which begins a block.
   [[nodiscard]] Moments8bit codes_from(std::size_t moment, std::int64_t first) const {
     return {codes_[moment].codes + first, codes_[moment].absmax + first / moment_block};
   }
@@ -359,6 +380,9 @@ class TrainerCore {
   BatchBuilder builder_;
   typename B::Arena arena_;
   Param* gradients_ = nullptr;
+  Param* addend_ = nullptr;                      ///< of one process; see Network::backward
+  std::optional<detail::RankSums<B>> ranks_{};   ///< of several
+  std::set<std::pair<int, int>> known_sizes_{};  ///< of micro-batches whose algorithms all ranks have
   std::array<Param*, 2> moments_{};
   std::array<Moments8bit, 2> codes_{};
   double* partial_ = nullptr;
@@ -367,61 +391,6 @@ class TrainerCore {
   std::function<double(int)> rate_;
   int step_ = 0;
 };
-
-namespace detail {
-/// What gets adapters. Throws Error (usage), naming the projections, when the config cannot train just these.
-[[nodiscard, gnu::cold]] inline Proj training_targets(const Config& config, const TrainOptions& options) {
-  const Proj wanted = options.targets;
-  const Proj held = options.model.lora.targets;
-  const bool fixed = config.trainable == Trainable::all || !is_dynamic(config.lora.targets);
-  if (wanted == Proj::none) return held != Proj::none || fixed ? held : Proj::all;
-  if (config.trainable == Trainable::all) {
-    throw Error(concat("adapters of ", names_of(wanted), " were asked for; this config trains every weight"),
-                ErrorKind::usage);
-  }
-  if (fixed && wanted != config.lora.targets) {
-    throw Error(concat("adapters of ", names_of(wanted), " were asked for; this config trains those of ",
-                       names_of(config.lora.targets), ": use a config with these targets or with dynamic ones"),
-                ErrorKind::usage);
-  }
-  if (held != Proj::none && held != wanted) {
-    throw Error(
-        concat("training adapts ", names_of(wanted), ", the model is to be opened for adapters of ", names_of(held)),
-        ErrorKind::usage);
-  }
-  return wanted;
-}
-}  // namespace detail
-
-/// How the model of a run is opened: with the targets of the options, and where the rank cap is dynamic with the
-/// smallest that the backend has and that no adapter exceeds. Throws Error (usage) when the config cannot train these
-/// targets.
-template <Config C, class B>
-[[nodiscard]] ModelOptions training_model(const TrainOptions& options) {
-  ModelOptions model = options.model;
-  model.lora.targets = detail::training_targets(C, options);
-  if (C.trainable == Trainable::all || !is_dynamic(C.lora.rank)) return model;
-  int rank = std::max(options.rank, model.lora.rank);
-  for (const AdapterOverride& special : options.overrides) {
-    for (const Proj proj : all_projections) {
-      if (contains(model.lora.targets, proj) && contains(special.targets, proj)) rank = std::max(rank, special.rank);
-    }
-  }
-  model.lora.rank = (rank + B::rank_step - 1) / B::rank_step * B::rank_step;
-  return model;
-}
-
-namespace detail {
-/// The same, refused before anything is read when an option is outside its range or the backend cannot train the config
-/// that it makes.
-template <Config C, class B>
-[[nodiscard]] ModelOptions checked_training_model(const TrainOptions& options) {
-  options.check();
-  ModelOptions model = training_model<C, B>(options);
-  expect_served<B>(resolved(C, model.shape, model.lora), true);
-  return model;
-}
-}  // namespace detail
 
 /// A model and its training. Used by one thread at a time; generators and scorers on trainer.model() may run in others
 /// between steps, and during a step throw Error (usage) if they apply what it trains.

@@ -273,6 +273,10 @@ QLORA_CUDA_LAUNCHER void download(Context& context, const void* from, std::int64
 QLORA_CUDA_LAUNCHER void zero(Context& context, void* data, std::int64_t bytes) {
   check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(bytes), context.stream), "clearing memory");
 }
+QLORA_CUDA_LAUNCHER void copy(Context& context, const void* from, std::int64_t bytes, void* to) {
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, context.stream),
+        "copying memory");
+}
 QLORA_CUDA_LAUNCHER void synchronize(Context& context) {
   check(cudaStreamSynchronize(context.stream), "waiting for the stream");
 }

@@ -1,13 +1,13 @@
-// qlora/cuda/optimizer/adamw.cuh — the gradient norm, and AdamW with the clip factor applied.
+// qlora/cuda/optimizer/adamw.cuh — sums of gradients, their norm, and AdamW with the clip factor applied.
 // Math       m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr d p
 //            p -= lr / (1-b1^t) m / (sqrt(v / (1-b2^t)) + eps), g already times the clip factor of the scalars
 // Shapes     p g m v (count) float, all parameters in one array
-// Writes     p and both moments in place; grad_norm, clip and fault of the scalars with =
+// Writes     p and both moments in place; grad_norm, clip and fault of the scalars with = ; sums with +=
 // Split      norm: a block of threads per norm_tile, then one block over the partial sums; adamw: 4 elements per
 //            thread, all arrays as 16-byte accesses
 // Needs      p g m v aligned to 16 bytes
 // Numbers    scalars of the step are computed in double on the host; sums of squares in double, in a fixed order
-// Cost       28 B per parameter, bandwidth-bound; the norm reads 4 B
+// Cost       28 B per parameter, bandwidth-bound; the norm reads 4 B, a sum takes 12 B
 // Reference  cpu/adamw.hpp
 #pragma once
 
@@ -67,6 +67,22 @@ static __global__ void __launch_bounds__(AdamWPolicy::norm_threads)
   scalars->clip = max_norm > 0.0 ? fmin(1.0, max_norm / (norm + 1e-6)) : 1.0;  // as torch's clip_grad_norm_
 }
 
+static __global__ void __launch_bounds__(AdamWPolicy::threads)
+    add(const std::int64_t count, const float* __restrict__ from, float* __restrict__ to) {
+  const std::int64_t i = 4 * (std::int64_t{blockIdx.x} * AdamWPolicy::threads + threadIdx.x);
+  if (i + 4 > count) {
+    for (std::int64_t j = i; j < count; ++j) to[j] += from[j];
+    return;
+  }
+  const float4 more = __ldcs(reinterpret_cast<const float4*>(from + i));
+  float4 sum = *reinterpret_cast<const float4*>(to + i);
+  sum.x += more.x;
+  sum.y += more.y;
+  sum.z += more.z;
+  sum.w += more.w;
+  *reinterpret_cast<float4*>(to + i) = sum;
+}
+
 static __global__ void take_fault(std::uint32_t* word, StepScalars* scalars) {
   scalars->fault = *word;
   *word = 0;
@@ -99,18 +115,34 @@ static __global__ void __launch_bounds__(AdamWPolicy::threads)
 
 }  // namespace detail
 
-QLORA_CUDA_LAUNCHER void gradient_norm(Context& context, std::int64_t count, const float* g, double* partial,
-                                       float max_norm, StepScalars* scalars) {
+QLORA_CUDA_LAUNCHER void norm_tiles(Context& context, std::int64_t count, const float* g, double* partial) {
   const Phase phase(context, "optimizer");
   QLORA_EXPECTS(count > 0, "no gradients");
   detail::expect_on_16(g, "the gradient");
-  const std::int64_t tiles = norm_partials(count);
-  detail::norm_tiles<<<static_cast<std::uint32_t>(tiles), AdamWPolicy::norm_threads, 0, context.stream>>>(count, g,
-                                                                                                          partial);
+  detail::
+      norm_tiles<<<static_cast<std::uint32_t>(norm_partials(count)), AdamWPolicy::norm_threads, 0, context.stream>>>(
+          count, g, partial);
   check_launch("norm_tiles");
-  detail::norm_total<<<1, AdamWPolicy::norm_threads, 0, context.stream>>>(tiles, partial, static_cast<double>(max_norm),
-                                                                          scalars);
+}
+
+QLORA_CUDA_LAUNCHER void norm_total(Context& context, std::int64_t count, const double* partial, float max_norm,
+                                    StepScalars* scalars) {
+  const Phase phase(context, "optimizer");
+  QLORA_EXPECTS(count > 0, "no gradients");
+  detail::norm_total<<<1, AdamWPolicy::norm_threads, 0, context.stream>>>(norm_partials(count), partial,
+                                                                          static_cast<double>(max_norm), scalars);
   check_launch("norm_total");
+}
+
+QLORA_CUDA_LAUNCHER void add(Context& context, std::int64_t count, const float* from, float* to) {
+  const Phase phase(context, "optimizer");
+  QLORA_EXPECTS(count > 0, "nothing to add");
+  detail::expect_on_16(from, "what is added");
+  detail::expect_on_16(to, "the sum");
+  constexpr int per_block = 4 * AdamWPolicy::threads;
+  const auto blocks = static_cast<std::uint32_t>((count + per_block - 1) / per_block);
+  detail::add<<<blocks, AdamWPolicy::threads, 0, context.stream>>>(count, from, to);
+  check_launch("add");
 }
 
 QLORA_CUDA_LAUNCHER void adamw(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars,
