@@ -9,11 +9,13 @@ forms      per built-in form and tokenizer: the template, and 1,000 random conve
 templates  templates of other kinds, each with conversations and the texts that they are rendered to, or an error
 """
 
+import datetime
 import json
 import os
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 here = os.path.dirname(os.path.abspath(__file__))
@@ -351,6 +353,20 @@ qwen = """{%- if tools %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+# What transformers adds to Jinja, at the time `moment`; all of Python's directives that do not depend on the machine.
+dated = """{% if strftime_now is defined %}{% set date = strftime_now("%d %b %Y") %}{% endif %}{{ bos_token }}Today: {{ date }}
+{{ strftime_now("%A %a %B %j %U %W %V %G %u %w %y %C %m %e %H %I %M %S %p %f|%z%Z|%%|%D %T %F %c %x %X %-d é%n%t.%") }}
+{% for m in messages %}{{ m.role ~ ": " ~ m.content ~ eos_token }}{% endfor %}
+{{ raise_exception is defined }}{{ range is defined }}{{ namespace is defined }}{{ strftime_later is defined }}"""
+moment = datetime.datetime(2024, 7, 4, 5, 6, 7, 89)
+
+
+class Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return moment
+
+
 others = {
     "mistral_v01": (
         "{{ bos_token }}{% for message in messages %}" + alternate + "{% if message['role'] == 'user' %}"
@@ -403,6 +419,7 @@ others = {
     "raises": "{{ raise_exception('no ' ~ messages|length) }}",
     "undefined": "{{ nothing.at_all }}",
     "sum": "{{ 'a' + 1 }}",
+    "dated": dated,
 }
 dialogues = [
     [{"role": "user", "content": " Hello there \n"}],
@@ -423,6 +440,7 @@ dialogues = [
 
 
 def template_cases():
+    chat_template_utils.datetime = Clock
     for name, template in {**forms, **others}.items():
         texts = []
         for messages in dialogues:

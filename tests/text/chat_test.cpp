@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <iterator>
 
@@ -162,7 +164,11 @@ TEST_CASE("templates give the texts of jinja2, or are refused where it refuses")
   int texts = 0, refusals = 0;
   for (const Json& element : chats().at("templates")) {
     CAPTURE(element.at("name").get<std::string>());
-    const qlora::detail::JinjaChat chat(element.at("template"), tokens, {"</s>"});
+    const qlora::detail::JinjaChat chat(element.at("template"), tokens, {"</s>"}, [] {
+      qlora::jinja::Moment moment = qlora::jinja::utc_moment(1720069567);  // 2024-07-04 05:06:07
+      moment.microseconds = 89;
+      return moment;
+    });
     for (std::size_t i = 0; i < 2 * dialogues.size(); ++i) {
       CAPTURE(i);
       const Json& expected = element.at("texts")[i];
@@ -257,7 +263,10 @@ TEST_CASE("what cannot be written is refused with the reason and the cure, when 
   CHECK(Directory().chat("chatml").name() == "chatml");
   holds(refusal(Directory("{% include 'x' %}").chat(), question), "the statement 'include', which is not supported");
   holds(refusal(Directory("{{ messages | sort }}").chat(), question), "the filter 'sort', which is not supported");
-  holds(refusal(Directory("{{ strftime_now('%d') }}").chat(), question), "calls 'strftime_now'");
+  holds(refusal(Directory("{{ strftime_now() }}").chat(), question), "calls 'strftime_now'");
+  holds(refusal(Directory("{{ strftime_now('%4000d%4000d') }}").chat(), question), "more than 4,096 bytes");
+  holds(refusal(Directory("{{ strftime_now('%' * 5000) }}").chat(), question), "a format that is too long");
+  holds(refusal(Directory("{{ strftime_now }}").chat(), question), "writes a macro");
   holds(refusal(Directory("{% for m in").chat(), question), "line 1 of the chat template");
   holds(refusal(Directory("{{ " + std::string(2000, '(') + std::string(2000, ')') + " }}").chat(), question),
         "nested too deep");
@@ -313,4 +322,36 @@ TEST_CASE("LLaMA-2's two tokenizer files give the same conversations, whatever a
   const qlora::TokenDocument ids = qlora::chat_document(model, spelled);
   CHECK(std::count(ids.ids.begin(), ids.ids.end(), model.bos()) == 1);
   CHECK(std::count(ids.ids.begin(), ids.ids.end(), model.eos()) == 1);
+}
+
+TEST_CASE("a template that asks for the date writes a conversation at one time, which the environment may fix") {
+  int asked = 0;
+  const std::string source =
+      "{% for m in messages %}{{ strftime_now('%S') ~ m.role ~ ':' ~ m.content ~ '</s>' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ strftime_now('%S') ~ 'assistant:' }}{% endif %}";
+  const qlora::detail::JinjaChat chat(source, {}, {"</s>"}, [&] { return qlora::jinja::utc_moment(asked++); });
+  const int before = asked;
+  const qlora::ChatText text = chat.write(std::vector<Message>{{"user", "a"}, {"assistant", "b"}}, false);
+  CHECK(asked == before + 1);
+  const std::string second = "0" + std::to_string(before);
+  CHECK(text.text == second + "user:a</s>" + second + "assistant:b</s>");
+  REQUIRE(text.replies.size() == 1);
+  CHECK(text.text.substr(text.replies[0].begin) == "b</s>");
+
+  const char* given = std::getenv("SOURCE_DATE_EPOCH");
+  const std::string old = given == nullptr ? "" : given;
+  setenv("SOURCE_DATE_EPOCH", "1720069567", 1);
+  CHECK(qlora::jinja::time_text("%Y-%m-%dT%H:%M:%S.%f", qlora::jinja::now()) == "2024-07-04T05:06:07.000000");
+  for (const char* wrong : {"", "yesterday", "-1", "999999999999"}) {
+    CAPTURE(wrong);
+    setenv("SOURCE_DATE_EPOCH", wrong, 1);
+    CHECK_THROWS_AS(static_cast<void>(qlora::jinja::now()), Error);
+  }
+  unsetenv("SOURCE_DATE_EPOCH");
+  const std::time_t now = std::time(nullptr);
+  std::tm of = qlora::jinja::now().time;
+  of.tm_isdst = -1;
+  CHECK(std::difftime(std::mktime(&of), now) < 3600);
+  CHECK(std::difftime(now, std::mktime(&of)) < 3600);
+  if (given != nullptr) setenv("SOURCE_DATE_EPOCH", old.c_str(), 1);
 }

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -36,12 +37,21 @@ class JinjaChat final : public ChatScript {
   static constexpr const char* cure =
       "; --chat-template NAME chooses a built-in form: llama2, llama3, chatml, mistral, zephyr or vicuna";
 
-  JinjaChat(const std::string& source, jinja::Variables tokens, std::vector<std::string> marks)
-      : template_(source), id_(sha256(source)), tokens_(std::move(tokens)), marks_(std::move(marks)) {
+  /// `clock` says what time it is, once for each conversation.
+  JinjaChat(const std::string& source, jinja::Variables tokens, std::vector<std::string> marks,
+            std::function<jinja::Moment()> clock = jinja::now)
+      : template_(source),
+        id_(sha256(source)),
+        tokens_(std::move(tokens)),
+        marks_(std::move(marks)),
+        clock_(std::move(clock)) {
     learn_stops();
   }
 
   [[nodiscard]] std::string render(std::span<const Message> messages, bool open) const {
+    return render(messages, open, clock_());
+  }
+  [[nodiscard]] std::string render(std::span<const Message> messages, bool open, const jinja::Moment& moment) const {
     jinja::Value::List list;
     for (const Message& message : messages) {
       list.push_back(jinja::Value::Map{{"role", message.role}, {"content", message.content}});
@@ -51,7 +61,7 @@ class JinjaChat final : public ChatScript {
     variables["add_generation_prompt"] = open;
     variables["tools"] = jinja::None{};
     variables["documents"] = jinja::None{};
-    return template_.render(variables);
+    return template_.render(variables, moment);
   }
 
   [[nodiscard]] ChatText write(std::span<const Message> messages, bool open) const override {
@@ -60,9 +70,10 @@ class JinjaChat final : public ChatScript {
     check_turns(messages, open);
     ChatText out;
     try {
-      out.text = render(messages, open);
+      const jinja::Moment moment = clock_();
+      out.text = render(messages, open, moment);
       for (std::size_t i = 0; i < messages.size(); ++i) {
-        if (messages[i].role == "assistant") out.replies.push_back(reply(messages, i, out.text));
+        if (messages[i].role == "assistant") out.replies.push_back(reply(messages, i, out.text, moment));
       }
     } catch (const Error& error) {
       throw Error(concat(error.what(), cure));
@@ -84,9 +95,10 @@ class JinjaChat final : public ChatScript {
     return best;
   }
   /// Where the reply messages[index] stands in `text`, the whole conversation.
-  [[nodiscard]] TextRange reply(std::span<const Message> messages, std::size_t index, std::string_view text) const {
-    const std::string before = render(messages.first(index), true);
-    const std::string behind = render(messages.first(index + 1), false);
+  [[nodiscard]] TextRange reply(std::span<const Message> messages, std::size_t index, std::string_view text,
+                                const jinja::Moment& moment) const {
+    const std::string before = render(messages.first(index), true, moment);
+    const std::string behind = render(messages.first(index + 1), false, moment);
     const std::string_view said = stripped(messages[index].content);
     const std::size_t at = behind.find(said, before.size());
     if (!behind.starts_with(before) || at == std::string::npos) {
@@ -130,6 +142,7 @@ class JinjaChat final : public ChatScript {
   std::string id_;
   jinja::Variables tokens_;
   std::vector<std::string> marks_;
+  std::function<jinja::Moment()> clock_;
   ChatStops stops_;
 };
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -18,6 +19,7 @@
 #include "qlora/error.hpp"
 #include "qlora/text/jinja_functions.hpp"
 #include "qlora/text/jinja_parser.hpp"
+#include "qlora/text/jinja_time.hpp"
 #include "qlora/text/jinja_value.hpp"
 
 namespace qlora {
@@ -32,7 +34,7 @@ namespace detail {
 /// Runs a tree once.
 class Run {
  public:
-  explicit Run(const Variables& globals) : globals_(globals), frames_(1) {}
+  Run(const Variables& globals, const Moment& moment) : globals_(globals), moment_(moment), frames_(1) {}
 
   std::string render(const Node& tree) {
     execute(tree);
@@ -158,7 +160,19 @@ class Run {
       if (const auto found = frame->find(name); found != frame->end()) return found->second;
     }
     const auto found = globals_.find(name);
-    return found != globals_.end() ? found->second : Value(Undefined{name});
+    if (found != globals_.end()) return found->second;
+    return is_function(name) ? Value(&function()) : Value(Undefined{name});
+  }
+  /// Names that are defined in every template of transformers.
+  static bool is_function(std::string_view name) {
+    constexpr std::array<std::string_view, 8> names{"raise_exception", "strftime_now", "namespace", "range", "dict",
+                                                    "lipsum",          "cycler",       "joiner"};
+    return std::find(names.begin(), names.end(), name) != names.end();
+  }
+  /// What they are where they are not called.
+  static const Node& function() {
+    static const Node node{};
+    return node;
   }
   Value evaluate(const Node& node) {
     count_step();
@@ -273,9 +287,12 @@ class Run {
     if (function.kind != NodeKind::variable) refuse(node, "calls something that is no function");
     const std::string& name = function.text;
     const Value defined = variable(name);
-    if (defined.macro() != nullptr) return call_macro(*defined.macro(), arguments(node));
+    if (defined.macro() != nullptr && defined.macro() != &Run::function())
+      return call_macro(*defined.macro(), arguments(node));
     const Arguments given = arguments(node);
     if (name == "raise_exception") throw Error(given.get(0) == nullptr ? std::string() : given.get(0)->str());
+    if (name == "strftime_now" && given.names.empty() && given.values.size() == 1)
+      return time_text(given.text(0), moment_);
     if (name == "namespace" && given.values.empty()) {
       Value::Map out;
       for (const auto& [key, value] : given.names) out.emplace_back(key, value);
@@ -365,6 +382,7 @@ class Run {
   }
 
   const Variables& globals_;
+  const Moment& moment_;
   std::vector<std::map<std::string, Value, std::less<>>> frames_;
   std::string out_;
   std::int64_t steps_ = 0;
@@ -380,8 +398,12 @@ class Template {
   explicit Template(std::string_view source) : tree_(std::make_shared<const Node>(Parser(source).tree())) {}
 
   /// The text with these variables; names that are not among them are not defined. Throws Error when the template
-  /// calls raise_exception, with that message, and for what is not supported.
-  [[nodiscard]] std::string render(const Variables& variables) const { return detail::Run(variables).render(*tree_); }
+  /// calls raise_exception, with that message, and for what is not supported. `moment` is what strftime_now() says.
+  [[nodiscard]] std::string render(const Variables& variables, const Moment& moment) const {
+    return detail::Run(variables, moment).render(*tree_);
+  }
+  /// At this time.
+  [[nodiscard]] std::string render(const Variables& variables) const { return render(variables, now()); }
 
  private:
   std::shared_ptr<const Node> tree_;
