@@ -14,6 +14,7 @@
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
+#include "qlora/text/chat_directory.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -45,6 +46,7 @@ OrderedJson describe_model(const fs::path& path) {
           {"max_positions", model.max_positions},
           {"tokenizer", model.tokenizer_file ? model.tokenizer_file->filename().string() : "none"},
           {"chat_template", model.has_chat_template},
+          {"chat_form", model.tokenizer_file ? chat_description(path) : "none: the directory has no tokenizer"},
           {"parameters", parameters(s)},
           {"linear_parameters", linear_parameters(s)},
           {"lora_parameters_by_rank", targets}};

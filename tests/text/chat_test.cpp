@@ -244,6 +244,19 @@ TEST_CASE("a directory's template: where it stands, what it is called, where rep
   std::ofstream(several.dir / "tokenizer_config.json") << config.dump();
   CHECK(several.chat().name() == "chatml");
 
+  // In words, as `qlora info` has them.
+  const auto described = [](const Directory& directory) { return qlora::chat_description(directory.dir / ""); };
+  CHECK(described(chatml) == "chatml");
+  CHECK(described(Directory(template_of("llama31"))) == "its own template, rendered");
+  CHECK(described(Directory(template_of("qwen"))).find("its own template, rendered; conversations cannot be le") == 0);
+  CHECK(described(Directory("{% include 'x' %}")).find("the statement 'include'") != std::string::npos);
+  CHECK(described(Directory("{{ messages | sort }}")).find("none: the chat template has the filter 'sort'") == 0);
+  CHECK(described(Directory()).find("none: ") == 0);
+  CHECK(described(Directory()).find("the model has no chat template") != std::string::npos);
+  const Directory damaged;
+  std::ofstream(damaged.dir / "tokenizer.json") << "{";
+  CHECK(described(damaged).find("not valid JSON") != std::string::npos);
+
   // A text between turns where there is no mark.
   const Directory text(
       "{% for m in messages %}{{ '### ' + m.role + ': ' + m.content + '\\n' }}{% endfor %}"
@@ -294,6 +307,52 @@ TEST_CASE("templates cannot take memory or time without bound") {
                               "{% endfor %}"),
                        doctest::Contains("too deep"), Error);
   CHECK_THROWS_AS(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), Error);
+  // Each of these is a few steps, every one of which takes long, or one that takes very long.
+  const std::string large = "{% set x = 'a' * 9999999 %}", often = "{% for i in range(9999) %}";
+  const std::string doubled =
+      "{% set n = namespace(t=[1]) %}{% for a in range(40) %}{% set n.t = [n.t, n.t] %}{% endfor %}";
+  for (const std::string& text : {
+           large + "{{ x | length }}" + often + "{% set y = x ~ 'b' %}{% endfor %}",
+           large + "{% for c in x %}{% endfor %}",
+           large + often + "{{ x[5] }}{% endfor %}",
+           large + often + "{% set y = x[1:] %}{% endfor %}",
+           large + "{{ (x ~ 'c') in (x ~ x) }}{% for i in range(99) %}{{ (x ~ 'b') in (x ~ x) }}{% endfor %}",
+           large + "{{ x.replace('a', x) }}",
+           large + "{{ range(9999) | join(x) }}",
+           large + "{{ x.split('a') | length }}",
+           large + "{{ x.strip(x) }}",
+           large + often + "{{ [x, x] | first | length }}{% endfor %}",
+           large + often + "{% set y = {'a': x}.a %}{% endfor %}",
+           large + "{% macro f(a) %}{% endmacro %}" + often + "{{ f(x) }}{% endfor %}",
+           often + often + "{% set y = range(99999) %}{% endfor %}{% endfor %}",
+           doubled + "{{ n.t | tojson }}",
+           doubled + "{{ n.t == n.t }}",
+           doubled + "{{ n.t in [n.t] }}",
+           doubled + "{{ n | tojson }}",
+       }) {
+    CAPTURE(text);
+    CHECK_THROWS_AS(render(text), Error);
+  }
+  CHECK_THROWS_AS(render("{{ range(0, 9, 99999999) | join }}{{ range(-99999999, 9) }}"), Error);
+  CHECK(render("{{ 'abc'[::99999999] }}{{ 'abc'[::-99999999] }}") == "ac");
+  CHECK(render("{{ range(0, 9, 99999999) | join }}") == "0");
+}
+
+TEST_CASE("a long conversation is written") {
+  // 2,000 turns of 2,000 characters, by a template that looks at other messages in each of them.
+  const std::string source =
+      "{% for m in messages %}{% if messages[0]['role'] == 'user' and messages | length > 1 and m == "
+      "messages[loop.index0] "
+      "and messages[-1] is defined and 'x' not in m.content %}{{ m.role ~ ': ' ~ m['content'] | trim ~ '</s>' }}"
+      "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+  const qlora::detail::JinjaChat chat(source, {}, {"</s>"});
+  std::vector<Message> messages;
+  std::string expected;
+  for (int i = 0; i < 1999; ++i) {
+    messages.push_back({i % 2 == 0 ? "user" : "assistant", std::string(2000, 'e')});
+    expected += messages.back().role + ": " + messages.back().content + "</s>";
+  }
+  CHECK((chat.render(messages, true) == expected + "assistant: "));
 }
 
 TEST_CASE("LLaMA-2's two tokenizer files give the same conversations, whatever a file says of its marks") {

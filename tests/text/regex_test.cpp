@@ -103,3 +103,20 @@ TEST_CASE("what PCRE2 would read otherwise is refused by name") {
   CHECK(refusal("(?m).") == "the regular expression '(?m).': (?m) is not supported");
   CHECK(refusal("[\\]&\\[a]|\\t\\x{41}\\\\") == "accepted");
 }
+
+TEST_CASE("an expression that tries everything is an error, before it takes long") {
+  const qlora::Regex doubling("(?:a|aa)+(?=b)|x");
+  std::string text(5000, 'a');
+  const auto search = [&] { doubling.for_each_match(text, [](std::size_t, std::size_t) {}); };
+  CHECK_THROWS_WITH_AS(search(), doctest::Contains("takes too long on a text"), qlora::Error);
+  text += "b";
+  CHECK_NOTHROW(search());
+}
+
+TEST_CASE("a match may look at all of a long text") {
+  const qlora::Regex lines("\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|[^\\s]+");
+  const std::string text = "a" + std::string(1'000'000, ' ') + "b";
+  std::vector<std::size_t> ends;
+  lines.for_each_match(text, [&](std::size_t, std::size_t end) { ends.push_back(end); });
+  CHECK(ends == std::vector<std::size_t>{1, 1'000'000, 1'000'001, 1'000'002});
+}

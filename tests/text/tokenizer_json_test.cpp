@@ -269,6 +269,20 @@ TEST_CASE("a file that asks for what is not there is refused by its name") {
   contains(refusal(llama, [](Json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }), "end_of_word_suffix is not");
   contains(refusal(llama, [](Json& f) { f["normalizer"] = {{"type", "Nmt"}}; }), "the normalizer Nmt is not supported");
   contains(refusal(llama, [](Json& f) { f["pre_tokenizer"] = {{"type", "Whitespace"}}; }), "pre-tokenizer Whitespace");
+  for (const char* mark :
+       {"", "__", "\xE2\x96\x81\xE2\x96\x81"}) {  // the package reads one character; an empty one never ends
+    contains(refusal("metaspace_first", [&](Json& f) { f["pre_tokenizer"]["replacement"] = mark; }),
+             "is not one character");
+    contains(refusal(llama,
+                     [&](Json& f) {
+                       f["decoder"] = {{"type", "Metaspace"}, {"replacement", mark}};
+                     }),
+             "is not one character");
+  }
+  contains(refusal(llama, [](Json& f) { f["normalizer"]["normalizers"][0]["prepend"] = std::string(1025, 'a'); }),
+           "more than 1,024");
+  contains(refusal(llama, [](Json& f) { f["normalizer"]["normalizers"][1]["content"] = std::string(1025, 'a'); }),
+           "more than 1,024");
   contains(refusal(llama, [](Json& f) { f["post_processor"] = {{"type", "BertProcessing"}}; }), "BertProcessing");
   contains(refusal(llama, [](Json& f) { f["decoder"] = {{"type", "WordPiece"}}; }), "the decoder WordPiece");
   contains(refusal(llama, [](Json& f) { f["decoder"] = {{"type", "ByteLevel"}}; }), "does not fit the encoder");
@@ -300,6 +314,16 @@ TEST_CASE("a file that asks for what is not there is refused by its name") {
                      f["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"Regex", "(unclosed"}};
                    }),
            "(unclosed");
+}
+
+TEST_CASE("normalizers that make texts of texts are stopped") {
+  Json file = kinds().at("llama2_prepend").at("file");
+  auto& steps = file["normalizer"]["normalizers"];
+  for (int i = 0; i < 8; ++i)
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(1000, 'a')}});
+  const JsonTokenizer tokenizer(file.dump(), "grows", "");
+  CHECK_THROWS_WITH_AS(static_cast<void>(tokenizer.encode("a")), doctest::Contains("16 times as long"), Error);
+  CHECK_NOTHROW(static_cast<void>(tokenizer.encode("b")));
 }
 
 TEST_CASE("a tokenizer.json without its tokenizer_config.json does not say what ends a text") {

@@ -81,6 +81,16 @@ TEST_CASE("parts of a text have the forms that they have in it") {
   }
 }
 
+TEST_CASE("U+11A7 is no trailing consonant of Korean, U+11A8 is the first") {
+  const std::string syllable = "\xEA\xB0\x80", before = "\xE1\x86\xA7", first = "\xE1\x86\xA8",
+                    letters = "\xE1\x84\x80\xE1\x85\xA1";
+  const auto nfc = [](const std::string& text) { return qlora::normal_form(NormalForm::nfc, text); };
+  CHECK(nfc(syllable + before + first) == syllable + before + first);
+  CHECK(nfc(letters + before) == syllable + before);
+  CHECK(nfc(syllable + first) == "\xEA\xB0\x81");
+  CHECK(nfc(letters + first + before) == "\xEA\xB0\x81" + before);
+}
+
 TEST_CASE("a letter with a million marks takes no more than their number") {
   // Out of order, and half of them composes with nothing: the square of the number would take hours.
   std::string text = "a", sorted = "a";

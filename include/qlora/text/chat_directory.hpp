@@ -220,5 +220,27 @@ class JinjaChat final : public ChatScript {
   }
 }
 
+/// How the model of a directory writes conversations, in words: the name of a form, that its own template is rendered,
+/// or why there is none. Throws nothing for files that cannot be read: the words say so.
+[[nodiscard]] inline std::string chat_description(const std::filesystem::path& dir) {
+  try {
+    const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(dir));
+    const ChatTemplate chat = chat_template_of(dir, tokenizer);
+    if (!chat.why_not().empty()) return "none: " + chat.why_not();
+    if (chat.form()) return std::string(chat.name());
+    std::vector<Message> messages{{"user", "first question"}};
+    static_cast<void>(chat.write(messages, true));
+    messages.push_back({"assistant", "first answer"});
+    try {
+      static_cast<void>(chat.write(messages, false));
+    } catch (const Error& error) {
+      return concat("its own template, rendered; conversations cannot be learned: ", error.what());
+    }
+    return "its own template, rendered";
+  } catch (const Error& error) {
+    return concat("none: ", error.what());
+  }
+}
+
 }  // namespace v0
 }  // namespace qlora

@@ -53,18 +53,42 @@ class Run {
     throw Error(concat("line ", node.line, " of the chat template ", why));
   }
 
-  void count_step() {
-    if (++steps_ > max_steps) throw Error("the chat template takes too long");
+  /// A step is a node of the tree, or what takes as long: Value::weight() and its like say what is read and copied.
+  void count_steps(std::int64_t steps = 1) {
+    steps_ += std::min(steps, max_steps + 1);
+    if (steps_ > max_steps) throw Error("the chat template takes too long");
+  }
+  /// For a function of a value with arguments. One that seeks a text in another may read the one as often as the other
+  /// has places; some look at all that is in a list; lengths and the like read nothing.
+  void count_call(std::string_view name, const Value& value, const Arguments& given) {
+    constexpr std::array<std::string_view, 6> free{"defined", "undefined", "none", "length", "count", "first"};
+    if (std::find(free.begin(), free.end(), name) != free.end()) return;
+    constexpr std::array<std::string_view, 5> deep{"tojson", "in", "eq", "ne", "equalto"};
+    const bool looks_inside = std::find(deep.begin(), deep.end(), name) != deep.end() || name.ends_with("=") ||
+                              name.starts_with("select") || name.starts_with("reject");
+    const auto cost = [&](const Value& read) {
+      return looks_inside ? read.weight() : read.text() != nullptr ? read.own() : read.spread();
+    };
+    const bool seeks = value.text() != nullptr || name == "join";
+    std::int64_t all = cost(value);
+    const auto add = [&](const Value& read) {
+      const bool multiplies = seeks && read.text() != nullptr && name != "==" && name != "!=";
+      all = std::min(multiplies ? all * std::min(cost(read), max_steps + 1) : all + cost(read), max_steps + 1);
+    };
+    for (const Value& read : given.values) add(read);
+    for (const auto& [key, read] : given.names) add(read);
+    count_steps(all);
   }
 
   // --- statements -------------------------------------------------------------------------------------------------
 
   void write(std::string_view text) {
+    count_steps(static_cast<std::int64_t>(text.size() / 64));
     out_ += text;
     if (out_.size() > max_bytes) throw Error("the chat template writes more than 64 MiB");
   }
   Flow execute(const Node& node) {
-    count_step();
+    count_steps();
     switch (node.kind) {
       case NodeKind::list_of:
         for (const Node& entry : node.children) {
@@ -116,6 +140,7 @@ class Run {
     Value::Map* map = target.map();
     if (!target.is_name_space()) refuse(node, "sets a member of '" + node.text + "', which is no namespace");
     Value().hold(value);
+    count_steps(static_cast<std::int64_t>(map->size() / 8));
     for (auto& [key, old] : *map) {
       if (key == node.names[0]) {
         old = value;
@@ -125,7 +150,7 @@ class Run {
     map->emplace_back(node.names[0], value);
   }
   void loop(const Node& node) {
-    Value::List all = elements(evaluate(node.children[0]));
+    Value::List all = parts(evaluate(node.children[0]));
     frames_.emplace_back();
     if (node.children[1].kind != NodeKind::nothing) {
       std::erase_if(all, [&](const Value& entry) {
@@ -136,6 +161,7 @@ class Run {
     const auto size = static_cast<std::int64_t>(all.size());
     for (std::int64_t i = 0; i < size; ++i) {
       const auto at = static_cast<std::size_t>(i);
+      count_steps(3 * all[at].own());
       frames_.back().clear();  // what one turn of a loop sets, the next one does not see
       bind(node, all[at]);
       frames_.back()["loop"] = Value::Map{{"index", i + 1},
@@ -175,7 +201,15 @@ class Run {
     return node;
   }
   Value evaluate(const Node& node) {
-    count_step();
+    Value out = value_of(node);
+    count_steps(out.own());
+    return out;
+  }
+  Value::List parts(const Value& value) {
+    count_steps(value.spread());
+    return elements(value);
+  }
+  Value value_of(const Node& node) {
     switch (node.kind) {
       case NodeKind::nothing:
         return Undefined{"what no 'else' says"};
@@ -193,11 +227,15 @@ class Run {
         return call(node);
       case NodeKind::filter: {
         const Value value = evaluate(node.children[0]);
-        return filter(node.text, value, arguments(node));
+        const Arguments given = arguments(node);
+        count_call(node.text, value, given);
+        return filter(node.text, value, given);
       }
       case NodeKind::test: {
         const Value value = evaluate(node.children[0]);
-        return test(node.text, value, arguments(node));
+        const Arguments given = arguments(node);
+        count_call(node.text, value, given);
+        return test(node.text, value, given);
       }
       case NodeKind::list: {
         Value::List out;
@@ -228,14 +266,16 @@ class Run {
         refuse(node, "has a statement where a value is due");
     }
   }
-  static Value member(const Node& node, const Value& value, const Value& key) {
+  Value member(const Node& node, const Value& value, const Value& key) {
     if (value.is_undefined()) refuse(node, concat("takes a part of ", value.kind()));
     if (const std::string* name = key.text()) {
+      if (value.map() != nullptr) count_steps(static_cast<std::int64_t>(value.map()->size() / 8));
       const Value* found = value.find(*name);
       return found != nullptr ? *found : Value(Undefined{*name});
     }
     if (!key.is_number() || key.as<double>() != nullptr) refuse(node, concat("takes ", key.kind(), " for an index"));
-    const Value::List all = value.map() != nullptr ? Value::List() : elements(value);
+    const Value::List made = value.map() != nullptr || value.list() != nullptr ? Value::List() : parts(value);
+    const Value::List& all = value.list() != nullptr ? *value.list() : made;
     const auto size = static_cast<std::int64_t>(all.size());
     const std::int64_t at = key.integer() < 0 ? key.integer() + size : key.integer();
     if (at < 0 || at >= size) return Undefined{"element " + std::to_string(key.integer())};
@@ -243,20 +283,22 @@ class Run {
   }
   Value slice(const Node& node) {
     const Value value = evaluate(node.children[0]);
-    const Value::List all = elements(value);
+    const Value::List all = parts(value);
     const auto size = static_cast<std::int64_t>(all.size());
-    const auto part = [&](std::size_t child, std::int64_t otherwise) {
+    const auto given_part = [&](std::size_t child, std::int64_t otherwise) {
       if (node.children[child].kind == NodeKind::nothing) return otherwise;
       const Value given = evaluate(node.children[child]);
       return given.is_none() ? otherwise : given.integer();
     };
-    const std::int64_t step = part(3, 1);
+    constexpr std::int64_t limit = std::int64_t{1} << 40;  // no sum leaves 64 bits
+    const std::int64_t step = std::clamp(given_part(3, 1), -limit, limit);
     if (step == 0 || value.map() != nullptr) refuse(node, "has a slice that is none");
     const std::int64_t low = step > 0 ? 0 : -1, high = step > 0 ? size : size - 1;
     const auto bound = [&](std::int64_t at) { return std::clamp(at < 0 ? at + size : at, low, high); };
-    const std::int64_t begin = node.children[1].kind == NodeKind::nothing ? (step > 0 ? low : high) : bound(part(1, 0));
+    const std::int64_t begin =
+        node.children[1].kind == NodeKind::nothing ? (step > 0 ? low : high) : bound(given_part(1, 0));
     const std::int64_t end =
-        node.children[2].kind == NodeKind::nothing ? (step > 0 ? high : low) : bound(part(2, size));
+        node.children[2].kind == NodeKind::nothing ? (step > 0 ? high : low) : bound(given_part(2, size));
     Value::List out;
     for (std::int64_t i = begin; step > 0 ? i < end : i > end; i += step)
       out.push_back(all[static_cast<std::size_t>(i)]);
@@ -282,7 +324,9 @@ class Run {
     const Node& function = node.children[0];
     if (function.kind == NodeKind::attribute) {
       const Value object = evaluate(function.children[0]);
-      return method(object, function.text, arguments(node));
+      const Arguments given = arguments(node);
+      count_call(function.text, object, given);
+      return method(object, function.text, given);
     }
     if (function.kind != NodeKind::variable) refuse(node, "calls something that is no function");
     const std::string& name = function.text;
@@ -290,6 +334,7 @@ class Run {
     if (defined.macro() != nullptr && defined.macro() != &Run::function())
       return call_macro(*defined.macro(), arguments(node));
     const Arguments given = arguments(node);
+    count_steps(100);
     if (name == "raise_exception") throw Error(given.get(0) == nullptr ? std::string() : given.get(0)->str());
     if (name == "strftime_now" && given.names.empty() && given.values.size() == 1)
       return time_text(given.text(0), moment_);
@@ -301,13 +346,16 @@ class Run {
     if (name == "range" && !given.values.empty()) return range(node, given);
     refuse(node, "calls '" + name + "', which is not supported");
   }
-  static Value range(const Node& node, const Arguments& given) {
+  Value range(const Node& node, const Arguments& given) {
+    constexpr std::int64_t limit = std::int64_t{1} << 40;  // no sum leaves 64 bits
     const std::int64_t begin = given.values.size() > 1 ? given.values[0].integer() : 0;
     const std::int64_t end = given.values[given.values.size() > 1 ? 1 : 0].integer();
-    const std::int64_t step = given.values.size() > 2 ? given.values[2].integer() : 1;
+    const std::int64_t step = std::clamp(given.values.size() > 2 ? given.values[2].integer() : 1, -limit, limit);
+    if (begin > limit || begin < -limit || end > limit || end < -limit) refuse(node, "has a range that is too long");
     if (step == 0 || end - begin > 100'000 || begin - end > 100'000) refuse(node, "has a range that is too long");
     Value::List out;
     for (std::int64_t i = begin; step > 0 ? i < end : i > end; i += step) out.emplace_back(i);
+    count_steps(static_cast<std::int64_t>(out.size()));
     return out;
   }
   Value call_macro(const Node& macro, const Arguments& given) {
@@ -320,7 +368,10 @@ class Run {
                               : otherwise.kind == NodeKind::nothing ? Value(Undefined{macro.names[i]})
                                                                     : evaluate(otherwise);
     }
-    auto frames = std::exchange(frames_, {std::move(frames_.front()), std::move(frame)});
+    std::vector<std::map<std::string, Value, std::less<>>> frames;
+    frames.push_back(std::move(frames_.front()));
+    frames.push_back(std::move(frame));
+    std::swap(frames, frames_);
     std::string before = std::exchange(out_, {});
     execute(macro.children[0]);
     frames.front() = std::move(frames_.front());
@@ -333,6 +384,7 @@ class Run {
     Value left = evaluate(node.children[0]);
     if (op == "and" || op == "or") return left.truth() == (op == "or") ? left : evaluate(node.children[1]);
     const Value right = evaluate(node.children[1]);
+    count_call(op, left, {{right}});
     if (op == "==") return equal(left, right);
     if (op == "!=") return !equal(left, right);
     if (op == "<") return less(left, right);
@@ -353,7 +405,9 @@ class Run {
     }
     if (op == "*" && left.text() != nullptr && right.as<std::int64_t>() != nullptr) {
       std::string out;
+      if (left.text()->empty()) return out;
       for (std::int64_t i = 0; i < right.integer() && out.size() <= max_bytes; ++i) out += *left.text();
+      if (out.size() > max_bytes) throw Error("the chat template makes a text of more than 64 MiB");
       return out;
     }
     if (!left.is_number() || !right.is_number())

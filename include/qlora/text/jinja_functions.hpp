@@ -72,6 +72,7 @@ namespace detail {
   }
   if (set->text() == nullptr) throw Error("the chat template strips something that is no text");
   const std::vector<std::string_view> all = characters(text), drop = characters(*set->text());
+  if (drop.size() > 1000) throw Error("the chat template strips more than 1,000 characters");
   const auto goes = [&](std::string_view c) { return std::find(drop.begin(), drop.end(), c) != drop.end(); };
   std::size_t begin = 0, end = all.size();
   while (left && begin < end && goes(all[begin])) ++begin;
@@ -79,6 +80,12 @@ namespace detail {
   std::string out;
   for (std::size_t i = begin; i < end; ++i) out += all[i];
   return out;
+}
+inline void expect_size(std::size_t bytes) {
+  if (bytes > std::size_t{1} << 26U) throw Error("the chat template makes a text of more than 64 MiB");
+}
+inline void expect_parts(std::size_t parts) {
+  if (parts > 1'000'000) throw Error("the chat template takes a text apart into more than 1,000,000 parts");
 }
 /// str.replace(from, to, count); a negative count: all.
 [[nodiscard]] inline std::string replaced(std::string_view text, const std::string& from, const std::string& to,
@@ -88,6 +95,7 @@ namespace detail {
   for (std::size_t at = text.find(from); at != std::string_view::npos && count != 0; at = text.find(from), --count) {
     out.append(text.substr(0, at)).append(to);
     text.remove_prefix(at + from.size());
+    expect_size(out.size());
   }
   return out.append(text);
 }
@@ -100,6 +108,7 @@ namespace detail {
       std::size_t end = 0;
       while (end < text.size() && ::qlora::detail::space_length(text.substr(end)) == 0) ++end;
       out.emplace_back(std::string(text.substr(0, end)));
+      expect_parts(out.size());
       text.remove_prefix(end);
     }
     return out;
@@ -109,6 +118,7 @@ namespace detail {
   const std::string& by = *separator->text();
   for (std::size_t at = text.find(by); at != std::string_view::npos && count != 0; at = text.find(by), --count) {
     out.emplace_back(std::string(text.substr(0, at)));
+    expect_parts(out.size());
     text.remove_prefix(at + by.size());
   }
   out.emplace_back(std::string(text));
@@ -125,6 +135,7 @@ namespace detail {
   if (const auto* map = value.map()) {
     for (const auto& [key, held] : *map) out.emplace_back(key);
   } else if (const std::string* text = value.text()) {
+    detail::expect_parts(text->size());
     for (const std::string_view character : characters(*text)) out.emplace_back(std::string(character));
   } else if (!value.is_undefined()) {
     throw Error(concat("the chat template loops over ", value.kind()));
@@ -153,9 +164,9 @@ namespace detail {
     if (name == "equalto" || name == "eq" || name == "==") return equal(value, *other);
     if (name == "ne" || name == "!=") return !equal(value, *other);
     if (name == "in") {
-      const Value::List all = elements(*other);
       if (other->text() != nullptr && value.text() != nullptr)
         return other->text()->find(*value.text()) != std::string::npos;
+      const Value::List all = elements(*other);
       return std::any_of(all.begin(), all.end(), [&](const Value& entry) { return equal(entry, value); });
     }
     if (name == "divisibleby" && other->integer() != 0) return value.integer() % other->integer() == 0;
@@ -193,6 +204,12 @@ namespace detail {
 }
 
 [[nodiscard]] inline Value list_filter(std::string_view name, const Value& value, const Arguments& arguments) {
+  if (name == "length" || name == "count") {
+    if (value.text() != nullptr) return length(*value.text());
+    if (value.list() != nullptr) return static_cast<std::int64_t>(value.list()->size());
+  }
+  if ((name == "first" || name == "last") && value.list() != nullptr && !value.list()->empty())
+    return name == "first" ? value.list()->front() : value.list()->back();
   Value::List all = elements(value);
   if (name == "length" || name == "count") return static_cast<std::int64_t>(all.size());
   if (name == "list") return all;
@@ -212,6 +229,7 @@ namespace detail {
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (i > 0 && between != nullptr) out += between->str();
     out += all[i].str();
+    expect_size(out.size());
   }
   return out;  // join
 }
@@ -272,7 +290,7 @@ namespace detail {
     if (name == "find" && arguments.values.size() == 1) {
       const std::size_t at = text->find(arguments.text(0));
       if (at == std::string::npos) return std::int64_t{-1};
-      return static_cast<std::int64_t>(characters(std::string_view(*text).substr(0, at)).size());
+      return length(std::string_view(*text).substr(0, at));
     }
   } else if (const auto* map = value.map()) {
     if (name == "items") return filter("items", value, {});

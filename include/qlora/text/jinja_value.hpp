@@ -71,10 +71,32 @@ class Value {
   }
   /// Whether it is a name_space.
   [[nodiscard]] bool is_name_space() const { return depth_ == max_depth && map() != nullptr; }
-  /// Throws Error when the value is too deep to be part of another one.
+  /// Throws Error when the value is too deep, or too large, to be part of another one.
   void hold(const Value& part) {
     if (part.depth_ + 1 >= max_depth) throw Error("the chat template nests its values too deep");
     depth_ = std::max(depth_, part.depth_ + 1);
+    weight_ += part.weight();
+    spread_ += part.own();
+    if (weight_ > max_weight) throw Error("the chat template makes a value of more than 128 MiB");
+  }
+
+  /// What it costs to read the value with all that is in it, in units of 64 bytes of text. Values may stand in another
+  /// one many times, so that this can be more than the memory that they take.
+  [[nodiscard]] std::int64_t weight() const {
+    std::int64_t sum = own() + weight_;
+    if (is_name_space()) {
+      for (const auto& [key, held] : *map()) sum += held.weight();
+    }
+    return sum;
+  }
+  /// The same for a copy of it, which shares what a list or a map holds.
+  [[nodiscard]] std::int64_t own() const {
+    return 1 + (text() != nullptr ? static_cast<std::int64_t>(text()->size() / 64) : 0);
+  }
+  /// The same for copies of the parts of a list, the keys of a map, and the characters of a text.
+  [[nodiscard]] std::int64_t spread() const {
+    if (text() != nullptr) return static_cast<std::int64_t>(text()->size());
+    return 1 + (map() != nullptr ? static_cast<std::int64_t>(map()->size()) : spread_);
   }
 
   /// The value as one of the types that it may have; null for another.
@@ -162,7 +184,10 @@ class Value {
                const Node*>
       value_;
   static constexpr int max_depth = 50;
-  int depth_ = 0;  // of lists and maps inside of one another
+  static constexpr std::int64_t max_weight = std::int64_t{1} << 21;
+  int depth_ = 0;            // of lists and maps inside of one another
+  std::int64_t weight_ = 0;  // of its parts
+  std::int64_t spread_ = 0;  // their own
 };
 
 /// Python's ==.
@@ -227,8 +252,19 @@ class Value {
   return value.str();
 }
 
-/// Characters of UTF-8 text; bytes that are no UTF-8 count one by one.
+/// Number of characters of UTF-8 text; bytes that are no UTF-8 count one by one.
+[[nodiscard]] inline std::int64_t length(std::string_view text) {
+  const auto inside = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; };
+  const auto count = std::count_if(text.begin(), text.end(), [&](char c) { return !inside(c); });
+  return count + (!text.empty() && inside(text.front()) ? 1 : 0);
+}
+
+/// Texts with more characters are not taken apart.
+inline constexpr std::size_t max_characters = 4'000'000;
+
+/// Characters of UTF-8 text, as length() counts them. Throws Error for too many.
 [[nodiscard]] inline std::vector<std::string_view> characters(std::string_view text) {
+  if (text.size() > max_characters) throw Error("the chat template takes a text of more than 4 MB apart");
   std::vector<std::string_view> out;
   for (std::size_t at = 0; at < text.size();) {
     std::size_t end = at + 1;

@@ -49,10 +49,16 @@ class Regex {
   void for_each_match(std::string_view text, const Use& use) const {
     const std::unique_ptr<pcre2_match_data, Free> data{pcre2_match_data_create(1, nullptr)};
     const std::unique_ptr<pcre2_match_context, Free> limits{pcre2_match_context_create(nullptr)};
-    pcre2_set_match_limit(limits.get(), 100'000'000);
+    // Grows with the text: a match may look at all of it. A step is some nanoseconds.
+    const std::size_t most_steps = std::min<std::size_t>(1'000'000 + 32 * text.size(), 100'000'000);
+    pcre2_set_match_limit(limits.get(), static_cast<std::uint32_t>(most_steps));
     for (std::size_t from = 0; from < text.size();) {
-      const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                                    PCRE2_NO_UTF_CHECK, data.get(), limits.get());
+      const auto match = [&](std::uint32_t options) {
+        return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                           PCRE2_NO_UTF_CHECK | options, data.get(), limits.get());
+      };
+      int found = match(0);
+      if (found == PCRE2_ERROR_JIT_STACKLIMIT) found = match(PCRE2_NO_JIT);  // which has the heap
       if (found == PCRE2_ERROR_NOMATCH) return;
       if (found < 0) throw Error("a regular expression of the tokenizer takes too long on a text");
       const std::size_t* range = pcre2_get_ovector_pointer(data.get());

@@ -438,7 +438,7 @@ class JsonTokenizer final : public TokenizerModel {
           detail::stages::refuse(where, "the decoder Replace",
                                  "does more than turn a mark into a space, and is not supported");
       } else if (type == "Metaspace") {
-        space_ = json_string_or(step, "replacement", where, "\xE2\x96\x81");
+        space_ = detail::stages::replacement(step, where);
         strips_leading_space_ = detail::stages::prepend_scheme(step, where) != detail::stages::PrependScheme::never;
       } else if (type == "Strip") {
         const bool one_space = json_string(step, "content", where) == " " &&

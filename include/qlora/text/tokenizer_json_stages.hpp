@@ -11,6 +11,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/tokenizer_stages.hpp"
 
 namespace qlora {
@@ -25,6 +26,19 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
   if (!value.is_object() || depth > 8) throw Error(where + ": a stage is no object, or nested too deep");
   if (json_string(value, "type", where) != "Sequence") return steps.push_back(value);
   for (const Json& step : json_at(value, list, where)) flatten(step, list, where, depth + 1, steps);
+}
+/// A text that a stage adds. The package has no limit.
+[[nodiscard]] inline std::string added_text(const Json& step, const char* key, const std::string& where) {
+  std::string text = json_string(step, key, where);
+  if (text.size() > 1024) refuse(where, key, "has more than 1,024 bytes");
+  return text;
+}
+/// What Metaspace puts for a space: one character.
+[[nodiscard]] inline std::string replacement(const Json& step, const std::string& where) {
+  std::string mark = json_string_or(step, "replacement", where, "\xE2\x96\x81");
+  if (mark.empty() || sentencepiece_scan::utf8_length(mark) != mark.size())
+    refuse(where, "the replacement of Metaspace", "is not one character");
+  return mark;
 }
 /// The steps of a stage: none, one, or those of a Sequence.
 [[nodiscard]] inline std::vector<Json> steps_of(const Json& file, const char* key, const char* list,
@@ -82,9 +96,9 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
   for (const Json& step : steps_of(file, "normalizer", "normalizers", where)) {
     const std::string type = json_string(step, "type", where);
     if (type == "Prepend") {
-      out.emplace_back(Prepend{json_string(step, "prepend", where)});
+      out.emplace_back(Prepend{added_text(step, "prepend", where)});
     } else if (type == "Replace") {
-      out.emplace_back(Replace{Pattern(json_at(step, "pattern", where), where), json_string(step, "content", where)});
+      out.emplace_back(Replace{Pattern(json_at(step, "pattern", where), where), added_text(step, "content", where)});
     } else if (type == "Strip") {
       out.emplace_back(
           Strip{json_bool_or(step, "strip_left", where, false), json_bool_or(step, "strip_right", where, false)});
@@ -123,8 +137,8 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
       out.emplace_back(Split{Pattern(Json{{"Regex", R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])"}}, where),
                              individual ? Behavior::isolated : Behavior::contiguous});
     } else if (type == "Metaspace") {
-      out.emplace_back(Metaspace{json_string_or(step, "replacement", where, "\xE2\x96\x81"),
-                                 prepend_scheme(step, where), json_bool_or(step, "split", where, true)});
+      out.emplace_back(
+          Metaspace{replacement(step, where), prepend_scheme(step, where), json_bool_or(step, "split", where, true)});
     } else {
       refuse(where, "the pre-tokenizer " + type, "is not supported; ByteLevel, Split, Digits and Metaspace are");
     }

@@ -118,6 +118,7 @@ struct Normalized {
   std::string text;
   /// Per byte of `text`, and for its end, the byte of the input that it stems from; kept where it is not empty.
   std::vector<std::size_t> places{};
+  std::size_t most_bytes = ~std::size_t{0};
 
   void apply(const Prepend& step) {
     if (text.empty()) return;
@@ -130,6 +131,7 @@ struct Normalized {
     step.pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
       out.take(*this, done, begin);
       out.put(*this, step.content, begin);
+      if (out.text.size() > most_bytes) throw Error("a normalizer of the tokenizer makes a text 16 times as long");
       done = end;
     });
     out.finish(*this, done);
@@ -207,7 +209,8 @@ struct Normalized {
   void finish(Normalized& target, std::size_t done) {
     take(target, done, target.text.size());
     if (!target.places.empty()) places.push_back(target.places.back());
-    target = std::move(*this);
+    target.text = std::move(text);
+    target.places = std::move(places);
   }
 };
 
@@ -215,6 +218,7 @@ struct Normalized {
 [[nodiscard]] inline Normalized normalized(const std::vector<Normalizer>& steps, std::string_view input,
                                            bool with_places = false) {
   Normalized out{std::string(input)};
+  out.most_bytes = 16 * input.size() + (std::size_t{1} << 20U);
   if (with_places) {
     out.places.resize(input.size() + 1);
     std::iota(out.places.begin(), out.places.end(), std::size_t{0});
