@@ -1,8 +1,10 @@
 #!/bin/sh
-# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|decode|job|job70b|peers]...
+# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|decode|job|job70b|multi|peers]...
 # Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): each
 # measurement with median and spread, and the card, driver, commit and settings. Without arguments: train memory ops
 # job, which took 8 min 39 s on one H100 with the build.
+# "multi" trains 7B and 13B on 1, 2 and 4 GPUs of this host (torchrun), with as much for each, and the same steps on
+# one, whose losses and norms must be the same to the last digit.
 # "peers" runs transformers + peft + bitsandbytes on the same shapes; bench/peers/README.md says what it needs.
 #
 #   QLORA_CUDNN_FRONTEND   folder of cudnn_frontend.h, as in tests/gpu.sh
@@ -43,9 +45,12 @@ build_benchmarks() {
   exit 1
 }
 # train_row MODEL option...: one run; its line of JSON is a row of the result.
+launcher=
 train_row() {
   say "train_speed $*"
-  "$build"/bench/train_speed "$@" --steps "$steps" --algorithms "$build/algorithms.txt" >"$rows.one" 2>"$rows.err" ||
+  # shellcheck disable=SC2086
+  $launcher "$build"/bench/train_speed "$@" --steps "$steps" --algorithms "$build/algorithms.txt" >"$rows.one" \
+    2>"$rows.err" ||
     printf '{"command": "train_speed %s", "error": "%s"}\n' "$*" "$(tr '"\n' "' " <"$rows.err")" >"$rows.one"
   cat "$rows.one"
   cat "$rows.one" >>"$rows"
@@ -73,6 +78,21 @@ batch_of() { if [ "$1" = 70b ]; then echo 1; else echo 2; fi; }
 
 for what in "$@"; do
   case $what in
+    multi)
+      build_benchmarks train_speed
+      gpus=$(nvidia-smi --list-gpus | wc -l)
+      for model in $models; do
+        [ "$model" != 70b ] || continue
+        train_row "$model" --batch "$(batch_of "$model")"
+        for n in 2 4; do
+          [ "$gpus" -ge $n ] || continue
+          launcher="torchrun --nproc-per-node $n --no-python"
+          train_row "$model" --batch "$(batch_of "$model")"
+          launcher=
+          train_row "$model" --batch "$(batch_of "$model")" --accumulate $n
+        done
+      done
+      ;;
     train)
       build_benchmarks train_speed
       for model in $models; do
@@ -139,7 +159,7 @@ for what in "$@"; do
       [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
       ;;
     *)
-      echo "bench/gpu.sh: train, memory, ops, decode, job, job70b or peers, not $what" >&2
+      echo "bench/gpu.sh: train, memory, ops, decode, job, job70b, multi or peers, not $what" >&2
       exit 2
       ;;
   esac

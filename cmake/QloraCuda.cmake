@@ -1,5 +1,5 @@
 # The CUDA side. QLORA_CUDA is AUTO (used where a CUDA 12 toolkit with cuBLASLt is found), ON (an error without) or OFF;
-# it leaves QLORA_HAS_CUDA, QLORA_HAS_CUDNN and the target
+# it leaves QLORA_HAS_CUDA, QLORA_HAS_CUDNN, QLORA_HAS_NCCL and the target
 #   qlora::cuda  the kernels and their launchers, a static library, with the definition QLORA_CUDA for who links it
 # Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches
 # kernels through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
@@ -12,6 +12,7 @@ set(QLORA_CUDA ${qlora_cuda_default} CACHE STRING "Build the CUDA backend: AUTO,
 set_property(CACHE QLORA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(QLORA_HAS_CUDA OFF)
 set(QLORA_HAS_CUDNN OFF)
+set(QLORA_HAS_NCCL OFF)
 
 if(NOT QLORA_CUDA)
   message(STATUS "qlora: CUDA is off: no GPU backend")
@@ -74,8 +75,15 @@ if(QLORA_WITH_CUDNN)
   endif()
 endif()
 
-# qlora_cuda_toolkit(TARGET [CUDNN]): what compiling a file with CUDA's headers takes; CUDNN adds cuDNN where it is
-# there.
+qlora_optional(NCCL)
+if(QLORA_WITH_NCCL)
+  find_package(NCCL QUIET)
+  set(QLORA_HAS_NCCL ${NCCL_FOUND})
+endif()
+qlora_optional_done(NCCL "none; NCCL_ROOT may name its folder" "training on one GPU")
+
+# qlora_cuda_toolkit(TARGET [CUDNN]): what compiling a file with CUDA's headers takes; CUDNN adds cuDNN and NCCL where
+# they are there.
 function(qlora_cuda_toolkit target)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/cuda")
@@ -86,6 +94,10 @@ function(qlora_cuda_toolkit target)
     # Not linked: who uses the compiled library needs no front end.
     target_include_directories(${target} SYSTEM
                                PRIVATE $<TARGET_PROPERTY:CUDNN::frontend,INTERFACE_INCLUDE_DIRECTORIES>)
+  endif()
+  if("CUDNN" IN_LIST ARGN AND QLORA_HAS_NCCL)
+    target_compile_definitions(${target} PRIVATE QLORA_WITH_NCCL)
+    target_link_libraries(${target} PRIVATE NCCL::nccl)
   endif()
 endfunction()
 

@@ -30,7 +30,8 @@ set(rows
     "QLORA_BUILD_TESTS" "build the tests"
     "QLORA_BUILD_BENCH" "build the benchmarks")
 if(QLORA_HAS_CUDA)
-  list(APPEND rows "CMAKE_CUDA_ARCHITECTURES" "GPU architectures" "QLORA_HAS_CUDNN" "cuDNN: fused attention")
+  list(APPEND rows "CMAKE_CUDA_ARCHITECTURES" "GPU architectures" "QLORA_HAS_CUDNN" "cuDNN: fused attention"
+       "QLORA_HAS_NCCL" "NCCL: training on several GPUs")
 endif()
 message(STATUS "qlora ${PROJECT_VERSION}")
 while(rows)

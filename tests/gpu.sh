@@ -1,5 +1,6 @@
 #!/bin/sh
 # The tests that need a GPU: sh tests/gpu.sh
+# Those that need several, of one host: sh tests/gpu.sh multi
 # Configures the preset "gpu" into build-gpu, builds those tests and what they link, and runs them. Needs nvcc 12 or
 # newer, g++ 12, CMake, Ninja, Eigen, nlohmann/json, xxHash and doctest, and no network; whatever else is missing is
 # left out of the build.
@@ -15,6 +16,10 @@
 #   QLORA_SANITIZE_SECONDS   for all of that, default 300; a single run gets 200 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
 #   QLORA_ARCHITECTURES      default 90a-real
+#
+# multi builds the program with NCCL and has `qlora train` run by one process and by several: the same bytes, a rank
+# that is killed, told to stop, or hangs (tests/dist/ranks.sh), started by --gpus and, where it is there, by torchrun.
+#   QLORA_RANKS              numbers of processes; default: 2, and 4 where there are as many GPUs
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . cmake/packages.sh
@@ -41,6 +46,28 @@ cmake --preset gpu $generator -DCMAKE_CUDA_ARCHITECTURES="${QLORA_ARCHITECTURES:
 }
 mv $build.log $build/configure.log
 grep -E '^-- (qlora|  )' $build/configure.log
+if [ "${1:-}" = multi ]; then
+  gpus=$(nvidia-smi --list-gpus | wc -l)
+  ranks=${QLORA_RANKS:-2}
+  [ -n "${QLORA_RANKS:-}" ] || [ "$gpus" -lt 4 ] || ranks="2 4"
+  grep -q 'yes  *NCCL' $build/configure.log || fail "NCCL was not found; NCCL_ROOT may name its folder"
+  say "build"
+  cmake --build $build --target qlora_program -j "$jobs" >$build/build.log 2>&1 || {
+    grep -vE '^\[[0-9]+/[0-9]+\] ' $build/build.log | head -150
+    fail "build"
+  }
+  for n in $ranks; do
+    [ "$n" -le "$gpus" ] || fail "$n processes on $gpus GPUs"
+    for how in gpus torchrun; do
+      say "$n processes by $how"
+      code=0
+      QLORA_HANG=1 sh tests/dist/ranks.sh "$PWD/$build/examples/qlora" "$PWD" $how "$n" || code=$?
+      [ $code = 77 ] || [ $code = 0 ] || fail "$n processes by $how"
+    done
+  done
+  say "all passed"
+  exit 0
+fi
 say "build"
 cmake --build --preset gpu -j "$jobs" >$build/build.log 2>&1 || {
   grep -vE '^\[[0-9]+/[0-9]+\] ' $build/build.log | head -150

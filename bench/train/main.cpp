@@ -2,7 +2,9 @@
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
 //               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--profile]
 //               [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
-//               [--probe-tokens N] [--dynamic]
+//               [--probe-tokens N] [--dynamic] [--accumulate N]
+// Started by torchrun or mpirun each process takes a GPU and has so many micro-batches of each step; rank 0 prints:
+//   torchrun --nproc-per-node 2 --no-python build/bench/train_speed 13b
 // Prints the median wall time of a step, with p10 and p90. If the algorithms file exists it is used, else it is
 // written, so that a second run makes the same choice.
 #include <algorithm>
@@ -64,6 +66,8 @@ Arguments parse(int argc, char** argv) {
       number(s.batch, 1, 65536);
     } else if (option == "--seq") {
       number(s.seq, 2, 1 << 20);
+    } else if (option == "--accumulate") {
+      number(s.accumulate, 1, 65536);
     } else if (option == "--steps") {
       number(s.steps, 1, 1000000);
     } else if (option == "--warmup") {
@@ -110,22 +114,24 @@ Arguments parse(int argc, char** argv) {
 void print(const Arguments& all, const bench::Figures& f) {
   const bench::Settings& s = all.settings;
   const double median = percentile(f.step_ms, 0.5);
-  const double tokens = static_cast<double>(s.batch) * s.seq;
+  const double tokens = static_cast<double>(s.batch) * s.accumulate * s.launch.size * s.seq;
   const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); };
   constexpr const char* policies[] = {"none", "cheap", "block"};
   std::printf(
-      "{\"model\": \"%s\", \"dynamic\": %s, \"device\": \"%s\", \"batch\": %d, \"seq\": %d, \"documents\": %d, "
+      "{\"model\": \"%s\", \"dynamic\": %s, \"device\": \"%s\", \"gpus\": %d, \"batch\": %d, \"accumulate\": %d, "
+      "\"seq\": %d, "
+      "\"documents\": %d, "
       "\"recompute\": "
       "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"resident\": %s, \"fast\": %s, "
       "\"cudnn\": %s, "
       "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
-      all.model.c_str(), all.dynamic ? "true" : "false", f.device.c_str(), s.batch, s.seq, s.documents,
-      policies[static_cast<std::size_t>(s.recompute)], s.recompute_layers, static_cast<double>(s.dropout),
+      all.model.c_str(), all.dynamic ? "true" : "false", f.device.c_str(), s.launch.size, s.batch, s.accumulate, s.seq,
+      s.documents, policies[static_cast<std::size_t>(s.recompute)], s.recompute_layers, static_cast<double>(s.dropout),
       s.adamw8bit ? "8-bit" : "float", s.resident ? "true" : "false", s.device.fast ? "true" : "false",
       s.device.use_cudnn ? "true" : "false", static_cast<long long>(s.device.memory_cap), f.step_ms.size());
   std::printf(
       "\"tokens_per_s\": %.1f, \"step_ms\": %.2f, \"p10_ms\": %.2f, \"p90_ms\": %.2f, \"load_s\": %.2f, "
-      "\"first_step_s\": %.2f, \"loss\": %.5f, \"grad_norm\": %.5f, \"arena_gib\": %.3f, \"workspace_gib\": "
+      "\"first_step_s\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, \"arena_gib\": %.3f, \"workspace_gib\": "
       "%.3f, \"peak_gib\": %.3f, \"driver_gib\": %.3f, \"empty_context_gib\": %.3f, \"planned_gib\": %.3f",
       tokens / median * 1e3, median, percentile(f.step_ms, 0.1), percentile(f.step_ms, 0.9), f.load_s, f.first_step_s,
       f.loss, f.grad_norm, gib(f.arena), gib(f.workspace), gib(f.arena + f.workspace), gib(f.driver), gib(f.empty),
@@ -151,6 +157,8 @@ int main(int argc, char** argv) {
       text << std::ifstream(all.algorithms_file).rdbuf();
       all.settings.algorithms = text.str();
     }
+    all.settings.launch = dist::launch_of(dist::process_environment);
+    if (all.settings.launch.size > 1) all.settings.device.device = all.settings.launch.local_rank;
     bench::Figures figures;
     if (all.model == "7b") {
       figures = all.dynamic ? bench::measure_dynamic(all.settings, llama2_7b) : bench::measure_7b(all.settings);
@@ -161,6 +169,7 @@ int main(int argc, char** argv) {
     } else {
       usage("the model is 7b, 13b or 70b");
     }
+    if (all.settings.launch.rank > 0) return 0;
     print(all, figures);
     if (!all.algorithms_file.empty() && all.settings.algorithms.empty()) {
       std::ofstream(all.algorithms_file) << figures.algorithms;

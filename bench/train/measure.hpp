@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,12 +15,14 @@
 
 #include "../random_weights.hpp"
 #include "qlora/cuda.hpp"
+#include "qlora/dist/launch.hpp"
 #include "qlora/llama2.hpp"
 
 namespace qlora::bench {
 
 struct Settings {
   int batch = 2;
+  int accumulate = 1;  ///< micro-batches of a step that each process has
   int seq = 2048;
   int warmup = 5;
   int steps = 20;
@@ -34,6 +37,7 @@ struct Settings {
   int probe_tokens = 0;      ///< length of 8 sequences that are read and continued after the steps
   std::string algorithms{};  ///< the choice of an earlier run, as text
   cuda::ContextOptions device{};
+  dist::Launch launch{};  ///< which of how many processes this is
 };
 
 struct Figures {
@@ -60,7 +64,8 @@ struct RandomData {
 
   RandomData(const Settings& settings, int vocab, unsigned seed) {
     std::mt19937 random(seed);
-    for (int i = 0; i < settings.batch * settings.seq; ++i) {
+    const int windows = settings.batch * settings.accumulate * settings.launch.size;
+    for (int i = 0; i < windows * settings.seq; ++i) {
       ids.push_back(static_cast<std::int32_t>(random() % static_cast<unsigned>(vocab)));
       documents.push_back((i % settings.seq) * settings.documents / settings.seq);
     }
@@ -80,6 +85,12 @@ Figures measure(const Settings& settings, const Config& preset = C) {
   Cuda backend(settings.device);
   figures.empty = cuda::device_info(backend.context()).driver_used - cuda::device_info(backend.context()).workspace;
   cuda::Context& context = backend.context();
+  std::unique_ptr<Comm> comm;
+  if (settings.launch.size > 1) {
+    ::setenv("NCCL_COMM_ID", dist::meeting_point(settings.launch).c_str(), 0);
+    ::setenv("NCCL_NVLS_ENABLE", "0", 0);
+    comm = backend.join(settings.launch.rank, settings.launch.size, cuda::nccl_id(), {});
+  }
   if (!settings.algorithms.empty()) cuda::load_algorithms(context, settings.algorithms);
   TrainOptions options{.rank = preset.lora.rank,
                        .targets = preset.lora.targets,
@@ -91,7 +102,8 @@ Figures measure(const Settings& settings, const Config& preset = C) {
                        .recompute_layers = settings.recompute_layers,
                        .loss_chunk = settings.loss_chunk,
                        .adamw8bit = settings.adamw8bit,
-                       .model = {.shape = preset.shape, .keep_dequantized = settings.resident}};
+                       .model = {.shape = preset.shape, .keep_dequantized = settings.resident},
+                       .comm = comm.get()};
   auto started = Clock::now();
   auto trainer = std::make_unique<Trainer<C, Cuda>>(weights.source(), options, std::move(backend));
   figures.load_s = seconds(started);

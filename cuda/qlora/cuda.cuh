@@ -8,6 +8,7 @@
 #include "qlora/cuda/attention/backward.cuh"
 #include "qlora/cuda/attention/cudnn.hpp"
 #include "qlora/cuda/attention/forward.cuh"
+#include "qlora/cuda/comm/nccl.hpp"
 #include "qlora/cuda/context/launchers.cuh"
 #include "qlora/cuda/decode/decode.cuh"
 #include "qlora/cuda/linear/dropout.cuh"

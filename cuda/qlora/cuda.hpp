@@ -89,6 +89,10 @@ class Cuda {
   [[nodiscard]] std::string algorithms() const { return cuda::algorithms(*context_); }
   /// Takes over what algorithms() gave. Throws Error (input), naming the line, for text of another form.
   void load_algorithms(const std::string& text) { cuda::load_algorithms(*context_, text); }
+  /// Joins processes with a card each, this one as `rank` of `size`; `id` is what cuda::nccl_id() gave one of them.
+  [[nodiscard]] std::unique_ptr<Comm> join(int rank, int size, const std::string& id, Comm::Watch watch) const {
+    return cuda::nccl_comm(context_, rank, size, id, std::move(watch));
+  }
   /// See gpu_storage.hpp.
   static constexpr auto workspace_bytes = &gpu_workspace_bytes;
   /// Cuts `memory`, of workspace_bytes(needs).total(), into pieces.

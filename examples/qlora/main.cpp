@@ -18,6 +18,7 @@
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/console_progress.hpp"
+#include "signals.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -45,6 +46,17 @@ void catch_interrupts() {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
 }
+
+}  // namespace
+
+void expect_launcher_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupt_requested = 1; };
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+namespace {
 
 int exit_code(ErrorKind kind) { return static_cast<int>(kind); }
 

@@ -120,6 +120,18 @@ TEST_CASE("numbers that cannot be") {
   expect_refused(with(torchrun, {{"MASTER_PORT", "65536"}}), {"MASTER_PORT=65536"});
 }
 
+TEST_CASE("where the ranks of NCCL meet") {
+  CHECK(meeting_point(launch(torchrun)) == "gpu01:29501");
+  CHECK(meeting_point(launch(with(torchrun, {{"MASTER_PORT", "65535"}}))) == "gpu01:65534");
+  CHECK(meeting_point(launch(with(torchrun, {{"WORLD_SIZE", "4"}, {"RANK", "1"}}))) == "127.0.0.1:29501");
+  const std::string of_slurm = meeting_point(launch(slurm));
+  CHECK(of_slurm.starts_with("gpu07:2"));  // every rank finds the same, another job another
+  CHECK(meeting_point(launch(with(slurm, {{"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}}))) == of_slurm);
+  CHECK(meeting_point(launch(with(slurm, {{"SLURM_JOB_ID", "816"}}))) != of_slurm);
+  CHECK(meeting_point(launch(with(open_mpi, {{"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}}))).starts_with("127.0.0.1:2"));
+  CHECK_THROWS_AS((void)meeting_point(launch(open_mpi)), Error);
+}
+
 TEST_CASE("the first host of Slurm's lists") {
   CHECK(first_host("") == "");
   CHECK(first_host("login1") == "login1");

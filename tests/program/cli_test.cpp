@@ -118,6 +118,30 @@ TEST_CASE("a GPU that is not there is exit 4 and says what to do; what cannot be
   }
 }
 
+TEST_CASE("processes: what cannot be meant is exit 2, and what a started one fails with is the exit code of all") {
+  const Scratch scratch;
+  const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();
+  const auto refused = [&](const std::string& options, const std::string& environment, const char* words) {
+    CAPTURE(options);
+    CAPTURE(environment);
+    const Outcome outcome = qlora(scratch, train + options, environment);
+    check_refused(outcome, 2);
+    CHECK(contains(outcome.err, words));
+  };
+  refused(" --gpus 2 --device cpu", "", "mpirun");
+  refused(" --gpus 2000", "", "0 to 1024");
+  refused("", "RANK=1", "no WORLD_SIZE");
+  refused("", "RANK=4 WORLD_SIZE=4", "0 to 3");
+  refused(" --gpus 2", "RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=4", "torchrun has started 4 processes");
+  CHECK(qlora(scratch, train, "RANK=0 WORLD_SIZE=1").code == 3);  // the model is missing, nothing else is wrong
+  const Outcome started = qlora(scratch, train + " --gpus 2");
+  CHECK(started.code == 3);
+  CHECK(contains(started.err, "ended with exit code 3"));
+  for (const char* log : {"out/logs/rank-0.log", "out/logs/rank-1.log"}) {
+    CHECK(contains(program_test::contents(scratch / log), "of 2, process "));
+  }
+}
+
 TEST_CASE("options of adapters beside --method full are refused by name, and only those that were given") {
   const Scratch scratch;
   const std::string train = "train -m " + (scratch / "none").string() + " -d none -o " + (scratch / "out").string();

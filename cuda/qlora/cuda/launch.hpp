@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "qlora/comm.hpp"
 #include "qlora/ops.hpp"
 
 // Launchers are inline in a program that compiles the kernels itself (qlora/cuda.cuh), and ordinary functions in the
@@ -326,6 +327,16 @@ void take_fault(Context& context, StepScalars* scalars);
 /// adamw with moments in 8 bits: bitsandbytes' block-wise state.
 void adamw8bit(Context& context, std::int64_t count, const AdamW& rule, const StepScalars* scalars, const float* g,
                float* p, const Moments8bit& m, const Moments8bit& v);
+
+// --- comm/nccl.hpp ---------------------------------------------------------------------------------------------------
+
+/// The bytes by which ranks find each other. With NCCL_COMM_ID=host:port in the environment every rank makes the same;
+/// without, one makes them and gives them to the others. Throws Error (resource) in a library built without NCCL.
+std::string nccl_id();
+/// This rank's end of a communicator on the context's card and stream; waits until all ranks are there. `watch` as in
+/// Comm. Throws Error (resource) as nccl_id() does, and when the ranks do not meet.
+std::unique_ptr<Comm> nccl_comm(std::shared_ptr<Context> context, int rank, int size, const std::string& id,
+                                Comm::Watch watch);
 
 // --- weights/merge.cuh -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <charconv>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <optional>
@@ -161,6 +162,26 @@ struct RankNames {
     if (launch.address.empty()) launch.address = first_host(text("SLURM_STEP_NODELIST"));
   }
   return launch;
+}
+
+/// Where NCCL's ranks meet, "host:port": on one host within it, else at the launcher's address. torchrun's agent listens
+/// at MASTER_PORT itself, so it is the port behind that; without one it is made from the job's name. Throws Error (usage)
+/// when the host is not known.
+[[nodiscard]] inline std::string meeting_point(const Launch& launch) {
+  const bool one_host = launch.local_size == launch.size;
+  if (!one_host && launch.address.empty()) {
+    throw Error(concat("the ranks of ", name_of(launch.launcher),
+                       " on several hosts do not know where to meet: set MASTER_ADDR to the host of rank 0 and "
+                       "MASTER_PORT to a port that is free there, as in mpirun -x MASTER_ADDR=gpu01"),
+                ErrorKind::usage);
+  }
+  int port = launch.port == 65535 ? 65534 : launch.port + 1;
+  if (launch.port == 0) {
+    std::uint32_t sum = 2166136261U;  // FNV-1a
+    for (const char c : launch.job) sum = (sum ^ static_cast<unsigned char>(c)) * 16777619U;
+    port = 20000 + static_cast<int>(sum % 10000U);  // below the ports that Linux gives to connections
+  }
+  return concat(one_host ? "127.0.0.1" : launch.address, ":", port);
 }
 
 }  // namespace dist

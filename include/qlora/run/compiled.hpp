@@ -10,6 +10,7 @@
 #include <bit>
 #include <concepts>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -18,12 +19,16 @@
 #include <utility>
 #include <vector>
 
+#ifdef QLORA_WITH_MPI
+#include "qlora/dist/mpi.hpp"
+#endif
 #include "qlora/generate/scheduler.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/open_model.hpp"
 #include "qlora/io/trainer.hpp"
 #include "qlora/llama2.hpp"
 #include "qlora/run/registry.hpp"
+#include "qlora/text/tokenizer_directory.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -33,12 +38,51 @@ namespace detail {
 template <class B>
 inline constexpr bool on_gpu = B::space == Space::device;
 
+#ifdef QLORA_CUDA
+/// The card of this process: where it sees one alone, that one, else that of its number on the host.
+[[nodiscard]] inline int card_of(const dist::Launch& launch) {
+  const int count = cuda::device_count();
+  if (launch.size == 1 || count == 1) return 0;
+  if (launch.local_rank < count) return launch.local_rank;
+  throw Error(concat("rank ", launch.rank, " is number ", launch.local_rank, " on its host, which has ", count,
+                     " GPUs; start as many processes as there are GPUs"),
+              ErrorKind::resource);
+}
+#endif
+
 template <class B>
 [[nodiscard]] B make_backend(const DeviceOptions& device) {
+#ifdef QLORA_CUDA
   if constexpr (on_gpu<B>) {
-    return B({.memory_cap = device.memory_cap, .fast = device.fast});
-  } else {
+    return B({.device = card_of(device.launch), .memory_cap = device.memory_cap, .fast = device.fast});
+  } else
+#endif
+  {
     return B(device.threads);
+  }
+}
+
+/// The other ranks of a training; null: it is alone.
+template <class B>
+[[nodiscard]] std::unique_ptr<Comm> join_ranks([[maybe_unused]] const B& backend, const DeviceOptions& device) {
+  if (device.launch.size == 1) return nullptr;
+#ifdef QLORA_CUDA
+  if constexpr (on_gpu<B>) {
+    const dist::Launch& launch = device.launch;
+    if (std::getenv("NCCL_COMM_ID") == nullptr) ::setenv("NCCL_COMM_ID", dist::meeting_point(launch).c_str(), 1);
+    ::setenv("NCCL_NVLS_ENABLE", "0", 0);  // for sums in the switch, which nothing here asks NCCL for
+    return backend.join(launch.rank, launch.size, cuda::nccl_id(), device.watch);
+  } else
+#endif
+  {
+#ifdef QLORA_WITH_MPI
+    return dist::MpiComm::open(device.launch);
+#else
+    throw Error(
+        "this program was built without MPI, which processes that train on the CPU talk over; build it where "
+        "an MPI is (Debian: libopenmpi-dev), or start one process",
+        ErrorKind::resource);
+#endif
   }
 }
 
@@ -288,8 +332,10 @@ template <Config C, class B>
 template <Config C, class B>
 class CompiledTraining final : public TrainingSession {
  public:
-  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, B backend, const DeviceOptions& device)
-      : trainer_(model.source(), options, std::move(backend)),
+  CompiledTraining(const hf::ModelDir& model, const TrainOptions& options, std::unique_ptr<Comm> comm, B backend,
+                   const DeviceOptions& device)
+      : comm_(std::move(comm)),
+        trainer_(model.source(), options, std::move(backend)),
         session_(trainer_.model(), model.max_positions, device) {}
 
   StepReport step(const Windows& windows) override { return trainer_.step(windows); }
@@ -300,6 +346,8 @@ class CompiledTraining final : public TrainingSession {
     save_trainer(trainer_, root, json, keep);
   }
   void restore(const CheckpointTensors& checkpoint) override { restore_trainer(trainer_, checkpoint); }
+  [[nodiscard]] Comm* comm() override { return comm_.get(); }
+  void use_algorithms(const std::filesystem::path& root) override { load_algorithms(trainer_, root); }
 
   void write(const std::filesystem::path& dir, [[maybe_unused]] const AdapterNotes& notes,
              [[maybe_unused]] const hf::ModelDir& base) override {
@@ -335,6 +383,7 @@ class CompiledTraining final : public TrainingSession {
   }
 
  private:
+  std::unique_ptr<Comm> comm_;
   Trainer<C, B> trainer_;
   TrainedSession<C, B> session_;
 };
@@ -375,9 +424,11 @@ class CompiledCode final : public ModelCode {
                                                        Recomputation recompute, const DecodeLimits& probes,
                                                        const DeviceOptions& device) const override {
     B backend = make_backend<B>(device);
+    std::unique_ptr<Comm> comm = join_ranks(backend, device);  // first: it takes memory of a GPU
+    options.comm = comm.get();
     options.model = model_options(model, {.keep_dequantized = keeps_dequantized(model.shape, device)});
     options = with_recompute<C, B>(options, recompute, probes, device, backend);
-    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(backend), device);
+    return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(comm), std::move(backend), device);
   }
 
  private:

@@ -7,7 +7,9 @@
 #include <string>
 #include <string_view>
 
+#include "qlora/comm.hpp"
 #include "qlora/config.hpp"
+#include "qlora/dist/launch.hpp"
 #include "qlora/model/plan.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/run/units.hpp"
@@ -28,6 +30,8 @@ struct DeviceOptions {
   std::int64_t memory_cap = 0;    ///< GPU: bytes that this process may use, CUDA context included; 0: no cap
   bool fast = false;              ///< GPU: allow sums whose last bits depend on timing
   bool keep_dequantized = false;  ///< GPU: keep the frozen weights in bf16 as well
+  dist::Launch launch{};          ///< which of how many processes this is; a training joins the others
+  Comm::Watch watch{};            ///< asked while it waits for them to come
 };
 
 /// GPU memory that no plan uses: allocations are rounded up to pages, and other processes need some.

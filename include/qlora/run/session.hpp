@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qlora/comm.hpp"
 #include "qlora/generate/generator.hpp"
 #include "qlora/generate/request.hpp"
 #include "qlora/generate/scorer.hpp"
@@ -104,6 +105,12 @@ class TrainingSession {
   /// Writes what was trained: adapters as a PEFT directory with these notes, or all weights as a model directory with
   /// the tokenizer of `base`.
   virtual void write(const std::filesystem::path& dir, const AdapterNotes& notes, const hf::ModelDir& base) = 0;
+  /// The other processes that share the steps; null: there are none. Of several, all call step(), save() and restore()
+  /// at the same time.
+  [[nodiscard]] virtual Comm* comm() = 0;
+  /// Has a run that begins anew use the algorithms saved under `root`, if there are any, for the bits of the run that
+  /// saved them.
+  virtual void use_algorithms(const std::filesystem::path& root) = 0;
   /// The model as it is between two steps, with trained_adapter in use until it is told otherwise. Lives as long as
   /// this.
   [[nodiscard]] virtual Session& session() = 0;

@@ -5,6 +5,8 @@
 //   OUT/metrics.jsonl           training_log.hpp; OUT/trainer_state.json beside it
 //   OUT/checkpoints             io/checkpoint.hpp
 //   OUT/run.lock                held while a run writes there
+//   OUT/logs/rank-R.log         what rank R did, where several processes share the steps (dist/launch.hpp)
+// Of several ranks each computes its part of every step and knows all that decides the next; rank 0 alone writes.
 #pragma once
 
 #include <cstddef>
@@ -60,7 +62,7 @@ inline void check_training(const Training& options) {
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
 /// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk and for errors of the system, (interrupted) after the state was saved, (unmet) when the guard
+/// little memory or disk, for errors of the system, and when another rank is gone, (interrupted) after the state was saved, (unmet) when the guard
 /// failed at its first measurement.
 [[nodiscard]] QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress);
 
@@ -87,6 +89,8 @@ inline void check_training(const Training& options) {
 #include "qlora/run/adapter.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/json.hpp"
+#include "qlora/run/rank_progress.hpp"
+#include "qlora/run/rank_team.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/training_log.hpp"
 #include "qlora/run/units.hpp"
@@ -109,51 +113,62 @@ class TrainingRun {
         order_(static_cast<int>(data_.size()), options_.batch * options_.accumulate,
                static_cast<std::uint64_t>(options_.seed)),
         total_(total_steps()),
-        guard_(request.loop, model_, request.chat, request.device.threads) {
+        guard_(request.loop, model_, request.chat, request.device.threads),
+        ranks_(request.launch, progress) {
     check();
-    const Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
+    Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
     device_ = selected.device.device;
+    selected.device.launch = request.launch;
+    selected.device.watch = [this](double seconds) { ranks_.watch_joining(seconds); };
     training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
                                      options_.recompute, guard_.limits(), selected.device);
     if (!model_.note().empty()) progress_.say(model_.note());
-    progress_.say("training on " + training_->about() + ", " + gigabytes(training_->memory()));
+    ranks_.begin(training_->comm());
+    if (request.launch.size > options_.accumulate) {
+      progress_.say(concat("a step has ", options_.accumulate, " micro-batches for ", request.launch.size,
+                           " processes, some of which only wait; a smaller --batch and a larger --accumulate make the "
+                           "same step of more"));
+    }
+    progress_.say("training on " + training_->about() + ranks_.about() + ", " + gigabytes(training_->memory()));
   }
+  TrainingRun(const TrainingRun&) = delete;
+  TrainingRun& operator=(const TrainingRun&) = delete;
 
   TrainResult run() {
     resume();
-    expect_room();
     const int first = saved_step_ = training_->steps_done();
-    TrainingLog log(request_.out / "metrics.jsonl", first);
-    if (log.damaged() > 0) {
-      progress_.say(concat((request_.out / "metrics.jsonl").string(), ": ", log.damaged(),
+    std::optional<TrainingLog> log;  // of rank 0
+    ranks_.on_first([&] {
+      expect_room();
+      log.emplace(request_.out / "metrics.jsonl", first);
+      if (log->damaged() == 0) return;
+      progress_.say(concat((request_.out / "metrics.jsonl").string(), ": ", log->damaged(),
                            " lines were damaged or cut short and are left out"));
-    }
+    });
     progress_.begin("train", total_, "steps", first);
     began_ = std::chrono::steady_clock::now();
     bool going = true;
-    if (owes_measurement_) going = settle(log.newest(first), log, true);
+    if (owes_measurement_) going = settle(log ? log->newest(first) : StepRecord{.step = first}, log, true);
     while (going && training_->steps_done() < total_) going = settle(one_step(), log, false);
-    if (trains_all()) std::filesystem::remove_all(written());  // of a run that was killed after it wrote the model
-    training_->write(written(), adapter_notes(), model_);
-    write_state(log);
+    ranks_.on_first([&] {
+      if (trains_all()) std::filesystem::remove_all(written());  // of a run that was killed after it wrote the model
+      training_->write(written(), adapter_notes(), model_);
+      write_state(*log);
+    });
     progress_.end((trains_all() ? "model in " : "adapter in ") + written().string());
-    return result(log.records(), first);
+    return result(log ? log->records() : std::vector<StepRecord>{}, first);
   }
 
  private:
   /// Completes a step: its measurement, its record, its checkpoint. `again`: the step is in the record, and its
   /// measurement was interrupted. False: the guard has ended the run.
-  bool settle(StepRecord record, TrainingLog& log, bool again) {
+  bool settle(StepRecord record, std::optional<TrainingLog>& log, bool again) {
     const bool due = again || guard_.due(record.step, total_);
     std::optional<std::string> unmet;
     if (due) unmet = measure(record);
     owes_measurement_ = due && !unmet;
-    if (again) {
-      log.amend(record);
-    } else {
-      log.add(record);
-      tokens_ += record.tokens;
-    }
+    ranks_.on_first([&] { again ? log->amend(record) : log->add(record); });
+    if (!again) tokens_ += record.tokens;
     std::array<char, 96> note{};
     std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", record.loss, record.grad_norm,
                   gigabytes(training_->memory()).c_str());
@@ -162,7 +177,7 @@ class TrainingRun {
       stopped_at_ = go_back(record.step, *unmet);
       return false;
     }
-    const bool stop = owes_measurement_ || (progress_.stop_requested() && record.step < total_);
+    const bool stop = owes_measurement_ || (ranks_.any(progress_.stop_requested()) && record.step < total_);
     // Where a guard decides, a checkpoint is a step whose measurement met it, which the run may go back to, or one
     // whose measurement is owed, which is made before anything else and which the run never goes back to.
     const bool saved = guard_.decides() ? due : stop || again || record.step % options_.checkpoint_every == 0;
@@ -186,6 +201,12 @@ class TrainingRun {
   /// Adds metrics to the step's record. The result is what the guard finds unmet; nothing: the measurement was
   /// interrupted.
   std::optional<std::string> measure(StepRecord& record) {
+    std::optional<std::string> unmet;
+    ranks_.on_first([&] { unmet = measure_here(record); });
+    const std::string told = ranks_.broadcast(unmet ? "1" + *unmet : "");
+    return told.empty() ? std::nullopt : std::optional(told.substr(1));
+  }
+  std::optional<std::string> measure_here(StepRecord& record) {
     if (trains_all() && base_ == nullptr) {  // its weights are not in this model any more
       const DeviceRequest on_cpu{.use = DeviceUse::cpu, .threads = request_.device.threads};
       const Selection selected = select_code(model_.shape, no_adapters, on_cpu);
@@ -206,12 +227,14 @@ class TrainingRun {
   /// Restores the last checkpoint whose measurement met the guard: the newest, but for one whose measurement was owed
   /// and has just been made. Returns the step that the guard ended.
   int go_back(int step, const std::string& unmet) {
-    const std::filesystem::path root = request_.out / "checkpoints";
-    CheckpointSearch found = load_latest_checkpoint(root);
-    while (found.checkpoint && owes_measurement(*found.checkpoint)) {
-      qlora::detail::remove_checkpoint(root, found.checkpoint->step);
-      found = load_latest_checkpoint(root);
-    }
+    const CheckpointSearch found = ranks_.search(checkpoints(), [](const std::filesystem::path& root) {
+      CheckpointSearch all = load_latest_checkpoint(root);
+      while (all.checkpoint && owes_measurement(*all.checkpoint)) {
+        qlora::detail::remove_checkpoint(root, all.checkpoint->step);
+        all = load_latest_checkpoint(root);
+      }
+      return all;
+    });
     if (!found.checkpoint) {
       throw Error(concat("the guard ", unmet, " is not met at step ", step,
                          ", where it was first measured; measure more often (--every), or lower --lr"),
@@ -237,6 +260,7 @@ class TrainingRun {
     return owes != nullptr && *owes == true;
   }
   static constexpr const char* base_checksum = "base_checksum";
+  [[nodiscard]] std::filesystem::path checkpoints() const { return request_.out / "checkpoints"; }
   [[nodiscard]] bool trains_all() const { return options_.method == Method::full; }
   [[nodiscard]] Lora lora() const { return {.rank = options_.rank, .targets = options_.targets}; }
   [[nodiscard]] std::filesystem::path written() const { return trained_in(request_.out, options_.method); }
@@ -327,18 +351,19 @@ class TrainingRun {
   }
 
   void resume() {
-    const std::filesystem::path root = request_.out / "checkpoints";
-    if (request_.restart) {
-      for (const std::int64_t step : qlora::detail::checkpoint_steps(root))
-        qlora::detail::remove_checkpoint(root, step);
-    }
-    const CheckpointSearch found = load_latest_checkpoint(root, kept_checkpoints);
+    const CheckpointSearch found = ranks_.search(checkpoints(), [&](const std::filesystem::path& folder) {
+      if (request_.restart) {
+        for (const std::int64_t step : qlora::detail::checkpoint_steps(folder))
+          qlora::detail::remove_checkpoint(folder, step);
+      }
+      return load_latest_checkpoint(folder, kept_checkpoints);
+    });
     for (const std::string& why : found.skipped) progress_.say("checkpoint left out: " + why);
     if (!found.checkpoint && !found.skipped.empty()) {
-      throw Error(concat("no checkpoint in ", root.string(), " can be read, the newest because ", found.skipped.front(),
-                         "; --restart begins anew, in a job --again train"));
+      throw Error(concat("no checkpoint in ", checkpoints().string(), " can be read, the newest because ",
+                         found.skipped.front(), "; --restart begins anew, in a job --again train"));
     }
-    if (!found.checkpoint) return;
+    if (!found.checkpoint) return training_->use_algorithms(checkpoints());
     const Checkpoint& checkpoint = *found.checkpoint;
     Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
     Json ours = fingerprint();
@@ -368,18 +393,22 @@ class TrainingRun {
   StepRecord one_step() {
     const auto started = std::chrono::steady_clock::now();
     const int at = training_->steps_done();
+    ranks_.begin_step(at + 1);
     const StepReport report = training_->step(windows_.gather(data_, order_.step(at)));
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+    ranks_.end_step(at + 1, seconds.count());
     return {report.step,     static_cast<double>(report.step) / order_.steps_per_epoch(),
             report.loss,     report.grad_norm,
             report.lr,       report.tokens,
             report.labelled, static_cast<double>(report.tokens) / std::max(seconds.count(), 1e-9)};
   }
 
-  void save(TrainingLog& log) {
-    log.sync();
-    training_->save(request_.out / "checkpoints", {fingerprint().dump(), owes_measurement_}, kept_checkpoints);
-    write_state(log);
+  void save(std::optional<TrainingLog>& log) {
+    ranks_.on_all([&] {
+      if (log) log->sync();
+      training_->save(request_.out / "checkpoints", {fingerprint().dump(), owes_measurement_}, kept_checkpoints);
+      if (log) write_state(*log);
+    });
   }
 
   void write_state(const TrainingLog& log) const {
@@ -430,6 +459,7 @@ class TrainingRun {
   int total_;
   Device device_ = Device::cpu;
   Guard guard_;
+  RankTeam ranks_;  ///< before the training, whose Comm asks it
   std::unique_ptr<TrainingSession> training_;
   std::unique_ptr<Session> base_;  ///< of a training of all weights, where the guard needs it
   std::string measured_;           ///< by the last measurement, for the progress line
@@ -445,9 +475,19 @@ class TrainingRun {
 
 QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress) {
   make_directories(request.out);
-  const RunLock lock(request.out / "run.lock");
-  remove_stale_temporaries(request.out);
-  return detail::TrainingRun(request, progress).run();
+  std::optional<RunLock> lock;
+  if (request.launch.rank == 0) {
+    lock.emplace(request.out / "run.lock");
+    remove_stale_temporaries(request.out);
+  }
+  if (request.launch.size == 1) return detail::TrainingRun(request, progress).run();
+  RankProgress ranked(progress, request.launch, request.out);
+  try {
+    return detail::TrainingRun(request, ranked).run();
+  } catch (const Error& error) {
+    ranked.note(error.what());
+    throw;
+  }
 }
 
 }  // namespace run

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <string>
 
+#include "qlora/dist/launch.hpp"
 #include "qlora/run/device.hpp"
 #include "qlora/run/options.hpp"
 
@@ -22,6 +23,7 @@ struct TrainRequest {
   LoopProbes loop{};              ///< probes that are measured in the loop
   DeviceRequest device{};         ///< where to train
   bool restart = false;           ///< remove the checkpoints that are there and begin anew
+  dist::Launch launch{};          ///< which of how many processes this is; each is given the same request
   ChatChoice chat{};              ///< the form in which probes are asked, if not the model's own
 };
 
