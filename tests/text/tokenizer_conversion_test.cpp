@@ -130,6 +130,13 @@ TEST_CASE("directories that are left as they are") {
   CHECK(qlora::tokenizer_files_beside(damaged / "nowhere").empty());
 }
 
+TEST_CASE("an older directory of a byte-level tokenizer says how to get a tokenizer.json") {
+  const test::Scratch dir;
+  std::ofstream(dir / "vocab.json") << "{}";
+  CHECK_THROWS_WITH_AS(static_cast<void>(Tokenizer::load(qlora::tokenizer_file(dir / ""))),
+                       doctest::Contains("vocab.json and merges.txt alone; make a tokenizer.json"), Error);
+}
+
 TEST_CASE("added tokens that contradict the tokenizer.model are refused") {
   const Ordered token{{"content", "<|x|>"}};
   CHECK(refusal({{"401", token}}).find("the added token 401 '<|x|>' is no piece") != std::string::npos);

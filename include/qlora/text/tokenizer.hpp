@@ -42,6 +42,12 @@ class Tokenizer {
       const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
       return {bytes, std::make_unique<JsonTokenizer>(bytes, path.string(), end_token(path.parent_path()))};
     }
+    if (!exists(path) && exists(path.parent_path() / "vocab.json")) {
+      throw Error(
+          concat(path.parent_path().string(),
+                 ": the tokenizer is there as vocab.json and merges.txt alone; make a tokenizer.json of them with "
+                 "the Python package transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"));
+    }
     const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
     refuse_lfs_pointer(bytes, path.string());
     try {
