@@ -74,6 +74,11 @@ inline void sha256_block(std::array<std::uint32_t, 8>& state, const std::byte* b
 /// in a pair.
 [[gnu::target("sha,ssse3,sse4.1")]] inline void sha256_blocks_fast(std::array<std::uint32_t, 8>& state,
                                                                    const std::byte* data, std::size_t blocks) {
+#if defined(__AVX__)
+  // These instructions take a hundred times as long while the upper halves of the registers hold something, and g++
+  // clears them after use at -O2 and above only.
+  _mm256_zeroupper();
+#endif
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
   auto* words = reinterpret_cast<__m128i*>(state.data());
   const __m128i cdab = _mm_shuffle_epi32(_mm_loadu_si128(words), 0xB1);
