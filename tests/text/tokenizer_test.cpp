@@ -14,6 +14,9 @@
 #include <optional>
 #include <random>
 
+#include "qlora/text/bpe.hpp"
+#include "qlora/text/text_pieces.hpp"
+
 using qlora::DecodeFrom;
 using qlora::Error;
 using qlora::StreamDecoder;
@@ -175,8 +178,11 @@ TEST_CASE("a long text, encoded in parts, has the ids that the library gives the
   }
   const std::vector<std::string> cjk{"数", "学", "の", "本", "中", "国", "人", "é", "🙂", "。"};
   const std::vector<std::string> words{"the ", "lamp ", "boat\n", "  ", "▁", "\xE2\x96", "12", " a", "\t", "the", "x "};
-  const std::vector<std::string> texts{made_of(letters, 150'000), made_of(cjk, 150'000), made_of(words, 150'000),
-                                       std::string(40'000, ' ') + made_of(words, 40'000), std::string(70'000, 'a')};
+  const std::vector<std::string> texts{
+      made_of(letters, 150'000), made_of(cjk, 150'000),
+      made_of(words, 150'000),   std::string(40'000, ' ') + made_of(words, 40'000),
+      std::string(70'000, 'a'),  made_of({"a", "b"}, 100'000),
+      std::string(70'000, '='),  made_of({"\u0d85", "\u0d9a", "\U0001F980", "a"}, 100'000)};
   const auto check = [&](const Tokenizer& tokenizer, const std::string& model) {
     sentencepiece::SentencePieceProcessor whole;
     REQUIRE(whole.LoadFromSerializedProto(model).ok());
@@ -189,16 +195,53 @@ TEST_CASE("a long text, encoded in parts, has the ids that the library gives the
   };
   check(Tokenizer::parse(small_model()), small_model());
   if (const auto tokenizer = llama2()) check(*tokenizer, read_bytes(std::getenv("QLORA_LLAMA2_TOKENIZER")));
-  // The parts are short: "ab" can be cut where neither a piece nor a character goes on.
-  qlora::detail::TextCutter cutter;
-  cutter.add("ab");
-  CHECK(cutter.cut("abababababababab", 5) == 6);
-  CHECK(cutter.cut("aaaaaaaaaaaaaaaa", 5) == 5);
-  CHECK(cutter.cut("ab\xC3\xA9\xC3\xA9", 3) == 4);
-  CHECK(cutter.cut("abab", 9) == 4);
-  cutter.set_space("_");
-  cutter.add("a_");
-  CHECK(cutter.cut("aaaa aaaa", 4) == 5);
+}
+
+TEST_CASE("merges of random vocabularies, in short windows, are those of the whole text") {
+  std::mt19937 random(7);
+  std::size_t joined = 0;
+  std::size_t all = 0;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<std::string> pieces{"a", "b", "c"};
+    qlora::MergeTable table(64);
+    std::uint32_t rank = 0;
+    for (auto count = 1 + random() % 12; count > 0; --count) {
+      const std::size_t left = random() % pieces.size(), right = random() % pieces.size();
+      const std::string made = pieces[left] + pieces[right];
+      if (made.size() > 12 || std::find(pieces.begin(), pieces.end(), made) != pieces.end()) continue;
+      table.set(static_cast<std::int32_t>(left), static_cast<std::int32_t>(right),
+                random() % 2 == 0 ? rank : 100 - rank, static_cast<std::int32_t>(pieces.size()));
+      pieces.push_back(made);
+      ++rank;
+    }
+    qlora::BpeMerger merger(table);
+    const auto encode = [&](std::string_view text, bool) {
+      std::vector<std::int32_t> ids;
+      merger.clear();
+      for (const char c : text) merger.add(c - 'a');
+      merger.merge(ids);
+      return ids;
+    };
+    const auto bytes_before = [&](std::string_view text, std::int32_t id) -> std::optional<std::size_t> {
+      const std::string& piece = pieces[static_cast<std::size_t>(id)];
+      return text.ends_with(piece) ? std::optional(piece.size()) : std::nullopt;
+    };
+    for (int i = 0; i < 20; ++i) {
+      std::string text;
+      const auto letters = static_cast<std::size_t>(1 + i % 3);
+      for (auto length = 200 + random() % 100; length > 0; --length) text += "abc"[random() % letters];
+      CAPTURE(text);
+      std::vector<std::int32_t> ids{-1};
+      const bool done = qlora::detail::encode_in_windows(
+          text, encode, bytes_before, ids, {.bytes = 30 + random() % 50, .dropped = 1 + random() % 20, .tries = 16});
+      std::vector<std::int32_t> expected{-1};
+      for (const std::int32_t id : encode(text, true)) expected.push_back(id);
+      REQUIRE(ids == (done ? expected : std::vector<std::int32_t>{-1}));
+      joined += done;
+      ++all;
+    }
+  }
+  CHECK(joined * 10 > all * 9);
 }
 
 TEST_CASE("any ids decode as the library decodes them") {

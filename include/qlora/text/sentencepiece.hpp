@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,21 +36,15 @@ class SentencePieceModel final : public TokenizerModel {
     for (std::int32_t id = 0; id < vocab_size(); ++id) {
       if (is_control(id)) controls_.push_back(id);
     }
-    prepare_cuts();
+    prepare_windows();
   }
 
   /// A space goes before the text, as in LLaMA-2; NUL is a character like any other. Every id is at least 3.
-  /// Long texts are encoded in parts, since sentencepiece takes some hundred bytes for each byte of what it is given.
+  /// Long texts are encoded in windows, since sentencepiece takes some hundred bytes for each byte of what it is given.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
     std::vector<std::int32_t> ids;
-    for (std::string_view rest = text; !rest.empty() || ids.empty();) {
-      const std::size_t here = stop_ == 0 ? rest.size() : cutter_.cut(rest, part_bytes);
-      const bool first = rest.size() == text.size();
-      append(rest.substr(0, here), first, ids);
-      rest.remove_prefix(here);
-      if (rest.empty()) break;
-      if (first) ids.reserve(ids.size() * (text.size() / here + 1) / 16 * 17);
-    }
+    const detail::TextWindows windows;
+    if (stop_ == 0 || text.size() <= windows.bytes || !encode_windows(text, windows, ids)) append(text, true, ids);
     return ids;
   }
   /// A space goes before each part that stands between marks, as in Meta's code, which encodes a turn at a time.
@@ -121,27 +116,64 @@ class SentencePieceModel final : public TokenizerModel {
 
  private:
   using Kind = sentencepiece_scan::PieceKind;
-  static constexpr std::size_t part_bytes = std::size_t{1} << 15;
 
-  /// Looks for a character that no piece joins to another one: parts behind the first are encoded behind it, where the
-  /// library's leading space goes before it and not before the part.
-  void prepare_cuts() {
+  /// Looks for a character that no piece joins to another one: windows behind the first are encoded behind it, where
+  /// the library's leading space goes before it and not before the window. Pieces that the library takes apart again
+  /// are no result of merges, so texts of a model that has such are encoded whole.
+  void prepare_windows() {
     std::array<bool, 128> joined{};
     for (const sentencepiece_scan::Piece& piece : pieces_) {
-      cutter_.add(piece.text);
+      if (piece.kind == Kind::unused) return;
       if (piece.text.size() == 1) continue;
       for (const char c : piece.text) {
         if (static_cast<unsigned char>(c) < joined.size()) joined[static_cast<unsigned char>(c)] = true;
       }
     }
-    cutter_.set_space(std::string(sentencepiece_scan::space_symbol));
     for (const char c : {'\n', '\t', '\x01', '\x02'}) {
       if (joined[static_cast<unsigned char>(c)]) continue;
-      stop_ = c;
       std::vector<int> ids;
-      if (processor_.Encode(std::string(1, c), &ids).ok()) stop_ids_ = ids.size();
+      if (!processor_.Encode(std::string(1, c), &ids).ok()) return;
+      stop_ = c;
+      stop_ids_ = ids.size();
       return;
     }
+  }
+  [[nodiscard]] bool encode_windows(std::string_view text, const detail::TextWindows& windows,
+                                    std::vector<std::int32_t>& ids) const {
+    std::string valid;
+    if (!sentencepiece_scan::is_utf8(text)) {
+      valid = sentencepiece_scan::with_replacement_characters(text);
+      text = valid;
+    }
+    const auto encode_part = [&](std::string_view part, bool first) {
+      std::vector<std::int32_t> of_part;
+      append(part, first, of_part);
+      return of_part;
+    };
+    return detail::encode_in_windows(
+        text, encode_part, [&](std::string_view before, std::int32_t id) { return bytes_before(before, id); }, ids,
+        windows);
+  }
+  /// Bytes at the end of a text that a piece stands for.
+  [[nodiscard]] std::optional<std::size_t> bytes_before(std::string_view text, std::int32_t id) const {
+    const std::string& piece = at(id).text;
+    const Kind kind = at(id).kind;
+    if (kind == Kind::byte) return text.ends_with(surface(id)) ? std::optional<std::size_t>(1) : std::nullopt;
+    if (kind != Kind::normal && kind != Kind::user_defined) return std::nullopt;
+    const std::size_t all = text.size();
+    for (std::string_view rest = piece; !rest.empty();) {
+      const bool space = rest.ends_with(sentencepiece_scan::space_symbol);
+      const std::size_t length = space ? sentencepiece_scan::space_symbol.size() : 1;
+      if (space && text.ends_with(' ')) {
+        text.remove_suffix(1);
+      } else if (text.ends_with(rest.substr(rest.size() - length))) {
+        text.remove_suffix(length);
+      } else {
+        return std::nullopt;
+      }
+      rest.remove_suffix(length);
+    }
+    return all - text.size();
   }
   void append(std::string_view part, bool first, std::vector<std::int32_t>& out) const {
     std::vector<int> ids;
@@ -156,8 +188,7 @@ class SentencePieceModel final : public TokenizerModel {
   std::vector<sentencepiece_scan::Piece> pieces_;
   std::vector<std::int32_t> controls_;
   sentencepiece::SentencePieceProcessor processor_;
-  detail::TextCutter cutter_;
-  char stop_ = 0;             // 0: there is none, and texts are not cut
+  char stop_ = 0;             // 0: there is none, and texts are encoded whole
   std::size_t stop_ids_ = 0;  // of a text that is `stop_` alone
 };
 

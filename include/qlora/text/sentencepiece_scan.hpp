@@ -72,6 +72,17 @@ inline constexpr std::string_view space_symbol = "\xE2\x96\x81";
   return true;
 }
 
+/// The text with U+FFFD for each byte that is no part of UTF-8.
+[[nodiscard]] inline std::string with_replacement_characters(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t length = utf8_length(text);
+    out.append(length == 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, length));
+    text.remove_prefix(std::max<std::size_t>(length, 1));
+  }
+  return out;
+}
+
 /// The value of "<0x00>" to "<0xFF>", upper-case digits only, as sentencepiece writes byte pieces.
 [[nodiscard]] inline std::optional<unsigned char> byte_of(std::string_view piece) {
   constexpr std::string_view digits = "0123456789ABCDEF";

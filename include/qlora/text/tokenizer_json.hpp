@@ -23,6 +23,7 @@
 #include "qlora/text/byte_level.hpp"
 #include "qlora/text/chat_text.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/text_pieces.hpp"
 #include "qlora/text/tokenizer_json_stages.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 #include "qlora/text/tokenizer_stages.hpp"
@@ -62,7 +63,7 @@ class JsonTokenizer final : public TokenizerModel {
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, SpecialTokens special) const {
     std::string valid;
     if (!sentencepiece_scan::is_utf8(text)) {
-      valid = with_replacement_characters(text);
+      valid = sentencepiece_scan::with_replacement_characters(text);
       text = valid;
     }
     Encoding out{BpeMerger(merges_), {}, {}};
@@ -154,16 +155,6 @@ class JsonTokenizer final : public TokenizerModel {
 
   [[nodiscard]] const Piece& at(std::int32_t id) const { return pieces_[static_cast<std::size_t>(id)]; }
 
-  [[nodiscard]] static std::string with_replacement_characters(std::string_view text) {
-    std::string out;
-    while (!text.empty()) {
-      const std::size_t length = sentencepiece_scan::utf8_length(text);
-      out.append(length == 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, length));
-      text.remove_prefix(std::max<std::size_t>(length, 1));
-    }
-    return out;
-  }
-
   // --- encoding ---------------------------------------------------------------------------------------------------
 
   /// Ids of what lies between added tokens. `first`: it begins the text.
@@ -225,17 +216,38 @@ class JsonTokenizer final : public TokenizerModel {
     const auto whole = ignore_merges_ ? vocab_bytes_.find(word) : vocab_bytes_.end();
     if (whole != vocab_bytes_.end()) {
       out.ids.push_back(whole->second);
-    } else {
-      out.merger.clear();
-      for (std::string_view rest = word; !rest.empty();) {
-        const std::size_t length = byte_level_ ? 1 : sentencepiece_scan::utf8_length(rest);
-        add_symbol(rest.substr(0, length), out.merger);
-        rest.remove_prefix(length);
-      }
-      out.merger.merge(out.ids);
+    } else if (word.size() <= detail::TextWindows{}.bytes || !encode_windows(word, out)) {
+      merge_word(word, out.merger, out.ids);
     }
     if (short_word && out.seen.size() < max_remembered)
       out.seen.emplace(word, std::vector(out.ids.begin() + static_cast<std::ptrdiff_t>(before), out.ids.end()));
+  }
+
+  void merge_word(std::string_view word, BpeMerger& merger, std::vector<std::int32_t>& ids) const {
+    merger.clear();
+    for (std::string_view rest = word; !rest.empty();) {
+      const std::size_t length = byte_level_ ? 1 : sentencepiece_scan::utf8_length(rest);
+      add_symbol(rest.substr(0, length), merger);
+      rest.remove_prefix(length);
+    }
+    merger.merge(ids);
+  }
+
+  /// A word that is a whole text, as it is for LLaMA-2's kind of file, or one without spaces: merging takes some 30
+  /// bytes for each character.
+  [[nodiscard]] bool encode_windows(std::string_view word, Encoding& out) const {
+    const auto encode_part = [&](std::string_view part, bool) {
+      std::vector<std::int32_t> ids;
+      merge_word(part, out.merger, ids);
+      return ids;
+    };
+    const auto bytes_before = [&](std::string_view text, std::int32_t id) -> std::optional<std::size_t> {
+      if (id == special_.unk) return std::nullopt;
+      const std::string bytes = join(id) == PieceJoin::alone ? at(id).text : surface(id);
+      if (bytes.empty() || !text.ends_with(bytes)) return std::nullopt;
+      return bytes.size();
+    };
+    return detail::encode_in_windows(word, encode_part, bytes_before, out.ids);
   }
 
   void add_symbol(std::string_view character, BpeMerger& merger) const {

@@ -126,7 +126,11 @@ struct Normalized {
     if (!places.empty()) places.insert(places.begin(), step.text.size(), places.front());
   }
   void apply(const Replace& step) {
+    std::size_t size = text.size();
+    step.pattern.for_each_match(text,
+                                [&](std::size_t begin, std::size_t end) { size += step.content.size() + begin - end; });
     Normalized out{};
+    out.text.reserve(size);
     std::size_t done = 0;
     step.pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
       out.take(*this, done, begin);
