@@ -55,7 +55,7 @@ class WindowPrinter {
   WindowPrinter(std::ostream& out, const Tokenizer* tokenizer, bool color)
       : out_(out), tokenizer_(tokenizer), color_(color) {}
 
-  void print(const DatasetWindow& window, const DatasetInfo& info) {
+  void print(const DatasetWindow& window, const TokenDataset& data) {
     std::int32_t document = no_document;
     bool open = false;
     std::size_t padding = 0;
@@ -71,7 +71,7 @@ class WindowPrinter {
       if (i == 0 || window.documents[i] != document) {
         close();
         document = window.documents[i];
-        const auto& source = info.sources[static_cast<std::size_t>(document)];
+        const DatasetSource source = data.source(static_cast<std::size_t>(document));
         out_ << (i == 0 ? "" : "\n") << "| document " << document << ", " << printable(source.source) << '\n';
       }
       const bool learned = window.labels[i] != ignored_label;
@@ -130,7 +130,7 @@ Result show(const ShowOptions& options, Context& context) {
   for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.show.windows)); ++i) {
     const DatasetWindow window = data.window(i);
     context.out << "window " << i << '\n';
-    printer.print(window, data.info());
+    printer.print(window, data);
     shown.shown.push_back({{window.ids.begin(), window.ids.end()},
                            {window.labels.begin(), window.labels.end()},
                            {window.documents.begin(), window.documents.end()}});

@@ -1,4 +1,6 @@
 // info.cpp — `qlora info PATH`: what a model directory, an adapter, a data set or a safetensors file holds.
+#include <algorithm>
+#include <cstddef>
 #include <filesystem>
 #include <iomanip>
 #include <memory>
@@ -15,6 +17,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/text/chat_directory.hpp"
+#include "qlora/text/dataset_manifest.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -82,10 +85,14 @@ OrderedJson describe_adapter(const fs::path& path) {
   return result;
 }
 
-/// A packed data set's own manifest, as it stands.
+/// A packed data set's own manifest, with the first of its sources: a corpus may have a million.
 OrderedJson describe_data(const fs::path& path) {
-  OrderedJson result{{"kind", "data"}, {"path", path.string()}};
-  result["manifest"] = read_json_object(path / "manifest.json", 1U << 28);  // a corpus may have a million sources
+  constexpr std::size_t most = 1000;
+  const DatasetManifest manifest(path / "manifest.json");
+  OrderedJson result{{"kind", "data"}, {"path", path.string()}, {"source_count", manifest.size()}};
+  Json shown = manifest.rest();
+  for (std::size_t i = 0; i < std::min(most, manifest.size()); ++i) shown["sources"].push_back(manifest.source(i));
+  result["manifest"] = shown;
   return result;
 }
 

@@ -144,13 +144,13 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
     std::string().swap(document.text);  // its memory is for what follows
     const auto count = static_cast<std::int64_t>(tokens.ids.size());
     total += count;
-    info.sources.push_back({std::move(document.source), std::move(document.title), std::move(document.sha256), count});
+    writer.add_source({std::move(document.source), std::move(document.title), std::move(document.sha256), count});
     if (article) {
       stream.push_back(std::move(tokens));
     } else {
       packer.add(tokens);
     }
-    progress.update(static_cast<std::int64_t>(info.sources.size()), total);
+    progress.update(static_cast<std::int64_t>(writer.sources()), total);
   });
   PackingCounts counts;
   if (article) {
@@ -175,7 +175,7 @@ QLORA_STEP PackResult pack(const PackRequest& request, Progress& progress) {
                "model then writes as text; give chats as \"messages\", or --chat-marks parse"));
   }
   progress.end(std::to_string(writer.size()) + " windows of " + std::to_string(seq));
-  return {.documents = static_cast<std::int64_t>(info.sources.size()),
+  return {.documents = static_cast<std::int64_t>(writer.sources()),
           .replayed = replayed,
           .skipped_documents = counts.skipped_documents,
           .cut_documents = counts.cut_documents,

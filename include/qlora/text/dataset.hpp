@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +27,7 @@
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/safetensors_writer.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/text/dataset_manifest.hpp"
 #include "qlora/text/packing.hpp"
 
 namespace qlora {
@@ -34,15 +36,6 @@ inline namespace v0 {
 /// How the windows were made: pack_documents or pack_as_article.
 enum class PackingForm { isolated, article };
 
-/// Where a document of the data set came from, in the order in which the packer got them.
-struct DatasetSource {
-  std::string source;       ///< URL or path
-  std::string title;        ///< may be empty
-  std::string sha256;       ///< of its text
-  std::int64_t tokens = 0;  ///< begin and end tokens included; 0 if it was skipped
-  friend bool operator==(const DatasetSource&, const DatasetSource&) = default;
-};
-
 /// Metadata of a data set.
 struct DatasetInfo {
   std::int32_t vocab_size = 0;               ///< every id is below it
@@ -50,7 +43,7 @@ struct DatasetInfo {
   PackingForm form = PackingForm::isolated;  ///< which packer made the windows
   LabelChoice labels = LabelChoice::all;     ///< which tokens are labels
   SplitChoice split = SplitChoice::carry;    ///< what happened to documents that did not fit a window
-  std::vector<DatasetSource> sources;        ///< in the order of the document numbers
+  std::vector<DatasetSource> sources;        ///< to write, by document number; of an open data set see source()
 };
 
 namespace detail {
@@ -58,7 +51,6 @@ namespace detail {
 inline constexpr std::string_view dataset_format = "qlora token dataset";
 inline constexpr std::int64_t dataset_version = 1;
 inline constexpr std::int64_t max_dataset_seq = std::int64_t{1} << 20;
-inline constexpr std::size_t max_manifest_bytes = std::size_t{1} << 28;
 inline constexpr std::size_t shard_tokens = std::size_t{1} << 19;  // 6 MB a shard: what packing holds in memory
 inline constexpr std::array<const char*, 3> shard_tensors{"input_ids", "labels", "document"};
 
@@ -117,33 +109,9 @@ inline void check_windows(std::span<const std::int32_t> ids, std::span<const std
   return name.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-/// Checks the hash, takes it out and returns it. Manifests of earlier versions have none, and no other key either.
-[[nodiscard]] inline std::string check_manifest(Json& manifest, std::string_view text, std::string_view where) {
-  constexpr std::array<std::string_view, 9> keys{"counts",  "format",  "packing",          "seq",       "shards",
-                                                 "sources", "version", "tokenizer_sha256", "vocab_size"};
-  const Json* hash = json_find(manifest, "sha256");
-  if (hash == nullptr) {
-    for (const auto& [key, value] : manifest.items()) {
-      if (key == "windows" || std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
-      throw Error(concat(where, ": the key '", excerpt(key), "' belongs to no manifest; pack the documents again"));
-    }
-    return sha256(text);
-  }
-  const int indent = text.starts_with("{\n") ? 2 : -1;  // of earlier versions, or of this one
-  const std::string stated = json_string(manifest, "sha256", where);
-  const bool as_written = json_text(manifest, indent) == text;
-  manifest.erase("sha256");
-  const std::string found = sha256(json_text(manifest, indent));
-  if (!as_written || stated != found) {
-    throw Error(
-        concat(where, ": was changed after it was written: its SHA-256 does not match; pack the documents again"));
-  }
-  return indent == 2 ? found : sha256(json_text(manifest));  // of the content, however it is written
-}
-
 }  // namespace detail
 
-/// Writes a data set window by window. Only the windows of one shard are in memory at a time.
+/// Writes a data set window by window. Only the windows of one shard are in memory at a time, and no sources.
 class DatasetWriter {
  public:
   /// `seq` and `vocab_size` are those of all windows. Throws Error (usage) when the directory holds another file than
@@ -151,7 +119,8 @@ class DatasetWriter {
   DatasetWriter(const std::filesystem::path& directory, int seq, std::int32_t vocab_size)
       : whole_(directory, temporary_beside(without_slash(directory)), detail::is_dataset_file),
         seq_(static_cast<std::size_t>(seq)),
-        vocab_size_(vocab_size) {
+        vocab_size_(vocab_size),
+        sources_(whole_.temporary()) {
     QLORA_EXPECTS(seq >= 2 && seq <= detail::max_dataset_seq, "windows of ", seq, " tokens");
   }
 
@@ -164,21 +133,26 @@ class DatasetWriter {
     }
     if (++held_ == std::max<std::size_t>(1, detail::shard_tokens / seq_)) write_shard();
   }
+  /// Adds what document number `sources()` is.
+  void add_source(const DatasetSource& source) { sources_.add(source); }
+  /// Sources that were added so far.
+  [[nodiscard]] std::size_t sources() const { return sources_.size(); }
   /// Windows that were added so far.
   [[nodiscard]] std::size_t size() const { return windows_ + held_; }
 
-  /// Writes the manifest and takes the place of an earlier data set, which stays if this throws. Throws Error when
-  /// there is no window, or one is of a document that `info` does not have.
+  /// Adds the sources of `info`, writes the manifest and takes the place of an earlier data set, which stays if this
+  /// throws. Throws Error when there is no window, or one is of a document that has no source.
   void finish(const DatasetInfo& info, const PackingCounts& counts, std::span<const SkippedDocument> skipped) {
     if (size() == 0)
       throw Error(concat("no window to write: ", counts.documents, " documents with text, ", counts.skipped_documents,
                          " without, ", counts.dropped_tokens,
                          " tokens dropped; shorter windows or more text are needed"));
     if (held_ > 0) write_shard();
-    if (last_document_ >= static_cast<std::int64_t>(info.sources.size()))
-      throw Error(concat(whole_.target().string(), ": a token is of document ", last_document_, ", there are ",
-                         info.sources.size()));
-    write_file_atomically(whole_.temporary() / "manifest.json", manifest(info, counts, skipped));
+    for (const DatasetSource& source : info.sources) add_source(source);
+    if (last_document_ >= static_cast<std::int64_t>(sources()))
+      throw Error(
+          concat(whole_.target().string(), ": a token is of document ", last_document_, ", there are ", sources()));
+    write_manifest(info, counts, skipped);
     whole_.commit();
   }
 
@@ -202,10 +176,8 @@ class DatasetWriter {
     for (std::vector<std::int32_t>& column : columns_) column.clear();
   }
 
-  /// JSON without white space and with the hash of itself: what json_text makes of the parsed manifest. Written as
-  /// text, since a corpus may have a million sources, and a tree of them takes ten times as much memory.
-  [[nodiscard]] std::string manifest(const DatasetInfo& info, const PackingCounts& counts,
-                                     std::span<const SkippedDocument> skipped) const {
+  /// JSON without white space and with the hash of itself: what json_text makes of the parsed manifest.
+  void write_manifest(const DatasetInfo& info, const PackingCounts& counts, std::span<const SkippedDocument> skipped) {
     Json rest{{"format", detail::dataset_format},
               {"version", detail::dataset_version},
               {"seq", seq_},
@@ -219,29 +191,45 @@ class DatasetWriter {
               {"sources", Json::array()},
               {"shards", shards_}};
     for (const auto& [name, member] : detail::count_fields) rest["counts"][name] = counts.*member;
-    std::string text = json_text(rest, -1);
+    const std::string text = json_text(rest, -1);
     constexpr std::string_view list = "\"sources\":[";
     const std::size_t place = text.find(list) + list.size();
-    const std::string behind = text.substr(place);
-    text.resize(place);
-    auto next = skipped.begin();
-    for (std::size_t i = 0; i < info.sources.size(); ++i) {
-      const DatasetSource& entry = info.sources[i];
-      Json source{{"source", entry.source}, {"sha256", entry.sha256}, {"tokens", entry.tokens}};
-      if (!entry.title.empty()) source["title"] = entry.title;
-      if (next != skipped.end() && static_cast<std::size_t>(next->document) == i) source["skipped"] = next++->reason;
-      text += json_text(source, -1);
-      text.back() = ',';  // in place of the line end
-    }
-    if (!info.sources.empty()) text.pop_back();
-    text += behind;
-    text.insert(text.find("\"shards\":"), concat("\"sha256\":\"", sha256(text), "\","));
-    return text;
+    const std::size_t hash_place = text.find("\"shards\":");
+    const auto behind_hash = [&](const auto& use) {
+      use(std::string_view(text).substr(hash_place, place - hash_place));
+      auto next = skipped.begin();
+      sources_.for_each([&](std::size_t i, const std::string& source) {
+        if (i > 0) use(",");
+        if (next == skipped.end() || static_cast<std::size_t>(next->document) != i) return use(source);
+        Json marked = Json::parse(source);
+        marked["skipped"] = next++->reason;
+        use(marked.dump());
+      });
+      use(std::string_view(text).substr(place));
+    };
+    Sha256 hash;
+    hash.update(std::string_view(text).substr(0, hash_place));
+    behind_hash([&](std::string_view part) { hash.update(part); });
+    AtomicFile file(whole_.temporary() / "manifest.json");
+    std::string held = concat(text.substr(0, hash_place), "\"sha256\":\"", hash.hex(), "\",");
+    std::uint64_t written = 0;
+    const auto flush = [&] {
+      file.write_at(written, std::as_bytes(std::span(held)));
+      written += held.size();
+      held.clear();
+    };
+    behind_hash([&](std::string_view part) {
+      held += part;
+      if (held.size() >= std::size_t{1} << 20) flush();
+    });
+    flush();
+    file.commit();
   }
 
   AtomicDirectory whole_;
   std::size_t seq_;
   std::int32_t vocab_size_;
+  detail::SourceSpool sources_;
   std::array<std::vector<std::int32_t>, 3> columns_;  // of the windows that are in no shard yet
   std::size_t held_ = 0;                              // number of these
   std::size_t windows_ = 0;                           // in shards
@@ -273,10 +261,9 @@ class TokenDataset {
     if (!std::filesystem::exists(path)) {
       throw Error(concat(directory.string(), " is no packed data set: it has no manifest.json"));
     }
-    const std::string text = read_text(path, detail::max_manifest_bytes), where = path.string();
-    Json manifest = parse_json(text, where);
-    if (!manifest.is_object()) throw Error(where + ": not a JSON object");
-    result.fingerprint_ = detail::check_manifest(manifest, text, where);
+    const std::string where = path.string();
+    result.manifest_ = std::make_shared<const DatasetManifest>(path);
+    const Json& manifest = result.manifest_->rest();
     result.read_manifest(manifest, where);
     const Json shards = json_at(manifest, "shards", where);
     if (!shards.is_array()) throw Error(where + ": 'shards' must be a list");
@@ -293,12 +280,18 @@ class TokenDataset {
   [[nodiscard]] std::size_t size() const { return columns_[0].size() / static_cast<std::size_t>(seq_); }
   /// S, tokens in a window.
   [[nodiscard]] int seq() const { return seq_; }
-  /// What the manifest says of tokenizer, packing and sources.
+  /// What the manifest says of tokenizer and packing; without the sources.
   [[nodiscard]] const DatasetInfo& info() const { return info_; }
   /// Counts of documents and tokens, checked against the shards.
   [[nodiscard]] const PackingCounts& counts() const { return counts_; }
   /// SHA-256 of the manifest without its own hash; it holds those of the shards: equal for equal data sets only.
-  [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
+  [[nodiscard]] const std::string& fingerprint() const { return manifest_->fingerprint(); }
+  /// Number of documents that were packed, those without text included.
+  [[nodiscard]] std::size_t sources() const { return manifest_->size(); }
+  /// Where a document came from, read from the manifest. Throws Error when that fails.
+  [[nodiscard]] DatasetSource source(std::size_t document) const {
+    return detail::source_of(manifest_->source(document), "manifest.json");
+  }
 
   /// Token ids of all windows, (N,S).
   [[nodiscard]] std::span<const std::int32_t> ids() const { return columns_[0]; }  // (N,S)
@@ -336,11 +329,6 @@ class TokenDataset {
     info_.labels = detail::choice_named(packing, "labels", where, LabelChoice::all, LabelChoice::answers);
     info_.split = detail::choice_named(packing, "split", where, SplitChoice::carry, SplitChoice::pad);
     for (const auto& [name, member] : detail::count_fields) counts_.*member = json_int(counts, name, where, 0, most);
-    for (const Json& source : sources) {
-      if (!source.is_object()) throw Error(where + ": every one of 'sources' must be an object");
-      info_.sources.push_back({json_string(source, "source", where), json_string_or(source, "title", where, ""),
-                               json_string(source, "sha256", where), json_int(source, "tokens", where, 0, most)});
-    }
   }
 
   void read_shard(const std::filesystem::path& directory, const Json& entry, std::size_t index,
@@ -365,7 +353,7 @@ class TokenDataset {
     }
     if (file.names().size() != columns_.size()) throw Error(path + ": holds more than ids, labels and documents");
     detail::check_windows(ids().subspan(before), labels().subspan(before), documents().subspan(before),
-                          info_.vocab_size, info_.sources.size(), path);
+                          info_.vocab_size, sources(), path);
   }
 
   void check_counts(const std::string& where) const {
@@ -379,7 +367,7 @@ class TokenDataset {
   int seq_ = 1;
   DatasetInfo info_;
   PackingCounts counts_;
-  std::string fingerprint_;
+  std::shared_ptr<const DatasetManifest> manifest_;
   std::array<std::vector<std::int32_t>, 3> columns_;  // ids, labels, documents, each (N,S)
 };
 
