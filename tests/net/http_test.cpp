@@ -62,6 +62,17 @@ TEST_CASE("caps hold for decoded bytes, headers and time, and memory stays small
   CHECK(has(refusal(url("/hugeheader"), own()), "header is larger"));
   CHECK(has(refusal(url("/longline"), own()), "line of the response header"));
   CHECK(has(refusal(url("/impossible"), own()), "Content-Length is no number"));
+  for (const char* length : {"1e3", "85x", "-5", "0x55", "5,7", "99999999999999999999", ""}) {
+    std::string seen;
+    CHECK_MESSAGE(net::detail::has_impossible_length(std::string("content-length: ") + length + "\r\n", seen), length);
+  }
+  std::string seen;
+  CHECK(!net::detail::has_impossible_length("Content-Length:\t085\r\n", seen));
+  CHECK(!net::detail::has_impossible_length("Content-Length: 85, 85\r\n", seen));
+  CHECK(!net::detail::has_impossible_length("X-Content-Length: none\r\n", seen));
+  CHECK(net::detail::has_impossible_length("Content-Length: 84\r\n", seen));
+  CHECK(!net::detail::has_impossible_length("HTTP/1.1 200 OK\r\n", seen));  // behind a redirect
+  CHECK(!net::detail::has_impossible_length("Content-Length: 0\r\n", seen));
   net::HttpOptions hasty = own();
   hasty.total_timeout = std::chrono::milliseconds(700);
   CHECK(has(refusal(url("/slow"), hasty), "imed out"));

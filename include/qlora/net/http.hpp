@@ -68,13 +68,28 @@ using Clock = std::chrono::steady_clock;
   return std::chrono::seconds(std::stol(std::string(line)));
 }
 
-/// Whether a header line is a Content-Length of more digits than any size has (curl would read on without it).
-[[nodiscard]] inline bool has_impossible_length(std::string_view line) {
+/// Whether a header line is a Content-Length that is no number of bytes, or another than `seen` of the same response
+/// (RFC 9110, 8.6: one number, or the same one several times). curl would read what it can of it, and a part of the
+/// page. Notes the number in `seen`.
+[[nodiscard]] inline bool has_impossible_length(std::string_view line, std::string& seen) {
   constexpr std::string_view name = "content-length:";
+  if (line.starts_with("HTTP/")) seen.clear();
   if (line.size() < name.size() || ::strncasecmp(line.data(), name.data(), name.size()) != 0) return false;
   line.remove_prefix(name.size());
-  line.remove_prefix(std::min(line.find_first_not_of(" \t+0"), line.size()));
-  return std::min(line.find_first_not_of("0123456789"), line.size()) > 18;
+  for (bool more = true; more;) {
+    const std::size_t comma = line.find(',');
+    std::string_view value = line.substr(0, comma);
+    more = comma != std::string_view::npos;
+    if (more) line.remove_prefix(comma + 1);
+    constexpr std::string_view blank = " \t\r\n";
+    value.remove_prefix(std::min(value.find_first_not_of(blank), value.size()));
+    value = value.substr(0, value.find_last_not_of(blank) + 1);
+    if (value.empty() || value.find_first_not_of("0123456789") != std::string_view::npos) return true;
+    value.remove_prefix(std::min(value.find_first_not_of('0'), value.size() - 1));
+    if (value.size() > 18 || (!seen.empty() && value != seen)) return true;
+    seen = value;
+  }
+  return false;
 }
 
 /// What libcurl's callbacks see and leave behind. They are called from C and must not throw.
@@ -82,6 +97,7 @@ struct Transfer {
   const HttpOptions* options = nullptr;
   std::string body;
   std::size_t header_bytes = 0;
+  std::string length;  ///< that the response states
   std::optional<std::chrono::seconds> retry_after;
   const char* refusal = nullptr;  ///< why a callback ended the transfer
   bool stopped = false;
@@ -113,7 +129,7 @@ inline std::size_t on_header(char* data, std::size_t size, std::size_t count, vo
     }
     transfer.header_bytes += line.size();
     if (const auto seconds = retry_after(line)) transfer.retry_after = seconds;
-    if (has_impossible_length(line)) {
+    if (has_impossible_length(line, transfer.length)) {
       transfer.refusal = "its Content-Length is no number of bytes";
       return 0;
     }
@@ -243,6 +259,7 @@ inline void wait(std::chrono::milliseconds time, const HttpOptions& options, con
     detail::Transfer transfer{.options = &options,
                               .body = {},
                               .header_bytes = 0,
+                              .length = {},
                               .retry_after = std::nullopt,
                               .refusal = nullptr,
                               .stopped = false};
