@@ -177,6 +177,19 @@ TEST_CASE("a page is read as browsers read it") {
   CHECK(text("<html><body><p>One</p></body></html><div><p>Two</p></div>") == "One\nTwo");
   CHECK(text("<body><p>One</p></body></html><!DOCTYPE html><html><head><title>x</title></head><body><p>Two") ==
         "One\nTwo");
+  CHECK(text("<article><p>Inside.</p></article></body></html> loose <b>text</b><table><tr><td>a<td>b</table>") ==
+        "Inside.\nloose text\na: b");
+  CHECK(text("<main><p>Inside.</p></main></html><nav><a href=x>Home</a></nav><!-- 0.3 s -->") == "Inside.");
+  const std::string story = "The old mill at the river was sold on Monday to a family from the next valley. ";
+  CHECK(text(("<main><p>" + story + story + story + "</main></html><p>Sold, too: the weir.").c_str())
+            .ends_with("valley.\nSold, too: the weir."));
+  // An <html> that ends in the middle, of a part that the page includes, does not end the page.
+  CHECK(text(("<html><p>Menu</html><html><article><p>" + story + "<p>" + story + "</article><div>Share").c_str()) ==
+        story.substr(0, story.size() - 1) + "\n" + story.substr(0, story.size() - 1));
+  CHECK(text("<p>One<xmp><b>x</b></xmp><plaintext>rest <i>of</i> &amp; it") ==
+        "One\n<b>x</b>\nrest <i>of</i> &amp; it");
+  CHECK(text("<p>One<x-card><template shadowrootmode=open><p>Two</template></x-card><template><p>Three</template>") ==
+        "One\nTwo");
   CHECK(text("<p>&copy 1 &notit; &ampx; &#x80;") == "\xC2\xA9 1 \xC2\xACit; &x; \xE2\x82\xAC");
   CHECK(text("<table><tr><td>a<td>b<tr><td>c<td>d<td>e</table>") == "a: b\nc | d | e");
   CHECK(text("<title>never closed<body><p>One") == "One");
@@ -202,6 +215,26 @@ TEST_CASE("code, tables, formulas and repetition keep their form") {
   CHECK(text("<h2><button>Why does it flicker?</button></h2><p>Turn it up.") == "Why does it flicker?\nTurn it up.");
   CHECK(text("<p>Row, row.</p><p>Row, row.</p>") == "Row, row.\nRow, row.");
   CHECK(text("<ol start=5><li>five<li value=9>nine</ol>") == "5. five\n9. nine");
+  CHECK(text("<ol reversed><li>x<li>y<li value=9>z<li>a</ol><ol reversed start=3><li>b<li>c</ol>") ==
+        "4. x\n3. y\n9. z\n8. a\n3. b\n2. c");
+  const std::string code = "def f(x):\n    return x";
+  for (const char* table :
+       {"<tr><td class=blob-num data-line-number=1><td class='blob-code'>def f(x):<tr><td class=blob-num><td "
+        "class=blob-code>    return x",
+        "<tr><td class=no><pre>1</pre><td><pre>def f(x):</pre><tr><td class=no><pre>2</pre><td><pre>    return x</pre>",
+        "<tr><td class=gutter><div class=line>1</div><div class=line>2</div><td class=code><div><div class=line>"
+        "<code>def f(x):</code></div><div><code>&nbsp;&nbsp;&nbsp;&nbsp;</code><code>return x</code></div></div>",
+        "<tr><td><pre class=line-numbers><span class=lineno>1</span>def f(x):\n<span class=lineno>2</span>    return "
+        "x</pre>"})
+    CHECK_MESSAGE(text("<p>So:<table>" + std::string(table) + "</table>") == "So:\n" + code, table);
+  CHECK(text("<table><tr><td class=gutter>&nbsp;<td class=code>DE<td>Germany\n with a\n line</table>") ==
+        " | DE | Germany with a line");
+  CHECK(text("<p>Press <button>Save</button> to go on.<dl><dt><button>What is it?</button><dd>A lamp.</dl>") ==
+        "Press Save to go on.\nWhat is it?: A lamp.");
+  CHECK(text("<h3 role=button>Is it loud?</h3><div role=region hidden><p>No.</div>") == "Is it loud?\nNo.");
+  // What opens at a click is text, what shows that it does is not.
+  CHECK(text("<p>Q?<div class=accordion-body style='display:none'>A.</div><div id=faq-2 hidden><p>B.</div>"
+             "<span class=expand-icon aria-hidden=true>+</span><div style='display:none'>C.</div>") == "Q?\nA.\nB.");
 }
 
 TEST_CASE("what surrounds an article goes, in any of the usual forms") {

@@ -162,6 +162,28 @@ TEST_CASE("of several labels the first of mark, header, meta and XML declaration
   CHECK(ends("<html lang=ru><p>" + tea, ""));
   CHECK(!ends("<body><meta charset=windows-1251>" + tea, ""));  // not in the head
   CHECK(ends(read, "text/html; charset=utf-16"));               // no zero byte: not UTF-16
+  // Servers say ISO-8859-1 of any page. A header counts unless the text would hardly be one, by Python's codecs.
+  const std::string latin1 = "text/html; charset=ISO-8859-1";
+  const std::array<std::array<std::string, 3>, 7> contradicting{{
+      {"windows-1251", "\xC7\xE5\xEB\xB8\xED\xFB\xE9 \xF7\xE0\xE9", "Зелёный чай"},
+      {"koi8-r", "\xFA\xC5\xCC\xA3\xCE\xD9\xCA \xDE\xC1\xCA", "Зелёный чай"},
+      {"ibm866", "\x87\xA5\xAB\xF1\xAD\xEB\xA9 \xE7\xA0\xA9", "Зелёный чай"},
+      {"windows-1253", "\xF4\xF3\xDC\xE9 \xF0\xF1\xDC\xF3\xE9\xED\xEF", "τσάι πράσινο"},
+      {"gbk", "\xC2\xCC\xB2\xE8\xD3\xC3\xC8\xC8\xCB\xAE", "绿茶用热水"},
+      {"iso-8859-2", "wod\xB1 za\xBF\xF3\xB3\xE6 g\xEA\xB6l\xB1 ja\xBC\xF1 \xB3\xB1k\xB1 mi\xB6kom ma\xB3y",
+       "wodą zażółć gęślą jaźń łąką miśkom mały"},
+      {"iso-8859-1", "F\xFCnf K\xE4se, s\xFC\xDFlich \x84w\xFCrzig\x93 \x96 25 m\xB2",
+       "Fünf Käse, süßlich „würzig“ – 25 m²"},
+  }};
+  for (const auto& [label, bytes, text] : contradicting) {
+    const std::string meta = "<meta charset=" + label + ">";
+    INFO(label);
+    CHECK(web::decode_page(meta + bytes, latin1).text == meta + text);
+  }
+  const std::string french =
+      "<meta charset=windows-1251>\xAB\xA0\xC0 No\xEBl, l\x92\xE9t\xE9 o\xF9 l\x92on f\xEAte\xA0\xBB";
+  CHECK(web::decode_page(french, latin1).text.ends_with("«\u00A0À Noël, l’été où l’on fête\u00A0»"));
+  CHECK(web::decode_page("<html lang=ru><p>\xC7\xE5\xEB\xE5\xED\xFB\xE9", latin1).text.ends_with("Зеленый"));
   const web::Decoded odd = web::decode_page("<meta charset=klingon>" + read, "");
   CHECK(odd.unknown_label == "klingon");
   CHECK(odd.text.ends_with(read));
@@ -186,6 +208,8 @@ TEST_CASE("local files and file: addresses") {
   CHECK(has(refusal("file://example.org/etc/passwd", {}), "another host"));
   CHECK(has(refusal((folder / "none.html").string(), {}), "no such file"));
   CHECK(has(refusal(folder.string(), {}), "no such file"));
+  std::ofstream(folder / "p.html") << "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n";
+  CHECK(has(refusal((folder / "p.html").string(), {}), "is a Git LFS pointer"));
   std::filesystem::remove_all(folder);
 }
 

@@ -35,11 +35,11 @@ struct Node {
   std::string_view name;  ///< of HTML and MathML elements; empty for others
 };
 
-inline constexpr std::array<std::string_view, 33> block_elements = {
+inline constexpr std::array<std::string_view, 35> block_elements = {
     "p",       "div",     "section",  "article", "main",       "header",     "footer", "nav",     "aside",
     "form",    "ul",      "ol",       "dl",      "h1",         "h2",         "h3",     "h4",      "h5",
     "h6",      "address", "center",   "details", "hr",         "blockquote", "figure", "summary", "pre",
-    "caption", "hgroup",  "fieldset", "legend",  "figcaption", "menu"};
+    "caption", "hgroup",  "fieldset", "legend",  "figcaption", "menu",       "xmp",    "listing"};
 
 /// Walks a tree and leaves nodes, blocks, a title and the like.
 class BlockBuilder {
@@ -50,6 +50,7 @@ class BlockBuilder {
   std::string og_title;  ///< of <meta property="og:title">
   std::string refresh;   ///< of <meta http-equiv="refresh">
   bool asks_password = false;
+  std::size_t behind = std::string_view::npos;  ///< byte of the page where what stands behind <html> begins
 
   void run(const GumboNode& root) {
     struct Step {
@@ -72,6 +73,7 @@ class BlockBuilder {
         start(*next);
         path.push_back({next, 0});
       } else if (next->type != GUMBO_NODE_COMMENT && next->type != GUMBO_NODE_DOCUMENT) {
+        at_ = next->v.text.start_pos.offset;
         text(next->v.text.text);
       }
     }
@@ -89,14 +91,21 @@ class BlockBuilder {
   struct List {
     std::size_t id;
     bool ordered;
-    std::size_t items;
-    int step;
+    int next;      ///< number of the next item
+    int step;      ///< from one item to the next
+    int item = 0;  ///< number of the open one
   };
   /// Deeper tables than these are read as running text.
   static constexpr std::size_t max_tables = 8;
 
   [[nodiscard]] Node& now() { return nodes[stack_.back().node]; }
   [[nodiscard]] unsigned place() const { return stack_.empty() ? 0 : nodes[stack_.back().node].place; }
+
+  /// Whether what is opened now stands in a heading or a paragraph.
+  [[nodiscard]] bool is_inside_text() const {
+    constexpr std::array<std::string_view, 4> parents = {"p", "dt", "dd", "summary"};
+    return current_.kind == BlockKind::heading || (!stack_.empty() && one_of(nodes[stack_.back().node].name, parents));
+  }
 
   [[nodiscard]] static std::string_view name_of(const GumboNode& node) {
     const GumboElement& e = node.v.element;
@@ -114,7 +123,14 @@ class BlockBuilder {
     const unsigned outside = place();
     const GumboVector& attributes = node.v.element.attributes;
     made.own = own_place(made.name, attributes, outside);
-    if (is_heading_button(made.name, attributes, current_.kind == BlockKind::heading)) made.own &= ~unsigned{in_hidden};
+    if (is_heading_button(made.name, attributes, is_inside_text())) made.own &= ~unsigned{in_hidden};
+    if (made.name == "tr") numbered_row_ = false;
+    if (is_line_number(made.name, node)) {
+      made.own |= in_hidden;
+      numbered_row_ = numbered_row_ || made.name == "td";
+    } else if (made.name == "td" && numbered_row_) {
+      made.own |= in_pre;  // the line itself
+    }
     made.place = outside | made.own;
     Element element{.node = static_cast<std::uint32_t>(nodes.size()), .outside = outside};
     const std::string_view name = made.name;
@@ -128,6 +144,7 @@ class BlockBuilder {
       });
     }
     if (element.takes_title) taking_title_ = true;
+    if (name == "ol") items_inside_ = items_in(node);
     stack_.push_back(element);
     open(name, attributes);
   }
@@ -155,12 +172,23 @@ class BlockBuilder {
     if (current_.text.empty()) {
       current_.place = here;
       current_.node = stack_.back().node;
+      current_.behind = at_ >= behind;
     }
     if ((here & in_pre) != 0)
-      current_.text += piece;
+      add_code(piece);
     else
       add_collapsed(current_.text, piece);
     if ((here & in_link) != 0) current_.links += current_.text.size() - before;
+  }
+
+  /// Code as it stands; its no-break spaces are indents.
+  void add_code(std::string_view piece) {
+    constexpr std::string_view no_break = "\xC2\xA0";
+    for (std::size_t at = piece.find(no_break); at != std::string_view::npos; at = piece.find(no_break)) {
+      current_.text.append(piece.substr(0, at)) += ' ';
+      piece.remove_prefix(at + no_break.size());
+    }
+    current_.text += piece;
   }
 
   void read_meta(const GumboVector& attributes) {
@@ -212,19 +240,33 @@ class BlockBuilder {
     }
   }
 
+  [[nodiscard]] static int items_in(const GumboNode& list) {
+    const GumboVector& children = list.v.element.children;
+    int items = 0;
+    for (unsigned i = 0; i < children.length; ++i) {
+      const auto* child = static_cast<const GumboNode*>(children.data[i]);
+      items += child->type == GUMBO_NODE_ELEMENT && child->v.element.tag == GUMBO_TAG_LI;
+    }
+    return items;
+  }
+
   void open_list(bool ordered, const GumboVector& attributes) {
-    List list{.id = ++list_count_, .ordered = ordered, .items = 0, .step = 1};
+    List list{.id = ++list_count_, .ordered = ordered, .next = 1, .step = 1};
     for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
-      if (ordered && key == "start" && small_number(value) > 0) list.items = small_number(value) - 1;
+      if (ordered && key == "start" && small_number(value) > 0) list.next = static_cast<int>(small_number(value));
+      if (ordered && key == "reversed") list.step = -1;
     });
+    if (list.step < 0 && list.next == 1) list.next = items_inside_;
     lists_.push_back(list);
   }
 
   void open_item(const GumboVector& attributes) {
-    ++lists_.back().items;
+    List& list = lists_.back();
     for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
-      if (key == "value" && small_number(value) > 0) lists_.back().items = small_number(value);
+      if (key == "value" && small_number(value) > 0) list.next = static_cast<int>(small_number(value));
     });
+    list.item = list.next;
+    list.next += list.step;
   }
 
   void open_table_part(std::string_view name, const GumboVector& attributes) {
@@ -309,7 +351,7 @@ class BlockBuilder {
     while (!text.empty() && is_space(text.back())) text.pop_back();
     if (!text.empty()) {
       if (item_pending_ && !lists_.empty()) {
-        const std::string mark = lists_.back().ordered ? concat(lists_.back().items, ". ") : "- ";
+        const std::string mark = lists_.back().ordered ? concat(lists_.back().item, ". ") : "- ";
         text.insert(0, mark);
         current_.mark = mark.size();
         current_.kind = BlockKind::item;
@@ -355,9 +397,12 @@ class BlockBuilder {
   std::vector<Table> tables_;
   Formula formula_;
   Block current_;
+  std::size_t at_ = 0;  ///< byte of the page where the text being read begins
   std::size_t list_count_ = 0;
+  int items_inside_ = 0;  ///< of the <ol> that is being opened
   std::size_t extra_tables_ = 0;
   bool item_pending_ = false;
+  bool numbered_row_ = false;  ///< a cell of the open row is the number of a line of code
   bool taking_title_ = false;
   bool in_svg_ = false;
 };
@@ -366,10 +411,12 @@ class BlockBuilder {
 [[nodiscard]] inline BlockBuilder parse_blocks(std::string_view html, const ExtractOptions& options) {
   if (html.size() > options.max_bytes) throw Error(concat("the page is larger than ", options.max_bytes, " bytes"));
   const double begin = thread_cpu_seconds();
-  const std::string page = Prescan(html).run();
+  Prescan scan(html);
+  const std::string page = scan.run();
   const double limit = cpu_limit(options, page.size());
   const Tree tree(page, (std::size_t{256} << 20) + 24 * page.size(), limit);
   BlockBuilder builder;
+  builder.behind = scan.behind();
   builder.run(tree.root());
   if (thread_cpu_seconds() - begin > limit) throw Error("the page takes too long to parse");
   for (Node& node : builder.nodes) node.name = {};  // they point into the tree

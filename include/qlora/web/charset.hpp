@@ -86,6 +86,46 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
   return out;
 }
 
+/// Whether bytes are hardly a text in windows-1252: most of those beyond ASCII stand in rows, as Cyrillic letters and
+/// those of Asia do, or are signs inside of words, as letters of Central Europe would read.
+[[nodiscard]] inline bool contradicts_windows_1252(std::string_view bytes) {
+  const auto is_mark = [](unsigned char c) {  // that texts in windows-1252 may repeat: space, ellipsis, quotes, dashes
+    return c == 0xA0 || c == 0x85 || (c >= 0x91 && c <= 0x97);
+  };
+  const auto is_sign = [&](unsigned char c) {  // no letter, and nothing that joins two: hyphen, middle dot, accent
+    constexpr std::string_view other = "\x83\x8A\x8C\x8E\x9A\x9C\x9E\x9F\xAA\xAD\xB4\xB5\xB7\xBA";
+    return c >= 0x80 && c < 0xC0 && !is_mark(c) && other.find(static_cast<char>(c)) == std::string_view::npos;
+  };
+  const auto stands_before_words = [](unsigned char c) {  // or behind: quotes, prices, units
+    constexpr std::string_view known = "\x80\x99\xA1\xA3\xA7\xA9\xAB\xAE\xB0\xB2\xB3\xB9\xBB\xBF";
+    return known.find(static_cast<char>(c)) != std::string_view::npos;
+  };
+  std::size_t high = 0;
+  std::size_t odd = 0;
+  for (std::size_t i = 0; i < bytes.size();) {
+    std::size_t end = i;
+    std::size_t signs = 0;
+    std::size_t edge_signs = 0;
+    bool varies = false;
+    for (; end < bytes.size(); ++end) {
+      const auto c = static_cast<unsigned char>(bytes[end]);
+      if (c < 0x80 || is_mark(c)) break;
+      varies = varies || bytes[end] != bytes[i];
+      signs += is_sign(c);
+      edge_signs += is_sign(c) && !stands_before_words(c);
+    }
+    const bool behind_letter = i > 0 && is_letter(bytes[i - 1]);
+    const bool before_letter = end < bytes.size() && is_letter(bytes[end]);
+    high += end - i;
+    if (end - i >= 3 && varies)
+      odd += end - i;
+    else if (behind_letter || before_letter)
+      odd += behind_letter && before_letter ? signs : edge_signs;
+    i = std::max(end, i + 1);
+  }
+  return odd >= 6 && odd * 2 > high;
+}
+
 /// Well-formed UTF-8; every other byte becomes U+FFFD. Counts both kinds of non-ASCII sequences.
 [[nodiscard]] inline std::string decode_utf8(std::string_view bytes, std::size_t& good, std::size_t& bad) {
   std::string out;
@@ -370,7 +410,8 @@ struct Decoded {
 /// XML declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
 /// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
 /// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no text of another encoding is that
-/// by chance; two are enough against a Content-Type of windows-1252, which servers add to any page).
+/// by chance; two are enough against a Content-Type of windows-1252, which servers add to any page), and that
+/// Content-Type over a text that is hardly in it.
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
   Decoded page;
   std::size_t good = 0;
@@ -409,6 +450,7 @@ struct Decoded {
       else if (bytes.substr(0, 4096).find('\0') == std::string_view::npos)
         continue;
     }
+    if (name == "CP1252" && from_header && !is_utf8 && detail::contradicts_windows_1252(bytes)) continue;
     if (name != "UTF-8" && is_utf8 && beyond_ascii >= (name == "CP1252" && from_header ? 2 : 64)) continue;
     if (take(name, bytes)) return page;
   }

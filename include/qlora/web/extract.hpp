@@ -204,6 +204,10 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
   if (left < 300 && weights_of(page, without & ~by_name)[0] > 3 * left) without &= ~by_name;
   if (left == 0 && weights_of(page, without)[0] == 0) without = 0;
   const std::uint32_t node = main_node(page, without);
+  const auto is_inside = [&](const Block& b) { return b.node >= node && b.node < page.nodes[node].end; };
+  // What stands behind </html> is no part of any element that could hold the main text.
+  const auto first = std::find_if(blocks.begin(), blocks.end(), is_inside);
+  const bool keeps_behind = first != blocks.end() && !first->behind;
   std::map<std::size_t, std::pair<std::size_t, std::size_t>> lists;  // id -> bytes, bytes in links
   for (const Block& b : blocks) {
     lists[b.list].first += b.text.size() - b.mark;
@@ -217,7 +221,7 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
     const bool byline = (b.place & without & in_byline) != 0 && !is_prose(b) && b.kind != BlockKind::row;
     const bool only_links =
         b.kind != BlockKind::heading && b.links * 10 > (b.text.size() - b.mark) * 7 && plain_bytes(b) < 40;
-    keep[i] = b.node >= node && b.node < page.nodes[node].end && (b.place & without & ~in_byline) == 0 && !byline &&
+    keep[i] = (is_inside(b) || (b.behind && keeps_behind)) && (b.place & without & ~in_byline) == 0 && !byline &&
               !menu && !only_links && !is_cookie_notice(b) && !is_notice(b);
   }
   drop_bare_headings(blocks, keep);

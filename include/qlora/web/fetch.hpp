@@ -109,6 +109,7 @@ namespace detail {
   const auto size = std::filesystem::file_size(path, code);
   if (code || size > options.max_bytes) throw Error(concat(source, ": larger than ", options.max_bytes, " bytes"));
   const std::string bytes = read_text(path, options.max_bytes);
+  refuse_lfs_pointer(bytes, source);
   const std::string extension = lower(path.extension().string());
   const std::string type = extension == ".html" || extension == ".htm" || extension == ".xhtml" ? "text/html"
                            : extension == ".md" || extension == ".markdown"                     ? "text/markdown"

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "qlora/web/charset.hpp"
 #include "qlora/web/prescan.hpp"
@@ -147,6 +148,54 @@ inline constexpr std::array<std::string_view, 22> skipped_elements = {
     "select", "textarea", "option",   "applet",   "audio",  "video",  "map", "dialog",
     "head",   "title",    "datalist", "noframes", "button", "noembed"};
 
+/// Elements that hold text which opens later; others of such a name are its icons and labels.
+inline constexpr std::array<std::string_view, 8> panel_elements = {"div", "section", "article", "dd",
+                                                                   "p",   "ul",      "ol",      "li"};
+
+/// Whether the names of an element say that it opens at a click, as the parts of an accordion do.
+[[nodiscard]] inline bool is_opened_later(std::string_view names) {
+  const std::string low = lower(names.substr(0, 4096));
+  for (const char* word : {"accordion", "faq", "question", "answer", "collaps", "expand", "disclosure"})
+    if (low.find(word) != std::string::npos) return true;
+  return false;
+}
+
+/// Whether an element holds digits alone, or, where that is allowed, nothing.
+[[nodiscard]] inline bool has_only_digits(const GumboNode& node, bool or_nothing) {
+  std::vector<const GumboNode*> open{&node};
+  bool digits = false;
+  for (std::size_t seen = 0; !open.empty(); ++seen) {
+    const GumboNode& next = *open.back();
+    open.pop_back();
+    if (seen == 100'000) return false;
+    if (next.type == GUMBO_NODE_ELEMENT) {
+      const GumboVector& children = next.v.element.children;
+      for (unsigned i = 0; i < children.length; ++i) open.push_back(static_cast<const GumboNode*>(children.data[i]));
+    } else if (next.type != GUMBO_NODE_COMMENT) {
+      const std::string_view text = next.v.text.text;
+      if (text.find_first_not_of("0123456789 \t\r\n\f") != std::string_view::npos) return false;
+      digits = digits || text.find_first_of("0123456789") != std::string_view::npos;
+    }
+  }
+  return digits || or_nothing;
+}
+
+/// Whether an element of that name is the number of a line of code.
+[[nodiscard]] inline bool is_line_number(std::string_view name, const GumboNode& node) {
+  if (name != "td" && name != "span" && name != "a") return false;
+  bool named = false;
+  bool gutter = false;  // or a column that keeps two others apart
+  for_each_attribute(node.v.element.attributes, [&](std::string_view key, std::string_view value) {
+    if (key != "class") return;
+    std::string low = lower(value.substr(0, 4096));
+    std::erase_if(low, [](char c) { return c == '-' || c == '_'; });
+    gutter = name == "td" && low == "gutter";
+    for (const char* word : {"lineno", "linenumber", "blobnum", "lnnum"})
+      named = named || low.find(word) != std::string::npos;
+  });
+  return (named || gutter) && has_only_digits(node, named);
+}
+
 /// An id made of a heading's words ("sharing-with-a-single-developer") speaks of the text's subject.
 [[nodiscard]] inline bool is_slug(std::string_view id) {
   return std::count_if(id.begin(), id.end(), [](char c) { return c == '-' || c == '_'; }) >= 3;
@@ -165,10 +214,15 @@ inline constexpr std::array<std::string_view, 22> skipped_elements = {
   if (name == "pre" || name == "listing" || name == "xmp") place |= in_pre;
   if (name == "figcaption") place |= in_caption;
   const bool named = name != "html" && name != "body";
+  bool hidden = false;
+  bool opened_later = false;
   for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
     if ((key == "hidden" && lower(value) != "until-found") || (key == "aria-hidden" && value == "true") ||
         (key == "style" && is_hidden_style(value)))
-      place |= in_hidden;
+      hidden = true;
+    if (key == "class" || key == "id") opened_later = opened_later || is_opened_later(value);
+    if (key == "role") opened_later = opened_later || value == "region" || value == "tabpanel";
+    if (key == "shadowrootmode") place &= ~unsigned{in_hidden};  // browsers show this template's content
     if (key == "role" && value == "main") place |= in_main;
     if (key == "role" && (value == "dialog" || value == "alertdialog")) place |= in_suspect;
     if (key == "role" && one_of(value, chrome_roles)) place |= in_chrome;
@@ -176,6 +230,7 @@ inline constexpr std::array<std::string_view, 22> skipped_elements = {
     if (key == "class" && named) place |= place_of_names(value.substr(0, 4096));
     if (key == "id" && named && !is_slug(value)) place |= place_of_names(value.substr(0, 4096));
   });
+  if (hidden && !(opened_later && one_of(name, panel_elements))) place |= in_hidden;
   const bool heading = name.size() == 2 && name[0] == 'h' && is_digit(name[1]);
   if (name == "main" || name == "article" || heading) place &= ~unsigned{in_suspect | in_comment | in_byline};
   return place;
@@ -186,10 +241,7 @@ inline constexpr std::array<std::string_view, 22> skipped_elements = {
   if (name != "button") return false;
   bool opens = in_heading;
   for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
-    if (key != "class" && key != "id") return;
-    const std::string low = lower(value);
-    for (const char* word : {"accordion", "faq", "question", "collaps", "expand", "disclosure"})
-      opens = opens || low.find(word) != std::string::npos;
+    if (key == "class" || key == "id") opens = opens || is_opened_later(value);
   });
   return opens;
 }

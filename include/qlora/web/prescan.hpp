@@ -40,6 +40,8 @@ class Prescan {
     }
     return std::move(out_);
   }
+  /// Where in the result of run() begins what stands behind the end of the page's last <html>; npos: nowhere.
+  [[nodiscard]] std::size_t behind() const { return behind_; }
 
  private:
   static constexpr std::size_t none = std::string_view::npos;
@@ -67,10 +69,11 @@ class Prescan {
       "b", "big", "code", "em", "font", "i", "nobr", "small", "s", "strike", "strong", "tt", "u"};
   static constexpr std::array<std::string_view, 6> raw_elements = {"textarea", "title",   "xmp",
                                                                    "iframe",   "noembed", "noframes"};
-  static constexpr std::array<std::string_view, 27> attributes_read = {
-      "id",       "class",   "hidden",   "aria-hidden", "style", "role",    "href",    "itemprop", "itemtype",
-      "property", "name",    "content",  "http-equiv",  "rel",   "rowspan", "colspan", "start",    "value",
-      "reversed", "alttext", "encoding", "lang",        "type",  "open",    "charset", "xml:lang", "aria-modal"};
+  static constexpr std::array<std::string_view, 28> attributes_read = {
+      "id",       "class",    "hidden",   "aria-hidden", "style",    "role",       "href",
+      "itemprop", "itemtype", "property", "name",        "content",  "http-equiv", "rel",
+      "rowspan",  "colspan",  "start",    "value",       "reversed", "alttext",    "encoding",
+      "lang",     "type",     "open",     "charset",     "xml:lang", "aria-modal", "shadowrootmode"};
 
   [[nodiscard]] char peek(std::size_t ahead) const { return at_ + ahead < page_.size() ? page_[at_ + ahead] : '\0'; }
 
@@ -165,7 +168,7 @@ class Prescan {
       }
     }
     const std::string_view whole = page_.substr(start, at_ - start);
-    if (whole.size() > max_value_bytes || attributes_.size() >= max_attributes || name.size() > 11) return;
+    if (whole.size() > max_value_bytes || attributes_.size() >= max_attributes || name.size() > 14) return;
     for (const std::string_view known : attributes_read)
       if (same(name, known)) attributes_.push_back({known, whole});
   }
@@ -184,8 +187,10 @@ class Prescan {
       out_ += ' ';
       return;
     }
-    if (name == "plaintext" || name == "frameset" || name == "frame") return;
+    if (name == "frameset" || name == "frame") return;
+    if (name == "plaintext") return plain_rest();
     if (one_of(name, raw_elements)) return raw_element(name);
+    if (name == "html") behind_ = none;
     const bool nests = !one_of(name, void_elements) && !one_of(name, implied_ends);
     if (nests) {
       const bool block = !one_of(name, inlines);
@@ -198,6 +203,13 @@ class Prescan {
       open_.push_back({raw, block});
     }
     write(name);
+  }
+
+  /// <plaintext>: no tag follows.
+  void plain_rest() {
+    out_ += "<pre>";
+    for (const char c : page_.substr(at_)) c == '<' ? out_ += "&lt;" : c == '&' ? out_ += "&amp;" : out_ += c;
+    at_ = page_.size();
   }
 
   void write(const std::string& name) {
@@ -232,6 +244,7 @@ class Prescan {
         open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(depth - 1));
       }
     }
+    if (name == "html" && behind_ == none) behind_ = out_.size();
     if (name == "html" || name == "body") return;  // what follows is read as a browser shows it: behind the rest
     out_.append("</").append(name).append(">");
   }
@@ -276,6 +289,7 @@ class Prescan {
   std::vector<Open> open_;
   std::size_t blocks_ = 0;
   std::size_t inlines_ = 0;
+  std::size_t behind_ = none;
   std::vector<Attribute> attributes_;
   std::vector<std::string> endless_;  ///< raw elements of which no end tag follows
   std::array<bool, 2> open_quote_{};  ///< by kind: no such character follows

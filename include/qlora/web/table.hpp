@@ -29,6 +29,7 @@ struct Block {
   std::size_t list = 0;    ///< which list an item belongs to, from 1
   std::size_t mark = 0;    ///< bytes of "- " or "1. " at the start
   std::uint32_t node = 0;  ///< where its text begins
+  bool behind = false;     ///< behind the end of <html>
 };
 
 /// Bytes of the white space at the start: ASCII, no-break, U+2000 to U+200A, narrow no-break; 0 if there is none.
@@ -166,6 +167,7 @@ struct Table {
         if (std::exchange(first, false)) {
           row.place = block.place;
           row.node = block.node;
+          row.behind = block.behind;
         }
         row.links += block.links;
         text += (text.empty() ? "" : "; ") + (block.text.starts_with("- ") ? block.text.substr(2) : block.text);
