@@ -103,6 +103,10 @@ TEST_CASE("chat data in the usual schemas is a chat; others are refused with the
         "system=s;user=Add\n\n1 2;assistant=3;");
   CHECK(turns(R"({"prompt":"q","completion":"a"})") == "user=q;assistant=a;");
   CHECK(turns(R"({"prompt":"q","response":"a"})") == "user=q;assistant=a;");
+  CHECK(turns(R"({"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":"a"}]})") ==
+        "user=q;assistant=a;");
+  CHECK(turns(R"({"messages":[{"role":"user","content":[{"type":"text","text":"q"},{"type":"text","text":"r"}]}]})") ==
+        "user=qr;");
   // The same chat has the same hash, whatever schema it came in.
   CHECK(read(R"({"prompt":"q","completion":"a"})").sha256 ==
         read(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]})").sha256);
@@ -114,10 +118,17 @@ TEST_CASE("chat data in the usual schemas is a chat; others are refused with the
   CHECK(has(refused(R"({"prompt":"q","completion":"a","response":"b"})"), "both \"prompt\" with"));
   CHECK(has(refused(R"({"prompt":"q","completion":["a"]})"), "\"completion\" is not a string"));
   CHECK(has(refused(R"({"conversations":[{"from":"human","text":"q"}]})"), "\"from\" and \"value\""));
+  CHECK(has(refused(R"({"conversations":[{"from":"human","text":"q"}]})"), "its keys are \"from\", \"text\""));
+  CHECK(
+      has(refused(R"({"messages":[{"role":"user","content":[{"type":"image","url":"x"}]}]})"), "all of them strings"));
 }
 
 TEST_CASE("a bad line is refused with its number and reason") {
   const Folder folder;
+  for (const char* name : {"p.jsonl", "p.txt", "p.md"}) {
+    const auto pointer = folder.file(name, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n");
+    CHECK(has(refusal(pointer), "is a Git LFS pointer"));
+  }
   const std::pair<std::string, std::string> cases[] = {
       {"{\"text\":\"a\"", "not valid JSON"},
       {"[]", "not a JSON object"},

@@ -127,6 +127,26 @@ inline void check_utf8(std::string_view text, std::string_view where) {
   return role;
 }
 
+/// Names of an object's keys, for an error.
+[[nodiscard]] inline std::string keys_of(const nlohmann::json& object) {
+  std::string keys;
+  for (const auto& [key, value] : object.items()) {
+    if (keys.size() < 160) keys += concat(keys.empty() ? "" : ", ", "\"", key, "\"");
+  }
+  return keys.empty() ? "none" : keys;
+}
+
+/// The text of a content that is a list of parts {"type": "text", "text"}. False where it is none: a picture, say.
+[[nodiscard]] inline bool join_parts(const nlohmann::json& content, std::string& text) {
+  if (!content.is_array() || content.empty()) return false;
+  for (const auto& part : content) {
+    if (!part.is_object() || !part.contains("type") || part["type"] != "text") return false;
+    if (!part.contains("text") || !part["text"].is_string()) return false;
+    text += part["text"].get_ref<const std::string&>();
+  }
+  return true;
+}
+
 /// Turns from a list of {role, content}, or of ShareGPT's {from, value}.
 [[nodiscard]] inline std::vector<Message> turns_of(const nlohmann::json& list, const char* key,
                                                    const std::string& where) {
@@ -141,8 +161,14 @@ inline void check_utf8(std::string_view text, std::string_view where) {
     const bool share = item.is_object() && item.contains("from");
     const std::string* role = text(share ? "from" : "role");
     const std::string* content = text(share ? "value" : "content");
+    std::string joined;
+    if (content == nullptr && item.is_object() && item.contains("content") && join_parts(item["content"], joined)) {
+      content = &joined;
+    }
     if (role == nullptr || content == nullptr) {
-      throw Error(where + ": a message needs \"role\" and \"content\", or \"from\" and \"value\", all of them strings");
+      throw Error(concat(where,
+                         ": a message needs \"role\" and \"content\", or \"from\" and \"value\", all of them strings; ",
+                         item.is_object() ? "its keys are " + keys_of(item) : "it is no object"));
     }
     messages.push_back({role_named(*role), *content});
   }
@@ -169,14 +195,10 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
   if (found.size() > 1) {
     throw Error(concat(where, ": both ", found[0].first, " and ", found[1].first, "; a line holds one of them"));
   }
-  std::string keys;
-  for (const auto& [key, value] : object.items()) {
-    if (keys.size() < 160) keys += concat(keys.empty() ? "" : ", ", "\"", key, "\"");
-  }
   throw Error(concat(where,
                      ": neither \"text\" nor \"messages\" nor \"conversations\" nor \"instruction\" with "
                      "\"output\" nor \"prompt\" with \"completion\", one of which a line holds; its keys are ",
-                     keys.empty() ? "none" : keys));
+                     keys_of(object)));
 }
 
 [[nodiscard]] inline std::string required_member(const nlohmann::json& object, const char* key,
@@ -190,6 +212,12 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
                                                   const std::string& where) {
   if (schema == LineSchema::messages) return turns_of(object["messages"], "messages", where);
   if (schema == LineSchema::conversations) return turns_of(object["conversations"], "conversations", where);
+  const char* completion = object.contains("completion") ? "completion" : "response";
+  if (schema == LineSchema::completion && object["prompt"].is_array()) {  // as turns, in TRL's conversational form
+    std::vector<Message> messages = turns_of(object["prompt"], "prompt", where);
+    for (Message& reply : turns_of(object[completion], completion, where)) messages.push_back(std::move(reply));
+    return messages;
+  }
   std::vector<Message> messages;
   if (const std::string system = string_member(object, "system", where); !system.empty()) {
     messages.push_back({"system", system});
@@ -199,7 +227,7 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
   if (const std::string input = alpaca ? string_member(object, "input", where) : ""; !input.empty()) {
     asked += "\n\n" + input;
   }
-  const char* answer = alpaca ? "output" : object.contains("completion") ? "completion" : "response";
+  const char* answer = alpaca ? "output" : completion;
   messages.push_back({"user", asked});
   messages.push_back({"assistant", required_member(object, answer, where)});
   return messages;
@@ -311,6 +339,7 @@ void for_each_document(const std::filesystem::path& path, const Use& use) {
   auto [file, by_line] = detail::open_documents(path);
   if (by_line) {
     detail::for_each_line(file, name, [&](std::string_view line, std::size_t number) {
+      if (number == 1) refuse_lfs_pointer(line, name);
       if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.remove_prefix(3);
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
       const std::string where = concat(name, ":", number);
@@ -324,6 +353,7 @@ void for_each_document(const std::filesystem::path& path, const Use& use) {
     if (text.size() + line.size() >= max_document_bytes) throw Error(name + ": file is too long for one document");
     text.append(line) += '\n';
   });
+  refuse_lfs_pointer(text, name);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   detail::check_utf8(text, name);
   while (text.ends_with('\n')) text.pop_back();
