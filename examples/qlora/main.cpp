@@ -74,7 +74,10 @@ void write_result(const std::filesystem::path& path, const Result& result) {
     if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path)) {
       return write_file_atomically(path, text);
     }
-    write_stream(FileDescriptor::open("cannot write", path, O_WRONLY), path, std::as_bytes(std::span(text)));
+    // A pipe without a reader is an error; the program would wait for one, deaf to signals.
+    const FileDescriptor file = FileDescriptor::open("cannot write", path, O_WRONLY | O_NONBLOCK);
+    if (::fcntl(file.get(), F_SETFL, O_WRONLY) != 0) throw_errno("cannot write", path, errno);
+    write_stream(file, path, std::as_bytes(std::span(text)));
   } catch (const Error& error) {
     throw Error(concat("cannot write the result: ", error.what()), ErrorKind::resource);
   }

@@ -4,10 +4,15 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "support/program.hpp"
 
@@ -385,6 +390,46 @@ TEST_CASE(
   }
 }
 
+/// A copy of the small chat model in which the last token alone says the next one: `chain` gives the ids in a circle.
+void write_chain(const program_test::fs::path& to, const std::vector<std::size_t>& chain) {
+  using namespace program_test;
+  fs::copy(QLORA_SOURCE_DIR "/examples/models/tiny-chat", to, fs::copy_options::recursive);
+  const fs::path file = to / "model.safetensors";
+  std::string bytes = program_test::contents(file);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  const auto header = nlohmann::json::parse(bytes.substr(8, length));
+  const auto at = [&](const std::string& name, int end = 0) {
+    return 8 + length + header.at(name).at("data_offsets").at(static_cast<std::size_t>(end)).get<std::size_t>();
+  };
+  for (const auto& [name, entry] : header.items()) {
+    if (name != "lm_head.weight" && !name.ends_with("o_proj.weight") && !name.ends_with("down_proj.weight")) continue;
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at(name)), at(name, 1) - at(name), '\0');
+  }
+  constexpr std::size_t row = 256 * 2;  // of fp16
+  for (std::size_t i = 0; i < row; i += 2) bytes.replace(at("model.norm.weight") + i, 2, std::string("\0\x3C", 2));
+  for (std::size_t i = 0; i < chain.size(); ++i) {
+    const std::size_t next = chain[(i + 1) % chain.size()];
+    bytes.replace(at("lm_head.weight") + next * row, row, bytes, at("model.embed_tokens.weight") + chain[i] * row, row);
+  }
+  std::ofstream(file, std::ios::binary) << bytes;
+}
+
+TEST_CASE("an answer that spells marks of the chat form is shown, and the conversation goes on") {
+  const Scratch scratch;
+  write_chain(scratch / "model", {1491, 304, 278});  // "]", " [/", "INST": a prompt ends with the first
+  scratch.write("turns.txt", "Hello\nAnd now?\n/retry\nAnd then?\n");
+  for (const auto& [tokens, answer] : {std::pair{7, "[/INST] [/INST] [/"}, {6, "[/INST] [/INST]"}, {3, "[/INST]"}}) {
+    CHECK(shell(scratch, "cd '" + (scratch / "").string() + "' && $qlora chat model --temperature 0 --max-new-tokens " +
+                             std::to_string(tokens) + " --json chat.json <turns.txt >out 2>err") == 0);
+    const auto turns = nlohmann::json::parse(program_test::contents(scratch / "chat.json")).at("turns");
+    REQUIRE(turns.size() == 4);
+    CHECK(turns[3].at("user") == "And then?");
+    for (const auto& turn : turns) CHECK(turn.at("assistant") == answer);
+    CHECK(!contains(program_test::contents(scratch / "err"), "not asked"));
+  }
+}
+
 TEST_CASE("commands of a chat change who answers and what the model sees, and no turn of it") {
   const Scratch scratch;
   const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
@@ -455,6 +500,12 @@ TEST_CASE("a result is written whole, and never over what it comes from") {
     CHECK(std::filesystem::is_symlink(scratch / "link.json"));
     CHECK(nlohmann::json::parse(program_test::contents(real)).contains("parameters"));
   }
+  // A pipe is written to where somebody reads it.
+  const std::string info = "$qlora info " + model + " --json '" + (scratch / "pipe").string() + "' >/dev/null 2>&1";
+  CHECK(shell(scratch, "mkfifo '" + (scratch / "pipe").string() + "'; " + info) == 4);
+  CHECK(shell(scratch, "cat '" + (scratch / "pipe").string() + "' >'" + (scratch / "read.json").string() +
+                           "' & until " + info + "; do sleep 0.1; done; wait") == 0);
+  CHECK(nlohmann::json::parse(program_test::contents(scratch / "read.json")).contains("parameters"));
   // A result that cannot be written whole leaves the earlier one.
   const std::string before = program_test::contents(real);
   CHECK(shell(scratch, "ulimit -f 0; $qlora info " + model + " --json " + real + " >/dev/null 2>/dev/null") == 4);
