@@ -133,12 +133,23 @@ for what in "$@"; do
         printf '{"command": "ops_bench", "error": "it ended with %s"}\n' $? >>"$rows"
       fi
       ;;
-    decode) # one sequence, the adapter off and live; eight sequences
+    decode) # batches, greedy; an adapter live; sampled; adapters of several sets and none side by side
       build_benchmarks decode_speed
       for model in $models; do
-        decode_row "$model" --profile
-        decode_row "$model" --adapter --profile
-        decode_row "$model" --batch 8 --tokens 64 --runs 3
+        batches='1 2 4 8 16 32 64'
+        [ "$model" = 70b ] && batches='1 8 32'
+        for batch in $batches; do
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --profile
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --adapters 1 --profile
+        done
+        [ "$model" = 70b ] && continue # the other rows are of smaller models
+        decode_row "$model" --prompt 128 --tokens 128 --runs 3 --sample
+        for batch in 8 32; do
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --sample
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --adapters 1 --base
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --adapters 2
+          decode_row "$model" --prompt 128 --tokens 128 --runs 3 --batch "$batch" --adapters 4
+        done
       done
       ;;
     job) # the article's, at 13B

@@ -1,16 +1,20 @@
-// bench/decode/measure.hpp — greedy decoding on the GPU, on random weights of a preset's exact shape. Each preset is
+// bench/decode/measure.hpp — decoding on the GPU, on random weights of a preset's exact shape. Each preset is
 // compiled in a file of its own (7b.cpp and so on), so that they build side by side.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../random_weights.hpp"
 #include "qlora/cuda.hpp"
-#include "qlora/generate/generator.hpp"
+#include "qlora/generate/scheduler.hpp"
 #include "qlora/llama2.hpp"
 
 namespace qlora::bench {
@@ -19,8 +23,10 @@ struct DecodeSettings {
   int batch = 1;    ///< sequences side by side
   int prompt = 16;  ///< tokens of each
   int tokens = 128;
-  int runs = 5;          ///< timed, after one that is not counted
-  bool adapter = false;  ///< adapters on
+  int runs = 5;         ///< timed, after one that is not counted
+  int adapters = 0;     ///< sets; sequences have them in turn, 0: the base alone
+  bool base = false;    ///< and every other sequence has none
+  bool sample = false;  ///< temperature 0.7, top_p 0.9; else greedy
   bool profile = false;
 };
 
@@ -30,7 +36,7 @@ struct DecodeFigures {
   double base_gb = 0.0;  ///< codes, scales and head that one token reads
   std::string device;
   std::vector<std::pair<std::string, double>> phases;  ///< milliseconds of one token
-  std::vector<std::int32_t> last;                      ///< ids of the last run's first sequence
+  std::vector<std::int32_t> last;                      ///< the fifth id of one sequence in each run
 };
 
 template <Config C>
@@ -43,8 +49,11 @@ DecodeFigures decode(const DecodeSettings& settings) {
   const RandomWeights weights(C.shape);
   auto started = Clock::now();
   Model<C, Cuda> model(weights.source());
-  model.weights().init_adapters(model.backend(), {}, 1);
-  if (!settings.adapter) model.context().use_base();
+  for (int i = 0; i < settings.adapters; ++i) {
+    auto set = std::make_shared<AdapterSet<Cuda>>(model.weights().layout());
+    set->init(model.backend(), {}, static_cast<std::uint64_t>(i + 1));
+    model.attach("adapter" + std::to_string(i), std::move(set));
+  }
   figures.load_s = seconds(started);
   cuda::Context& context = model.backend().context();
   figures.device = cuda::device_info(context).name;
@@ -52,38 +61,61 @@ DecodeFigures decode(const DecodeSettings& settings) {
   figures.base_gb = static_cast<double>(plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] +
                                         std::int64_t{2} * C.shape.vocab * C.shape.dim) /
                     1e9;
-  Generator<C, Cuda> generator(model.context(),
-                               {.sequences = settings.batch, .length = settings.prompt + settings.tokens + 1});
+  Scheduler<code_of(C), Cuda> scheduler(model.context(),
+                                        {.sequences = settings.batch, .length = settings.prompt + settings.tokens + 1});
   std::mt19937 random(1);
-  std::vector<std::vector<std::int32_t>> prompts(static_cast<std::size_t>(settings.batch));
-  for (auto& prompt : prompts) {
-    for (int i = 0; i < settings.prompt; ++i) {
-      prompt.push_back(static_cast<std::int32_t>(random() % static_cast<unsigned>(C.shape.vocab)));
+  std::vector<Request> requests(static_cast<std::size_t>(settings.batch));
+  for (std::size_t n = 0; n < requests.size(); ++n) {
+    Request& request = requests[n];
+    request.max_new_tokens = settings.tokens;
+    request.sampling = settings.sample ? Sampling{.temperature = 0.7F, .top_p = 0.9F, .seed = n} : greedy;
+    if (settings.adapters > 0 && !(settings.base && n % 2 == 1)) {
+      const auto turn = settings.base ? n / 2 : n;
+      request.variant.adapter = "adapter" + std::to_string(turn % static_cast<std::size_t>(settings.adapters));
     }
   }
-  const GenerateOptions options{.max_new_tokens = settings.tokens, .sampling = greedy, .stop_ids = {}};
-  for (int run = 0; run <= settings.runs; ++run) {
-    int made = 0;
-    std::vector<Generated> results = generator.generate(prompts, options, [&](int, std::int32_t) {
-      if (++made == settings.batch) started = Clock::now();
-      return true;
-    });
-    const double took = seconds(started);
-    figures.last = std::move(results[0].ids);
-    if (run > 0) figures.tokens_per_s.push_back((made - settings.batch) / took);
-  }
-  if (settings.profile) {
-    GenerateOptions few = options;
-    few.max_new_tokens = std::min(settings.tokens, 17);
-    int made = 0;
-    (void)generator.generate(prompts, few, [&](int, std::int32_t) {
-      if (++made == settings.batch) cuda::set_profile(context, true);  // the prompt has been read
-      return true;
-    });
-    figures.phases = cuda::take_profile(context);
-    cuda::set_profile(context, false);
-    for (auto& phase : figures.phases) phase.second /= few.max_new_tokens - 1;
-  }
+  // Timed from the first token of the last sequence to the last token of the first one: what is in between is decoding
+  // of all sequences side by side, without any prompt.
+  const auto run = [&](bool counts, int profiled) {
+    for (Request& request : requests) {  // other prompts each time, so that no cache has them
+      request.prompt.clear();
+      for (int i = 0; i < settings.prompt; ++i) {
+        request.prompt.push_back(static_cast<std::int32_t>(random() % static_cast<unsigned>(C.shape.vocab)));
+      }
+      (void)scheduler.submit(request);
+    }
+    std::map<Ticket, int> made;
+    bool decoding = false;
+    bool ended = false;
+    int steps = 0;
+    int timed = 0;
+    bool more = true;
+    while (more) {
+      more = scheduler.step([&](const Progressed& news) {
+        const int count = made[news.ticket] += static_cast<int>(news.tokens.size());
+        if (decoding) timed += static_cast<int>(news.tokens.size());
+        if (counts && count == 5 && news.ticket % settings.batch == 0) figures.last.push_back(news.tokens[0].token.id);
+        ended = ended || news.finish != Finish::running;
+      });
+      if (decoding && ended && counts) {
+        figures.tokens_per_s.push_back(timed / seconds(started));
+        counts = false;
+      }
+      if (decoding && profiled > 0 && ++steps == profiled) {
+        figures.phases = cuda::take_profile(context);
+        cuda::set_profile(context, false);
+        for (auto& phase : figures.phases) phase.second /= profiled;
+        profiled = 0;
+      }
+      if (!decoding && static_cast<int>(made.size()) == settings.batch) {
+        decoding = true;
+        started = Clock::now();
+        if (profiled > 0) cuda::set_profile(context, true);
+      }
+    }
+  };
+  for (int i = 0; i <= settings.runs; ++i) run(i > 0, 0);
+  if (settings.profile) run(false, std::min(settings.tokens - 2, 16));
   return figures;
 }
 

@@ -17,6 +17,7 @@
 #include "qlora/cuda/linear/lora_a_forward.cuh"
 #include "qlora/cuda/linear/lora_a_gradient.cuh"
 #include "qlora/cuda/linear/lora_a_input_gradient.cuh"
+#include "qlora/cuda/loss/draw.cuh"
 #include "qlora/cuda/loss/loss.cuh"
 #include "qlora/cuda/loss/pick.cuh"
 #include "qlora/cuda/nf4/nf4.cuh"

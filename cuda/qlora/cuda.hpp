@@ -191,6 +191,12 @@ class Cuda {
         cuda::stage(*context_, host.data(), static_cast<std::int64_t>(host.size_bytes())));
   }
 
+  /// What ids are drawn by, likewise.
+  [[nodiscard]] const DrawRow* stage(std::span<const DrawRow> host) {
+    return static_cast<const DrawRow*>(
+        cuda::stage(*context_, host.data(), static_cast<std::int64_t>(host.size_bytes())));
+  }
+
   /// x (T,D) = the rows `ids` (T) of table (V,D).
   template <int D>
   void embed(const std::int32_t* ids, std::type_identity_t<ConstView<D>> table, View<D> x) {
@@ -214,6 +220,13 @@ class Cuda {
   void linear(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts, View<Wide> x,
               std::type_identity_t<ConstView<Out>> residual, View<Out> y) {
     cuda::linear_forward(*context_, group, parts, x.rows, rows(x), residual.data, y.data);
+  }
+  /// The same with the adapters of each row's range; the parts have none.
+  template <int Wide, int Out>
+  void linear_mixed(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts,
+                    std::span<const RowAdapters<float>> ranges, View<Wide> x,
+                    std::type_identity_t<ConstView<Out>> residual, View<Out> y) {
+    cuda::linear_forward_mixed(*context_, group, parts, ranges, x.rows, rows(x), residual.data, y.data);
   }
   /// The columns XA of x alone, for a backward pass that did not keep them.
   template <int Wide>
@@ -273,6 +286,7 @@ class Cuda {
       int splits = 0;
       int among = 0;
       const void* adapters = nullptr;
+      std::vector<Repetition::Range> ranges{};
       std::vector<float> scales{};
       std::shared_ptr<cuda::Recording> recording{};  ///< null: run once, not yet recorded
     };
@@ -290,12 +304,17 @@ class Cuda {
     const int splits = cuda::key_splits(what.longest);
     const auto found = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) {
       return entry.tokens == what.tokens && entry.splits == splits && entry.among == what.among &&
-             entry.adapters == what.adapters &&
+             entry.adapters == what.adapters && std::ranges::equal(entry.ranges, what.ranges) &&
              std::equal(entry.scales.begin(), entry.scales.end(), what.scales.begin(), what.scales.end());
     });
     if (found == entries.end()) {
       if (entries.size() == Recordings::most) entries.erase(entries.begin());
-      entries.push_back({what.tokens, splits, what.among, what.adapters, {what.scales.begin(), what.scales.end()}});
+      entries.push_back({.tokens = what.tokens,
+                         .splits = splits,
+                         .among = what.among,
+                         .adapters = what.adapters,
+                         .ranges = {what.ranges.begin(), what.ranges.end()},
+                         .scales = {what.scales.begin(), what.scales.end()}});
       return body();
     }
     if (found->recording == nullptr) {
@@ -338,6 +357,10 @@ class Cuda {
   /// ids (T): the place of the largest of the first `among` logits of each row (T,V); of equal ones the first.
   void pick(int tokens, int vocab, int among, const float* logits, std::int32_t* ids) {
     cuda::pick(*context_, tokens, vocab, among, logits, ids);
+  }
+  /// ids (T), drawn from logits (T,V) as rows (T) say; draw.cuh has the numbers.
+  void draw(int tokens, int vocab, const float* logits, const DrawRow* rows, std::int32_t* ids) {
+    cuda::draw(*context_, tokens, vocab, logits, rows, ids);
   }
   /// scalars->loss += sum of losses, in a fixed order, in double.
   void add_losses(int tokens, const float* losses, StepScalars* scalars) {

@@ -42,9 +42,9 @@ concept BackendArena = requires(A& arena, const A& taken, std::int64_t n) {
 template <class B, class A = typename B::Act, class P = typename B::Param>
 concept MemoryBackend = BackendArena<typename B::Arena> &&
     requires(B& b, const B& made, A* a, P* p, const TokenBatch& batch, std::span<const std::int32_t> numbers,
-             std::span<float> host, std::span<std::int32_t> host_ids, const TensorRef& tensor, const Quant& quant,
-             const Nf4Target& target, const WorkspaceNeeds& needs, std::byte* memory, StepScalars* scalars,
-             std::int64_t n) {
+             std::span<float> host, std::span<std::int32_t> host_ids, std::span<const DrawRow> draws,
+             const TensorRef& tensor, const Quant& quant, const Nf4Target& target, const WorkspaceNeeds& needs,
+             std::byte* memory, StepScalars* scalars, std::int64_t n) {
   { B::space } -> std::convertible_to<Space>;
   { B::rank_step } -> std::convertible_to<int>;  // rank caps are multiples of it
   { B::shape_limits } -> std::convertible_to<ShapeLimits>;
@@ -60,6 +60,7 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
   { b.arena(n) } -> std::same_as<typename B::Arena>;
   { b.stage(batch) } -> std::same_as<TokenBatch>;  // host arrays where ops can read them
   { b.stage(numbers) } -> std::same_as<const std::int32_t*>;
+  { b.stage(draws) } -> std::same_as<const DrawRow*>;
   // Loading: false when a value is not finite. Stored values are rounded as activations are.
   { b.place(tensor, true, a) } -> std::same_as<bool>;
   { b.place(tensor, true, p) } -> std::same_as<bool>;
@@ -83,11 +84,12 @@ template <class B, class A = typename B::Act, class P = typename B::Param>
 concept NetworkBackend = requires(B& b, typename B::template View<64> x, typename B::template ConstView<64> in,
                                   typename B::template View<128> wide, typename B::template ConstView<128> wide_in,
                                   A* a, P* p, std::span<const LinearPart<A, P>> parts,
-                                  std::span<const LinearGradient<P>> gradients, const LinearGroup<A>& group,
-                                  const AttentionShape& heads, const TokenBatch& batch,
+                                  std::span<const RowAdapters<P>> ranges, std::span<const LinearGradient<P>> gradients,
+                                  const LinearGroup<A>& group, const AttentionShape& heads, const TokenBatch& batch,
                                   std::span<const CachedSequence<A>> cached, const std::int32_t* ids,
                                   const LossScratch<A, P>& loss, std::byte* scratch, std::int64_t n,
-                                  std::int32_t* picked, typename B::Recordings& recordings, void (*body)()) {
+                                  std::int32_t* picked, const DrawRow* draws, typename B::Recordings& recordings,
+                                  void (*body)()) {
   b.at(1, Site::attention);  // where the next ops stand, for reports of what is not finite
   // embed: ids (T), table (V,D) -> x (T,D)
   b.embed(ids, in, x);
@@ -95,7 +97,9 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   b.rmsnorm(1e-5F, in, p, x, p);
   b.rmsnorm_backward(in, in, p, p, true, x, p);
   // linear: group, [X | XA] (T, K + parts R), residual -> Y (T,N); adapter_input: X -> XA
+  // linear_mixed: the same, and each row has the adapters of its range, of up to most_row_adapters
   b.linear(group, parts, x, wide_in, wide);
+  b.linear_mixed(group, parts, ranges, x, wide_in, wide);
   b.adapter_input(group, parts, x);
   b.linear_backward(group, parts, gradients, wide_in, in, true, x);
   // bias: y (T,N) += bias (N)
@@ -122,6 +126,8 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   b.project(in, a, 32, p);
   // pick: logits (T,V) -> ids (T), the largest of the first columns
   b.pick(1, 32, 30, p, picked);
+  // draw: logits (T,V), how (T) -> ids (T), drawn at random
+  b.draw(1, 32, p, draws, picked);
 };
 
 /// The ops of the optimizer, over all trained parameters behind one another. Named as those of the network.

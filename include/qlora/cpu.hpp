@@ -15,6 +15,7 @@
 #include "qlora/cpu/attention.hpp"
 #include "qlora/cpu/bias.hpp"
 #include "qlora/cpu/decode.hpp"
+#include "qlora/cpu/draw.hpp"
 #include "qlora/cpu/embed.hpp"
 #include "qlora/cpu/linear.hpp"
 #include "qlora/cpu/loss.hpp"
@@ -118,6 +119,8 @@ class Cpu {
   [[nodiscard]] TokenBatch stage(const TokenBatch& host) { return host; }
   /// One array, likewise; valid as long as `host`.
   [[nodiscard]] const std::int32_t* stage(std::span<const std::int32_t> host) { return host.data(); }
+  /// The same, of what ids are drawn by.
+  [[nodiscard]] const DrawRow* stage(std::span<const DrawRow> host) { return host.data(); }
 
   /// x (T,D) = the rows `ids` (T) of table (V,D).
   template <int D>
@@ -143,7 +146,13 @@ class Cpu {
   template <int Wide, int Out>
   void linear(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, Mat<S, Wide> x, In<S, Out> residual,
               Mat<S, Out> y) {
-    cpu::linear_forward<N>(*pool_, group, parts, x.rows, block(x), residual.data, y.data);
+    cpu::linear_forward<N>(*pool_, group, parts, {}, x.rows, block(x), residual.data, y.data);
+  }
+  /// The same with the adapters of each row's range; the parts have none.
+  template <int Wide, int Out>
+  void linear_mixed(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
+                    std::span<const RowAdapters<S>> ranges, Mat<S, Wide> x, In<S, Out> residual, Mat<S, Out> y) {
+    cpu::linear_forward<N>(*pool_, group, parts, ranges, x.rows, block(x), residual.data, y.data);
   }
   /// The columns XA of x alone, for a backward pass that did not keep them.
   template <int Wide>
@@ -234,6 +243,10 @@ class Cpu {
   /// ids (T) = the largest of the first `among` of each row of logits (T,V), the lowest id among equals.
   void pick(int tokens, int vocab, int among, const S* logits, std::int32_t* ids) {
     cpu::pick(*pool_, tokens, vocab, among, logits, ids);
+  }
+  /// ids (T), drawn from logits (T,V) as rows (T) say.
+  void draw(int tokens, int vocab, const S* logits, const DrawRow* rows, std::int32_t* ids) {
+    cpu::draw(*pool_, tokens, vocab, logits, rows, ids);
   }
   /// scalars->loss += sum of losses, in order, in double.
   void add_losses(int tokens, const S* losses, StepScalars* scalars) {

@@ -16,12 +16,13 @@ inline constexpr std::int64_t staged_alignment = 16;
   return in % 64 == 0 && adapter_width % 8 == 0 && adapter_width <= 384;
 }
 
-/// What a step of one token for each of `sequences` stages: ids, positions, and the sequences of every layer.
+/// What a step of one token for each of `sequences` stages: ids, positions, how ids are drawn, and the sequences of
+/// every layer.
 [[nodiscard]] constexpr std::int64_t staged_bytes(int layers, int sequences) {
   const auto piece = [](std::int64_t bytes) {
     return (bytes + staged_alignment - 1) / staged_alignment * staged_alignment;
   };
-  return 2 * piece(std::int64_t{4} * sequences) +
+  return 2 * piece(std::int64_t{4} * sequences) + piece(static_cast<std::int64_t>(sizeof(DrawRow)) * sequences) +
          layers * piece(static_cast<std::int64_t>(sizeof(CachedSequence<bf16>)) * sequences);
 }
 

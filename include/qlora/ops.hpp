@@ -54,12 +54,31 @@ struct CachedSequence {
   int added = 0;    ///< new tokens, at positions length - added ... length - 1
 };
 
+/// How an id is drawn from a row of logits: of the ids below `among` the top_k likeliest, of these the fewest likeliest
+/// with a share of top_p, of these all with at least min_p of the likeliest's probability.
+struct DrawRow {
+  float temperature = 0.0F;  ///< divides the logits; 0: the likeliest id
+  float top_p = 1.0F;        ///< 1: all
+  float min_p = 0.0F;        ///< 0: all
+  int top_k = 0;             ///< 0: all
+  int among = 0;             ///< the ids are below it
+  std::uint32_t random = 0;  ///< of 2^32
+};
+
 /// What the ops of a decoding step depend on, besides what is in the arrays that they are given.
 struct Repetition {
+  /// Rows with adapters of their own.
+  struct Range {
+    int first = 0;                   ///< row
+    int count = 0;                   ///< rows
+    const void* adapters = nullptr;  ///< where their values are
+    friend constexpr bool operator==(const Range&, const Range&) = default;
+  };
   int tokens = 0;                   ///< new ones, one in each sequence
   int longest = 0;                  ///< tokens in the longest sequence, the new one included
-  int among = 0;                    ///< ids that the likeliest is picked from; 0: none is
+  int among = 0;                    ///< ids that the likeliest is picked from; 0: none is; -1: ids are drawn
   const void* adapters = nullptr;   ///< where their values are; null: none
+  std::span<const Range> ranges{};  ///< where not all rows have the same adapters
   std::span<const float> scales{};  ///< of all adapters
 };
 
@@ -100,6 +119,21 @@ struct LinearPart {
   const Param* b = nullptr;  ///< (N,R)
   Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
 };
+/// Adapters of neighbouring rows of a pass, for each part of a group; rows that are in no such range have none.
+template <class Param>
+struct RowAdapters {
+  /// One part's; a == nullptr: none. As in LinearPart.
+  struct Part {
+    const Param* a = nullptr;  ///< (R,K)
+    const Param* b = nullptr;  ///< (N,R)
+    Param scale = Param(0);    ///< times the product
+  };
+  int first = 0;                ///< row
+  int count = 0;                ///< rows
+  std::array<Part, 3> parts{};  ///< in the order of the group's
+};
+/// Ranges that one pass may have.
+inline constexpr int most_row_adapters = 8;
 /// Where the gradients of one linear layer are added.
 template <class Param>
 struct LinearGradient {

@@ -83,6 +83,53 @@ void check_repeated(B backend) {
   CHECK(different == 0);
 }
 
+/// Sequences with adapters of two scales and without, in one pass: the logits of sequences that have the same by
+/// themselves, whole prompts, pieces of them and single tokens, also where the step is repeated. `bound`: relative.
+template <class B>
+void check_mixed(B backend, double bound) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
+  using Decoding = Decoder<code_of(net), B>;
+  using Chosen = typename Context<code_of(net), B>::Adapters;
+  auto& context = model.context();
+  const std::array<Chosen, 5> choices{context.own_choice(), context.base(), context.own_choice(0.5F), context.base(),
+                                      context.own_choice(-2.0F)};
+  constexpr int sequences = choices.size();
+  const DecodeLimits limits{.sequences = sequences, .length = 200, .step_tokens = 400};
+  Decoding together(context, limits);
+  Decoding single(context, limits);
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 200; ++i) ids.push_back(i * 37 % static_cast<int>(vocab));
+  const std::span<const std::int32_t> all(ids);
+  std::vector<float> mixed;
+  std::vector<float> alone;
+  std::size_t done = 0;
+  for (const std::size_t piece : {40U, 1U, 1U, 1U, 3U, 30U, 1U, 1U}) {
+    std::vector<AppliedAdapters<B>> applied;
+    for (const Chosen& choice : choices) applied.push_back(context.applied(choice));
+    std::vector<typename Decoding::Addition> additions;
+    for (int slot = 0; slot < sequences; ++slot) {
+      const auto first = done + static_cast<std::size_t>(slot) * 7;
+      additions.push_back({slot, all.subspan(first, piece), &applied[static_cast<std::size_t>(slot)]});
+    }
+    const std::span<const float> logits = together.extend(additions);
+    mixed.insert(mixed.end(), logits.begin(), logits.end());
+    for (int slot = 0; slot < sequences; ++slot) {
+      const UsingAdapters<code_of(net), B> used(context, choices[static_cast<std::size_t>(slot)]);
+      const typename Decoding::Addition one[] = {{slot, additions[static_cast<std::size_t>(slot)].ids}};
+      const std::span<const float> expected = single.extend(one);
+      alone.insert(alone.end(), expected.begin(), expected.end());
+    }
+    done += piece;
+  }
+  CHECK(golden::relative(mixed, alone) <= bound);
+  const auto rows = static_cast<std::ptrdiff_t>(vocab);  // adapters make a difference
+  const std::vector<float> own(alone.begin(), alone.begin() + rows);
+  const std::vector<float> base(alone.begin() + rows, alone.begin() + 2 * rows);
+  CHECK(golden::relative(own, base) > 0.1);
+}
+
 /// Every golden token has the largest logit, or one that rounding cannot tell from it; what the generator writes is
 /// golden up to the first such tie.
 template <class B>

@@ -223,6 +223,48 @@ void linear(Harness<B>& harness, const LinearCase& c) {
   }
 }
 
+/// Rows with adapters of two sets and of two scales, and rows without any, in one pass.
+template <class B>
+void linear_mixed(Harness<B>& harness, const LinearCase& c) {
+  using Act = typename B::Act;
+  using Param = typename B::Param;
+  using View = typename B::template View<8>;
+  using ConstView = typename B::template ConstView<8>;
+  LinearCase bare = c;
+  bare.off = true;
+  LinearSetup<B> setup = draw_group(harness, bare);  // A and B are drawn, and the parts have none
+  const auto second =
+      harness.template drawn<Param>("second A", c.xa(), c.in, c.in, 1.0F / std::sqrt(static_cast<float>(c.in)), 91);
+  std::vector<qlora::RowAdapters<Param>> ranges;
+  const int step = std::max(c.tokens / 5, 1);
+  for (int range = 0; range * step + step < c.tokens && range < 4; ++range) {
+    if (range == 1) continue;  // rows without
+    qlora::RowAdapters<Param> rows{.first = range * step, .count = step};
+    for (std::size_t slot = 0; slot < c.adapted.size(); ++slot) {
+      const std::int64_t at = static_cast<std::int64_t>(slot) * c.rank * c.in;
+      rows.parts[static_cast<std::size_t>(c.adapted[slot])] = {.a = (range == 2 ? second : setup.a[0]).data + at,
+                                                               .b = setup.b[slot].data,
+                                                               .scale = Param(range == 3 ? -0.5F : 1.5F)};
+    }
+    ranges.push_back(rows);
+  }
+  const int wide = c.in + c.xa();
+  std::vector<float> values(static_cast<std::size_t>(c.tokens) * static_cast<std::size_t>(wide), 0.0F);
+  Random random(61);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (static_cast<int>(i % static_cast<std::size_t>(wide)) < c.in) values[i] = random.value(1.0F);
+  }
+  const auto x = harness.template filled<Act>("x", c.tokens, wide, wide, values);
+  const auto y = harness.template poisoned<Act>("y", c.tokens, c.out(), c.out());
+  const auto residual = harness.template drawn<Act>("residual", c.tokens, c.out(), c.out(), 1.0F, 62);
+  harness.b.linear_mixed(setup.group, std::span<const qlora::LinearPart<Act, Param>>(setup.parts),
+                         std::span<const qlora::RowAdapters<Param>>(ranges), View(x.data, c.tokens, wide),
+                         c.residual ? ConstView(residual.data, c.tokens) : ConstView{}, View(y.data, c.tokens));
+  harness.collect(y);
+  harness.collect(x, "XA", c.in, wide);
+  harness.unchanged(residual);
+}
+
 template <class B>
 [[nodiscard]] Cases<B> cases_of(const std::vector<LinearCase>& list) {
   Cases<B> cases;
@@ -233,6 +275,7 @@ template <class B>
 template <class B>
 [[nodiscard]] Cases<B> linear_cases() {
   std::vector<LinearCase> list;
+  Cases<B> mixed;
   const std::vector<LinearCase> groups{
       {.rows = {128, 64, 64}, .adapted = {0, 1, 2}, .in = 128, .rank = 8},
       {.rows = {192, 64, 64}, .adapted = {0, 2}, .in = 192, .rank = 16},  // q and v
@@ -266,13 +309,18 @@ template <class B>
       list.push_back(c);
     }
   }
-  // Widths that are multiples of 256 have a kernel of their own on the GPU for up to 16 tokens, a few at a time.
+  // Widths that are multiples of 256 have kernels of their own on the GPU for up to 128 tokens, some at a time.
   for (const LinearCase& group : std::vector<LinearCase>{
            {.rows = {256, 128, 128}, .adapted = {0, 1, 2}, .in = 512, .rank = 16, .tokens = 3},
            {.rows = {256, 8, 16}, .adapted = {0, 2}, .in = 256, .rank = 64, .tokens = 4, .double_quant = false},
            {.rows = {3000, 3000}, .adapted = {0, 1}, .in = 768, .rank = 8, .tokens = 16},
            {.rows = {8}, .adapted = {0}, .in = 11008, .rank = 136, .tokens = 2},
            {.rows = {4096}, .adapted = {}, .in = 256, .tokens = 9, .double_quant = false},
+           {.rows = {256, 48, 16}, .adapted = {0, 2}, .in = 1024, .rank = 24, .tokens = 13},
+           {.rows = {2816, 2816}, .adapted = {0, 1}, .in = 1024, .rank = 64, .tokens = 64},
+           {.rows = {1040}, .adapted = {0}, .in = 2816, .rank = 8, .tokens = 40, .double_quant = false},
+           {.rows = {512, 64, 64}, .adapted = {1}, .in = 512, .rank = 16, .tokens = 21},
+           {.rows = {16}, .adapted = {}, .in = 256, .tokens = 100},
        }) {
     for (const bool residual : {false, true}) {
       LinearCase c = group;
@@ -280,10 +328,21 @@ template <class B>
       list.push_back(c);
     }
   }
+  for (const LinearCase& c : std::vector<LinearCase>{
+           {.rows = {256, 128, 128}, .adapted = {0, 1, 2}, .in = 512, .rank = 16, .tokens = 5},
+           {.rows = {704, 704}, .adapted = {1}, .in = 1280, .rank = 24, .tokens = 29, .residual = true},
+           {.rows = {1024}, .adapted = {0}, .in = 512, .rank = 64, .tokens = 75, .double_quant = false},
+           {.rows = {192, 64, 64}, .adapted = {0, 2}, .in = 192, .rank = 16, .tokens = 20},
+           {.rows = {256, 256}, .adapted = {0, 1}, .in = 256, .rank = 8, .tokens = 200, .residual = true},
+       }) {
+    mixed.push_back({"mixed " + c.name(), [c](Harness<B>& harness) { linear_mixed(harness, c); }});
+  }
   for (const int rank : {136, 200}) {  // two tiles of adapter columns, and wider than fused dropout serves
     list.push_back({.rows = {64, 64}, .adapted = {0, 1}, .in = 192, .rank = rank, .tokens = 33, .dropout = 0.1F});
   }
-  return cases_of<B>(list);
+  Cases<B> cases = cases_of<B>(list);
+  cases.insert(cases.end(), mixed.begin(), mixed.end());
+  return cases;
 }
 
 /// One group of each of 7B, 13B and 70B.
@@ -296,6 +355,7 @@ template <class B>
       {.rows = {28672, 28672}, .adapted = {0, 1}, .in = 8192, .rank = 64, .dropout = 0.1F},
       {.rows = {4096, 4096, 4096}, .adapted = {0, 1, 2}, .in = 4096, .rank = 64, .tokens = 1},
       {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 3, .residual = true},
+      {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 50, .residual = true},
   });
 }
 

@@ -17,4 +17,6 @@ TEST_CASE("generation") {
   generation::check_logits(Yardstick());
   generation::check_greedy(Yardstick());
   generation::check_cached(Yardstick());
+  generation::check_mixed(Yardstick(), 1e-2);
+  generation::check_mixed(qlora::Cpu<float>(), 1e-5);
 }

@@ -217,6 +217,10 @@ void load_algorithms(Context& context, const std::string& text);
 /// x (T, K | XA) -> its XA columns, and y (T, sum N) = [residual +] X W^T + s XA B^T. `residual` may be null.
 void linear_forward(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x,
                     const bf16* residual, bf16* y);
+/// The same with the adapters of each row's range, up to most_row_adapters in all; the parts have none.
+void linear_forward_mixed(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                          std::span<const RowAdapters<float>> ranges, int tokens, Rows<bf16> x, const bf16* residual,
+                          bf16* y);
 /// The XA columns of x only.
 void adapter_input(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x);
 /// gy (T, sum N), x as forward left it -> gx (T, K | gXA), gradients +=. Without needs_input only gXA is computed.
@@ -306,6 +310,11 @@ void add_losses(Context& context, int tokens, const float* losses, StepScalars* 
 
 /// ids (T) = the column of the largest of the first `among` of V logits (T,V), the lowest among equals.
 void pick(Context& context, int tokens, int vocab, int among, const float* logits, std::int32_t* ids);
+
+// --- loss/draw.cuh ---------------------------------------------------------------------------------------------------
+
+/// ids (T), drawn from logits (T,V) as rows (T) say.
+void draw(Context& context, int tokens, int vocab, const float* logits, const DrawRow* rows, std::int32_t* ids);
 
 // --- optimizer/adamw.cuh ---------------------------------------------------------------------------------------------
 

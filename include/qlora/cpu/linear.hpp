@@ -12,6 +12,7 @@
 
 #include <array>
 #include <span>
+#include <vector>
 
 #include "qlora/cpu/gemm.hpp"
 #include "qlora/cpu/nf4.hpp"
@@ -107,6 +108,17 @@ template <class S>
   }
   return nullptr;
 }
+/// The parts with the adapters of a range.
+template <class S>
+[[nodiscard]] std::vector<LinearPart<S>> parts_of(std::span<const LinearPart<S>> parts, const RowAdapters<S>& range) {
+  std::vector<LinearPart<S>> own(parts.begin(), parts.end());
+  for (std::size_t p = 0; p < own.size(); ++p) {
+    own[p].a = range.parts[p].a;
+    own[p].b = range.parts[p].b;
+    own[p].scale = range.parts[p].scale;
+  }
+  return own;
+}
 template <class S>
 [[nodiscard]] int output_width(std::span<const LinearPart<S>> parts) {
   int width = 0;
@@ -131,26 +143,38 @@ void adapter_input(ThreadPool& pool, const LinearGroup<S>& group, std::span<cons
   N::store(xa, tokens, width);
 }
 
-/// `residual` may be null.
+/// `residual` may be null. With ranges the parts have no adapters, and rows those of their range.
 template <class N, class S = typename N::S>
-void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts, int tokens,
-                    Block<S> x, const S* residual, S* y) {
+void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
+                    std::span<const RowAdapters<S>> ranges, int tokens, Block<S> x, const S* residual, S* y) {
   using In = Block<const S>;
   const int width = detail::output_width(parts);
   adapter_input<N>(pool, group, parts, tokens, x);
+  for (const RowAdapters<S>& range : ranges) {
+    const std::vector<LinearPart<S>> own = detail::parts_of(parts, range);
+    adapter_input<N>(pool, group, std::span<const LinearPart<S>>(own), range.count, {x.row(range.first), x.stride});
+  }
   int column = 0;
   int slot = 0;
   for (const LinearPart<S>& part : parts) {
     const int rows = part.weight.rows;
     const In w = detail::dense_weight<N>(pool, group, part.weight);
     product_nt<S>(pool, tokens, rows, group.in, S(1), In{x.data, x.stride}, w, 0, {y + column, width});
-    if (part.a != nullptr) {
-      const S* b = detail::adapter_operand<N>(group, part.b, std::int64_t{rows} * group.rank, part.scale);
-      const In xa{x.data + group.in + std::int64_t{slot} * group.rank, x.stride};
-      product_nt<S>(pool, tokens, rows, group.rank, N::rounds ? S(1) : part.scale, xa, In{b, group.rank}, 1,
-                    {y + column, width});
-      ++slot;
+    const auto add = [&](const S* matrix, S scale, int first, int count) {
+      const S* b = detail::adapter_operand<N>(group, matrix, std::int64_t{rows} * group.rank, scale);
+      const In xa{x.row(first) + group.in + std::int64_t{slot} * group.rank, x.stride};
+      product_nt<S>(pool, count, rows, group.rank, N::rounds ? S(1) : scale, xa, In{b, group.rank}, 1,
+                    {y + std::int64_t{first} * width + column, width});
+    };
+    const auto p = static_cast<std::size_t>(&part - parts.data());
+    bool adapted = part.a != nullptr;
+    if (adapted) add(part.b, part.scale, 0, tokens);
+    for (const RowAdapters<S>& range : ranges) {
+      if (range.parts[p].a == nullptr) continue;
+      adapted = true;
+      add(range.parts[p].b, range.parts[p].scale, range.first, range.count);
     }
+    slot += adapted ? 1 : 0;
     column += rows;
   }
   for_ranges(pool, std::int64_t{tokens} * width, 1 << 14, [&](std::int64_t first, std::int64_t last, int) {
@@ -238,7 +262,8 @@ void linear_backward(ThreadPool& pool, const LinearGroup<S>& group, std::span<co
 QLORA_INSTANCE void adapter_input<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
                                                   std::span<const LinearPart<float>>, int, Block<float>);
 QLORA_INSTANCE void linear_forward<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
-                                                   std::span<const LinearPart<float>>, int, Block<float>, const float*,
+                                                   std::span<const LinearPart<float>>,
+                                                   std::span<const RowAdapters<float>>, int, Block<float>, const float*,
                                                    float*);
 QLORA_INSTANCE void linear_backward<Numbers<float>>(ThreadPool&, const LinearGroup<float>&,
                                                     std::span<const LinearPart<float>>,

@@ -32,6 +32,9 @@ class Decoder {
   struct Addition {
     int slot = 0;                       ///< from 0 to limits().sequences - 1
     std::span<const std::int32_t> ids;  ///< at least one; each below vocab()
+    /// null in all additions of a call: what the context applies; else what is applied to this sequence, and of
+    /// sequences with adapters at most most_row_adapters runs of neighbours may differ
+    const AppliedAdapters<B>* adapters = nullptr;
   };
 
   /// Takes all its memory. The context outlives the decoder. Throws Error (resource) where there is too little.
@@ -77,6 +80,7 @@ class Decoder {
     // repeated steps read these arrays where they are
     ids_.reserve(static_cast<std::size_t>(t));
     positions_.reserve(static_cast<std::size_t>(t));
+    draws_.reserve(static_cast<std::size_t>(limits.sequences));
     sequences_.resize(static_cast<std::size_t>(w_.layers()) * static_cast<std::size_t>(limits.sequences));
   }
 
@@ -112,6 +116,15 @@ class Decoder {
     b_.download(picked_, picked);
     return picked;
   }
+  /// The next id after each addition, drawn as how (additions) says. Valid until the next call.
+  std::span<const std::int32_t> extend_drawn(std::span<const Addition> additions, std::span<const DrawRow> how) {
+    QLORA_EXPECTS(how.size() == additions.size(), additions.size(), " additions, ", how.size(), " ids to draw");
+    draws_.assign(how.begin(), how.end());
+    step(additions, draws);
+    const auto picked = std::span(host_picked_).first(additions.size());
+    b_.download(picked_, picked);
+    return picked;
+  }
   /// Logits (tokens, V) for every new token, those of the first addition first. Needs limits.all_logits.
   std::span<const float> extend_all(std::span<const Addition> additions) {
     QLORA_EXPECTS(limits_.all_logits, "the decoder has room for the logits of last tokens only");
@@ -133,13 +146,16 @@ class Decoder {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
 
-  /// Logits of the last new tokens, in backend memory; the likeliest of the first `among` ids too, unless it is 0.
+  static constexpr int draws = -1;  ///< in the place of a number of ids
+  /// Logits of the last new tokens, in backend memory; the likeliest of the first `among` ids too, unless it is 0, or
+  /// ids as draws_ says.
   void step(std::span<const Addition> additions, int among) {
     place(additions);
     const auto rows = static_cast<int>(additions.size());
     const auto finish = [&](Stream last) {
       project(last);
       if (among > 0) b_.pick(rows, vocab(), among, logits_, picked_);
+      if (among == draws) b_.draw(rows, vocab(), logits_, b_.stage(std::span<const DrawRow>(draws_)), picked_);
     };
     if (ids_.size() == additions.size()) {
       return b_.repeat(recordings_, repetition(rows, among), pass_.workspace.staged, [&] { finish(run_layers()); });
@@ -155,7 +171,8 @@ class Decoder {
     const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
     pass_.batch.tokens = x.rows;
     pass_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
-    pass_.adapters = context_.applied();
+    pass_.adapters = mixes_ ? AppliedAdapters<B>{} : context_.applied();
+    pass_.mixed = mixed_;
     b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       pass_.cached = sequences_of(layer);
@@ -184,7 +201,12 @@ class Decoder {
     last_rows_.clear();
     placed_ = 0;
     longest_ = 0;
+    mixed_.clear();
+    mixes_ = additions.front().adapters != nullptr;
     for (const Addition& addition : additions) {
+      QLORA_EXPECTS((addition.adapters != nullptr) == mixes_,
+                    "adapters are stated for all additions of a call or none");
+      place_adapters(addition);
       QLORA_EXPECTS(addition.slot >= 0 && addition.slot < limits_.sequences && !addition.ids.empty(), "slot ",
                     addition.slot, " of ", limits_.sequences, ", ", addition.ids.size(), " ids");
       int& length = lengths_[static_cast<std::size_t>(addition.slot)];
@@ -211,13 +233,46 @@ class Decoder {
     }
     QLORA_EXPECTS(!ids_.empty(), "no new tokens");
   }
+  /// The rows of an addition, which are next, into mixed_.
+  void place_adapters(const Addition& addition) {
+    if (!mixes_ || addition.adapters->set == nullptr) return;
+    const AppliedAdapters<B>& adapters = *addition.adapters;
+    const auto first = static_cast<int>(ids_.size());
+    const auto count = static_cast<int>(addition.ids.size());
+    if (!mixed_.empty()) {
+      AdaptedRows<B>& before = mixed_.back();
+      if (before.first + before.count == first && before.adapters.set == adapters.set &&
+          before.adapters.scale == adapters.scale) {
+        before.count += count;
+        return;
+      }
+    }
+    QLORA_EXPECTS(mixed_.size() < std::size_t{most_row_adapters}, "more than ", most_row_adapters,
+                  " runs of sequences with adapters in a call");
+    mixed_.push_back({first, count, adapters});
+  }
   [[nodiscard]] Repetition repetition(int rows, int among) {
-    const AppliedAdapters<B> adapters = context_.applied();
+    Repetition what{.tokens = rows, .longest = longest_, .among = among};
     scales_.clear();
-    if (adapters.set == nullptr) return {.tokens = rows, .longest = longest_, .among = among};
-    adapters.set->for_each(
-        [&](int layer, Proj proj) { scales_.push_back(adapters.set->state(layer, proj).scale * adapters.scale); });
-    return {.tokens = rows, .longest = longest_, .among = among, .adapters = adapters.set->values(), .scales = scales_};
+    ranges_.clear();
+    const auto add_scales = [&](const AppliedAdapters<B>& adapters) {
+      adapters.set->for_each(
+          [&](int layer, Proj proj) { scales_.push_back(adapters.set->state(layer, proj).scale * adapters.scale); });
+    };
+    if (!mixes_) {
+      const AppliedAdapters<B> adapters = context_.applied();
+      if (adapters.set != nullptr) {
+        add_scales(adapters);
+        what.adapters = adapters.set->values();
+      }
+    }
+    for (const AdaptedRows<B>& range : mixed_) {
+      add_scales(range.adapters);
+      ranges_.push_back({range.first, range.count, range.adapters.set->values()});
+    }
+    what.ranges = ranges_;
+    what.scales = scales_;
+    return what;
   }
   [[nodiscard]] std::size_t at(int layer) const {
     return static_cast<std::size_t>(layer) * static_cast<std::size_t>(limits_.sequences);
@@ -240,10 +295,14 @@ class Decoder {
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> last_rows_;
+  std::vector<DrawRow> draws_;
   std::vector<CachedSequence<Act>> sequences_;  // by layer: (sequences)
   std::size_t placed_ = 0;                      // sequences of this call
   int longest_ = 0;                             // of them
+  bool mixes_ = false;                          // each sequence of this call has adapters of its own
+  std::vector<AdaptedRows<B>> mixed_;           // those that have any
   std::vector<float> scales_;                   // of the adapters of this call
+  std::vector<Repetition::Range> ranges_;       // of mixed_
   std::int32_t* picked_ = nullptr;              // (sequences)
   std::vector<float> host_logits_;
   std::vector<std::int32_t> host_picked_;

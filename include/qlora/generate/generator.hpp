@@ -158,16 +158,19 @@ class GeneratorCore {
       additions_.push_back({work.slot, work.pending.first(static_cast<std::size_t>(count))});
       work.pending = work.pending.subspan(static_cast<std::size_t>(count));
     }
-    const auto among =
-        static_cast<std::size_t>(options.among > 0 ? std::min(options.among, decoder_->vocab()) : decoder_->vocab());
+    const int among = options.among > 0 ? std::min(options.among, decoder_->vocab()) : decoder_->vocab();
     std::span<const std::int32_t> picked;
-    std::span<const float> logits;
     if (options.sampling.temperature == 0.0F) {
-      picked = decoder_->extend_greedy(additions_, static_cast<int>(among));
+      picked = decoder_->extend_greedy(additions_, among);
     } else {
-      logits = decoder_->extend(additions_);
+      draws_.clear();
+      for (const Work& work : active) {
+        const auto position = results[static_cast<std::size_t>(work.prompt)].ids.size();
+        draws_.push_back(draw_row(options.sampling, among, static_cast<std::uint32_t>(work.prompt),
+                                  static_cast<std::uint32_t>(position)));
+      }
+      picked = decoder_->extend_drawn(additions_, draws_);
     }
-    const auto vocab = static_cast<std::size_t>(decoder_->vocab());
     bool running = true;
     for (std::size_t i = 0; i < active.size(); ++i) {
       Work& work = active[i];
@@ -177,10 +180,7 @@ class GeneratorCore {
         work.done = true;
         continue;
       }
-      work.newest = logits.empty() ? picked[i]
-                                   : sample(logits.subspan(i * vocab, among), options.sampling,
-                                            static_cast<std::uint32_t>(work.prompt),
-                                            static_cast<std::uint32_t>(result.ids.size()));
+      work.newest = picked[i];
       if (std::find(options.stop_ids.begin(), options.stop_ids.end(), work.newest) != options.stop_ids.end()) {
         result.stopped = true;
         work.done = true;
@@ -201,6 +201,7 @@ class GeneratorCore {
   Kept kept_;
   int cached_ = 0;
   std::vector<Addition> additions_;
+  std::vector<DrawRow> draws_;
 };
 
 /// Continues text with a model. Used by one thread at a time; many of them, each with a context of its own, run at once

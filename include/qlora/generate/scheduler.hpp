@@ -1,7 +1,7 @@
 // qlora/generate/scheduler.hpp — many requests side by side on one model: continuous batching. A request takes a slot
 // as soon as one is free, its prompt is read in pieces beside the decoding of others, and the slot of a request that is
 // over goes to the next one, which keeps what the slot still holds of its prompt's beginning.
-// Requests of one variant share a pass through the network; each variant in the batch has a pass of its own.
+// All share a pass through the network, whatever adapters they have: rows of it have adapters of their own.
 // What may not change: the ids of a reply depend on its request, not on what else runs; DESIGN.md has the limits.
 #pragma once
 
@@ -152,14 +152,7 @@ class Scheduler final : public BatchSession {
     for (std::size_t i = 0; i < running_.size(); ++i) {
       if (running_[i]->stepped) continue;
       const bool alone = reads_all(*running_[i]);
-      batch_.clear();
-      for (std::size_t j = i; j < running_.size(); ++j) {
-        Work& work = *running_[j];
-        if (work.stepped || work.version != running_[i]->version || reads_all(work) != alone) continue;
-        batch_.push_back(&work);
-        work.stepped = true;
-        if (alone) break;
-      }
+      gather(i, alone);
       pass(alone, news);
     }
     std::erase_if(running_, [&](const auto& work) {
@@ -205,6 +198,7 @@ class Scheduler final : public BatchSession {
     std::vector<DrawnToken> prompt{};   ///< with prompt_logprobs, as far as it is read
     Finish finish = Finish::running;
     bool stepped = false;
+    int place = 0;  ///< of its version among those of the pass
   };
 
   [[nodiscard]] static bool reads_all(const Work& work) {
@@ -248,13 +242,43 @@ class Scheduler final : public BatchSession {
     slot.last_use = ++uses_;
   }
 
+  /// Those that run in one pass from running_[from] on into batch_, the same adapters side by side.
+  void gather(std::size_t from, bool alone) {
+    batch_.clear();
+    versions_.clear();
+    for (std::size_t j = from; j < running_.size(); ++j) {
+      Work& work = *running_[j];
+      if (work.stepped || reads_all(work) != alone) continue;
+      auto known = std::find(versions_.begin(), versions_.end(), work.version);
+      if (known == versions_.end()) {
+        if (versions_.size() == std::size_t{most_row_adapters}) continue;
+        known = versions_.insert(known, work.version);
+      }
+      work.place = static_cast<int>(known - versions_.begin());
+      batch_.push_back(&work);
+      work.stepped = true;
+      if (alone) break;
+    }
+    std::stable_sort(batch_.begin(), batch_.end(), [](const Work* a, const Work* b) { return a->place < b->place; });
+  }
+
   /// One pass for batch_: every request brings its newest token, or the next piece of its prompt.
   void pass(bool all, std::vector<Progressed>& news) {
+    const bool mixes = versions_.size() > 1;
     const UsingAdapters<K, B> applied(context_, batch_.front()->adapters);
-    const auto entry = context_.enter();
+    choices_.clear();
+    applied_.clear();
+    applied_.reserve(batch_.size());  // additions point into it
+    for (const Work* work : batch_) {
+      choices_.push_back(&work->adapters);
+      applied_.push_back(context_.applied(work->adapters));
+    }
+    const auto entry = context_.enter(choices_);
     int left = decoder_.limits().step_tokens - static_cast<int>(batch_.size());
     additions_.clear();
+    draws_.clear();
     bool all_greedy = true;
+    bool needs_logits = false;
     const int among = limit_of(*batch_.front());
     for (Work* work : batch_) {
       std::span<const std::int32_t> ids;
@@ -266,19 +290,22 @@ class Scheduler final : public BatchSession {
       } else {
         ids = std::span<const std::int32_t>(work->reply).last(1);
       }
-      additions_.push_back({work->slot, ids});
+      additions_.push_back({work->slot, ids, mixes ? &applied_[additions_.size()] : nullptr});
       const Request& request = work->request;
-      all_greedy = all_greedy && request.sampling.temperature == 0.0F && request.logprobs < 0 && !request.rules.any() &&
-                   limit_of(*work) == among;
+      all_greedy = all_greedy && request.sampling.temperature == 0.0F && limit_of(*work) == among;
+      needs_logits = needs_logits || request.logprobs >= 0 || request.rules.any();
+      draws_.push_back(draw_row(request.sampling, limit_of(*work), 0, static_cast<std::uint32_t>(work->reply.size())));
     }
     std::span<const std::int32_t> picked;
     std::span<const float> logits;
     if (all) {
       logits = decoder_.extend_all(additions_);
+    } else if (needs_logits) {
+      logits = decoder_.extend(additions_);
     } else if (all_greedy) {
       picked = decoder_.extend_greedy(additions_, among);
     } else {
-      logits = decoder_.extend(additions_);
+      picked = decoder_.extend_drawn(additions_, draws_);
     }
     const auto vocab = static_cast<std::size_t>(decoder_.vocab());
     for (std::size_t i = 0; i < batch_.size(); ++i) {
@@ -347,7 +374,11 @@ class Scheduler final : public BatchSession {
   std::deque<std::unique_ptr<Work>> waiting_;
   std::vector<std::unique_ptr<Work>> running_;
   std::vector<Work*> batch_;  // of the pass that runs
+  std::vector<Version> versions_;
+  std::vector<const Adapters*> choices_;
+  std::vector<AppliedAdapters<B>> applied_;
   std::vector<Addition> additions_;
+  std::vector<DrawRow> draws_;
   std::vector<float> changed_;
   Ticket tickets_ = 0;
   std::uint64_t uses_ = 0;

@@ -197,6 +197,13 @@ struct AppliedAdapters {
   const AdapterSet<B>* set = nullptr;  ///< the matrices
   float scale = 1.0F;                  ///< times the scale of each adapter
 };
+/// Neighbouring rows of a pass, and what it applies to them.
+template <class B>
+struct AdaptedRows {
+  int first = 0;                  ///< row
+  int count = 0;                  ///< rows
+  AppliedAdapters<B> adapters{};  ///< with a set
+};
 
 }  // namespace v0
 }  // namespace qlora

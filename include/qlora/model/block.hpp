@@ -36,6 +36,7 @@ struct Pass {
   using Param = typename B::Param;  ///< what statistics are stored in
 
   AppliedAdapters<B> adapters{};                  ///< what linear layers add to the base
+  std::span<const AdaptedRows<B>> mixed{};        ///< while decoding, in the place of it: what they add to some rows
   TokenBatch batch{};                             ///< while decoding: tokens and positions alone
   std::span<const CachedSequence<Act>> cached{};  ///< while decoding: the tokens extend these sequences
   const Param* cosine = nullptr;                  ///< (positions, E/2), of the rotary embedding
@@ -81,8 +82,7 @@ class Block {
     attend(a);
     project_o(a, x);
     feed_forward(a);
-    linear<Group::down>().forward(b_, c_.workspace.linear, site(Group::down), input<Group::down>(a.act(Buffer::act)),
-                                  rows(d_.dim(), a.act(Buffer::mid)), out);
+    run<Group::down>(input<Group::down>(a.act(Buffer::act)), rows(d_.dim(), a.act(Buffer::mid)), out);
   }
 
   /// Makes again what `policy` did not keep.
@@ -103,7 +103,8 @@ class Block {
   }
 
   /// g.stream (T,D): gradient of the stream above the block on entry, below it on return. `gradients`: += those of
-  /// this layer's trained parameters. Without `needs_input`, the stream's is not brought below the qkv group. gate|up is lost.
+  /// this layer's trained parameters. Without `needs_input`, the stream's is not brought below the qkv group. gate|up
+  /// is lost.
   void backward(const Buffers& a, const GradientBuffers<Act>& g, ConstStream x, Param* gradients,
                 bool needs_input) const {
     const int t = c_.batch.tokens;
@@ -160,6 +161,30 @@ class Block {
     return gradients + (w_.layout().norm(layer_, block) - w_.layout().layer_offset(layer_));
   }
 
+  /// y = [residual +] the products of a group.
+  template <Group G>
+  void run(View<GroupColumns<K, G>::wide> x, ConstView<GroupColumns<K, G>::out> residual,
+           View<GroupColumns<K, G>::out> y) const {
+    if constexpr (R == Reads::cache) {
+      if (!c_.mixed.empty()) return run_mixed<G>(x, residual, y);
+    }
+    linear<G>().forward(b_, c_.workspace.linear, site(G), x, residual, y);
+  }
+  template <Group G>
+  void run_mixed(View<GroupColumns<K, G>::wide> x, ConstView<GroupColumns<K, G>::out> residual,
+                 View<GroupColumns<K, G>::out> y) const {
+    std::array<RowAdapters<Param>, most_row_adapters> ranges{};
+    std::size_t count = 0;
+    for (const AdaptedRows<B>& rows : c_.mixed) {
+      RowAdapters<Param>& range = ranges[count++];
+      range.first = rows.first;
+      range.count = rows.count;
+      const auto parts = w_.template linear<G>(layer_, rows.adapters).parts;
+      for (std::size_t p = 0; p < parts.size(); ++p) range.parts[p] = {parts[p].a, parts[p].b, parts[p].scale};
+    }
+    linear<G>().forward_mixed(b_, c_.workspace.linear, std::span(ranges).first(count), x, residual, y);
+  }
+
   void norm(const Buffers& a, NormBefore block, ConstStream x) const {
     const bool first = block == NormBefore::attention;
     b_.at(layer_, first ? Site::input_norm : Site::post_attention_norm);
@@ -171,8 +196,7 @@ class Block {
     b_.at(layer_, Site::attention);
     const auto qkv = view(qkv_width(), a.act(Buffer::qkv));
     const auto o = input<Group::o>(a.act(Buffer::o)).left(d_.heads());
-    linear<Group::qkv>().forward(b_, c_.workspace.linear, site(Group::qkv), input<Group::qkv>(a.act(Buffer::norm1)), {},
-                                 qkv);
+    run<Group::qkv>(input<Group::qkv>(a.act(Buffer::norm1)), {}, qkv);
     if (const Param* bias = w_.qkv_bias(layer_)) b_.add_bias(bias, qkv);
     if constexpr (R == Reads::batch) {
       b_.rope(d_.attention(), c_.cosine, c_.sine, c_.batch.positions, 1, qkv);
@@ -185,16 +209,14 @@ class Block {
   }
   /// mid = x + W_o o, and its norm.
   void project_o(const Buffers& a, ConstStream x) const {
-    linear<Group::o>().forward(b_, c_.workspace.linear, site(Group::o), input<Group::o>(a.act(Buffer::o)), x,
-                               view(d_.dim(), a.act(Buffer::mid)));
+    run<Group::o>(input<Group::o>(a.act(Buffer::o)), x, view(d_.dim(), a.act(Buffer::mid)));
     if (const Param* bias = w_.o_bias(layer_)) b_.add_bias(bias, view(d_.dim(), a.act(Buffer::mid)));
     norm(a, NormBefore::feed_forward, rows(d_.dim(), a.act(Buffer::mid)));
   }
   void feed_forward(const Buffers& a) const {
     b_.at(layer_, Site::feed_forward);
     const auto gate_up = view(d_.template out<Group::gate_up>(), a.act(Buffer::gate_up));
-    linear<Group::gate_up>().forward(b_, c_.workspace.linear, site(Group::gate_up),
-                                     input<Group::gate_up>(a.act(Buffer::norm2)), {}, gate_up);
+    run<Group::gate_up>(input<Group::gate_up>(a.act(Buffer::norm2)), {}, gate_up);
     b_.template swiglu<C::ffn>(gate_up, input<Group::down>(a.act(Buffer::act)).left(d_.ffn()));
   }
   template <Group G>

@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "qlora/model/weights.hpp"
 
@@ -90,9 +92,12 @@ class Context {
     return Weights<K, B>::full || (!adapters_.base_ && adapters_.named_ == nullptr && adapters_.scale_ == 1.0F);
   }
   /// What a pass through the network applies now.
-  [[nodiscard]] AppliedAdapters<B> applied() const {
-    const AdapterSet<B>* set = chosen();
-    return {set != nullptr && set->is_set() ? set : nullptr, adapters_.scale_};
+  [[nodiscard]] AppliedAdapters<B> applied() const { return applied(adapters_); }
+
+  /// What a pass would apply with such a choice.
+  [[nodiscard]] AppliedAdapters<B> applied(const Adapters& choice) const {
+    const AdapterSet<B>* set = chosen(choice);
+    return {set != nullptr && set->is_set() ? set : nullptr, choice.scale_};
   }
 
   /// What keys and values depend on beside tokens: a cache is good while this is the same.
@@ -108,14 +113,18 @@ class Context {
     }
   };
   /// That of now, to be asked within a call.
-  [[nodiscard]] Version version() const {
-    const AccessGate* read = gate();
-    return {adapters_.base_, adapters_.named_, adapters_.scale_, read != nullptr ? read->writes() : 0};
+  [[nodiscard]] Version version() const { return version(adapters_); }
+  /// That of a choice.
+  [[nodiscard]] Version version(const Adapters& choice) const {
+    const AccessGate* read = gate(choice);
+    return {choice.base_, choice.named_, choice.scale_, read != nullptr ? read->writes() : 0};
   }
 
   /// Held during a call that reads weights and adapters. Throws Error (usage) when another call is running here, or
   /// when the adapters in use are being written.
   [[nodiscard]] Entry enter() { return Entry(*this, false); }
+  /// Held during a call in which rows of a pass have adapters of their own, these.
+  [[nodiscard]] Entry enter(std::span<const Adapters* const> choices) { return Entry(*this, choices); }
   /// Held while the own adapters, or all weights, are trained.
   [[nodiscard]] Entry enter_training() { return Entry(*this, true); }
 
@@ -140,14 +149,14 @@ class Context {
     std::atomic_flag& flag_;
   };
 
-  [[nodiscard]] const AdapterSet<B>* chosen() const {
-    if (adapters_.base_ || Weights<K, B>::full) return nullptr;
-    return adapters_.named_ != nullptr ? adapters_.named_.get() : &weights_->own();
+  [[nodiscard]] const AdapterSet<B>* chosen(const Adapters& choice) const {
+    if (choice.base_ || Weights<K, B>::full) return nullptr;
+    return choice.named_ != nullptr ? choice.named_.get() : &weights_->own();
   }
   /// Null: nothing that can change is read.
-  [[nodiscard]] AccessGate* gate() const {
+  [[nodiscard]] AccessGate* gate(const Adapters& choice) const {
     if constexpr (Weights<K, B>::full) return &weights_->own_gate();
-    const AdapterSet<B>* set = chosen();
+    const AdapterSet<B>* set = chosen(choice);
     return set != nullptr ? &set->gate() : nullptr;
   }
 
@@ -166,17 +175,23 @@ class Context {
    private:
     friend class Context;
     Entry(Context& context, bool trains) : busy_(context) {
-      AccessGate* gate = context.gate();
       if (trains) {
         writing_.emplace(context.weights_->own_gate());
-      } else if (gate != nullptr) {
-        reading_.emplace(*gate);
+      } else {
+        read(context, context.adapters_);
       }
       context.backend_.bind();
     }
+    Entry(Context& context, std::span<const Adapters* const> choices) : busy_(context) {
+      for (const Adapters* choice : choices) read(context, *choice);
+      context.backend_.bind();
+    }
+    void read(const Context& context, const Adapters& choice) {
+      if (AccessGate* gate = context.gate(choice)) reading_.emplace_back(*gate);
+    }
 
     Busy busy_;
-    std::optional<Reading> reading_;
+    std::vector<Reading> reading_;
     std::optional<Writing> writing_;
   };
 };

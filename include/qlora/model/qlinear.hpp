@@ -52,6 +52,11 @@ struct QLinear {
                Output y) const {
     b.linear(group(scratch, dropout), std::span<const Part>(parts), x, residual, y);
   }
+  /// The same for rows that have adapters of their own, without dropout. `parts` has none.
+  void forward_mixed(B& b, const LinearScratch<Act>& scratch, std::span<const RowAdapters<Param>> ranges, Input x,
+                     ConstOutput residual, Output y) const {
+    b.linear_mixed(group(scratch, {}), std::span<const Part>(parts), ranges, x, residual, y);
+  }
   /// XA again, for a backward pass that did not keep it.
   void recompute_xa(B& b, const LinearScratch<Act>& scratch, const DropoutSite& dropout, Input x) const {
     if constexpr (C::adapted != 0) {

@@ -33,6 +33,20 @@ __device__ __forceinline__ void copy_async4(std::uint32_t to, const void* from, 
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits for this thread's copies; a barrier then makes them visible to other threads.
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/// The same for all but the last `groups` that were committed; for more than 4 of them it may wait for more.
+__device__ __forceinline__ void copies_wait_but(int groups) {
+  if (groups >= 4) {
+    asm volatile("cp.async.wait_group 4;" ::: "memory");
+  } else if (groups == 3) {
+    asm volatile("cp.async.wait_group 3;" ::: "memory");
+  } else if (groups == 2) {
+    asm volatile("cp.async.wait_group 2;" ::: "memory");
+  } else if (groups == 1) {
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+  } else {
+    copies_wait();
+  }
+}
 
 /// 2^x, with 2^-inf = 0; denormal results become 0.
 __device__ __forceinline__ float power_of_two(float x) {

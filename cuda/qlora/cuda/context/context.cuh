@@ -103,6 +103,8 @@ struct Counts {
   std::atomic<std::int64_t> overhead{0};   ///< own_bytes of all
 };
 
+inline constexpr int most_arrivals = 4096;
+
 /// Created by create_context or fork_context, destroyed by destroy_context; launchers read the members.
 class Context {
  public:
@@ -114,11 +116,13 @@ class Context {
   int capability = 0;          ///< 90 for sm_90
   int max_shared_bytes = 0;    ///< per block, opt-in
   std::int64_t others = 0;     ///< bytes of the card in use by other processes when the first context was created
-  std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring and fault word
+  std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring, fault word and arrivals
   std::shared_ptr<Counts> counts = std::make_shared<Counts>();
   std::uint32_t place = 0;
   std::uint32_t* fault_word = nullptr;  ///< device memory
-  std::byte* workspace = nullptr;       ///< shared by all libraries on this stream
+  /// device: counters of blocks that share a piece of work, most_arrivals of them; 0 between launches
+  unsigned* arrivals = nullptr;
+  std::byte* workspace = nullptr;  ///< shared by all libraries on this stream
   std::int64_t workspace_bytes = 0;
   StagingRing ring{};
   std::byte* lane_memory = nullptr;  ///< pinned; allocated while large tensors are loaded
@@ -147,6 +151,7 @@ class Context {
     (void)cudaFree(ring.device);
     (void)cudaFree(workspace);
     (void)cudaFree(fault_word);
+    (void)cudaFree(arrivals);
     (void)cudaFree(load_memory);
     if (stream != nullptr) (void)cudaStreamDestroy(stream);
     counts->overhead -= own_bytes;
@@ -203,8 +208,12 @@ void allow_shared(const Context& context, void (*kernel)(Params...), int bytes, 
   done.insert(entry);
 }
 
+/// Tokens up to which the kernel for few tokens is the fastest, half as many with adapters.
+inline constexpr int most_few_tokens = 4;
+/// Passes of that kernel up to which it is used where no other reads the codes.
+inline constexpr int most_few_passes = 2;
 /// Tokens up to which ops are for decoding, where launches take as long as kernels.
-inline constexpr int most_few_tokens = 16;
+inline constexpr int most_several_tokens = 128;
 
 /// Launches a kernel that, if `early`, may start while the previous one on the stream is still running: it must call
 /// device::wait_for_previous before it reads what that one writes, and before it writes anything.

@@ -70,6 +70,9 @@ inline void open_stream(Context& context) {
   check(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream");
   context.fault_word = reinterpret_cast<std::uint32_t*>(own_memory(context, staging_alignment));
   check(cudaMemsetAsync(context.fault_word, 0, staging_alignment, context.stream), "clearing the fault word");
+  constexpr std::int64_t arrival_bytes = most_arrivals * std::int64_t{sizeof(unsigned)};
+  context.arrivals = reinterpret_cast<unsigned*>(own_memory(context, arrival_bytes));
+  check(cudaMemsetAsync(context.arrivals, 0, arrival_bytes, context.stream), "clearing the counters of arrivals");
   context.workspace = own_memory(context, blas_workspace_bytes);
   context.workspace_bytes = blas_workspace_bytes;
   context.ring.device = own_memory(context, staging_bytes);

@@ -31,18 +31,6 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// The table of pairs: one copy per lane, so that a read of the warp meets each bank once.
-__device__ __forceinline__ void fill_tables(unsigned char* shared) {
-  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += FewTokens::threads) {
-    const int byte = i / 8;
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(codebook.value[byte >> 4], codebook.value[byte & 15]);
-    const auto word = *reinterpret_cast<const std::uint32_t*>(&pair);
-    *reinterpret_cast<uint4*>(shared + byte * 256 + i % 8 * 16) = uint4{word, word, word, word};
-  }
-  if (threadIdx.x < 256) {
-    reinterpret_cast<float*>(shared + FewTokens::table_bytes)[threadIdx.x] = dynamic8.value[threadIdx.x];
-  }
-}
 /// Packs of x in the order of fragments: pack 32 s + 8 i + 2 q + h holds columns 256 s + 64 q + 32 h + 8 i ...
 __device__ __forceinline__ void fill_tokens(const FewTokensArgs& args, unsigned char* to) {
   const int packs = args.width / 8;
@@ -110,7 +98,7 @@ static __global__ void __launch_bounds__(FewTokens::threads, 1)
   }
   device::let_next_start();
   if (args.adapters > 0) prefetch_b(args, tiles);
-  fill_tables(few_tokens_shared);
+  fill_tables<FewTokens::threads>(few_tokens_shared);
   device::wait_for_previous();  // weights and tables are constant; x and all that is written is not
   fill_tokens(args, few_tokens_shared + layout.x);
   auto* shares = reinterpret_cast<float*>(few_tokens_shared + layout.shares);
@@ -195,31 +183,7 @@ inline void launch_few_tokens(Context& context, const GroupArgs& group, std::spa
   args.x = x;
   args.residual = residual;
   args.y = y;
-  int row = 0;
-  int slot = 0;
-  for (std::size_t p = 0; p < std::size_t{FewTokens::parts}; ++p) {
-    FewTokensPart& to = args.part[p];
-    to.first_tile = row / FewTokens::rows;
-    if (p >= parts.size()) continue;
-    const Part& part = parts[p];
-    const Nf4View& w = part.weight.nf4;
-    QLORA_EXPECTS(w.absmax8 == nullptr || (group.quant.nested_block == 256 && w.nested != nullptr),
-                  "nested blocks hold ", group.quant.nested_block, " scales; the CUDA kernels know 256");
-    QLORA_EXPECTS((w.absmax8 == nullptr) == (parts[0].weight.nf4.absmax8 == nullptr),
-                  "the scales of a group are quantized in one part and not in another");
-    to.codes = w.codes;
-    to.absmax = w.absmax;
-    to.absmax8 = w.absmax8;
-    to.nested = w.nested;
-    to.offset = w.offset;
-    row += part.weight.rows;
-    if (part.a == nullptr) continue;
-    if (args.a == nullptr) args.a = part.a;
-    to.b = part.b;
-    to.scale = part.scale;
-    to.slot = slot;
-    slot += group.rank;
-  }
+  args.a = fill_parts(group, parts, args);
   const int tiles = args.outputs / FewTokens::rows;
   const int blocks = std::clamp(tiles, 1, context.sm_count);
   if (adapters > 0) {

@@ -75,7 +75,6 @@ static __global__ void __launch_bounds__(AdapterProducts::threads)
   }
 }
 
-__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 /// Brings the rows of B of the block's tiles to L2.
 __device__ __forceinline__ void prefetch_b(const FewTokensArgs& args, const FewTokensTiles& tiles) {
   const int warp = static_cast<int>(threadIdx.x) / 32;

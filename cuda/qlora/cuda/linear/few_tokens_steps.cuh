@@ -95,8 +95,42 @@ __device__ __forceinline__ int share_of(int warp, int steps) { return warp * ste
 /// The warp with this step.
 __device__ __forceinline__ int warp_of(int step, int steps) { return ((step + 1) * FewTokens::warps - 1) / steps; }
 
-__device__ __forceinline__ int part_of(const FewTokensArgs& args, int tile) {
+/// The part that has a tile of FewTokens::rows rows of the group.
+template <class Args>
+__device__ __forceinline__ int part_of(const Args& args, int tile) {
   return (tile >= args.part[1].first_tile ? 1 : 0) + (tile >= args.part[2].first_tile ? 1 : 0);
+}
+
+/// Fills args.part from the parts of a group; the stacked A, or null without adapters.
+template <class Args>
+const float* fill_parts(const GroupArgs& group, std::span<const Part> parts, Args& args) {
+  const float* a = nullptr;
+  int row = 0;
+  int slot = 0;
+  for (std::size_t p = 0; p < std::size_t{FewTokens::parts}; ++p) {
+    FewTokensPart& to = args.part[p];
+    to.first_tile = row / FewTokens::rows;
+    if (p >= parts.size()) continue;
+    const Part& part = parts[p];
+    const Nf4View& w = part.weight.nf4;
+    QLORA_EXPECTS(w.absmax8 == nullptr || (group.quant.nested_block == 256 && w.nested != nullptr),
+                  "nested blocks hold ", group.quant.nested_block, " scales; the CUDA kernels know 256");
+    QLORA_EXPECTS((w.absmax8 == nullptr) == (parts[0].weight.nf4.absmax8 == nullptr),
+                  "the scales of a group are quantized in one part and not in another");
+    to.codes = w.codes;
+    to.absmax = w.absmax;
+    to.absmax8 = w.absmax8;
+    to.nested = w.nested;
+    to.offset = w.offset;
+    row += part.weight.rows;
+    if (part.a == nullptr) continue;
+    if (a == nullptr) a = part.a;
+    to.b = part.b;
+    to.scale = part.scale;
+    to.slot = slot;
+    slot += group.rank;
+  }
+  return a;
 }
 
 /// One step of a lane: 16 bytes of its row's blocks 0 and 1, 16 of blocks 2 and 3, and the scales of one such pair.
@@ -114,6 +148,23 @@ __device__ __forceinline__ uint4 load_codes(const std::uint8_t* p) {
                : "=r"(codes.x), "=r"(codes.y), "=r"(codes.z), "=r"(codes.w)
                : "l"(p));
   return codes;
+}
+
+/// Brings 128 bytes to L2.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+/// The table of pairs: one copy per lane, so that a read of the warp meets each bank once. Behind it the codes of
+/// scales.
+template <int Threads>
+__device__ __forceinline__ void fill_tables(unsigned char* shared) {
+  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += Threads) {
+    const int byte = i / 8;
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(codebook.value[byte >> 4], codebook.value[byte & 15]);
+    const auto word = *reinterpret_cast<const std::uint32_t*>(&pair);
+    *reinterpret_cast<uint4*>(shared + byte * 256 + i % 8 * 16) = uint4{word, word, word, word};
+  }
+  if (threadIdx.x < 256) {
+    reinterpret_cast<float*>(shared + FewTokens::table_bytes)[threadIdx.x] = dynamic8.value[threadIdx.x];
+  }
 }
 
 /// Where a lane reads next.

@@ -20,8 +20,10 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include "qlora/cuda/linear/few_tokens.cuh"
+#include "qlora/cuda/linear/several_tokens.cuh"
 #include "qlora/gpu_storage.hpp"
 
 namespace qlora {
@@ -235,13 +237,45 @@ inline void input_gradient_a(Context& context, const GroupArgs& group, const Gro
   add_dropped(context, tokens, group.in, group.dropout, group.input_scratch, gx);
 }
 
-/// The forward pass, or where y is null XA alone, by the kernel for few tokens; false: not served, nothing was done. A
-/// pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
-inline bool forward_few_tokens(Context& context, const GroupArgs& group, std::span<const Part> parts,
+/// Passes of the kernel for several tokens; ranges as in linear_forward_mixed, y as in launch_several_tokens.
+inline void forward_several_tokens(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                   std::span<const RowAdapters<float>> ranges, int outputs, int at_once, int tokens,
+                                   Rows<bf16> x, const bf16* residual, bf16* y) {
+  const Phase phase(context, "several tokens");
+  std::vector<RowAdapters<float>> here;
+  for (int first = 0; first < tokens; first += at_once) {
+    const int count = std::min(at_once, tokens - first);
+    here.clear();
+    for (RowAdapters<float> range : ranges) {
+      const int begin = std::max(range.first, first);
+      const int end = std::min(range.first + range.count, first + count);
+      if (begin >= end) continue;
+      range.first = begin - first;
+      range.count = end - begin;
+      here.push_back(range);
+    }
+    const std::int64_t in_y = std::int64_t{first} * outputs;
+    launch_several_tokens(context, group, parts, here, outputs, count,
+                          {x.data + std::int64_t{first} * x.stride, x.stride},
+                          residual == nullptr ? nullptr : residual + in_y, y == nullptr ? nullptr : y + in_y);
+  }
+}
+
+/// The forward pass, or where y is null XA alone, by the kernels that read codes; false: not served, nothing was done.
+/// A pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
+inline bool forward_from_codes(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                const GroupShape& shape, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
-  if (shape.dense || tokens > most_few_tokens) return false;
+  if (shape.dense || tokens > most_several_tokens) return false;
+  const int several = several_tokens_at_once(context, group, parts, shape.outputs);
+  if (several > 0 && tokens > (shape.adapters > 0 ? most_few_tokens / 2 : most_few_tokens)) {
+    RowAdapters<float> all{.first = 0, .count = tokens};
+    for (std::size_t p = 0; p < parts.size(); ++p) all.parts[p] = {parts[p].a, parts[p].b, parts[p].scale};
+    forward_several_tokens(context, group, parts, std::span(&all, shape.adapters > 0 ? 1 : 0), shape.outputs, several,
+                           tokens, x, residual, y);
+    return true;
+  }
   const int at_once = few_tokens_at_once(context, group, parts, shape.outputs, shape.adapters);
-  if (at_once == 0) return false;
+  if (at_once == 0 || tokens > most_few_passes * at_once) return false;
   const Phase phase(context, "few tokens");
   for (int first = 0; first < tokens; first += at_once) {
     const std::int64_t in_y = std::int64_t{first} * shape.outputs;
@@ -252,6 +286,33 @@ inline bool forward_few_tokens(Context& context, const GroupArgs& group, std::sp
   return true;
 }
 
+/// y += XA (s B)^T for the rows of a range, XA made on the way, by plain products.
+inline void add_range(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                      const RowAdapters<float>& range, Rows<bf16> x, bf16* y) {
+  std::vector<Part> own(parts.begin(), parts.end());
+  for (std::size_t p = 0; p < own.size(); ++p) {
+    own[p].a = range.parts[p].a;
+    own[p].b = range.parts[p].b;
+    own[p].scale = range.parts[p].scale;
+  }
+  const GroupShape shape = group_shape(group, own);
+  if (shape.adapters == 0) return;
+  const Rows<bf16> rows{x.data + std::int64_t{range.first} * x.stride, x.stride};
+  prepare(context, group, own, shape, false, true);
+  product_a(context, group, shape, range.count, rows);
+  bf16* to = y + std::int64_t{range.first} * shape.outputs;
+  const Phase phase(context, "LoRA products");
+  matmul(context, {.product = Product::nt,
+                   .m = range.count,
+                   .n = shape.outputs,
+                   .k = shape.adapters,
+                   .a = {rows.data + group.in, rows.stride},
+                   .b = {shape.wide.data + group.in, shape.wide.stride},
+                   .source = to,
+                   .c = to,
+                   .c_stride = shape.outputs});
+}
+
 }  // namespace detail
 
 QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group, std::span<const Part> parts,
@@ -260,7 +321,7 @@ QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group
   const detail::GroupShape shape = detail::group_shape(group, parts);
   const int width = group.in + shape.adapters;
   QLORA_EXPECTS(x.stride >= width, "rows of x have ", x.stride, " elements, the group reads ", width);
-  if (detail::forward_few_tokens(context, group, parts, shape, tokens, x, residual, y)) return;
+  if (detail::forward_from_codes(context, group, parts, shape, tokens, x, residual, y)) return;
   detail::prepare(context, group, parts, shape, true, shape.adapters > 0);
   if (shape.adapters > 0) detail::product_a(context, group, shape, tokens, x);
   const Phase phase(context, "base products");
@@ -275,13 +336,37 @@ QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group
                    .c_stride = shape.outputs});
 }
 
+QLORA_CUDA_LAUNCHER void linear_forward_mixed(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                                              std::span<const RowAdapters<float>> ranges, int tokens, Rows<bf16> x,
+                                              const bf16* residual, bf16* y) {
+  if (tokens == 0) return;
+  const detail::GroupShape shape = detail::group_shape(group, parts);
+  QLORA_EXPECTS(shape.adapters == 0 && group.dropout.threshold == 0,
+                "rows have the adapters of their ranges, and no dropout");
+  QLORA_EXPECTS(x.stride >= group.in + group.adapter_width(), "rows of x have ", x.stride,
+                " elements, the group writes ", group.in + group.adapter_width());
+  for (const RowAdapters<float>& range : ranges) {
+    QLORA_EXPECTS(range.first >= 0 && range.count > 0 && range.first + range.count <= tokens, "rows ", range.first,
+                  " to ", range.first + range.count, " of ", tokens);
+  }
+  const int at_once = shape.dense || tokens > most_several_tokens
+                          ? 0
+                          : detail::several_tokens_at_once(context, group, parts, shape.outputs);
+  if (at_once > 0) {
+    return detail::forward_several_tokens(context, group, parts, ranges, shape.outputs, at_once, tokens, x, residual,
+                                          y);
+  }
+  linear_forward(context, group, parts, tokens, x, residual, y);
+  for (const RowAdapters<float>& range : ranges) detail::add_range(context, group, parts, range, x, y);
+}
+
 QLORA_CUDA_LAUNCHER void adapter_input(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                        int tokens, Rows<bf16> x) {
   const detail::GroupShape shape = detail::group_shape(group, parts);
   if (tokens == 0 || shape.adapters == 0) return;
   QLORA_EXPECTS(x.stride >= group.in + shape.adapters, "rows of x have ", x.stride, " elements, the group writes ",
                 group.in + shape.adapters);
-  if (detail::forward_few_tokens(context, group, parts, shape, tokens, x, nullptr, nullptr)) return;
+  if (detail::forward_from_codes(context, group, parts, shape, tokens, x, nullptr, nullptr)) return;
   detail::prepare(context, group, parts, shape, false, true);
   detail::product_a(context, group, shape, tokens, x);
 }

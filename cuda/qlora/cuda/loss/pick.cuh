@@ -8,6 +8,7 @@
 // Reference  cpu/pick.hpp
 #pragma once
 
+#include "qlora/cuda/loss/keys.cuh"
 #include "qlora/cuda/rowwise/rows.cuh"
 
 namespace qlora {
@@ -17,21 +18,6 @@ namespace detail {
 
 inline constexpr int pick_threads = 1024;
 inline constexpr int pick_ahead = 8;  ///< loads that a thread has in flight
-
-/// Orders by value, equal values by falling id.
-__device__ __forceinline__ std::uint64_t pick_key(float value, int id) {
-  const std::uint32_t bits = __float_as_uint(value + 0.0F);  // -0 is 0
-  const std::uint32_t ordered = (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-  return std::uint64_t{isnan(value) ? 0U : ordered} << 32 | (0xFFFFFFFFU - static_cast<std::uint32_t>(id));
-}
-__device__ __forceinline__ std::uint64_t warp_most(std::uint64_t key) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const std::uint64_t other = __shfl_xor_sync(0xffffffffU, key, distance);
-    key = other > key ? other : key;
-  }
-  return key;
-}
 
 static __global__ void __launch_bounds__(pick_threads)
     pick_kernel(int vocab, int among, const float* __restrict__ logits, std::int32_t* __restrict__ ids) {

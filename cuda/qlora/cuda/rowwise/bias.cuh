@@ -50,8 +50,8 @@ QLORA_CUDA_LAUNCHER void add_bias(Context& context, int rows, int columns, const
   expect_packs("bias", "y", Rows<bf16>{y, columns}, columns);
   expect_packs("bias", "the bias", Rows<const float>{bias, columns}, columns);
   const unsigned blocks = row_blocks<detail::bias_packs>(rows, columns / 8);
-  launch(context, rows <= most_few_tokens, "bias", detail::bias_kernel, dim3(blocks), dim3(row_threads), 0, columns / 8,
-         bias, y, context.fault());
+  launch(context, rows <= most_several_tokens, "bias", detail::bias_kernel, dim3(blocks), dim3(row_threads), 0,
+         columns / 8, bias, y, context.fault());
 }
 
 }  // namespace cuda

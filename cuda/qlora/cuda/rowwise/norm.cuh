@@ -195,7 +195,7 @@ QLORA_CUDA_LAUNCHER void rmsnorm(Context& context, int tokens, int dim, float ep
     using Policy = decltype(policy);
     const dim3 block(Policy::threads, Policy::rows);
     const auto blocks = static_cast<unsigned>((tokens + Policy::rows - 1) / Policy::rows);
-    launch(context, tokens <= most_few_tokens, "rmsnorm", detail::rmsnorm_kernel<Policy>, dim3(blocks), block, 0,
+    launch(context, tokens <= most_several_tokens, "rmsnorm", detail::rmsnorm_kernel<Policy>, dim3(blocks), block, 0,
            tokens, dim, eps, x, w, y, inv_rms, context.fault());
   });
 }

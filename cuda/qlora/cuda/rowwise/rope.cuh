@@ -104,7 +104,7 @@ QLORA_CUDA_LAUNCHER void rope(Context& context, int tokens, const AttentionShape
   expect_packs("rope", "qkv", Rows<bf16>{qkv, shape.width()}, shape.width());
   expect_packs("rope", "the table of cosines", Rows<const float>{cosine, shape.head_dim / 2}, shape.head_dim / 2);
   expect_packs("rope", "the table of sines", Rows<const float>{sine, shape.head_dim / 2}, shape.head_dim / 2);
-  launch(context, tokens <= most_few_tokens, "rope", detail::rope_kernel, dim3(static_cast<unsigned>(tokens)),
+  launch(context, tokens <= most_several_tokens, "rope", detail::rope_kernel, dim3(static_cast<unsigned>(tokens)),
          dim3(row_threads), 0, shape.heads + shape.kv_heads, shape.head_dim, shape.width(), cosine, sine, position,
          static_cast<float>(direction), qkv);
 }

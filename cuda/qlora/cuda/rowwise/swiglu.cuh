@@ -97,7 +97,7 @@ QLORA_CUDA_LAUNCHER void swiglu(Context& context, int tokens, int ffn, const bf1
   expect_packs("swiglu", "gate_up", Rows<const bf16>{gate_up, 2 * ffn}, 2 * ffn);
   expect_packs("swiglu", "y", y, ffn);
   const unsigned blocks = row_blocks<detail::swiglu_packs>(tokens, ffn / 8);
-  launch(context, tokens <= most_few_tokens, "swiglu", detail::swiglu_kernel, dim3(blocks), dim3(row_threads), 0,
+  launch(context, tokens <= most_several_tokens, "swiglu", detail::swiglu_kernel, dim3(blocks), dim3(row_threads), 0,
          ffn / 8, gate_up, y, context.fault());
 }
 
