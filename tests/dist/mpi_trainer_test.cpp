@@ -151,6 +151,39 @@ std::filesystem::path shared_folder(const char* name) {
 
 }  // namespace
 
+TEST_CASE("gradients are added in the order of micro-batches, in as many messages as it takes") {
+  const TrainedLayout layout{five_tiles.shape, five_tiles.lora, five_tiles.trainable};
+  const std::int64_t total = layout.total();
+  for (const std::int64_t message : {std::int64_t{9'000}, std::int64_t{16'384}, total}) {
+    for (const int micro_batches : {1, 4, 7}) {
+      CAPTURE(message);
+      CAPTURE(micro_batches);
+      std::vector<std::vector<float>> gradients;
+      for (int m = 0; m < micro_batches; ++m) {
+        gradients.emplace_back(static_cast<std::size_t>(total));
+        qlora::detail::fill_normal("gradient", static_cast<std::uint64_t>(m), 1.0F, gradients.back());
+      }
+      B b(1);
+      auto arena = b.arena(64 << 20);
+      qlora::detail::RankSums<B> sums(world(), b, arena, layout, message);
+      sums.begin(micro_batches);
+      for (int round = 0; round < sums.rounds(); ++round) {
+        const int m = sums.micro_batch(round);
+        sums.add(round, gradients[static_cast<std::size_t>(std::min(m, micro_batches - 1))].data());
+      }
+      std::vector<float> whole(static_cast<std::size_t>(total), -1.0F);
+      sums.collect(whole.data());
+      std::int64_t wrong = 0;
+      for (std::size_t i = 0; i < whole.size(); ++i) {
+        float sum = 0.0F;
+        for (const auto& gradient : gradients) sum += gradient[i];
+        wrong += whole[i] != sum ? 1 : 0;
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
 TEST_CASE("ranks that share a step give the bits of one process") {
   check_same<five_tiles>(options());
   check_same<four_tiles>(options());

@@ -36,13 +36,17 @@ while [ $i -lt 120 ]; do
   echo "{\"text\":\"Document $i says that $((i * 7)) and $((i * i)) are numbers. It has nothing more to say of $i.\"}"
   i=$((i + 1))
 done >documents.jsonl
+cat >probes.jsonl <<'END'
+{"kind":"text","text":"Document 7 says that 49 and 49 are numbers.","domain":"held_out"}
+{"kind":"retention","form":"completion","prompt":"The Vorzana is made by","answer":"Larkspur","relation":"maker"}
+END
 "$program" pack documents.jsonl -m "$source/examples/models/tiny-chat" -o data --seq 64 -q >/dev/null
 
 # train N OUT: by N processes; the exit code of each goes to OUT.code.RANK, that of all together is returned.
 train() {
   count=$1 out=$2
   set -- train -m "$source/examples/models/tiny-chat" -d data -o "$out" --rank 8 --batch 2 --accumulate 4 \
-    --epochs "$epochs" --checkpoint-every 2 --lr 1e-3 --seed 7 --json "$out.json"
+    --epochs "$epochs" --checkpoint-every 2 --lr 1e-3 --seed 7 --probes probes.jsonl --every 8 --json "$out.json"
   rm -f "$out".code.*
   # shellcheck disable=SC2016
   wrapped='trap : TERM; code=0; "$@" || code=$?; echo $code >"$0.code.${OMPI_COMM_WORLD_RANK:-${RANK:-0}}"; exit $code'

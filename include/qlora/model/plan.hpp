@@ -161,10 +161,12 @@ struct Run {
   static_assert(norm_tile % moment_block == 0 && moment_block % 4 == 0);
   return {.count = trained.total(), .ranks = ranks, .unit = norm_tile};
 }
-/// Numbers of a shard that ranks send each other at a time: 16 MiB reach the full speed of a link, and room for more
-/// would be paid for by every rank.
+/// Numbers of a shard that a rank sends another at a time. There is room for 2^25 numbers of all others, 128 MiB: few
+/// messages, since each of them starts a transfer and is waited for, and little beside the moments that ranks save.
 [[nodiscard]] constexpr std::int64_t message_numbers(const Shards& shards) {
-  return std::min<std::int64_t>(shards.largest(), std::int64_t{1} << 22);
+  constexpr std::int64_t room = std::int64_t{1} << 25;
+  const std::int64_t most = room / std::max(shards.ranks - 1, 1) / norm_tile * norm_tile;
+  return std::min(shards.largest(), std::max(most, norm_tile));
 }
 /// Micro-batches of a step that one of several ranks may have; the loss of each is kept until the end of the step.
 inline constexpr int most_micro_batches = 1024;

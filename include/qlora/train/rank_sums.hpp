@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,12 +39,13 @@ class RankSums {
  public:
   using Param = typename B::Param;
 
-  /// Takes memory as the plan of `ranks` says. All three outlive it.
-  RankSums(Comm& comm, B& b, typename B::Arena& arena, const TrainedLayout& layout)
+  /// Takes memory as the plan of `ranks` says. All three outlive it. `message`: as message_numbers, which is the most.
+  RankSums(Comm& comm, B& b, typename B::Arena& arena, const TrainedLayout& layout,
+           std::int64_t message = std::numeric_limits<std::int64_t>::max())
       : comm_(comm),
         b_(b),
         shards_(trained_shards(layout, comm.size())),
-        message_(message_numbers(shards_)),
+        message_(std::min(message, message_numbers(shards_))),
         sum_(arena.template take<Param>(shards_.largest())) {
     for (int peer = 1; peer < comm.size(); ++peer) received_.push_back(arena.template take<Param>(message_));
     micro_ = arena.template take<StepScalars>(most_micro_batches);

@@ -5,7 +5,7 @@
 // Waiting    no call blocks: whoever waits polls the stream and NCCL's asynchronous errors, and asks the watch. After a
 //            failure the communicator is aborted first, which ends kernels that wait for a rank that is gone
 // Needs      NCCL 2.14, the first with calls that do not block
-// Reference  tests/cuda/cuda_comm_test.cpp; tests/gpu.sh multi
+// Reference  dist/mpi.hpp; tests/dist/ranks.sh, which `tests/gpu.sh multi` runs on GPUs
 // Plain C++: g++ compiles this header in one translation unit of the library.
 #pragma once
 
