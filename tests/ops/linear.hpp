@@ -309,7 +309,7 @@ template <class B>
       list.push_back(c);
     }
   }
-  // Widths that are multiples of 256 have kernels of their own on the GPU for up to 128 tokens, some at a time.
+  // Widths that are multiples of 256 have kernels of their own on the GPU for up to 64 tokens, some at a time.
   for (const LinearCase& group : std::vector<LinearCase>{
            {.rows = {256, 128, 128}, .adapted = {0, 1, 2}, .in = 512, .rank = 16, .tokens = 3},
            {.rows = {256, 8, 16}, .adapted = {0, 2}, .in = 256, .rank = 64, .tokens = 4, .double_quant = false},

@@ -213,7 +213,7 @@ inline constexpr int most_few_tokens = 4;
 /// Passes of that kernel up to which it is used where no other reads the codes.
 inline constexpr int most_few_passes = 2;
 /// Tokens up to which ops are for decoding, where launches take as long as kernels.
-inline constexpr int most_several_tokens = 128;
+inline constexpr int most_several_tokens = 64;
 
 /// Launches a kernel that, if `early`, may start while the previous one on the stream is still running: it must call
 /// device::wait_for_previous before it reads what that one writes, and before it writes anything.

@@ -265,7 +265,8 @@ inline void forward_several_tokens(Context& context, const GroupArgs& group, std
 /// A pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
 inline bool forward_from_codes(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                const GroupShape& shape, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
-  if (shape.dense || tokens > most_several_tokens) return false;
+  // With adapters a second pass costs more than dequantization saves.
+  if (shape.dense || tokens > (shape.adapters > 0 ? SeveralTokens::most : most_several_tokens)) return false;
   const int several = several_tokens_at_once(context, group, parts, shape.outputs);
   if (several > 0 && tokens > (shape.adapters > 0 ? most_few_tokens / 2 : most_few_tokens)) {
     RowAdapters<float> all{.first = 0, .count = tokens};
