@@ -15,7 +15,7 @@ function(expect regex)
   endif()
 endfunction()
 
-expect("cdua: no component has this name; there are: cpu io text net web serve cuda" "-DASK=cpu,cdua")
+expect("cdua: no component has this name; there are: cpu io text net web serve mpi cuda" "-DASK=cpu,cdua")
 expect("cpu: Eigen 3.4 was not found [(]Debian: libeigen3-dev[)]" -DASK=cpu -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
 expect("io: nlohmann/json 3.11 was not found.* text: it needs the component io" -DASK=text
        -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
@@ -28,6 +28,10 @@ file(GLOB_RECURSE serve_targets "${PREFIX}/*/qlora_serve-targets.cmake")
 if(serve_targets)
   expect("serve: Boost 1.81 was not found [(]Debian: libboost1.81-dev[)]" -DASK=serve
          -DCMAKE_DISABLE_FIND_PACKAGE_Boost=ON)
+endif()
+file(GLOB_RECURSE mpi_targets "${PREFIX}/*/qlora_mpi-targets.cmake")
+if(mpi_targets)
+  expect("mpi: MPI 3 was not found [(]Debian: libopenmpi-dev[)]" -DASK=mpi -DCMAKE_DISABLE_FIND_PACKAGE_MPI=ON)
 endif()
 
 # The same package without a component: its export file is what says that it was built.

@@ -62,16 +62,20 @@ template <class B>
   }
 }
 
-/// The other ranks of a training; null: it is alone.
+/// The other ranks of a training; null: it is alone. What messages take of a GPU is taken off the memory cap.
 template <class B>
-[[nodiscard]] std::unique_ptr<Comm> join_ranks([[maybe_unused]] const B& backend, const DeviceOptions& device) {
+[[nodiscard]] std::unique_ptr<Comm> join_ranks([[maybe_unused]] const B& backend, DeviceOptions& device) {
   if (device.launch.size == 1) return nullptr;
 #ifdef QLORA_CUDA
   if constexpr (on_gpu<B>) {
     const dist::Launch& launch = device.launch;
     if (std::getenv("NCCL_COMM_ID") == nullptr) ::setenv("NCCL_COMM_ID", dist::meeting_point(launch).c_str(), 1);
     ::setenv("NCCL_NVLS_ENABLE", "0", 0);  // for sums in the switch, which nothing here asks NCCL for
-    return backend.join(launch.rank, launch.size, cuda::nccl_id(), device.watch);
+    const std::int64_t before = cuda::device_info(backend.context()).driver_used;
+    auto comm = backend.join(launch.rank, launch.size, cuda::nccl_id(), device.watch);
+    const std::int64_t taken = cuda::device_info(backend.context()).driver_used - before;
+    if (device.memory_cap > 0) device.memory_cap = std::max<std::int64_t>(device.memory_cap - taken, 1);
+    return comm;
   } else
 #endif
   {
@@ -424,10 +428,11 @@ class CompiledCode final : public ModelCode {
                                                        Recomputation recompute, const DecodeLimits& probes,
                                                        const DeviceOptions& device) const override {
     B backend = make_backend<B>(device);
-    std::unique_ptr<Comm> comm = join_ranks(backend, device);  // first: it takes memory of a GPU
+    DeviceOptions planned = device;
+    std::unique_ptr<Comm> comm = join_ranks(backend, planned);
     options.comm = comm.get();
     options.model = model_options(model, {.keep_dequantized = keeps_dequantized(model.shape, device)});
-    options = with_recompute<C, B>(options, recompute, probes, device, backend);
+    options = with_recompute<C, B>(options, recompute, probes, planned, backend);
     return std::make_unique<CompiledTraining<C, B>>(model, options, std::move(comm), std::move(backend), device);
   }
 

@@ -12,6 +12,7 @@
 
 #include "qlora/run/console_options.hpp"
 #include "qlora/run/option.hpp"
+#include "qlora/run/rank_options.hpp"
 #include "qlora/run/serving_options.hpp"
 #include "qlora/run/training_options.hpp"
 #include "qlora/text/packing.hpp"
@@ -479,6 +480,7 @@ void for_each_group(const Use& use) {
   use.template operator()<Training>();
   use.template operator()<Replay>();
   use.template operator()<LoopProbes>();
+  use.template operator()<Ranks>();
   use.template operator()<ArmLabels>();
   use.template operator()<MergeSource>();
   use.template operator()<Merging>();

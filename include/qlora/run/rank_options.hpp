@@ -26,7 +26,8 @@ struct Table<Ranks> {
        .help =
            "Start a process for each of so many GPUs of this host, which share the steps; 0: none. torchrun, mpirun "
            "and srun start them themselves",
-       .range = {0, 1024}},
+       .range = {0, 1024},
+       .fingerprint = false},
   });
 };
 static_assert(well_formed<Ranks>());

@@ -46,6 +46,7 @@ class NcclComm final : public Comm {
       context_->counts->overhead += static_cast<std::int64_t>(bytes);
       barrier();  // takes the memory of the connections now, so that what is planned later knows of it
     } catch (...) {
+      abort();  // parting in order would wait for the others
       close();
       throw;
     }
