@@ -51,6 +51,7 @@ grep -q "few words" "$work/docs.jsonl" || fail "the redirect was not followed"
 ! grep -q "<p>" "$work/docs.jsonl" || fail "markup in the text"
 expect 0 fetch --allow-private --compat article "$url/blog-daxyard.html" -o "$work/article.jsonl"
 
+tiny=$source/examples/models/tiny-chat
 # pack and data show
 expect 0 pack "$work/docs.jsonl" -m "$work/model" -o "$work/data" --seq 64 --json "$work/pack.json"
 [ "$(json "$work/pack.json" dropped_tokens)" = 0 ] || fail "tokens were dropped"
@@ -69,8 +70,18 @@ expect 0 generate "$work/model" --prompt "The price" --max-new-tokens 4 --temper
 expect 0 chat "$work/model" --prompt "Hello" --max-new-tokens 4
 expect 0 generate "$work/model" --base full --prompt "The price" --max-new-tokens 4
 
+# A vocabulary that is padded beyond its tokenizer trains on what that tokenizer packed, and so does the merged model,
+# which has tokenizer.json beside it.
+mkdir "$work/like"
+cp "$tiny"/* "$work/like/"
+sed 's/"vocab_size": [0-9]*/"vocab_size": 1600/' "$tiny/config.json" >"$work/like/config.json"
+"$make_model" "$work/like" "$work/padded"
+expect 0 train -m "$work/padded" -d "$work/data" -o "$work/on_padded" --rank 4 --epochs 1
+expect 0 merge -m "$work/padded" -a "$work/on_padded/adapter" -o "$work/padded_merged"
+[ -f "$work/padded_merged/tokenizer.json" ] || fail "no tokenizer.json in a merged model"
+expect 0 train -m "$work/padded_merged" -d "$work/data" -o "$work/on_merged" --rank 4 --epochs 1
+
 # What a model writes of itself: the same seed the same documents, which can be replayed; none that has no end.
-tiny=$source/examples/models/tiny-chat
 expect 0 recall "$tiny" -o "$work/recall.jsonl" -n 12 --seed 3 --json "$work/recall.json"
 expect 0 recall "$tiny" -o "$work/again.jsonl" -n 12 --seed 3
 expect 0 recall "$tiny" -o "$work/other.jsonl" -n 12 --seed 4

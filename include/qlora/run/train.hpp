@@ -275,9 +275,7 @@ class TrainingRun {
     check_training(options_);
     if (trains_all()) check_model_folder();
     // A model's vocabulary may be padded beyond its tokenizer's; then the tokenizer must be the one that packed.
-    const std::filesystem::path tokenizer = tokenizer_file(model_.path);
-    const bool padded = data_.info().vocab_size < model_.shape.vocab && std::filesystem::exists(tokenizer) &&
-                        sha256_file(tokenizer) == data_.info().tokenizer_sha256;
+    const bool padded = data_.info().vocab_size < model_.shape.vocab && has_tokenizer_of_data();
     if (data_.info().vocab_size != model_.shape.vocab && !padded) {
       throw Error(concat(request_.data.string(), " was packed with a vocabulary of ", data_.info().vocab_size,
                          ", the model has ", model_.shape.vocab, "; pack again with this model's tokenizer"));
@@ -286,6 +284,14 @@ class TrainingRun {
     check_labels();
   }
 
+  /// Whether a tokenizer file of the model packed the data: either of two, since a merged model has a tokenizer.json
+  /// that its base may lack.
+  [[nodiscard]] bool has_tokenizer_of_data() const {
+    return std::ranges::any_of(std::array{"tokenizer.json", "tokenizer.model"}, [&](const char* name) {
+      const std::filesystem::path file = model_.path / name;
+      return std::filesystem::exists(file) && sha256_file(file) == data_.info().tokenizer_sha256;
+    });
+  }
   /// A step whose windows have no label has no loss, and would end the run in the midst of it.
   void check_labels() {
     std::vector<char> labelled(data_.size());
