@@ -182,7 +182,7 @@ TEST_CASE("a group of linear layers: three weights, two adapters, dropout") {
       group.input_scratch = input.data();
       y.resize(t * width);
       const std::span<const LinearPart<S>> all(parts);
-      cpu::linear_forward<N>(pool(), group, all, t, {x.data(), wide}, in.data() + residual, y.data());
+      cpu::linear_forward<N>(pool(), group, all, {}, t, {x.data(), wide}, in.data() + residual, y.data());
       if (gout == nullptr) return;
       gradient.assign(inputs, S(0));
       std::array<LinearGradient<S>, 3> slots;
