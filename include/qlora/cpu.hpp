@@ -150,8 +150,9 @@ class Cpu {
   }
   /// The same with the adapters of each row's range; the parts have none.
   template <int Wide, int Out>
-  void linear_mixed(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
-                    std::span<const RowAdapters<S>> ranges, Mat<S, Wide> x, In<S, Out> residual, Mat<S, Out> y) {
+  [[gnu::always_inline]] void linear_mixed(const LinearGroup<S>& group, std::span<const LinearPart<S>> parts,
+                                           std::span<const RowAdapters<S>> ranges, Mat<S, Wide> x, In<S, Out> residual,
+                                           Mat<S, Out> y) {
     cpu::linear_forward<N>(*pool_, group, parts, ranges, x.rows, block(x), residual.data, y.data);
   }
   /// The columns XA of x alone, for a backward pass that did not keep them.

@@ -39,7 +39,7 @@ fi
 
 # XA stands behind X in each row, so the width of a row depends on the cap: views of it, and the backend's members that
 # unpack views for the operators, are one line each for every width. What they call must not be among the others.
-typed='^([^(]* )?qlora::v0::(Mat<|Cpu<float, \(qlora::v0::Rounding\)0>::(block|adapter_input|linear|linear_mixed|linear_backward)<)'
+typed='^([^(]* )?qlora::v0::(Mat<|Cpu<float, \(qlora::v0::Rounding\)0>::(block|adapter_input|linear|linear_backward)<)'
 keyed=$(added rank | count 'Lora{16,')
 doors=$(added rank | grep -v 'Lora{16,' | count -E "$typed")
 others=$(added rank | grep -v 'Config{' | grep -v 'Lora{16,' | count -vE "$typed")
