@@ -129,7 +129,8 @@ std::int32_t plain_sample(const std::vector<float>& from, const Sampling& how, s
   std::vector<std::int32_t> order(from.size());
   std::iota(order.begin(), order.end(), 0);
   const auto logit = [&](std::int32_t id) { return from[static_cast<std::size_t>(id)]; };
-  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logit(a) > logit(b); });
+  std::sort(order.begin(), order.end(),
+            [&](auto a, auto b) { return logit(a) == logit(b) ? a < b : logit(a) > logit(b); });
   if (how.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(how.top_k)));
   std::vector<double> weight;
   double all = 0.0;

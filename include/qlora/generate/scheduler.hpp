@@ -255,11 +255,11 @@ class Scheduler final : public BatchSession {
         known = versions_.insert(known, work.version);
       }
       work.place = static_cast<int>(known - versions_.begin());
-      batch_.push_back(&work);
+      const auto before = [](int place, const Work* other) { return place < other->place; };
+      batch_.insert(std::upper_bound(batch_.begin(), batch_.end(), work.place, before), &work);
       work.stepped = true;
       if (alone) break;
     }
-    std::stable_sort(batch_.begin(), batch_.end(), [](const Work* a, const Work* b) { return a->place < b->place; });
   }
 
   /// One pass for batch_: every request brings its newest token, or the next piece of its prompt.

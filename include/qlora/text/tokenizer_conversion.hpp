@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -77,9 +78,15 @@ using Ordered = nlohmann::ordered_json;
     std::sort(merges.begin() + static_cast<std::ptrdiff_t>(before), merges.end(),
               [](const Merge& a, const Merge& b) { return std::pair(a.left, a.right) < std::pair(b.left, b.right); });
   }
-  std::stable_sort(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) { return a.order > b.order; });
+  // Equal orders stay in the order in which they were found. Not std::stable_sort: clang 19 warns about libstdc++ 12's.
+  std::vector<std::size_t> order(merges.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return merges[a].order == merges[b].order ? a < b : merges[a].order > merges[b].order;
+  });
   std::vector<std::pair<std::size_t, std::size_t>> out;
-  for (const Merge& merge : merges) out.emplace_back(merge.left, merge.right);
+  out.reserve(order.size());
+  for (const std::size_t i : order) out.emplace_back(merges[i].left, merges[i].right);
   return out;
 }
 

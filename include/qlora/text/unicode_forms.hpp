@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -124,6 +125,7 @@ class Normalizer {
   struct Character {
     utf8proc_int32_t point;
     utf8proc_propval_t combining_class;
+    std::size_t place;  ///< among those held: characters of one class keep their order
   };
   void decompose(char32_t c) {
     // No character decomposes into more than 18, U+FDFA does.
@@ -134,7 +136,7 @@ class Normalizer {
                                 static_cast<utf8proc_option_t>(options_ | UTF8PROC_DECOMPOSE), &boundary);
     if (count < 0 || count > static_cast<utf8proc_ssize_t>(parts.size())) throw Error("utf8proc cannot decompose text");
     for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i)
-      held_.push_back({parts[i], utf8proc_get_property(parts[i])->combining_class});
+      held_.push_back({parts[i], utf8proc_get_property(parts[i])->combining_class, held_.size()});
   }
   void flush(std::string& out) {
     // Not utf8proc_decompose(), which takes the square of the marks on one letter to order them.
@@ -142,8 +144,10 @@ class Normalizer {
       const auto is_starter = [](const Character& c) { return c.combining_class == 0; };
       begin = std::find_if_not(begin, held_.end(), is_starter);
       const auto end = std::find_if(begin, held_.end(), is_starter);
-      std::stable_sort(begin, end,
-                       [](const Character& a, const Character& b) { return a.combining_class < b.combining_class; });
+      // Not std::stable_sort, which warns with clang 19 and libstdc++ 12.
+      std::sort(begin, end, [](const Character& a, const Character& b) {
+        return std::tie(a.combining_class, a.place) < std::tie(b.combining_class, b.place);
+      });
       begin = end;
     }
     points_.clear();
