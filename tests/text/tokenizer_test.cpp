@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -461,4 +462,44 @@ TEST_CASE("added pieces: user-defined ones match whole, control ones are never s
   CHECK(tokenizer.encode("[PAD]") ==
         std::vector<std::int32_t>{space, byte('['), byte('P'), byte('A'), byte('D'), byte(']')});
   CHECK(tokenizer.decode(std::vector<std::int32_t>{1, space, cat, 261, a, 2}) == "cata");
+}
+
+TEST_CASE("ids are the library's, whatever the pieces and the texts") {
+  Model odd;  // scores that are equal, pieces of characters that are no pieces, symbols that the user defined
+  const auto score = [](float value) {
+    std::string four(4, '\0');
+    std::memcpy(four.data(), &value, 4);
+    return four;
+  };
+  for (const char* text :
+       {"aa", "aaa", "▁▁", "▁a", "aéb", "aé", "éb", "🙂🙂", "a🙂", "\uFFFD\uFFFD", "数a", "a\n"})
+    odd.pieces.push_back(piece(text, 1, score(static_cast<float>(odd.pieces.size() % 3))));
+  for (const char* text : {"the", "them", "▁▁▁", "\t", "7", "é数", "[INST]", "a b", "\x01"})
+    odd.pieces.push_back(piece(text, 4));
+  odd.pieces.push_back(piece("[PAD]", 3));
+  Model without_space;
+  without_space.pieces.erase(without_space.pieces.end() - 2);
+  without_space.pieces.push_back(piece("▁a"));
+  const std::vector<std::string> more{"aé",   "éb",   "b",        "them",   "▁▁",     "[PAD]",  "\xE2\x96",
+                                      "\xFF", "\xC3", "\u00a0",   "\u3000", "\u2028", "\u0085", "aaaa",
+                                      "a b",  "é数",  "🙂🙂", "\uFFFD", "\r\n",   "\x7F"};
+  std::vector<std::string> models{odd.all(), without_space.all(), small_model()};
+  if (const auto tokenizer = llama2()) models.push_back(read_bytes(std::getenv("QLORA_LLAMA2_TOKENIZER")));
+  std::mt19937 random(12);
+  for (const std::string& model : models) {
+    const Tokenizer tokenizer = Tokenizer::parse(model);
+    sentencepiece::SentencePieceProcessor library;
+    REQUIRE(library.LoadFromSerializedProto(model).ok());
+    for (int round = 0; round < 500; ++round) {
+      std::string text;
+      for (auto count = random() % 8; count > 0; --count) text += random_text(random) + more[random() % more.size()];
+      if (round % 100 == 0) {
+        for (std::size_t size = text.size() + 1; text.size() < 40'000; size += 7)
+          text += more[size % more.size()] + text.substr(0, 999);
+      }
+      std::vector<int> ids;
+      REQUIRE(library.Encode(text, &ids).ok());
+      REQUIRE_MESSAGE(tokenizer.encode(text) == ids, text);
+    }
+  }
 }

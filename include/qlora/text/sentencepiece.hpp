@@ -1,15 +1,16 @@
-// qlora/text/sentencepiece.hpp — LLaMA-2's tokenizer.model: text to piece ids by sentencepiece.
+// qlora/text/sentencepiece.hpp — LLaMA-2's tokenizer.model: text to piece ids.
 // What may not change: text never becomes an id below 3 (unknown, begin, end); "<s>" in a page is three plain pieces.
-// The scan in sentencepiece_scan.hpp guarantees that; every model passes it before sentencepiece reads it.
+// The scan in sentencepiece_scan.hpp guarantees that; every model passes it first. The encoding is our own
+// (piece_bpe.hpp); the library sentencepiece, whose ids it gives, encodes for models that need more than merges.
 // Reference: tests/text/tokenizer_test.cpp, ids and texts of the Python package on LLaMA-2's own model.
 #pragma once
 
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/text/chat_text.hpp"
+#include "qlora/text/piece_bpe.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/text_pieces.hpp"
 #include "qlora/text/tokenizer_model.hpp"
@@ -28,23 +30,28 @@ inline namespace v0 {
 class SentencePieceModel final : public TokenizerModel {
  public:
   /// From the bytes of a tokenizer.model. Throws Error when it is not of LLaMA-2's kind.
-  explicit SentencePieceModel(std::string_view model) : pieces_(sentencepiece_scan::scan(model)) {
-    const auto status = processor_.LoadFromSerializedProto(model);
-    if (!status.ok()) throw Error("tokenizer model refused by sentencepiece: " + status.ToString());
-    if (processor_.GetPieceSize() != vocab_size())
-      throw Error("tokenizer model refused: sentencepiece counts its pieces differently");
+  explicit SentencePieceModel(std::string_view model)
+      : pieces_(sentencepiece_scan::scan(model)), bpe_(PieceBpe::of(pieces_)) {
     for (std::int32_t id = 0; id < vocab_size(); ++id) {
       if (is_control(id)) controls_.push_back(id);
     }
-    prepare_windows();
+    if (bpe_) return;
+    library_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
+    const auto status = library_->LoadFromSerializedProto(model);
+    if (!status.ok()) throw Error("tokenizer model refused by sentencepiece: " + status.ToString());
+    if (library_->GetPieceSize() != vocab_size())
+      throw Error("tokenizer model refused: sentencepiece counts its pieces differently");
   }
 
   /// A space goes before the text, as in LLaMA-2; NUL is a character like any other. Every id is at least 3.
-  /// Long texts are encoded in windows, since sentencepiece takes some hundred bytes for each byte of what it is given.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
     std::vector<std::int32_t> ids;
-    const detail::TextWindows windows;
-    if (stop_ == 0 || text.size() <= windows.bytes || !encode_windows(text, windows, ids)) append(text, true, ids);
+    if (!bpe_) {
+      const auto status = library_->Encode(text, &ids);
+      if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
+    } else if (text.size() <= detail::TextWindows{}.bytes || !encode_windows(text, ids)) {
+      bpe_->encode(text, true, ids);
+    }
     return ids;
   }
   /// A space goes before each part that stands between marks, as in Meta's code, which encodes a turn at a time.
@@ -110,36 +117,15 @@ class SentencePieceModel final : public TokenizerModel {
     return at(id).text.starts_with(sentencepiece_scan::space_symbol);
   }
   [[nodiscard]] std::int32_t id_of(std::string_view piece) const override {
-    const int id = processor_.PieceToId(piece);
-    return id != 0 || piece == pieces_.front().text ? id : -1;
+    const auto found =
+        std::find_if(pieces_.begin(), pieces_.end(), [&](const auto& entry) { return entry.text == piece; });
+    return found == pieces_.end() ? -1 : static_cast<std::int32_t>(found - pieces_.begin());
   }
 
  private:
   using Kind = sentencepiece_scan::PieceKind;
 
-  /// Looks for a character that no piece joins to another one: windows behind the first are encoded behind it, where
-  /// the library's leading space goes before it and not before the window. Pieces that the library takes apart again
-  /// are no result of merges, so texts of a model that has such are encoded whole.
-  void prepare_windows() {
-    std::array<bool, 128> joined{};
-    for (const sentencepiece_scan::Piece& piece : pieces_) {
-      if (piece.kind == Kind::unused) return;
-      if (piece.text.size() == 1) continue;
-      for (const char c : piece.text) {
-        if (static_cast<unsigned char>(c) < joined.size()) joined[static_cast<unsigned char>(c)] = true;
-      }
-    }
-    for (const char c : {'\n', '\t', '\x01', '\x02'}) {
-      if (joined[static_cast<unsigned char>(c)]) continue;
-      std::vector<int> ids;
-      if (!processor_.Encode(std::string(1, c), &ids).ok()) return;
-      stop_ = c;
-      stop_ids_ = ids.size();
-      return;
-    }
-  }
-  [[nodiscard]] bool encode_windows(std::string_view text, const detail::TextWindows& windows,
-                                    std::vector<std::int32_t>& ids) const {
+  [[nodiscard]] bool encode_windows(std::string_view text, std::vector<std::int32_t>& ids) const {
     std::string valid;
     if (!sentencepiece_scan::is_utf8(text)) {
       valid = sentencepiece_scan::with_replacement_characters(text);
@@ -147,12 +133,11 @@ class SentencePieceModel final : public TokenizerModel {
     }
     const auto encode_part = [&](std::string_view part, bool first) {
       std::vector<std::int32_t> of_part;
-      append(part, first, of_part);
+      bpe_->encode(part, first, of_part);
       return of_part;
     };
     return detail::encode_in_windows(
-        text, encode_part, [&](std::string_view before, std::int32_t id) { return bytes_before(before, id); }, ids,
-        windows);
+        text, encode_part, [&](std::string_view before, std::int32_t id) { return bytes_before(before, id); }, ids);
   }
   /// Bytes at the end of a text that a piece stands for.
   [[nodiscard]] std::optional<std::size_t> bytes_before(std::string_view text, std::int32_t id) const {
@@ -175,21 +160,14 @@ class SentencePieceModel final : public TokenizerModel {
     }
     return all - text.size();
   }
-  void append(std::string_view part, bool first, std::vector<std::int32_t>& out) const {
-    std::vector<int> ids;
-    const auto status = first ? processor_.Encode(part, &ids) : processor_.Encode(stop_ + std::string(part), &ids);
-    if (!status.ok()) throw Error("sentencepiece cannot encode the text: " + status.ToString());
-    out.insert(out.end(), ids.begin() + static_cast<std::ptrdiff_t>(first ? 0 : stop_ids_), ids.end());
-  }
   [[nodiscard]] const sentencepiece_scan::Piece& at(std::int32_t id) const {
     return pieces_[static_cast<std::size_t>(id)];
   }
 
   std::vector<sentencepiece_scan::Piece> pieces_;
+  std::optional<PieceBpe> bpe_;
   std::vector<std::int32_t> controls_;
-  sentencepiece::SentencePieceProcessor processor_;
-  char stop_ = 0;             // 0: there is none, and texts are encoded whole
-  std::size_t stop_ids_ = 0;  // of a text that is `stop_` alone
+  std::unique_ptr<sentencepiece::SentencePieceProcessor> library_;  // where there is no bpe_
 };
 
 }  // namespace v0
