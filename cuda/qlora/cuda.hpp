@@ -123,6 +123,10 @@ class Cuda {
   bool quantize(const TensorRef& tensor, const Quant& quant, const Nf4Target& to) {
     return cuda::load_nf4(*context_, tensor.bytes.data(), tensor.dtype, tensor.size(), quant, to);
   }
+  /// Bytes as they are.
+  void place_bytes(std::span<const std::byte> from, void* to) {
+    cuda::upload(*context_, from.data(), static_cast<std::int64_t>(from.size()), to);
+  }
   /// Waits until all weights are placed, and gives the memory of loading back.
   void finish_loading() { cuda::finish_loading(*context_); }
   /// A whole matrix in float, rounded as its dtype was before quantization.

@@ -44,6 +44,9 @@ OrderedJson describe_model(const fs::path& path) {
           {"ffn", s.ffn},
           {"tied_embeddings", s.tied_embeddings},
           {"dtype", name_of(model.dtype)},
+          {"quantization", !model.nf4                ? "none"
+                           : model.nf4->double_quant ? "NF4 with double quantization"
+                                                     : "NF4"},
           {"rope_theta", model.rope_theta},
           {"norm_eps", shortest_decimal(model.norm_eps)},
           {"max_positions", model.max_positions},

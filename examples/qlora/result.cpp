@@ -33,6 +33,7 @@ Result result_of(const run::Job& job) { return as_file(run::to_json(job)); }
 Result result_of(const run::MergeResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PackResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PlanResult& result) { return as_file(run::to_json(result)); }
+Result result_of(const run::QuantizeResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::RecallResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::TrainResult& result) { return as_file(run::to_json(result)); }
 

@@ -18,6 +18,7 @@ struct JobResult;
 struct MergeResult;
 struct PackResult;
 struct PlanResult;
+struct QuantizeResult;
 struct RecallResult;
 struct TrainResult;
 }  // namespace run
@@ -71,6 +72,7 @@ struct ShownData {
 [[nodiscard]] Result result_of(const run::MergeResult& result);
 [[nodiscard]] Result result_of(const run::PackResult& result);
 [[nodiscard]] Result result_of(const run::PlanResult& result);
+[[nodiscard]] Result result_of(const run::QuantizeResult& result);
 [[nodiscard]] Result result_of(const run::RecallResult& result);
 [[nodiscard]] Result result_of(const run::TrainResult& result);
 [[nodiscard]] Result result_of(const Continuation& continuation);

@@ -24,6 +24,7 @@
 #include "qlora/run/merge.hpp"
 #include "qlora/run/pack.hpp"
 #include "qlora/run/plan.hpp"
+#include "qlora/run/quantize.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/run/registry.hpp"
 #include "qlora/run/report.hpp"

@@ -58,6 +58,7 @@ void add_info(OptionSet app, Invocation& call);
 void add_merge(OptionSet app, Invocation& call);
 void add_pack(OptionSet app, Invocation& call);
 void add_plan(OptionSet app, Invocation& call);
+void add_quantize(OptionSet app, Invocation& call);
 void add_recall(OptionSet app, Invocation& call);
 void add_run(OptionSet app, Invocation& call);
 void add_serve(OptionSet app, Invocation& call);

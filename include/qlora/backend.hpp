@@ -44,7 +44,7 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
     requires(B& b, const B& made, A* a, P* p, const TokenBatch& batch, std::span<const std::int32_t> numbers,
              std::span<float> host, std::span<std::int32_t> host_ids, std::span<const DrawRow> draws,
              const TensorRef& tensor, const Quant& quant, const Nf4Target& target, const WorkspaceNeeds& needs,
-             std::byte* memory, StepScalars* scalars, std::int64_t n) {
+             std::byte* memory, StepScalars* scalars, std::span<const std::byte> bytes, std::int64_t n) {
   { B::space } -> std::convertible_to<Space>;
   { B::rank_step } -> std::convertible_to<int>;  // rank caps are multiples of it
   { B::shape_limits } -> std::convertible_to<ShapeLimits>;
@@ -65,6 +65,7 @@ concept MemoryBackend = BackendArena<typename B::Arena> &&
   { b.place(tensor, true, a) } -> std::same_as<bool>;
   { b.place(tensor, true, p) } -> std::same_as<bool>;
   { b.quantize(tensor, quant, target) } -> std::same_as<bool>;
+  b.place_bytes(bytes, memory);  // as they are, of a matrix that is stored in NF4
   b.finish_loading();
   b.dequantize(Nf4View{}, n, quant, p);               // elements -> as they were quantized
   b.dequantize_rows(Nf4View{}, 1, 64, quant, a, 64);  // (rows, cols) -> rows as products read them, a stride apart

@@ -5,7 +5,10 @@
 
 #include <cmath>
 #include <complex>
+#include <cstddef>
+#include <cstring>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "qlora/backend.hpp"
@@ -301,6 +304,8 @@ class Cpu {
     cpu::quantize_nf4(*pool_, values, quant, to);
     return true;
   }
+  /// Bytes as they are.
+  void place_bytes(std::span<const std::byte> from, void* to) { std::memcpy(to, from.data(), from.size()); }
   /// All weights are placed; nothing is left to do here.
   void finish_loading() {}
   /// A whole matrix, rounded as its dtype was before quantization.

@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "qlora/dtype.hpp"
@@ -66,10 +68,49 @@ inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<f
   }
 }
 
+/// A non-owning view of a matrix that is stored in NF4 with blocks of 64, often in a mapped file; see nf4.hpp. The bytes
+/// need not be aligned.
+struct Nf4Ref {
+  DType state = DType::f32;           ///< what dequantized values are rounded to: the dtype that the weights came in
+  std::vector<std::int64_t> shape;    ///< (out, in)
+  std::span<const std::byte> codes;   ///< two a byte, element 2j of the flattened matrix in the high nibble
+  std::span<const std::byte> absmax;  ///< one a block: a float, or with double quantization a code of 8 bits
+  std::span<const std::byte> nested;  ///< a float for 256 codes of absmax; empty: no double quantization
+  float offset = 0.0F;                ///< mean of all absmax; 0 without double quantization
+
+  /// Whether absmax has codes and not floats.
+  [[nodiscard]] bool double_quant() const { return !nested.empty(); }
+};
+
 /// Finds a tensor by its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"); empty when there is none.
-/// What the TensorRef points at must live as long as the source. Called by one thread at a time, unless who makes it
-/// says otherwise.
-using TensorSource = std::function<std::optional<TensorRef>(std::string_view name)>;
+/// What a TensorRef or Nf4Ref points at must live as long as the source. Called by one thread at a time, unless who
+/// makes it says otherwise.
+class TensorSource {
+ public:
+  using Find = std::function<std::optional<TensorRef>(std::string_view name)>;  ///< of tensors as they are
+  using FindNf4 = std::function<std::optional<Nf4Ref>(std::string_view name)>;  ///< of matrices in NF4
+
+  /// Has no tensor, and must be assigned before it is asked.
+  TensorSource() = default;
+  /// Of tensors that are stored as they are.
+  template <class F>
+  requires(!std::is_same_v<F, TensorSource> && std::is_invocable_r_v<std::optional<TensorRef>, F&, std::string_view>)
+      TensorSource(F find)
+      : find_(std::move(find)) {}
+  /// The same with matrices in NF4, whose names `find` does not know.
+  TensorSource(Find find, FindNf4 find_nf4) : find_(std::move(find)), find_nf4_(std::move(find_nf4)) {}
+
+  /// A tensor that is stored as it is.
+  [[nodiscard]] std::optional<TensorRef> operator()(std::string_view name) const { return find_(name); }
+  /// A matrix that is stored in NF4.
+  [[nodiscard]] std::optional<Nf4Ref> nf4(std::string_view name) const {
+    return find_nf4_ ? find_nf4_(name) : std::nullopt;
+  }
+
+ private:
+  Find find_;
+  FindNf4 find_nf4_;
+};
 
 }  // namespace v0
 }  // namespace qlora

@@ -444,17 +444,19 @@ def logits_and_unload(adapted, ids):
 def versions():
     from importlib.metadata import version
 
-    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2"]
+    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2", "bitsandbytes"]
     return {name: version(name) for name in names}
 
 
 def compare(options):
     sys.path[:0] = [os.path.join(root, "tests", "data"), os.path.join(root, "tests", "golden")]
+    from quantized import quantized
+
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(os.path.abspath(options.probe), seed, options.scale, folder)
-        parts = (tokenizers, splits, characters, sentencepiece, directories, chats, families)
+        parts = (tokenizers, splits, characters, sentencepiece, directories, chats, families, quantized)
         for part in parts:
             if options.only is None or part.__name__ in options.only:
                 part(run)
@@ -479,7 +481,7 @@ the tests of a commit, which compare with files that the packages wrote ([tests/
 and everything is computed in float32 on a CPU. *n*: texts, conversations, expressions, rows, or models. The result is
 how many of them differ, or the largest difference of a logit, which must stay below 1e-4. *Drawn* models have a shape,
 a rotary embedding and options of their own, drawn as well; no layer is narrower than the rank of an adapter, since the
-library refuses what peft would take there. Not compared: 4-bit weights, gradients, GPUs, and known differences, which
+library refuses what peft would take there. Not compared: gradients, GPUs, and known differences, which
 [models.md](models.md) names.
 """)
     rows = [row for result in results for row in result["rows"]]

@@ -4,6 +4,8 @@
 //   interop_probe matches EXPRESSIONS.json TEXT.json OUT.json   where the matches of each begin and end
 //   interop_probe logits DIR IDS.json OUT.safetensors [ADAPTER]   logits (T, V) in float32, of the base or adapted
 //   interop_probe train DIR IDS.json ADAPTER RANK ALPHA     three steps from random adapters, saved for peft
+//   interop_probe logits4 ..., train4 ...                   the same of a model in NF4
+//   interop_probe quantize DIR OUT DOUBLE                   the model in NF4; DOUBLE 1: with double quantization
 //   interop_probe merge DIR ADAPTER OUT                     the model with the adapter inside its weights, in float32,
 //                                                           with its tokenizer
 #include <cstdint>
@@ -22,6 +24,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/io/merge.hpp"
 #include "qlora/io/open_model.hpp"
+#include "qlora/io/quantize.hpp"
 #include "qlora/io/safetensors_writer.hpp"
 #include "qlora/io/tokenizer_file.hpp"
 #include "qlora/text/chat_directory.hpp"
@@ -36,7 +39,6 @@ namespace {
 namespace fs = std::filesystem;
 using namespace qlora;
 using B = Cpu<float>;
-constexpr Config config = any_model.with(unquantized);
 using Ids = std::vector<std::int32_t>;
 
 Json read(const fs::path& path) { return parse_json(read_text(path, std::size_t{1} << 28), path.string()); }
@@ -87,7 +89,8 @@ void merge(const fs::path& dir, const fs::path& adapter, const fs::path& out) {
   merge_model(hf::ModelDir::open(dir), PeftAdapter::open(adapter), out, lanes, options);
 }
 
-/// A trainer of the directory's model for these ids, on its weights as they are.
+/// A trainer of the directory's model for these ids, on its weights as C holds them.
+template <Config C>
 class Model {
  public:
   Model(const fs::path& dir, Ids ids, int rank, float alpha)
@@ -130,10 +133,23 @@ class Model {
 
   hf::ModelDir directory_;
   Ids ids_;
-  Trainer<config, B> trainer_;
+  Trainer<C, B> trainer_;
 };
 
+template <Config C>
+void write_logits(const std::vector<std::string>& arguments) {
+  const fs::path adapter = arguments.size() > 4 ? arguments[4] : "";
+  const int rank = adapter.empty() ? 1 : highest_rank(PeftAdapter::open(adapter));
+  Model<C>(arguments[1], read(arguments[2]).get<Ids>(), rank, 1.0F).write_logits(adapter, arguments[3]);
+}
+template <Config C>
+void train(const std::vector<std::string>& arguments) {
+  Model<C>(arguments[1], read(arguments[2]).get<Ids>(), std::stoi(arguments[4]), std::stof(arguments[5]))
+      .train(arguments[3]);
+}
+
 int run(const std::vector<std::string>& arguments) {
+  constexpr Config plain = any_model.with(unquantized);
   const auto is = [&](const char* verb, std::size_t least) { return arguments.size() > least && arguments[0] == verb; };
   if (is("ids", 3)) {
     write_ids(Tokenizer::load(arguments[1]), read(arguments[2]), arguments[3]);
@@ -143,13 +159,17 @@ int run(const std::vector<std::string>& arguments) {
     write_matches(read(arguments[1]), read(arguments[2]).get<std::string>(), arguments[3]);
   } else if (is("merge", 3)) {
     merge(arguments[1], arguments[2], arguments[3]);
+  } else if (is("quantize", 3)) {
+    (void)quantize_model(hf::ModelDir::open(arguments[1]), arguments[2],
+                         {.storage = {.double_quant = arguments[3] == "1"}, .threads = 2});
   } else if (is("logits", 3)) {
-    const fs::path adapter = arguments.size() > 4 ? arguments[4] : "";
-    const int rank = adapter.empty() ? 1 : highest_rank(PeftAdapter::open(adapter));
-    Model(arguments[1], read(arguments[2]).get<Ids>(), rank, 1.0F).write_logits(adapter, arguments[3]);
+    write_logits<plain>(arguments);
+  } else if (is("logits4", 3)) {
+    write_logits<any_model>(arguments);
   } else if (is("train", 5)) {
-    Model(arguments[1], read(arguments[2]).get<Ids>(), std::stoi(arguments[4]), std::stof(arguments[5]))
-        .train(arguments[3]);
+    train<plain>(arguments);
+  } else if (is("train4", 5)) {
+    train<any_model>(arguments);
   } else {
     std::fputs("usage: see the head of tests/interop/probe.cpp\n", stderr);
     return 2;

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include "qlora/io/quantize.hpp"
 #include "support/merge_cases.hpp"
 
 using namespace merge_cases;
@@ -14,9 +15,15 @@ const Scratch scratch("merge_test");
 
 /// W + s B A in double.
 std::vector<double> expected(const hf::ModelDir& model, const PeftAdapter& adapter, const std::string& name) {
-  const TensorRef tensor = model.source()(name).value();
-  std::vector<float> w(static_cast<std::size_t>(tensor.size()));
-  read_floats(tensor, 0, w);
+  std::vector<float> w;
+  if (const auto tensor = model.source()(name)) {
+    w.resize(static_cast<std::size_t>(tensor->size()));
+    read_floats(*tensor, 0, w);
+  } else {
+    const Nf4Ref matrix = model.source().nf4(name).value();
+    w.resize(2 * matrix.codes.size());
+    bnb::dequantize(matrix, 0, w);  // bnb_test compares it with bitsandbytes
+  }
   std::vector<double> values(w.begin(), w.end());
   for (int layer = 0; layer < shape.layers; ++layer) {
     for (const Proj proj : all_projections) {
@@ -77,6 +84,29 @@ TEST_CASE("values are W + s B A") {
       }
       CHECK(worst <= 1.01);
     }
+  }
+}
+
+TEST_CASE("of a model in NF4 the values are dq(W) + s B A, in the model's type and without quantization_config") {
+  const fs::path here = scratch.path / "nf4";
+  const hf::ModelDir plain = write_model(here / "base", DType::bf16);
+  (void)quantize_model(plain, here / "quantized", {.threads = 1});
+  const hf::ModelDir model = hf::ModelDir::open(here / "quantized");
+  const PeftAdapter adapter = write_adapter(here / "adapter", 5);
+  CHECK(merge_with(2, model, adapter, here / "merged").changed == 4 * shape.layers);
+  const hf::ModelDir merged = hf::ModelDir::open(here / "merged");
+  CHECK(merged.dtype == DType::bf16);
+  CHECK_FALSE(merged.nf4.has_value());
+  for (const hf::NamedShape& tensor : hf::tensor_names(shape)) {
+    CAPTURE(tensor.name);
+    const std::vector<double> want = expected(model, adapter, tensor.name);
+    std::vector<float> got(want.size());
+    read_floats(merged.source()(tensor.name).value(), 0, got);
+    double worst = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      worst = std::max(worst, std::abs(double{got[i]} - want[i]) / (std::abs(want[i]) * 0x1p-8 + 0x1p-20));
+    }
+    CHECK(worst <= 1.01);
   }
 }
 

@@ -12,6 +12,7 @@
 #include "qlora/cpu.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/hf_writer.hpp"
+#include "qlora/io/quantize.hpp"
 #include "qlora/model/init.hpp"
 #include "support/refusal.hpp"
 #include "support/scratch.hpp"
@@ -124,4 +125,46 @@ TEST_CASE("a tensor of another shape is refused by name, also when it has as man
   check("model.embed_tokens.weight", {32, 40}, " has shape (32, 40), this config needs (40, 32)");
   check("lm_head.weight", {1280}, " has shape (1280), this config needs (40, 32)");
   check("model.norm.weight", {1, 32}, " has shape (1, 32), this config needs (32)");
+}
+
+TEST_CASE("a model in NF4 has the bits of the one that it was made from, with double quantization and without") {
+  const fs::path dir = write_model("plain");
+  const hf::ModelDir plain = hf::ModelDir::open(dir);
+  for (const bool twice : {true, false}) {
+    CAPTURE(twice);
+    const fs::path out = scratch / (twice ? "nf4-twice" : "nf4-once");
+    (void)quantize_model(plain, out, {.storage = {.double_quant = twice}, .threads = 1});
+    auto stored = open_model<any, B>(out, {}, B(1));
+    CHECK(stored.resolved_config().quant.double_quant == twice);
+    CHECK(stored.weights().bytes_used() == stored.weights().arena().size());  // the plan knows the scales
+    // From the same codes, with scales in float or in 8 bits: what quantizing here gives.
+    constexpr Config once = any.with(Quant{.double_quant = false});
+    const auto expect = [&](auto here) {
+      for (const Proj proj : all_projections) {
+        CHECK(stored.weights().dense_weight(stored.backend(), 1, proj) ==
+              here.weights().dense_weight(here.backend(), 1, proj));
+      }
+    };
+    twice ? expect(open_model<any, B>(dir, {}, B(1))) : expect(open_model<once, B>(dir, {}, B(1)));
+  }
+}
+
+TEST_CASE("configs that hold weights in another way than they are stored") {
+  const fs::path dir = write_model("stored");
+  const fs::path out = scratch / "stored-nf4";
+  (void)quantize_model(hf::ModelDir::open(dir), out, {.storage = {.double_quant = false}, .threads = 1});
+  CHECK(refusal([&] {
+          (void)open_model<mine, B>(out, {}, B(1));
+        }).find("stored in NF4 without double quantization, and this config of a static shape says otherwise") !=
+        std::string::npos);
+  CHECK(refusal([&] {
+          (void)open_model<mine.with(unquantized), B>(out, {}, B(1));
+        }).find("is stored in 4 bits (quantization_config), and computing with weights as they are needs") !=
+        std::string::npos);
+  CHECK(refusal([&] {
+          Model<mine.with(unquantized), B>(hf::ModelDir::open(out).source(), {}, B(1));
+        }).starts_with("the model has no tensor model.layers.0.self_attn.q_proj.weight in 16 or 32 bits, only in 4"));
+  CHECK(refusal([&] {
+          Model<mine, B>(hf::ModelDir::open(out).source(), {}, B(1));
+        }).starts_with("model.layers.0.self_attn.q_proj.weight is stored in NF4 with 1024 bytes of codes and 128"));
 }

@@ -113,6 +113,19 @@ int differences(const std::vector<T>& ours, const std::vector<T>& expected, cons
   return count;
 }
 
+/// Stored bytes arrive in backend memory as they are, from and to any address, and nothing beside them is written.
+template <class B>
+void check_placed(B& backend, const std::string& name) {
+  ops::Harness<B> harness(backend);
+  const auto stored = file().at(name).bytes;
+  std::vector<std::uint8_t> expected = bytes(name);
+  expected.insert(expected.begin(), 3, std::uint8_t{0});
+  expected.insert(expected.end(), 256, std::uint8_t{0});
+  auto* memory = harness.template raw<std::uint8_t>(static_cast<std::int64_t>(expected.size()));
+  backend.place_bytes(stored, memory + 3);
+  CHECK(fetch(harness, memory, static_cast<std::int64_t>(expected.size())) == expected);
+}
+
 template <class B>
 void check_golden(B& backend) {
   CHECK(cases().size() >= 10);
@@ -127,6 +140,8 @@ void check_golden(B& backend) {
     CHECK(differences(plain.codes, bytes(name + ".packed"), absmax, 32) == 0);
     CHECK(differences(bits(plain.values), bits(golden::floats(file(), name + ".dequant")), absmax, 64) == 0);
 
+    check_placed(backend, name + ".packed");
+    check_placed(backend, name + ".dq.absmax_u8");
     const Quantized nested = quantize(backend, input, twice);
     CHECK(differences(nested.codes, bytes(name + ".dq.packed"), absmax, 32) == 0);
     CHECK(nested.absmax8 == bytes(name + ".dq.absmax_u8"));

@@ -43,8 +43,8 @@ int shell(const Scratch& scratch, const std::string& line) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-const char* const verbs[] = {"fetch",   "pack", "train", "merge", "generate", "chat",      "recall",
-                             "compare", "plan", "run",   "info",  "data",     "data show", "serve"};
+const char* const verbs[] = {"fetch", "pack", "train", "merge", "generate",  "chat",  "recall",  "compare",
+                             "plan",  "run",  "info",  "data",  "data show", "serve", "quantize"};
 
 }  // namespace
 
@@ -243,6 +243,33 @@ TEST_CASE("plan says what fits a GPU, for published models by name") {
   check_refused(qlora(scratch, "plan 7b --gpu-memory 24"), 2);  // bytes are not meant
   check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --on cpu"), 2);
   check_refused(qlora(scratch, "plan 7b --gpu-memory 24GB --unquantized --keep-dequantized"), 2);
+}
+
+TEST_CASE("a model in NF4 answers as the one that it was made from, and is refused where 16 bits are needed") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string nf4 = (scratch / "nf4").string();
+  const Outcome made = qlora(scratch, "quantize '" + model + "' -o " + nf4 + " --threads 1");
+  CHECK(made.code == 0);
+  CHECK(made.out == "28 of 39 tensors in NF4, model in " + nf4 + "\n");
+  for (const char* file : {"generation_config.json", "tokenizer.model", "tokenizer_config.json"}) {
+    CHECK(program_test::contents(nf4 + "/" + file) == program_test::contents(model + "/" + file));
+  }
+  const auto said = [&](const std::string& from) {
+    return qlora(scratch, "generate '" + from + "' --prompt The --max-new-tokens 8 --temperature 0 --threads 1").out;
+  };
+  CHECK(said(nf4) == said(model));
+  CHECK(contains(qlora(scratch, "info " + nf4).out, "NF4 with double quantization"));
+  CHECK(qlora(scratch, "plan " + nf4 + " --seq 128").code == 0);
+  check_refused(qlora(scratch, "plan " + nf4 + " --unquantized"), 2);
+  check_refused(qlora(scratch, "quantize " + nf4 + " -o " + nf4), 2);
+  const Outcome again = qlora(scratch, "quantize " + nf4 + " -o " + nf4 + "2");
+  check_refused(again, 3);
+  CHECK(contains(again.err, "is in 4 bits already"));
+  const Outcome full = qlora(scratch, "generate " + nf4 + " --prompt The --base full");
+  check_refused(full, 3);
+  CHECK(contains(full.err,
+                 "the model is stored in 4 bits (quantization_config), and computing with weights as they are"));
 }
 
 TEST_CASE("a misspelt option is named, with what it may have meant") {

@@ -4,9 +4,11 @@
 // is bounded before anything is allocated by it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "qlora/config.hpp"
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/bnb.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/model/layout.hpp"
 #include "qlora/model/names.hpp"
@@ -34,6 +37,7 @@ struct ModelConfig {
   RopeScaling rope_scaling{};                          ///< of the rotary embedding's frequencies
   Json file{};                                         ///< config.json as it stands; null: the model comes from no file
   DType dtype = DType::f16;                            ///< of the stored weights
+  std::optional<bnb::Storage> nf4{};                   ///< the matrices of the layers are stored in NF4, in this way
 
   /// The main end mark; -1 without any.
   [[nodiscard]] int eos_token_id() const { return eos_token_ids.empty() ? -1 : eos_token_ids.front(); }
@@ -192,11 +196,6 @@ inline void refuse_other_models(const Json& config, std::string_view where) {
   if (json_number_or(config, "partial_rotary_factor", where, 0, 1, 1) != 1) {
     throw Error(concat(where, ": partial_rotary_factor other than 1 is not computed here"));
   }
-  if (json_find(config, "quantization_config") != nullptr) {
-    throw Error(concat(where,
-                       ": the model is quantized already (quantization_config); give the 16-bit model, it is "
-                       "quantized here"));
-  }
 }
 
 /// A token id that a config gives: absent means `otherwise`, null and ids of none -1.
@@ -242,6 +241,9 @@ inline void read_token_ids(const Json& config, std::string_view where, ModelConf
   out.max_positions = detail::int_or(config, "max_position_embeddings", where, max_max_positions,
                                      json_string(config, "model_type", where) == "llama" ? 2048 : 32768);
   detail::read_window(config, where, out);
+  if (const Json* quantization = json_find(config, "quantization_config")) {
+    out.nf4 = bnb::parse_storage(*quantization, where);
+  }
   out.file = config;
   out.dtype = detail::dtype_of(config, where);
   detail::read_token_ids(config, where, out);
@@ -253,6 +255,13 @@ struct NamedShape {
   std::string name;                 ///< "model.layers.0.input_layernorm.weight"
   std::vector<std::int64_t> shape;  ///< (out, in) of a matrix, (D) of a norm
 };
+
+/// Whether a tensor of that name is the matrix of one of the seven projections.
+[[nodiscard]] inline bool is_projection(std::string_view name) {
+  return std::any_of(all_projections.begin(), all_projections.end(), [&](Proj proj) {
+    return name.starts_with(tensor_name::layers) && name.ends_with(concat(".", name_of(proj), ".weight"));
+  });
+}
 
 /// Every tensor of a model in file order: embedding, layers, final norm, head (none when it is tied).
 [[nodiscard]] inline std::vector<NamedShape> tensor_names(const Shape& shape) {

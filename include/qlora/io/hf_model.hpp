@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/bnb.hpp"
 #include "qlora/io/checksum.hpp"
 #include "qlora/io/file_sums.hpp"
 #include "qlora/io/hf_config.hpp"
@@ -36,7 +37,8 @@ namespace detail {
 struct Weights {
   std::vector<SafetensorsFile> shards;
   std::map<std::string, std::size_t, std::less<>> where;
-  std::string note;  ///< what is odd and harmless
+  std::map<std::string, Nf4Ref, std::less<>> nf4;  ///< matrices that are stored in NF4
+  std::string note;                                ///< what is odd and harmless
 
   [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
     const auto found = where.find(name);
@@ -118,11 +120,71 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
   refuse_without_safetensors(directory);
 }
 
+/// The tensors of a directory in the order in which a model takes them: tensor_names, and behind the codes of a matrix
+/// in NF4 its other parts.
+[[nodiscard]] inline std::vector<std::string> stored_names(const ModelConfig& model) {
+  std::vector<std::string> names;
+  for (NamedShape& tensor : tensor_names(model.shape)) {
+    if (model.nf4 && is_projection(tensor.name)) {
+      const std::vector<std::string> parts = bnb::part_names(tensor.name, model.nf4->double_quant);
+      names.insert(names.end(), parts.begin(), parts.end());
+    } else {
+      names.push_back(std::move(tensor.name));
+    }
+  }
+  return names;
+}
+
+/// What the weight files of a model in NF4 say of the one that it was made from, `digits` of a hash; empty: nothing.
+[[nodiscard]] inline std::string origin_of(const Weights& weights, const char* key, std::size_t digits) {
+  for (const SafetensorsFile& shard : weights.shards) {
+    const auto found = shard.metadata().find(key);
+    if (found == shard.metadata().end() || weights.nf4.empty()) continue;
+    const bool whole =
+        found->second.size() == digits && found->second.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (whole) return found->second;
+  }
+  return {};
+}
+
+/// Reads the states of all matrices that are stored in NF4.
+inline void read_quantized(Weights& weights, const ModelConfig& model, const std::filesystem::path& directory) {
+  const std::string where = directory.string();
+  if (!model.nf4) {
+    for (const auto& [name, shard] : weights.where) {
+      if (name.find(".quant_state.bitsandbytes__") == std::string::npos) continue;
+      throw Error(concat(where, ": the tensor '", ::qlora::detail::excerpt(name),
+                         "' is that of a model in 4 bits, and config.json has no quantization_config"));
+    }
+    return;
+  }
+  const bnb::detail::Parts::Find find = [&](std::string_view name) { return weights.find(name); };
+  for (const NamedShape& tensor : tensor_names(model.shape)) {
+    const auto has = [&](std::string_view suffix) { return weights.where.contains(tensor.name + std::string(suffix)); };
+    const bool in_4_bits = has(bnb::state_suffix);
+    if (has(".quant_state.bitsandbytes__fp4")) {
+      throw Error(concat(where, ": the tensor '", tensor.name, "' is in FP4; NF4 is read", bnb::detail::cure));
+    }
+    if (!is_projection(tensor.name)) {
+      if (!in_4_bits) continue;
+      throw Error(concat(where, ": the tensor '", tensor.name, "' is in 4 bits, which only the seven projections of a ",
+                         "layer may be; give it to transformers in llm_int8_skip_modules"));
+    }
+    if (!in_4_bits && has("") && !has(".absmax")) {
+      throw Error(concat(where, ": the tensor '", tensor.name, "' is not in 4 bits as the others are ",
+                         "(llm_int8_skip_modules), which is not computed here", bnb::detail::cure));
+    }
+    weights.nf4.emplace(tensor.name, bnb::read_matrix(find, tensor.name, tensor.shape, *model.nf4, where));
+  }
+}
+
 /// Every expected tensor is there and right, and nothing is there that would be left out of the computation.
-inline void check_weights(const Weights& weights, const Shape& shape, const std::filesystem::path& directory) {
+inline void check_weights(const Weights& weights, const ModelConfig& model, const std::filesystem::path& directory) {
+  const Shape& shape = model.shape;
   const std::vector<NamedShape> expected = tensor_names(shape);
-  std::vector<std::string_view> known;
+  std::vector<std::string> known = stored_names(model);
   for (const NamedShape& needed : expected) {
+    if (weights.nf4.contains(needed.name)) continue;
     const auto tensor = weights.find(needed.name);
     if (!tensor) {
       const bool head = needed.name == tensor_name::head;
@@ -138,7 +200,6 @@ inline void check_weights(const Weights& weights, const Shape& shape, const std:
       throw Error(concat(directory.string(), ": the tensor '", needed.name, "' holds ", ::qlora::name_of(type),
                          ", not floating-point numbers"));
     }
-    known.push_back(needed.name);
   }
   if (shape.tied_embeddings) known.emplace_back(tensor_name::head);  // a copy that some writers keep
   std::sort(known.begin(), known.end());
@@ -172,8 +233,10 @@ struct ModelDir : ModelConfig {
     ModelDir model;
     static_cast<ModelConfig&>(model) = parse_config(read_json_object(config, 1U << 20), config.string());
     model.path = directory;
-    model.weights_ = std::make_shared<const detail::Weights>(detail::open_weights(directory, verify));
-    detail::check_weights(*model.weights_, model.shape, directory);
+    detail::Weights weights = detail::open_weights(directory, verify);
+    detail::read_quantized(weights, model, directory);
+    detail::check_weights(weights, model, directory);
+    model.weights_ = std::make_shared<const detail::Weights>(std::move(weights));
     model.dtype = model.weights_->find(tensor_name::embedding)->dtype;  // the file knows better than the config
     model.read_extras();
     if (verify == Verify::checksums) model.make_sums();
@@ -183,14 +246,28 @@ struct ModelDir : ModelConfig {
   /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped. Unless the directory
   /// was opened with Verify::nothing, a tensor is read and compared with the checksum that its file states before it is
   /// returned, and the source throws Error naming file and tensor where it differs; other threads read the next `ahead`
-  /// tensors of tensor_names meanwhile. 0 is for callers that take tensors with several threads.
+  /// tensors meanwhile. 0 is for callers that take tensors with several threads. Matrices that are stored in NF4 are
+  /// found by TensorSource::nf4 alone.
   [[nodiscard]] TensorSource source(int ahead = read_ahead()) const {
-    return [weights = weights_, sums = sums_, tied = shape.tied_embeddings, ahead](std::string_view name) {
-      const std::string_view stored = tied && name == tensor_name::head ? tensor_name::embedding : name;
-      auto tensor = weights->find(stored);
-      if (tensor && sums) (void)sums->of(stored, ahead);
-      return tensor;
-    };
+    return {[weights = weights_, sums = sums_, tied = shape.tied_embeddings, ahead](std::string_view name) {
+              const std::string_view stored = tied && name == tensor_name::head ? tensor_name::embedding : name;
+              auto tensor = weights->nf4.contains(stored) ? std::nullopt : weights->find(stored);
+              if (tensor && sums) (void)sums->of(stored, ahead);
+              return tensor;
+            },
+            [weights = weights_, sums = sums_, where = path.string(), ahead](std::string_view name) {
+              const auto found = weights->nf4.find(name);
+              std::optional<Nf4Ref> matrix;
+              if (found == weights->nf4.end()) return matrix;
+              matrix = found->second;
+              if (sums) {
+                for (const std::string& part : bnb::part_names(found->first, matrix->double_quant())) {
+                  (void)sums->of(part, ahead);
+                }
+              }
+              bnb::expect_finite_scales(*matrix, name, where);
+              return matrix;
+            }};
   }
   /// Tensors that are read while the one before them is used: a quarter of the processor's threads is enough, since a
   /// checksum takes less time than quantizing does.
@@ -199,10 +276,12 @@ struct ModelDir : ModelConfig {
   }
 
   /// What any changed bit of a tensor changes, and any other number of the network: XXH3 over shape, rope_theta,
-  /// norm_eps, and names and checksums of all tensors in the order of tensor_names, as 32 digits. Reads what source()
+  /// norm_eps, and names and checksums of all tensors in the order in which a model takes them, as 32 digits; of a
+  /// model that was quantized here, that of the one that it was made from. Reads what source()
   /// has not read yet. Empty with Verify::nothing.
   [[nodiscard]] std::string checksum() const {
     if (!sums_) return {};
+    if (std::string origin = detail::origin_of(*weights_, bnb::origin_checksum_key, 32); !origin.empty()) return origin;
     const Shape& s = shape;
     RunningChecksum all;
     const auto add = [&](const std::string& line) { all.update(std::as_bytes(std::span(line))); };
@@ -213,23 +292,33 @@ struct ModelDir : ModelConfig {
       add(concat(static_cast<int>(r.kind), ' ', r.factor, ' ', r.old_positions, ' ', r.low, ' ', r.high, ' ', r.fast,
                  ' ', r.slow, ' ', r.whole_pairs, ' ', r.attention, '\n'));
     }
-    for (const NamedShape& tensor : tensor_names(shape)) {
-      add(concat(tensor.name, ' ', sums_->of(tensor.name, read_ahead()).hex(), '\n'));
+    for (const std::string& name : detail::stored_names(*this)) {
+      add(concat(name, ' ', sums_->of(name, read_ahead()).hex(), '\n'));
     }
     return all.value().hex();
+  }
+
+  /// Type of a tensor as the files have it, of the codes of a matrix in NF4 too. Throws Error for a name that the model
+  /// does not have.
+  [[nodiscard]] DType stored_type(std::string_view name) const {
+    const auto tensor = weights_->find(name);
+    QLORA_EXPECTS(tensor.has_value(), path.string(), " has no tensor '", name, "'");
+    return tensor->dtype;
   }
 
   /// What is odd about the directory and does no harm; empty: nothing.
   [[nodiscard]] const std::string& note() const { return weights_->note; }
 
   /// Tells models of one shape apart without reading all of them: SHA-256 of the first 4 KiB of every tensor, in the
-  /// order of tensor_names. The same weights stored in another type have another one.
+  /// order in which a model takes them. The same weights stored in another type have another one; a model that was
+  /// quantized here has that of the one that it was made from.
   [[nodiscard]] std::string fingerprint() const {
+    if (std::string origin = detail::origin_of(*weights_, bnb::origin_key, 64); !origin.empty()) return origin;
     constexpr std::size_t seen = 4096;
     Sha256 sum;
-    for (const NamedShape& tensor : tensor_names(shape)) {
-      const std::span<const std::byte> bytes = weights_->find(tensor.name).value().bytes;
-      sum.update(tensor.name).update(bytes.first(std::min(bytes.size(), seen)));
+    for (const std::string& name : detail::stored_names(*this)) {
+      const std::span<const std::byte> bytes = weights_->find(name).value().bytes;
+      sum.update(name).update(bytes.first(std::min(bytes.size(), seen)));
     }
     return sum.hex();
   }
@@ -252,10 +341,8 @@ struct ModelDir : ModelConfig {
   }
 
   void make_sums() {
-    std::vector<std::string> names;
-    for (NamedShape& tensor : tensor_names(shape)) names.push_back(std::move(tensor.name));
     sums_ = std::make_shared<::qlora::detail::TensorSums>(
-        std::move(names), [weights = weights_](const std::string& name) { return weights->verify(name); });
+        detail::stored_names(*this), [weights = weights_](const std::string& name) { return weights->verify(name); });
   }
 
   std::shared_ptr<const detail::Weights> weights_;

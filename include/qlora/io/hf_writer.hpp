@@ -32,10 +32,6 @@ namespace detail {
   return ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
 }
 
-[[nodiscard]] inline std::string_view torch_name(DType dtype) {
-  return dtype == DType::f16 ? "float16" : dtype == DType::bf16 ? "bfloat16" : "float32";
-}
-
 }  // namespace detail
 
 /// config.json of a model, with every key that transformers needs. A model with more than the plain keys of LLaMA keeps
@@ -48,7 +44,8 @@ namespace detail {
   if (!is_plain) {
     Json file = model.file;
     file.erase("dtype");
-    file["torch_dtype"] = detail::torch_name(model.dtype);
+    file.erase("quantization_config");  // what is written in one type is not in 4 bits any more
+    file["torch_dtype"] = bnb::torch_name(model.dtype);
     return file;
   }
   return Json{{"architectures", {"LlamaForCausalLM"}},
@@ -72,7 +69,7 @@ namespace detail {
               {"rope_scaling", nullptr},
               {"rope_theta", shortest_decimal(model.rope_theta)},
               {"tie_word_embeddings", s.tied_embeddings},
-              {"torch_dtype", detail::torch_name(model.dtype)},
+              {"torch_dtype", bnb::torch_name(model.dtype)},
               {"use_cache", true},
               {"vocab_size", s.vocab}};
 }
@@ -103,7 +100,11 @@ class ModelWriter {
     std::uint64_t max_shard_bytes = 2'000'000'000;  ///< a tensor larger than this gets a shard of its own
     std::filesystem::path tokenizer_from;           ///< directory whose tokenizer files are copied; empty: none
     std::map<std::string, std::string> files{};     ///< texts of further files by their names
-    bool replace = false;                           ///< take the place of a directory that holds a model alone
+    /// What is written where that is not tensor_names in one type. Tensors of one inner list stay in one file. A file
+    /// is then made when the first of its tensors is written, by one thread.
+    std::vector<std::vector<TensorInfo>> tensors{};
+    Json config{};         ///< of config.json; null: config_json of the model
+    bool replace = false;  ///< take the place of a directory that holds a model alone
   };
 
   /// `model.dtype` (f16, bf16 or f32) is what is written. Throws Error when the target holds files, or the disk is
@@ -119,9 +120,8 @@ class ModelWriter {
                   "a model cannot be written as ", ::qlora::name_of(model.dtype));
     plan();
     expect_free_space(directory_.temporary(), total_bytes_);
-    for (Shard& shard : shards_)
-      shard.writer.emplace(directory_.temporary() / shard.file, shard.tensors,
-                           std::map<std::string, std::string>{{"format", "pt"}}, Checksums::stated);
+    if (!options.tensors.empty()) return;
+    for (Shard& shard : shards_) open(shard);
   }
 
   /// The tensors that are expected, in file order.
@@ -158,6 +158,22 @@ class ModelWriter {
     writer_of(name).write(name, offset, bytes);
   }
 
+  /// Gives a tensor of Options::tensors another shape, before anything is written into its file.
+  void reshape(std::string_view name, std::vector<std::int64_t> shape) {
+    Shard& shard = shards_[file_of(name)];
+    QLORA_EXPECTS(!shard.writer, "the file of tensor '", name, "' is begun already");
+    for (TensorInfo& tensor : shard.tensors) {
+      if (tensor.name != name) continue;
+      total_bytes_ -= ::qlora::detail::checked_bytes(tensor.dtype, tensor.shape).value();
+      total_bytes_ += ::qlora::detail::checked_bytes(tensor.dtype, shape).value();
+      tensor.shape = std::move(shape);
+      return;
+    }
+  }
+  /// Adds texts to the metadata of the weight files that are not begun yet.
+  void describe(const std::map<std::string, std::string>& metadata) {
+    for (const auto& [key, text] : metadata) metadata_[key] = text;
+  }
   /// The weight files, and which of them a tensor is in.
   [[nodiscard]] std::size_t files() const { return shards_.size(); }
   /// Number of the weight file that the tensor is in. Throws Error for a name that the model does not have.
@@ -185,9 +201,11 @@ class ModelWriter {
     if (shards_.size() > 1) {
       write("model.safetensors.index.json", {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", files_}});
     }
-    write("config.json", config_json(model_));
-    write("generation_config.json", {{"bos_token_id", config_json(model_)["bos_token_id"]},
-                                     {"eos_token_id", detail::token_ids(model_.eos_token_ids)}});
+    write("config.json", options_.config.is_null() ? config_json(model_) : options_.config);
+    if (!options_.files.contains("generation_config.json")) {
+      write("generation_config.json", {{"bos_token_id", config_json(model_)["bos_token_id"]},
+                                       {"eos_token_id", detail::token_ids(model_.eos_token_ids)}});
+    }
     copy_tokenizer(written);
     for (const auto& [name, text] : options_.files) {
       write_file_atomically(directory_.temporary() / name, text);
@@ -208,16 +226,27 @@ class ModelWriter {
 
   /// Fills shards in file order, as transformers does, and names them.
   void plan() {
-    for (NamedShape& tensor : tensor_names(model_.shape)) {
-      const std::uint64_t bytes = ::qlora::detail::checked_bytes(model_.dtype, tensor.shape).value();
+    if (options_.tensors.empty()) {
+      for (NamedShape& tensor : tensor_names(model_.shape)) {
+        options_.tensors.push_back({{std::move(tensor.name), model_.dtype, std::move(tensor.shape)}});
+      }
+    }
+    for (std::vector<TensorInfo>& together : options_.tensors) {
+      std::uint64_t bytes = 0;
+      for (const TensorInfo& tensor : together) {
+        bytes += ::qlora::detail::checked_bytes(tensor.dtype, tensor.shape).value();
+      }
       if (shards_.empty() || (shards_.back().bytes > 0 && shards_.back().bytes + bytes > options_.max_shard_bytes)) {
         shards_.emplace_back();
       }
-      shard_of_.emplace(tensor.name, shards_.size() - 1);
       shards_.back().bytes += bytes;
-      shards_.back().tensors.push_back({std::move(tensor.name), model_.dtype, std::move(tensor.shape)});
       total_bytes_ += bytes;
+      for (TensorInfo& tensor : together) {
+        shard_of_.emplace(tensor.name, shards_.size() - 1);
+        shards_.back().tensors.push_back(std::move(tensor));
+      }
     }
+    options_.tensors.clear();
     const auto padded = [](std::size_t number) {
       const std::string text = std::to_string(number);
       return std::string(text.size() < 5 ? 5 - text.size() : 0, '0') + text;
@@ -230,7 +259,14 @@ class ModelWriter {
     }
   }
 
-  [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) { return *shards_[file_of(name)].writer; }
+  void open(Shard& shard) {
+    shard.writer.emplace(directory_.temporary() / shard.file, shard.tensors, metadata_, Checksums::stated);
+  }
+  [[nodiscard]] SafetensorsWriter& writer_of(std::string_view name) {
+    Shard& shard = shards_[file_of(name)];
+    if (!shard.writer) open(shard);
+    return *shard.writer;
+  }
 
   void copy_tokenizer(std::vector<std::string>& written) const {
     if (options_.tokenizer_from.empty()) return;
@@ -250,6 +286,7 @@ class ModelWriter {
   std::map<std::string, std::size_t, std::less<>> shard_of_;
   std::map<std::string, std::string> files_;
   std::uint64_t total_bytes_ = 0;
+  std::map<std::string, std::string> metadata_{{"format", "pt"}};
 };
 
 }  // namespace hf

@@ -1,6 +1,7 @@
 // qlora/io/merge.hpp — a model directory with a PEFT adapter inside its weights, W + s B A, for programs that
 // know no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the
 // model.
+// Of a model in NF4 the matrices are what its codes mean, as the adapter saw them in training.
 // What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the
 // number of threads nor on their timing: each tensor is one thread's.
 // Speed: as many tensors are in hand as there are lanes, so that reading, computing and writing overlap; a weight file
@@ -30,6 +31,7 @@
 
 #include "qlora/cpu/merge.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/bnb.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/hf_writer.hpp"
 #include "qlora/io/peft.hpp"
@@ -192,21 +194,31 @@ class Merge {
   }
 
   void merge_tensor(MergeLane& lane, const hf::NamedShape& tensor, const MergeAdapter& adapter) {
-    const TensorRef from = source_(tensor.name).value();
-    const std::int64_t row_bytes = adapter.cols * static_cast<std::int64_t>(size_of(from.dtype));
-    const int rows = static_cast<int>(from.size() / adapter.cols);
-    const int at_once = static_cast<int>(std::max<std::int64_t>(1, merge_piece / adapter.cols));
+    const std::optional<TensorRef> plain = source_(tensor.name);
+    const std::optional<Nf4Ref> nf4 = plain ? std::nullopt : source_.nf4(tensor.name);
+    QLORA_EXPECTS(plain || nf4, "the model has no tensor ", tensor.name);
+    const std::int64_t cols = adapter.cols;
+    const auto width = plain ? static_cast<std::int64_t>(size_of(plain->dtype)) : 0;
+    const int rows = static_cast<int>(tensor.shape.size() > 1 ? tensor.shape[0] : 1);
+    const int at_once = static_cast<int>(std::max<std::int64_t>(1, merge_piece / cols));
+    std::vector<float> dequantized;
     lane.begin(adapter);
     for (int first = 0; first < rows && !stop_.load(); first += at_once) {
       const int here = std::min(at_once, rows - first);
-      const auto piece =
-          from.bytes.subspan(static_cast<std::size_t>(first * row_bytes), static_cast<std::size_t>(here * row_bytes));
-      expect_pages(piece);
-      const std::span<const std::byte> merged = lane.merge(from.dtype, piece, first, here);
-      if (merged.empty()) refuse(tensor.name, adapter, from.dtype, piece, first, here);
-      writer_.write_bytes(
-          tensor.name, merged,
-          static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(adapter.cols) * size_of(dtype_));
+      std::span<const std::byte> piece;
+      if (plain) {
+        piece = plain->bytes.subspan(static_cast<std::size_t>(first * cols * width),
+                                     static_cast<std::size_t>(here * cols * width));
+        expect_pages(piece);
+      } else {
+        dequantized.resize(static_cast<std::size_t>(here * cols));
+        bnb::dequantize(*nf4, first * cols, dequantized);
+        piece = std::as_bytes(std::span(dequantized));
+      }
+      const DType from = plain ? plain->dtype : DType::f32;
+      const std::span<const std::byte> merged = lane.merge(from, piece, first, here);
+      if (merged.empty()) refuse(tensor.name, adapter, from, piece, first, here);
+      writer_.write_bytes(tensor.name, merged, static_cast<std::uint64_t>(first * cols) * size_of(dtype_));
     }
   }
 

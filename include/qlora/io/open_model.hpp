@@ -13,9 +13,9 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Options with the shape, rotary embedding, norm_eps and fingerprint of a directory, for a Model or as
-/// TrainOptions::model. A rope_theta, rope_scaling or norm_eps that the options give stays. Throws Error (usage) when
-/// the options give another shape.
+/// Options with the shape, rotary embedding, norm_eps, way of quantization and fingerprint of a directory, for a Model
+/// or as TrainOptions::model. A rope_theta, rope_scaling or norm_eps that the options give stays. Throws Error (usage)
+/// when the options give another shape.
 [[nodiscard]] inline ModelOptions model_options(const hf::ModelDir& directory, ModelOptions options = {}) {
   if (options.shape != Shape{} && options.shape != directory.shape) {
     throw Error(concat("the options give another shape than ", (directory.path / "config.json").string()),
@@ -25,6 +25,7 @@ inline namespace v0 {
   if (options.rope_theta == 0.0F) options.rope_theta = directory.rope_theta;
   if (options.norm_eps == 0.0F) options.norm_eps = directory.norm_eps;
   if (!options.rope_scaling) options.rope_scaling = directory.rope_scaling;
+  if (directory.nf4) options.double_quant = directory.nf4->double_quant;
   options.base = Fingerprint(directory.fingerprint());
   return options;
 }

@@ -105,16 +105,20 @@ struct GroupColumns {
 template <Code K>
 class Dims {
  public:
-  /// `shape` and `lora` have no dynamic number and agree with the code's.
-  constexpr Dims(const Shape& shape, const Lora& lora) : shape_(shape), lora_(lora) {}
+  /// `shape` and `lora` have no dynamic number and agree with the code's; `quant` may have another double_quant, which
+  /// the code reads from each matrix.
+  constexpr Dims(const Shape& shape, const Lora& lora, const Quant& quant = K.quant)
+      : shape_(shape), lora_(lora), quant_(quant) {}
 
   /// The shape, layers included.
   [[nodiscard]] constexpr const Shape& shape() const { return shape_; }
   /// The rank cap and the targets; of full training they have no meaning.
   [[nodiscard]] constexpr const Lora& lora() const { return lora_; }
+  /// How the frozen projections are stored.
+  [[nodiscard]] constexpr const Quant& quant() const { return quant_; }
   /// The config that the memory plan is made of.
   [[nodiscard]] constexpr Config config() const {
-    return {.shape = shape_, .lora = lora_, .quant = K.quant, .trainable = K.trainable};
+    return {.shape = shape_, .lora = lora_, .quant = quant_, .trainable = K.trainable};
   }
 
   /// D, width of the residual stream.
@@ -150,6 +154,7 @@ class Dims {
  private:
   Shape shape_;  ///< layers as at run time
   Lora lora_;
+  Quant quant_;
 };
 
 /// What one decoder layer computes on the way, in elements for T tokens; inputs of a linear group have room for XA

@@ -48,7 +48,10 @@ struct ModelOptions {
   float norm_eps = 0.0F;                      ///< 0: the config's
   std::optional<RopeScaling> rope_scaling{};  ///< nothing: the config's
   bool keep_dequantized = false;              ///< hold frozen weights dense as well: more memory, less work per step
-  Fingerprint base{};                         ///< of the weights
+  /// Of weights that are stored in NF4, whether their scales are quantized again; nothing: weights are stored as they
+  /// are. A config of a static shape has to say the same, since its memory plan does.
+  std::optional<bool> double_quant{};
+  Fingerprint base{};  ///< of the weights
 };
 
 namespace detail {
@@ -78,10 +81,30 @@ inline void agree(std::string_view what, int config, int actual) {
 }
 }  // namespace detail
 
-/// The config with every dynamic number taken from the options. Throws Error when a number is missing, when one that
-/// the config fixes is another in the model, when it cannot hold the adapters of the options, or when the result breaks
-/// a rule of ValidConfig.
-[[nodiscard, gnu::cold]] inline Config resolved(Config config, const Shape& shape, const Lora& lora) {
+namespace detail {
+/// How the weights of a config are stored, given that they come in NF4.
+[[nodiscard, gnu::cold]] inline Quant resolved(const Config& config, bool double_quant) {
+  Quant quant = config.quant;
+  if (quant.kind == QuantKind::none) {
+    throw Error(
+        concat("the model is stored in 4 bits (quantization_config), and ",
+               config.trainable == Trainable::all ? "training every weight" : "computing with weights as they are",
+               " needs the model in 16 or 32 bits that it was made from"));
+  }
+  quant.double_quant = double_quant;
+  if (is_dynamic(config.shape) || quant == config.quant) return quant;
+  throw Error(concat("the model is stored in NF4 ", double_quant ? "with" : "without",
+                     " double quantization, and this config of a static shape says otherwise: Quant{.double_quant = ",
+                     double_quant, "}"));
+}
+}  // namespace detail
+
+/// The config with every dynamic number taken from the options; `double_quant` is that of ModelOptions. Throws Error
+/// when a number is missing, when one that the config fixes is another in the model, when it cannot hold the adapters
+/// of the options or weights that are stored as these are, or when the result breaks a rule of ValidConfig.
+[[nodiscard, gnu::cold]] inline Config resolved(Config config, const Shape& shape, const Lora& lora,
+                                                std::optional<bool> double_quant = std::nullopt) {
+  if (double_quant) config.quant = detail::resolved(config, *double_quant);
   if (shape != Shape{}) {
     detail::agree("vocab", config.shape.vocab, shape.vocab);
     detail::agree("dim", config.shape.dim, shape.dim);
@@ -191,10 +214,11 @@ class Model {
 // Outside the class, and so not inline: a file that uses a model of qlora_add_model does not compile it again.
 template <Config C, class B>
 requires RunsOn<C, B> Model<C, B>::Model(const TensorSource& source, const ModelOptions& options, B backend)
-    : resolved_(detail::served<B>(resolved(C, options.shape, options.lora))),
+    : resolved_(detail::served<B>(resolved(C, options.shape, options.lora, options.double_quant))),
       base_(options.base),
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
-      weights_(std::make_shared<Weights<code, B>>(backend, Dims<code>(resolved_.shape, code_of(resolved_).lora),
+      weights_(std::make_shared<Weights<code, B>>(backend,
+                                                  Dims<code>(resolved_.shape, code_of(resolved_).lora, resolved_.quant),
                                                   values(options), source, keep_dequantized_)),
       context_(std::make_unique<Context<code, B>>(weights_, std::move(backend))) {}
 

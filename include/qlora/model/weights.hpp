@@ -48,7 +48,8 @@ class Weights {
   static constexpr bool full = K.trainable == Trainable::all;  ///< every weight is trained, and there are no adapters
   static constexpr bool quantized = K.quant.kind == QuantKind::nf4;  ///< the frozen projections are in NF4
 
-  /// Reads, quantizes and places every weight. `keep_dequantized` holds frozen linears dense as well.
+  /// Reads, quantizes and places every weight; matrices that are stored in NF4 are taken as they are.
+  /// `keep_dequantized` holds frozen linears dense as well.
   Weights(B& backend, const Dims<K>& dims, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
       : values_(values),
         dims_(dims),
@@ -222,7 +223,8 @@ class Weights {
   [[nodiscard]] static TensorRef find(const TensorSource& source, const std::string& name,
                                       std::initializer_list<std::int64_t> shape) {
     std::optional<TensorRef> tensor = source(name);
-    QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name);
+    QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name,
+                  source.nf4(name) ? " in 16 or 32 bits, only in 4" : "");
     if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
       throw Error(
           concat(name, " has shape ", shape_text(tensor->shape), ", this config needs ", shape_text(std::span(shape))));
@@ -272,10 +274,10 @@ class Weights {
     return begin;
   }
 
-  [[nodiscard]] Weight<Act> quantize(B& backend, const TensorSource& source, const std::string& name, int rows,
-                                     int cols) {
-    const TensorRef tensor = find(source, name, {rows, cols});
-    const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, K.quant);
+  /// A matrix in NF4: as it is stored, else quantized here.
+  [[nodiscard]] Weight<Act> place_nf4(B& backend, const TensorSource& source, const std::string& name, int rows,
+                                      int cols) {
+    const Nf4Layout sizes = Nf4Layout::of(std::int64_t{rows} * cols, dims_.quant());
     Nf4Target target;
     Weight<Act> weight{.rows = rows};
     target.codes = arena_.template take<std::uint8_t>(sizes.code_bytes);
@@ -287,12 +289,39 @@ class Weights {
       target.absmax = arena_.template take<float>(sizes.blocks);
       weight.nf4.absmax = target.absmax;
     }
-    expect_finite(backend.quantize(tensor, K.quant, target), tensor, name);
+    if (const std::optional<Nf4Ref> stored = source.nf4(name)) {
+      copy_nf4(backend, *stored, sizes, target, name);
+      weight.nf4.offset = stored->offset;
+      weight.nf4.state = stored->state;
+    } else {
+      const TensorRef tensor = find(source, name, {rows, cols});
+      expect_finite(backend.quantize(tensor, dims_.quant(), target), tensor, name);
+      weight.nf4.state = tensor.dtype;
+    }
     weight.nf4.codes = target.codes;
     weight.nf4.absmax8 = target.absmax8;
     weight.nf4.nested = target.nested;
-    weight.nf4.state = tensor.dtype;
     return weight;
+  }
+  /// Codes and scales of a stored matrix. Throws Error when they are not those of a matrix of these sizes.
+  static void copy_nf4(B& backend, const Nf4Ref& stored, const Nf4Layout& sizes, const Nf4Target& to,
+                       const std::string& name) {
+    const bool twice = sizes.nested > 0;
+    const auto is = [](std::span<const std::byte> bytes, std::int64_t count) {
+      return static_cast<std::int64_t>(bytes.size()) == count;
+    };
+    QLORA_EXPECTS(is(stored.codes, sizes.code_bytes) && is(stored.absmax, (twice ? 1 : 4) * sizes.blocks) &&
+                      is(stored.nested, 4 * sizes.nested),
+                  name, " is stored in NF4 with ", stored.codes.size(), " bytes of codes and ",
+                  stored.absmax.size() + stored.nested.size(), " of scales; its shape and this config need ",
+                  sizes.code_bytes, " and ", sizes.scale_bytes() - (twice ? 4 : 0));
+    backend.place_bytes(stored.codes, to.codes);
+    if (twice) {
+      backend.place_bytes(stored.absmax, to.absmax8);
+      backend.place_bytes(stored.nested, to.nested);
+    } else {
+      backend.place_bytes(stored.absmax, to.absmax);
+    }
   }
   /// Dense copies of the seven matrices as products read them.
   void keep_dense(B& backend, Layer& layer) {
@@ -328,7 +357,7 @@ class Weights {
         const int rows = rows_of(s, proj);
         const int cols = cols_of(s, proj);
         if constexpr (quantized) {
-          layer.linear[i] = quantize(backend, source, name, rows, cols);
+          layer.linear[i] = place_nf4(backend, source, name, rows, cols);
         } else {
           layer.linear[i] = {
               .rows = rows,

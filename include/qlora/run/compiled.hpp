@@ -315,7 +315,7 @@ template <Config C, class B>
     if (!automatic && probes.sequences == 0) return options;  // the arenas will say whether it fits
     if (automatic) options.recompute = Recompute::block;      // the most, while the question is whether anything fits
     const ModelOptions opened = training_model<C, B>(options);
-    const Config config = resolved(C, opened.shape, opened.lora);
+    const Config config = resolved(C, opened.shape, opened.lora, opened.double_quant);
     Run run = run_of(options, options.model.keep_dequantized);
     run.probing = probes;
     const std::int64_t budget = memory_of(backend, device).limit;

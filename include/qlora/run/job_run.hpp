@@ -218,6 +218,11 @@ QLORA_STEP void check_inputs(const Job& job) {
   }
   for (const JobModel& named : job.models) {
     const hf::ModelDir model = hf::ModelDir::open(named.source.path, verify_of(job.device));
+    if (model.nf4) {
+      throw Error(
+          named.source.path.string() +
+          " is in 4 bits; a job measures and merges the model in 16 or 32 bits that it was made from: name that");
+    }
     const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(named.source.path));
     (void)chat_template_of(named.source.path, tokenizer, named.chat.chat_template);
     for (const Arm& arm : job.arms) {

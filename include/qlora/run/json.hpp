@@ -120,6 +120,16 @@ namespace run {
   return result;
 }
 
+// --- QuantizeResult: its members -------------------------------------------------------------------------------------
+
+/// The members of a QuantizeResult under their names.
+[[nodiscard]] inline OrderedJson to_json(const QuantizeResult& result) {
+  return {{"tensors", result.tensors},
+          {"quantized", result.quantized},
+          {"double_quant", result.double_quant},
+          {"path", result.path.string()}};
+}
+
 // --- RecallResult: its members ---------------------------------------------------------------------------------------
 
 /// The members of a RecallResult under their names.

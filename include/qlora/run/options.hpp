@@ -12,6 +12,7 @@
 
 #include "qlora/run/console_options.hpp"
 #include "qlora/run/option.hpp"
+#include "qlora/run/quantizing_options.hpp"
 #include "qlora/run/rank_options.hpp"
 #include "qlora/run/serving_options.hpp"
 #include "qlora/run/training_options.hpp"
@@ -484,6 +485,7 @@ void for_each_group(const Use& use) {
   use.template operator()<ArmLabels>();
   use.template operator()<MergeSource>();
   use.template operator()<Merging>();
+  use.template operator()<Quantizing>();
   use.template operator()<Comparing>();
   use.template operator()<Sampling>();
   use.template operator()<Output>();

@@ -168,6 +168,13 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
   const int seq = request.packing.seq > 0 ? request.packing.seq : std::min(2048, model.max_positions);
   expect_length(seq, model.max_positions, model.limited_by);
   if (request.plan.unquantized) config.quant = unquantized;
+  if (model.nf4) {
+    if (request.plan.unquantized) {
+      throw Error(request.model.string() + " is in 4 bits; leave out --unquantized, or give the 16-bit model",
+                  ErrorKind::usage);
+    }
+    config.quant.double_quant = model.nf4->double_quant;
+  }
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;
   const DeviceOptions placed{.device = cpu ? Device::cpu : Device::cuda,

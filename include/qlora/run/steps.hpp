@@ -95,6 +95,22 @@ struct MergeResult {
   std::filesystem::path path;   ///< the directory
 };
 
+/// A model into one in NF4; see run/quantize.hpp.
+struct QuantizeRequest {
+  std::filesystem::path model;  ///< model directory in 16 or 32 bits
+  std::filesystem::path out;    ///< model directory that is written
+  Quantizing quantizing;        ///< of the scales, and the size of its files
+  DeviceRequest device;         ///< of it threads and no_verify count
+};
+
+/// The model that was written.
+struct QuantizeResult {
+  std::int64_t tensors = 0;    ///< of the model
+  std::int64_t quantized = 0;  ///< tensors in NF4
+  bool double_quant = true;    ///< whether the scales are in 8 bits
+  std::filesystem::path path;  ///< the directory
+};
+
 /// What a model directory, or a published model, takes to train; see run/plan.hpp.
 struct PlanRequest {
   std::filesystem::path model;   ///< directory with a config.json; or a name, as 13b for LLaMA-2 and llama3.1-8b

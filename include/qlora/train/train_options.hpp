@@ -149,7 +149,7 @@ template <Config C, class B>
 [[nodiscard]] ModelOptions checked_training_model(const TrainOptions& options) {
   options.check();
   ModelOptions model = training_model<C, B>(options);
-  expect_served<B>(resolved(C, model.shape, model.lora), true);
+  expect_served<B>(resolved(C, model.shape, model.lora, model.double_quant), true);
   return model;
 }
 }  // namespace detail
