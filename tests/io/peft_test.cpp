@@ -175,6 +175,148 @@ TEST_CASE("ranks and alphas per module") {
   CHECK(fs::exists(target / "notes.txt"));
 }
 
+TEST_CASE("regular expressions match the names that Python's re.fullmatch matches") {
+  const std::string many(36, 'a');
+  const std::vector<std::string> names{"",       "a",     "b",     "abc",   "a.c",      "d",  "ababcd", "aab",
+                                       "aaab",   "aaaab", "abc12", "zzx",   "a.x",      "aa", "aaa",    "foo.x",
+                                       "q_proj", "x{a}",  "]a",    "a-b.c", many + "c", "ab"};
+  const std::pair<const char*, const char*> cases[] = {
+      {"model", "0000000000000000000000"},          {"a.c", "0001100000000000000000"},
+      {"a\\.c", "0000100000000000000000"},          {"(ab|c)*d", "0000011000000000000000"},
+      {"a{2,3}b?", "0000000110000110000000"},       {"[a-c]+\\d\\d", "0000000000100000000000"},
+      {"[^.]*x", "0000000000010000000000"},         {"a{,2}", "1100000000000100000000"},
+      {"\\w+\\b\\.\\B.", "0000000000000000000000"}, {"(?P<n>q|k)_proj", "0000000000000000100000"},
+      {"a|b|", "1110000000000000000000"},           {"x{a}", "0000000000000000010000"},
+      {"[]a]+", "0100000000000110001000"},          {"[\\w.-]+", "0111111111111111100111"},
+      {"(a?){3}b", "0010000110000000000001"},       {"(a*)*(a*)*b", "0010000111000000000001"},
+      {".*?b", "0010000111000000000001"},           {"^ab$", "0000000000000000000001"},
+      {"a\\Zb", "0000000000000000000000"}};
+  for (const auto& [expression, expected] : cases) {
+    CAPTURE(expression);
+    std::string found;
+    for (const std::string& name : names) found += NamePattern(expression, "t").matches(name) ? '1' : '0';
+    CHECK(found == expected);
+  }
+  for (const char* bad : {"(?!a)b", "(?i)a", "(a", "a)", "[a", "a**", "*a", "a{3,2}", "a{1001}", "\\1", "a\\",
+                          "(?<=a)b", "[z-a]", "\\p", "(?P<n"}) {
+    CAPTURE(bad);
+    CHECK_THROWS_WITH_AS((void)NamePattern(bad, "t"), doctest::Contains("t: the regular expression '"), Error);
+  }
+  CHECK_THROWS_WITH_AS((void)NamePattern(std::string(60, '(') + std::string(60, ')'), "t"),
+                       doctest::Contains("nested too deeply"), Error);
+  std::string hard = "a*";  // each round doubles what a search would try
+  for (int i = 0; i < 12; ++i) hard = "(" + hard + "){0,1000}" + hard.substr(0, 40);
+  try {
+    (void)NamePattern(hard, "t").matches(many);
+  } catch (const Error&) {
+  }  // ends, whatever it says
+}
+
+TEST_CASE("modules with adapters are those that peft finds") {
+  // 5 layers of 7 projections, by check_target_module_exists of peft 0.21.2.
+  const auto has = [](const Json& keys) {
+    Json config{{"peft_type", "LORA"}, {"r", 8}, {"lora_alpha", 16}};
+    config.update(keys);
+    const PeftConfig read = detail::parse_peft_config(config, "c");
+    std::string found;
+    for (const int layer : {0, 1, 2, 10, 11}) {
+      for (const Proj proj : all_projections) found += has_adapter(read, layer, proj) ? '1' : '0';
+    }
+    return found;
+  };
+  const auto rule = [](const Json& targets, const Json& more = Json::object()) {
+    Json keys{{"target_modules", targets}};
+    keys.update(more);
+    return keys;
+  };
+  const std::string unsloth = R"((?:.*?(?:self_attn|mlp).*?(?:q_proj|gate_proj).*?)|)"
+                              R"((?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn)\.(?:(?:o_proj))))";
+  CHECK(has(rule({"q_proj", "mlp.up_proj"})) == "10000101000010100001010000101000010");
+  CHECK(has(rule({"q_proj", "v_proj"}, {{"layers_to_transform", {1, 10}}})) == "00000001010000000000010100000000000");
+  CHECK(has(rule({"down_proj"}, {{"layers_to_transform", 2}})) == "00000000000000000000100000000000000");
+  CHECK(has(rule({"q_proj"}, {{"layers_to_transform", {0, 11}}, {"layers_pattern", "layers"}})) ==
+        "10000000000000000000000000001000000");
+  CHECK(has(rule({"1.self_attn.q_proj", "layers.10.mlp.up_proj", "model.layers.2.self_attn.o_proj"})) ==
+        "00000001000000000100000000100000000");
+  CHECK(has(rule({"q_proj", "k_proj", "down_proj"},
+                 {{"exclude_modules", {"layers.1.self_attn.q_proj", "lm_head", "down_proj"}}})) ==
+        "11000000100000110000011000001100000");
+  CHECK(has(rule({"q_proj", "up_proj"}, {{"exclude_modules", R"(.*\.1\d?\..*)"}})) ==
+        "10000100000000100001000000000000000");
+  CHECK(has(rule(R"(.*\.(q|v)_proj)")) == "10100001010000101000010100001010000");
+  CHECK(has(rule(R"(model\.layers\.(?:[02]|1\d)\.mlp\.(?:up|down)_proj$)")) == "00000110000000000001100000110000011");
+  CHECK(has(rule(unsloth)) == "10011001001100100110010011001001100");
+  CHECK(has(rule("all-linear")) == std::string(35, '1'));
+  // and the ranks are those of peft's get_pattern_key
+  PeftConfig config{.r = 8};
+  const auto ranks = [&](std::map<std::string, int> pattern) {
+    config.rank_pattern = std::move(pattern);
+    std::string found;
+    for (const int layer : {0, 1, 10}) {
+      for (const Proj proj : all_projections) found += std::to_string(rank_of(config, layer, proj));
+    }
+    return found;
+  };
+  CHECK(ranks({{"q_proj", 4}, {"layers.1.mlp.down_proj", 2}}) == "488888848888824888888");
+  CHECK(ranks({{R"(layers\.1\d\..*_proj)", 5}}) == "888888888888885555555");
+  CHECK(ranks({{R"(.*\.(q|k)_proj)", 3}, {"v_proj", 6}}) == "336888833688883368888");
+  CHECK(ranks({{"q_proj|o_proj", 7}}) == "788788878878887887888");
+}
+
+TEST_CASE("adapters of some layers, and names as a state_dict has them") {
+  const SafetensorsFile whole(golden / "gqa/adapter/adapter_model.safetensors");
+  const Json config = read_json_object(golden / "gqa/adapter/adapter_config.json");
+  const fs::path here = scratch.path / "some_layers";
+  const auto write = [&](const Json& changes, const auto& renamed) {
+    fs::remove_all(here);
+    fs::create_directories(here);
+    Json changed = config;
+    changed.update(changes);
+    write_file_atomically(here / "adapter_config.json", json_text(changed));
+    std::vector<std::pair<std::string, TensorRef>> tensors;
+    for (const std::string& name : whole.names()) {
+      const std::string other = renamed(name);
+      if (!other.empty()) tensors.emplace_back(other, whole.at(name));
+    }
+    write_safetensors(here / "adapter_model.safetensors", tensors);
+  };
+  const auto second = [](const std::string& name) { return name.find("layers.1.") == std::string::npos ? "" : name; };
+  const auto with_default = [](std::string name) {
+    name.insert(name.rfind(".weight"), ".default");
+    return name;
+  };
+  write({{"layers_to_transform", {1}}}, second);
+  const PeftAdapter some = PeftAdapter::open(here);
+  CHECK(some.names().size() == 14);
+  CHECK(some.layers == 2);
+  CHECK_FALSE(has_adapter(some, 0, Proj::q));
+  CHECK_NOTHROW(expect_layers(some, 2));
+  CHECK_NOTHROW(expect_layers(some, 9));  // no other layer has adapters
+  CHECK_THROWS_AS(expect_layers(some, 1), Error);
+  CHECK_FALSE(some.source()(lora_name(0, Proj::q, 'A')).has_value());
+  const Matrices matrices(some);
+  write_peft(scratch.path / "some_again", some, matrices.tensors);
+  CHECK(static_cast<const PeftConfig&>(PeftAdapter::open(scratch.path / "some_again")) ==
+        static_cast<const PeftConfig&>(some));
+  const PeftAdapter all = PeftAdapter::open(golden / "gqa/adapter");
+  CHECK_NOTHROW(expect_layers(all, 2));
+  CHECK_THROWS_AS(expect_layers(all, 3), Error);
+
+  write(Json::object(), second);
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(here), doctest::Contains("some are missing"), Error);
+  write({{"layers_to_transform", {1}}}, [](const std::string& name) { return name; });
+  CHECK_THROWS_WITH_AS((void)PeftAdapter::open(here), doctest::Contains("layers_to_transform"), Error);
+  write({{"merge_weights", true}, {"target_modules", R"(.*_proj)"}}, with_default);
+  const PeftAdapter named = PeftAdapter::open(here);
+  CHECK(named.targets == Proj::all);
+  CHECK(named.names() == all.names());
+  const std::string name = lora_name(1, Proj::down, 'B');
+  CHECK(std::ranges::equal(named.source()(name).value().bytes, all.source()(name).value().bytes));
+  write(Json::object(),
+        [&](const std::string& each) { return each.find("q_proj.lora_A") == each.npos ? each : with_default(each); });
+  CHECK_NOTHROW((void)PeftAdapter::open(here));
+}
+
 TEST_CASE("the highest rank is that of a module which the adapter has") {
   const fs::path here = scratch.path / "highest";
   fs::copy(golden / "gqa/adapter", here);
@@ -208,7 +350,13 @@ TEST_CASE("active settings that are not computed are refused by name; settings t
                                                            {"fan_in_fan_out", true},
                                                            {"lora_bias", true},
                                                            {"layers_to_transform", {0}},
+                                                           {"layers_to_transform", -1},
+                                                           {"layers_to_transform", {"0"}},
                                                            {"exclude_modules", {"q_proj"}},
+                                                           {"exclude_modules", 3},
+                                                           {"exclude_modules", "(?i)q_proj"},
+                                                           {"target_modules", "(?!x).*q_proj"},
+                                                           {"target_modules", {"layers.0.mlp.q_proj"}},
                                                            {"target_parameters", {"x"}},
                                                            {"trainable_token_indices", {1}},
                                                            {"layer_replication", {{0, 1}}},
@@ -233,7 +381,9 @@ TEST_CASE("active settings that are not computed are refused by name; settings t
                                                            {"target_modules", Json::array()},
                                                            {"target_modules", {"q_proj"}},
                                                            {"rank_pattern", {{"q_proj", 4}}},
-                                                           {"rank_pattern", {{".*q_proj", 8}}},
+                                                           {"rank_pattern", {{".*q_proj", 4}}},
+                                                           {"rank_pattern", {{"(?i)q_proj", 8}}},
+                                                           {"rank_pattern", {{"embed_tokens", 8}}},
                                                            {"rank_pattern", {{"q_proj", "8"}}},
                                                            {"rank_pattern", 8},
                                                            {"use_rslora", 1}}) {
@@ -244,6 +394,8 @@ TEST_CASE("active settings that are not computed are refused by name; settings t
                        said.find("q_proj") != std::string::npos;
     CHECK_MESSAGE(named, said);
   }
+  CHECK(
+      verdict("use_dora", true).ends_with("merge it into its base with peft's merge_and_unload() and use that model"));
   for (const char* key : {"r", "lora_alpha", "target_modules", "peft_type"}) {
     CHECK(verdict(key, Json(Json::value_t::discarded)).find(key) != std::string::npos);
   }

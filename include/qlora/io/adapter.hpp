@@ -113,10 +113,7 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
 /// has no dynamic number: Model::resolved_config(). Reads no values: those are checked when they are loaded.
 inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   const Shape& s = config.shape;
-  if (adapter.layers != s.layers) {
-    throw Error(concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ", s.layers,
-                       " layers"));
-  }
+  expect_layers(adapter, s.layers);
   for (const Proj proj : all_projections) {
     if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
       throw Error(concat(adapter.path.string(), " adapts ", name_of(proj),

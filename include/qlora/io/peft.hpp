@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,6 +25,8 @@
 #include "qlora/io/directory.hpp"
 #include "qlora/io/file_sums.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/io/name_pattern.hpp"
+#include "qlora/io/peft_targets.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/safetensors_writer.hpp"
 #include "qlora/model/names.hpp"
@@ -38,7 +41,8 @@ struct PeftConfig {
   float alpha = 16;                              ///< alpha of modules without a pattern
   float dropout = 0;                             ///< rate in training
   bool rslora = false;                           ///< scale alpha / sqrt(r) instead of alpha / r
-  Proj targets = Proj::all;                      ///< projections that get an adapter
+  Proj targets = Proj::all;                      ///< projections that get an adapter, in some layer at least
+  PeftTargets only{};                            ///< which of them do, where not all in every layer
   std::map<std::string, int> rank_pattern{};     ///< modules whose rank is not r
   std::map<std::string, float> alpha_pattern{};  ///< modules whose alpha is not alpha
   std::string base_model{};                      ///< name or path of the base; may be empty
@@ -50,10 +54,14 @@ struct PeftConfig {
   friend bool operator==(const PeftConfig&, const PeftConfig&) = default;
 };
 
-/// "layers.3.self_attn.q_proj": how a pattern names one module exactly.
-[[nodiscard]] inline std::string module_name(int layer, Proj proj) {
-  return concat("layers.", layer, ".", name_of(proj));
+/// Whether a module has an adapter: it is one of target_modules, not excluded, and in a layer that may have some.
+[[nodiscard]] inline bool has_adapter(const PeftConfig& config, int layer, Proj proj) {
+  const PeftTargets& only = config.only;
+  if (!(only.targets.empty() ? contains(config.targets, proj) : only.targets.has(layer, proj))) return false;
+  if (only.excluded.has(layer, proj)) return false;
+  return only.layers.empty() || std::binary_search(only.layers.begin(), only.layers.end(), layer);
 }
+
 namespace detail {
 inline constexpr std::string_view peft_prefix = "base_model.model.";  ///< of every name in a PEFT file
 }
@@ -64,8 +72,15 @@ inline constexpr std::string_view peft_prefix = "base_model.model.";  ///< of ev
 
 namespace detail {
 
+/// Whether the key of a pattern is a name and no regular expression; its dots are dots.
+[[nodiscard]] inline bool is_plain_name(std::string_view key) {
+  return !key.empty() && std::all_of(key.begin(), key.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
+  });
+}
+
 /// The value of the pattern that fits a module: the whole name, or what follows a dot, as peft matches
-/// "(.*\.)?KEY$". Keys with characters of a regular expression are refused when they are read.
+/// "(.*\.)?(KEY)$".
 /// peft takes the first fitting key in the file's order, which JSON does not promise: two that disagree are refused.
 template <class Value>
 [[nodiscard]] Value pattern_value(const std::map<std::string, Value>& pattern, const std::string& module,
@@ -73,7 +88,9 @@ template <class Value>
   const std::string full = "model." + module;
   std::optional<Value> found;
   for (const auto& [key, value] : pattern) {
-    if (full != key && !full.ends_with("." + key)) continue;
+    const bool fits = is_plain_name(key) ? full == key || full.ends_with("." + key)
+                                         : NamePattern(concat("(.*\\.)?(", key, ")"), "the adapter").matches(full);
+    if (!fits) continue;
     if (found && *found != value) throw Error(concat("two patterns of the adapter give ", module, " different values"));
     found = value;
   }
@@ -102,36 +119,57 @@ inline constexpr const char* base_checksum_key = "base_xxh3_128";
 inline constexpr int max_lora_rank = 4096;
 inline constexpr double max_lora_alpha = 1e6;
 
-/// "q_proj" of "self_attn.q_proj": how target_modules names a projection.
-[[nodiscard]] inline std::string_view short_name(Proj proj) {
-  const std::string_view name = name_of(proj);
-  return name.substr(name.find('.') + 1);
-}
-
 /// A value that means "off" whatever its key is.
 [[nodiscard]] inline bool is_off(const Json& value) {
   return value.is_null() || value == Json(false) || ((value.is_object() || value.is_array()) && value.empty());
 }
 
+/// What a user can do with an adapter that is not computed here.
+inline constexpr const char* merge_cure = "; merge it into its base with peft's merge_and_unload() and use that model";
+
 /// Refuses what changes the computation. Keys not listed here are described by their value: off is let be.
 inline void refuse_other_adapters(const Json& config, std::string_view where) {
   const std::string type = json_string(config, "peft_type", where);
-  if (type != "LORA") throw Error(concat(where, ": peft_type is '", excerpt(type), "', not 'LORA'"));
+  if (type != "LORA") throw Error(concat(where, ": peft_type is '", excerpt(type), "', not 'LORA'", merge_cure));
   if (json_string_or(config, "task_type", where, "CAUSAL_LM") != "CAUSAL_LM") {
     throw Error(concat(where, ": task_type is not CAUSAL_LM"));
   }
-  if (json_string_or(config, "bias", where, "none") != "none") throw Error(concat(where, ": bias must be 'none'"));
+  if (const std::string bias = json_string_or(config, "bias", where, "none"); bias != "none") {
+    throw Error(
+        concat(where, ": bias is '", excerpt(bias), "': biases that were trained are not computed here", merge_cure));
+  }
   // What is read, what only describes how training began, and what matters only together with a key that is refused.
-  constexpr std::array inert{"peft_type",     "task_type",         "bias",           "r",
-                             "lora_alpha",    "lora_dropout",      "use_rslora",     "target_modules",
-                             "rank_pattern",  "alpha_pattern",     "revision",       "base_model_name_or_path",
-                             "auto_mapping",  "inference_mode",    "peft_version",   "init_lora_weights",
-                             "megatron_core", "qalora_group_size", "loftq_config",   "eva_config",
-                             "corda_config",  "layers_pattern",    "runtime_config", "lora_ga_config"};
+  constexpr std::array inert{"peft_type",
+                             "task_type",
+                             "bias",
+                             "r",
+                             "lora_alpha",
+                             "lora_dropout",
+                             "use_rslora",
+                             "target_modules",
+                             "rank_pattern",
+                             "alpha_pattern",
+                             "revision",
+                             "base_model_name_or_path",
+                             "auto_mapping",
+                             "inference_mode",
+                             "peft_version",
+                             "init_lora_weights",
+                             "megatron_core",
+                             "qalora_group_size",
+                             "loftq_config",
+                             "eva_config",
+                             "corda_config",
+                             "layers_pattern",
+                             "runtime_config",
+                             "lora_ga_config",
+                             "merge_weights",
+                             "exclude_modules",
+                             "layers_to_transform"};
   for (const auto& [key, value] : config.items()) {
     if (std::find(inert.begin(), inert.end(), key) != inert.end() || is_off(value)) continue;
     throw Error(concat(where, ": '", excerpt(key), "' is ", excerpt(value.dump()),
-                       ", which is not computed here; only plain LoRA and rank-stabilised LoRA are"));
+                       ", which is not computed here; only plain LoRA and rank-stabilised LoRA are", merge_cure));
   }
   // PiSSA, OLoRA and the like change the base weights; an adapter that was not converted does not fit the plain base.
   const Json* init = json_find(config, "init_lora_weights");
@@ -143,39 +181,19 @@ inline void refuse_other_adapters(const Json& config, std::string_view where) {
   }
 }
 
-[[nodiscard]] inline Proj targets_of(const Json& config, std::string_view where) {
-  const Json value = json_at(config, "target_modules", where);
-  if (value == "all-linear") return Proj::all;
-  if (!value.is_array() || value.empty()) {
-    throw Error(concat(where, ": target_modules must be a list of module names or \"all-linear\""));
-  }
-  Proj targets = Proj::none;
-  for (const Json& entry : value) {
-    const auto named = std::find_if(all_projections.begin(), all_projections.end(), [&](Proj proj) {
-      return entry.is_string() && (entry == std::string(short_name(proj)) || entry == std::string(name_of(proj)));
-    });
-    if (named == all_projections.end()) {
-      throw Error(concat(where, ": target_modules names ", excerpt(entry.dump()),
-                         ", which is none of q_proj, k_proj, "
-                         "v_proj, o_proj, gate_proj, up_proj, down_proj"));
-    }
-    targets = targets | *named;
-  }
-  return targets;
-}
-
-/// Keys of rank_pattern and alpha_pattern are regular expressions to peft; here they must be plain dotted names.
+/// Keys of rank_pattern and alpha_pattern are names, or regular expressions that are understood. A name that is none of
+/// a projection would change nothing, and is likely a mistake.
 inline void check_pattern_key(const std::string& key, const char* which, std::string_view where) {
-  const bool plain = !key.empty() && std::all_of(key.begin(), key.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
-  });
+  if (!is_plain_name(key)) {
+    (void)NamePattern(concat("(.*\\.)?(", key, ")"), concat(where, ": ", which));
+    return;
+  }
   const bool names_module = std::any_of(all_projections.begin(), all_projections.end(), [&](Proj proj) {
     return key == short_name(proj) || key.ends_with(name_of(proj));
   });
-  if (!plain || !names_module) {
+  if (!names_module) {
     throw Error(concat(where, ": ", which, " has the key '", excerpt(key),
-                       "'; only names such as q_proj or "
-                       "layers.3.self_attn.q_proj are understood"));
+                       "', which names no projection; names are q_proj or layers.3.self_attn.q_proj"));
   }
 }
 
@@ -186,7 +204,11 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
   out.alpha = static_cast<float>(json_number(config, "lora_alpha", where, 0, max_lora_alpha));
   out.dropout = static_cast<float>(json_number_or(config, "lora_dropout", where, 0, 0.999, 0));
   out.rslora = json_bool_or(config, "use_rslora", where, false);
-  out.targets = targets_of(config, where);
+  out.only = parse_peft_targets(config, where);
+  ModuleSet& targets = out.only.targets;
+  out.targets = targets.expression.empty() ? targets.everywhere : Proj::all;
+  for (const auto& [layer, projections] : targets.in_layer) out.targets = out.targets | projections;
+  if (targets.in_layer.empty() && targets.expression.empty()) targets = {};
   out.base_model = json_string_or(config, "base_model_name_or_path", where, "");
   out.revision = json_string_or(config, "revision", where, "");
   for (const char* which : {"rank_pattern", "alpha_pattern"}) {
@@ -212,17 +234,17 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
 }
 
 [[nodiscard]] inline Json peft_config_json(const PeftConfig& config) {
-  Json targets = Json::array();
-  for (const Proj proj : all_projections) {
-    if (contains(config.targets, proj)) targets.push_back(std::string(short_name(proj)));
-  }
+  const PeftTargets& only = config.only;
+  const Json targets = module_set_json(only.targets.empty() ? ModuleSet{.everywhere = config.targets} : only.targets);
   Json alphas = Json::object();
   for (const auto& [key, value] : config.alpha_pattern) alphas[key] = number_json(value);
   Json out{{"alpha_pattern", alphas},
            {"base_model_name_or_path", config.base_model.empty() ? Json() : Json(config.base_model)},
            {"bias", "none"},
+           {"exclude_modules", only.excluded.empty() ? Json() : module_set_json(only.excluded)},
            {"inference_mode", true},
            {"init_lora_weights", true},
+           {"layers_to_transform", only.layers.empty() ? Json() : Json(only.layers)},
            {"loftq_config", Json::object()},
            {"lora_alpha", number_json(config.alpha)},
            {"lora_dropout", number_json(config.dropout)},
@@ -239,9 +261,9 @@ inline void check_pattern_key(const std::string& key, const char* which, std::st
   for (const char* key : {"ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"}) {
     out[key] = false;
   }
-  for (const char* key : {"alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config",
-                          "exclude_modules", "layer_replication", "layers_pattern", "layers_to_transform",
-                          "megatron_config", "modules_to_save", "target_parameters", "trainable_token_indices"}) {
+  for (const char* key :
+       {"alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "layer_replication",
+        "layers_pattern", "megatron_config", "modules_to_save", "target_parameters", "trainable_token_indices"}) {
     out[key] = nullptr;
   }
   return out;
@@ -270,11 +292,22 @@ struct LoraPlace {
   return std::nullopt;
 }
 
-/// How many matrices an adapter has: A and B for each target in each layer.
-[[nodiscard]] inline std::size_t matrices_of(Proj targets, int layers) {
-  const auto count =
-      std::count_if(all_projections.begin(), all_projections.end(), [&](Proj proj) { return contains(targets, proj); });
-  return 2 * static_cast<std::size_t>(count) * static_cast<std::size_t>(layers);
+/// The name of a LoRA matrix without the adapter's name that a state_dict has in it: ".lora_A.default.weight".
+[[nodiscard]] inline std::string without_default(const std::string& name) {
+  for (const char* matrix : {".lora_A", ".lora_B"}) {
+    const std::string end = concat(matrix, ".default.weight");
+    if (name.ends_with(end)) return concat(name.substr(0, name.size() - end.size()), matrix, ".weight");
+  }
+  return name;
+}
+
+/// Modules of the first `layers` layers that have an adapter.
+[[nodiscard]] inline std::size_t adapted_modules(const PeftConfig& config, int layers) {
+  std::size_t count = 0;
+  for (int layer = 0; layer < layers; ++layer) {
+    for (const Proj proj : all_projections) count += has_adapter(config, layer, proj) ? 1 : 0;
+  }
+  return count;
 }
 
 }  // namespace detail
@@ -320,41 +353,79 @@ struct PeftAdapter : PeftConfig {
 
   /// The matrices by name; see lora_name().
   [[nodiscard]] TensorSource source() const {
-    return [file = file_](std::string_view name) { return file->find(name); };
+    return [file = file_, stored = stored_](std::string_view name) {
+      const auto found = stored->find(name);
+      return found == stored->end() ? std::nullopt : file->find(found->second);
+    };
   }
-  /// Names of all matrices, as in the file.
-  [[nodiscard]] std::vector<std::string> names() const { return file_->names(); }
+  /// Names of all matrices, as lora_name() gives them.
+  [[nodiscard]] std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, stored] : *stored_) names.push_back(name);
+    return names;
+  }
 
  private:
-  /// Every tensor is one half of a pair, on a target, with the rank that the config gives it. The other dimension is
-  /// the model's affair.
+  static constexpr std::size_t most_matrices = 2 * 7 * 4096;  // of any model
+
+  /// Every tensor is one half of a pair, of a module that has an adapter, with the rank that the config gives it, and
+  /// no module lacks its pair up to the last layer that has one. The other dimension is the model's affair.
   void check_tensors() {
-    for (const std::string& name : file_->names()) {
+    const std::vector<std::string> all = file_->names();
+    const std::string file = file_->path().string();
+    if (all.size() > most_matrices)
+      throw Error(concat(file, ": holds ", all.size(), " tensors, more than adapters have"));
+    std::map<std::string, std::string, std::less<>> stored;
+    Proj seen = Proj::none;
+    for (const std::string& as_stored : all) {
+      const std::string where = concat(file, ": the tensor '", detail::excerpt(as_stored), "'");
+      const std::string name = detail::without_default(as_stored);
       const auto place = detail::lora_place(name);
-      const std::string where = file_->path().string() + ": the tensor '" + detail::excerpt(name) + "'";
-      if (!place) throw Error(where + " is not a LoRA matrix of a llama model");
-      if (!contains(targets, place->proj)) throw Error(where + " is for a module that is not in target_modules");
-      const TensorRef tensor = file_->at(name);
-      const int rank = rank_of(*this, place->layer, place->proj);
-      const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
-      if (tensor.shape.size() != 2 || tensor.shape[rank_axis] != rank || tensor.shape[1 - rank_axis] <= 0) {
-        throw Error(concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
-      }
-      if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
-        throw Error(concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
-      }
-      if (!file_->find(lora_name(place->layer, place->proj, place->matrix == 'A' ? 'B' : 'A'))) {
-        throw Error(where + " has no partner");
-      }
+      if (!place) refuse_tensor(where, as_stored);
+      if (!stored.emplace(name, as_stored).second) throw Error(where + " is there twice, with and without '.default'");
+      check_tensor(where, *place, file_->at(as_stored));
+      seen = seen | place->proj;
       layers = std::max(layers, place->layer + 1);
     }
-    if (layers == 0 || file_->names().size() != detail::matrices_of(targets, layers)) {
-      throw Error(concat(file_->path().string(), ": holds ", file_->names().size(), " LoRA matrices, not the ",
-                         detail::matrices_of(targets, layers), " of ", layers, " layers; some are missing"));
+    for (const auto& [name, as_stored] : stored) {
+      const detail::LoraPlace place = detail::lora_place(name).value();
+      if (stored.contains(lora_name(place.layer, place.proj, place.matrix == 'A' ? 'B' : 'A'))) continue;
+      throw Error(concat(file, ": the tensor '", detail::excerpt(as_stored), "' has no partner"));
+    }
+    const std::size_t expected = 2 * detail::adapted_modules(*this, layers);
+    if (layers == 0 || stored.size() != expected) {
+      throw Error(concat(file, ": holds ", stored.size(), " LoRA matrices, not the ", expected, " of ", layers,
+                         " layers; some are missing"));
+    }
+    targets = seen;
+    stored_ = std::make_shared<const std::map<std::string, std::string, std::less<>>>(std::move(stored));
+  }
+  [[noreturn]] static void refuse_tensor(const std::string& where, const std::string& name) {
+    const char* what = " is not a LoRA matrix of a llama model";
+    if (name.find(".lora_magnitude_vector") != std::string::npos)
+      what = " is a magnitude of DoRA, which is not computed here";
+    if (name.find(".modules_to_save.") != std::string::npos || name.find(".lora_") == std::string::npos) {
+      what = " is a module that was trained whole (modules_to_save), which is not computed here";
+    }
+    throw Error(concat(where, what, detail::merge_cure));
+  }
+  void check_tensor(const std::string& where, const detail::LoraPlace& place, const TensorRef& tensor) const {
+    if (!has_adapter(*this, place.layer, place.proj)) {
+      throw Error(where + " is for a module that has no adapter by adapter_config.json (target_modules, " +
+                  "exclude_modules, layers_to_transform)");
+    }
+    const int rank = rank_of(*this, place.layer, place.proj);
+    const std::size_t rank_axis = place.matrix == 'A' ? 0 : 1;
+    if (tensor.shape.size() != 2 || tensor.shape[rank_axis] != rank || tensor.shape[1 - rank_axis] <= 0) {
+      throw Error(concat(where, " does not have the rank ", rank, " that adapter_config.json gives it"));
+    }
+    if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
+      throw Error(concat(where, " holds ", name_of(tensor.dtype), ", not F32, F16 or BF16"));
     }
   }
 
   std::shared_ptr<const SafetensorsFile> file_;
+  std::shared_ptr<const std::map<std::string, std::string, std::less<>>> stored_;  // names in the file, by lora_name()
 };
 
 /// The largest rank of a module that the adapter has; patterns of other modules do not count.
@@ -362,10 +433,19 @@ struct PeftAdapter : PeftConfig {
   int highest = 0;
   for (int layer = 0; layer < adapter.layers; ++layer) {
     for (const Proj proj : all_projections) {
-      if (contains(adapter.targets, proj)) highest = std::max(highest, rank_of(adapter, layer, proj));
+      if (has_adapter(adapter, layer, proj)) highest = std::max(highest, rank_of(adapter, layer, proj));
     }
   }
   return highest;
+}
+
+/// Throws Error (input) when the modules of a model of so many layers that have an adapter by adapter_config.json are
+/// not those of the file: the adapter was made for another model.
+inline void expect_layers(const PeftAdapter& adapter, int layers) {
+  const bool fits = adapter.layers <= layers && detail::adapted_modules(adapter, layers) * 2 == adapter.names().size();
+  if (fits) return;
+  throw Error(
+      concat(adapter.path.string(), " has adapters in ", adapter.layers, " layers, the model has ", layers, " layers"));
 }
 
 /// Throws Error (input) when the weights of the base, whose checksum() this is, are not those that the adapter was
@@ -396,7 +476,8 @@ inline void write_peft(const std::filesystem::path& target, const PeftConfig& co
   int layers = 0;
   for (const PeftTensor& tensor : tensors) {
     const auto place = detail::lora_place(tensor.name);
-    QLORA_EXPECTS(place && contains(config.targets, place->proj), "'", tensor.name, "' is not a matrix of a target");
+    QLORA_EXPECTS(place && has_adapter(config, place->layer, place->proj), "'", tensor.name,
+                  "' is not a matrix of a target");
     const std::size_t rank_axis = place->matrix == 'A' ? 0 : 1;
     QLORA_EXPECTS(tensor.shape.size() == 2 && tensor.shape[rank_axis] == rank_of(config, place->layer, place->proj),
                   "'", tensor.name, "' does not have rank ", rank_of(config, place->layer, place->proj));
@@ -406,7 +487,7 @@ inline void write_peft(const std::filesystem::path& target, const PeftConfig& co
     plan.push_back({tensor.name, dtype, tensor.shape});
     layers = std::max(layers, place->layer + 1);
   }
-  QLORA_EXPECTS(layers > 0 && tensors.size() == detail::matrices_of(config.targets, layers), tensors.size(),
+  QLORA_EXPECTS(layers > 0 && tensors.size() == 2 * detail::adapted_modules(config, layers), tensors.size(),
                 " matrices for ", layers, " layers");
   AtomicDirectory directory(target, {"adapter_config.json", "adapter_model.safetensors", file_sums_name});
   std::map<std::string, std::string> metadata{{"format", "pt"}};
