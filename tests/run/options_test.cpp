@@ -174,6 +174,11 @@ namespace {
 
 /// What trainer_options fills, by the names of qlora::TrainOptions.
 struct Filled {
+  struct Group {
+    std::string part;
+    float lr_scale = 1;
+    friend bool operator==(const Group&, const Group&) = default;
+  };
   int rank = 0;
   qlora::Proj targets = qlora::Proj::none;
   float alpha = 0, dropout = 0, lr = 0, weight_decay = 0, max_grad_norm = 0;
@@ -181,6 +186,7 @@ struct Filled {
   qlora::Schedule schedule = qlora::Schedule::linear;
   int warmup_steps = 0, total_steps = 0, batch = 0, seq = 0;
   std::uint64_t seed = 0;
+  std::vector<Group> groups{};
   friend bool operator==(const Filled&, const Filled&) = default;
 };
 
@@ -204,6 +210,10 @@ TEST_CASE("every training option that results depend on reaches the trainer, or 
     const bool reaches = option.fingerprint && !of_the_loop.contains(option.name);
     CHECK((trainer_options<Filled>(other, 100, 8) != before) == reaches);
   }
+  CHECK(before.groups.empty());
+  Training plus;
+  plus.lora_plus_ratio = 16;
+  CHECK(trainer_options<Filled>(plus, 100, 8).groups == std::vector<Filled::Group>{{"lora_B", 16.0F}});
   Training fraction;
   fraction.warmup = 0.03;
   CHECK(trainer_options<Filled>(fraction, 110, 8).warmup_steps == 4);  // of 3.3 steps all belong to it

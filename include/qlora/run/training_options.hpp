@@ -81,6 +81,7 @@ struct Training {
   bool rslora = false;
   double dropout = 0.1;
   double lr = 2e-4;
+  double lora_plus_ratio = 1;
   Schedule schedule = Schedule::linear;
   double warmup = 0;
   int epochs = 20;
@@ -130,6 +131,12 @@ struct Table<Training> {
        .range = {0, 0.99},
        .adapters_only = true},
       {.name = "lr", .member = &Training::lr, .help = "Peak learning rate", .range = {0, 10}},
+      {.name = "lora_plus_ratio",
+       .member = &Training::lora_plus_ratio,
+       .help = "LoRA+: the learning rate of B over that of A; 16 is usual",
+       .range = {1e-6, 1e6},
+       .omit_default = true,
+       .adapters_only = true},
       {.name = "schedule", .member = choice<&Training::schedule>, .help = "Learning rate schedule"},
       {.name = "warmup",
        .member = &Training::warmup,
@@ -235,6 +242,11 @@ template <class TrainOptions>
   o.rank_stabilized = t.rslora;
   o.dropout = static_cast<float>(t.dropout);
   o.lr = static_cast<float>(t.lr);
+  if (t.lora_plus_ratio != 1) {
+    auto& b = o.groups.emplace_back();
+    b.part = "lora_B";
+    b.lr_scale = static_cast<float>(t.lora_plus_ratio);
+  }
   o.schedule = t.schedule;
   o.warmup_steps = static_cast<int>(t.warmup < 1 ? std::ceil(t.warmup * total) : t.warmup);
   o.total_steps = total;
