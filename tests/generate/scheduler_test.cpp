@@ -64,13 +64,15 @@ struct Fixture {
                                    .among = request.among})
         .ids;
   }
-  /// log of the softmax as it is written in books, at every token of a text, of the whole network without adapters.
-  std::vector<std::vector<double>> log_probabilities(const Ids& text) {
+  /// log of the softmax as it is written in books, at every token of a text, of the whole network.
+  std::vector<std::vector<double>> log_probabilities(const Ids& text, const Variant& variant = {}) {
+    if (!variant.adapter.empty()) model.context().use(variant.adapter, variant.scale);
     Network<code_of(net), B> pass(model.context(), {.batch = 1, .seq = 128, .dropout = false});
     BatchBuilder builder(text.size());
     pass.forward(builder.build({static_cast<int>(text.size()), text, text, {}}));
     std::vector<float> logits(text.size() * vocab);
     pass.logits(logits.data());
+    model.context().use_base();
     std::vector<std::vector<double>> rows(text.size(), std::vector<double>(vocab));
     for (std::size_t t = 0; t < text.size(); ++t) {
       double sum = 0.0;
@@ -241,6 +243,60 @@ TEST_CASE_FIXTURE(Fixture, "log-probabilities are those of whole passes") {
   for (std::size_t t = 0; t < 8; ++t) check(reply.tokens[t], request.prompt.size() + t);
   CHECK(replies[echoed].ids.empty());
   CHECK(replies[echoed].finish == Finish::length);
+}
+
+TEST_CASE_FIXTURE(Fixture, "the divergence from another variant is that of whole passes, and changes no reply") {
+  for (const DecodeLimits& limits : {DecodeLimits{.sequences = 3, .length = 100, .step_tokens = 7},
+                                     DecodeLimits{.sequences = 6, .length = 100, .step_tokens = 90}}) {
+    Batch batch(model.make_context(), limits);
+    std::map<Ticket, Reply> replies;
+    Request tuned = request_of(ids(30), {"first"}, 9);
+    tuned.against = Variant{};
+    Request weak = request_of(tuned.prompt, {"first", 0.5F}, 12);
+    weak.sampling = {.temperature = 1.0F, .top_p = 0.9F, .seed = 4};
+    weak.against = Variant{"second", 2.0F};
+    Request same = request_of(ids(5), {"second"}, 4);
+    same.against = same.variant;
+    const Request plain = request_of(ids(11), {"second"}, 20);
+    const Ticket none = batch.submit(plain);
+    std::map<Ticket, Request> requests;
+    for (const Request& request : {tuned, weak, same}) requests.emplace(batch.submit(request), request);
+    CHECK(batch.load().waiting == 4);
+    while (batch.step(into(replies))) {
+      CHECK(batch.load().running + batch.load().waiting <= 4);
+    }
+    CHECK(replies[none].ids == alone(plain));
+    for (const DrawnToken& token : replies[none].tokens) CHECK(!token.kl);
+    for (const auto& [ticket, request] : requests) {
+      const Reply& reply = replies[ticket];
+      CHECK(reply.ids == alone(request));
+      Ids text = request.prompt;
+      text.insert(text.end(), reply.ids.begin(), reply.ids.end());
+      const std::vector<std::vector<double>> p = log_probabilities(text, request.variant);
+      const std::vector<std::vector<double>> q = log_probabilities(text, *request.against);
+      REQUIRE(reply.tokens.size() == static_cast<std::size_t>(request.max_new_tokens));
+      for (std::size_t t = 0; t < reply.tokens.size(); ++t) {
+        const std::size_t at = request.prompt.size() + t - 1;
+        double kl = 0.0;
+        for (std::size_t v = 0; v < vocab; ++v) kl += std::exp(p[at][v]) * (p[at][v] - q[at][v]);
+        CHECK((kl > 1e-3) == (request.variant != *request.against));
+        REQUIRE(reply.tokens[t].kl.has_value());
+        CHECK(static_cast<double>(*reply.tokens[t].kl) == doctest::Approx(kl).epsilon(1e-3));
+      }
+    }
+    CHECK(batch.load().cached_tokens == 0);
+    // Cancelled, both slots are free.
+    const Ticket gone = batch.submit(tuned);
+    (void)batch.step(into(replies));
+    CHECK(batch.load().running == 1);
+    batch.cancel(gone);
+    CHECK(batch.load().cached_tokens == 0);
+    CHECK(!batch.step(into(replies)));
+  }
+  Batch one(model.make_context(), {.sequences = 1, .length = 100, .step_tokens = 32});
+  Request alone_there = request_of(ids(3));
+  alone_there.against = Variant{"first"};
+  CHECK_THROWS_AS((void)one.submit(alone_there), Error);
 }
 
 TEST_CASE_FIXTURE(Fixture, "penalties and biases") {

@@ -134,6 +134,17 @@ TEST_CASE("a chat reads what is new of each turn, and answers as one that reads 
   CHECK(engine.session().cached() > 0);
   (void)engine.ask({{.prompt = "Once", .history = {}}, {.prompt = "Twice", .history = {}}}, sampling);
   CHECK(engine.session().cached() == 0);
+  // 2 (keys, values) x 4 heads x 32 numbers x 4 layers x 4 bytes: a token takes 4 KiB.
+  constexpr std::int64_t each = 512 * 4096;
+  const auto slots = [&](std::int64_t bytes) {
+    return engine.open_batch({.sequences = 5, .length = 512, .step_tokens = 8}, bytes)->load().slots;
+  };
+  CHECK(slots(0) == 5);
+  CHECK(slots(3 * each) == 3);
+  CHECK(slots(3 * each - 1) == 2);
+  CHECK(slots(1000 * each) == 5);
+  CHECK(refusal([&] { (void)slots(each / 2); }).find("one request of 512 tokens take 2 MiB, and 1 MiB") !=
+        std::string::npos);
 }
 
 TEST_CASE("adapters are attached, used and detached by name, and the base stays what it was to the bit") {

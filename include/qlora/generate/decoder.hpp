@@ -84,6 +84,11 @@ class Decoder {
     sequences_.resize(static_cast<std::size_t>(w_.layers()) * static_cast<std::size_t>(limits.sequences));
   }
 
+  /// Bytes of the keys and values of one sequence of `length` tokens.
+  [[nodiscard]] static std::int64_t cache_bytes(const Shape& shape, int length) {
+    return std::int64_t{2} * shape.kv_heads * shape.head_dim * shape.layers * length *
+           static_cast<std::int64_t>(sizeof(Act));
+  }
   /// What there is room for.
   [[nodiscard]] const DecodeLimits& limits() const { return limits_; }
   /// V, columns of the logits.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -66,6 +67,7 @@ struct Request {
   std::vector<std::int32_t> stop_ids{};  ///< the reply ends before these
   int among = 0;                         ///< only ids below it are drawn; 0: all
   int logprobs = -1;                     ///< log-probabilities of drawn tokens and of so many likeliest; -1: none
+  std::optional<Variant> against{};      ///< also find DrawnToken::kl; takes a second slot
   bool prompt_logprobs = false;          ///< the same for the tokens of the prompt, of which the first has none
 
   /// Throws Error (usage) for a value outside its range.
@@ -73,6 +75,7 @@ struct Request {
     detail::expect_option(!prompt.empty(), "the prompt", "empty", "1 token or more");
     detail::expect_option(max_new_tokens > 0 || (max_new_tokens == 0 && prompt_logprobs), "max_new_tokens",
                           max_new_tokens, "1 or more");
+    detail::expect_option(!against || !prompt_logprobs, "prompt_logprobs", "set", "not set with `against`");
     detail::expect_option(among >= 0, "among", among, "0 (all) or more");
     detail::expect_option(logprobs >= -1 && logprobs <= most_logprobs, "logprobs", logprobs, "-1 (none) to 100");
     sampling.check();
@@ -92,6 +95,9 @@ struct TokenLogprob {
 struct DrawnToken {
   TokenLogprob token{};             ///< which, and how likely it was
   std::vector<TokenLogprob> top{};  ///< the likeliest in its place, most likely first; as many as were asked for
+  /// KL(the request's variant || Request::against) of the distributions of this token, in nats, before temperature and
+  /// penalties; nothing where none was asked for.
+  std::optional<float> kl{};
 };
 
 /// Why a reply is over.

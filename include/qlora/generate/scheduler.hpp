@@ -89,6 +89,24 @@ inline void apply_rules(const LogitRules& rules, std::span<const std::int32_t> p
   return drawn;
 }
 
+/// KL(p || q) in nats of the distributions that two rows of logits stand for.
+[[nodiscard]] inline float divergence(std::span<const float> p, std::span<const float> q) {
+  const auto log_sum = [](std::span<const float> row) {
+    const auto most = static_cast<double>(*std::max_element(row.begin(), row.end()));
+    double sum = 0.0;
+    for (const float logit : row) sum += std::exp(static_cast<double>(logit) - most);
+    return most + std::log(sum);
+  };
+  const double of_p = log_sum(p);
+  const double of_q = log_sum(q);
+  double sum = 0.0;
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    const double log_p = static_cast<double>(p[i]) - of_p;
+    sum += std::exp(log_p) * (log_p - (static_cast<double>(q[i]) - of_q));
+  }
+  return static_cast<float>(std::max(sum, 0.0));  // what is below 0 is rounding
+}
+
 }  // namespace detail
 
 /// The scheduler of a model, for one Code. Used by one thread at a time.
@@ -125,9 +143,22 @@ class Scheduler final : public BatchSession {
     if (request.prompt_logprobs && !decoder_.limits().all_logits) {
       throw Error("this scheduler has no room for the log-probabilities of prompts", ErrorKind::usage);
     }
-    auto adapters = request.variant.adapter.empty() ? Context<K, B>::base()
-                                                    : context_.choice(request.variant.adapter, request.variant.scale);
-    waiting_.push_back(std::make_unique<Work>(Work{++tickets_, std::move(request), std::move(adapters)}));
+    const auto adapters = [&](const Variant& variant) {
+      return variant.adapter.empty() ? Context<K, B>::base() : context_.choice(variant.adapter, variant.scale);
+    };
+    std::unique_ptr<Work> follower;
+    if (request.against) {
+      if (slots_.size() < 2) {
+        throw Error("a request that is compared with another variant takes two slots; there is one", ErrorKind::usage);
+      }
+      follower = std::make_unique<Work>(
+          Work{.ticket = tickets_ + 1, .request = {.prompt = request.prompt}, .adapters = adapters(*request.against)});
+    }
+    Adapters its = adapters(request.variant);
+    waiting_.push_back(std::make_unique<Work>(Work{.ticket = ++tickets_,
+                                                   .request = std::move(request),
+                                                   .adapters = std::move(its),
+                                                   .follower = std::move(follower)}));
     return tickets_;
   }
 
@@ -141,16 +172,24 @@ class Scheduler final : public BatchSession {
   }
 
   bool step(const std::function<void(const Progressed&)>& sink) override {
-    while (!waiting_.empty() && running_.size() < slots_.size()) {
-      admit(*waiting_.front());
-      running_.push_back(std::move(waiting_.front()));
+    while (!waiting_.empty() && running_.size() + (waiting_.front()->follower ? 2 : 1) <= slots_.size()) {
+      std::unique_ptr<Work> work = std::move(waiting_.front());
       waiting_.pop_front();
+      std::unique_ptr<Work> follower = std::move(work->follower);
+      admit(*work);
+      if (follower != nullptr) {
+        follower->other = work.get();
+        work->other = follower.get();
+        admit(*follower);
+      }
+      running_.push_back(std::move(work));
+      if (follower != nullptr) running_.push_back(std::move(follower));
     }
     // Those who wait for the logits of every token have a pass of their own.
     for (auto& work : running_) work->stepped = false;
     std::vector<Progressed> news;
     for (std::size_t i = 0; i < running_.size(); ++i) {
-      if (running_[i]->stepped) continue;
+      if (running_[i]->stepped || !running_[i]->row.empty()) continue;
       const bool alone = reads_all(*running_[i]);
       gather(i, alone);
       pass(alone, news);
@@ -165,7 +204,8 @@ class Scheduler final : public BatchSession {
   }
 
   [[nodiscard]] SchedulerLoad load() const override {
-    SchedulerLoad load{.running = static_cast<int>(running_.size()),
+    const auto is_request = [](const auto& work) { return !follows(*work); };
+    SchedulerLoad load{.running = static_cast<int>(std::count_if(running_.begin(), running_.end(), is_request)),
                        .waiting = static_cast<int>(waiting_.size()),
                        .slots = static_cast<int>(slots_.size())};
     for (const auto& work : running_) load.cached_tokens += decoder_.length(work->slot);
@@ -199,7 +239,15 @@ class Scheduler final : public BatchSession {
     Finish finish = Finish::running;
     bool stepped = false;
     int place = 0;  ///< of its version among those of the pass
+    /// Of a request with `against`, before it runs: the same prompt for that variant, which then reads what this draws
+    /// and draws nothing itself.
+    std::unique_ptr<Work> follower{};
+    Work* other = nullptr;     ///< the follower while both run, and of it the request that it follows
+    std::vector<float> row{};  ///< logits of the next token, until `other` has its own: neither goes on meanwhile
   };
+
+  /// Whether it is a follower.
+  [[nodiscard]] static bool follows(const Work& work) { return work.other != nullptr && !work.request.against; }
 
   [[nodiscard]] static bool reads_all(const Work& work) {
     return work.request.prompt_logprobs && work.read < work.request.prompt.size();
@@ -248,7 +296,7 @@ class Scheduler final : public BatchSession {
     versions_.clear();
     for (std::size_t j = from; j < running_.size(); ++j) {
       Work& work = *running_[j];
-      if (work.stepped || reads_all(work) != alone) continue;
+      if (work.stepped || !work.row.empty() || reads_all(work) != alone) continue;
       auto known = std::find(versions_.begin(), versions_.end(), work.version);
       if (known == versions_.end()) {
         if (versions_.size() == std::size_t{most_row_adapters}) continue;
@@ -293,7 +341,7 @@ class Scheduler final : public BatchSession {
       additions_.push_back({work->slot, ids, mixes ? &applied_[additions_.size()] : nullptr});
       const Request& request = work->request;
       all_greedy = all_greedy && request.sampling.temperature == 0.0F && limit_of(*work) == among;
-      needs_logits = needs_logits || request.logprobs >= 0 || request.rules.any();
+      needs_logits = needs_logits || request.logprobs >= 0 || request.rules.any() || work->other != nullptr;
       draws_.push_back(draw_row(request.sampling, limit_of(*work), 0, static_cast<std::uint32_t>(work->reply.size())));
     }
     std::span<const std::int32_t> picked;
@@ -317,8 +365,27 @@ class Scheduler final : public BatchSession {
       if (work.read < work.request.prompt.size()) work.read += ids.size();
       if (work.read < work.request.prompt.size()) continue;
       const auto row = all ? logits.last(vocab) : logits.empty() ? logits : logits.subspan(i * vocab, vocab);
-      news.push_back(draw(work, row, picked.empty() ? -1 : picked[i]));
+      if (work.other == nullptr) {
+        news.push_back(draw(work, row, picked.empty() ? -1 : picked[i]));
+        continue;
+      }
+      work.row.assign(row.begin(), row.end());
+      if (!work.other->row.empty()) news.push_back(draw_compared(follows(work) ? *work.other : work));
     }
+  }
+  /// The next token of a request whose follower has read as much.
+  [[nodiscard]] Progressed draw_compared(Work& work) {
+    Work& follower = *work.other;
+    const auto among = static_cast<std::size_t>(limit_of(work));
+    const float kl = detail::divergence(std::span(work.row).first(among), std::span(follower.row).first(among));
+    Progressed progressed = draw(work, work.row, -1);
+    for (DrawnToken& token : progressed.tokens) token.kl = kl;
+    if (progressed.finish == Finish::stop) progressed.stop.kl = kl;
+    follower.reply = work.reply;
+    follower.finish = work.finish;
+    work.row.clear();
+    follower.row.clear();
+    return progressed;
   }
   [[nodiscard]] int limit_of(const Work& work) const {
     return work.request.among > 0 ? std::min(work.request.among, decoder_.vocab()) : decoder_.vocab();

@@ -274,11 +274,23 @@ class CompiledModel final : public LoadedModel {
     return std::make_unique<LoadedSession<C, B>>(std::move(context), model_.resolved_config(), limit_, device);
   }
 
-  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& asked) const override {
+  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& asked,
+                                                         std::int64_t cache_bytes) const override {
     DecodeLimits limits = asked;
     if (limits.length == 0) limits.length = limit_;
     if (limits.length > limit_) {
       throw Error(concat("a context of ", limits.length, " tokens; the model's holds ", limit_), ErrorKind::usage);
+    }
+    if (cache_bytes > 0) {
+      const auto mebibytes = [](std::int64_t bytes) { return concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
+      const std::int64_t each = Decoder<code_of(C), B>::cache_bytes(model_.resolved_config().shape, limits.length);
+      if (cache_bytes < each) {
+        throw Error(concat("keys and values of one request of ", limits.length, " tokens take ", mebibytes(each),
+                           ", and ", mebibytes(cache_bytes), " are allowed for all; allow more with --kv-memory, or ",
+                           "shorten requests with --context"),
+                    ErrorKind::resource);
+      }
+      limits.sequences = static_cast<int>(std::min<std::int64_t>(limits.sequences, cache_bytes / each));
     }
     auto context = model_.make_context();
     const std::int64_t free = free_bytes(context->backend(), device_);

@@ -178,8 +178,9 @@ class Engine {
   }
 
   /// What runs many requests side by side, as LoadedModel::open_batch makes it.
-  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits) const {
-    return loaded_->open_batch(limits);
+  [[nodiscard]] std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits,
+                                                         std::int64_t cache_bytes = 0) const {
+    return loaded_->open_batch(limits, cache_bytes);
   }
   /// What was read of the directory beside its weights.
   [[nodiscard]] std::shared_ptr<const ModelFiles> files() const { return files_; }

@@ -75,9 +75,11 @@ class LoadedModel {
   /// Keeps the weights alive. Throws Error (usage) for threads on a GPU.
   [[nodiscard]] virtual std::unique_ptr<Session> open_session(int threads = 0) const = 0;
   /// What runs many requests side by side, with the room of `limits` or with as many sequences as memory is left for;
-  /// `limits.length` 0: the model's context. Requests name adapters as Session::use does. Keeps the weights alive.
-  /// Throws Error (usage) when the length is beyond the model's context, and (resource) when not one sequence fits.
-  [[nodiscard]] virtual std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits) const = 0;
+  /// `limits.length` 0: the model's context; `cache_bytes`: that keys and values of all sequences take at most, 0: what
+  /// is left. Requests name adapters as Session::use does. Keeps the weights alive. Throws Error (usage) when the
+  /// length is beyond the model's context, and (resource) when not one sequence fits.
+  [[nodiscard]] virtual std::unique_ptr<BatchSession> open_batch(const DecodeLimits& limits,
+                                                                 std::int64_t cache_bytes = 0) const = 0;
 };
 
 /// What a checkpoint holds beside the tensors.
