@@ -63,8 +63,8 @@ offences=$(
         next
       }
       if ($2 ~ /^boost\//) {
-        if (from !~ /^qlora\/serve\/http_(server|connection|reading)\.hpp$/)
-          offence("Boost stays in serve/http_server.hpp, http_connection.hpp and http_reading.hpp")
+        if (from !~ /^qlora\/serve\/http_(server|connection|reading|writing)\.hpp$/)
+          offence("Boost stays in serve/http_server.hpp, http_connection.hpp, http_reading.hpp and http_writing.hpp")
         next
       }
       if ($2 ~ /^sentencepiece/) {

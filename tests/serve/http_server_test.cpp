@@ -244,17 +244,37 @@ TEST_CASE("who is slow is left, and does not keep others waiting") {
   CHECK(all_closed(*running.server));
 }
 
-TEST_CASE("connections beyond the limit are told to come back") {
+TEST_CASE("connections beyond the limit take the place of those that wait, and always reach the open paths") {
   HttpOptions options;
   options.limits.connections = 2;
+  options.open_paths = {"/echo"};
   Running running(options);
-  Client first(running.port()), second(running.port());
+  Client first(running.port());
   CHECK(first.ask("GET", "/echo").status == 200);
+  Client second(running.port());
   CHECK(second.ask("GET", "/echo").status == 200);
   Client third(running.port());
-  const Answer answer = third.answer();
-  CHECK(answer.status == 503);
-  CHECK(answer.field("Retry-After") == "1");
+  CHECK(third.ask("GET", "/echo").status == 200);
+  CHECK(first.rest().empty());  // it has waited longest
+  for (Client* client : {&second, &third}) client->send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  REQUIRE(running.echo.waiting.wait(2));
+  // Both are being answered: others get no more than the open paths, however many there are.
+  std::vector<Client> silent;
+  for (int i = 0; i < 40; ++i) {
+    silent.emplace_back(running.port());
+    silent.back().send("GET /ec");
+  }
+  const Answer refused = Client(running.port()).ask("GET", "/parts");
+  CHECK(refused.status == 503);
+  CHECK(refused.field("Connection") == "close");
+  CHECK(Client(running.port()).ask("GET", "/echo").status == 200);
+  CHECK(silent.front().rest().empty());
+  CHECK(running.server->connections() <= 2 + 32);
+  for (int i = 0; i < 2; ++i) {
+    const std::shared_ptr<Exchange> exchange = running.echo.take();
+    exchange->post([exchange] { exchange->reply({200, "text/plain", "whole", {}}); });
+  }
+  for (Client* client : {&second, &third}) CHECK(client->answer().body == "whole");
 }
 
 TEST_CASE("bodies have so much memory together") {
@@ -317,9 +337,13 @@ TEST_CASE("a client that goes is noticed, before its answer and in it") {
     client.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n");
     if (path == "/stream") CHECK(client.until("begin;").ends_with("begin;"));
     REQUIRE(running.echo.waiting.wait(path == "/wait" ? 1 : 2));
+    const std::shared_ptr<Exchange> exchange = running.echo.take();
+    CHECK(!exchange->client_left());
+    client.finish();
+    CHECK(exchange->client_left());
     client.hang_up();
     REQUIRE(running.echo.lost.wait(path == "/wait" ? 1 : 2));
-    const std::shared_ptr<Exchange> exchange = running.echo.take();
+    CHECK(exchange->client_left());
     Happened looked;
     std::atomic<bool> open{true};
     exchange->post([&] {

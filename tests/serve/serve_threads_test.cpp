@@ -7,10 +7,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "qlora/cpu.hpp"
@@ -36,13 +38,16 @@ using B = Cpu<float>;
 constexpr Config net{.shape = /* */ {1536, 48, 2, 6, 2, 8, 80}, .lora = {.rank = 4, .targets = Proj::q | Proj::v}};
 constexpr DecodeLimits room{.sequences = 3, .length = 96, .step_tokens = 32, .all_logits = true};
 
+/// What a test puts between the service and the scheduler.
+using Wrap = std::function<std::unique_ptr<BatchSession>(std::unique_ptr<BatchSession>)>;
+
 /// As serve.hpp puts it together, without a device and a directory of weights.
 struct Served {
   Model<net, B> model{small_model::weights(net.shape, 2), {}, B(2)};
   std::mutex adapters;
   Metrics metrics;
   std::unique_ptr<HttpServer> server;  // outlives the exchanges of those below
-  Service service{std::make_unique<Scheduler<code_of(net), B>>(model.make_context(), room), 40, metrics};
+  Service service;
   ServedModel served{test::served_files(),
                      std::make_shared<Names>("base", std::vector<std::string>()),
                      {.input = 95, .total = 96},
@@ -51,7 +56,8 @@ struct Served {
   ServedModels models{{&served}};
   Routes routes{models, "1", [] { return 0; }, false, door()};
 
-  Served() {
+  explicit Served(const Wrap& wrap = [](std::unique_ptr<BatchSession> session) { return session; })
+      : service(wrap(std::make_unique<Scheduler<code_of(net), B>>(model.make_context(), room)), 40, metrics) {
     HttpOptions options{.port = 0, .threads = 3};
     options.answered = [this](std::string_view path, int status) { metrics.answered(routes.name_of(path), status); };
     server = open_http_server(options, [this](const std::shared_ptr<Exchange>& exchange) { routes(exchange); });
@@ -229,4 +235,66 @@ TEST_CASE("a cancelled request gets no token more than the one that is being mad
   CHECK(all.service.load().cached_tokens == 0);
   const std::lock_guard lock(mutex);
   CHECK(updates == 3);
+}
+
+TEST_CASE("clients cut off in mid-stream get no token once the server's kernel knows") {
+  // Before the step of its third token hands it on, a client says that it has gone, and its end has arrived: whatever is
+  // drawn in a later step is one token too many.
+  struct Counting final : BatchSession {
+    std::unique_ptr<BatchSession> session;
+    std::mutex mutex;
+    Client* client = nullptr;  // of the mutex
+    int drawn = 0;             // of the mutex: its tokens so far
+    bool left = false;         // of the mutex: it has gone
+    int late = 0;              // of the mutex: tokens drawn after that
+
+    [[nodiscard]] int context() const override { return session->context(); }
+    [[nodiscard]] Ticket submit(Request request) override { return session->submit(std::move(request)); }
+    void cancel(Ticket ticket) override { session->cancel(ticket); }
+    [[nodiscard]] SchedulerLoad load() const override { return session->load(); }
+    bool step(const std::function<void(const Progressed&)>& sink) override {
+      const bool gone = [&] {
+        const std::lock_guard lock(mutex);
+        return left;
+      }();
+      return session->step([&](const Progressed& news) {
+        {
+          const std::lock_guard lock(mutex);
+          if (gone) late += static_cast<int>(news.tokens.size());
+          drawn += static_cast<int>(news.tokens.size());
+          if (drawn == 3) {
+            client->finish();
+            left = true;
+          }
+        }
+        sink(news);
+      });
+    }
+  };
+  Counting* made = nullptr;
+  Served all([&](std::unique_ptr<BatchSession> session) {
+    auto counts = std::make_unique<Counting>();
+    counts->session = std::move(session);
+    made = counts.get();
+    return counts;
+  });
+  Counting& counting = *made;
+  for (int i = 0; i < 100; ++i) {
+    Client client(all.server->port());
+    {
+      const std::lock_guard lock(counting.mutex);
+      counting.client = &client;
+      counting.drawn = 0;
+      counting.left = false;
+    }
+    client.send(request(completion("The", 90, R"(,"stream":true)")));
+    const auto over = [&] {
+      const std::lock_guard lock(counting.mutex);
+      return counting.left && all.service.load().running == 0;
+    };
+    for (int wait = 0; wait < 60000 && !over(); ++wait) std::this_thread::sleep_for(1ms);
+    REQUIRE(over());
+  }
+  CHECK(counting.late == 0);
+  CHECK(all.metrics.text({}, 0, 0).find("qlora_requests_total{end=\"cancelled\"} 100\n") != std::string::npos);
 }

@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -56,6 +57,15 @@ class Client {
 
   void hang_up() {
     if (socket_ >= 0) ::close(std::exchange(socket_, -1));
+  }
+  /// Says that nothing more comes, and waits until the server's kernel knows.
+  void finish() {
+    ::shutdown(socket_, SHUT_WR);
+    tcp_info info{};
+    for (socklen_t size = sizeof info; ::getsockopt(socket_, IPPROTO_TCP, TCP_INFO, &info, &size) == 0;) {
+      if (info.tcpi_state != TCP_ESTABLISHED && info.tcpi_state != TCP_FIN_WAIT1) return;
+      ::usleep(100);
+    }
   }
   /// False: the server has closed the connection.
   bool send(std::string_view bytes) {

@@ -164,12 +164,15 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void submit(std::size_t part, std::vector<Request> requests) {
     Service& service = parts_[part].model->service();
     const std::size_t count = requests.size();
-    parts_[part].group = service.submit(std::move(requests), [self = shared_from_this(), part](Update update) {
-      self->exchange_->post([self, part, update = std::move(update)]() mutable {
-        update.which = self->parts_[part].replies[update.which];
-        self->take(update);
-      });
-    });
+    parts_[part].group = service.submit(
+        std::move(requests),
+        [self = shared_from_this(), part](Update update) {
+          self->exchange_->post([self, part, update = std::move(update)]() mutable {
+            update.which = self->parts_[part].replies[update.which];
+            self->take(update);
+          });
+        },
+        [exchange = exchange_] { return exchange->client_left(); });
     if (parts_[part].group) return;
     give_up();  // what other models got already
     if (const std::string why = service.failure(); !why.empty()) throw Refused(503, why, {}, "unavailable");

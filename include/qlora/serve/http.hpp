@@ -49,8 +49,8 @@ struct HttpReply {
   HttpFields headers{};                   ///< beside type, length and connection
 };
 
-/// One request and its answer. Except for post(), members are called by the handler, or by what post() runs: no two of
-/// these run at the same time.
+/// One request and its answer. Except for post() and client_left(), members are called by the handler, or by what
+/// post() runs: no two of these run at the same time.
 class Exchange {
  public:
   Exchange() = default;
@@ -70,6 +70,9 @@ class Exchange {
   virtual void end() = 0;
   /// Whether the answer is still awaited: it is not complete, and the client has not gone.
   [[nodiscard]] virtual bool open() const = 0;
+  /// Whether the client has ended its side of the connection, or the server has: what the kernel knows at this moment,
+  /// ahead of on_gone(), which waits for a thread of the server. Any thread may call it.
+  [[nodiscard]] virtual bool client_left() const = 0;
   /// Called once, if the client goes before its answer is complete.
   virtual void on_gone(std::function<void()> use) = 0;
   /// Runs `use` soon, in turn with the handler. Any thread may call it.
@@ -86,11 +89,13 @@ struct HttpLimits {
   std::size_t body_bytes = std::size_t{2} << 20;      ///< as TGI has it
   std::size_t bodies_bytes = std::size_t{256} << 20;  ///< of all bodies at once; one of header_bytes is not counted
   std::size_t waiting_bytes = std::size_t{4} << 20;   ///< of an answer, that a client has not yet taken
-  int connections = 4096;                             ///< at once; more are answered with 503
-  std::chrono::milliseconds header_time{10000};       ///< from the first byte of a request to the last of its header
-  std::chrono::milliseconds body_time{30000};         ///< for the whole body
-  std::chrono::milliseconds idle_time{60000};         ///< between requests on one connection
-  std::chrono::milliseconds write_time{30000};        ///< in which a client must take something of its answer
+  /// At once. One more takes the place of those that have kept the server waiting longest; where all are being answered
+  /// it gets an answer of open_paths, or 503.
+  int connections = 4096;
+  std::chrono::milliseconds header_time{10000};  ///< from the first byte of a request to the last of its header
+  std::chrono::milliseconds body_time{30000};    ///< for the whole body
+  std::chrono::milliseconds idle_time{60000};    ///< between requests on one connection
+  std::chrono::milliseconds write_time{30000};   ///< in which a client must take something of its answer
 };
 
 /// How a server listens.

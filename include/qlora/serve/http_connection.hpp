@@ -1,10 +1,12 @@
-// qlora/serve/http_connection.hpp — a client of the HTTP server, and its exchange: what it is answered is written as fast
-// as it takes it. What it sends is read in http_reading.hpp. Part of http_server.hpp.
+// qlora/serve/http_connection.hpp — a client of the HTTP server, and its exchange: what it is answered is written in
+// http_writing.hpp, what it sends is read in http_reading.hpp. Part of http_server.hpp.
 // States     idle: between requests; reading: header and body; answering: until the answer is written; closing
 // Order      a connection is a strand: reads, the handler, writes and timers never run at the same time
 #pragma once
 
-#include <array>
+#include <poll.h>
+
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/basic_stream_socket.hpp>
 #include <boost/asio/basic_waitable_timer.hpp>
@@ -15,25 +17,23 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <boost/beast/http/write.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "qlora/serve/http.hpp"
 #include "qlora/serve/http_guard.hpp"
@@ -68,7 +68,15 @@ struct Server {
 
   std::mutex mutex{};  // of what follows
   std::condition_variable none_left{};
-  std::unordered_map<const Connection*, std::weak_ptr<Connection>> connections{};
+  std::unordered_map<Connection*, std::weak_ptr<Connection>> connections{};
+  std::size_t leaving = 0;  ///< of connections, told to make room
+
+  /// Connections that take room. Needs the mutex.
+  [[nodiscard]] int open() const { return static_cast<int>(connections.size() - leaving); }
+  /// Chooses connections to make room for new ones: those that have waited longest for what their clients have to send,
+  /// several at once, so that a flood of clients does not have them searched for each of it; none where all are being
+  /// answered. Needs the mutex; they are to be told without it.
+  [[nodiscard]] std::vector<std::shared_ptr<Connection>> make_room();
 
   [[nodiscard]] HttpReply refusal(std::string_view path, int status, const std::string& message) const {
     if (options.refusal) return options.refusal(path, status, message);
@@ -104,9 +112,12 @@ class ConnectionExchange;
 /// One client. Lives as long as something waits for it.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(Socket socket, Server& server)
+  /// A `spare` one is beyond the limit, for open_paths.
+  Connection(Socket socket, Server& server, bool spare)
       : socket_(std::move(socket)),
+        descriptor_(socket_.native_handle()),
         server_(server),
+        spare_(spare),
         room_(server),
         deadline_(socket_.get_executor()),
         write_deadline_(socket_.get_executor()) {}
@@ -115,6 +126,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   ~Connection() {
     const std::lock_guard lock(server_.mutex);
     server_.connections.erase(this);
+    if (leaving_) --server_.leaving;
     if (server_.connections.empty()) server_.none_left.notify_all();
   }
 
@@ -132,6 +144,35 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
   void close_soon() {
     asio::post(socket_.get_executor(), [self = shared_from_this()] { self->close(); });
+  }
+  /// Ends, to make room, unless what it waited for has come meanwhile.
+  void leave() {
+    asio::post(socket_.get_executor(), [self = shared_from_this()] {
+      if (self->waits_since_ != not_waiting) {
+        self->close();
+        return;
+      }
+      const std::lock_guard lock(self->server_.mutex);
+      if (std::exchange(self->leaving_, false)) --self->server_.leaving;
+    });
+  }
+  /// When it began to wait for its client, by the steady clock; not_waiting: it does not. Any thread may ask.
+  [[nodiscard]] std::int64_t waits_since() const { return waits_since_; }
+  /// Marks it as one that makes room. Needs the server's mutex.
+  void choose() {
+    leaving_ = true;
+    ++server_.leaving;
+  }
+  /// Whether it is marked so. Needs the server's mutex.
+  [[nodiscard]] bool leaves() const { return leaving_; }
+  static constexpr std::int64_t not_waiting = std::numeric_limits<std::int64_t>::max();
+
+  /// Whether the connection has ended, at the client's side or here. Any thread may ask.
+  [[nodiscard]] bool left() const {
+    const std::lock_guard lock(open_mutex_);
+    if (!open_) return true;
+    pollfd look{.fd = descriptor_, .events = POLLRDHUP, .revents = 0};
+    return ::poll(&look, 1, 0) > 0;
   }
 
   // What an exchange uses, on the strand.
@@ -158,6 +199,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
   /// Of a timer that has run out and whose handler waits for its turn, cancel() alone would be too late.
   static void disarm(Timer& timer) { timer.expires_at(std::chrono::steady_clock::time_point::max()); }
+  /// From now on the client keeps the server waiting.
+  void wait() { waits_since_ = std::chrono::steady_clock::now().time_since_epoch().count(); }
 
   /// Reads while no request is being read: the beginning of the next, or, during an answer, whether the client goes.
   void read_more() {
@@ -186,7 +229,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void close();
 
   Socket socket_;
+  const int descriptor_;           // of socket_, while open_
+  mutable std::mutex open_mutex_;  // of open_: a number that was closed may be another socket's
+  bool open_ = true;
   Server& server_;
+  std::atomic<std::int64_t> waits_since_{std::chrono::steady_clock::now().time_since_epoch().count()};
+  bool leaving_ = false;  // of the server's mutex
+  const bool spare_;
   BodyRoom room_;
   Timer deadline_, write_deadline_;
   boost::beast::flat_buffer buffer_;
@@ -229,6 +278,7 @@ class ConnectionExchange final : public Exchange, public std::enable_shared_from
     if (open()) finish();
   }
   [[nodiscard]] bool open() const override { return !over_; }
+  [[nodiscard]] bool client_left() const override { return connection_->left(); }
   void on_gone(std::function<void()> use) override {
     if (open()) gone_ = std::move(use);
   }
@@ -269,6 +319,26 @@ class ConnectionExchange final : public Exchange, public std::enable_shared_from
   bool over_ = false;
 };
 
+inline std::vector<std::shared_ptr<Connection>> Server::make_room() {
+  std::vector<std::pair<std::int64_t, Connection*>> waiting;  // whose destructors wait for the mutex
+  for (const auto& [connection, weak] : connections) {
+    const std::int64_t since = connection->waits_since();
+    if (since != Connection::not_waiting && !connection->leaves()) waiting.emplace_back(since, connection);
+  }
+  constexpr int part = 64;  // of all connections
+  const auto most = static_cast<std::size_t>(std::max(1, options.limits.connections / part));
+  const std::size_t count = std::min(most, waiting.size());
+  std::nth_element(waiting.begin(), waiting.begin() + static_cast<std::ptrdiff_t>(count), waiting.end());
+  std::vector<std::shared_ptr<Connection>> chosen;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::shared_ptr<Connection> connection = connections[waiting[i].second].lock();
+    if (connection == nullptr) continue;  // it ends now
+    connection->choose();
+    chosen.push_back(std::move(connection));
+  }
+  return chosen;
+}
+
 /// What a handler gets: the exchange, and an answer if nobody gives one.
 [[nodiscard]] inline std::shared_ptr<Exchange> answered_at_last(const std::shared_ptr<ConnectionExchange>& exchange,
                                                                 const Server& server) {
@@ -283,149 +353,6 @@ class ConnectionExchange final : public Exchange, public std::enable_shared_from
               }
             });
           }};
-}
-
-inline void Connection::send_head(std::string_view path, const HttpReply& answer, bool in_parts) {
-  if (server_.options.answered) server_.options.answered(path, answer.status);
-  beast_http::response<beast_http::empty_body> head;
-  head.version(11);
-  head.result(static_cast<unsigned>(answer.status));
-  head.set(beast_http::field::content_type, answer.type);
-  head.set("X-Content-Type-Options", "nosniff");
-  for (const auto& [name, value] : answer.headers) head.set(name, value);
-  keep_alive_ = keep_alive_ && !server_.stopping;
-  if (!in_parts) {
-    head.set(beast_http::field::content_length, std::to_string(answer.body.size()));
-  } else if (chunked_) {
-    head.set(beast_http::field::transfer_encoding, "chunked");
-  } else {
-    keep_alive_ = false;  // the end of the connection is the end of the answer
-  }
-  head.set(beast_http::field::connection, keep_alive_ ? "keep-alive" : "close");
-  std::ostringstream text;
-  text << head.base();
-  send(text.str());
-  if (!in_parts && !head_) send(answer.body);
-}
-
-inline void Connection::send_part(std::string_view part) {
-  if (head_) return;
-  if (!chunked_) {
-    send(part);
-    return;
-  }
-  std::array<char, 24> size{};
-  const int length = std::snprintf(size.data(), size.size(), "%zx\r\n", part.size());
-  std::string chunk(size.data(), static_cast<std::size_t>(length));
-  chunk += part;
-  send(chunk += "\r\n");  // of no bytes: the last one
-}
-
-inline void Connection::send(std::string_view bytes) {
-  if (!socket_.is_open()) return;
-  if (waiting_.size() + sending_.size() - sent_ > server_.options.limits.waiting_bytes) {
-    gone();
-    return;
-  }
-  waiting_ += bytes;
-  if (sending_.empty()) write_some();
-}
-
-inline void Connection::write_some() {
-  if (sent_ == sending_.size()) {
-    sending_ = std::exchange(waiting_, {});
-    sent_ = 0;
-    if (sending_.empty()) {
-      disarm(write_deadline_);
-      if (current_ == nullptr && state_ == State::answering) next();
-      return;
-    }
-  }
-  write_deadline_.expires_after(server_.options.limits.write_time);
-  write_deadline_.async_wait([self = shared_from_this()](error_code stopped) {
-    if (!stopped && self->write_deadline_.expiry() <= std::chrono::steady_clock::now()) self->gone();
-  });
-  socket_.async_write_some(asio::buffer(sending_.data() + sent_, sending_.size() - sent_),
-                           [self = shared_from_this()](error_code failed, std::size_t size) {
-                             if (failed) {
-                               self->gone();
-                               return;
-                             }
-                             self->sent_ += size;
-                             self->write_some();
-                           });
-}
-
-inline void Connection::complete() {
-  current_ = nullptr;
-  room_.give_back();
-  if (socket_.is_open() && sending_.empty()) next();
-}
-
-inline void Connection::next() {
-  if (!keep_alive_ || server_.stopping) {
-    linger();
-    return;
-  }
-  state_ = State::idle;
-  arm(server_.options.limits.idle_time);
-  if (reads_) {  // a request that was sent ahead is here: what watched the client during the answer may end
-    error_code ignored;
-    if (buffer_.size() > 0) socket_.cancel(ignored);
-  } else if (buffer_.size() > 0) {
-    read_header();
-  } else {
-    read_more();
-  }
-}
-
-inline void Connection::gone() {
-  const std::shared_ptr<ConnectionExchange> exchange = std::exchange(current_, nullptr);
-  close();
-  if (exchange != nullptr) exchange->lose();
-}
-
-inline void Connection::fail(const std::string& message) {
-  const std::shared_ptr<ConnectionExchange> exchange = current_;
-  if (exchange == nullptr) return;
-  if (exchange->begun()) {
-    gone();
-  } else {
-    exchange->answer_failed(server_.refusal(exchange->request().path, 500, message));
-  }
-}
-
-/// Lets the client read the last answer before a reset for bytes that nobody read could take it away.
-inline void Connection::linger() {
-  state_ = State::closing;
-  error_code ignored;
-  socket_.shutdown(Socket::shutdown_send, ignored);
-  if (ignored) {
-    close();
-    return;
-  }
-  arm(std::chrono::milliseconds(1000));
-  if (!reads_) discard(std::size_t{1} << 20);
-}
-inline void Connection::discard(std::size_t left) {
-  buffer_.clear();
-  socket_.async_read_some(buffer_.prepare(4096),
-                          [self = shared_from_this(), left](error_code failed, std::size_t size) {
-                            if (failed || size >= left) {
-                              self->close();
-                            } else {
-                              self->discard(left - size);
-                            }
-                          });
-}
-inline void Connection::close() {
-  error_code ignored;
-  deadline_.cancel();
-  write_deadline_.cancel();
-  socket_.close(ignored);
-  room_.give_back();
-  state_ = State::closing;
-  if (const auto exchange = std::exchange(current_, nullptr)) exchange->lose();
 }
 
 }  // namespace detail

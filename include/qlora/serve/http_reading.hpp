@@ -1,5 +1,5 @@
 // qlora/serve/http_reading.hpp — what a client of the HTTP server sends, read within limits and deadlines, and who may
-// ask. Part of http_server.hpp; the connection's other half is http_connection.hpp.
+// ask. Part of http_server.hpp; the other half is http_writing.hpp.
 #pragma once
 
 #include <algorithm>
@@ -56,6 +56,7 @@ inline void Connection::got(error_code failed) {
 
 inline void Connection::read_header() {
   state_ = State::reading;
+  wait();
   arm(server_.options.limits.header_time);
   parser_.emplace();
   parser_->header_limit(static_cast<std::uint32_t>(server_.options.limits.header_bytes));
@@ -90,6 +91,8 @@ inline void Connection::got_header(error_code failed) {
     if (request.count(beast_http::field::content_length) > 0 &&
         request.count(beast_http::field::transfer_encoding) > 0) {
       refuse(400, "a request has Content-Length or Transfer-Encoding, not both");
+    } else if (spare_ && !is_open(server_.options, reads, path, {})) {
+      refuse(503, "the server has as many connections as it may have; try again later");
     } else if (server_.key.needed() && !is_open(server_.options, reads, path, value(beast_http::field::accept)) &&
                !server_.key.shown(value(beast_http::field::authorization))) {
       refuse(401, "a key is needed: send it as \"Authorization: Bearer KEY\"");
@@ -133,6 +136,7 @@ inline void Connection::got_body(error_code failed) {
 inline void Connection::answer() {
   disarm(deadline_);
   state_ = State::answering;
+  waits_since_ = not_waiting;
   auto message = parser_->release();
   parser_.reset();
   keep_alive_ = message.keep_alive();
@@ -188,6 +192,7 @@ inline void Connection::refuse(int status, const std::string& message) {
     head_ = parser_->get().method() == beast_http::verb::head;
   }
   state_ = State::answering;
+  waits_since_ = not_waiting;
   keep_alive_ = false;
   chunked_ = false;
   HttpReply reply = server_.refusal(path, status, message);

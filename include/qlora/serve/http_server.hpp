@@ -46,15 +46,19 @@ QLORA_STEP std::unique_ptr<HttpServer> open_http_server(const HttpOptions& optio
 #include "qlora/error.hpp"
 #include "qlora/serve/http_connection.hpp"
 #include "qlora/serve/http_reading.hpp"
+#include "qlora/serve/http_writing.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace serve {
 namespace detail {
 
+/// Connections beyond the limit, so that whoever asks for a path of open_paths is heard.
+inline constexpr int spare_connections = 32;
+
 /// Room for so many connections in this process's file descriptors, of which it needs some for itself.
 [[nodiscard]] inline int connections_allowed(int wanted) {
-  constexpr rlim_t own = 64;
+  constexpr rlim_t own = 64 + spare_connections;
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return wanted;
   const rlim_t needed = static_cast<rlim_t>(wanted) + own;
@@ -120,7 +124,7 @@ class BeastServer final : public HttpServer {
   [[nodiscard]] int port() const override { return port_; }
   [[nodiscard]] int connections() const override {
     const std::lock_guard lock(server_.mutex);
-    return static_cast<int>(server_.connections.size());
+    return server_.open();
   }
   void stop(std::chrono::milliseconds patience) override {
     if (threads_.empty()) return;
@@ -191,13 +195,17 @@ class BeastServer final : public HttpServer {
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);  // a token is sent when it is there
     std::shared_ptr<Connection> connection;
+    std::vector<std::shared_ptr<Connection>> leaving;  // forgotten without the mutex, which their end needs
     {
       const std::lock_guard lock(server_.mutex);
-      if (static_cast<int>(server_.connections.size()) < server_.options.limits.connections) {
-        connection = std::make_shared<Connection>(std::move(socket), server_);
+      const int limit = server_.options.limits.connections;
+      if (server_.open() >= limit) leaving = server_.make_room();
+      if (const int open = server_.open(); open < limit + spare_connections) {
+        connection = std::make_shared<Connection>(std::move(socket), server_, open >= limit);
         server_.connections.emplace(connection.get(), connection);
       }
     }
+    for (const auto& other : leaving) other->leave();
     if (connection != nullptr) {
       connection->start();
       return;

@@ -38,6 +38,9 @@ struct Update {
 /// Gets the updates of a group, on the service's thread: it hands them on and does not keep that thread.
 using OnUpdate = std::function<void(Update)>;
 
+/// Whether nobody waits for a group any more. Asked on the service's thread before each step.
+using HasLeft = std::function<bool()>;
+
 /// Requests that were handed in together. Never 0, and never used twice.
 using GroupId = std::uint64_t;
 
@@ -61,8 +64,10 @@ class Service {
   /// Requests that may run and wait at once.
   [[nodiscard]] std::size_t most() const { return most_; }
 
-  /// Takes all of these, or, when there is no room for them, none and gives nothing back.
-  [[nodiscard]] std::optional<GroupId> submit(std::vector<Request> requests, OnUpdate on_update) {
+  /// Takes all of these, or, when there is no room for them, none and gives nothing back. No token is drawn once
+  /// `has_left` says so, even if cancel() comes later, from a thread that waits for a core.
+  [[nodiscard]] std::optional<GroupId> submit(std::vector<Request> requests, OnUpdate on_update,
+                                              HasLeft has_left = {}) {
     const std::lock_guard lock(mutex_);
     if (stopping_ || !failure_.empty() || accepted_ + requests.size() > most_) {
       metrics_.refused();
@@ -70,9 +75,9 @@ class Service {
     }
     accepted_ += requests.size();
     const GroupId id = ++groups_;
-    auto shared = std::make_shared<const OnUpdate>(std::move(on_update));
+    auto client = std::make_shared<const Client>(Client{std::move(on_update), std::move(has_left)});
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      arrivals_.push_back({id, i, std::move(requests[i]), shared, Clock::now()});
+      arrivals_.push_back({id, i, std::move(requests[i]), client, Clock::now()});
     }
     changed_.notify_one();
     return id;
@@ -112,11 +117,16 @@ class Service {
 
  private:
   using Clock = std::chrono::steady_clock;
+  /// Whoever waits for a group.
+  struct Client {
+    OnUpdate on_update;
+    HasLeft has_left;
+  };
   struct Arrival {
     GroupId group = 0;
     std::size_t which = 0;
     Request request{};
-    std::shared_ptr<const OnUpdate> on_update{};
+    std::shared_ptr<const Client> client{};
     Clock::time_point came{};
   };
   struct Cancel {
@@ -127,7 +137,7 @@ class Service {
     GroupId group = 0;
     std::size_t which = 0;
     std::int64_t prompt = 0;
-    std::shared_ptr<const OnUpdate> on_update{};
+    std::shared_ptr<const Client> client{};
     Clock::time_point came{};
     std::optional<Clock::time_point> last{};  ///< when its newest token came
   };
@@ -138,6 +148,8 @@ class Service {
     for (;;) {
       std::deque<Arrival> arrivals;
       std::vector<Cancel> cancels;
+      // Before cancels are taken: who leaves with a reply that a stop string has ended is counted by that cancel.
+      const std::vector<Ticket> left = those_who_left();
       {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [&] { return more || stopping_ || !arrivals_.empty() || !cancels_.empty(); });
@@ -153,6 +165,7 @@ class Service {
         }
       }
       for (const Cancel& cancel : cancels) end(cancel);
+      for (const Ticket ticket : left) end_for_nobody(ticket);
       try {
         more = !running_.empty() && session_->step([this](const Progressed& news) { pass_on(news); });
       } catch (const std::exception& error) {
@@ -180,7 +193,7 @@ class Service {
     try {
       if (failed_) throw Error(failure(), ErrorKind::resource);
       const Ticket ticket = session_->submit(std::move(arrival.request));
-      running_.emplace(ticket, Running{arrival.group, arrival.which, prompt, arrival.on_update, arrival.came, {}});
+      running_.emplace(ticket, Running{arrival.group, arrival.which, prompt, arrival.client, arrival.came, {}});
       return;
     } catch (const Error& error) {
       refused.error = error.what();
@@ -191,7 +204,7 @@ class Service {
     }
     leave(1);
     metrics_.ended("failed", 0.0);
-    (*arrival.on_update)(std::move(refused));
+    arrival.client->on_update(std::move(refused));
   }
   void end(const Cancel& cancel) {
     for (auto i = running_.begin(); i != running_.end();) {
@@ -206,6 +219,26 @@ class Service {
       leave(1);
     }
   }
+  /// Replies whose client has left in the middle. Those that wait for their first token are left to cancel(): they may
+  /// be many, and each look costs a call of the kernel.
+  [[nodiscard]] std::vector<Ticket> those_who_left() const {
+    std::vector<Ticket> out;
+    for (const auto& [ticket, running] : running_) {
+      if (running.last && running.client->has_left && running.client->has_left()) out.push_back(ticket);
+    }
+    return out;
+  }
+  void end_for_nobody(Ticket ticket) {
+    const auto found = running_.find(ticket);
+    if (found == running_.end()) return;
+    const Running running = std::move(found->second);
+    running_.erase(found);
+    session_->cancel(ticket);
+    metrics_.ended("cancelled", since(running.came));
+    leave(1);
+    // For whoever has ended one side of the connection only, and still reads.
+    running.client->on_update({.which = running.which, .error = "the client has gone", .kind = ErrorKind::interrupted});
+  }
   void pass_on(const Progressed& news) {
     const auto found = running_.find(news.ticket);
     if (found == running_.end()) return;
@@ -214,14 +247,14 @@ class Service {
     if (first) metrics_.began(running.prompt, news.prompt_cached, since(running.came));
     metrics_.drew(static_cast<std::int64_t>(news.tokens.size()), first ? 0.0 : since(*running.last), first);
     running.last = Clock::now();
-    const std::shared_ptr<const OnUpdate> on_update = running.on_update;
+    const std::shared_ptr<const Client> client = running.client;
     const std::size_t which = running.which;
     if (news.finish != Finish::running) {
       metrics_.ended(news.finish == Finish::stop ? "stop" : "length", since(running.came));
       running_.erase(found);
       leave(1);
     }
-    (*on_update)({.which = which, .progressed = news});
+    client->on_update({.which = which, .progressed = news});
   }
   /// A step that fails leaves the session in no known state: nothing runs on it any more.
   void fail(const std::exception& error) {
@@ -236,7 +269,7 @@ class Service {
     for (auto& [ticket, running] : all) {
       session_->cancel(ticket);
       metrics_.ended("failed", since(running.came));
-      (*running.on_update)(
+      running.client->on_update(
           {.which = running.which, .error = error.what(), .kind = own == nullptr ? ErrorKind::resource : own->kind()});
     }
   }
