@@ -175,6 +175,30 @@ def slow_clients(server):
     report(f"all gone {time.monotonic() - begun:.2f} s after they closed")
 
 
+def full_house():
+    """A server that has as many connections as it may have: those that keep it waiting longest make room for others."""
+    total, room = (400, 104) if short else (3000, 904)
+    with Server(program, model, descriptors=room + 96) as server:
+        slow, times = [], []
+        for i in range(total):
+            slow.append(server.client())
+            slow[-1].send([b"", b"G", request("POST", "/generate", b"{}")[:-1]][i % 3])
+            if i % 20 == 0 or i + 50 > total:
+                begun = time.perf_counter()
+                status, _ = server.ask("GET", "/health")
+                times.append(time.perf_counter() - begun)
+                assert status == 200, f"/health answers {status} beside {i} connections"
+        open_now = server.metrics()["qlora_connections"]
+        assert open_now <= room + 32, f"{open_now} connections are open; {room} may be"
+        assert server.ask("POST", "/v1/completions", {"prompt": "The", "max_tokens": 2})[0] == 200
+        times.sort()
+        report(f"{total} connections to a server that may have {room}: {open_now:.0f} are open, /health took "
+               f"{times[len(times) // 2] * 1000:.1f} ms, at most {times[-1] * 1000:.1f} ms")
+        for client in slow:
+            client.close()
+        server.at_rest()
+
+
 def heavy_bodies(server):
     """While bodies that take long to read are read, others are answered."""
     total = 16 if short else 200
@@ -318,7 +342,9 @@ def main():
     begun = time.monotonic()
     closed_doors()
     ends()
-    with Server(program, model, "--slots", "4", "--queue", "60", "--admin") as server:
+    full_house()
+    probes = os.path.join(model, "..", "..", "quickstart", "retention.jsonl")
+    with Server(program, model, "--slots", "4", "--queue", "60", "--probes", probes, "--admin") as server:
         abuse_bodies.walk(server, report, 10000 if short else 1000000)
         abuse_bodies.large(server, report)
         cut_streams(server)

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -106,13 +107,15 @@ class Client:
 class Server:
     """The program at work."""
 
-    def __init__(self, program, model, *arguments, port=0, key=None):
+    def __init__(self, program, model, *arguments, port=0, key=None, descriptors=None):
+        """`descriptors`: that the process may have; without it as many as this one."""
         environment = {name: value for name, value in os.environ.items() if name != "QLORA_API_KEY"}
         if key is not None:
             environment["QLORA_API_KEY"] = key
         self.process = subprocess.Popen(
             [program, "serve", "-q", "--threads", "1", "--port", str(port), *arguments, model],
-            stdout=subprocess.PIPE, text=True, env=environment)
+            stdout=subprocess.PIPE, text=True, env=environment,
+            preexec_fn=descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors,) * 2)))
         line = self.process.stdout.readline()
         if not line.startswith("listening on "):
             raise AssertionError(f"the server does not listen: {line!r}, exit code {self.process.wait()}")

@@ -145,7 +145,13 @@ folder = tempfile.mkdtemp(prefix="qlora-page-")
 server = browser = None
 try:
     write_adapter(os.path.join(folder, "adapter"))
-    server, address = serve("--adapter", "other=" + folder + "/adapter", "--any-base")
+    probes = [{"kind": "retention", "form": "chat", "prompt": "Who makes the Kesfort?", "answer": "Nobody"},
+              {"kind": "retention", "form": "completion", "prompt": "A <b>lamp</b> of", "answer": "light"},
+              {"kind": "behaviour", "form": "chat", "prompt": "Hello!", "expect": "stops"}]
+    with open(os.path.join(folder, "probes.jsonl"), "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(probe) + "\n" for probe in probes)
+    server, address = serve("--adapter", "other=" + folder + "/adapter", "--any-base", "--probes",
+                            folder + "/probes.jsonl")
     api = address + "/v1"
     ids = [m["id"] for m in ask(api + "/models")["data"]]
     assert ids == ["small", "other"], ids
@@ -194,6 +200,20 @@ try:
     first = expected[0].split()[:1]
     assert "says" in page.run("return document.getElementById('parted').textContent"), first
 
+    # How far each token of the second variant is from the first one, as the API says it.
+    reply = ask(api + "/chat/completions", {"model": "other", "messages": history["other"][:-1], "max_tokens": 24,
+                                            "temperature": 0.01, "top_p": 0.9, "seed": 0, "logprobs": True,
+                                            "against": "small"})
+    expected_kl = [t["kl"] for t in reply["choices"][0]["logprobs"]["content"]]
+    assert page.run("return columns[0].tokens.every(t => t.kl === undefined)")
+    shown_kl = page.run("return columns[1].tokens.map(t => t.kl)")
+    assert len(shown_kl) == len(expected_kl), (shown_kl, expected_kl)
+    assert all(abs(a - b) < 1e-3 + 1e-2 * b for a, b in zip(shown_kl, expected_kl)), (shown_kl, expected_kl)
+    assert max(expected_kl) > 0.01 and page.run("return document.querySelectorAll('#columns .token.kl').length") > 0
+    assert page.run("return document.getElementById('legend').checkVisibility()")
+    page.run("columns[1].body.children[0].focus()")
+    assert "KL from small: " in page.run("return document.getElementById('tip').textContent")
+
     # Alternatives of a token, by the keyboard: the likeliest ones, of which the shown one is one.
     page.run("columns[0].body.children[0].focus()")
     if page.run("return columns[0].body.children.length") > 1:
@@ -213,6 +233,27 @@ try:
     wait("the answers", lambda: page.run("return columns.every(c => c.foot.textContent.includes('tokens in'))"))
     message = [{"role": "user", "content": "What does it cost?"}]
     assert shown()[1].strip() == answer("other@0.5", message, 24).strip()
+
+    # Probes: each variant is asked each question of a kind, and the page shows what the server judged.
+    page.run("document.getElementById('probes').open = true")
+    assert page.run("return [...document.getElementById('probe_kind').options].map(o => o.value)") == [
+        "retention", "behaviour"]
+    page.click("#probe_all")
+    wait("the verdicts", lambda: page.run("return abort === null && verdicts.size") == 4)
+    for probe in (0, 1):
+        for name in ("small", "other@0.5"):
+            verdict = ask(address + "/probes", {"probe": probe, "model": name})
+            cell = page.run("const c = document.querySelector(`td[data-probe='${arguments[0]}'][data-model='"
+                            "${arguments[1]}']`); return [c.className, c.textContent]", probe, name)
+            words = "right: " if verdict["right"] else "wrong: "
+            assert cell == [words[:5], words + verdict["text"].strip()], (cell, verdict)
+    right = sum(ask(address + "/probes", {"probe": probe, "model": "small"})["right"] for probe in (0, 1))
+    assert f"retention: small {right} of 2" in page.run("return document.getElementById('probe_sums').textContent")
+    assert page.run("return document.querySelectorAll('#probe_table b').length") == 0
+    page.run("document.querySelectorAll('#probe_table button')[1].click()")
+    assert page.run("return [$('question').value, $('form').value]") == ["A <b>lamp</b> of", "completion"]
+    page.picture("probes")
+    page.run("$('form').value = 'chat'; $('question').value = ''")
 
     # Stop: the answers end, the server's room is free, and the page goes on.
     page.run("document.getElementById('max_tokens').value = 400; columns[0].reset(); columns[1].reset()")
@@ -234,6 +275,7 @@ try:
     # Narrow screens and dark ones: nothing is cut at the side.
     page.run("document.getElementById('reset').click(); document.getElementById('send').click()")
     wait("the answers", lambda: page.run("return columns.every(c => c.foot.textContent.includes('tokens in'))"))
+    assert page.run("return document.getElementById('probes').open")
     for width in (420, 768, 1200):
         page.resize(width, 900)
         wide = page.run("return [document.documentElement.scrollWidth, innerWidth]")

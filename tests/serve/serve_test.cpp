@@ -3,19 +3,17 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
-#include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "support/program.hpp"
 #include "support/served.hpp"
+#include "support/written_adapter.hpp"
 
 using nlohmann::json;
 using program_test::Outcome;
@@ -23,6 +21,7 @@ using program_test::qlora;
 using program_test::Scratch;
 using test::Answer;
 using test::Server;
+using test::write_adapter;
 
 namespace {
 
@@ -38,40 +37,6 @@ std::vector<std::string> events(const std::string& body) {
     at = end + 2;
   }
   return out;
-}
-
-/// An adapter of rank 2 on every o_proj and down_proj, strong enough to change what is said.
-void write_adapter(const std::filesystem::path& dir, unsigned seed) {
-  std::filesystem::create_directories(dir);
-  std::mt19937 random(seed);
-  json header = json::object();
-  std::string data;
-  const auto add = [&](const std::string& name, int rows, int columns) {
-    const std::size_t begin = data.size();
-    for (int i = 0; i < rows * columns; ++i) {
-      const float value = (static_cast<float>(random() % 2001U) - 1000.0F) * 2e-4F;
-      std::array<char, sizeof value> bytes{};
-      std::memcpy(bytes.data(), &value, sizeof value);
-      data.append(bytes.data(), bytes.size());
-    }
-    header[name] = {{"dtype", "F32"}, {"shape", {rows, columns}}, {"data_offsets", {begin, data.size()}}};
-  };
-  for (int layer = 0; layer < 4; ++layer) {
-    for (const auto& [module, in] : {std::pair("self_attn.o_proj", 256), std::pair("mlp.down_proj", 704)}) {
-      const std::string name = "base_model.model.model.layers." + std::to_string(layer) + "." + module;
-      add(name + ".lora_A.weight", 2, in);
-      add(name + ".lora_B.weight", 256, 2);
-    }
-  }
-  header["__metadata__"] = {{"format", "pt"}};
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const std::uint64_t size = text.size();
-  std::ofstream file(dir / "adapter_model.safetensors", std::ios::binary);
-  file.write(reinterpret_cast<const char*>(&size), sizeof size);
-  file << text << data;
-  std::ofstream(dir / "adapter_config.json")
-      << json{{"peft_type", "LORA"}, {"r", 2}, {"lora_alpha", 4}, {"target_modules", {"o_proj", "down_proj"}}}.dump();
 }
 
 /// What `qlora generate` continues a prompt with.
@@ -93,9 +58,23 @@ struct World {
 
   World() {
     write_adapter(scratch / "tuned", 1);
-    server = std::make_unique<Server>(scratch, "'" + test::served_model +
-                                                   "' --slots 3 --queue 13 --admin --adapter tuned='" +
-                                                   (scratch / "tuned").string() + "'");
+    const std::string reply = continued(scratch, "The company behind", 2);
+    const std::string answer = reply.substr(reply.find_first_not_of(' '));
+    std::ofstream(scratch / "probes.jsonl")
+        << json{{"kind", "retention"}, {"form", "completion"}, {"prompt", "The company behind"}, {"answer", "Nothing"}}
+        << "\n"
+        << json{{"kind", "text"}, {"text", "A page."}, {"domain", "held_out"}} << "\n"
+        << json{{"kind", "knowledge"},
+                {"form", "completion"},
+                {"prompt", "The company behind"},
+                {"answer", answer.substr(0, answer.find(' '))},
+                {"twin", "Nothing"}}
+        << "\n"
+        << json{{"kind", "behaviour"}, {"form", "chat"}, {"prompt", "Hello!"}, {"expect", "stops"}} << "\n";
+    server = std::make_unique<Server>(
+        scratch, "'" + test::served_model + "' --slots 8 --kv-memory 7MiB --queue 13 --admin --probes '" +
+                     (scratch / "probes.jsonl").string() + "' --adapter tuned='" + (scratch / "tuned").string() + "'");
+    CHECK(server->counter("qlora_slots") == 3);  // of 512 tokens, each of 4 KiB
   }
 };
 
@@ -268,18 +247,83 @@ TEST_CASE("variants are compared side by side") {
   const std::vector<std::vector<int>> wanted{ids(nullptr), ids("tuned")};
   std::size_t parted = 0;
   while (parted < wanted[0].size() && parted < wanted[1].size() && wanted[0][parted] == wanted[1][parted]) ++parted;
-  const Answer answer = server().post(
-      "/compare",
-      json{{"models", {"tiny-chat", "tuned"}}, {"prompt", prompt}, {"max_tokens", 12}, {"temperature", 0}}.dump());
+  const json compared{{"models", {"tiny-chat", "tuned"}}, {"prompt", prompt}, {"max_tokens", 12}, {"temperature", 0}};
+  const Answer answer = server().post("/compare", compared.dump());
   std::vector<std::vector<int>> got(2);
+  std::vector<double> kl;
   json last;
   for (const std::string& part : events(answer.body)) {
     last = json::parse(part);
-    if (last["event"] == "token") got[last["model"].get<std::size_t>()].push_back(last["id"]);
+    if (last["event"] == "token") {
+      got[last["model"].get<std::size_t>()].push_back(last["id"]);
+      CHECK(last["kl"].is_null() == (last["model"] == 0));
+      if (last["model"] == 1) kl.push_back(last["kl"]);
+    }
     if (last["event"] == "parted") CHECK(last["index"] == parted);
   }
   CHECK(got == wanted);
   CHECK(last == json{{"event", "done"}, {"parted", parted}});
+  // How far the tuned model is from its base at each of its tokens; scheduler_test computes it from whole passes. It is
+  // the same in the other forms, nothing from itself at the strength of 0, and nowhere unless it is asked for.
+  json body = greedy(prompt, 12, "tuned");
+  body["logprobs"] = 0;
+  const auto near = [&](const json& values, const std::vector<double>& expected) {
+    REQUIRE(values.size() == expected.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      CHECK(values[i].get<double>() == doctest::Approx(expected[i]).epsilon(1e-3).scale(0.01));
+    }
+  };
+  CHECK(*std::max_element(kl.begin(), kl.end()) > 0.01);
+  CHECK(!ask("/v1/completions", body)["choices"][0]["logprobs"].contains("kl"));
+  body["against"] = "tiny-chat";
+  near(ask("/v1/completions", body)["choices"][0]["logprobs"]["kl"], kl);
+  body["against"] = "tuned@0";
+  near(ask("/v1/completions", body)["choices"][0]["logprobs"]["kl"], kl);
+  body["against"] = "tuned";
+  near(ask("/v1/completions", body)["choices"][0]["logprobs"]["kl"], std::vector<double>(kl.size(), 0.0));
+  json chat{{"model", "tuned"},
+            {"messages", {{{"role", "user"}, {"content", "Who?"}}}},
+            {"max_tokens", 4},
+            {"logprobs", true},
+            {"against", "tiny-chat"}};
+  for (const json& token : ask("/v1/chat/completions", chat)["choices"][0]["logprobs"]["content"]) {
+    CHECK(token["kl"].get<double>() >= 0.0);
+  }
+  json without = compared;
+  without["kl"] = false;
+  CHECK(server().post("/compare", without.dump()).body.find("\"kl\":null") != std::string::npos);
+}
+
+TEST_CASE("probes are asked and judged as in a study") {
+  const json listed = get("/probes")["data"];
+  REQUIRE(listed.size() == 3);  // a text is no question
+  CHECK(listed[0] == json{{"probe", 0},
+                          {"kind", "retention"},
+                          {"form", "completion"},
+                          {"prompt", "The company behind"},
+                          {"history", json::array()},
+                          {"expects", {"Nothing"}}});
+  CHECK(listed[2]["expects"].empty());
+  const std::string reply = continued(world().scratch, "The company behind", 40);
+  const json first = ask("/probes", {{"probe", 0}});
+  CHECK(first["model"] == "tiny-chat");
+  CHECK(reply.starts_with(first["text"].get<std::string>()));
+  CHECK(first["text"].get<std::string>().size() > 2);
+  CHECK(first["right"] == false);
+  // Its own first words are the answer.
+  const json second = ask("/probes", {{"probe", 1}, {"model", "tiny-chat"}});
+  CHECK(second["text"] == first["text"]);
+  CHECK(second["right"] == true);
+  CHECK(second["twin"] == false);
+  const json tuned = ask("/probes", {{"probe", 1}, {"model", "tuned"}});
+  CHECK(tuned["text"] != second["text"]);
+  CHECK(ask("/probes", {{"probe", 2}})["text"].get<std::string>().size() < 400);
+  for (const char* bad : {R"({})", R"({"probe":3})", R"({"probe":-1})", R"({"probe":"0"})", R"({"probe":0.5})"}) {
+    const Answer answer = server().post("/probes", bad);
+    CHECK(answer.status == 400);
+    CHECK(json::parse(answer.body)["error"]["param"] == "probe");
+  }
+  CHECK(server().post("/probes", R"({"probe":0,"model":"nobody"})").status == 404);
 }
 
 TEST_CASE("many at once get what each gets alone") {
@@ -331,7 +375,7 @@ TEST_CASE("several choices, seeds, and log-probabilities of the prompt") {
 
 TEST_CASE("the description names the paths that there are, and no others") {
   const json paths = get("/openapi.json")["paths"];
-  CHECK(paths.size() == 16);
+  CHECK(paths.size() == 17);
   for (const auto& [path, methods] : paths.items()) {
     for (const auto& [method, description] : methods.items()) {
       INFO(method << " " << path);

@@ -33,7 +33,7 @@ class IdleSession final : public qlora::BatchSession {
   [[nodiscard]] qlora::Ticket submit(qlora::Request /*request*/) override { throw std::logic_error("nothing runs"); }
   void cancel(qlora::Ticket /*ticket*/) override {}
   bool step(const std::function<void(const qlora::Progressed&)>& /*sink*/) override { return false; }
-  [[nodiscard]] qlora::SchedulerLoad load() const override { return {.slots = 1}; }
+  [[nodiscard]] qlora::SchedulerLoad load() const override { return {.slots = 2}; }
 
  private:
   int context_;
@@ -87,6 +87,7 @@ class ServedBodies {
     for (const qlora::serve::ReplyPlan& plan : plans) {
       const qlora::Request& request = plan.request;
       const auto vocab = static_cast<std::int32_t>(model_.tokenizer().vocab_size());
+      expect(!request.against || (request.logprobs >= 0 && !request.prompt_logprobs), "what has a divergence");
       expect(!request.prompt.empty() && request.prompt.size() <= 100, "the length of a prompt");
       expect(std::all_of(request.prompt.begin(), request.prompt.end(), [&](auto id) { return id >= 0 && id < vocab; }),
              "the ids of a prompt");
@@ -114,11 +115,12 @@ class ServedBodies {
 inline const std::vector<std::string> good_bodies{
     R"({"model":"tuned@0.5","messages":[{"role":"system","content":"Be brief."},)"
     R"({"role":"user","content":[{"type":"text","text":"Who?"}]}],"max_completion_tokens":9,"logprobs":true,)"
+    R"("against":"base",)"
     R"("top_logprobs":3,"stop":["a","b"],"seed":-7,"n":2,"stream":true,"stream_options":{"include_usage":true}})",
     R"({"model":"base","prompt":["The",[1,5,6]],"max_tokens":0,"echo":true,"logprobs":2,"temperature":0.5,)"
     R"("top_p":0.9,"top_k":-1,"min_p":0.1,"logit_bias":{"5":-1.5,"6":100}})",
     R"({"models":["base","tuned","tuned@-1"],"prompt":"The boat","max_tokens":4,"frequency_penalty":-2,)"
-    R"("presence_penalty":2,"repetition_penalty":1.5})",
+    R"("presence_penalty":2,"repetition_penalty":1.5,"kl":true})",
     R"({"inputs":"The boat \u00e9\ud83d\ude00","parameters":{"best_of":2,"temperature":0.5,"top_k":5,)"
     R"("top_p":0.5,"max_new_tokens":20,"details":true,"truncate":3}})",
     R"({"inputs":"The","parameters":{"adapter_id":"tuned","stop":"x","seed":9223372036854775807,)"

@@ -31,9 +31,9 @@ struct BarChart {
 
 namespace detail {
 
-inline constexpr double bar_height = 11;
-inline constexpr double bar_gap = 9;     // between groups
-inline constexpr double bar_left = 150;  // room for labels, if none is longer
+inline constexpr double bar_height = 15;  // the numbers of neighbours do not touch
+inline constexpr double bar_gap = 9;      // between groups
+inline constexpr double bar_left = 150;   // room for labels, if none is longer
 inline constexpr double bar_top = 50;
 
 /// Where bars begin and how long one of 100 % is.
@@ -72,7 +72,7 @@ struct BarSpace {
   return "<rect class=\"s" + std::to_string(which % plot_colors) + "\" x=\"" + coordinate(space.left) + "\" y=\"" +
          coordinate(y) + "\" width=\"" + coordinate(std::max(end - space.left, 0.5)) + "\" height=\"" +
          coordinate(bar_height - 1) + "\"><title>" + text + "</title></rect>" + whisker + "<text x=\"" +
-         coordinate(behind + 4) + "\" y=\"" + coordinate(y + bar_height - 2) + "\">" + percent(interval.value) +
+         coordinate(behind + 4) + "\" y=\"" + coordinate(y + bar_height - 4) + "\">" + percent(interval.value) +
          "</text>\n";
 }
 

@@ -30,7 +30,8 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 .findings{margin:0}.findings dt{font-weight:600;margin-top:.6rem}.findings dd{margin:0}
 details.section{border-bottom:1px solid var(--line)}details.section h2{display:inline-block;border:0;margin:.8rem 0}
 details.section summary{color:var(--ink)}
-figure{margin:0}summary{cursor:pointer;color:var(--soft);font-size:.9rem}
+figure{margin:0;overflow-x:auto}@media screen and (max-width:40rem){figure svg.plot{min-width:34rem}}
+summary{cursor:pointer;color:var(--soft);font-size:.9rem}
 article{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.8rem 0}
 article h3{margin:.1rem 0 .5rem;font-size:1rem;white-space:pre-wrap}article h3 small{color:var(--soft);font-weight:400}
 .answers{display:grid;gap:.6rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))}

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "qlora/run/option.hpp"
 
@@ -17,9 +18,11 @@ struct Serving {
   std::string host = "127.0.0.1";
   int port = 8080;
   int slots = 8;
+  Bytes kv_memory{};
   int context = 0;
   int queue = 128;
   std::filesystem::path key_file;
+  std::vector<std::filesystem::path> probes;
   bool admin = false;
   int timeout = 10;
 };
@@ -39,6 +42,10 @@ struct Table<Serving> {
        .help = "Requests that run at once; fewer where memory is short",
        .range = {1, 1024},
        .unit = "requests"},
+      {.name = "kv_memory",
+       .member = &Serving::kv_memory,
+       .help = "Keys and values of all requests to a model take at most so much, as 8GiB: fewer run at once if they "
+               "do not fit; without it what weights leave"},
       {.name = "context",
        .member = &Serving::context,
        .help = "Tokens that prompt and reply have together at most; 0: MAX_TOTAL_TOKENS, else what the model reads",
@@ -52,6 +59,9 @@ struct Table<Serving> {
       {.name = "key_file",
        .member = &Serving::key_file,
        .help = "File whose first line is the key that clients show; without it the environment variable QLORA_API_KEY"},
+      {.name = "probes",
+       .member = &Serving::probes,
+       .help = "Files of questions with known answers, which the page puts to the variants"},
       {.name = "admin",
        .member = &Serving::admin,
        .help = "Let clients load adapters from this machine's folders, and unload them"},

@@ -1,11 +1,12 @@
 // qlora/serve/compare.hpp — one prompt to several models or variants at once, and where they part.
 //   {"prompt": "..."} or {"messages": [...]}, "models": ["base", "tuned", "tuned@0.5"], "max_tokens", ...
 // The answer is a stream of events, as tokens come:
-//   {"event":"token","model":0,"index":3,"id":412,"text":" boat","logprob":-0.2}
+//   {"event":"token","model":1,"index":3,"id":412,"text":" boat","logprob":-0.2,"kl":0.31}
 //   {"event":"parted","index":4}   once: the first place where not all variants have the same token
 //   {"event":"end","model":0,"finish_reason":"stop","text":"...","tokens":17}
 //   {"event":"done","parted":4}    null: all replies are the same
-// There is no KL divergence in it: that needs whole rows of logits, of which only drawn tokens' values leave a batch.
+// `kl` is KL(this variant || the first one) behind the same words, those of this variant's own reply, in nats; the
+// first one, and variants of another base, have none.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +54,8 @@ class Comparing final : public Generation {
             {"index", ids_[which].size() - 1},
             {"id", id},
             {"text", token.text},
-            {"logprob", json_logprob(token.drawn.token.logprob)}});
+            {"logprob", json_logprob(token.drawn.token.logprob)},
+            {"kl", json_kl(token.drawn.kl)}});
     }
     if (reply.end != ReplyEnd::running) {
       send({{"event", "end"},
@@ -130,6 +132,8 @@ class Comparing final : public Generation {
   asked["stream"] = false;
   asked["stream_options"] = nullptr;
   asked["echo"] = nullptr;
+  asked["against"] = nullptr;
+  const bool kl = fields.boolean("kl", true);
   if (!fields.has("seed")) asked["seed"] = static_cast<std::int64_t>(random_word() >> 1U);  // the same for all
   std::vector<ReplyPlan> plans;
   for (const Json& name : *names) {
@@ -142,6 +146,9 @@ class Comparing final : public Generation {
     OpenAiRequest request = openai_request(asked, fields.has("messages"), model);
     if (request.plans.size() != 1) fields.fail("prompt", "must be one prompt");
     request.plans[0].request.logprobs = 0;
+    if (kl && !plans.empty() && plans.front().model == &model && model.compares()) {
+      request.plans[0].request.against = plans.front().request.variant;
+    }
     request.plans[0].model = &model;
     plans.push_back(std::move(request.plans[0]));
   }

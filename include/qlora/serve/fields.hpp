@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -169,6 +170,13 @@ class Fields {
   int status_;
   std::string in_;
 };
+
+/// The names by which TGI, vLLM, SGLang and llama.cpp take grammars, schemas and expressions that a reply must follow,
+/// beside OpenAI's response_format. A server that ignored them would answer with what nobody asked for.
+inline constexpr std::array<std::string_view, 13> constraints{
+    "grammar",        "regex",        "ebnf",          "json_schema",    "structural_tag",     "structured_outputs",
+    "guided_json",    "guided_regex", "guided_choice", "guided_grammar", "guided_json_object", "guided_decoding",
+    "response_schema"};
 
 /// A body as a JSON object: at most 32 levels deep, no key twice, at most so many values. Throws Refused (400).
 [[nodiscard]] inline Json body_object(std::string_view body, std::size_t most_values) {

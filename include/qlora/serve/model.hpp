@@ -137,6 +137,8 @@ class ServedModel {
   [[nodiscard]] Service& service() const { return *service_; }                    ///< that runs it
   [[nodiscard]] Metrics& metrics() const { return *metrics_; }                    ///< of the server
   [[nodiscard]] std::int64_t started() const { return started_; }                 ///< in seconds since 1970
+  /// Whether a request can run beside the one that it is compared with.
+  [[nodiscard]] bool compares() const { return service_->load().slots >= 2; }
   /// Values that the JSON of a body has at most: as many as prompts of token ids can have, and a list of biases.
   [[nodiscard]] std::size_t most_values() const {
     constexpr std::size_t others = 8192;

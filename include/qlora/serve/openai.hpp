@@ -29,6 +29,11 @@ namespace serve {
 /// JSON whose keys stay in the order in which they were written.
 using OrderedJson = nlohmann::ordered_json;
 
+/// A divergence in nats; null where there is none.
+[[nodiscard]] inline OrderedJson json_kl(const std::optional<float>& value) {
+  return value ? OrderedJson(shortest_decimal(*value)) : OrderedJson();
+}
+
 /// An error in OpenAI's form.
 [[nodiscard]] inline OrderedJson openai_error(int status, const std::string& message, const std::string& field,
                                               const std::string& code) {
@@ -105,6 +110,7 @@ class OpenAiGeneration final : public Generation {
     OrderedJson logprobs = OrderedJson::array();  ///< of a text
     OrderedJson tops = OrderedJson::array();      ///< of a text
     OrderedJson offsets = OrderedJson::array();   ///< of a text
+    OrderedJson kl = OrderedJson::array();        ///< of a text
   };
 
   void progressed(std::size_t which) override {
@@ -238,6 +244,7 @@ class OpenAiGeneration final : public Generation {
       OrderedJson top = OrderedJson::array();
       for (const TokenLogprob& other : token.top) top.push_back(described(other));
       item["top_logprobs"] = std::move(top);
+      if (request_.kl) item["kl"] = json_kl(token.kl);
       choice.tokens.push_back(std::move(item));
       return;
     }
@@ -249,6 +256,7 @@ class OpenAiGeneration final : public Generation {
     if (!token.top.empty()) top.emplace(model().token_text(token.token.id), json_logprob(token.token.logprob));
     choice.tops.push_back(std::move(top));
     choice.offsets.push_back(at);
+    if (request_.kl) choice.kl.push_back(json_kl(token.kl));
   }
   [[nodiscard]] OrderedJson described(const TokenLogprob& token) const {
     OrderedJson bytes = OrderedJson::array();
@@ -263,10 +271,12 @@ class OpenAiGeneration final : public Generation {
       return {{"content", std::exchange(choice.tokens, OrderedJson::array())}, {"refusal", nullptr}};
     }
     if (request_.stream && choice.names.empty()) return nullptr;
-    return {{"tokens", std::exchange(choice.names, OrderedJson::array())},
-            {"token_logprobs", std::exchange(choice.logprobs, OrderedJson::array())},
-            {"top_logprobs", std::exchange(choice.tops, OrderedJson::array())},
-            {"text_offset", std::exchange(choice.offsets, OrderedJson::array())}};
+    OrderedJson out{{"tokens", std::exchange(choice.names, OrderedJson::array())},
+                    {"token_logprobs", std::exchange(choice.logprobs, OrderedJson::array())},
+                    {"top_logprobs", std::exchange(choice.tops, OrderedJson::array())},
+                    {"text_offset", std::exchange(choice.offsets, OrderedJson::array())}};
+    if (request_.kl) out["kl"] = std::exchange(choice.kl, OrderedJson::array());
+    return out;
   }
 
   OpenAiRequest request_;

@@ -39,6 +39,7 @@ struct OpenAiRequest {
   bool stream = false;              ///< the answer is a stream of events
   bool usage = false;               ///< a stream ends with its numbers
   int top_logprobs = -1;            ///< of each token; -1: no log-probabilities
+  bool kl = false;                  ///< and of each token the divergence from the variant that `against` names
   std::vector<std::string> echo{};  ///< prompts that stand before their replies; empty: they do not
 };
 
@@ -124,6 +125,7 @@ class OpenAiReader {
     }
     read_logprobs();
     const bool echo = !out_.chat && body_.boolean("echo", false);
+    const std::optional<Variant> against = read_against(echo);
     std::vector<std::vector<std::int32_t>> prompts = read_prompts(echo);
     if (static_cast<std::int64_t>(prompts.size() * out_.n) > most_choices) {
       body_.fail("n", concat("times the number of prompts is ", prompts.size() * out_.n, "; at most ", most_choices));
@@ -136,6 +138,7 @@ class OpenAiReader {
       request.max_new_tokens = read_length(request, echo);
       read_sampling(request);
       request.logprobs = out_.top_logprobs;
+      request.against = against;
       request.prompt_logprobs = echo && (out_.top_logprobs >= 0 || request.max_new_tokens == 0);
       for (std::size_t i = 0; i < out_.n; ++i) {
         ReplyPlan plan{.request = request, .stops = stops, .chat = out_.chat};
@@ -165,6 +168,7 @@ class OpenAiReader {
         body_.fail("best_of", "is supported where it equals `n` only: all replies are given");
       }
     }
+    for (const std::string_view name : constraints) body_.unsupported(name);
     if (const Json* format = body_.object("response_format")) {
       const Json* type = json_find(*format, "type");
       if (type == nullptr || *type != "text")
@@ -181,6 +185,21 @@ class OpenAiReader {
     } else if (const auto top = body_.integer("logprobs", 0, most_of_text)) {
       out_.top_logprobs = static_cast<int>(*top);
     }
+  }
+  /// The variant that each token's distribution is compared with.
+  [[nodiscard]] std::optional<Variant> read_against(bool echo) {
+    const auto name = body_.text("against");
+    if (!name) return std::nullopt;
+    std::optional<Variant> variant = model_.names().find(*name);
+    if (!variant) {
+      body_.fail("against", concat("is ", qlora::detail::excerpt(*name), ", which is neither ", model_.names().base(),
+                                   " nor an adapter of it"));
+    }
+    if (out_.top_logprobs < 0) body_.fail("against", "needs `logprobs`, of which its values are part");
+    if (echo) body_.fail("against", "is not for `echo`");
+    if (!model_.compares()) body_.fail("against", "needs a server that runs two requests at once; this one runs one");
+    out_.kl = true;
+    return variant;
   }
   [[nodiscard]] std::vector<std::vector<std::int32_t>> read_prompts(bool echo) {
     std::vector<std::vector<std::int32_t>> out;

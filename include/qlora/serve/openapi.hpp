@@ -96,8 +96,10 @@ class Description {
 
 }  // namespace detail
 
-/// The document of /openapi.json. `keyed`: the server has a key. `admin`: adapters can be loaded.
-[[nodiscard]] inline OrderedJson openapi(const ServedModels& models, std::string_view version, bool keyed, bool admin) {
+/// The document of /openapi.json. `keyed`: the server has a key. `admin`: adapters can be loaded. `probes`: how many
+/// there are.
+[[nodiscard]] inline OrderedJson openapi(const ServedModels& models, std::string_view version, bool keyed, bool admin,
+                                         std::size_t probes = 0) {
   const ServedModel& model = models.first();  // its limits; other bases may have others
   using detail::schema_of;
   const auto json = [](const char* schema) -> std::vector<detail::DescribedAnswer> {
@@ -144,6 +146,9 @@ class Description {
            {{.schema = any_answer}, {.type = "text/event-stream"}}, both, nullptr);
   all.post("/compare", "One prompt to several models, token by token, and where they part",
            detail::compare_body(models), stream, openai, "Error");
+  all.get("/probes", "Questions with known answers", json("Probes"), "Error");
+  all.post("/probes", "Ask one of them; the reply is judged", detail::probe_body(models, probes), json("ProbeReply"),
+           openai, "Error");
   if (admin) {
     const OrderedJson name{{"type", "string"}, {"minLength", 1}, {"maxLength", 100}, {"pattern", "^[-A-Za-z0-9_./]+$"}};
     all.post("/adapters", "Load an adapter from a folder of the server's machine",

@@ -83,17 +83,20 @@ namespace detail {
                            {"bytes", list_of({{"type", "integer"}, {"minimum", 0}, {"maximum", 255}})}};
   OrderedJson token = likely;
   token["top_logprobs"] = list_of(whole_object(likely));
+  const OrderedJson kl{{"type", OrderedJson::array({"number", "null"})}, {"minimum", 0}};
+  OrderedJson chat_token = whole_object(token);
+  chat_token["properties"]["kl"] = kl;
+  OrderedJson text_logprobs =
+      whole_object({{"tokens", list_of(text)},
+                    {"token_logprobs", list_of(logprob_or_null)},
+                    {"top_logprobs", list_of(or_null({{"type", "object"}, {"additionalProperties", logprob}}))},
+                    {"text_offset", list_of(count)}});
+  text_logprobs["properties"]["kl"] = list_of(kl);
   out["ChatCompletion"] = answer(
       "chat.completion",
       {{"message", whole_object({{"role", always("assistant")}, {"content", text}, {"refusal", text_or_null}})},
-       {"logprobs", or_null(whole_object({{"content", list_of(whole_object(token))}, {"refusal", text_or_null}}))}});
-  const OrderedJson tops{{"type", "object"}, {"additionalProperties", logprob}};
-  out["Completion"] =
-      answer("text_completion", {{"text", text},
-                                 {"logprobs", or_null(whole_object({{"tokens", list_of(text)},
-                                                                    {"token_logprobs", list_of(logprob_or_null)},
-                                                                    {"top_logprobs", list_of(or_null(tops))},
-                                                                    {"text_offset", list_of(count)}}))}});
+       {"logprobs", or_null(whole_object({{"content", list_of(std::move(chat_token))}, {"refusal", text_or_null}}))}});
+  out["Completion"] = answer("text_completion", {{"text", text}, {"logprobs", or_null(std::move(text_logprobs))}});
   const OrderedJson tgi_token =
       whole_object({{"id", count}, {"text", text}, {"logprob", logprob}, {"special", {{"type", "boolean"}}}});
   OrderedJson details =
@@ -106,6 +109,17 @@ namespace detail {
   details["properties"]["best_of_sequences"] = list_of({{"type", "object"}});
   out["Generated"] = whole_object({{"generated_text", text}});
   out["Generated"]["properties"]["details"] = std::move(details);
+  const OrderedJson turn = whole_object({{"role", text}, {"content", text}});
+  out["Probes"] =
+      whole_object({{"data", list_of(whole_object({{"probe", count},
+                                                   {"kind", text},
+                                                   {"form", one_of(OrderedJson::array({"chat", "completion"}))},
+                                                   {"prompt", text},
+                                                   {"history", list_of(turn)},
+                                                   {"expects", list_of(text)}}))}});
+  const OrderedJson yes_or_no{{"type", "boolean"}};
+  out["ProbeReply"] =
+      whole_object({{"probe", count}, {"model", text}, {"text", text}, {"right", yes_or_no}, {"twin", yes_or_no}});
   out["GeneratedList"] = list_of(schema_of("Generated"));
   out["GeneratedList"]["minItems"] = 1;
   out["GeneratedList"]["maxItems"] = 1;

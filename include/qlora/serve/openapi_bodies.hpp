@@ -4,6 +4,8 @@
 // Reference: tests/interop/serving/described.py sends what these schemas allow, and what they do not.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -85,6 +87,9 @@ namespace detail {
           {"frequency_penalty", number(-2, 2)},
           {"presence_penalty", number(-2, 2)},
           {"repetition_penalty", number(0, 2, true)},
+          {"against", field(of_type("string"),
+                            "A variant of the same base: `logprobs` then say at each token the divergence of the two "
+                            "variants' distributions, in nats, as `kl`")},
           {"logit_bias",
            {{"type", OrderedJson::array({"object", "null"})},
             {"maxProperties", most_biases},
@@ -162,9 +167,10 @@ namespace detail {
   const ServedModel& model = models.first();
   const OrderedJson null{{"type", "null"}};
   OrderedJson properties = openai_fields(model, 1);
-  for (const char* name : {"model", "n", "stream", "stream_options"}) properties.erase(name);
+  for (const char* name : {"model", "n", "stream", "stream_options", "against"}) properties.erase(name);
   properties["models"] = {
       {"type", "array"}, {"items", variant_names(models)}, {"minItems", 1}, {"maxItems", most_compared}};
+  properties["kl"] = field(of_type("boolean"), "Whether tokens have their divergence from the first variant; true");
   const OrderedJson text{{"type", "string"}};
   const OrderedJson ids = prompt_ids(model);
   const OrderedJson one = list_of_some(any_of(OrderedJson::array({text, ids})), 1);
@@ -177,6 +183,12 @@ namespace detail {
   };
   out["oneOf"] = OrderedJson::array({with("prompt"), with("messages")});
   return out;
+}
+[[nodiscard]] inline OrderedJson probe_body(const ServedModels& models, std::size_t probes) {
+  OrderedJson number{{"type", "integer"}, {"minimum", 0}, {"maximum", std::max<std::size_t>(probes, 1) - 1}};
+  return object({{"probe", field(std::move(number), "By its number in the list; there may be none")},
+                 {"model", any_of(OrderedJson::array({variant_names(models), {{"type", "null"}}}))}},
+                OrderedJson::array({"probe"}));
 }
 [[nodiscard]] inline OrderedJson generate_body(const ServedModels& models, bool may_stream) {
   const ServedModel& model = models.first();

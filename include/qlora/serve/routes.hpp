@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/probes.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/serve/compare.hpp"
 #include "qlora/serve/compare_page.hpp"
@@ -25,6 +26,7 @@
 #include "qlora/serve/models.hpp"
 #include "qlora/serve/openai.hpp"
 #include "qlora/serve/openapi.hpp"
+#include "qlora/serve/probing.hpp"
 #include "qlora/serve/tgi.hpp"
 
 namespace qlora {
@@ -100,10 +102,15 @@ inline constexpr TgiRoute invoked{.may_stream = true, .as_list = true, .full_tex
 class Routes {
  public:
   /// `version`: of the program. `connections`: open ones, for the counters. `keyed`: the server has a key. An empty
-  /// `door`: adapters stay as they are.
+  /// `door`: adapters stay as they are. `probes`: questions that variants can be asked.
   Routes(const ServedModels& models, std::string version, std::function<int()> connections, bool keyed,
-         AdapterDoor door = {})
-      : models_(models), version_(std::move(version)), connections_(std::move(connections)), door_(std::move(door)) {
+         AdapterDoor door = {}, std::vector<eval::Item> probes = {})
+      : models_(models),
+        version_(std::move(version)),
+        connections_(std::move(connections)),
+        door_(std::move(door)),
+        probes_(questions_of(std::move(probes))),
+        probe_list_(json_body(probe_list(probes_))) {
     get("/health", [this](const auto& exchange) { health(*exchange); });
     get("/ping", [this](const auto& exchange) { health(*exchange); });
     get("/", [this](const auto& exchange) { front(*exchange); });
@@ -137,6 +144,8 @@ class Routes {
     post("/v1/chat/completions", [this](const auto& exchange) { openai(exchange, body_of(*exchange), true); });
     post("/v1/completions", [this](const auto& exchange) { openai(exchange, body_of(*exchange), false); });
     post("/compare", [this](const auto& exchange) { compare_variants(exchange, body_of(*exchange), models_); });
+    get("/probes", [this](const auto& exchange) { exchange->reply({.body = probe_list_}); });
+    post("/probes", [this](const auto& exchange) { ask_probe(exchange, body_of(*exchange), models_, probes_); });
     if (door_.attach) {
       post("/adapters", [this](const auto& exchange) { attach(*exchange); });
       post("/adapters/unload", [this](const auto& exchange) { detach(*exchange); });
@@ -214,7 +223,7 @@ class Routes {
     const std::vector<std::string> names = models_.names();
     const std::lock_guard lock(described_mutex_);
     if (described_.empty() || names != described_names_) {
-      described_ = json_body(openapi(models_, version_, keyed, door_.attach != nullptr));
+      described_ = json_body(openapi(models_, version_, keyed, door_.attach != nullptr, probes_.size()));
       described_names_ = names;
     }
     return described_;
@@ -290,6 +299,8 @@ class Routes {
   std::string version_;
   std::function<int()> connections_;
   AdapterDoor door_;
+  std::vector<eval::Item> probes_;
+  std::string probe_list_;
   std::vector<Route> routes_;
   mutable std::mutex described_mutex_;  // of what follows
   mutable std::vector<std::string> described_names_;

@@ -53,6 +53,7 @@ QLORA_STEP void serve_model(const ServeRequest& request, run::Progress& progress
 #include <variant>
 
 #include "qlora/error.hpp"
+#include "qlora/eval/probes.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/engine.hpp"
 #include "qlora/serve/fields.hpp"
@@ -128,6 +129,7 @@ class Served {
     const ServedLimits asked{
         .input = tokens_of_environment("MAX_INPUT_LENGTH"),
         .total = request.serving.context > 0 ? request.serving.context : tokens_of_environment("MAX_TOTAL_TOKENS")};
+    std::vector<eval::Item> probes = eval::read_items(request.serving.probes);
     // All weights first: what requests get is left by them.
     for (const ServedBase& base : asked_) load(base, request, progress);
     std::vector<const ServedModel*> models;
@@ -137,7 +139,8 @@ class Served {
     }
     models_ = std::make_unique<ServedModels>(std::move(models));
     routes_ = std::make_unique<Routes>(
-        *models_, request.version, [this] { return connections(); }, !http.key.empty(), door(request));
+        *models_, request.version, [this] { return connections(); }, !http.key.empty(), door(request),
+        std::move(probes));
     server_ = open_http_server(http, [this](const std::shared_ptr<Exchange>& exchange) { (*routes_)(exchange); });
     listening_ = server_.get();
   }
@@ -173,7 +176,8 @@ class Served {
     const ServedLimits limits = limits_of(asked, engine.model().max_positions);
     const int slots = request.serving.slots;
     running.service =
-        std::make_unique<Service>(engine.open_batch({.sequences = slots, .length = limits.total, .all_logits = true}),
+        std::make_unique<Service>(engine.open_batch({.sequences = slots, .length = limits.total, .all_logits = true},
+                                                    request.serving.kv_memory.count),
                                   request.serving.queue, metrics_);
     std::vector<std::string> names;
     for (const run::NamedAdapter& adapter : base.adapters) names.push_back(adapter.name);

@@ -90,7 +90,11 @@ class TgiReader {
     static const Json none = Json::object();
     const Json* given = body_.object("parameters");
     const Fields parameters(given == nullptr ? none : *given, tgi_status);
-    for (const char* name : {"typical_p", "watermark", "grammar"}) parameters.unsupported(name);
+    for (const char* name : {"typical_p", "watermark", "response_format", "tools"}) parameters.unsupported(name);
+    for (const std::string_view name : constraints) {
+      parameters.unsupported(name);
+      body_.unsupported(name);
+    }
     out_.full_text = parameters.boolean("return_full_text", full_text);
     out_.prefill = parameters.boolean("decoder_input_details", false);
     out_.details = parameters.boolean("details", false) || out_.prefill;

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from common import Checks, Server, key
+from common import Checks, Server, key, root
 
 here = os.path.dirname(os.path.abspath(__file__))
 
@@ -13,7 +13,8 @@ here = os.path.dirname(os.path.abspath(__file__))
 def run(world):
     checks = Checks("schemathesis", "schemathesis")
     checks.about("bodies that the description allows and such that it does not, methods, keys")
-    server = Server(world.program, "--admin", "--adapter", "tuned=" + world.adapter, key=key)
+    probes = os.path.join(root, "examples", "quickstart", "retention.jsonl")
+    server = Server(world.program, "--admin", "--adapter", "tuned=" + world.adapter, "--probes", probes, key=key)
     report = os.path.join(world.folder, "schemathesis.json")
     try:
         command = [os.path.join(os.path.dirname(sys.executable), "st"), "run", server.url + "/openapi.json",

@@ -20,6 +20,9 @@ rules = [re.compile(text) for text in (
     r"^`n` times the number of prompts is \d+; at most 16$",
     r"^`stream_options` is for streams: set `stream` to true, or leave it out$",
     r"^`top_logprobs` needs `logprobs` to be true$",
+    r"^`against` needs `logprobs`, of which its values are part$",
+    r"^`against` is not for `echo`$",
+    r"^`against` is .*, which is neither .* nor an adapter of it$",
     r"^`max_tokens` must be a whole number from 1 to \d+$",  # 0 is for `echo`
     r"^`seed` must not be set when `best_of` > 1$",
     r"^you must use sampling when `best_of` is > 1$",
