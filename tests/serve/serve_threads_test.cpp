@@ -4,6 +4,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -38,6 +39,34 @@ using B = Cpu<float>;
 constexpr Config net{.shape = /* */ {1536, 48, 2, 6, 2, 8, 80}, .lora = {.rank = 4, .targets = Proj::q | Proj::v}};
 constexpr DecodeLimits room{.sequences = 3, .length = 96, .step_tokens = 32, .all_logits = true};
 
+/// Keeps threads of the server until it is opened.
+class Gate {
+ public:
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++inside_;
+    changed_.notify_all();
+    changed_.wait_for(lock, 60s, [&] { return open_; });
+    --inside_;
+  }
+  /// Whether so many are kept, within a minute.
+  bool keeps(int threads) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, 60s, [&] { return inside_ == threads; });
+  }
+  void open(bool now) {
+    const std::lock_guard lock(mutex_);
+    open_ = now;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int inside_ = 0;
+  bool open_ = false;
+};
+
 /// What a test puts between the service and the scheduler.
 using Wrap = std::function<std::unique_ptr<BatchSession>(std::unique_ptr<BatchSession>)>;
 
@@ -55,12 +84,16 @@ struct Served {
                      metrics};
   ServedModels models{{&served}};
   Routes routes{models, "1", [] { return 0; }, false, door()};
+  Gate gate;  // what asks for /gate waits for
 
   explicit Served(const Wrap& wrap = [](std::unique_ptr<BatchSession> session) { return session; })
       : service(wrap(std::make_unique<Scheduler<code_of(net), B>>(model.make_context(), room)), 40, metrics) {
     HttpOptions options{.port = 0, .threads = 3};
     options.answered = [this](std::string_view path, int status) { metrics.answered(routes.name_of(path), status); };
-    server = open_http_server(options, [this](const std::shared_ptr<Exchange>& exchange) { routes(exchange); });
+    server = open_http_server(options, [this](const std::shared_ptr<Exchange>& exchange) {
+      if (exchange->request().path == "/gate") gate.pass();
+      routes(exchange);
+    });
   }
   ~Served() { end(); }
   void end() {
@@ -238,63 +271,63 @@ TEST_CASE("a cancelled request gets no token more than the one that is being mad
 }
 
 TEST_CASE("clients cut off in mid-stream get no token once the server's kernel knows") {
-  // Before the step of its third token hands it on, a client says that it has gone, and its end has arrived: whatever is
-  // drawn in a later step is one token too many.
+  // In the step of its third token a client says that it has gone, and its end arrives, while all threads of the server
+  // are kept: only the thread that draws can know. What is drawn in a later step is one token too many.
   struct Counting final : BatchSession {
     std::unique_ptr<BatchSession> session;
-    std::mutex mutex;
-    Client* client = nullptr;  // of the mutex
-    int drawn = 0;             // of the mutex: its tokens so far
-    bool left = false;         // of the mutex: it has gone
-    int late = 0;              // of the mutex: tokens drawn after that
+    std::mutex mutex;  // of leave
+    std::function<void()> leave;
+    int drawn = 0;  // since the client began to ask
+    int late = 0;   // after it had gone
 
     [[nodiscard]] int context() const override { return session->context(); }
-    [[nodiscard]] Ticket submit(Request request) override { return session->submit(std::move(request)); }
+    [[nodiscard]] Ticket submit(Request request) override {
+      drawn = 0;
+      return session->submit(std::move(request));
+    }
     void cancel(Ticket ticket) override { session->cancel(ticket); }
     [[nodiscard]] SchedulerLoad load() const override { return session->load(); }
     bool step(const std::function<void(const Progressed&)>& sink) override {
-      const bool gone = [&] {
-        const std::lock_guard lock(mutex);
-        return left;
-      }();
       return session->step([&](const Progressed& news) {
-        {
+        drawn += static_cast<int>(news.tokens.size());
+        if (drawn > 3) ++late;
+        if (drawn == 3) {
           const std::lock_guard lock(mutex);
-          if (gone) late += static_cast<int>(news.tokens.size());
-          drawn += static_cast<int>(news.tokens.size());
-          if (drawn == 3) {
-            client->finish();
-            left = true;
-          }
+          leave();
         }
         sink(news);
       });
     }
   };
-  Counting* made = nullptr;
+  Counting* counting = nullptr;
   Served all([&](std::unique_ptr<BatchSession> session) {
-    auto counts = std::make_unique<Counting>();
-    counts->session = std::move(session);
-    made = counts.get();
-    return counts;
+    auto made = std::make_unique<Counting>();
+    made->session = std::move(session);
+    counting = made.get();
+    return made;
   });
-  Counting& counting = *made;
+  std::vector<Client> keepers;
+  for (int i = 0; i < 3; ++i) keepers.emplace_back(all.server->port());
   for (int i = 0; i < 100; ++i) {
     Client client(all.server->port());
+    std::atomic<bool> left{false};
     {
-      const std::lock_guard lock(counting.mutex);
-      counting.client = &client;
-      counting.drawn = 0;
-      counting.left = false;
+      const std::lock_guard lock(counting->mutex);
+      counting->leave = [&] {
+        for (Client& keeper : keepers) keeper.send("GET /gate HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        CHECK(all.gate.keeps(3));
+        client.finish();
+        left = true;
+      };
     }
     client.send(request(completion("The", 90, R"(,"stream":true)")));
-    const auto over = [&] {
-      const std::lock_guard lock(counting.mutex);
-      return counting.left && all.service.load().running == 0;
-    };
+    const auto over = [&] { return left && all.service.load().running == 0; };
     for (int wait = 0; wait < 60000 && !over(); ++wait) std::this_thread::sleep_for(1ms);
     REQUIRE(over());
+    all.gate.open(true);
+    for (Client& keeper : keepers) CHECK(keeper.answer().status == 404);
+    all.gate.open(false);
   }
-  CHECK(counting.late == 0);
+  CHECK(counting->late == 0);
   CHECK(all.metrics.text({}, 0, 0).find("qlora_requests_total{end=\"cancelled\"} 100\n") != std::string::npos);
 }
