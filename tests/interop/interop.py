@@ -403,6 +403,19 @@ def adapters():
             "use_rslora": True,
             "target_modules": ["q_proj", "v_proj"],
         },
+        "the first layer": {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0]},
+        "a regular expression": {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": r".*\.(?:self_attn\.[qv]|mlp\.up)_proj",
+            "rank_pattern": {r".*self_attn\.q.*": 2},
+        },
+        "all but some": {
+            "r": 3,
+            "lora_alpha": 8,
+            "target_modules": "all-linear",
+            "exclude_modules": ["layers.0.self_attn.q_proj", "v_proj"],
+        },
         "patterns of rank and alpha": {"r": 4, "lora_alpha": 8, "target_modules": every, **patterns},
     }
 

@@ -266,6 +266,18 @@ TEST_CASE("a model in NF4 answers as the one that it was made from, and is refus
   const Outcome again = qlora(scratch, "quantize " + nf4 + " -o " + nf4 + "2");
   check_refused(again, 3);
   CHECK(contains(again.err, "is in 4 bits already"));
+  const std::string probes =
+      scratch
+          .write("p.jsonl", R"({"kind":"retention","form":"completion","prompt":"The","answer":"new"})"
+                            "\n")
+          .string();
+  const std::string json = (scratch / "compared.json").string();
+  const Outcome compared = qlora(scratch, "compare -m " + nf4 + " --merged '" + model + "' --probes " + probes +
+                                              " --max-new-tokens 2 --threads 1 --json " + json);
+  CHECK(compared.code == 0);
+  const auto variants = nlohmann::json::parse(program_test::contents(json)).at("variants");
+  CHECK(variants.size() == 2);  // there are no 16-bit weights of the base to compare with
+  CHECK(variants.at("merged").at("reference") == "nf4");
   const Outcome full = qlora(scratch, "generate " + nf4 + " --prompt The --base full");
   check_refused(full, 3);
   CHECK(contains(full.err,

@@ -63,14 +63,24 @@ struct PlannedVariant {
   std::string reference;
 };
 
-/// All variants, in the order of the report.
+/// Whether a model directory says that it is stored in 4 bits. One that cannot be read is refused later.
+[[nodiscard]] inline bool is_in_4_bits(const std::filesystem::path& model) {
+  const std::filesystem::path config = model / "config.json";
+  std::error_code none;
+  return std::filesystem::is_regular_file(config, none) &&
+         json_find(read_json_object(config, 1U << 20), "quantization_config") != nullptr;
+}
+
+/// All variants, in the order of the report. A base that is stored in 4 bits has no w16.
 [[nodiscard]] inline std::vector<PlannedVariant> planned_variants(const CompareRequest& request) {
-  std::vector<PlannedVariant> all{{"w16", ""}, {"nf4", "w16"}};
+  const std::string base = is_in_4_bits(request.model) ? "nf4" : "w16";
+  std::vector<PlannedVariant> all{{base, ""}};
+  if (base == "w16") all.push_back({"nf4", base});
   for (const NamedAdapter& adapter : request.adapters) all.push_back({adapter.name, "nf4"});
   const auto is_source = [&](const PlannedVariant& variant) { return variant.name == request.merged_from; };
   const bool from_one = std::any_of(all.begin(), all.end(), is_source);
-  if (!request.merged.empty()) all.push_back({"merged", from_one ? request.merged_from : "w16"});
-  for (const NamedModel& model : request.models) all.push_back({model.name, "w16"});
+  if (!request.merged.empty()) all.push_back({"merged", from_one ? request.merged_from : base});
+  for (const NamedModel& model : request.models) all.push_back({model.name, base});
   return all;
 }
 
@@ -138,9 +148,9 @@ class CompareRun {
     const std::size_t answering =
         1 + request_.adapters.size() + (request_.merged.empty() ? 0 : 1) + request_.models.size();
     progress_.begin("compare",
-                    static_cast<std::int64_t>(answering * questions_.size() + (answering + 1) * items_.size()),
+                    static_cast<std::int64_t>(answering * questions_.size() + variants_.size() * items_.size()),
                     "answers");
-    if (!items_.empty()) {
+    if (!items_.empty() && variants_.front().name == "w16") {
       Engine full(request_.model, {.base = BaseWeights::full, .device = request_.device, .chat = request_.chat});
       measure("w16", full);
     }

@@ -218,16 +218,16 @@ QLORA_STEP void check_inputs(const Job& job) {
   }
   for (const JobModel& named : job.models) {
     const hf::ModelDir model = hf::ModelDir::open(named.source.path, verify_of(job.device));
-    if (model.nf4) {
-      throw Error(
-          named.source.path.string() +
-          " is in 4 bits; a job measures and merges the model in 16 or 32 bits that it was made from: name that");
-    }
     const Tokenizer tokenizer = Tokenizer::load(tokenizer_file(named.source.path));
     (void)chat_template_of(named.source.path, tokenizer, named.chat.chat_template);
     for (const Arm& arm : job.arms) {
       const Training& options = arm.train.options;
       check_training(options);
+      if (model.nf4 && arm.trains_all()) {
+        throw Error(concat(named.source.path.string(),
+                           " is in 4 bits, and an arm trains every weight (method = \"full\"); ",
+                           "name the model in 16 or 32 bits that it was made from"));
+      }
       Config config{.shape = model.shape};
       config.lora = arm.trains_all() ? no_adapters : Lora{.rank = options.rank, .targets = options.targets};
       if (!arm.trains_all()) expect_rank(config);
