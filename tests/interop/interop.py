@@ -403,7 +403,12 @@ def adapters():
             "use_rslora": True,
             "target_modules": ["q_proj", "v_proj"],
         },
-        "the first layer": {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0]},
+        "the first layer": {
+            "r": 2,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "down_proj"],
+            "layers_to_transform": [0],
+        },
         "a regular expression": {
             "r": 4,
             "lora_alpha": 8,

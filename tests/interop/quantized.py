@@ -1,4 +1,4 @@
-"""Models in 4 bits: directories that the library wrote, read by transformers and bitsandbytes, and the other way round."""
+"""Models in 4 bits: directories that the library wrote, read by transformers and bitsandbytes, and the reverse."""
 
 import json
 import os
@@ -7,8 +7,8 @@ import sys
 
 
 def model_of(rng):
-    """Rows of 64 numbers or multiples: others the CPU part of bitsandbytes 0.50.2 dequantizes otherwise than its GPU part,
-    whose files the tests of a commit read (tests/io/bnb_test.cpp)."""
+    """Rows of 64 numbers or multiples: others the CPU part of bitsandbytes 0.50.2 dequantizes otherwise than its GPU
+    part, whose files the tests of a commit read (tests/io/bnb_test.cpp)."""
     import make_families
 
     head_dim = rng.choice([16, 32, 64])
@@ -113,8 +113,8 @@ def compare_model(run, model, folder, rng, largest):
 
 
 def dequantized(model):
-    """Its matrices as dequantize_4bit gives them, in float32. The products of bitsandbytes 0.50 leave out the rounding to
-    the type that the weights came in, and on some processors want rows in multiples of 32."""
+    """Its matrices as dequantize_4bit gives them, in float32. The products of bitsandbytes 0.50 leave out the rounding
+    to the type that the weights came in, and on some processors want rows in multiples of 32."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
