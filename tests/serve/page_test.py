@@ -266,7 +266,8 @@ try:
     # What the server refuses is said, beside what it answers.
     page.run("document.getElementById('max_tokens').value = 24; document.getElementById('question').value = "
              "'word '.repeat(20000); document.getElementById('send').click()")
-    wait("the refusal", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
+    wait("the refusal", lambda: page.run("return abort === null && "
+                                         "columns.every(c => c.foot.classList.contains('error'))"))
     assert "token" in feet()[0], feet()
     page.run("document.getElementById('temperature').value = -1; document.getElementById('send').click()")
     assert page.run("return document.getElementById('problem').textContent").startswith("temperature")
@@ -296,7 +297,8 @@ try:
     server.send_signal(signal.SIGTERM)
     server.wait(30)
     page.run("document.getElementById('question').value = 'Hello'; document.getElementById('send').click()")
-    wait("the loss", lambda: page.run("return abort === null && columns.every(c => c.foot.classList.contains('error'))"))
+    wait("the loss", lambda: page.run("return abort === null && "
+                                      "columns.every(c => c.foot.classList.contains('error'))"))
     assert feet()[0] == "the server does not answer", feet()
 
     # A server with a key: the page comes without one, holds nothing of the model, and asks for it.
