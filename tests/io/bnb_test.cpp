@@ -112,6 +112,13 @@ TEST_CASE("the golden models in NF4 are written to the bit, config.json too") {
   }
 }
 
+TEST_CASE("of a model whose checksums were not computed none is stated") {
+  const hf::ModelDir trusted = hf::ModelDir::open(golden::folder() / "mha/model", Verify::nothing);
+  (void)quantize_model(trusted, scratch / "trusted", {.threads = 1});
+  CHECK(hf::ModelDir::open(scratch / "trusted").fingerprint() == trusted.fingerprint());
+  CHECK(hf::ModelDir::open(scratch / "trusted").checksum().empty());  // an adapter of that model is compared with none
+}
+
 TEST_CASE("the golden models in NF4 are read") {
   for (const std::string name : models) {
     CAPTURE(name);

@@ -277,11 +277,13 @@ struct ModelDir : ModelConfig {
 
   /// What any changed bit of a tensor changes, and any other number of the network: XXH3 over shape, rope_theta,
   /// norm_eps, and names and checksums of all tensors in the order in which a model takes them, as 32 digits; of a
-  /// model that was quantized here, that of the one that it was made from. Reads what source()
-  /// has not read yet. Empty with Verify::nothing.
+  /// model that was quantized here, that of the one that it was made from. Reads what source() has not read yet. Empty
+  /// with Verify::nothing, and where that one's is not known.
   [[nodiscard]] std::string checksum() const {
     if (!sums_) return {};
-    if (std::string origin = detail::origin_of(*weights_, bnb::origin_checksum_key, 32); !origin.empty()) return origin;
+    if (!detail::origin_of(*weights_, bnb::origin_key, 64).empty()) {
+      return detail::origin_of(*weights_, bnb::origin_checksum_key, 32);  // not known where that one was not verified
+    }
     const Shape& s = shape;
     RunningChecksum all;
     const auto add = [&](const std::string& line) { all.update(std::as_bytes(std::span(line))); };
