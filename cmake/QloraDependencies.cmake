@@ -1,11 +1,12 @@
-# The library's dependencies, all from the distribution. Eigen, nlohmann/json, xxHash and threads are required; each of
-# the others is AUTO (used if found), ON (an error if missing) or OFF, and a missing one prints one line that says what
-# is off. Every block leaves QLORA_HAS_<NAME>; QloraSummary prints them.
+# The library's dependencies, all from the distribution. Eigen, nlohmann/json, xxHash, OpenSSL and threads are
+# required; each of the others is AUTO (used if found), ON (an error if missing) or OFF, and a missing one prints one
+# line that says what is off. Every block leaves QLORA_HAS_<NAME>; QloraSummary prints them.
 
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(Threads REQUIRED)
 find_package(XXHASH 0.8 REQUIRED) # Debian: libxxhash-dev
+find_package(OpenSSL 3.0 REQUIRED COMPONENTS Crypto) # Debian: libssl-dev
 find_package(PkgConfig QUIET)
 
 # qlora_optional(NAME "what is off without it" DEBIAN_PACKAGE): declares QLORA_WITH_NAME; the code after it sets

@@ -15,8 +15,8 @@ if(NOT QLORA_HAS_BOOST)
 endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
-# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH SENTENCEPIECE PCRE2 UTF8PROC CURL GUMBO XML2 BOOST MPI TOML
-# CLI11 BENCHMARK THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where
+# qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH OPENSSL SENTENCEPIECE PCRE2 UTF8PROC CURL GUMBO XML2 BOOST MPI
+# TOML CLI11 BENCHMARK THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where
 # QLORA_PROGRAM, the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef
 # QLORA_WITH_..." and the next #else or #endif is no need; in a source (not a header) the first of them gives
 # OPTIONAL_CUDA: qlora::cuda is linked where it is there. OUT_files: the project's own files among them, FILE first.
@@ -70,6 +70,8 @@ function(qlora_needs out file)
         list(APPEND needs JSON)
       elseif(name MATCHES "^xxhash")
         list(APPEND needs XXHASH)
+      elseif(name MATCHES "^openssl/")
+        list(APPEND needs OPENSSL)
       elseif(name MATCHES "^pcre2")
         list(APPEND needs PCRE2)
       elseif(name MATCHES "^utf8proc")
@@ -109,7 +111,7 @@ function(qlora_missing out)
     if(need STREQUAL "PROGRAM" AND TARGET qlora_program AND NOT QLORA_LEFT_OUT) # tests use all of its verbs
       continue()
     endif()
-    if(NOT need MATCHES "^(EIGEN|JSON|XXHASH|THREADS|OPTIONAL_CUDA)$" AND NOT QLORA_HAS_${need})
+    if(NOT need MATCHES "^(EIGEN|JSON|XXHASH|OPENSSL|THREADS|OPTIONAL_CUDA)$" AND NOT QLORA_HAS_${need})
       list(APPEND missing ${need})
     endif()
   endforeach()
@@ -121,6 +123,7 @@ function(qlora_link_needs target)
   set(library_EIGEN qlora::cpu_float)
   set(library_JSON qlora::io)
   set(library_XXHASH XXHASH::XXHASH)
+  set(library_OPENSSL OpenSSL::Crypto)
   set(library_SENTENCEPIECE qlora::text)
   set(library_PCRE2 PkgConfig::QLORA_PCRE2)
   set(library_UTF8PROC PkgConfig::QLORA_UTF8PROC)

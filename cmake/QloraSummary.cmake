@@ -12,6 +12,7 @@ set(rows
     "Eigen3_VERSION" "Eigen: models and training on the CPU"
     "nlohmann_json_VERSION" "nlohmann/json: model and adapter files"
     "XXHASH_VERSION" "xxHash: checksums of files"
+    "OPENSSL_VERSION" "OpenSSL: SHA-256"
     "QLORA_HAS_CUDA" "CUDA: models and training on a GPU"
     "QLORA_HAS_SENTENCEPIECE" "sentencepiece: tokenizer"
     "QLORA_HAS_PCRE2" "PCRE2: byte-level tokenizers"

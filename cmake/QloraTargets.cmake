@@ -1,5 +1,5 @@
 # The library's targets. Those for users are INTERFACE targets: include folders, definitions and link libraries.
-#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash: files of models
+#   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash, OpenSSL: model files
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2, utf8proc
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
 #   qlora::serve  cpu, text + Boost                        qlora::mpi   io + MPI: ranks on the CPU
@@ -42,7 +42,7 @@ if(QLORA_TEST_SUBSET STREQUAL "sanitize")
 endif()
 target_compile_options(qlora_cpu_float PRIVATE ${qlora_sanitized_trainer})
 
-qlora_component(io nlohmann_json::nlohmann_json XXHASH::XXHASH)
+qlora_component(io nlohmann_json::nlohmann_json XXHASH::XXHASH OpenSSL::Crypto)
 if(QLORA_HAS_SENTENCEPIECE)
   qlora_component(text qlora_io PkgConfig::QLORA_SENTENCEPIECE)
   if(QLORA_HAS_PCRE2)

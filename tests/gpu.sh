@@ -2,8 +2,8 @@
 # The tests that need a GPU: sh tests/gpu.sh
 # Those that need several, of one host: sh tests/gpu.sh multi
 # Configures the preset "gpu" into build-gpu, builds those tests and what they link, and runs them. Needs nvcc 12 or
-# newer, g++ 12, CMake, Ninja, Eigen, nlohmann/json, xxHash and doctest, and no network; whatever else is missing is
-# left out of the build.
+# newer, g++ 12, CMake, Ninja, Eigen, nlohmann/json, xxHash, OpenSSL and doctest, and no network; whatever else is
+# missing is left out of the build.
 # Exits non-zero when a test fails, when none was run, and when a sanitizer found something; the summary is what it
 # prints last.
 #

@@ -14,7 +14,7 @@ started=$(date +%s)
 say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 
 . cmake/packages.sh
-need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev doctest-dev \
+need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev doctest-dev \
   libsentencepiece-dev libpcre2-dev libutf8proc-dev libedit-dev libcli11-dev libtomlplusplus-dev \
   libcurl4-openssl-dev libgumbo-dev libboost1.81-dev libopenmpi-dev openmpi-bin libxml2-dev libbenchmark-dev \
   clang-format clang-16 doxygen binutils python3

@@ -5,10 +5,11 @@
 set -eu
 cd "$(dirname "$0")/../.."
 . cmake/packages.sh
-need_packages g++ pkg-config nlohmann-json3-dev libxxhash-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev
+need_packages g++ pkg-config nlohmann-json3-dev libxxhash-dev libssl-dev libsentencepiece-dev libpcre2-dev \
+  libutf8proc-dev
 folder=out/fuzz/model_files
 mkdir -p $folder
-flags=$(pkg-config --cflags --libs libpcre2-8 libutf8proc libxxhash sentencepiece)
+flags=$(pkg-config --cflags --libs libpcre2-8 libutf8proc libxxhash libcrypto sentencepiece)
 # shellcheck disable=SC2086
 "${CXX:-g++}" -std=c++20 -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
   -Iinclude -Iconfigs -Itests -DQLORA_WITH_PCRE2 -DQLORA_WITH_UTF8PROC "-DQLORA_SOURCE_DIR=\"$PWD\"" \

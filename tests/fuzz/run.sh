@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 [ -n "${CLANG:-}" ] || need_packages clang-16 libclang-rt-16-dev
 found=out/fuzz/serve_bodies
 mkdir -p "$found"
-flags=$(pkg-config --cflags --libs libpcre2-8 libutf8proc libxxhash sentencepiece)
+flags=$(pkg-config --cflags --libs libpcre2-8 libutf8proc libxxhash libcrypto sentencepiece)
 # shellcheck disable=SC2086
 "${CLANG:-clang++-16}" -std=c++20 -O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined \
   -fno-sanitize-recover=all -Iinclude -Iconfigs -Itests -DQLORA_WITH_PCRE2 -DQLORA_WITH_UTF8PROC \

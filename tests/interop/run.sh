@@ -11,7 +11,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 # shellcheck source=cmake/packages.sh
 . cmake/packages.sh
-need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev doctest-dev \
+need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev doctest-dev \
   libsentencepiece-dev libpcre2-dev libutf8proc-dev
 
 say() { printf '\n== %s\n' "$*"; }

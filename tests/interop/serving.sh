@@ -16,8 +16,8 @@ program=${QLORA_PROGRAM:-}
 if [ -z "$program" ]; then
   # shellcheck source=cmake/packages.sh
   . cmake/packages.sh
-  need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libsentencepiece-dev \
-    libpcre2-dev libutf8proc-dev libcli11-dev libboost1.81-dev
+  need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev \
+    libsentencepiece-dev libpcre2-dev libutf8proc-dev libcli11-dev libboost1.81-dev
   say "build"
   new=  # an existing build folder keeps its generator
   [ -f build-dev/CMakeCache.txt ] || new=-GNinja
