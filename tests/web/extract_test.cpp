@@ -118,6 +118,28 @@ TEST_CASE("lines that pages share inside of their texts stay: code, rows, refrai
         "But two went.\nAnd sing along.\nColour: black");
 }
 
+TEST_CASE("pages that differ in next to nothing are one, in scripts without spaces too") {
+  std::mt19937 random(3);
+  std::string english;
+  std::string chinese;  // 300 characters, no two alike; and Thai
+  std::string thai;
+  for (int i = 0; i < 300; ++i) {
+    english += "word" + std::to_string(i) + " ";
+    chinese += {'\xE5', static_cast<char>(0x80 + i / 64), static_cast<char>(0x80 + i % 64)};
+    thai += {'\xE0', '\xB8', static_cast<char>(0x81 + random() % 57)};
+  }
+  for (const std::string& text : {english, chinese, thai}) {
+    CAPTURE(text.substr(0, 30));
+    web::Duplicates known;
+    CHECK(known.find_or_add(text, 0) == web::Duplicates::none);
+    std::string other = text;
+    other.replace(150, 3, "\xE4\xB8\x80");  // one word in 300, or less
+    CHECK(known.find_or_add(other, 1) == 0);
+    std::string half = text.substr(0, 450) + repeat("\xE4\xB8\x80\xE4\xB8\x81 ", 100);
+    CHECK(known.find_or_add(half, 2) == web::Duplicates::none);
+  }
+}
+
 TEST_CASE("the article's text equals that of bs4, byte for byte") {
   for (const std::string name : {"article", "product", "latin", "bare", "form", "broken", "odd", "cut"}) {
     INFO(name);
@@ -257,11 +279,45 @@ TEST_CASE("what surrounds an article goes, in any of the usual forms") {
         "<main>@<h3>Related articles</h3><ul><li><a href=a>A bridge is closed</a><li><a href=b>A tower</a></ul></main>",
         "<p>Advertisement</p>@<p>Lesen Sie auch:</p><p><a href=x>Die neue M\xC3\xBChle</a></p>",
         "<div class=post-content>@</div><div><p>We use cookies; accept all of them to go on reading.</p></div>",
+        "<article>@<h3>More of this</h3><div><script>draw()</script></div></article>",
+        "<article>@<p>Topics of the text</p><ul><li><a href=a>Mills</a><li><a href=b>Bread</a></ul></article>",
+        "<article>@<p>\xC2\xA9 2024 The Valley Post. No part of it may be printed without permission.</p></article>",
         "<form><div class=with-sidebar>@</div></form>", "<div class='hentry tag-comments'>@</div>"}) {
     std::string html = around;
     html.replace(html.find('@'), 1, story);
     CHECK_MESSAGE(web::extract(html).text == expected, around);
   }
+}
+
+TEST_CASE("the lead between a headline and the text stays, whatever its element") {
+  const std::string lead =
+      "A family from the next valley has bought the old mill, and wants to bake bread in it again.";
+  const std::string text =
+      "The old mill at the river was sold on Monday. Nobody had ground flour there for forty years.\n"
+      "The council has agreed to the plans, and the wheel is to turn again before the next summer.";
+  std::string story = "<p>" + text + "</p>";
+  story.replace(story.find('\n'), 1, "</p><p>");
+  const std::string bio =
+      "<div class=author><p>Jane Roe writes about the valley. She was born in it, and stayed.</p></div>";
+  for (const char* element : {"<p>@</p>", "<h2>@</h2>", "<div class=teaser>@</div>"}) {
+    CAPTURE(element);
+    std::string html = element;
+    html.replace(html.find('@'), 1, lead);
+    html = "<header><h1>The mill</h1></header><section>" + html + bio + "</section><div class=article-body>" + story +
+           "</div>";
+    CHECK(web::extract(html).text == lead + "\n" + text);
+  }
+}
+
+TEST_CASE("a page that asks for a login is none where that is what it has to say") {
+  const std::string form = "<form><label>Name</label><input name=u><input type=password><button>Log in</button></form>";
+  const auto reason = [&](const std::string& body) { return web::extract("<body>" + body + form).no_article; };
+  CHECK(reason("<h1>Welcome</h1><p>Please log in with your name and your password to read this page.</p>") ==
+        "it asks for a login");
+  CHECK(reason("<div class=modal><p>Log in</p></div><article><h1>The mill</h1><p>The old mill at the river was sold on "
+               "Monday to a family from the next valley, who want to bake bread there again.</p><p>The council has "
+               "agreed to the plans of the family, and the wheel is to turn again before the summer.</p></article>") ==
+        "");
 }
 
 TEST_CASE("every truncation and many damaged copies of the fixtures are survived") {

@@ -147,16 +147,21 @@ inline void settle_marks(BlockBuilder& page) {
   return node;
 }
 
-/// Drops headings whose whole section was dropped, and lines like "See:" before what was.
+/// Drops headings whose whole section was dropped or is not in the page, and lines like "See:" before what was.
 inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<bool>& keep) {
   const Block* next = nullptr;  // next kept block
-  bool dropped = false;         // something between was dropped
+  // Something between was dropped. A heading with nothing behind it announces what a script would have drawn.
+  bool dropped = std::any_of(blocks.begin(), blocks.end(), is_prose);
   for (std::size_t i = blocks.size(); i-- > 0;) {
     const bool bare = blocks[i].kind == BlockKind::heading && dropped &&
                       (next == nullptr || (next->kind == BlockKind::heading && next->level <= blocks[i].level));
-    const bool announces = dropped && blocks[i].kind == BlockKind::paragraph && blocks[i].text.size() <= 80 &&
-                           blocks[i].text.ends_with(':') && (next == nullptr || next->kind != BlockKind::item);
-    if (!keep[i] || bare || announces) {
+    const bool label = dropped && blocks[i].kind == BlockKind::paragraph && blocks[i].text.size() <= 80;
+    const bool announces = label && blocks[i].text.ends_with(':') && (next == nullptr || next->kind != BlockKind::item);
+    // A line without a verdict of its own, and behind it nothing but links that were dropped.
+    const bool of_links = label && (next == nullptr || next->kind == BlockKind::heading) && i + 1 < blocks.size() &&
+                          !keep[i + 1] && blocks[i + 1].links * 10 > blocks[i + 1].text.size() * 6 &&
+                          !has_sentence_end(blocks[i].text);
+    if (!keep[i] || bare || announces || of_links) {
       keep[i] = false;
       dropped = true;
     } else {
@@ -166,20 +171,33 @@ inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<boo
   }
 }
 
-/// Running text between the headline and the main text is its lead.
+/// Running text between the headline and the main text is its lead: up to two blocks before the first that is kept.
+/// What comes first behind a headline may be a heading itself, or stand in an element whose name speaks of teasers.
 inline void keep_lead(const BlockBuilder& page, std::uint32_t node, unsigned without, std::vector<bool>& keep) {
-  std::size_t first = 0;
-  while (first < keep.size() && page.blocks[first].node < node) ++first;
-  std::size_t kept = 0;
-  for (std::size_t i = first; i-- > 0 && first - i <= 12;) {
-    const Block& block = page.blocks[i];
-    if (block.kind == BlockKind::heading && block.level == 1) {
-      return;
-    }
-    if ((block.place & without) != 0 || block.kind != BlockKind::paragraph || !is_prose(block) || kept == 2) continue;
-    keep[i] = true;
-    ++kept;
+  std::size_t inside = 0;
+  while (inside < keep.size() && page.blocks[inside].node < node) ++inside;
+  std::size_t first = inside;
+  while (first < keep.size() && !(keep[first] && is_prose(page.blocks[first]))) ++first;
+  const std::size_t from = inside > 12 ? inside - 12 : 0;
+  std::size_t begin = from;
+  bool has_headline = false;
+  for (std::size_t i = from; i < std::min(first, keep.size()); ++i) {
+    if (page.blocks[i].kind != BlockKind::heading || page.blocks[i].level != 1) continue;
+    begin = i + 1;
+    has_headline = true;
   }
+  std::size_t kept = 0;
+  const auto take = [&](std::size_t i, unsigned marks, bool heading) {
+    const Block& block = page.blocks[i];
+    const bool sentence = heading && block.kind == BlockKind::heading && plain_bytes(block) >= 80 &&
+                          block.links * 2 <= block.text.size() && has_sentence_end(block.text);
+    if ((block.place & marks) != 0 || !(sentence || (block.kind == BlockKind::paragraph && is_prose(block)))) return;
+    kept += !keep[i];
+    keep[i] = true;
+  };
+  for (std::size_t i = begin; has_headline && i < std::min(first, keep.size()) && kept == 0; ++i)
+    take(i, without & ~unsigned{in_suspect}, true);
+  for (std::size_t i = inside; i-- > begin && kept < 2;) take(i, without, false);
 }
 
 /// A headline outside of the main text belongs to it where the page does not name it in its metadata, from which the
@@ -250,7 +268,10 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
   }
   for (const std::string* better : {&page.og_title, &page.title})
     if (!detail::trim(*better).empty()) result.title = detail::trim(*better);
-  result.no_article = detail::why_no_article(page, result.text, html);
+  std::size_t prose = 0;
+  for (std::size_t i = 0; i < page.blocks.size(); ++i)
+    if (keep[i] && detail::is_prose(page.blocks[i])) prose += detail::plain_bytes(page.blocks[i]);
+  result.no_article = detail::why_no_article(page, result.text, prose, html);
   if (result.text.empty())
     throw Error(result.no_article.empty() ? "the page holds no text" : "no article: " + result.no_article);
   return result;

@@ -158,6 +158,7 @@ inline constexpr std::string_view notice_beginnings[] = {
       (block.place & in_pre) != 0)
     return false;
   std::string line = lower(std::string_view(block.text).substr(block.mark));
+  if (line.starts_with("\xC2\xA9")) return true;  // whose rights they are, of the page or of a picture
   if (block.text.size() <= 60) {
     std::string whole = line;
     while (!whole.empty() && std::string_view(" :.!\xC2\xBB\xA0>|-").find(whole.back()) != std::string_view::npos)

@@ -33,8 +33,9 @@ namespace detail {
   return false;
 }
 
-/// Why the page is no article, or "" if it may be one. `text` is what extract() takes from it ("" if nothing).
-[[nodiscard]] inline std::string why_no_article(const BlockBuilder& page, std::string_view text,
+/// Why the page is no article, or "" if it may be one. `text` is what extract() takes from it ("" if nothing), `prose`
+/// how many bytes of it are running text: a page with more has its login beside an article, however short.
+[[nodiscard]] inline std::string why_no_article(const BlockBuilder& page, std::string_view text, std::size_t prose,
                                                 std::string_view html) {
   const std::string_view body = trim(html);
   if ((body.starts_with('{') || body.starts_with('[')) && nlohmann::json::accept(body.begin(), body.end()))
@@ -55,7 +56,7 @@ namespace detail {
                "verify that you are human", "verifying you are human", "enable javascript and cookies to continue",
                "unusual traffic from your", "are not a robot", "request has been blocked", "complete the captcha"}))
     return "it is a check for robots, or the access was denied";
-  if (page.asks_password && text.size() < 800) return "it asks for a login";
+  if (page.asks_password && text.size() < 800 && prose < 200) return "it asks for a login";
   if (text.size() < 400 && has_any(words, {"enable javascript", "javascript is disabled", "requires javascript",
                                            "javascript is required", "javascript aktivieren", "activer javascript",
                                            "activar javascript", "habilite javascript", "turn on javascript"}))
