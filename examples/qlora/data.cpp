@@ -106,7 +106,7 @@ class WindowPrinter {
 };
 
 Result show(const ShowOptions& options, Context& context) {
-  const TokenDataset data = TokenDataset::open(options.data);
+  const TokenDataset data = TokenDataset::open(options.data, static_cast<std::size_t>(options.show.windows));
   std::optional<Tokenizer> tokenizer;
   if (!options.model.empty()) {
     const fs::path file = fs::is_directory(options.model) ? qlora::tokenizer_file(options.model) : options.model;

@@ -34,7 +34,7 @@ struct TalkOptions {
 };
 
 Result generate(const TalkOptions& options, Context& context) {
-  Talker talker(options.how);
+  Talker talker(options.how, context.progress);
   context.out << options.prompt;
   const Continuation continuation = talker.continued(options.prompt, options.sampling, context);
   talker.say_speed(context);
@@ -77,7 +77,8 @@ constexpr std::string_view chat_commands =
 /// A conversation at a terminal or in a file: turns, and commands that begin with "/".
 class Chat {
  public:
-  Chat(const TalkOptions& options, Context& context) : options_(options), context_(context), talker_(options.how) {
+  Chat(const TalkOptions& options, Context& context)
+      : options_(options), context_(context), talker_(options.how, context.progress) {
     set_system(options.system);
     context_.so_far = result_of(conversation_);
   }

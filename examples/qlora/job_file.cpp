@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
 #include "qlora/run/suggest.hpp"
 
 namespace qlora::program {
@@ -329,6 +330,7 @@ JobFile read_job(const fs::path& file) {
   std::ostringstream content;
   content << stream.rdbuf();
   if (!stream) throw Error(concat("cannot read the job file ", file.string()));
+  refuse_lfs_pointer(content.str(), file.string());
   return parse_job(content.str(), file);
 }
 

@@ -149,7 +149,8 @@ int run_mapped(Invocation& call, const CommandLine& line) {
     return complain("out of memory; `qlora plan` shows what a model needs, a smaller --batch or --seq needs less",
                     ErrorKind::resource);
   } catch (const std::filesystem::filesystem_error& error) {
-    return complain(error.what(), is_scarcity(error.code().value()) ? ErrorKind::resource : ErrorKind::input);
+    return complain(concat("cannot use ", error.path1().string(), ": ", error.code().message()),
+                    is_scarcity(error.code().value()) ? ErrorKind::resource : ErrorKind::input);
   } catch (const std::exception& error) {
     return complain(error.what(), ErrorKind::input);
   }

@@ -66,11 +66,12 @@ std::size_t question_size(const run::Engine& engine, const std::string& question
 
 }  // namespace
 
-Talker::Talker(const TalkModel& how) {
+Talker::Talker(const TalkModel& how, run::Progress& progress) {
   run::EngineOptions options{
       .base = how.weights.base, .any_base = how.any_base, .device = how.device, .chat = how.chat};
   if (!how.adapter.empty()) options.adapters.push_back({"adapter", how.adapter});
   engine_ = std::make_unique<run::Engine>(how.model, options);
+  run::say_note(engine_->model(), progress);
   has_adapter_ = !how.adapter.empty();
   if (has_adapter_) engine_->use("adapter");
 }

@@ -39,8 +39,8 @@ struct Speed {
 /// Implemented in steps.cpp.
 class Talker {
  public:
-  /// Throws Error as run::Engine does.
-  explicit Talker(const TalkModel& how);
+  /// Tells `progress` of what is odd in the model's files. Throws Error as run::Engine does.
+  Talker(const TalkModel& how, run::Progress& progress);
   Talker(const Talker&) = delete;
   Talker& operator=(const Talker&) = delete;
   ~Talker();

@@ -162,6 +162,16 @@ TEST_CASE("a symbolic link is written through, also one to nothing yet") {
     CHECK(read_text(here / "far/file", 10) == text);
   }
   CHECK(std::distance(fs::directory_iterator(here / "far"), fs::directory_iterator()) == 1);
+  // A folder likewise: the link stays, and what it leads to is made or replaced as a whole.
+  fs::create_symlink("far/folder", here / "to_folder");
+  for (const char* text : {"one", "two"}) {
+    AtomicDirectory directory(here / "to_folder", {"file"});
+    write_file_atomically(directory.temporary() / "file", text);
+    directory.commit();
+    CHECK(fs::is_symlink(here / "to_folder"));
+    CHECK(read_text(here / "far/folder/file", 10) == text);
+  }
+  CHECK(std::distance(fs::directory_iterator(here / "far"), fs::directory_iterator()) == 2);
 }
 
 TEST_CASE("what killed writers left goes with the next; what is being written stays, and has one writer") {

@@ -416,6 +416,11 @@ TEST_CASE("an index may not lead out of the directory, nor lie about its shards"
   index["metadata"]["total_size"] = 7;
   CHECK(with(index).empty());  // all tensors are there: a note, no refusal
   CHECK(hf::ModelDir::open(here).note().find("total_size is 7 but") != std::string::npos);
+  for (const char* odd : {"\"x\"", "-5", "1e99", "true", "{}"}) {
+    index["metadata"]["total_size"] = Json::parse(odd);
+    CHECK(with(index).empty());
+    CHECK(hf::ModelDir::open(here).note().find("total_size is ") != std::string::npos);
+  }
   index = good;
   index["weight_map"]["model.norm.weight"] = good["weight_map"]["model.embed_tokens.weight"];
   CHECK(with(index).find("but it is not") != std::string::npos);

@@ -186,6 +186,11 @@ TEST_CASE("every flipped bit of a shard is found, and the shard is named") {
   }
   fs::remove(shard);
   CHECK(holds(refusal(directory.path), "tokens-00000.safetensors"));
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + hash_a + "\nsize 3184\n";
+  write_bytes(shard, pointer);
+  CHECK(holds(refusal(directory.path), "tokens-00000.safetensors: is a Git LFS pointer"));
+  write_bytes(directory.path / "manifest.json", pointer);
+  CHECK(holds(refusal(directory.path), "manifest.json: is a Git LFS pointer"));
 }
 
 TEST_CASE("damaged manifests: an error, or a data set that keeps its rules") {

@@ -121,6 +121,32 @@ TEST_CASE("a manifest takes no memory for its sources, when it is written and wh
   CHECK(reading < bytes / 4);
 }
 
+TEST_CASE("a data set of many shards is opened with no more room than its windows take") {
+  const test::Scratch dir;
+  constexpr int seq = 4096, windows = 3 * 128;  // three shards of 2^19 tokens
+  const std::vector<std::int32_t> tokens(seq, 10), documents(seq, 0);
+  {
+    qlora::DatasetWriter writer(dir / "data", seq, 30);
+    for (int i = 0; i < windows; ++i) writer.add({tokens, tokens, documents});
+    constexpr std::int64_t all = std::int64_t{seq} * windows;
+    writer.add_source({"a", "", std::string(64, 'a'), all});
+    writer.finish({.vocab_size = 30, .tokenizer_sha256 = std::string(64, 'a'), .sources = {}},
+                  {.documents = 1, .tokens = all, .labelled = all}, {});
+  }
+  REQUIRE(std::filesystem::exists(dir / "data" / "tokens-00002.safetensors"));
+  const long opening = peak([&] { (void)qlora::TokenDataset::open(dir / "data"); });
+  const long bytes = 3L * 4 * seq * windows;
+  CHECK(opening >= bytes);
+  CHECK(opening < bytes + bytes / 8);
+  // One that keeps a few verifies all, a shard at a time.
+  CHECK(peak([&] {
+          const auto first = qlora::TokenDataset::open(dir / "data", 2);
+          CHECK(first.size() == windows);
+          CHECK(first.window(1).ids[seq - 1] == 10);
+          CHECK_THROWS_AS((void)first.window(2), qlora::Error);
+        }) < bytes / 2);
+}
+
 #else
 
 TEST_CASE("skipped: allocations are counted through glibc") {}

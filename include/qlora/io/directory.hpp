@@ -44,9 +44,9 @@ inline void make_directories(const std::filesystem::path& path) {
   if (code) refuse_place("cannot create directory", path, code.value());
 }
 
-/// "dir/" and "dir" are one directory, and its temporary name lies beside it.
-[[nodiscard]] inline std::filesystem::path without_slash(const std::filesystem::path& path) {
-  return path.filename().empty() ? path.parent_path() : path;
+/// "dir/", "dir" and a symbolic link to it are one directory, and its temporary name lies beside it.
+[[nodiscard]] inline std::filesystem::path directory_itself(const std::filesystem::path& path) {
+  return behind_links(path.filename().empty() ? path.parent_path() : path);
 }
 
 /// Removes what killed writers left in a directory and below it, the largest first: half a model must not be why the
@@ -77,13 +77,14 @@ inline void remove_stale_temporaries(const std::filesystem::path& root) {
 
 /// Collects files under temporary() and gives them their directory's name in one step. Every file must be durable when
 /// commit() is called (AtomicFile::commit, SafetensorsWriter::finish). Without commit() nothing is left behind.
+/// A symbolic link of the target's name stays, and what it points to is replaced.
 class AtomicDirectory {
  public:
   /// The target may not exist, or be an empty directory, or hold nothing but the names in `replaceable`, which are
   /// then exchanged for the new ones. Anything else is refused, so that no foreign file is deleted.
   explicit AtomicDirectory(const std::filesystem::path& target,
                            std::initializer_list<std::string_view> replaceable = {})
-      : AtomicDirectory(target, temporary_beside(without_slash(target)), replaceable) {}
+      : AtomicDirectory(target, temporary_beside(directory_itself(target)), replaceable) {}
 
   /// The same, with the temporary's name given.
   AtomicDirectory(const std::filesystem::path& target, const std::filesystem::path& temporary,
@@ -95,7 +96,7 @@ class AtomicDirectory {
   /// The same, with a function that tells which names may be replaced; it is called before this returns.
   AtomicDirectory(const std::filesystem::path& target, const std::filesystem::path& temporary,
                   const std::function<bool(std::string_view)>& replaceable)
-      : target_(without_slash(target)), temporary_(temporary) {
+      : target_(directory_itself(target)), temporary_(temporary) {
     std::error_code code;
     const auto status = std::filesystem::symlink_status(target_, code);
     replaces_ = std::filesystem::exists(status);

@@ -213,6 +213,14 @@ inline void write_all(const FileDescriptor& file, const std::filesystem::path& p
   return true;
 }
 
+/// The same as refuse_lfs_pointer, of a file that is not what it must be.
+inline void refuse_lfs_pointer_in(const std::filesystem::path& path) {
+  std::size_t size = 0;
+  const FileDescriptor file = open_regular(path, size);
+  std::string begin(std::min<std::size_t>(size, 64), '\0');
+  if (read_at(file, path, 0, std::as_writable_bytes(std::span(begin)))) refuse_lfs_pointer(begin, path.string());
+}
+
 /// Writes all bytes to a pipe or a device, through short writes and EINTR.
 inline void write_stream(const FileDescriptor& file, const std::filesystem::path& path,
                          std::span<const std::byte> bytes) {

@@ -45,6 +45,7 @@ inline void check_file_sums(const std::filesystem::path& directory) {
           concat(file.string(), " is missing; if it was removed on purpose, remove its line in ", sums.string()));
     }
     if (sha256_file(file) != sum) {
+      refuse_lfs_pointer_in(file);
       throw Error(concat(file.string(), " is not what was written: its SHA-256 is not that in ", sums.string(),
                          "; restore it, or, if it was changed on purpose, remove its line there"));
     }

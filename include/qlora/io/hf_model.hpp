@@ -60,9 +60,9 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
   if (metadata == nullptr || !metadata->is_object() || json_find(*metadata, "total_size") == nullptr) return;
   std::uint64_t total = 0;
   for (const auto& [name, shard] : weights.where) total += weights.shards[shard].at(name).bytes.size();
-  const double stated = json_number(*metadata, "total_size", where, 0, 9e15);  // some writers make it a float
-  if (stated != static_cast<double>(total)) {
-    weights.note = concat(where, ": total_size is ", static_cast<std::uint64_t>(stated), " but the tensors have ",
+  const Json& stated = json_at(*metadata, "total_size", where);
+  if (!stated.is_number() || stated.get<double>() != static_cast<double>(total)) {  // some writers make it a float
+    weights.note = concat(where, ": total_size is ", ::qlora::detail::excerpt(stated.dump()), " but the tensors have ",
                           total, " bytes; all of them are there");
   }
 }

@@ -112,14 +112,15 @@ class ModelWriter {
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model) : ModelWriter(target, model, Options{}) {}
   /// The same with another limit of the shards, or with tokenizer files.
   ModelWriter(const std::filesystem::path& target, const ModelConfig& model, const Options& options)
-      : directory_(target, temporary_beside(without_slash(target)),
+      : directory_(target, temporary_beside(directory_itself(target)),
                    [&](std::string_view name) { return options.replace && is_model_file(name); }),
         model_(model),
         options_(options) {
     QLORA_EXPECTS(model.dtype == DType::f16 || model.dtype == DType::bf16 || model.dtype == DType::f32,
                   "a model cannot be written as ", ::qlora::name_of(model.dtype));
     plan();
-    expect_free_space(directory_.temporary(), total_bytes_);
+    const std::filesystem::path beside = directory_.temporary().parent_path();
+    expect_free_space(beside.empty() ? "." : beside, total_bytes_);
     if (!options.tensors.empty()) return;
     for (Shard& shard : shards_) open(shard);
   }

@@ -141,6 +141,7 @@ class CompareRun {
 
   [[nodiscard]] Comparison run() {
     const hf::ModelDir model = hf::ModelDir::open(request_.model, verify_of(request_.device));
+    say_note(model, progress_);
     for (const NamedAdapter& adapter : request_.adapters) {
       // refused before anything is measured
       (void)open_adapter(adapter.dir, model, request_.any_base, verify_of(request_.device));

@@ -103,6 +103,7 @@ class MergeDevice {
 
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
   const hf::ModelDir model = hf::ModelDir::open(request.model, verify_of(request.device));
+  say_note(model, progress);
   const PeftAdapter adapter = open_adapter(request.adapter, model, request.any_base, verify_of(request.device));
   std::error_code absent;
   if (std::filesystem::equivalent(request.out, request.model, absent)) {

@@ -7,6 +7,7 @@
 
 #include "qlora/io/checksum.hpp"
 #include "qlora/io/hf_model.hpp"
+#include "qlora/run/progress.hpp"
 #include "qlora/text/chat_directory.hpp"
 #include "qlora/text/chat_template.hpp"
 #include "qlora/text/tokenizer.hpp"
@@ -30,6 +31,11 @@ struct ModelFiles {
   Tokenizer tokenizer = Tokenizer::load(tokenizer_file(dir));
   ChatTemplate chat = chat_template_of(dir, tokenizer, form);
   return {std::move(model), std::move(tokenizer), std::move(chat)};
+}
+
+/// Tells of what is odd in a model's files and harmless.
+inline void say_note(const hf::ModelDir& model, Progress& progress) {
+  if (!model.note().empty()) progress.say(model.note());
 }
 
 }  // namespace run

@@ -40,6 +40,7 @@ namespace run {
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress) {
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
   Engine engine(request.model, {.base = request.weights.base, .device = request.device, .chat = request.chat});
+  say_note(engine.model(), progress);
   const std::string& prompt = request.recall.prompt;
   if (prompt.empty() && engine.tokenizer().bos() < 0) {
     throw Error(

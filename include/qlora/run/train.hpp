@@ -122,7 +122,7 @@ class TrainingRun {
     selected.device.watch = [this](double seconds) { ranks_.watch_joining(seconds); };
     training_ = selected.code->train(model_, trainer_options<TrainOptions>(options_, total_, data_.seq()),
                                      options_.recompute, guard_.limits(), selected.device);
-    if (!model_.note().empty()) progress_.say(model_.note());
+    say_note(model_, progress_);
     ranks_.begin(training_->comm());
     if (request.launch.size > options_.accumulate) {
       progress_.say(concat("a step has ", options_.accumulate, " micro-batches for ", request.launch.size,

@@ -169,6 +169,7 @@ class Served {
     if (request.serving.admin) options.capacity = {.rank = admin_rank, .targets = Proj::all};
     progress.say(concat("loading ", base.dir.string()));
     bases_.push_back({.engine = std::make_unique<run::Engine>(base.dir, options)});
+    run::say_note(bases_.back().engine->model(), progress);
   }
   void open(const ServedBase& base, RunningBase& running, const ServedLimits& asked, const ServeRequest& request,
             run::Progress& progress) {

@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -117,7 +118,7 @@ class DatasetWriter {
   /// `seq` and `vocab_size` are those of all windows. Throws Error (usage) when the directory holds another file than
   /// those of a data set, which finish() replaces.
   DatasetWriter(const std::filesystem::path& directory, int seq, std::int32_t vocab_size)
-      : whole_(directory, temporary_beside(without_slash(directory)), detail::is_dataset_file),
+      : whole_(directory, temporary_beside(directory_itself(directory)), detail::is_dataset_file),
         seq_(static_cast<std::size_t>(seq)),
         vocab_size_(vocab_size),
         sources_(whole_.temporary()) {
@@ -254,9 +255,12 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
 /// A data set in memory, verified in full when it is opened.
 class TokenDataset {
  public:
-  /// Throws Error that names file and place if anything differs from what write_dataset writes.
-  [[nodiscard]] static TokenDataset open(const std::filesystem::path& directory) {
+  /// Keeps the first `kept` windows in memory; all are verified. Throws Error that names file and place if anything
+  /// differs from what write_dataset writes.
+  [[nodiscard]] static TokenDataset open(const std::filesystem::path& directory,
+                                         std::size_t kept = std::numeric_limits<std::size_t>::max()) {
     TokenDataset result;
+    result.kept_ = kept;
     const std::filesystem::path path = directory / "manifest.json";
     if (!std::filesystem::exists(path)) {
       throw Error(concat(directory.string(), " is no packed data set: it has no manifest.json"));
@@ -268,6 +272,7 @@ class TokenDataset {
     const Json shards = json_at(manifest, "shards", where);
     if (!shards.is_array()) throw Error(where + ": 'shards' must be a list");
     const std::int64_t windows = json_int(manifest, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
+    result.reserve(directory, shards.size());
     for (std::size_t index = 0; index < shards.size(); ++index)
       result.read_shard(directory, shards[index], index, where);
     if (static_cast<std::int64_t>(result.size()) != windows)
@@ -277,7 +282,7 @@ class TokenDataset {
   }
 
   /// N, the number of windows.
-  [[nodiscard]] std::size_t size() const { return columns_[0].size() / static_cast<std::size_t>(seq_); }
+  [[nodiscard]] std::size_t size() const { return windows_; }
   /// S, tokens in a window.
   [[nodiscard]] int seq() const { return seq_; }
   /// What the manifest says of tokenizer and packing; without the sources.
@@ -293,15 +298,15 @@ class TokenDataset {
     return detail::source_of(manifest_->source(document), "manifest.json");
   }
 
-  /// Token ids of all windows, (N,S).
+  /// Token ids of all windows that are kept, (N,S).
   [[nodiscard]] std::span<const std::int32_t> ids() const { return columns_[0]; }  // (N,S)
-  /// Labels of all windows, (N,S), aligned with ids.
+  /// Their labels, (N,S), aligned with ids.
   [[nodiscard]] std::span<const std::int32_t> labels() const { return columns_[1]; }  // (N,S)
-  /// Document numbers of all windows, (N,S).
+  /// Their document numbers, (N,S).
   [[nodiscard]] std::span<const std::int32_t> documents() const { return columns_[2]; }  // (N,S)
-  /// The window of that number, from 0. Throws Error beyond the last.
+  /// The window of that number, from 0. Throws Error beyond the last, and for one that was not kept.
   [[nodiscard]] DatasetWindow window(std::size_t index) const {
-    QLORA_EXPECTS(index < size(), "window ", index, " of ", size());
+    QLORA_EXPECTS(index < std::min(windows_, kept_), "window ", index, " of ", size(), ", ", kept_, " kept");
     const auto seq = static_cast<std::size_t>(seq_);
     return {ids().subspan(index * seq, seq), labels().subspan(index * seq, seq), documents().subspan(index * seq, seq)};
   }
@@ -331,6 +336,21 @@ class TokenDataset {
     for (const auto& [name, member] : detail::count_fields) counts_.*member = json_int(counts, name, where, 0, most);
   }
 
+  /// Room for all windows at once: columns that grow would hold up to three times as much. By the sizes of the files:
+  /// what the manifest says is not checked yet.
+  void reserve(const std::filesystem::path& directory, std::size_t shards) {
+    std::uintmax_t bytes = 0;
+    for (std::size_t index = 0; index < shards; ++index) {
+      std::error_code missing;  // read_shard says so
+      const std::uintmax_t size = std::filesystem::file_size(directory / detail::shard_name(index), missing);
+      if (!missing) bytes += size;
+    }
+    const std::uintmax_t tokens = bytes / columns_.size() / sizeof(std::int32_t);
+    const std::uintmax_t windows = tokens / static_cast<std::uintmax_t>(seq_);
+    for (auto& column : columns_)
+      column.reserve(std::min<std::uintmax_t>(windows, kept_) * static_cast<std::uintmax_t>(seq_));
+  }
+
   void read_shard(const std::filesystem::path& directory, const Json& entry, std::size_t index,
                   const std::string& where) {
     const std::string name = detail::shard_name(index);
@@ -339,9 +359,11 @@ class TokenDataset {
     const std::int64_t windows = json_int(entry, "windows", where, 1, std::numeric_limits<std::int32_t>::max());
     const std::string expected = json_string(entry, "sha256", where), path = (directory / name).string();
     const std::string found = sha256_file(path);
-    if (found != expected)
+    if (found != expected) {
+      refuse_lfs_pointer_in(path);
       throw Error(concat(path, ": damaged: its SHA-256 is ", found, ", the manifest says ", detail::excerpt(expected),
                          "; pack the documents again"));
+    }
     const SafetensorsFile file(path);
     const std::size_t before = columns_[0].size();
     for (std::size_t c = 0; c < columns_.size(); ++c) {
@@ -352,16 +374,19 @@ class TokenDataset {
       std::memcpy(columns_[c].data() + before, tensor.bytes.data(), tensor.bytes.size());
     }
     if (file.names().size() != columns_.size()) throw Error(path + ": holds more than ids, labels and documents");
-    detail::check_windows(ids().subspan(before), labels().subspan(before), documents().subspan(before),
-                          info_.vocab_size, sources(), path);
+    const std::span<const std::int32_t> own = documents().subspan(before);
+    detail::check_windows(ids().subspan(before), labels().subspan(before), own, info_.vocab_size, sources(), path);
+    padding_ += std::count(own.begin(), own.end(), no_document);
+    windows_ += static_cast<std::size_t>(windows);
+    if (windows_ <= kept_) return;
+    for (auto& column : columns_) column.resize(std::min(column.size(), kept_ * static_cast<std::size_t>(seq_)));
   }
 
   void check_counts(const std::string& where) const {
-    const auto padding = std::count(columns_[2].begin(), columns_[2].end(), no_document);
-    const auto tokens = static_cast<std::int64_t>(columns_[0].size()) - padding;
-    if (padding != counts_.padding || tokens != counts_.tokens)
+    const std::int64_t tokens = static_cast<std::int64_t>(windows_) * seq_ - padding_;
+    if (padding_ != counts_.padding || tokens != counts_.tokens)
       throw Error(concat(where, ": ", counts_.tokens, " tokens and ", counts_.padding,
-                         " padding are announced, the shards hold ", tokens, " and ", padding));
+                         " padding are announced, the shards hold ", tokens, " and ", padding_));
   }
 
   int seq_ = 1;
@@ -369,6 +394,9 @@ class TokenDataset {
   PackingCounts counts_;
   std::shared_ptr<const DatasetManifest> manifest_;
   std::array<std::vector<std::int32_t>, 3> columns_;  // ids, labels, documents, each (N,S)
+  std::size_t kept_ = 0;                              // windows that stay in the columns, at most
+  std::size_t windows_ = 0;
+  std::int64_t padding_ = 0;
 };
 
 }  // namespace v0

@@ -223,6 +223,7 @@ class DatasetManifest {
     if (size_ > detail::max_manifest_bytes)
       throw Error(
           concat(where, " holds ", size_, " bytes, more than the ", detail::max_manifest_bytes, " it may have"));
+    refuse_lfs_pointer_in(path);
     detail::ManifestScan scan;
     detail::RangeReader reader(file_, path_, size_);
     reader.for_each_piece(0, size_, [&](std::string_view piece) { scan.read(piece); });
