@@ -3,6 +3,9 @@
 #pragma once
 
 #include <xxhash.h>
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>  // the same functions by the widest vectors of the processor: 8.4 GB/s instead of 7.0
+#endif
 
 #include <cstddef>
 #include <cstdint>
