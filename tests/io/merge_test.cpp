@@ -222,3 +222,26 @@ TEST_CASE("whole or not at all") {
     CHECK_THROWS_WITH_AS(merge_with(2, model, adapter, here / "base"), doctest::Contains("exists"), Error);
   }
 }
+
+TEST_CASE("how the base generates and its licences go along, other files do not") {
+  const fs::path here = scratch.path / "carried";
+  const hf::ModelDir model = write_model(here / "base", DType::f16);
+  const PeftAdapter adapter = write_adapter(here / "adapter", 4);
+  const std::map<std::string, std::string> carried{
+      {"generation_config.json", R"({"bos_token_id": 1, "eos_token_id": [2, 7], "do_sample": true, "top_p": 0.9})"},
+      {"LICENSE.txt", "terms"},
+      {"Notice", "names"},
+      {"USE_POLICY.md", "what not"}};
+  for (const auto& [name, text] : carried) write_file_atomically(here / "base" / name, text);
+  for (const char* name : {"README.md", "optimizer.pt", "generation_config.json.old"})
+    write_file_atomically(here / "base" / name, std::string_view("x"));
+  MergeOptions options{.tokenizer_from = {}, .files = hf::carried_files(here / "base"), .on_tensor = {}};
+  CHECK(options.files == carried);
+  merge_with(1, model, adapter, here / "merged", options);
+  for (const auto& [name, text] : carried) CHECK(read_text(here / "merged" / name, 1000) == text);
+  CHECK(entries(here / "merged") == carried.size() + 3);  // weights, config.json, and the sums of all files
+  options.replace = true;                                 // a directory of such files is one of a model
+  merge_with(1, model, adapter, here / "merged", options);
+  write_file_atomically(here / "base" / "LICENSE.txt", std::string((1U << 20U) + 1, 'x'));
+  CHECK_THROWS_WITH_AS(static_cast<void>(hf::carried_files(here / "base")), doctest::Contains("LICENSE.txt"), Error);
+}

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/carried_files.hpp"
 #include "qlora/io/directory.hpp"
 #include "qlora/io/file_sums.hpp"
 #include "qlora/io/hf_config.hpp"
@@ -86,7 +87,7 @@ inline constexpr std::array<std::string_view, 8> tokenizer_files{"tokenizer.mode
 
 /// Whether a file of this name may be one that ModelWriter writes.
 [[nodiscard]] inline bool is_model_file(std::string_view name) {
-  return name == "config.json" || name == "generation_config.json" || name == file_sums_name ||
+  return name == "config.json" || is_carried_file(name) || name == file_sums_name ||
          (name.starts_with("model") && name.find(".safetensors") != std::string_view::npos) ||
          std::find(tokenizer_files.begin(), tokenizer_files.end(), name) != tokenizer_files.end();
 }

@@ -368,7 +368,7 @@ class CompiledTraining final : public TrainingSession {
   void write(const std::filesystem::path& dir, [[maybe_unused]] const AdapterNotes& notes,
              [[maybe_unused]] const hf::ModelDir& base) override {
     if constexpr (C.trainable == Trainable::all) {
-      hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path, .files = tokenizer_files_beside(base.path)});
+      hf::ModelWriter writer(dir, base, {.tokenizer_from = base.path, .files = files_beside_weights(base.path)});
       write_trained(writer, trainer_);
     } else {
       write_adapter(dir, trainer_.model(), notes);

@@ -29,9 +29,9 @@ namespace run {
   return std::nullopt;
 }
 
-/// Writes the model directory `request.out`, with the tokenizer of the base, and
-/// a tokenizer.json where that has none (tokenizer_files_beside). Throws Error: (input) for an adapter of
-/// other weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
+/// Writes the model directory `request.out`, with the tokenizer of the base, a tokenizer.json where that has none, and
+/// the base's generation_config.json and licences (files_beside_weights). Throws Error: (input) for an adapter of other
+/// weights or shapes, (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
 /// for or when the directory cannot be written, (interrupted) when progress asks to stop.
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress);
 
@@ -115,7 +115,7 @@ QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress) {
   const MergeReport report = merge_model(model, adapter, request.out, device.lanes,
                                          {.max_shard_bytes = static_cast<std::uint64_t>(request.merging.shard_bytes),
                                           .tokenizer_from = request.model,
-                                          .files = tokenizer_files_beside(request.model),
+                                          .files = files_beside_weights(request.model),
                                           .on_tensor =
                                               [&](std::int64_t done) {
                                                 if (std::this_thread::get_id() == caller) {

@@ -12,7 +12,7 @@ inline namespace v0 {
 namespace run {
 
 /// Writes the model directory `request.out`, with generation_config.json, licences and the tokenizer of the model, and
-/// a tokenizer.json where that has none (tokenizer_files_beside). Throws Error: (input) for a model that cannot be
+/// a tokenizer.json where that has none (files_beside_weights). Throws Error: (input) for a model that cannot be
 /// quantized, (usage) when `out` is that model, (resource) when the directory cannot be written, (interrupted) when
 /// progress asks to stop.
 QLORA_STEP QuantizeResult quantize(const QuantizeRequest& request, Progress& progress);
@@ -24,12 +24,10 @@ QLORA_STEP QuantizeResult quantize(const QuantizeRequest& request, Progress& pro
 #ifdef QLORA_STEP_CODE  // prebuilt.hpp
 #include <cstdint>
 #include <filesystem>
-#include <map>
 #include <string>
 #include <system_error>
 
 #include "qlora/error.hpp"
-#include "qlora/io/file.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/io/quantize.hpp"
 #include "qlora/run/adapter.hpp"
@@ -39,19 +37,6 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 namespace detail {
-
-/// What goes along with the weights, by name.
-[[nodiscard]] inline std::map<std::string, std::string> files_of(const std::filesystem::path& model) {
-  constexpr std::size_t most = 1U << 20;
-  std::map<std::string, std::string> files = tokenizer_files_beside(model);
-  for (const auto& entry : std::filesystem::directory_iterator(model)) {
-    const std::string name = entry.path().filename().string();
-    const bool goes_along = name == "generation_config.json" || name.starts_with("LICENSE") ||
-                            name.starts_with("NOTICE") || name.starts_with("USE_POLICY");
-    if (goes_along && entry.is_regular_file()) files[name] = read_text(entry.path(), most);
-  }
-  return files;
-}
 
 [[nodiscard]] constexpr DType dtype_of(ComputeType type) {
   return type == ComputeType::bf16 ? DType::bf16 : type == ComputeType::f16 ? DType::f16 : DType::f32;
@@ -72,7 +57,7 @@ QLORA_STEP QuantizeResult quantize(const QuantizeRequest& request, Progress& pro
                                   .compute = detail::dtype_of(request.quantizing.compute_dtype)},
                       .max_shard_bytes = static_cast<std::uint64_t>(request.quantizing.shard_bytes),
                       .tokenizer_from = request.model,
-                      .files = detail::files_of(request.model),
+                      .files = files_beside_weights(request.model),
                       .threads = request.device.threads,
                       .on_tensor = [&](std::int64_t done) {
                         if (done == 0) progress.begin("quantize", tensors, "tensors");

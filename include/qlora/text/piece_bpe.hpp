@@ -12,6 +12,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,7 +30,7 @@ inline namespace v0 {
 /// Text to ids by the pieces of a tokenizer.model. Const calls are safe from many threads.
 class PieceBpe {
  public:
-  /// For pieces that the scan has accepted. Nothing where the library does more than merge: it takes unused pieces apart
+  /// For pieces that the scan accepted. Nothing where the library does more than merge: it takes unused pieces apart
   /// again. Nothing either for pieces of more pairs than any language needs.
   [[nodiscard]] static std::optional<PieceBpe> of(const std::vector<sentencepiece_scan::Piece>& pieces) {
     PieceBpe bpe;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/carried_files.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
@@ -175,6 +176,14 @@ namespace detail {
                                                 {"legacy", true},
                                                 {"unk_token", "<unk>"}});
   }
+  return files;
+}
+
+/// Files that a model made of a directory's has beside its weights, by name, without those of the tokenizer that are
+/// copied as they are: hf::carried_files and tokenizer_files_beside.
+[[nodiscard]] inline std::map<std::string, std::string> files_beside_weights(const std::filesystem::path& dir) {
+  std::map<std::string, std::string> files = tokenizer_files_beside(dir);
+  files.merge(hf::carried_files(dir));
   return files;
 }
 
