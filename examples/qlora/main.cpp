@@ -172,6 +172,7 @@ int parse_and_run(int argc, char** argv) {
   add_train(app, call);
   add_merge(app, call);
   add_quantize(app, call);
+  add_export(app, call);
   add_generate(app, call);
   add_chat(app, call);
   add_recall(app, call);

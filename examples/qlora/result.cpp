@@ -30,6 +30,7 @@ Result result_of(const run::JobResult& result) {
 }
 Result result_of(const run::FetchResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::Job& job) { return as_file(run::to_json(job)); }
+Result result_of(const run::ExportResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::MergeResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PackResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PlanResult& result) { return as_file(run::to_json(result)); }

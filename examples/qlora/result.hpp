@@ -12,6 +12,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 struct Comparison;
+struct ExportResult;
 struct FetchResult;
 struct Job;
 struct JobResult;
@@ -69,6 +70,7 @@ struct ShownData {
 [[nodiscard]] Result result_of(const run::FetchResult& result);
 [[nodiscard]] Result result_of(const run::Job& job);
 [[nodiscard]] Result result_of(const run::JobResult& result);
+[[nodiscard]] Result result_of(const run::ExportResult& result);
 [[nodiscard]] Result result_of(const run::MergeResult& result);
 [[nodiscard]] Result result_of(const run::PackResult& result);
 [[nodiscard]] Result result_of(const run::PlanResult& result);

@@ -19,6 +19,7 @@
 #include "qlora/run/compare.hpp"
 #include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/engine.hpp"
+#include "qlora/run/export.hpp"
 #include "qlora/run/job_json.hpp"
 #include "qlora/run/job_run.hpp"
 #include "qlora/run/merge.hpp"

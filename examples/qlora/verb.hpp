@@ -52,6 +52,7 @@ std::string version_text();
 void add_chat(OptionSet app, Invocation& call);
 void add_compare(OptionSet app, Invocation& call);
 void add_data(OptionSet app, Invocation& call);
+void add_export(OptionSet app, Invocation& call);
 void add_fetch(OptionSet app, Invocation& call);
 void add_generate(OptionSet app, Invocation& call);
 void add_info(OptionSet app, Invocation& call);

@@ -82,7 +82,7 @@ def tokenizers(run):
     kinds = tokenizer_kinds()
     for name, kind in kinds.items():
         rng = random.Random(f"{run.seed} {name}")
-        texts = [make_tokenizers.random_text(rng, name) for _ in range(run.count(5000))]
+        texts = [make_tokenizers.random_text(rng, name) for _ in range(run.count(100_000))]
         tokenizer = Tokenizer.from_str(json.dumps(kind["file"]))
         tokenizer.encode_special_tokens = True
         answers = run.asked("ids", write_tokenizer(run.path("kind", name), kind["file"], kind["eos"]), texts)
@@ -176,7 +176,7 @@ def sentencepiece(run):
         models["LLaMA-2"] = os.environ["QLORA_LLAMA2_TOKENIZER"]
     for name, path in models.items():
         rng = random.Random(f"{run.seed} {name}")
-        texts = [make_tokenizers.random_text(rng, name) for _ in range(run.count(5000))]
+        texts = [make_tokenizers.random_text(rng, name) for _ in range(run.count(100_000))]
         model = SentencePieceProcessor(model_file=path)
         answers = run.asked("ids", path, texts)
         wrong = sum(model.encode(text) != answer["ids"] for text, answer in zip(texts, answers))
@@ -346,6 +346,41 @@ def families(run):
             run.near(f"{what}, {name}", against, n, difference, logits_bound)
 
 
+def exports(run):
+    """GGUF files of models and adapters of each family, read by the package gguf."""
+    import exported
+    import make_families
+    import torch
+
+    made = {kind: [0, 0] for kind in (*exported.quantized, "adapter")}
+    for name, make in make_families.models.items():
+        if "yarn" in name:  # llama.cpp has no settings of their own for it
+            continue
+        rng = random.Random(f"{run.seed} export {name}")
+        torch.manual_seed(rng.getrandbits(63))
+        folder = run.path("export", name)
+        model = make()
+        randomize(model, torch)
+        model.to(rng.choice([torch.float16, torch.bfloat16, torch.float32])).save_pretrained(folder)
+        for kind in exported.quantized:
+            run.ask("export", folder, run.path("export.gguf"), kind)
+            add(made[kind], exported.wrong_tensors(folder, run.path("export.gguf"), kind))
+        for variant, options in adapters().items():
+            written = os.path.join(folder, variant)
+            ids = torch.randint(3, model.config.vocab_size, (1, make_families.tokens))
+            written_by_peft(model.float(), options, written, ids)
+            run.ask("export", folder, run.path("export.gguf"), "f16", written)
+            add(made["adapter"], exported.wrong_matrices(folder, written, run.path("export.gguf")))
+    for kind, (n, wrong) in made.items():
+        what = "modules of adapters in GGUF files" if kind == "adapter" else f"tensors of GGUF files of type {kind}"
+        run.equal(what, "gguf", n, wrong)
+
+
+def add(sums, numbers):
+    for at, number in enumerate(numbers):
+        sums[at] += number
+
+
 logits_of = {
     "base": ("logits", "transformers"),
     "trained": ("logits with an adapter that the library trained, read by peft", "peft"),
@@ -462,7 +497,7 @@ def logits_and_unload(adapted, ids):
 def versions():
     from importlib.metadata import version
 
-    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2", "bitsandbytes"]
+    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2", "bitsandbytes", "gguf"]
     return {name: version(name) for name in names}
 
 
@@ -474,7 +509,7 @@ def compare(options):
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(os.path.abspath(options.probe), seed, options.scale, folder)
-        parts = (tokenizers, splits, characters, sentencepiece, directories, chats, families, quantized)
+        parts = (tokenizers, splits, characters, sentencepiece, directories, chats, exports, families, quantized)
         for part in parts:
             if options.only is None or part.__name__ in options.only:
                 part(run)

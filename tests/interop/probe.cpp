@@ -8,6 +8,8 @@
 //   interop_probe quantize DIR OUT DOUBLE                   the model in NF4; DOUBLE 1: with double quantization
 //   interop_probe merge DIR ADAPTER OUT                     the model with the adapter inside its weights, in float32,
 //                                                           with its tokenizer
+//   interop_probe export DIR OUT.gguf f16|q8_0|q4_0 [ADAPTER]   a GGUF file of the model, without a tokenizer, or of an
+//                                                           adapter
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -21,6 +23,7 @@
 #include "qlora/cpu.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/io/gguf_model.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/merge.hpp"
 #include "qlora/io/open_model.hpp"
@@ -87,6 +90,16 @@ void merge(const fs::path& dir, const fs::path& adapter, const fs::path& out) {
   options.tokenizer_from = dir;
   options.files = tokenizer_files_beside(dir);
   merge_model(hf::ModelDir::open(dir), PeftAdapter::open(adapter), out, lanes, options);
+}
+
+void write_gguf(const fs::path& dir, const fs::path& out, const std::string& type, const fs::path& adapter) {
+  const hf::ModelDir model = hf::ModelDir::open(dir);
+  if (!adapter.empty()) {
+    gguf::write_adapter(model, PeftAdapter::open(adapter), out);
+    return;
+  }
+  const gguf::Type as = type == "f16" ? gguf::Type::f16 : type == "q8_0" ? gguf::Type::q8_0 : gguf::Type::q4_0;
+  gguf::write_model(model, as, {}, out);
 }
 
 /// A trainer of the directory's model for these ids, on its weights as C holds them.
@@ -162,6 +175,8 @@ int run(const std::vector<std::string>& arguments) {
   } else if (is("quantize", 3)) {
     (void)quantize_model(hf::ModelDir::open(arguments[1]), arguments[2],
                          {.storage = {.double_quant = arguments[3] == "1"}, .threads = 2});
+  } else if (is("export", 3)) {
+    write_gguf(arguments[1], arguments[2], arguments[3], arguments.size() > 4 ? arguments[4] : "");
   } else if (is("logits", 3)) {
     write_logits<plain>(arguments);
   } else if (is("logits4", 3)) {

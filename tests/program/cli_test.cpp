@@ -43,8 +43,8 @@ int shell(const Scratch& scratch, const std::string& line) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-const char* const verbs[] = {"fetch", "pack", "train", "merge", "generate",  "chat",  "recall",  "compare",
-                             "plan",  "run",  "info",  "data",  "data show", "serve", "quantize"};
+const char* const verbs[] = {"fetch", "pack", "train", "merge", "generate",  "chat",  "recall",   "compare",
+                             "plan",  "run",  "info",  "data",  "data show", "serve", "quantize", "export"};
 
 }  // namespace
 
@@ -284,6 +284,22 @@ TEST_CASE("a model in NF4 answers as the one that it was made from, and is refus
                  "the model is stored in 4 bits (quantization_config), and computing with weights as they are"));
 }
 
+TEST_CASE("export writes a GGUF file, or nothing") {
+  const Scratch scratch;
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string file = (scratch / "model.gguf").string();
+  const Outcome made = qlora(scratch, "export '" + model + "' --type q4_0 -o " + file);
+  CHECK(made.code == 0);
+  const std::string bytes = program_test::contents(file);
+  CHECK(bytes.substr(0, 4) == "GGUF");
+  CHECK(made.out == "39 tensors, " + std::to_string(bytes.size()) + " bytes, in " + file + "\n");
+  check_refused(qlora(scratch, "export '" + model + "' --type q5_k -o " + file + "2"), 2);
+  check_refused(qlora(scratch, "export '" + model + "' -o '" + model + "/config.json'"), 2);
+  check_refused(qlora(scratch, "export '" + model + "' -a '" + model + "' -o " + file + "2"), 3);
+  check_refused(qlora(scratch, "export " + (scratch / "none").string() + " -o " + file + "2"), 3);
+  CHECK_FALSE(std::filesystem::exists(file + "2"));
+}
+
 TEST_CASE("a misspelt option is named, with what it may have meant") {
   const Scratch scratch;
   const Outcome memory = qlora(scratch, "plan 7b --gpu-memroy 24GB");
@@ -434,7 +450,7 @@ void write_chain(const program_test::fs::path& to, const std::vector<std::size_t
   using namespace program_test;
   fs::copy(QLORA_SOURCE_DIR "/examples/models/tiny-chat", to, fs::copy_options::recursive);
   const fs::path file = to / "model.safetensors";
-  std::string bytes = program_test::contents(file);
+  std::string bytes = contents(file);
   std::uint64_t length = 0;
   std::memcpy(&length, bytes.data(), sizeof length);
   const auto header = nlohmann::json::parse(bytes.substr(8, length));

@@ -4,14 +4,18 @@
 #include "qlora/text/tokenizer_conversion.hpp"
 
 #include <doctest/doctest.h>
+#include <sentencepiece_processor.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "qlora/io/sha256.hpp"
+#include "qlora/text/gguf_vocab.hpp"
 #include "qlora/text/tokenizer.hpp"
 #include "qlora/text/tokenizer_directory.hpp"
 #include "support/scratch.hpp"
@@ -146,4 +150,107 @@ TEST_CASE("added tokens that contradict the tokenizer.model are refused") {
   CHECK(refusal({{"99999999", token}}).find("which is no id") != std::string::npos);
   CHECK(refusal(Ordered::array()).find("added_tokens_decoder is no object") != std::string::npos);
   CHECK(refusal({{"400", token}}) == "accepted");
+}
+
+namespace {
+
+/// Values of a directory with a kind of tests/data/tokenizers.json, changed.
+template <class Change>
+qlora::gguf::Values gguf_values(const Ordered& kind, const Change& change, int vocab) {
+  const test::Scratch dir;
+  Ordered file = kind.at("file");
+  change(file);
+  std::ofstream(dir / "tokenizer.json") << file.dump();
+  std::ofstream(dir / "tokenizer_config.json") << Ordered{{"eos_token", kind.at("eos")}, {"chat_template", "{{ x }}"}};
+  return qlora::gguf::tokenizer_values(dir / "", vocab);
+}
+
+}  // namespace
+
+TEST_CASE("a tokenizer.model in a GGUF file: its pieces, scores and kinds, and padding") {
+  const test::Scratch dir;
+  fill(dir, Ordered::object());
+  const qlora::gguf::Values values = qlora::gguf::tokenizer_values(dir / "", 403);
+  sentencepiece::SentencePieceProcessor library;
+  REQUIRE(library.LoadFromSerializedProto(small_model()).ok());
+  const auto& texts = std::get<std::vector<std::string>>(values.at("tokenizer.ggml.tokens"));
+  const auto& types = std::get<std::vector<std::int32_t>>(values.at("tokenizer.ggml.token_type"));
+  const auto& scores = std::get<std::vector<float>>(values.at("tokenizer.ggml.scores"));
+  REQUIRE((texts.size() == 403 && types.size() == 403 && scores.size() == 403));
+  for (int id = 0; id < library.GetPieceSize(); ++id) {
+    const auto at = static_cast<std::size_t>(id);
+    CHECK(texts[at] == library.IdToPiece(id));
+    CHECK(scores[at] == library.GetScore(id));
+    CHECK(types[at] == (library.IsUnknown(id) ? 2 : library.IsControl(id) ? 3 : library.IsByte(id) ? 6 : 1));
+  }
+  CHECK(texts[402] == "[PAD402]");
+  CHECK(types[402] == 5);
+  CHECK(std::get<std::string>(values.at("tokenizer.ggml.model")) == "llama");
+  CHECK(std::get<std::uint32_t>(values.at("tokenizer.ggml.eos_token_id")) == 2);
+  CHECK(std::get<bool>(values.at("tokenizer.ggml.add_bos_token")));
+  CHECK_FALSE(values.contains("tokenizer.chat_template"));
+  CHECK_THROWS_WITH_AS((void)qlora::gguf::tokenizer_values(dir / "", 399),
+                       "the tokenizer's id 399 is beyond vocab_size 399", Error);
+}
+
+TEST_CASE("a tokenizer.json in a GGUF file: how words are split has a name, or the file is refused") {
+  const Ordered kinds = read("tokenizers.json");
+  const auto as_it_is = [](Ordered&) {};
+  for (const auto& [kind, split] : {std::pair("gpt2", "gpt-2"), std::pair("digits", "smollm"),
+                                    std::pair("llama3", "llama-bpe"), std::pair("nfc", "qwen2")}) {
+    CAPTURE(kind);
+    const Ordered& model = kinds.at(kind).at("file").at("model");
+    const auto set = [&](Ordered& file) { file["model"]["ignore_merges"] = std::string(kind) == "llama3"; };
+    const auto values = gguf_values(kinds.at(kind), set, 2000);
+    CHECK(std::get<std::string>(values.at("tokenizer.ggml.model")) == "gpt2");
+    CHECK(std::get<std::string>(values.at("tokenizer.ggml.pre")) == split);
+    CHECK(std::get<std::string>(values.at("tokenizer.chat_template")) == "{{ x }}");
+    const auto& merges = std::get<std::vector<std::string>>(values.at("tokenizer.ggml.merges"));
+    REQUIRE(merges.size() == model.at("merges").size());
+    const Ordered& last = model.at("merges").back();
+    CHECK(merges.back() ==
+          (last.is_string() ? last.get<std::string>() : last[0].get<std::string>() + " " + last[1].get<std::string>()));
+    for (const Ordered& token : kinds.at(kind).at("file").at("added_tokens")) {
+      const auto id = token.at("id").get<std::size_t>();
+      CHECK(std::get<std::vector<std::string>>(values.at("tokenizer.ggml.tokens"))[id] == token.at("content"));
+      CHECK(std::get<std::vector<std::int32_t>>(values.at("tokenizer.ggml.token_type"))[id] ==
+            (token.at("special") ? 3 : 4));
+    }
+    const auto refused = [&](auto change) {
+      CHECK_THROWS_WITH_AS((void)gguf_values(kinds.at(kind), change, 2000), doctest::Contains("llama.cpp has no name"),
+                           Error);
+    };
+    refused([&](Ordered& file) { file["model"]["ignore_merges"] = std::string(kind) != "llama3"; });
+    refused([&](Ordered& file) {
+      set(file);
+      file["normalizer"] = {{"type", "Lowercase"}};
+    });
+    refused([&](Ordered& file) {
+      set(file);
+      file["pre_tokenizer"] = {
+          {"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}};
+    });
+  }
+  const auto values = gguf_values(kinds.at("llama2_prepend"), as_it_is, 400);
+  CHECK(std::get<std::string>(values.at("tokenizer.ggml.model")) == "llama");
+  CHECK(std::get<bool>(values.at("tokenizer.ggml.add_space_prefix")));
+  CHECK_THROWS_WITH_AS((void)gguf_values(kinds.at("metaspace_never"), as_it_is, 400),
+                       doctest::Contains("Metaspace cannot be written"), Error);
+  const auto unprefixed = [](Ordered& file) { file["pre_tokenizer"]["prepend_scheme"] = "never"; };
+  const auto bare = gguf_values(kinds.at("metaspace_first"), unprefixed, 400);
+  CHECK_FALSE(std::get<bool>(bare.at("tokenizer.ggml.add_space_prefix")));
+  // Scores in the order of the tokenizer.model that the file was made of.
+  const auto& scores = std::get<std::vector<float>>(values.at("tokenizer.ggml.scores"));
+  const auto& texts = std::get<std::vector<std::string>>(values.at("tokenizer.ggml.tokens"));
+  sentencepiece::SentencePieceProcessor library;
+  REQUIRE(library.LoadFromSerializedProto(small_model()).ok());
+  int compared = 0;
+  for (int id = 259; id + 1 < library.GetPieceSize(); ++id) {
+    const auto at = static_cast<std::size_t>(id);
+    if (scores[at] == 0 || scores[at + 1] == 0) continue;  // characters, which nothing makes
+    CHECK(texts[at] == library.IdToPiece(id));
+    CHECK((scores[at] > scores[at + 1]) == (library.GetScore(id) > library.GetScore(id + 1)));
+    ++compared;
+  }
+  CHECK(compared > 50);
 }

@@ -130,6 +130,13 @@ namespace run {
           {"path", result.path.string()}};
 }
 
+// --- ExportResult: its members ---------------------------------------------------------------------------------------
+
+/// The members of an ExportResult under their names.
+[[nodiscard]] inline OrderedJson to_json(const ExportResult& result) {
+  return {{"tensors", result.tensors}, {"bytes", result.bytes}, {"path", result.path.string()}};
+}
+
 // --- RecallResult: its members ---------------------------------------------------------------------------------------
 
 /// The members of a RecallResult under their names.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "qlora/run/console_options.hpp"
+#include "qlora/run/exporting_options.hpp"
 #include "qlora/run/option.hpp"
 #include "qlora/run/quantizing_options.hpp"
 #include "qlora/run/rank_options.hpp"
@@ -486,6 +487,7 @@ void for_each_group(const Use& use) {
   use.template operator()<MergeSource>();
   use.template operator()<Merging>();
   use.template operator()<Quantizing>();
+  use.template operator()<Exporting>();
   use.template operator()<Comparing>();
   use.template operator()<Sampling>();
   use.template operator()<Output>();

@@ -111,6 +111,23 @@ struct QuantizeResult {
   std::filesystem::path path;  ///< the directory
 };
 
+/// A model or an adapter into a file of other programs; see run/export.hpp.
+struct ExportRequest {
+  std::filesystem::path model;    ///< model directory
+  std::filesystem::path adapter;  ///< PEFT directory, which alone is written; empty: the model is
+  std::filesystem::path out;      ///< file that is written
+  Exporting exporting;            ///< its format
+  DeviceRequest device;           ///< of it only no_verify counts
+  bool any_base = false;          ///< take an adapter that was trained on other weights
+};
+
+/// The file that was written.
+struct ExportResult {
+  std::int64_t tensors = 0;    ///< in the file
+  std::int64_t bytes = 0;      ///< of the file
+  std::filesystem::path path;  ///< the file
+};
+
 /// What a model directory, or a published model, takes to train; see run/plan.hpp.
 struct PlanRequest {
   std::filesystem::path model;   ///< directory with a config.json; or a name, as 13b for LLaMA-2 and llama3.1-8b
