@@ -2,6 +2,8 @@
 // no adapters.
 #include "qlora/run/merge.hpp"
 
+#include <array>
+#include <cstdio>
 #include <memory>
 #include <ostream>
 
@@ -9,6 +11,25 @@
 #include "verb.hpp"
 
 namespace qlora::program {
+
+namespace {
+
+void write_table(std::ostream& out, const run::MergeCertificate& certificate) {
+  std::array<char, 160> line{};
+  const auto write = [&](const auto&... columns) {
+    std::snprintf(line.data(), line.size(), columns...);
+    out << line.data() << '\n';
+  };
+  write("%d windows, %lld tokens; perplexity with the adapter %.4f", certificate.windows,
+        static_cast<long long>(certificate.tokens), certificate.perplexity);
+  write("%-10s %12s %12s %12s %8s %12s", "onto", "max logit", "mean logit", "KL, nats", "top-1", "perplexity");
+  for (const run::MergeDifference& row : certificate.merged) {
+    write("%-10s %12.3e %12.3e %12.3e %7.2f%% %12.4f%s", row.onto.c_str(), row.largest_logit, row.mean_logit, row.kl,
+          100 * row.agreement, row.perplexity, row.onto == certificate.written ? "  written" : "");
+  }
+}
+
+}  // namespace
 
 void add_merge(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "merge", "Write a model with the adapter inside its weights");
@@ -22,6 +43,7 @@ void add_merge(OptionSet app, Invocation& call) {
   verb.on_call([&call, request] {
     call.action = [request](Context& context) {
       const run::MergeResult result = run::merge(*request, context.progress);
+      if (result.certificate) write_table(context.out, *result.certificate);
       context.out << result.changed << " of " << result.tensors << " tensors changed, model in " << result.path.string()
                   << '\n';
       return result_of(result);

@@ -5,7 +5,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <iterator>
 #include <list>
 #include <optional>
 #include <string>
@@ -15,6 +18,8 @@
 #include "qlora/configs/tiny.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/run/compiled.hpp"
+#include "qlora/run/json.hpp"
+#include "qlora/run/merge.hpp"
 #include "qlora/run/recall.hpp"
 #include "qlora/text/document.hpp"
 #include "support/checksums.hpp"
@@ -304,6 +309,71 @@ TEST_CASE("recall needs a beginning where no mark begins a text") {
   request.out = scratch / "texts.jsonl";
   request.recall.documents = 1;
   CHECK_THROWS_WITH_AS(run::recall(request, silent), doctest::Contains("--prompt"), Error);
+}
+
+TEST_CASE("a merge says how far the model is from its adapter, and writes the nearer one") {
+  const test::Scratch scratch;
+  write(scratch / "adapter", random_matrices(4, Proj::q | Proj::down, 5), 8);
+  run::MergeRequest request;
+  request.model = model_dir;
+  request.adapter = scratch / "adapter";
+  request.out = scratch / "out/merged";
+  request.merging.onto = run::MergeBase::best;
+  request.merging.windows = 2;
+  request.device.threads = 1;
+  run::Progress silent;
+  const run::MergeResult result = run::merge(request, silent);
+  REQUIRE(result.certificate.has_value());
+  const run::MergeCertificate& found = *result.certificate;
+  CHECK(read_text(request.out / "merge_certificate.json", 10'000) == to_json(found).dump(2) + '\n');
+  CHECK(found.windows == 2);
+  CHECK(found.tokens == 2 * 63);
+  REQUIRE(found.merged.size() == 2);
+  const run::MergeDifference& original = found.merged[0];
+  const run::MergeDifference& nf4 = found.merged[1];
+  // The adapter is used on what the codes mean, so the model merged onto that is the same but for rounding to float16.
+  CHECK(original.onto == "original");
+  CHECK(nf4.onto == "nf4");
+  CHECK(found.written == "nf4");
+  CHECK(nf4.kl < 1e-4);
+  CHECK(nf4.kl < original.kl / 10);
+  CHECK(nf4.largest_logit < original.largest_logit);
+  CHECK(nf4.mean_logit < original.mean_logit);
+  CHECK(nf4.agreement >= original.agreement);
+  CHECK(nf4.perplexity == doctest::Approx(found.perplexity).epsilon(0.01));
+  CHECK(std::distance(fs::directory_iterator(scratch / "out"), fs::directory_iterator()) == 1);  // what helped is gone
+
+  run::Engine live(model_dir, {.adapters = {{"a", request.adapter}}, .device = request.device});
+  live.use("a");
+  const auto largest_difference = [&](const fs::path& dir) {
+    run::Engine merged(dir, {.base = run::BaseWeights::full, .device = request.device});
+    const Logits a = logits_of(live.session()), b = logits_of(merged.session());
+    float largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::fabs(a[i] - b[i]));
+    return largest;
+  };
+  const float written = largest_difference(request.out);
+  CHECK(written < 0.05F);
+  request.merging = {};
+  request.out = scratch / "plain";
+  CHECK_FALSE(run::merge(request, silent).certificate.has_value());
+  CHECK_FALSE(fs::exists(request.out / "merge_certificate.json"));
+  CHECK(largest_difference(request.out) > 2 * written);
+}
+
+TEST_CASE("the numbers of a merge's certificate, by hand") {
+  run::MergeDistance distance;
+  const float log3 = std::log(3.0F);
+  distance.add(std::vector<float>{0, log3}, std::vector<float>{0, 0}, 1);  // 1/4 and 3/4 beside 1/2 and 1/2
+  const run::MergeDifference one = distance.of("x");
+  CHECK(one.kl == doctest::Approx(0.25 * std::log(0.5) + 0.75 * std::log(1.5)));
+  CHECK(one.largest_logit == doctest::Approx(std::log(3.0)));
+  CHECK(one.mean_logit == doctest::Approx(std::log(3.0) / 2));
+  CHECK(one.agreement == 0);
+  CHECK(one.perplexity == doctest::Approx(2));
+  distance.add(std::vector<float>{5, log3}, std::vector<float>{6, log3 + 1}, 0);  // the same but for a constant
+  CHECK(distance.of("x").agreement == 0.5);
+  CHECK(distance.of("x").kl == doctest::Approx(one.kl / 2));
 }
 
 TEST_CASE("a model is asked in its own form, and in the one that is named") {

@@ -177,6 +177,13 @@ TEST_CASE("the JSON of a result has the keys of its format in their order, and r
   const OrderedJson merged = to_json(run::MergeResult{9, 7, 1000, "F16", "out/merged"});
   CHECK(merged.dump() == R"({"tensors":9,"changed":7,"parameters":1000,"dtype":"F16","path":"out/merged"})");
   CHECK(to_json(run::merge_result_from_json(merged)) == merged);
+  const OrderedJson certified = to_json(run::MergeResult{
+      9, 7, 1000, "F16", "out", run::MergeCertificate{"nf4", 2, 126, 3.25, {{"nf4", 0.5, 0.25, 1e-5, 0.75, 3.5}}}});
+  CHECK(certified["certificate"].dump() ==
+        R"({"written":"nf4","windows":2,"tokens":126,"perplexity":3.25,"merged":[{"onto":"nf4",)"
+        R"("largest_logit_difference":0.5,"mean_logit_difference":0.25,"kl":1e-05,"top1_agreement":0.75,)"
+        R"("perplexity":3.5}]})");
+  CHECK(to_json(run::merge_result_from_json(certified)) == certified);
 
   const OrderedJson fetched =
       to_json(run::FetchResult{{{"a.html", "A", 12, "00ff"}}, 12, 1, {{"b.html", "not there"}}});

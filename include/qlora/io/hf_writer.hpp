@@ -85,9 +85,12 @@ inline constexpr std::array<std::string_view, 8> tokenizer_files{"tokenizer.mode
                                                                  "vocab.json",
                                                                  "merges.txt"};
 
+/// What a merge measured, see run/merge_certificate.hpp.
+inline constexpr std::string_view merge_certificate_name = "merge_certificate.json";
+
 /// Whether a file of this name may be one that ModelWriter writes.
 [[nodiscard]] inline bool is_model_file(std::string_view name) {
-  return name == "config.json" || is_carried_file(name) || name == file_sums_name ||
+  return name == "config.json" || name == merge_certificate_name || is_carried_file(name) || name == file_sums_name ||
          (name.starts_with("model") && name.find(".safetensors") != std::string_view::npos) ||
          std::find(tokenizer_files.begin(), tokenizer_files.end(), name) != tokenizer_files.end();
 }

@@ -101,13 +101,32 @@ namespace run {
 
 // --- MergeResult: its members ----------------------------------------------------------------------------------------
 
+/// The members of a MergeCertificate under their names.
+[[nodiscard]] inline OrderedJson to_json(const MergeCertificate& certificate) {
+  OrderedJson merged = OrderedJson::array();
+  for (const MergeDifference& difference : certificate.merged) {
+    merged.push_back({{"onto", difference.onto},
+                      {"largest_logit_difference", difference.largest_logit},
+                      {"mean_logit_difference", difference.mean_logit},
+                      {"kl", difference.kl},
+                      {"top1_agreement", difference.agreement},
+                      {"perplexity", difference.perplexity}});
+  }
+  return {{"written", certificate.written},
+          {"windows", certificate.windows},
+          {"tokens", certificate.tokens},
+          {"perplexity", certificate.perplexity},
+          {"merged", std::move(merged)}};
+}
 /// The members of a MergeResult under their names.
 [[nodiscard]] inline OrderedJson to_json(const MergeResult& result) {
-  return {{"tensors", result.tensors},
-          {"changed", result.changed},
-          {"parameters", result.parameters},
-          {"dtype", result.dtype},
-          {"path", result.path.string()}};
+  OrderedJson json{{"tensors", result.tensors},
+                   {"changed", result.changed},
+                   {"parameters", result.parameters},
+                   {"dtype", result.dtype},
+                   {"path", result.path.string()}};
+  if (result.certificate) json["certificate"] = to_json(*result.certificate);
+  return json;
 }
 /// The result that to_json wrote; what is missing is empty or 0.
 [[nodiscard]] inline MergeResult merge_result_from_json(const OrderedJson& json) {
@@ -117,6 +136,22 @@ namespace run {
   result.parameters = detail::whole_at(json, "parameters");
   result.dtype = detail::text_at(json, "dtype");
   result.path = detail::text_at(json, "path");
+  if (!json.contains("certificate")) return result;
+  const OrderedJson& written = json["certificate"];
+  MergeCertificate& certificate = result.certificate.emplace();
+  certificate.written = detail::text_at(written, "written");
+  certificate.windows = detail::count_at(written, "windows");
+  certificate.tokens = detail::whole_at(written, "tokens");
+  certificate.perplexity = detail::number_at(written, "perplexity");
+  if (!written.contains("merged") || !written["merged"].is_array()) return result;
+  for (const OrderedJson& item : written["merged"]) {
+    certificate.merged.push_back({.onto = detail::text_at(item, "onto"),
+                                  .largest_logit = detail::number_at(item, "largest_logit_difference"),
+                                  .mean_logit = detail::number_at(item, "mean_logit_difference"),
+                                  .kl = detail::number_at(item, "kl"),
+                                  .agreement = detail::number_at(item, "top1_agreement"),
+                                  .perplexity = detail::number_at(item, "perplexity")});
+  }
   return result;
 }
 

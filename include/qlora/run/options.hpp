@@ -305,10 +305,18 @@ template <>
 inline constexpr std::array names_of<MergedType>{std::string_view("base"), std::string_view("f16"),
                                                  std::string_view("bf16"), std::string_view("f32")};
 
+/// Weights that an adapter is merged onto.
+enum class MergeBase : std::uint8_t { original, nf4, best };
+template <>
+inline constexpr std::array names_of<MergeBase>{std::string_view("original"), std::string_view("nf4"),
+                                                std::string_view("best")};
+
 /// How a merged model is written.
 struct Merging {
   std::int64_t shard_bytes = 2'000'000'000;
   MergedType dtype = MergedType::base;
+  MergeBase onto = MergeBase::original;
+  int windows = 0;
 };
 
 template <>
@@ -325,6 +333,19 @@ struct Table<Merging> {
       {.name = "dtype",
        .member = choice<&Merging::dtype>,
        .help = "Type of the merged weights; base: that of the model"},
+      {.name = "onto",
+       .member = choice<&Merging::onto>,
+       .help = "Weights below the adapter: the model's, those that its NF4 codes mean, which the adapter was trained "
+               "on, or what --windows shows to be nearer to the model with its adapter",
+       .omit_default = true},
+      {.name = "windows",
+       .member = &Merging::windows,
+       .help =
+           "Compare merged models with the adapter on texts of 64 tokens that it writes, and put the numbers beside "
+           "the model, in merge_certificate.json; loads the merged model. 0: none, with --onto best 8",
+       .range = {0, 256},
+       .unit = "windows",
+       .omit_default = true},
   });
 };
 static_assert(well_formed<Merging>());

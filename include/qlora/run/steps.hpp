@@ -86,13 +86,33 @@ struct MergeRequest {
   bool replace = false;           ///< take the place of a directory that holds a model alone
 };
 
+/// A merged model beside the model with its adapter, over the tokens of all windows.
+struct MergeDifference {
+  std::string onto;          ///< the weights that it was merged onto: "original", "nf4"
+  double largest_logit = 0;  ///< difference
+  double mean_logit = 0;     ///< difference, absolute
+  double kl = 0;             ///< KL(with the adapter || merged), nats a token
+  double agreement = 0;      ///< share of tokens where both find the same one likeliest
+  double perplexity = 0;     ///< of the merged model
+};
+
+/// What merged models were measured to be, see run/merge_certificate.hpp.
+struct MergeCertificate {
+  std::string written;                  ///< the weights that the model was merged onto in the end
+  int windows = 0;                      ///< texts that the model with its adapter wrote
+  std::int64_t tokens = 0;              ///< predicted in them
+  double perplexity = 0;                ///< of the model with its adapter
+  std::vector<MergeDifference> merged;  ///< each that was tried
+};
+
 /// The model that was written.
 struct MergeResult {
-  std::int64_t tensors = 0;     ///< that were written
-  std::int64_t changed = 0;     ///< tensors with an adapter
-  std::int64_t parameters = 0;  ///< weights in all tensors
-  std::string dtype;            ///< of its weights: "F16"
-  std::filesystem::path path;   ///< the directory
+  std::int64_t tensors = 0;                       ///< that were written
+  std::int64_t changed = 0;                       ///< tensors with an adapter
+  std::int64_t parameters = 0;                    ///< weights in all tensors
+  std::string dtype;                              ///< of its weights: "F16"
+  std::filesystem::path path;                     ///< the directory
+  std::optional<MergeCertificate> certificate{};  ///< where it was asked for; also in the directory
 };
 
 /// A model into one in NF4; see run/quantize.hpp.
