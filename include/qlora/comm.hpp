@@ -10,13 +10,11 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -50,11 +48,12 @@ class Comm {
 
   /// Sends and receives these pieces, at most one for each other rank. Ops of the backend that come later see what was
   /// received; the host sees it after wait().
-  virtual void exchange(std::span<const Piece> pieces) = 0;
+  virtual void exchange(const std::vector<Piece>& pieces) = 0;
   /// Waits for the exchanges before it.
   virtual void wait() = 0;
-  /// `all` gets the bytes of every rank, in their order; each gives as many. Host memory. Waits.
-  virtual void gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+  /// `all` (size() * bytes) gets what every rank gives, in their order; each gives `bytes` at `mine`. Host memory.
+  /// Waits.
+  virtual void gather_bytes(const void* mine, std::size_t bytes, void* all) = 0;
   /// Gives up: whatever hangs in a call is let go, and no rank is waited for when this is destroyed.
   virtual void abort() noexcept = 0;
 
@@ -63,16 +62,17 @@ class Comm {
   [[nodiscard]] std::vector<T> gather(const T& mine) {
     static_assert(std::is_trivially_copyable_v<T>);
     std::vector<T> all(static_cast<std::size_t>(size_));
-    gather_bytes(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+    gather_bytes(&mine, sizeof(T), all.data());
     return all;
   }
   /// Rank 0's text; the argument of the others is not looked at.
   [[nodiscard]] std::string broadcast(std::string text) {
     const std::vector<std::uint64_t> sizes = gather(std::uint64_t{text.size()});
     text.resize(static_cast<std::size_t>(sizes[0]));
-    std::vector<char> all(text.size() * static_cast<std::size_t>(size_));
-    if (!all.empty()) gather_bytes(std::as_bytes(std::span(text)), std::as_writable_bytes(std::span(all)));
-    return {all.data(), text.size()};
+    std::string all(text.size() * static_cast<std::size_t>(size_), ' ');
+    if (!all.empty()) gather_bytes(text.data(), text.size(), all.data());
+    all.resize(text.size());
+    return all;
   }
   /// Returns when all ranks have called it.
   void barrier() { (void)gather(char{0}); }
@@ -85,28 +85,10 @@ class Comm {
   Comm(int rank, int size) : rank_(rank), size_(size) {
     QLORA_EXPECTS(size >= 1 && rank >= 0 && rank < size, "rank ", rank, " of ", size);
   }
-  /// Calls done() until it is true, and the watch every now and then. At first it does not sleep: messages between the
-  /// ranks of one host take microseconds.
-  template <class Done>
-  void wait_for(Done&& done) const {
-    const auto began = std::chrono::steady_clock::now();
-    double watched = 0.0;
-    for (int tries = 0; !done(); ++tries) {
-      if (tries < 200) {
-        std::this_thread::yield();
-        continue;
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(tries < 2000 ? 20 : 500));
-      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - began;
-      if (!watch_ || waited.count() < watched + watch_interval) continue;
-      watched = waited.count();
-      watch_(watched);
-    }
-  }
+  /// Empty, or what to call now and then while waiting: detail::wait_for() of comm_wait.hpp does.
+  [[nodiscard]] const Watch& watch() const { return watch_; }
 
  private:
-  static constexpr double watch_interval = 0.05;  ///< seconds; launchers leave a process a second after SIGTERM
-
   int rank_;
   int size_;
   Watch watch_;

@@ -23,7 +23,11 @@ inline namespace v0 {
 
 /// The id of the largest logit, the lowest id among equals.
 [[nodiscard]] inline std::int32_t argmax(std::span<const float> logits) {
-  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  std::size_t most = 0;
+  for (std::size_t i = 1; i < logits.size(); ++i) {
+    if (logits[i] > logits[most]) most = i;
+  }
+  return static_cast<std::int32_t>(most);
 }
 
 namespace detail {
@@ -61,7 +65,8 @@ inline constexpr float least_exponent = -87.0F;
     }
   }
   for (; i < values.size(); ++i) most[0] = std::max(most[0], values[i]);
-  return *std::max_element(most.begin(), most.end());
+  for (const float value : most) most[0] = std::max(most[0], value);
+  return most[0];
 }
 
 /// The sum of exp((value - largest) * inverse), in an order that depends on the count alone.
@@ -101,13 +106,13 @@ struct Reached {
   std::size_t count;  ///< of the candidates, at least one
   double weight;      ///< of all of them
 };
-/// Puts the likeliest candidates in front, the least likely of them last: as few as have weights of `target` together,
-/// all where that is not reached. By partitions, as Hoare's FIND: a flat distribution has tens of thousands of
-/// candidates, and sorting them takes milliseconds.
-[[nodiscard]] inline Reached reach(std::span<Candidate> candidates, double target) {
+/// Puts the likeliest of `count` candidates in front, the least likely of them last: as few as have weights of `target`
+/// together, all where that is not reached. By partitions, as Hoare's FIND: a flat distribution has tens of thousands
+/// of candidates, and sorting them takes milliseconds.
+[[nodiscard]] inline Reached reach(Candidate* candidates, std::size_t count, double target) {
   double before = 0.0;  // weight of those in front of first
   std::size_t first = 0;
-  std::size_t last = candidates.size();
+  std::size_t last = count;
   while (last - first > 32) {
     Candidate& a = candidates[first];
     Candidate& b = candidates[first + (last - first) / 2];
@@ -131,8 +136,7 @@ struct Reached {
     first = middle + 1;
     if (before >= target || first == last) return {first, before};
   }
-  const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(first);
-  std::sort(begin, candidates.begin() + static_cast<std::ptrdiff_t>(last), more_likely);
+  std::sort(candidates + first, candidates + last, more_likely);
   for (; first < last; ++first) {
     before += candidates[first].weight;
     if (before >= target) return {first + 1, before};
@@ -167,11 +171,9 @@ struct Reached {
   double all = 0.0;
   if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < logits.size()) {
     for (std::size_t i = 0; i < logits.size(); ++i)
-      candidates.push_back({static_cast<std::int32_t>(i), logits[i], 0.0});
-    std::nth_element(candidates.begin(), candidates.begin() + how.top_k, candidates.end(), detail::more_likely);
-    candidates.resize(static_cast<std::size_t>(how.top_k));
-    // so that the sum has one order
-    std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+      candidates.push_back({static_cast<std::int32_t>(i), logits[i], 1.0});
+    // With weights of 1 the likeliest top_k are in front.
+    candidates.resize(detail::reach(candidates.data(), candidates.size(), static_cast<double>(how.top_k)).count);
     for (detail::Candidate& candidate : candidates) all += candidate.weight = weight_of(candidate.logit);
   } else {
     all = detail::sum_of_weights(logits, largest, static_cast<float>(inverse));
@@ -187,21 +189,23 @@ struct Reached {
   }
   if (candidates.empty()) return argmax(logits);  // logits that are no numbers
   // The smallest set of likeliest ids whose probability reaches top_p, less those that min_p leaves out.
-  std::span<detail::Candidate> set(candidates);
+  detail::Candidate* const set = candidates.data();
+  std::size_t count = candidates.size();
   double kept = all;
   if (!keeps_all) {
-    detail::Reached reached = detail::reach(set, share * all);
-    set = set.first(reached.count);
+    detail::Reached reached = detail::reach(set, count, share * all);
     const auto minimum = static_cast<double>(how.min_p);
     if (minimum > 0.0) {
-      const auto end =
-          std::partition(set.begin(), set.end(), [&](const auto& candidate) { return candidate.weight >= minimum; });
-      set = set.first(static_cast<std::size_t>(end - set.begin()));
-      reached = detail::reach(set, std::numeric_limits<double>::infinity());
+      count = 0;
+      for (std::size_t i = 0; i < reached.count; ++i) {
+        if (set[i].weight >= minimum) std::swap(set[i], set[count++]);
+      }
+      reached = detail::reach(set, count, std::numeric_limits<double>::infinity());
     }
+    count = reached.count;
     kept = reached.weight;
   }
-  return set[detail::reach(set, random * kept).count - 1].id;
+  return set[detail::reach(set, count, random * kept).count - 1].id;
 }
 
 }  // namespace v0

@@ -33,7 +33,7 @@ struct TensorRef {
 };
 
 /// "(32, 128)"
-[[nodiscard, gnu::cold]] inline std::string shape_text(std::span<const std::int64_t> shape) {
+[[nodiscard, gnu::cold]] inline std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "(";
   for (const std::int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + ")";

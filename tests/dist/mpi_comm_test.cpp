@@ -97,13 +97,13 @@ TEST_CASE("a rank that does not answer is given up, and named") {
   if (comm.rank() == 0) {
     for (int peer = 1; peer < comm.size(); ++peer) {
       const Piece piece{peer, {}, told};
-      comm.exchange(std::span(&piece, 1));
+      comm.exchange({piece});
     }
-    comm.gather_bytes(mine, all);
+    comm.gather_bytes(mine.data(), mine.size(), all.data());
   } else {
     peers.set_patience(0.3);
     try {
-      comm.gather_bytes(mine, all);
+      comm.gather_bytes(mine.data(), mine.size(), all.data());
       FAIL_CHECK("waited");
     } catch (const Error& error) {
       CHECK(error.kind() == ErrorKind::resource);
@@ -112,7 +112,7 @@ TEST_CASE("a rank that does not answer is given up, and named") {
     }
     peers.set_patience(std::numeric_limits<double>::infinity());
     const Piece piece{0, mine, {}};
-    comm.exchange(std::span(&piece, 1));
+    comm.exchange({piece});
   }
   comm.set_watch({});
   comm.barrier();

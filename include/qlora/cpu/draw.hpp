@@ -6,7 +6,6 @@
 // Reference  draw_cases in tests/ops/loss.hpp
 #pragma once
 
-#include <algorithm>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -29,9 +28,9 @@ void draw(ThreadPool& pool, int tokens, int vocab, const S* logits, const DrawRo
       if constexpr (std::is_same_v<S, float>) {
         ids[t] = qlora::draw(std::span<const float>(z, static_cast<std::size_t>(among)), rows[t]);
       } else {
-        std::vector<float> row(static_cast<std::size_t>(among));
-        std::transform(z, z + among, row.begin(), [](const S& value) { return static_cast<float>(real_part(value)); });
-        ids[t] = qlora::draw(row, rows[t]);
+        std::vector<float> row;
+        for (int v = 0; v < among; ++v) row.push_back(static_cast<float>(real_part(z[v])));
+        ids[t] = qlora::draw(std::span<const float>(row.data(), row.size()), rows[t]);
       }
     }
   });

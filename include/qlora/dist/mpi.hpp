@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "qlora/comm.hpp"
+#include "qlora/comm_wait.hpp"
 #include "qlora/dist/launch.hpp"
 
 namespace qlora {
@@ -83,7 +84,7 @@ class MpiComm final : public Comm {
     if (!failed_) (void)MPI_Comm_free(&world_);
   }
 
-  void exchange(std::span<const Piece> pieces) override {
+  void exchange(const std::vector<Piece>& pieces) override {
     std::vector<MPI_Request> requests;
     requests.reserve(2 * pieces.size());
     for (const Piece& piece : pieces) {
@@ -98,20 +99,19 @@ class MpiComm final : public Comm {
         check(MPI_Isend(piece.send.data() + at, count, MPI_BYTE, piece.peer, tag, world_, &requests.back()));
       });
     }
-    wait_for([&] {
+    qlora::detail::wait_for(watch(), [&] {
       int done = 0;
       check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE));
       return done != 0;
     });
   }
   void wait() override {}
-  void gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override {
-    QLORA_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(size()) && all.size() < largest, mine.size(),
-                  " bytes of each of ", size(), " ranks, room for ", all.size());
-    const int count = static_cast<int>(mine.size());
+  void gather_bytes(const void* mine, std::size_t bytes, void* all) override {
+    QLORA_EXPECTS(bytes <= largest / static_cast<std::size_t>(size()), bytes, " bytes of each of ", size(), " ranks");
+    const int count = static_cast<int>(bytes);
     MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Iallgather(mine.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, world_, &request));
-    wait_for([&] {
+    check(MPI_Iallgather(mine, count, MPI_BYTE, all, count, MPI_BYTE, world_, &request));
+    qlora::detail::wait_for(watch(), [&] {
       int done = 0;
       check(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
       return done != 0;

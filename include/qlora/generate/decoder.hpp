@@ -124,7 +124,8 @@ class Decoder {
   /// The next id after each addition, drawn as how (additions) says. Valid until the next call.
   std::span<const std::int32_t> extend_drawn(std::span<const Addition> additions, std::span<const DrawRow> how) {
     QLORA_EXPECTS(how.size() == additions.size(), additions.size(), " additions, ", how.size(), " ids to draw");
-    draws_.assign(how.begin(), how.end());
+    draws_.clear();
+    for (const DrawRow& row : how) draws_.push_back(row);
     step(additions, draws);
     const auto picked = std::span(host_picked_).first(additions.size());
     b_.download(picked_, picked);
@@ -147,6 +148,17 @@ class Decoder {
                        " tokens a step; both must be 1 or more, and a step has a token for each sequence"),
                 ErrorKind::usage);
   }
+  /// A template, as stage(), so that spans are made where a decoder is compiled and not wherever this is included:
+  /// making a first span of a type takes g++ longer than a page of other code.
+  template <class T>
+  [[nodiscard]] static std::span<const T> view(const std::vector<T>& values) {
+    return values;
+  }
+  /// What the backend reads in place of these values of the host.
+  template <class T>
+  [[nodiscard]] auto stage(const std::vector<T>& values) {
+    return b_.stage(view(values));
+  }
   void set(Buffer buffer, auto* data) {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
@@ -160,7 +172,7 @@ class Decoder {
     const auto finish = [&](Stream last) {
       project(last);
       if (among > 0) b_.pick(rows, vocab(), among, logits_, picked_);
-      if (among == draws) b_.draw(rows, vocab(), logits_, b_.stage(std::span<const DrawRow>(draws_)), picked_);
+      if (among == draws) b_.draw(rows, vocab(), logits_, stage(draws_), picked_);
     };
     if (ids_.size() == additions.size()) {
       return b_.repeat(recordings_, repetition(rows, among), pass_.workspace.staged, [&] { finish(run_layers()); });
@@ -168,17 +180,17 @@ class Decoder {
     const Stream x = run_layers();
     const Stream last(last_, rows, w_.dims().dim());
     // picks the last row of each sequence
-    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(last_rows_)), x, last);
+    b_.template embed<C::dim>(stage(last_rows_), x, last);
     finish(last);
   }
   /// The placed tokens through all blocks; their rows of the stream.
   Stream run_layers() {
     const Stream x(x_, static_cast<int>(ids_.size()), w_.dims().dim());
     pass_.batch.tokens = x.rows;
-    pass_.batch.positions = b_.stage(std::span<const std::int32_t>(positions_));
+    pass_.batch.positions = stage(positions_);
     pass_.adapters = mixes_ ? AppliedAdapters<B>{} : context_.applied();
     pass_.mixed = mixed_;
-    b_.template embed<C::dim>(b_.stage(std::span<const std::int32_t>(ids_)), {w_.embedding(), vocab(), x.width}, x);
+    b_.template embed<C::dim>(stage(ids_), {w_.embedding(), vocab(), x.width}, x);
     for (int layer = 0; layer < w_.layers(); ++layer) {
       pass_.cached = sequences_of(layer);
       Block<K, B, Reads::cache>(b_, w_, pass_, layer).forward(buffers_, x, x);
@@ -275,8 +287,8 @@ class Decoder {
       add_scales(range.adapters);
       ranges_.push_back({range.first, range.count, range.adapters.set->values()});
     }
-    what.ranges = ranges_;
-    what.scales = scales_;
+    what.ranges = view(ranges_);
+    what.scales = view(scales_);
     return what;
   }
   [[nodiscard]] std::size_t at(int layer) const {

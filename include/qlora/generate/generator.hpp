@@ -80,11 +80,15 @@ class GeneratorCore {
     decoder_ = &room_.of(1, static_cast<std::int64_t>(room), DecoderRoom<K, B>::most_step_tokens, 1, false);
     cached_ = 0;
     if (kept.version == context_.version() && kept.made == room_.made()) {
-      const auto ends = std::mismatch(kept.ids.begin(), kept.ids.end(), prompt.begin(), prompt.end());
-      cached_ = std::min(static_cast<int>(ends.first - kept.ids.begin()), static_cast<int>(prompt.size()) - 1);
-      cached_ = std::max(cached_, 0);
+      // The last token is read again: its logits are needed.
+      const std::size_t most = std::min(kept.ids.size() + 1, prompt.size());
+      while (static_cast<std::size_t>(cached_) + 1 < most &&
+             kept.ids[static_cast<std::size_t>(cached_)] == prompt[static_cast<std::size_t>(cached_)]) {
+        ++cached_;
+      }
     }
-    std::vector<Generated> results = run(std::span(&prompt, 1), options, on_token, cached_);
+    std::vector<Generated> results =
+        run(std::span<const std::vector<std::int32_t>>(&prompt, 1), options, on_token, cached_);
     kept_ = {context_.version(), room_.made(), prompt};
     kept_.ids.insert(kept_.ids.end(), results[0].ids.begin(), results[0].ids.end());
     kept_.ids.resize(static_cast<std::size_t>(decoder_->length(0)));  // the newest may not be in it
@@ -122,8 +126,9 @@ class GeneratorCore {
       while (!free.empty() && next < prompts.size()) {
         const int held = next == 0 ? cached : 0;
         decoder_->truncate(free.back(), held);
-        active.push_back(
-            {static_cast<int>(next), free.back(), 0, std::span(prompts[next]).subspan(static_cast<std::size_t>(held))});
+        const std::span<const std::int32_t> pending(prompts[next].data() + held,
+                                                    prompts[next].size() - static_cast<std::size_t>(held));
+        active.push_back({static_cast<int>(next), free.back(), 0, pending});
         free.pop_back();
         ++next;
       }
@@ -231,7 +236,7 @@ class Generator {
   /// The continuation of one prompt.
   Generated generate(const std::vector<std::int32_t>& prompt, const GenerateOptions& options = {},
                      const OnToken& on_token = {}) {
-    return generate(std::span(&prompt, 1), options, on_token)[0];
+    return generate(std::span<const std::vector<std::int32_t>>(&prompt, 1), options, on_token)[0];
   }
 
   /// One continuation that computes only what the cache does not hold of the prompt: where it begins with the prompt

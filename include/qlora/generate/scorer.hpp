@@ -71,7 +71,7 @@ class ScorerCore {
         tokens += checked(questions[first + count]);
         if (count > 0 && tokens > step) break;
       }
-      score_group(questions.subspan(first, count), std::span(results).subspan(first, count));
+      score_group(&questions[first], count, &results[first]);
       first += count;
     }
     return results;
@@ -138,9 +138,9 @@ class ScorerCore {
 
   /// Prompts into the slots 0, 1, ...; the logits behind each stand in behind_ then. A prompt that is longer than a
   /// step is alone and goes in pieces.
-  void read_prompts(std::span<const Continuations> questions) {
+  void read_prompts(const Continuations* questions, std::size_t count) {
     additions_.clear();
-    for (std::size_t i = 0; i < questions.size(); ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       decoder_->clear(static_cast<int>(i));
       additions_.push_back({static_cast<int>(i), questions[i].prompt});
     }
@@ -154,28 +154,29 @@ class ScorerCore {
     behind_.assign(logits.begin(), logits.end());
   }
 
-  void score_group(std::span<const Continuations> questions, std::span<std::vector<double>> results) {
-    read_prompts(questions);
+  /// Questions that the slots hold at once, and the results of each.
+  void score_group(const Continuations* questions, std::size_t count, std::vector<double>* results) {
+    read_prompts(questions, count);
     std::size_t most = 0;
-    for (std::size_t i = 0; i < questions.size(); ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       const Continuations& question = questions[i];
       most = std::max(most, question.candidates.size());
       for (const auto& candidate : question.candidates) {
-        results[i].push_back(log_probability(std::span(behind_).subspan(i * vocab(), vocab()), candidate[0]));
+        results[i].push_back(log_probability({behind_.data() + i * vocab(), vocab()}, candidate[0]));
       }
     }
     for (std::size_t c = 0; c < most; ++c) {
-      for (std::size_t first = 0; first < questions.size();) first = score_candidates(questions, c, first, results);
+      for (std::size_t first = 0; first < count;) first = score_candidates(questions, count, c, first, results);
     }
   }
   /// The c-th candidates of the questions from `first` on, as many as a step holds; what follows their first tokens is
   /// added to the results. Returns the question to go on with.
-  std::size_t score_candidates(std::span<const Continuations> questions, std::size_t c, std::size_t first,
-                               std::span<std::vector<double>> results) {
+  std::size_t score_candidates(const Continuations* questions, std::size_t count, std::size_t c, std::size_t first,
+                               std::vector<double>* results) {
     additions_.clear();
     std::size_t tokens = 0;
     std::size_t i = first;
-    for (; i < questions.size(); ++i) {
+    for (; i < count; ++i) {
       if (c >= questions[i].candidates.size() || questions[i].candidates[c].size() < 2) continue;
       const std::span<const std::int32_t> seen(questions[i].candidates[c]);
       const std::size_t more = seen.size() - 1;  // nothing is asked behind the last one

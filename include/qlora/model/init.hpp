@@ -62,7 +62,7 @@ inline void fill_normal(std::string_view name, std::uint64_t seed, float deviati
     }
     memory->assign(static_cast<std::size_t>(tensor.size()), 1.0F);
     if (deviation > 0.0F) detail::fill_normal(name, seed, deviation, *memory);
-    tensor.bytes = std::as_bytes(std::span<const float>(*memory));
+    tensor.bytes = std::as_bytes(std::span<const float>(memory->data(), memory->size()));
     return tensor;
   };
 }

@@ -34,7 +34,7 @@ struct ModelValues {
   template <class B, class P>
   void rope_table(B& backend, int positions, int head_dim, P* cosine, P* sine) const {
     const std::vector<float> all = rope_frequencies(static_cast<double>(rope_theta), rope_scaling, head_dim);
-    backend.rope_table(positions, std::span(all), rope_scaling.attention, cosine, sine);
+    backend.rope_table(positions, std::span<const float>(all.data(), all.size()), rope_scaling.attention, cosine, sine);
   }
 };
 
@@ -225,9 +225,8 @@ class Weights {
     std::optional<TensorRef> tensor = source(name);
     QLORA_EXPECTS(tensor.has_value(), "the model has no tensor ", name,
                   source.nf4(name) ? " in 16 or 32 bits, only in 4" : "");
-    if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
-      throw Error(
-          concat(name, " has shape ", shape_text(tensor->shape), ", this config needs ", shape_text(std::span(shape))));
+    if (tensor->shape != std::vector<std::int64_t>(shape)) {
+      throw Error(concat(name, " has shape ", shape_text(tensor->shape), ", this config needs ", shape_text(shape)));
     }
     return std::move(*tensor);
   }
@@ -236,7 +235,7 @@ class Weights {
     if (finite) return;
     float value = 0.0F;
     for (std::int64_t i = 0; i < tensor.size(); ++i) {
-      read_floats(tensor, i, std::span(&value, 1));
+      read_floats(tensor, i, std::span<float>(&value, 1));
       QLORA_EXPECTS(std::isfinite(value), name, " holds ", value, " at index ", i, ": the model is damaged");
     }
   }

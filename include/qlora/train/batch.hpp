@@ -90,7 +90,7 @@ class BatchBuilder {
             .labelled = labelled_.data(),
             .labelled_count = static_cast<int>(labelled_.size()),
             .longest = longest,
-            .segments = segments_};
+            .segments = {segments_.data(), segments_.size()}};
   }
 
   /// Tokens that have a label and, in the same document, a token before them.
@@ -134,8 +134,7 @@ class DataOrder {
       epoch_ = epoch;
     }
     const int first = (step % steps_per_epoch()) * per_step_;
-    return std::span<const std::uint32_t>(order_).subspan(
-        static_cast<std::size_t>(first), static_cast<std::size_t>(std::min(per_step_, windows_ - first)));
+    return {order_.data() + first, static_cast<std::size_t>(std::min(per_step_, windows_ - first))};
   }
 
  private:

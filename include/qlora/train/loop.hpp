@@ -128,7 +128,8 @@ requires(TrainingCallback<Callbacks, Trained>&&...) LoopReport
       const std::vector<double> norms = trainer.core().layer_gradient_norms();
       tell([&](auto& callback) {
         if constexpr (HearsGradients<decltype(callback), Trained>) {
-          return detail::goes_on([&] { return callback.gradients(trainer, std::span<const double>(norms)); });
+          return detail::goes_on(
+              [&] { return callback.gradients(trainer, std::span<const double>(norms.data(), norms.size())); });
         }
         return true;
       });

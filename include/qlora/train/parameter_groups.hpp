@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,7 +44,7 @@ struct RuleRange {
 };
 
 /// Throws Error (usage) for a value outside its range.
-[[gnu::cold]] inline void check_groups(std::span<const ParameterGroup> groups) {
+[[gnu::cold]] inline void check_groups(const std::vector<ParameterGroup>& groups) {
   for (const ParameterGroup& group : groups) {
     const std::string what = concat(" of the parameter group '", group.part, "'");
     expect_option(!group.part.empty(), "part of a parameter group", "''", "part of a name");
@@ -57,11 +56,10 @@ struct RuleRange {
 }
 
 /// The rules of all `total` numbers, in their order; each span reaches to the next. `spans` begin at rising numbers.
-/// Throws Error (usage) for a group
-/// without a parameter.
-[[nodiscard, gnu::cold]] inline std::vector<RuleRange> rule_ranges(std::span<const TrainedSpan> spans,
+/// Throws Error (usage) for a group without a parameter.
+[[nodiscard, gnu::cold]] inline std::vector<RuleRange> rule_ranges(const std::vector<TrainedSpan>& spans,
                                                                    std::int64_t total,
-                                                                   std::span<const ParameterGroup> groups,
+                                                                   const std::vector<ParameterGroup>& groups,
                                                                    float weight_decay) {
   std::vector<char> used(groups.size());
   std::vector<RuleRange> ranges;
@@ -92,7 +90,7 @@ struct RuleRange {
 }
 
 /// Throws Error (usage) when moments in 8 bits, which share a scale in blocks, would have blocks with two rules.
-inline void expect_whole_blocks(std::span<const RuleRange> ranges) {
+inline void expect_whole_blocks(const std::vector<RuleRange>& ranges) {
   for (const RuleRange& range : ranges) {
     if (range.first % moment_block == 0) continue;
     throw Error(concat("moments in 8 bits come in blocks of ", moment_block,

@@ -104,7 +104,7 @@ class RankSums {
     }
     mine.back() = static_cast<double>(fault);
     std::vector<double> all(mine.size() * static_cast<std::size_t>(comm_.size()));
-    comm_.gather_bytes(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+    comm_.gather_bytes(mine.data(), mine.size() * sizeof(double), all.data());
     const auto of = [&](int rank, int entry) {
       return all[static_cast<std::size_t>(rank) * mine.size() + static_cast<std::size_t>(entry)];
     };

@@ -4,14 +4,15 @@
 // nothing.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <functional>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "qlora/model/model.hpp"
 #include "qlora/train/batch.hpp"
@@ -297,7 +298,9 @@ class TrainerCore {
         // Products depend on the number of tokens, and those of the loss on the labelled ones in its last chunk.
         const int eighth = std::max((options_.loss_chunk + 7) / 8, 1);
         const auto labelled = static_cast<int>(BatchBuilder::count_labelled(micro) % options_.loss_chunk);
-        if (!known_sizes_.emplace(micro.count() * micro.seq, (labelled + eighth - 1) / eighth).second) continue;
+        const std::pair size(micro.count() * micro.seq, (labelled + eighth - 1) / eighth);
+        if (std::find(known_sizes_.begin(), known_sizes_.end(), size) != known_sizes_.end()) continue;
+        known_sizes_.push_back(size);
         all_known = false;
         if (options_.comm->rank() == 0) run_micro_batch(windows, first, scale, gradients_, nullptr, scalars_);
       }
@@ -380,9 +383,9 @@ class TrainerCore {
   BatchBuilder builder_;
   typename B::Arena arena_;
   Param* gradients_ = nullptr;
-  Param* addend_ = nullptr;                      ///< of one process; see Network::backward
-  std::optional<detail::RankSums<B>> ranks_{};   ///< of several
-  std::set<std::pair<int, int>> known_sizes_{};  ///< of micro-batches whose algorithms all ranks have
+  Param* addend_ = nullptr;                         ///< of one process; see Network::backward
+  std::optional<detail::RankSums<B>> ranks_{};      ///< of several
+  std::vector<std::pair<int, int>> known_sizes_{};  ///< of micro-batches whose algorithms all ranks have
   std::array<Param*, 2> moments_{};
   std::array<Moments8bit, 2> codes_{};
   double* partial_ = nullptr;

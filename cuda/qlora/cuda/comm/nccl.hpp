@@ -10,6 +10,7 @@
 #pragma once
 
 #include "qlora/comm.hpp"
+#include "qlora/comm_wait.hpp"
 #include "qlora/cuda/context/context.cuh"
 #include "qlora/error.hpp"
 
@@ -56,7 +57,7 @@ class NcclComm final : public Comm {
     close();
   }
 
-  void exchange(std::span<const Piece> pieces) override {
+  void exchange(const std::vector<Piece>& pieces) override {
     expect_open();
     guarded([&] {
       ncclResult_t result = ncclGroupStart();
@@ -76,7 +77,7 @@ class NcclComm final : public Comm {
     expect_open();
     cuda::check(cudaEventRecord(done_, context_->stream), "recording an event");
     guarded([&] {
-      wait_for([&] {
+      qlora::detail::wait_for(watch(), [&] {
         const cudaError_t status = cudaEventQuery(done_);
         if (status == cudaErrorNotReady) {
           (void)settled("a message");
@@ -87,16 +88,14 @@ class NcclComm final : public Comm {
       });
     });
   }
-  void gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override {
-    QLORA_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(size()), mine.size(), " bytes of each of ",
-                  size(), " ranks, room for ", all.size());
+  void gather_bytes(const void* mine, std::size_t each, void* all) override {
     auto* const device = static_cast<std::byte*>(staging_);
-    for (std::size_t at = 0; at < mine.size(); at += chunk) {
-      const std::size_t bytes = std::min(chunk, mine.size() - at);
+    for (std::size_t at = 0; at < each; at += chunk) {
+      const std::size_t bytes = std::min(chunk, each - at);
       const auto part = [&](int rank) { return std::span(device + static_cast<std::size_t>(rank) * chunk, bytes); };
-      cuda::check(
-          cudaMemcpyAsync(part(rank()).data(), mine.data() + at, bytes, cudaMemcpyHostToDevice, context_->stream),
-          "copying a message");
+      cuda::check(cudaMemcpyAsync(part(rank()).data(), static_cast<const std::byte*>(mine) + at, bytes,
+                                  cudaMemcpyHostToDevice, context_->stream),
+                  "copying a message");
       pieces_.clear();
       for (int peer = 0; peer < size(); ++peer) {
         if (peer != rank()) pieces_.push_back({peer, part(rank()), part(peer)});
@@ -104,8 +103,8 @@ class NcclComm final : public Comm {
       exchange(pieces_);
       wait();
       for (int peer = 0; peer < size(); ++peer) {
-        cuda::check(cudaMemcpy(all.data() + static_cast<std::size_t>(peer) * mine.size() + at, part(peer).data(), bytes,
-                               cudaMemcpyDeviceToHost),
+        cuda::check(cudaMemcpy(static_cast<std::byte*>(all) + static_cast<std::size_t>(peer) * each + at,
+                               part(peer).data(), bytes, cudaMemcpyDeviceToHost),
                     "copying a message");
       }
     }
@@ -137,7 +136,7 @@ class NcclComm final : public Comm {
   /// Waits until a call that may go on in the background is done.
   void begin(ncclResult_t result, const char* what) const {
     if (result != ncclSuccess && result != ncclInProgress) fail(result, what);
-    wait_for([&] { return settled(what); });
+    qlora::detail::wait_for(watch(), [&] { return settled(what); });
   }
   template <class Call>
   void guarded(Call&& call) {
