@@ -4,13 +4,19 @@
 # what is left.
 # HOW: mpi   the CPU, mpirun; skipped (77) where it is missing
 #      gpus  GPUs, --gpus N
+#      srun  the CPU, srun of a Slurm cluster whose MPI is PMIx; skipped where there is none
 #      torchrun  GPUs, torchrun; skipped where it is missing
 # QLORA_HANG=1 also has a rank hang, which takes half a minute to be sure of.
 set -eu
 program=$1 source=$2 how=$3 ranks=$4
 case $how in
   mpi) command -v mpirun >/dev/null || { echo "mpirun is not here"; exit 77; } ;;
+  srun) [ -n "$(sinfo -h 2>/dev/null)" ] || { echo "Slurm is not here"; exit 77; } ;;
   torchrun) command -v torchrun >/dev/null || { echo "torchrun is not here"; exit 77; } ;;
+esac
+case $how in
+  mpi | srun) on=cpu ;;
+  *) on=cuda ;;
 esac
 # As root in a container; and time for a busy machine to end in order, where mpirun would kill after a second.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_odls_base_sigkill_timeout=4
@@ -49,11 +55,13 @@ train() {
     --epochs "$epochs" --checkpoint-every 2 --lr 1e-3 --seed 7 --probes probes.jsonl --every 8 --json "$out.json"
   rm -f "$out".code.*
   # shellcheck disable=SC2016
-  wrapped='trap : TERM; code=0; "$@" || code=$?; echo $code >"$0.code.${OMPI_COMM_WORLD_RANK:-${RANK:-0}}"; exit $code'
-  if [ "$count" = 1 ] && [ "$how" = mpi ]; then
+  wrapped='trap : TERM; code=0; "$@" || code=$?; echo $code >"$0.code.${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-${RANK:-0}}}"; exit $code'
+  if [ "$count" = 1 ] && [ $on = cpu ]; then
     "$program" "$@" --device cpu --threads 2
   elif [ "$how" = mpi ]; then
     mpirun --oversubscribe -n "$count" sh -c "$wrapped" "$out" "$program" "$@" --device cpu --threads 1
+  elif [ "$how" = srun ]; then
+    srun --mpi=pmix --overcommit -n "$count" sh -c "$wrapped" "$out" "$program" "$@" --device cpu --threads 1
   elif [ "$count" = 1 ]; then
     "$program" "$@" --device cuda
   elif [ "$how" = gpus ]; then
@@ -117,7 +125,7 @@ go_on() {
 }
 
 epochs=2  # so that a run is still under way when it is disturbed; steps on a GPU take milliseconds
-[ "$how" = mpi ] || epochs=40
+[ $on = cpu ] || epochs=40
 train 1 one >one.out 2>one.err || fail "one process"
 last=$(sed -n 's/^\([0-9]*\) steps,.*/\1/p' one.out)
 [ "$last" -ge 16 ] || fail "a run of $last steps"
@@ -134,7 +142,7 @@ echo "same bytes by 1 and $ranks processes, $last steps"
 begin killed
 kill -9 "$victim"
 ended 30
-if [ "$how" = mpi ]; then
+if [ $on = cpu ]; then
   [ "$(cat killed.code.0)" = 4 ] || fail "rank 0 exits with $(cat killed.code.0)"
 else
   [ "$code" != 0 ] || fail "exit code 0"
@@ -148,7 +156,7 @@ echo "a killed rank ends the others after $took s, and the run goes on"
 begin stopped
 kill -TERM "$victim"
 ended 30
-if [ "$how" = mpi ]; then
+if [ $on = cpu ]; then
   rank=0
   while [ $rank -lt "$ranks" ]; do
     [ "$(cat "stopped.code.$rank")" = 6 ] || fail "rank $rank exits with $(cat "stopped.code.$rank")"
