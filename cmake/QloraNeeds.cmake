@@ -16,8 +16,8 @@ endif()
 list(TRANSFORM QLORA_LEFT_OUT PREPEND "${PROJECT_SOURCE_DIR}/examples/qlora/")
 
 # qlora_needs(OUT FILE): the names (EIGEN JSON XXHASH OPENSSL SENTENCEPIECE PCRE2 UTF8PROC CURL GUMBO XML2 BOOST MPI
-# TOML CLI11 BENCHMARK THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM where
-# QLORA_PROGRAM, the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef
+# TOML CLI11 BENCHMARK THREADS CUDA CUDNN) of what FILE includes, followed through the project's own headers; PROGRAM
+# where QLORA_PROGRAM, the path of the built program, is used. What stands between "#ifdef QLORA_CUDA" or "#ifdef
 # QLORA_WITH_..." and the next #else or #endif is no need; in a source (not a header) the first of them gives
 # OPTIONAL_CUDA: qlora::cuda is linked where it is there. OUT_files: the project's own files among them, FILE first.
 function(qlora_needs out file)

@@ -1,7 +1,8 @@
 # What Doxygen reads in place of a header: awk -f doxygen.awk HEADER. Lines keep their numbers.
 #   The first comment, "// qlora/x.hpp — what it is for", becomes the documentation of the file. Indented lines in it
 #   keep their columns.
-#   An operator of the CPU, a header of cpu/ whose first comment has a line "Math", is not public: nothing is left of it.
+#   An operator of the CPU, a header of cpu/ whose first comment has a line "Math", is not public: nothing is left of
+#   it.
 #   An option, a member that a table of run/option.hpp names, gets the help text, the range and the unit of its row.
 #   A defaulted operator== and the names_of of an enumeration get their one sentence.
 #   The inline namespace v0, which users do not write, is left out.

@@ -3,8 +3,8 @@
 
 clang.py BUILD_FOLDER COMPILER REGEX: each file whose path matches, with the command of compile_commands.json and
 -fsyntax-only -Werror, for a CPU with AVX-512 in place of this machine's: warnings must not depend on the machine, and
-clang 19 warns about each function that it compiles for CPUs with AVX10. Prints what the compiler says and ends with 1 if
-there is anything.
+clang 19 warns about each function that it compiles for CPUs with AVX10. Prints what the compiler says and ends with 1
+if there is anything.
 """
 import concurrent.futures
 import json

@@ -99,10 +99,11 @@ void print_job_keys(std::ostream& out) {
 
 void print_options_page(std::ostream& out) {
   out << "# Options\n\n"
-         "Written by `qlora run --keys --markdown` from the tables in `include/qlora/run`. Keys are those of job files "
-         "(`qlora run`);\noptions are those of the verbs. An option with fingerprint decides results: when it changes, "
-         "a "
-         "job repeats the step, and an\ninterrupted training does not resume.\n";
+         "Written by `qlora run --keys --markdown` from the tables in `include/qlora/run`. Keys are those of job "
+         "files\n"
+         "(`qlora run`); options are those of the verbs. An option with fingerprint decides results: when it changes, "
+         "a\n"
+         "job repeats the step, and an interrupted training does not resume.\n";
   run::for_each_group([&]<class S>() { print_page_of<S>(out); });
   const run::Sampling usual;
   out << "\n`qlora recall` has other defaults for generation:";

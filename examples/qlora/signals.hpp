@@ -3,8 +3,8 @@
 
 namespace qlora::program {
 
-/// From now on SIGTERM asks to stop however often it comes. Launchers send it to all processes as soon as one has ended,
-/// which may have been told to stop before and be about to leave; they kill a while later.
+/// From now on SIGTERM asks to stop however often it comes. Launchers send it to all processes as soon as one has
+/// ended, which may have been told to stop before and be about to leave; they kill a while later.
 void expect_launcher_signals();
 
 }  // namespace qlora::program

@@ -331,7 +331,8 @@ def table(options):
             if known:
                 cells[-1] += f" ({mean([*path, 'n']):.0f})"
         divergence = mean(["text_recalled", "kl", "value"])
-        cells.append("-" if divergence is None else f"{divergence:.3f} from {report['variants'][names[0]]['reference']}")
+        reference = report["variants"][names[0]]["reference"]
+        cells.append("-" if divergence is None else f"{divergence:.3f} from {reference}")
         print(f"| {setting['name']} | {len(names)} | " + " | ".join(cells) + " |")
 
 

@@ -68,8 +68,8 @@ inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<f
   }
 }
 
-/// A non-owning view of a matrix that is stored in NF4 with blocks of 64, often in a mapped file; see nf4.hpp. The bytes
-/// need not be aligned.
+/// A non-owning view of a matrix that is stored in NF4 with blocks of 64, often in a mapped file; see nf4.hpp. The
+/// bytes need not be aligned.
 struct Nf4Ref {
   DType state = DType::f32;           ///< what dequantized values are rounded to: the dtype that the weights came in
   std::vector<std::int64_t> shape;    ///< (out, in)

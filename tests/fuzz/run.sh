@@ -1,8 +1,8 @@
 #!/bin/sh
 # Bodies of the server's paths under libFuzzer, with address and undefined-behaviour sanitizers:
 #   sh tests/fuzz/run.sh [SECONDS]
-# For 60 seconds by default. Ends with an error, and a file crash-..., at the first body that is neither taken within all
-# limits nor refused with a message. Inputs that were found stay in out/fuzz and are where the next run begins.
+# For 60 seconds by default. Ends with an error, and a file crash-..., at the first body that is neither taken within
+# all limits nor refused with a message. Inputs that were found stay in out/fuzz and are where the next run begins.
 # Needs clang 15 or newer with libFuzzer (Debian 12: clang-16 and libclang-rt-16-dev).
 #   CLANG  the compiler (clang++-16)
 set -eu

@@ -117,8 +117,8 @@ TEST_CASE("probes in the loop of LLaMA-2 7B, 8 of 500 tokens, by hand") {
   constexpr std::int64_t token = 2LL * 4096 + (4096 + 192) + 12288 + (4096 + 64) + 22016 + (11008 + 64);
   // [W | s B] and A as in training; last rows of 8 sequences; a statistic for each token
   constexpr std::int64_t work = (22016LL * (4096 + 128) + 192 * 4096) * 2 + 8 * 4096 * 2 + 512 * 4;
-  // ids that are picked; what a repeated step stages: ids and positions, 24 bytes a sequence of how its id is drawn, and
-  // as many in each layer
+  // ids that are picked; what a repeated step stages: ids and positions, 24 bytes a sequence of how its id is drawn,
+  // and as many in each layer
   constexpr std::int64_t step = 64 + (2 * 32 + 8 * 24 + 32 * 8 * 24);
   CHECK(decode_bytes(llama2_7b, probes, gpu_storage) == cache + logits + tables + 512 * token * 2 + work + step);
 

@@ -1,5 +1,5 @@
-// bodies_test.cpp — bodies of every form, changed at random places, under the sanitizers; tests/fuzz does it for as long
-// as one likes.
+// bodies_test.cpp — bodies of every form, changed at random places, under the sanitizers; tests/fuzz does it for as
+// long as one likes.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

@@ -1,4 +1,5 @@
-// serve_limits_test.cpp — what `qlora serve` refuses and what it says of it, clients that go, a key, an end by a signal.
+// serve_limits_test.cpp — what `qlora serve` refuses and what it says of it, clients that go, a key, an end by a
+// signal.
 // Bodies are written out, so that they can be no JSON. tests/serve/abuse.py does the same with every field there is.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>

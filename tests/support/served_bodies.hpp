@@ -49,7 +49,8 @@ class ServedBodies {
         model_(served_files(), std::make_shared<qlora::serve::Names>("base", std::vector<std::string>{"tuned"}),
                {.input = 100, .total = context}, service_, metrics_) {}
 
-  /// Whether a body is taken by one of the paths; throws std::logic_error where it must be neither taken nor refused so.
+  /// Whether a body is taken by one of the paths; throws std::logic_error where it must be neither taken nor refused
+  /// so.
   bool takes(std::size_t path, std::string_view body) const {
     using namespace qlora::serve;
     try {

@@ -1,5 +1,5 @@
-// tokenizer_conversion_test.cpp — tokenizer.json files that are made of a tokenizer.model, against those that the package
-// transformers makes of the same directory (tests/data/make_conversions.py), and their ids.
+// tokenizer_conversion_test.cpp — tokenizer.json files that are made of a tokenizer.model, against those that the
+// package transformers makes of the same directory (tests/data/make_conversions.py), and their ids.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/text/tokenizer_conversion.hpp"
 

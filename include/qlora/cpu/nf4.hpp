@@ -1,5 +1,6 @@
 // qlora/cpu/nf4.hpp — from NF4 back to numbers, block by block; nf4_quantize.hpp is the other way.
-// Math       w = codebook[code] * absmax_b, with double quantization absmax_b = dynamic8[c8_b] * nested_{b/256} + offset
+// Math       w = codebook[code] * absmax_b, with double quantization absmax_b = dynamic8[c8_b] * nested_{b/256} +
+//            offset
 // Shapes     w (elements), flattened (out, in); codes, absmax, absmax8, nested as in Nf4Layout
 // Writes     the output with =
 // Numbers    bit-equal to bitsandbytes: a value is rounded to the dtype that the weights had before

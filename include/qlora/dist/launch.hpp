@@ -164,9 +164,9 @@ struct RankNames {
   return launch;
 }
 
-/// Where NCCL's ranks meet, "host:port": on one host within it, else at the launcher's address. torchrun's agent listens
-/// at MASTER_PORT itself, so it is the port behind that; without one it is made from the job's name. Throws Error (usage)
-/// when the host is not known.
+/// Where NCCL's ranks meet, "host:port": on one host within it, else at the launcher's address. torchrun's agent
+/// listens at MASTER_PORT itself, so it is the port behind that; without one it is made from the job's name. Throws
+/// Error (usage) when the host is not known.
 [[nodiscard]] inline std::string meeting_point(const Launch& launch) {
   const bool one_host = launch.local_size == launch.size;
   if (!one_host && launch.address.empty()) {

@@ -28,9 +28,9 @@ struct Hosts {
   friend bool operator==(const Hosts&, const Hosts&) = default;
 };
 
-/// What the environment says, or `resources`, the text of resourceconfig.json, where it says nothing; empty: there is no
-/// such file. Hosts are in the order of their names. Throws Error (usage) for a host that is not among them, and (input)
-/// for text of another form.
+/// What the environment says, or `resources`, the text of resourceconfig.json, where it says nothing; empty: there is
+/// no such file. Hosts are in the order of their names. Throws Error (usage) for a host that is not among them, and
+/// (input) for text of another form.
 [[nodiscard]] inline Hosts sagemaker_hosts(const Environment& get, std::string_view resources = {}) {
   std::vector<std::string> hosts;
   std::string current;

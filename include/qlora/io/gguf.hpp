@@ -121,8 +121,8 @@ inline void put_half(std::string& out, float value) { put(out, to_f16(value)); }
 
 }  // namespace detail
 
-/// Appends the bytes of whole blocks. Throws Error naming the tensor when a value is not finite, or not in float16 where
-/// that is what is stored.
+/// Appends the bytes of whole blocks. Throws Error naming the tensor when a value is not finite, or not in float16
+/// where that is what is stored.
 inline void encode(std::span<const float> values, Type type, std::string_view name, std::string& out) {
   const auto expect_finite = [&](float value, float stored) {
     if (std::isfinite(stored)) return;

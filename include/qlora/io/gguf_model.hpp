@@ -1,7 +1,7 @@
 // qlora/io/gguf_model.hpp — a model directory as the tensors and values of a GGUF file, and an adapter as those of a
 // GGUF LoRA, with the names and the order of rows that llama.cpp wants.
-// What may not change: llama.cpp rotates neighbours 2i and 2i + 1 of a head in models of its architecture "llama", where
-// Hugging Face's files have i and i + E/2. So rows of queries and keys, their biases, and B of their adapters change
+// What may not change: llama.cpp rotates neighbours 2i and 2i + 1 of a head in models of its architecture "llama",
+// where Hugging Face's files have i and i + E/2. So rows of queries and keys, their biases, and B of their adapters change
 // places. Its architecture "qwen2" rotates as the files do.
 // Memory: a piece of one tensor at a time.
 // Source: llama.cpp's conversion scripts (LlamaModel, Qwen2Model, convert_lora_to_gguf.py).
@@ -242,8 +242,8 @@ namespace detail {
 }  // namespace detail
 
 /// Writes a model's file: matrices of this type, embedding and head in q8_0 where it is q4_0, norms and biases in f32,
-/// and f16 where a row is no whole blocks. `tokenizer` are the values of its tokenizer. Throws Error, with nothing left behind, naming
-/// the tensor whose value does not fit, and when the disk is full.
+/// and f16 where a row is no whole blocks. `tokenizer` are the values of its tokenizer. Throws Error, with nothing left
+/// behind, naming the tensor whose value does not fit, and when the disk is full.
 inline Report write_model(const hf::ModelDir& model, Type type, const Values& tokenizer,
                           const std::filesystem::path& out, const OnTensor& on_tensor = {}) {
   Values values = model_values(model, type, std::filesystem::weakly_canonical(model.path).filename().string());

@@ -260,8 +260,8 @@ struct TrainedLayout {
     if (trainable == Trainable::all) sum += shape.dim + (shape.tied_embeddings ? 0 : table());
     return sum;
   }
-  /// Elements that the gradient of a micro-batch is made in before it is added to those before it: a layer of adapters at
-  /// a time, or all.
+  /// Elements that the gradient of a micro-batch is made in before it is added to those before it: a layer of adapters
+  /// at a time, or all.
   [[nodiscard]] constexpr std::int64_t addend_size() const {
     return trainable == Trainable::all ? total() : layer_size();
   }

@@ -71,9 +71,9 @@ class Network {
   }
 
   /// Losses as above; adds d(scale * sum of losses) to `sum`, the array of all trained parameters. With `apart`, of
-  /// layout().addend_size() numbers, this gradient is made there, from zero, and then added: a sum of gradients of whole
-  /// micro-batches, the same wherever each of them was made. Without, ops add their parts to `sum` one by one, which is
-  /// the same where `sum` is zero.
+  /// layout().addend_size() numbers, this gradient is made there, from zero, and then added: a sum of gradients of
+  /// whole micro-batches, the same wherever each of them was made. Without, ops add their parts to `sum` one by one,
+  /// which is the same where `sum` is zero.
   const Param* backward(double scale, Param* sum, Param* apart = nullptr) {
     const int layers = w_.layers();
     constexpr bool full = K.trainable == Trainable::all;

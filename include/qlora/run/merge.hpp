@@ -31,8 +31,8 @@ namespace run {
 
 /// Writes the model directory `request.out`, with the tokenizer of the base, a tokenizer.json where that has none, and
 /// the base's generation_config.json and licences (files_beside_weights). With windows, or where the better weights are
-/// asked for, merged models are measured before, and the numbers stand in merge_certificate.json: that takes the disk of
-/// one more merged model and the memory to run one. Throws Error: (input) for an adapter of other weights or shapes,
+/// asked for, merged models are measured before, and the numbers stand in merge_certificate.json: that takes the disk
+/// of one more merged model and the memory to run one. Throws Error: (input) for an adapter of other weights or shapes,
 /// (usage) when --memory-cap is given for the CPU, (resource) without the GPU that is asked
 /// for or when the directory cannot be written, (interrupted) when progress asks to stop.
 QLORA_STEP MergeResult merge(const MergeRequest& request, Progress& progress);

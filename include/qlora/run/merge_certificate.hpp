@@ -1,7 +1,7 @@
 // qlora/run/merge_certificate.hpp — how far merged models are from the model with its adapter, on texts that this one
 // writes itself.
-// Math       per token: the largest and the mean difference of a logit, KL(adapter || merged) in nats, whether both have
-//            the same likeliest token; perplexity exp(mean of -log p(next token)) of either
+// Math       per token: the largest and the mean difference of a logit, KL(adapter || merged) in nats, whether both
+//            have the same likeliest token; perplexity exp(mean of -log p(next token)) of either
 // Memory     the logits of all windows in float, and one model at a time
 #pragma once
 

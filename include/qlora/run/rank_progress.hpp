@@ -1,5 +1,5 @@
-// qlora/run/rank_progress.hpp — the progress of one of several ranks: rank 0's goes to the caller's display, and that of
-// every rank into a file of its own, OUT/logs/rank-R.log, where a line says when and what.
+// qlora/run/rank_progress.hpp — the progress of one of several ranks: rank 0's goes to the caller's display, and that
+// of every rank into a file of its own, OUT/logs/rank-R.log, where a line says when and what.
 #pragma once
 
 #include <unistd.h>

@@ -1,5 +1,5 @@
-// qlora/run/start_ranks.hpp — starts this program once more for each GPU of the host, as torchrun would: the same command
-// line, and rank, size and address in the environment. Waits for all of them.
+// qlora/run/start_ranks.hpp — starts this program once more for each GPU of the host, as torchrun would: the same
+// command line, and rank, size and address in the environment. Waits for all of them.
 #pragma once
 
 #include <netinet/in.h>
@@ -126,8 +126,8 @@ inline void signal_all(const std::vector<Child>& children, int number) {
 
 }  // namespace detail
 
-/// Starts `gpus` processes on this host, one of `hosts`, and waits for them. Ctrl-C and SIGTERM of this process are passed
-/// on once. Throws Error of the kind of the first that failed, (resource) when it was killed.
+/// Starts `gpus` processes on this host, one of `hosts`, and waits for them. Ctrl-C and SIGTERM of this process are
+/// passed on once. Throws Error of the kind of the first that failed, (resource) when it was killed.
 inline void start_ranks(int gpus, const dist::Hosts& hosts, const Progress& progress) {
   std::vector<std::string> arguments = detail::own_arguments();
   QLORA_EXPECTS(!arguments.empty(), "the system does not tell this program's command line");

@@ -62,8 +62,8 @@ inline void check_training(const Training& options) {
 
 /// Trains, or continues a run that was interrupted. Throws Error: (usage) for options that do not go together and for a
 /// directory that holds a run with other settings, (input) for data of another vocabulary or length, (resource) for too
-/// little memory or disk, for errors of the system, and when another rank is gone, (interrupted) after the state was saved, (unmet) when the guard
-/// failed at its first measurement.
+/// little memory or disk, for errors of the system, and when another rank is gone, (interrupted) after the state was
+/// saved, (unmet) when the guard failed at its first measurement.
 [[nodiscard]] QLORA_STEP TrainResult train(const TrainRequest& request, Progress& progress);
 
 }  // namespace run

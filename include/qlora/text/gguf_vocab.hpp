@@ -189,8 +189,8 @@ inline void set_json(const Json& file, const std::string& where, const std::file
 }  // namespace detail
 
 /// The values of a directory's tokenizer and chat template. A vocabulary that is padded to `vocab_size` has unused
-/// pieces. `bos_of_model` is the begin mark where the tokenizer puts none before a text. Throws Error when it has no tokenizer, one that llama.cpp
-/// would read otherwise, or one with more ids than the model.
+/// pieces. `bos_of_model` is the begin mark where the tokenizer puts none before a text. Throws Error when it has no
+/// tokenizer, one that llama.cpp would read otherwise, or one with more ids than the model.
 [[nodiscard]] inline Values tokenizer_values(const std::filesystem::path& dir, int vocab_size, int bos_of_model = -1) {
   const std::filesystem::path file = tokenizer_file(dir);
   const Tokenizer tokenizer = Tokenizer::load(file);

@@ -1,5 +1,5 @@
-// qlora/text/token_finder.hpp — the places in a text where one of some fixed texts stands: added tokens, and the symbols
-// that the user of a tokenizer.model defined.
+// qlora/text/token_finder.hpp — the places in a text where one of some fixed texts stands: added tokens, and the
+// symbols that the user of a tokenizer.model defined.
 // Reference: tests/text/tokenizer_json_test.cpp and tokenizer_test.cpp, ids of the packages.
 #pragma once
 

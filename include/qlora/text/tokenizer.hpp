@@ -35,8 +35,8 @@ enum class DecodeFrom { start, middle };
 class Tokenizer {
  public:
   /// Reads a tokenizer.model, or a tokenizer.json with the tokenizer_config.json beside it. A tokenizer.model whose
-  /// directory adds tokens is read as the tokenizer.json that stands for both. Throws Error when it cannot be read or is
-  /// of a kind that is not supported.
+  /// directory adds tokens is read as the tokenizer.json that stands for both. Throws Error when it cannot be read or
+  /// is of a kind that is not supported.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path) {
     if (path.extension() == ".json") {
       const std::string bytes = read_text(path, sentencepiece_scan::max_file_bytes);
@@ -121,8 +121,8 @@ class Tokenizer {
     return id;
   }
 
-  /// eos_token of the directory's tokenizer_config.json; the token that the package transformers ends a text with. Where
-  /// that names none, it is the one of the class that it names, or `otherwise`.
+  /// eos_token of the directory's tokenizer_config.json; the token that the package transformers ends a text with.
+  /// Where that names none, it is the one of the class that it names, or `otherwise`.
   [[nodiscard]] static std::string end_token(const std::filesystem::path& dir, const char* otherwise = nullptr) {
     const std::string where = (dir / "tokenizer_config.json").string();
     const Json config = detail::tokenizer_config(dir);

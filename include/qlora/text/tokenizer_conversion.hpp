@@ -1,5 +1,5 @@
-// qlora/text/tokenizer_conversion.hpp — a tokenizer.model as a tokenizer.json, which programs without sentencepiece read
-// and which knows tokens that were added later.
+// qlora/text/tokenizer_conversion.hpp — a tokenizer.model as a tokenizer.json, which programs without sentencepiece
+// read and which knows tokens that were added later.
 // What may not change: the file is the one that LlamaTokenizerFast of the package transformers 4 saves, to the byte.
 // Source: LlamaConverter and generate_merges of transformers 4.57, convert_slow_tokenizer.py.
 // Reference: tests/text/tokenizer_conversion_test.cpp, files of that package.

@@ -1,5 +1,5 @@
-// qlora/text/tokenizer_directory.hpp — what the files beside a tokenizer say of it, and the tokenizer.json of a directory
-// that has none.
+// qlora/text/tokenizer_directory.hpp — what the files beside a tokenizer say of it, and the tokenizer.json of a
+// directory that has none.
 // Reference: tests/text/tokenizer_conversion_test.cpp, files of the package transformers.
 #pragma once
 
@@ -153,8 +153,8 @@ namespace detail {
   return out;
 }
 
-/// Files that a copy of a model directory gets beside those that are there, by name: a tokenizer.json that gives the ids
-/// that this library gives, and a tokenizer_config.json, which has to stand beside one. Nothing where there is a
+/// Files that a copy of a model directory gets beside those that are there, by name: a tokenizer.json that gives the
+/// ids that this library gives, and a tokenizer_config.json, which has to stand beside one. Nothing where there is a
 /// tokenizer.json, where none would give the same ids, and where the files contradict each other.
 [[nodiscard]] inline std::map<std::string, std::string> tokenizer_files_beside(const std::filesystem::path& dir) {
   if (exists(dir / "tokenizer.json")) return {};

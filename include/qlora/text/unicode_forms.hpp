@@ -1,5 +1,6 @@
 // qlora/text/unicode_forms.hpp — normal forms and lower case of Unicode, by utf8proc.
-// What may not change: texts are those of the package `tokenizers`, which has normal forms of Unicode 9 and lower case of
+// What may not change: texts are those of the package `tokenizers`, which has normal forms of Unicode 9 and lower case
+// of
 // Unicode 17. Characters that came later compose with nothing there, and decompose into nothing.
 // Reference: tests/text/unicode_forms_test.cpp, texts of the package.
 #pragma once
@@ -31,8 +32,8 @@ struct CodePoints {
   char32_t first, last;
 };
 
-// Code points up to Unicode 18 that have a combining class, decompose, or compose, and did not in Unicode 9. And U+11A7,
-// one before the first trailing consonant of Korean, which utf8proc 2.8 takes for one and loses.
+// Code points up to Unicode 18 that have a combining class, decompose, or compose, and did not in Unicode 9. And
+// U+11A7, one before the first trailing consonant of Korean, which utf8proc 2.8 takes for one and loses.
 inline constexpr std::array later{
     CodePoints{0x558, 0x558},     CodePoints{0x58B, 0x58C},     CodePoints{0x5C8, 0x5C9},
     CodePoints{0x7FD, 0x7FD},     CodePoints{0x897, 0x89F},     CodePoints{0x8CA, 0x8D3},

@@ -1,10 +1,11 @@
-// qlora/train/rank_sums.hpp — the gradients of a step that several ranks share, and the part of the sum that each keeps.
+// qlora/train/rank_sums.hpp — the gradients of a step that several ranks share, and the part of the sum that each
+// keeps.
 // Micro-batch m of a step is made by rank m % N. Its gradient, made from zero, is cut into shards, one per rank; each
 // rank gets its shard of every micro-batch and adds them in the order of the micro-batches. So the sum has the bits of
-// one process that adds the gradients of whole micro-batches, whatever N is. A rank then updates its shard with its share
-// of AdamW's state, and the ranks send each other what is updated: a reduce-scatter and an all-gather, of which the
-// first has its sums in order. The norm is made of sums of tiles, no shard begins within one, and every rank adds all of
-// them in order.
+// one process that adds the gradients of whole micro-batches, whatever N is. A rank then updates its shard with its
+// share of AdamW's state, and the ranks send each other what is updated: a reduce-scatter and an all-gather, of which
+// the first has its sums in order. The norm is made of sums of tiles, no shard begins within one, and every rank adds
+// all of them in order.
 // Cost       per micro-batch and rank (N-1)/N gradients are sent and received, per step (N-1)/N parameters
 // Reference  tests/dist/mpi_trainer_test.cpp: one, two and four ranks
 #pragma once

@@ -1,5 +1,5 @@
-// qlora/train/train_options.hpp — what a training run may choose, what of that a memory plan asks for, and how the model
-// is opened for it.
+// qlora/train/train_options.hpp — what a training run may choose, what of that a memory plan asks for, and how the
+// model is opened for it.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // qlora/train/trainer.hpp — Trainer<C, B>: causal-LM training with the semantics of the Hugging Face Trainer.
 // One step: gradients of the mean loss over all labelled tokens of the step (whatever its split into micro-batches),
-// clipped by their norm, AdamW, learning rate from the schedule. Deterministic, on any number of ranks; a step allocates
-// nothing.
+// clipped by their norm, AdamW, learning rate from the schedule. Deterministic, on any number of ranks; a step
+// allocates nothing.
 #pragma once
 
 #include <algorithm>

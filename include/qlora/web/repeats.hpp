@@ -56,7 +56,8 @@ struct Lines {
 }
 
 /// Bytes of the character that begins here, where it is of a script without spaces between words; else 0. By the first
-/// two bytes: Thai and Lao, Myanmar, Khmer, and from U+3000 to U+9FFF and beyond U+20000 what Chinese and Japanese have.
+/// two bytes: Thai and Lao, Myanmar, Khmer, and from U+3000 to U+9FFF and beyond U+20000 what Chinese and Japanese
+/// have.
 [[nodiscard]] inline std::size_t spaceless_character(std::string_view text) {
   const auto first = static_cast<unsigned char>(text[0]);
   const auto second = static_cast<unsigned char>(text.size() > 1 ? text[1] : '\0');

@@ -1,5 +1,5 @@
-// qlora/cuda/linear/several_tokens_steps.cuh — what a block of several_tokens.cuh does with a unit: which it reads next,
-// its codes and x on their way to shared memory, and the products of a warp.
+// qlora/cuda/linear/several_tokens_steps.cuh — what a block of several_tokens.cuh does with a unit: which it reads
+// next, its codes and x on their way to shared memory, and the products of a warp.
 // Math Shapes Split Fragments Needs Numbers   as several_tokens.cuh
 // Cost       2 instructions per pair of weights and lane, and for each token 1/16 of an addition per weight
 // Reference  cpu/linear.hpp; the parity tests of linear groups

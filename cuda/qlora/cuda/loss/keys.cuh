@@ -1,4 +1,5 @@
-// qlora/cuda/loss/keys.cuh — logits with their ids as numbers that can be compared: what pick.cuh and draw.cuh order by.
+// qlora/cuda/loss/keys.cuh — logits with their ids as numbers that can be compared: what pick.cuh and draw.cuh order
+// by.
 // Numbers    exact; -0 is 0, NaN is below all others
 // Reference  pick_cases in tests/ops/loss.hpp
 #pragma once
