@@ -74,6 +74,17 @@ TEST_CASE("LLaMA-2's tokenizer.model becomes the file that transformers 4.57.6 s
         "b6fa577798fdc9a20c4502fc9f9931cce13f1c6c8c7a4ac617924affc12cb3c3");
 }
 
+TEST_CASE("a vocabulary of which almost every piece is made in many ways is refused before it takes gigabytes") {
+  std::vector<qlora::sentencepiece_scan::Piece> pieces;
+  for (const char letter : {'a', 'b'}) {
+    for (std::size_t size = 1; size <= 256; ++size) pieces.push_back({.text = std::string(size, letter)});
+  }
+  // Each letter gives 1 + 2 + ... + 255 pairs.
+  CHECK(qlora::detail::conversion::merges_of(pieces, 255 * 256).size() == 255 * 256);
+  CHECK_THROWS_WITH_AS((void)qlora::detail::conversion::merges_of(pieces, 255 * 256 - 1),
+                       doctest::Contains("more than 65279 pairs of pieces"), Error);
+}
+
 TEST_CASE("a directory without a tokenizer.json is what the package makes of it") {
   const Ordered kinds = read("tokenizers.json"), cases = read("conversions.json");
   for (const auto& [name, expected] : cases.items()) {

@@ -65,7 +65,6 @@ class PieceBpe {
  private:
   using Piece = sentencepiece_scan::Piece;
   using Kind = sentencepiece_scan::PieceKind;
-  static constexpr std::size_t max_merges = std::size_t{1} << 21;  // LLaMA-2 has 61,249; 128 MiB in the table
 
   [[nodiscard]] static std::string normalized(std::string_view text, bool first) {
     std::string valid;
@@ -147,7 +146,7 @@ class PieceBpe {
         if (left == symbols.end()) continue;
         const auto right = symbols.find(std::string_view(text).substr(at));
         if (right == symbols.end()) continue;
-        if (merges.size() == max_merges) return false;
+        if (merges.size() == sentencepiece_scan::max_merges) return false;  // 128 MiB in the table
         merges.push_back({left->second, right->second, static_cast<std::int32_t>(i), rank});
       }
     }

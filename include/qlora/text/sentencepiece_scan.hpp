@@ -41,6 +41,8 @@ inline constexpr std::size_t max_file_bytes = std::size_t{64} << 20;  // LLaMA-2
 inline constexpr std::size_t max_pieces = std::size_t{1} << 20;
 /// Limit of one piece, in UTF-8.
 inline constexpr std::size_t max_piece_bytes = 256;  // longer ones overflow the stack of some library versions
+/// Limit of the pairs of pieces that make a piece. A vocabulary within the limits above can have 250 million.
+inline constexpr std::size_t max_merges = std::size_t{1} << 21;  // LLaMA-2 has 61,249
 /// U+2581, which stands for a space in pieces.
 inline constexpr std::string_view space_symbol = "\xE2\x96\x81";
 

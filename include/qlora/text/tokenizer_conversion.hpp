@@ -51,9 +51,10 @@ namespace detail::conversion {
 
 using Ordered = nlohmann::ordered_json;
 
-/// Pairs of pieces that make a piece, in the order in which they are merged.
+/// Pairs of pieces that make a piece, in the order in which they are merged. Throws Error when there are more than
+/// `most`.
 [[nodiscard]] inline std::vector<std::pair<std::size_t, std::size_t>> merges_of(
-    const std::vector<sentencepiece_scan::Piece>& pieces) {
+    const std::vector<sentencepiece_scan::Piece>& pieces, std::size_t most = sentencepiece_scan::max_merges) {
   std::unordered_map<std::string_view, std::size_t> ids;
   for (std::size_t id = 0; id < pieces.size(); ++id) ids.emplace(pieces[id].text, id);
   struct Merge {
@@ -73,6 +74,10 @@ using Ordered = nlohmann::ordered_json;
       ++left_characters;
       const auto left = ids.find(text.substr(0, at)), right = ids.find(text.substr(at));
       if (at == text.size() || left == ids.end() || right == ids.end()) continue;
+      if (merges.size() == most) {
+        throw Error(concat("the tokenizer has more than ", most,
+                           " pairs of pieces that make a piece; a tokenizer.json would hold all of them"));
+      }
       merges.push_back({left->second, right->second, {score, left_characters, characters - left_characters}});
     }
     std::sort(merges.begin() + static_cast<std::ptrdiff_t>(before), merges.end(),
