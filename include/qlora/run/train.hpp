@@ -89,6 +89,7 @@ inline void check_training(const Training& options) {
 #include "qlora/run/adapter.hpp"
 #include "qlora/run/guard.hpp"
 #include "qlora/run/json.hpp"
+#include "qlora/run/model_files.hpp"
 #include "qlora/run/rank_progress.hpp"
 #include "qlora/run/rank_team.hpp"
 #include "qlora/run/registry.hpp"
