@@ -4,7 +4,8 @@
 # expect(REGEX ARGUMENT...): configuring with the arguments fails, and the message matches.
 function(expect regex)
   execute_process(
-    COMMAND "${CMAKE_COMMAND}" -U "CMAKE_DISABLE_FIND_PACKAGE_*" -U qlora_DIR -S "${SOURCE}" -B "${BUILD}"
+    COMMAND "${CMAKE_COMMAND}" -U "CMAKE_DISABLE_FIND_PACKAGE_*" -U qlora_DIR -U PKG_CONFIG_EXECUTABLE
+            -S "${SOURCE}" -B "${BUILD}"
             "-DCMAKE_PREFIX_PATH=${PREFIX}" "-DCMAKE_CXX_COMPILER=${COMPILER}" ${ARGN}
     RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE message)
   string(REGEX REPLACE "[ \n]+" " " message "${message}") # CMake wraps lines
@@ -19,10 +20,12 @@ expect("cdua: no component has this name; there are: cpu io text net web serve m
 expect("cpu: Eigen 3.4 was not found [(]Debian: libeigen3-dev[)]" -DASK=cpu -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
 expect("io: nlohmann/json 3.11 was not found.* text: it needs the component io" -DASK=text
        -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+expect("io: OpenSSL 3 was not found [(]Debian: libssl-dev[)]" -DASK=io -DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON)
 file(GLOB_RECURSE text_targets "${PREFIX}/*/qlora_text-targets.cmake")
 if(text_targets)
+  # Not CMAKE_DISABLE_FIND_PACKAGE_PkgConfig: CMake's FindOpenSSL calls what it would define.
   expect("text: sentencepiece is found by pkg-config, which is missing" -DASK=text
-         -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON)
+         -DPKG_CONFIG_EXECUTABLE=/no-such-program)
 endif()
 file(GLOB_RECURSE serve_targets "${PREFIX}/*/qlora_serve-targets.cmake")
 if(serve_targets)
