@@ -100,10 +100,10 @@ struct MergeProbes {
     }
     if (tokens == 0) throw Error("the model's context has no room for a window of two tokens");
     probes.logits.resize(tokens);
-    session.read(probes.windows, [&](std::size_t text, std::size_t position, std::span<const float> logits) {
-      probes.logits[probes.begins[text] + position - 1].assign(logits.begin(), logits.end());
+    session.read(probes.windows, [&](std::size_t text, std::size_t position, std::span<const float> row) {
+      probes.logits[probes.begins[text] + position - 1].assign(row.begin(), row.end());
       const auto next = static_cast<std::size_t>(probes.windows[text][position]);
-      probes.loss += MergeDistance::log_sum(logits) - static_cast<double>(logits[next]);
+      probes.loss += MergeDistance::log_sum(row) - static_cast<double>(row[next]);
       return true;
     });
     return probes;
