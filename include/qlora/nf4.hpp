@@ -61,24 +61,27 @@ constexpr float linspace_point(float first, float last, int count, int i) {
   return i < count / 2 ? static_cast<float>(static_cast<double>(first) + step * i)
                        : static_cast<float>(static_cast<double>(last) - step * (count - 1 - i));
 }
-// Seven decades of 2^i (signed) or 2^(i+1) values each, and 0 and 1.
+// Seven decades of 2^i (signed) or 2^(i+1) values each, rising; in the signed form their negatives; and 0 and 1. Each
+// goes to its place at once: sorting them would cost every program that includes this some compile time.
 template <bool Signed>
 constexpr std::array<float, 256> make_dynamic8() {
   std::array<float, 256> map{};
+  constexpr std::size_t zero = Signed ? 127 : 0;
   std::size_t filled = 0;
   constexpr std::array<float, 7> decades{1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
   for (int exponent = 0; exponent < 7; ++exponent) {
     const int count = (1 << (Signed ? exponent : exponent + 1)) + 1;
+    float point = linspace_point(0.1F, 1.0F, count, 0);
     for (int i = 0; i + 1 < count; ++i) {
-      const float mean = (linspace_point(0.1F, 1.0F, count, i) + linspace_point(0.1F, 1.0F, count, i + 1)) / 2.0F;
-      const float value = decades[static_cast<std::size_t>(exponent)] * mean;
-      map[filled++] = value;
-      if (Signed) map[filled++] = -value;
+      const float next = linspace_point(0.1F, 1.0F, count, i + 1);
+      const float value = decades[static_cast<std::size_t>(exponent)] * ((point + next) / 2.0F);
+      point = next;
+      ++filled;
+      map[zero + filled] = value;
+      if (Signed) map[zero - filled] = -value;
     }
   }
-  map[filled++] = 0.0F;
-  map[filled++] = 1.0F;
-  std::sort(map.begin(), map.end());
+  map[zero + filled + 1] = 1.0F;
   return map;
 }
 }  // namespace detail

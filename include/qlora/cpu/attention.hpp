@@ -81,19 +81,15 @@ void attention(ThreadPool& pool, int tokens, const AttentionShape& shape, std::s
     const int count = std::min(attention_tile, segment.last - segment.first - first);
     const int keys = first + count;
     const S* base = qkv + std::int64_t{segment.first} * width;
-    const auto q = dense(base + std::int64_t{first} * width + std::int64_t{head} * e, count, e, width);
-    const auto k = dense(base + std::int64_t{shape.heads + head / group} * e, keys, e, width);
-    const auto v = dense(base + std::int64_t{shape.heads + shape.kv_heads + head / group} * e, keys, e, width);
+    const Block<const S> q{base + std::int64_t{first} * width + std::int64_t{head} * e, width};
+    const Block<const S> k{base + std::int64_t{shape.heads + head / group} * e, width};
+    const Block<const S> v{base + std::int64_t{shape.heads + shape.kv_heads + head / group} * e, width};
     S* scores = scratch + worker * scratch_per_worker;
-    auto p = dense(scores, count, keys, keys);
-    p.setZero();
-    p.noalias() += q * k.transpose();
+    tile_nt<S>(count, keys, e, S(1), q, k, 0, {scores, keys});
     detail::softmax_rows(scores, count, keys, first, scale, lse + std::int64_t{head} * tokens + segment.first + first);
     N::store(scores, std::int64_t{count} * keys);
     const Block<S> target{o.row(segment.first + first) + std::int64_t{head} * e, o.stride};
-    auto out = dense(target.data, count, e, target.stride);
-    out.setZero();
-    out.noalias() += p * v;
+    tile_nn<S>(count, e, keys, S(1), {scores, keys}, v, 0, target);
     N::store(target, count, e);
   });
 }
@@ -120,16 +116,16 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
         const int count = std::min(attention_tile, length - first);
         const int keys = first + count;
         const std::int64_t row = row0 + first;
-        const auto q = dense(qkv + row * width + std::int64_t{head} * e, count, e, width);
-        const auto k = dense(qkv + row0 * width + k_col, keys, e, width);
-        const auto v = dense(qkv + row0 * width + v_col, keys, e, width);
-        const auto grad_o = dense(go.row(row) + std::int64_t{head} * e, count, e, go.stride);
-        const auto out = dense(o.row(row) + std::int64_t{head} * e, count, e, o.stride);
+        const Block<const S> q{qkv + row * width + std::int64_t{head} * e, width};
+        const Block<const S> k{qkv + row0 * width + k_col, width};
+        const Block<const S> v{qkv + row0 * width + v_col, width};
+        const Block<const S> grad_o{go.row(row) + std::int64_t{head} * e, go.stride};
+        const Block<const S> out{o.row(row) + std::int64_t{head} * e, o.stride};
         S* p_data = scratch + worker * scratch_per_worker;
         S* ds_data = p_data + std::int64_t{attention_tile} * keys;
-        auto p = dense(p_data, count, keys, keys);
-        p.setZero();
-        p.noalias() += q * k.transpose();
+        const Block<const S> p{p_data, keys};
+        const Block<const S> ds{ds_data, keys};
+        tile_nt<S>(count, keys, e, S(1), q, k, 0, {p_data, keys});
         const S* row_lse = lse + std::int64_t{head} * tokens + row;
         for (int i = 0; i < count; ++i) {
           const int visible = first + i + 1;
@@ -138,20 +134,16 @@ void attention_backward(ThreadPool& pool, int tokens, const AttentionShape& shap
           row_array(p_data + std::int64_t{i} * keys + visible, keys - visible).setZero();
         }
         N::store(p_data, std::int64_t{count} * keys);
-        auto ds = dense(ds_data, count, keys, keys);
-        ds.setZero();
-        ds.noalias() += grad_o * v.transpose();
-        dense(gqkv + row0 * width + v_col, keys, e, width).noalias() += p.transpose() * grad_o;
+        tile_nt<S>(count, keys, e, S(1), grad_o, v, 0, {ds_data, keys});
+        tile_tn<S>(keys, e, count, S(1), p, grad_o, 1, {gqkv + row0 * width + v_col, width});
         for (int i = 0; i < count; ++i) {
-          const S delta = grad_o.row(i).cwiseProduct(out.row(i)).sum();
+          const S delta = (row_array(grad_o.row(i), e) * row_array(out.row(i), e)).sum();
           auto ds_row = row_array(ds_data + std::int64_t{i} * keys, keys);
           ds_row = row_array(static_cast<const S*>(p_data) + std::int64_t{i} * keys, keys) * (ds_row - delta) * scale;
         }
         N::store(ds_data, std::int64_t{count} * keys);
-        auto gq = dense(gqkv + row * width + std::int64_t{head} * e, count, e, width);
-        gq.setZero();
-        gq.noalias() += ds * k;
-        dense(gqkv + row0 * width + k_col, keys, e, width).noalias() += ds.transpose() * q;
+        tile_nn<S>(count, e, keys, S(1), ds, k, 0, {gqkv + row * width + std::int64_t{head} * e, width});
+        tile_tn<S>(keys, e, count, S(1), ds, q, 1, {gqkv + row0 * width + k_col, width});
       }
     }
     for (int t = 0; t < length; ++t) {  // rounded once, after all heads of the group have added to it

@@ -46,16 +46,12 @@ void attention_cached(ThreadPool& pool, const AttentionShape& shape, std::span<c
       const int first = sequence.length - sequence.added + done;
       const int keys = first + count;
       const std::int64_t row = sequence.first + done;
-      const auto q = dense(qkv + row * shape.width() + std::int64_t{head} * e, count, e, shape.width());
-      auto p = dense(scores, count, keys, keys);
-      p.setZero();
-      p.noalias() += q * dense(keys_data, keys, e, kv_width).transpose();
+      tile_nt<S>(count, keys, e, S(1), {qkv + row * shape.width() + std::int64_t{head} * e, shape.width()},
+                 {keys_data, kv_width}, 0, {scores, keys});
       detail::softmax_rows(scores, count, keys, first, scale, lse);
       N::store(scores, std::int64_t{count} * keys);
       const Block<S> target{o.row(row) + std::int64_t{head} * e, o.stride};
-      auto out = dense(target.data, count, e, target.stride);
-      out.setZero();
-      out.noalias() += p * dense(values_data, keys, e, kv_width);
+      tile_nn<S>(count, e, keys, S(1), {scores, keys}, {values_data, kv_width}, 0, target);
       N::store(target, count, e);
     }
   });

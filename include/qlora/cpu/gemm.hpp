@@ -53,31 +53,57 @@ struct Tiling {
   return tile;
 }
 
-template <class S, class Product>
-void for_product_tiles(ThreadPool& pool, int m, int n, Block<S> c, int beta, Product&& product) {
-  const Tiling tile = tiling(m, n);
-  const int tiles_n = (n + tile.cols - 1) / tile.cols;
-  const int tiles_m = (m + tile.rows - 1) / tile.rows;
+/// Calls tile(row, rows, col, cols) for each tile of an m x n matrix, on the workers of `pool`.
+template <class Tile>
+void for_product_tiles(ThreadPool& pool, int m, int n, Tile&& tile) {
+  const Tiling size = tiling(m, n);
+  const int tiles_n = (n + size.cols - 1) / size.cols;
+  const int tiles_m = (m + size.rows - 1) / size.rows;
   pool.for_tiles(tiles_m * tiles_n, [&](int index, int) {
-    const int row = (index / tiles_n) * tile.rows;
-    const int col = (index % tiles_n) * tile.cols;
-    const int rows = std::min(tile.rows, m - row);
-    const int cols = std::min(tile.cols, n - col);
-    auto target = dense(c.data + row * c.stride + col, rows, cols, c.stride);
-    if (beta == 0) target.setZero();
-    product(target, row, rows, col, cols);
+    const int row = (index / tiles_n) * size.rows;
+    const int col = (index % tiles_n) * size.cols;
+    tile(row, std::min(size.rows, m - row), col, std::min(size.cols, n - col));
   });
 }
 
+/// The matrix to add to, cleared first where beta is 0.
+template <class S>
+[[nodiscard]] DenseMap<S> target(int m, int n, int beta, Block<S> c) {
+  auto map = dense(c.data, m, n, c.stride);
+  if (beta == 0) map.setZero();
+  return map;
+}
+
 }  // namespace detail
+
+/// C (m,n) = beta C + alpha A (m,k) B (n,k)^T, beta 0 or 1, by the calling thread. Every product of the CPU backend is
+/// one of these three: each further form of an Eigen product would cost a second of compile time.
+template <class S>
+void tile_nt(int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta, Block<S> c) {
+  detail::target(m, n, beta, c).noalias() +=
+      alpha * dense(a.data, m, k, a.stride) * dense(b.data, n, k, b.stride).transpose();
+}
+
+/// C (m,n) = beta C + alpha A (m,k) B (k,n), beta 0 or 1, by the calling thread.
+template <class S>
+void tile_nn(int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta, Block<S> c) {
+  detail::target(m, n, beta, c).noalias() += alpha * dense(a.data, m, k, a.stride) * dense(b.data, k, n, b.stride);
+}
+
+/// C (m,n) = beta C + alpha A (k,m)^T B (k,n), beta 0 or 1, by the calling thread.
+template <class S>
+void tile_tn(int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta, Block<S> c) {
+  detail::target(m, n, beta, c).noalias() +=
+      alpha * dense(a.data, k, m, a.stride).transpose() * dense(b.data, k, n, b.stride);
+}
 
 /// C (m,n) = beta C + alpha A (m,k) B (n,k)^T, beta 0 or 1.
 template <class S>
 void product_nt(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta,
                 Block<S> c) {
-  detail::for_product_tiles(pool, m, n, c, beta, [&](auto& target, int row, int rows, int col, int cols) {
-    target.noalias() += alpha * dense(a.data + row * a.stride, rows, k, a.stride) *
-                        dense(b.data + col * b.stride, cols, k, b.stride).transpose();
+  detail::for_product_tiles(pool, m, n, [&](int row, int rows, int col, int cols) {
+    tile_nt<S>(rows, cols, k, alpha, {a.row(row), a.stride}, {b.row(col), b.stride}, beta,
+               {c.row(row) + col, c.stride});
   });
 }
 
@@ -85,9 +111,9 @@ void product_nt(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a
 template <class S>
 void product_nn(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta,
                 Block<S> c) {
-  detail::for_product_tiles(pool, m, n, c, beta, [&](auto& target, int row, int rows, int col, int cols) {
-    target.noalias() +=
-        alpha * dense(a.data + row * a.stride, rows, k, a.stride) * dense(b.data + col, k, cols, b.stride);
+  detail::for_product_tiles(pool, m, n, [&](int row, int rows, int col, int cols) {
+    tile_nn<S>(rows, cols, k, alpha, {a.row(row), a.stride}, {b.data + col, b.stride}, beta,
+               {c.row(row) + col, c.stride});
   });
 }
 
@@ -95,9 +121,9 @@ void product_nn(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a
 template <class S>
 void product_tn(ThreadPool& pool, int m, int n, int k, S alpha, Block<const S> a, Block<const S> b, int beta,
                 Block<S> c) {
-  detail::for_product_tiles(pool, m, n, c, beta, [&](auto& target, int row, int rows, int col, int cols) {
-    target.noalias() +=
-        alpha * dense(a.data + row, k, rows, a.stride).transpose() * dense(b.data + col, k, cols, b.stride);
+  detail::for_product_tiles(pool, m, n, [&](int row, int rows, int col, int cols) {
+    tile_tn<S>(rows, cols, k, alpha, {a.data + row, a.stride}, {b.data + col, b.stride}, beta,
+               {c.row(row) + col, c.stride});
   });
 }
 

@@ -1,4 +1,5 @@
-// qlora/cpu/nf4_quantize.hpp — quantize to NF4, block by block. Needs no Eigen, so that files can be quantized without.
+// qlora/cpu/nf4_quantize.hpp — quantize to NF4, block by block. Needs no Eigen, so that files can be quantized
+// without.
 // Math       absmax_b = max |w| over a block of 64; code = NF4(w * (1 / absmax_b)); double quantization stores
 //            (absmax - offset) in 8 bits per block with one float per 256, offset = mean(absmax), summed as torch does
 // Shapes     w (elements) float, flattened (out, in); codes, absmax, absmax8, nested as in Nf4Layout

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cmath>
-#include <memory>
 #include <numbers>
 #include <string>
 #include <vector>
@@ -40,10 +39,15 @@ inline void fill_normal(std::string_view name, std::uint64_t seed, float deviati
 
 }  // namespace detail
 
-/// A source of random weights for this shape. Each call makes the tensor anew and holds only the last one.
-[[nodiscard]] inline TensorSource random_weights(const Shape& shape, std::uint64_t seed) {
-  auto memory = std::make_shared<std::vector<float>>();
-  return [shape, seed, memory](std::string_view name) -> std::optional<TensorRef> {
+/// Random weights of a shape, one tensor at a time. Used by one thread at a time.
+struct RandomTensors {
+  Shape shape;                ///< of the model
+  std::uint64_t seed = 0;     ///< of the numbers
+  std::vector<float> values;  ///< of the tensor that was made last
+
+  /// The tensor of that name, made anew, or nothing where the shape has no such tensor. Its bytes live until the next
+  /// call.
+  std::optional<TensorRef> operator()(std::string_view name) {
     const auto ends_with = [&](std::string_view tail) { return name.ends_with(tail); };
     TensorRef tensor;
     float deviation = 0.02F;
@@ -60,11 +64,16 @@ inline void fill_normal(std::string_view name, std::uint64_t seed, float deviati
       }
       if (tensor.shape.empty()) return std::nullopt;
     }
-    memory->assign(static_cast<std::size_t>(tensor.size()), 1.0F);
-    if (deviation > 0.0F) detail::fill_normal(name, seed, deviation, *memory);
-    tensor.bytes = std::as_bytes(std::span<const float>(memory->data(), memory->size()));
+    values.assign(static_cast<std::size_t>(tensor.size()), 1.0F);
+    if (deviation > 0.0F) detail::fill_normal(name, seed, deviation, values);
+    tensor.bytes = std::as_bytes(std::span<const float>(values.data(), values.size()));
     return tensor;
-  };
+  }
+};
+
+/// A source of random weights for this shape. Each call makes the tensor anew and holds only the last one.
+[[nodiscard]] inline TensorSource random_weights(const Shape& shape, std::uint64_t seed) {
+  return RandomTensors{shape, seed, {}};
 }
 
 }  // namespace v0
