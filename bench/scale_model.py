@@ -10,16 +10,15 @@ computation, as in include/qlora/train/rank_sums.hpp. Prints the table of docs/s
 import argparse
 
 # Hidden size, widths of k and v, width of the feed-forward network, layers; milliseconds of a step of one H200 and its
-# tokens. Measured: bench/results/h200-2026-11-30-multi.json (7B), h200-2026-11-26-train-memory-ops.json (13B,
-# 70B).
+# tokens. Measured: bench/results/h200-2026-11-30-multi.json (7B, 13B), h200-2026-11-26-train-memory-ops.json (70B).
 MODELS = {
-    "7b": (4096, 4096, 11008, 32, 232.3, 4096),
-    "13b": (5120, 5120, 13824, 40, 419.9, 4096),
+    "7b": (4096, 4096, 11008, 32, 234.9, 4096),
+    "13b": (5120, 5120, 13824, 40, 431.7, 4096),
     "70b": (8192, 1024, 28672, 80, 1071.2, 2048),
 }
-# Bytes a second that a rank sends while it receives as many. Measured: two H200 of one host at 7B, whose step takes
-# 5.55 ms longer than that of one and sends 0.64 GB; the sums are in that.
-NVLINK = 0.6396e9 / 5.55e-3
+# Bytes a second that a rank sends while it receives as many. Measured: two H200 of one host at 13B, whose step takes
+# 4.97 ms longer than that of one and sends 1.00 GB; the sums are in that.
+NVLINK = 1.0013e9 / 4.97e-3
 # Assumed: what a message costs beside its bytes, and the share of a network's rate that is reached.
 MESSAGE = 10e-6
 REACHED = 0.7
