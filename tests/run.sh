@@ -17,7 +17,7 @@ say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev doctest-dev \
   libsentencepiece-dev libpcre2-dev libutf8proc-dev libedit-dev libcli11-dev libtomlplusplus-dev \
   libcurl4-openssl-dev libgumbo-dev libboost1.81-dev libopenmpi-dev openmpi-bin libxml2-dev libbenchmark-dev \
-  clang-format clang-16 doxygen binutils python3
+  clang-format clang-16 doxygen binutils python3 openssl
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.

@@ -1,5 +1,5 @@
-// web_server.hpp — the hostile web server of tests/net/server.py as a child process, and requests without limits of
-// time, so that a slow machine meets none.
+// web_server.hpp — the hostile web server of tests/net/server.py, or another one, as a child process, and requests
+// without limits of time, so that a slow machine meets none.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -16,7 +16,8 @@
 /// It ends when its standard input closes, and is killed and reaped here.
 class Server {
  public:
-  Server() {
+  explicit Server(const char* program = "tests/net/server.py", const std::string& argument = {}) {
+    const std::string path = std::string(QLORA_SOURCE_DIR "/") + program;
     int in[2];
     int out[2];
     REQUIRE(::pipe2(in, O_CLOEXEC) == 0);
@@ -26,7 +27,7 @@ class Server {
     if (child_ == 0) {
       ::dup2(in[0], 0);
       ::dup2(out[1], 1);
-      ::execlp("python3", "python3", QLORA_SOURCE_DIR "/tests/net/server.py", static_cast<char*>(nullptr));
+      ::execlp("python3", "python3", path.c_str(), argument.c_str(), static_cast<char*>(nullptr));
       ::_exit(127);
     }
     ::close(in[0]);
@@ -44,7 +45,7 @@ class Server {
     ::kill(child_, SIGKILL);
     ::waitpid(child_, nullptr, 0);
   }
-  std::string port;
+  std::string port;  ///< the first line that it prints
 
  private:
   pid_t child_ = -1;

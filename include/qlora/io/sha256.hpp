@@ -23,9 +23,7 @@ inline namespace v0 {
 /// configuration of OpenSSL leaves it without SHA-256.
 class Sha256 {
  public:
-  Sha256() : context_(EVP_MD_CTX_new()) {
-    expect(context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
+  Sha256() : Sha256(EVP_sha256()) {}
   /// Adds these bytes to what is hashed.
   Sha256& update(std::span<const std::byte> bytes) {
     expect(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1);
@@ -34,11 +32,11 @@ class Sha256 {
   /// Adds the bytes of a text to what is hashed.
   Sha256& update(std::string_view text) { return update(std::as_bytes(std::span(text))); }
 
-  /// The digest as 64 lower-case hexadecimal digits. Ends the hash.
+  /// The digest in lower-case hexadecimal digits, 64 of them. Ends the hash.
   [[nodiscard]] std::string hex() {
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned size = 0;
-    expect(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1 && size == 32);
+    expect(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1 && size > 0);
     constexpr std::string_view digits = "0123456789abcdef";
     std::string text;
     for (const unsigned char byte : std::span(digest).first(size)) {
@@ -48,12 +46,18 @@ class Sha256 {
     return text;
   }
 
+ protected:
+  /// A hash of another kind, which lives as long as the program.
+  explicit Sha256(const EVP_MD* kind) : context_(EVP_MD_CTX_new()) {
+    expect(context_ != nullptr && EVP_DigestInit_ex(context_.get(), kind, nullptr) == 1);
+  }
+
  private:
   struct Free {
     void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
   };
   static void expect(bool done) {
-    if (!done) throw Error("OpenSSL computes no SHA-256: no memory, or its configuration", ErrorKind::resource);
+    if (!done) throw Error("OpenSSL computes no SHA: no memory, or its configuration", ErrorKind::resource);
   }
   std::unique_ptr<EVP_MD_CTX, Free> context_;
 };
@@ -62,6 +66,17 @@ class Sha256 {
 [[nodiscard]] inline std::string sha256(std::span<const std::byte> bytes) { return Sha256().update(bytes).hex(); }
 /// SHA-256 of the bytes of a text, as 64 lower-case hexadecimal digits.
 [[nodiscard]] inline std::string sha256(std::string_view text) { return Sha256().update(text).hex(); }
+/// SHA-1, which names things and protects nothing: git calls a file by it.
+class Sha1 : public Sha256 {
+ public:
+  Sha1() : Sha256(EVP_sha1()) {}
+};
+/// What git calls a file of these bytes (`git hash-object`), as 40 lower-case hexadecimal digits.
+[[nodiscard]] inline std::string git_blob_name(std::span<const std::byte> bytes) {
+  Sha1 hash;
+  hash.update(concat("blob ", bytes.size()));
+  return hash.update(std::string_view("\0", 1)).update(bytes).hex();
+}
 /// SHA-256 of a file's bytes, as above. Throws Error when the file cannot be read.
 [[nodiscard]] inline std::string sha256_file(const std::filesystem::path& path) {
   return sha256(MappedFile(path).bytes());

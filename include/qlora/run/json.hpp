@@ -165,6 +165,25 @@ namespace run {
           {"path", result.path.string()}};
 }
 
+// --- PullResult and AcceptResult: their members ----------------------------------------------------------------------
+
+/// The members of a PullResult under their names.
+[[nodiscard]] inline OrderedJson to_json(const PullResult& result) {
+  return {{"model", result.model},       {"commit", result.commit},         {"files", result.files},
+          {"bytes", result.bytes},       {"downloaded", result.downloaded}, {"legal", result.legal},
+          {"path", result.path.string()}};
+}
+/// The members of an AcceptResult under their names.
+[[nodiscard]] inline OrderedJson to_json(const AcceptResult& result) {
+  return {{"model", result.model},
+          {"commit", result.commit},
+          {"licence", result.licence},
+          {"page", result.page},
+          {"accepted_at", result.accepted_at},
+          {"legal", result.legal},
+          {"record", result.record.string()}};
+}
+
 // --- ExportResult: its members ---------------------------------------------------------------------------------------
 
 /// The members of an ExportResult under their names.

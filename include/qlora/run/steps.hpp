@@ -131,6 +131,28 @@ struct QuantizeResult {
   std::filesystem::path path;  ///< the directory
 };
 
+/// A model of the hub that was downloaded, or was there already; see run/hub.hpp.
+struct PullResult {
+  std::string model;               ///< "org/name"
+  std::string commit;              ///< of the snapshot
+  std::int64_t files = 0;          ///< of the snapshot
+  std::int64_t bytes = 0;          ///< of these files
+  std::int64_t downloaded = 0;     ///< of the bytes, those that came over the network
+  std::vector<std::string> legal;  ///< names of licences and policies of use among the files
+  std::filesystem::path path;      ///< the snapshot: a model directory
+};
+
+/// A licence that was accepted.
+struct AcceptResult {
+  std::string model;               ///< "org/name"
+  std::string commit;              ///< that its texts are of
+  std::string licence;             ///< as the hub names it; may be empty
+  std::string page;                ///< of the model, where a gated one is accepted
+  std::string accepted_at;         ///< ISO 8601, UTC
+  std::vector<std::string> legal;  ///< paths of its texts in the cache
+  std::filesystem::path record;    ///< the file that says so
+};
+
 /// A model or an adapter into a file of other programs; see run/export.hpp.
 struct ExportRequest {
   std::filesystem::path model;    ///< model directory

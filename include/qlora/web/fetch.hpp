@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -15,6 +14,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/io/utc_time.hpp"
 #include "qlora/net/http.hpp"
 #include "qlora/net/shown.hpp"
 #include "qlora/web/charset.hpp"
@@ -46,14 +46,6 @@ struct FetchResult {
 };
 
 namespace detail {
-
-[[nodiscard]] inline std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  char text[32];
-  return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts)};
-}
 
 [[nodiscard]] inline bool has_scheme(std::string_view source, std::string_view scheme) {
   return source.size() > scheme.size() && lower(source.substr(0, scheme.size())) == scheme;
