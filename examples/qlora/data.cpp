@@ -17,6 +17,7 @@
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/tokenizer.hpp"
+#include "qlora/text/utf8.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

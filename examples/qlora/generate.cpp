@@ -19,6 +19,7 @@
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/text/message.hpp"
+#include "qlora/text/utf8.hpp"
 #include "talk.hpp"
 #include "verb.hpp"
 
@@ -34,6 +35,7 @@ struct TalkOptions {
 };
 
 Result generate(const TalkOptions& options, Context& context) {
+  check_utf8(options.prompt, "--prompt");
   Talker talker(options.how, context.progress);
   context.out << options.prompt;
   const Continuation continuation = talker.continued(options.prompt, options.sampling, context);
@@ -179,6 +181,8 @@ class Chat {
 /// Turns until the input ends; one with --prompt. A line that cannot be asked is said and left out of the conversation.
 Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
   if (prompt_given && options.prompt.empty()) throw Error("--prompt is empty", ErrorKind::usage);
+  check_utf8(options.prompt, "--prompt");
+  check_utf8(options.system, "--system");
   Chat chat(options, context);
   if (!options.prompt.empty()) {
     chat.take_turn(options.prompt);

@@ -28,6 +28,7 @@
 #include "qlora/text/prompt.hpp"
 #include "qlora/text/tokenizer.hpp"
 #include "qlora/text/tokenizer_directory.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace {
 
@@ -230,8 +231,8 @@ void use(const Tokenizer& tokenizer) {
       require(id >= 0 && id < tokenizer.vocab_size(), "an id outside of the vocabulary");
       require(!tokenizer.is_control(id), "a mark in a text");
     }
-    require(sentencepiece_scan::is_utf8(tokenizer.decode(ids)), "a decoded text that is not UTF-8");
-    if (!sentencepiece_scan::is_utf8(text)) continue;
+    require(is_utf8(tokenizer.decode(ids)), "a decoded text that is not UTF-8");
+    if (!is_utf8(text)) continue;
     const MarkedIds marked = tokenizer.encode_marked({.text = text, .content = {}, .replies = {}});
     require(marked.ids.size() == marked.begins.size(), "an id without a place");
     for (const std::size_t begin : marked.begins) require(begin <= text.size(), "a place outside of the text");

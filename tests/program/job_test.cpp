@@ -8,6 +8,7 @@
 
 #include "support/program.hpp"
 
+using program_test::contains;
 using program_test::Outcome;
 using program_test::qlora;
 using program_test::Scratch;
@@ -33,8 +34,6 @@ std::string refusal(const Scratch& scratch, const std::string& job) {
   CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
   return outcome.err;
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -12,12 +12,11 @@
 #include "support/program.hpp"
 
 using namespace qlora::run;
+using program_test::contains;
 using program_test::Outcome;
 using program_test::Scratch;
 
 namespace {
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 Outcome program(const Scratch& scratch, const std::string& arguments) {
   return program_test::qlora(scratch, arguments);

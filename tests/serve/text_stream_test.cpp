@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "qlora/text/chat_template.hpp"
+#include "qlora/text/utf8.hpp"
 
 using qlora::DecodeFrom;
 using qlora::Tokenizer;
@@ -37,7 +38,7 @@ std::string cut_at_stop(const std::string& text, const std::vector<std::string>&
 
 bool whole_characters(const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {
-    const std::size_t length = qlora::sentencepiece_scan::utf8_length(std::string_view(text).substr(at));
+    const std::size_t length = qlora::utf8_length(std::string_view(text).substr(at));
     if (length == 0) return false;
     at += length;
   }

@@ -1,6 +1,7 @@
 // Documents: what is read, what is refused and with which line number, and that writing is whole or not at all.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "qlora/text/document.hpp"
+#include "qlora/text/utf8.hpp"
 
 #include <doctest/doctest.h>
 #include <unistd.h>

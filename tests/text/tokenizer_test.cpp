@@ -17,6 +17,7 @@
 
 #include "qlora/text/bpe.hpp"
 #include "qlora/text/text_pieces.hpp"
+#include "qlora/text/utf8.hpp"
 
 using qlora::DecodeFrom;
 using qlora::Error;
@@ -110,7 +111,7 @@ void check_stream(const Tokenizer& tokenizer, const std::vector<std::int32_t>& i
   std::string text;
   for (const std::int32_t id : ids) {
     const std::string part = stream.push(id);
-    CHECK(qlora::sentencepiece_scan::is_utf8(part));
+    CHECK(qlora::is_utf8(part));
     text += part;
   }
   CHECK(text + stream.finish() == tokenizer.decode(ids));

@@ -160,8 +160,8 @@ TEST_CASE("of several labels the first of mark, header, meta and XML declaration
   CHECK(ends("<style>" + std::string(9000, 'x') + "</style><meta charset=windows-1251>" + tea, ""));
   CHECK(ends("<?xml version='1.0' encoding='windows-1251'?><html>" + tea, "application/xhtml+xml"));
   CHECK(ends("<html lang=ru><p>" + tea, ""));
-  CHECK(!ends("<body><meta charset=windows-1251>" + tea, ""));  // not in the head
-  CHECK(ends(read, "text/html; charset=utf-16"));               // no zero byte: not UTF-16
+  CHECK(ends("<body><meta charset=windows-1251>" + tea, ""));  // as browsers do
+  CHECK(ends(read, "text/html; charset=utf-16"));              // no zero byte: not UTF-16
   // Servers say ISO-8859-1 of any page. A header counts unless the text would hardly be one, by Python's codecs.
   const std::string latin1 = "text/html; charset=ISO-8859-1";
   const std::array<std::array<std::string, 3>, 7> contradicting{{
@@ -187,6 +187,39 @@ TEST_CASE("of several labels the first of mark, header, meta and XML declaration
   const web::Decoded odd = web::decode_page("<meta charset=klingon>" + read, "");
   CHECK(odd.unknown_label == "klingon");
   CHECK(odd.text.ends_with(read));
+}
+
+TEST_CASE("labels in odd places, and none, are read as browsers do or better") {
+  const std::string russian =
+      "\xD1\xF2\xF0\xEE\xE8\xF2\xE5\xEB\xFC\xF1\xF2\xE2\xEE \xEC\xEE\xF1\xF2\xE0";  // windows-1251
+  const std::string read = "Строительство моста";
+  for (const std::string page :
+       {"<title>x</title><body><meta charset=windows-1251><p>@", "<meta charset=utf8mb4><meta charset=cp1251><p>@",
+        "<body><div><meta http-equiv=Content-Type content='text/html; charset=windows-1251'></div>@",
+        "<meta charset=''><textarea><meta charset=utf-8></textarea><p><meta charset=x-cp1251>@"}) {
+    CAPTURE(page);
+    std::string bytes = page;
+    bytes.replace(bytes.find('@'), 1, russian);
+    CHECK(web::decode_page(bytes, "").text.ends_with(read));
+  }
+  CHECK(web::decode_page("<meta charset=utf8mb4><meta charset=cp1251>", "").unknown_label.empty());
+  CHECK(web::decode_page("<meta charset=utf8mb4><p>" + read, "").unknown_label == "utf8mb4");
+  // UTF-16 without a mark.
+  std::string little;
+  std::string big;
+  for (const char c : std::string("<!doctype html><p>a")) {
+    little += {c, '\0'};
+    big += {'\0', c};
+  }
+  CHECK(web::decode_page(little, "").text == "<!doctype html><p>a");
+  CHECK(web::decode_page(big, "text/html; charset=utf-16").text == "<!doctype html><p>a");
+  CHECK(web::binary_format(little).empty());
+  CHECK(web::binary_format(big).empty());
+  CHECK(web::binary_format(std::string("<\0\1\0\0\0", 6)) == "binary data");
+  // UTF-8 that was cut, or holds a byte of another encoding.
+  CHECK(web::decode_page("<p>" + read + "\xD0", "").text.ends_with(read + "\xEF\xBF\xBD"));
+  CHECK(web::decode_page("<p>\x96 " + read, "").encoding == "UTF-8");
+  CHECK(web::decode_page("<html lang=ru><p>" + russian, "").text.ends_with(read));
 }
 
 TEST_CASE("what is not text is refused by name") {

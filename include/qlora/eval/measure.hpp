@@ -26,6 +26,7 @@
 #include "qlora/text/chat_template.hpp"
 #include "qlora/text/prompt.hpp"
 #include "qlora/text/tokenizer.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -43,10 +44,13 @@ struct MeasureOptions {
 /// Called during a measurement with the number of items done; returning false makes measure throw `interrupted`.
 using OnMeasured = std::function<bool(std::size_t items)>;
 
-/// Ids of a question: a text to continue, or a user turn in the form `form`.
+/// Ids of a question: a text to continue, or a user turn in the form `form`. Throws Error (input) for text that is not
+/// UTF-8, which the tokenizer would replace, and as chat_tokens does.
 [[nodiscard]] inline std::vector<std::int32_t> question_tokens(const Tokenizer& tokenizer, const ChatTemplate& form,
                                                                bool chat, const std::string& prompt,
                                                                const std::vector<Message>& history) {
+  check_utf8(prompt, chat ? "the question" : "the prompt");
+  for (const Message& message : history) check_utf8(message.content, concat("a message of the ", message.role));
   if (chat) {
     std::vector<Message> messages = history;
     messages.push_back({"user", prompt});

@@ -12,6 +12,7 @@
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/message.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -36,10 +37,12 @@ struct Question {
     return questions;
   }
   const std::string text = read_text(file, std::size_t{1} << 20);
+  int number = 0;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     std::string line = text.substr(at, end - at);
     at = end + 1;
+    check_utf8(line, concat(file.string(), ':', ++number));
     while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
     if (line.empty()) continue;
     questions.push_back({false, line, {}});

@@ -11,8 +11,9 @@ inline namespace v0 {
 namespace run {
 
 /// Writes the documents to `request.out`. Throws Error: (usage) unless that is a .jsonl file, and without a prompt
-/// where no mark begins a text of the model; (input) when no text reached its end; (interrupted) when progress asks to
-/// stop, after the documents that were complete then are written; and as Engine does.
+/// where no mark begins a text of the model; (input) when no text reached its end, or the prompt is not UTF-8;
+/// (interrupted) when progress asks to stop, after the documents that were complete then are written; and as Engine
+/// does.
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress);
 
 }  // namespace run
@@ -32,6 +33,7 @@ QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress)
 #include "qlora/run/engine.hpp"
 #include "qlora/text/document.hpp"
 #include "qlora/text/recalled.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -39,6 +41,7 @@ namespace run {
 
 QLORA_STEP RecallResult recall(const RecallRequest& request, Progress& progress) {
   if (request.out.extension() != ".jsonl") throw Error("--out must end in .jsonl", ErrorKind::usage);
+  check_utf8(request.recall.prompt, "--prompt");
   Engine engine(request.model, {.base = request.weights.base, .device = request.device, .chat = request.chat});
   say_note(engine.model(), progress);
   const std::string& prompt = request.recall.prompt;

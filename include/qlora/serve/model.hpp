@@ -30,6 +30,7 @@
 #include "qlora/serve/metrics.hpp"
 #include "qlora/serve/service.hpp"
 #include "qlora/text/prompt.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -187,7 +188,7 @@ class ServedModel {
     if (tokenizer().is_control(id)) return tokenizer().piece(id);
     const std::string bytes = tokenizer().surface(id);
     for (std::size_t at = 0; at < bytes.size();) {
-      const std::size_t length = sentencepiece_scan::utf8_length(std::string_view(bytes).substr(at));
+      const std::size_t length = utf8_length(std::string_view(bytes).substr(at));
       if (length == 0) return escaped(bytes);
       at += length;
     }

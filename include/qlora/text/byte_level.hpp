@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -33,7 +33,7 @@ inline constexpr std::array<int, 0x144> byte_of_code_point = [] {
 [[nodiscard]] inline std::optional<std::string> bytes_of(std::string_view piece) {
   std::string bytes;
   while (!piece.empty()) {
-    const std::size_t length = sentencepiece_scan::utf8_length(piece);
+    const std::size_t length = utf8_length(piece);
     if (length == 0 || length > 2) return std::nullopt;
     const auto first = static_cast<unsigned char>(piece[0]);
     const std::size_t point =

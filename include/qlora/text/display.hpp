@@ -15,7 +15,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/text/packing.hpp"
-#include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -33,7 +33,7 @@ namespace detail {
   constexpr std::string_view digits = "0123456789ABCDEF";
   std::string out;
   while (!text.empty()) {
-    const std::size_t length = sentencepiece_scan::utf8_length(text);
+    const std::size_t length = utf8_length(text);
     const auto first = static_cast<unsigned char>(text[0]);
     const bool c1 = length == 2 && first == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;
     if (first == '\n') {

@@ -24,6 +24,7 @@
 #include "qlora/io/sha256.hpp"
 #include "qlora/net/shown.hpp"
 #include "qlora/text/message.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -44,48 +45,12 @@ inline constexpr std::size_t max_document_bytes = std::size_t{64} << 20;
 /// Deepest nesting in a JSON line; unknown keys may hold any value within this depth.
 inline constexpr int max_document_nesting = 64;
 
-/// Bytes of the well-formed UTF-8 sequence at the start of `text` (Unicode table 3-7), 0 if there is none.
-[[nodiscard]] inline std::size_t utf8_sequence_length(std::string_view text) noexcept {
-  if (text.empty()) return 0;
-  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned lead = at(0);
-  if (lead < 0x80) return 1;
-  const std::size_t n = lead >= 0xC2 && lead <= 0xDF   ? 2U
-                        : (lead & 0xF0U) == 0xE0       ? 3U
-                        : lead >= 0xF0 && lead <= 0xF4 ? 4U
-                                                       : 0U;
-  if (n == 0 || text.size() < n) return 0;
-  const unsigned low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-  const unsigned high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-  if (at(1) < low || at(1) > high) return 0;
-  for (std::size_t i = 2; i < n; ++i)
-    if ((at(i) & 0xC0U) != 0x80) return 0;
-  return n;
-}
-
-/// Offset of the first byte that is not part of well-formed UTF-8; npos if all of it is.
-[[nodiscard]] inline std::size_t find_invalid_utf8(std::string_view text) noexcept {
-  for (std::size_t i = 0; i < text.size();) {
-    const std::size_t n = utf8_sequence_length(text.substr(i));
-    if (n == 0) return i;
-    i += n;
-  }
-  return std::string_view::npos;
-}
-
 namespace detail {
 
 [[nodiscard]] inline std::string messages_json(const std::vector<Message>& messages) {
   auto list = nlohmann::ordered_json::array();
   for (const Message& m : messages) list.push_back({{"role", m.role}, {"content", m.content}});
   return list.dump();
-}
-
-inline void check_utf8(std::string_view text, std::string_view where) {
-  const std::size_t bad = find_invalid_utf8(text);
-  if (bad != std::string_view::npos)
-    throw Error(
-        concat(where, ": byte ", bad + 1, " is not valid UTF-8; convert the text (iconv -t utf-8) and try again"));
 }
 
 /// Parses one line; refuses a key given twice (the parser would keep the last silently) and deep nesting.
@@ -355,7 +320,7 @@ void for_each_document(const std::filesystem::path& path, const Use& use) {
   });
   refuse_lfs_pointer(text, name);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
-  detail::check_utf8(text, name);
+  check_utf8(text, name);
   while (text.ends_with('\n')) text.pop_back();
   use(make_document(name, path.stem().string(), std::move(text)), name);
 }

@@ -23,6 +23,7 @@
 #include "qlora/text/bpe.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/token_finder.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -46,7 +47,7 @@ class PieceBpe {
     std::size_t done = 0;
     const auto add_characters = [&](std::size_t end) {
       while (done < end) {
-        const std::size_t length = sentencepiece_scan::utf8_length(std::string_view(normal).substr(done));
+        const std::size_t length = utf8_length(std::string_view(normal).substr(done));
         add_character(std::string_view(normal).substr(done, length), merger);
         done += length;
       }
@@ -68,7 +69,7 @@ class PieceBpe {
 
   [[nodiscard]] static std::string normalized(std::string_view text, bool first) {
     std::string valid;
-    if (!sentencepiece_scan::is_utf8(text)) {
+    if (!is_utf8(text)) {
       valid = sentencepiece_scan::with_replacement_characters(text);
       text = valid;
     }
@@ -120,7 +121,7 @@ class PieceBpe {
       if (kind == Kind::user_defined) defined_.add(text, i);
       if (kind != Kind::normal) continue;
       symbols.emplace(text, id);
-      if (sentencepiece_scan::utf8_length(text) == text.size()) characters_.emplace(code_of(text), id);
+      if (utf8_length(text) == text.size()) characters_.emplace(code_of(text), id);
       scores.push_back(score);
     }
     std::sort(scores.begin(), scores.end(), std::greater<>());
@@ -140,7 +141,7 @@ class PieceBpe {
       const auto place = std::lower_bound(scores.begin(), scores.end(), score, std::greater<>());
       const auto rank = static_cast<std::uint32_t>(place - scores.begin());
       for (std::size_t at = 0; at < text.size();) {
-        at += sentencepiece_scan::utf8_length(std::string_view(text).substr(at));
+        at += utf8_length(std::string_view(text).substr(at));
         if (at == text.size()) break;
         const auto left = symbols.find(std::string_view(text).substr(0, at));
         if (left == symbols.end()) continue;
@@ -157,7 +158,7 @@ class PieceBpe {
   /// Characters of a piece that are no piece have ids behind the last piece while they are merged.
   void add_lone_characters(std::string_view text, std::unordered_map<std::string_view, std::int32_t>& symbols) {
     for (std::size_t at = 0; at < text.size();) {
-      const std::string_view character = text.substr(at, sentencepiece_scan::utf8_length(text.substr(at)));
+      const std::string_view character = text.substr(at, utf8_length(text.substr(at)));
       at += character.size();
       const auto [entry, is_new] = symbols.emplace(character, vocab_ + static_cast<std::int32_t>(lone_.size()));
       if (!is_new) continue;

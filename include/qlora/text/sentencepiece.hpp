@@ -22,6 +22,7 @@
 #include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/text_pieces.hpp"
 #include "qlora/text/tokenizer_model.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -127,7 +128,7 @@ class SentencePieceModel final : public TokenizerModel {
 
   [[nodiscard]] bool encode_windows(std::string_view text, std::vector<std::int32_t>& ids) const {
     std::string valid;
-    if (!sentencepiece_scan::is_utf8(text)) {
+    if (!is_utf8(text)) {
       valid = sentencepiece_scan::with_replacement_characters(text);
       text = valid;
     }

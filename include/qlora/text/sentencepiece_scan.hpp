@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -45,34 +46,6 @@ inline constexpr std::size_t max_piece_bytes = 256;  // longer ones overflow the
 inline constexpr std::size_t max_merges = std::size_t{1} << 21;  // LLaMA-2 has 61,249
 /// U+2581, which stands for a space in pieces.
 inline constexpr std::string_view space_symbol = "\xE2\x96\x81";
-
-/// Length of the UTF-8 character at the front of `text`, 0 where there is none (empty, cut short, overlong, surrogate).
-[[nodiscard]] inline std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const auto follows = [&](std::size_t i) { return i < text.size() && (byte(i) & 0xC0U) == 0x80U; };
-  if (text.empty()) return 0;
-  const unsigned first = byte(0);
-  if (first < 0x80U) return 1;
-  if (first < 0xC2U || first > 0xF4U || !follows(1)) return 0;
-  if (first < 0xE0U) return 2;
-  const unsigned second = byte(1);
-  if (first < 0xF0U) {
-    if ((first == 0xE0U && second < 0xA0U) || (first == 0xEDU && second > 0x9FU)) return 0;
-    return follows(2) ? 3 : 0;
-  }
-  if ((first == 0xF0U && second < 0x90U) || (first == 0xF4U && second > 0x8FU)) return 0;
-  return follows(2) && follows(3) ? 4 : 0;
-}
-
-/// Whether the whole text is well-formed UTF-8.
-[[nodiscard]] inline bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const std::size_t length = utf8_length(text);
-    if (length == 0) return false;
-    text.remove_prefix(length);
-  }
-  return true;
-}
 
 /// The text with U+FFFD for each byte that is no part of UTF-8.
 [[nodiscard]] inline std::string with_replacement_characters(std::string_view text) {

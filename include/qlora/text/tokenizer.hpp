@@ -24,6 +24,7 @@
 #include "qlora/text/tokenizer_directory.hpp"
 #include "qlora/text/tokenizer_json.hpp"
 #include "qlora/text/tokenizer_model.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -170,7 +171,7 @@ class StreamDecoder {
     std::string out;
     std::string_view rest = held_;
     while (!rest.empty()) {
-      const std::size_t length = sentencepiece_scan::utf8_length(rest);
+      const std::size_t length = utf8_length(rest);
       if (length == 0 && !all && may_grow(rest)) break;
       if (length == 0) {
         out += "\xEF\xBF\xBD";
@@ -189,7 +190,7 @@ class StreamDecoder {
       std::string longer(bytes);
       while (longer.size() < 4) {
         longer += low;
-        if (sentencepiece_scan::utf8_length(longer) == longer.size()) return true;
+        if (utf8_length(longer) == longer.size()) return true;
       }
     }
     return false;

@@ -24,6 +24,7 @@
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/text/sentencepiece_scan.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -70,7 +71,7 @@ using Ordered = nlohmann::ordered_json;
     const std::size_t before = merges.size();
     std::size_t left_characters = 0;
     for (std::size_t at = 0; at < text.size();) {
-      at += sentencepiece_scan::utf8_length(text.substr(at));
+      at += utf8_length(text.substr(at));
       ++left_characters;
       const auto left = ids.find(text.substr(0, at)), right = ids.find(text.substr(at));
       if (at == text.size() || left == ids.end() || right == ids.end()) continue;

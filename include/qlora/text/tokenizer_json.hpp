@@ -27,6 +27,7 @@
 #include "qlora/text/tokenizer_json_stages.hpp"
 #include "qlora/text/tokenizer_model.hpp"
 #include "qlora/text/tokenizer_stages.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -62,7 +63,7 @@ class JsonTokenizer final : public TokenizerModel {
   /// The same, where special tokens that the text spells may become their ids.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, SpecialTokens special) const {
     std::string valid;
-    if (!sentencepiece_scan::is_utf8(text)) {
+    if (!is_utf8(text)) {
       valid = sentencepiece_scan::with_replacement_characters(text);
       text = valid;
     }
@@ -75,7 +76,7 @@ class JsonTokenizer final : public TokenizerModel {
     return std::move(out.ids);
   }
   [[nodiscard]] MarkedIds encode_marked(const ChatText& chat) const override {
-    if (!sentencepiece_scan::is_utf8(chat.text)) throw Error("a message holds bytes that are not UTF-8");
+    if (!is_utf8(chat.text)) throw Error("a message holds bytes that are not UTF-8");
     MarkedIds out;
     Encoding encoding{BpeMerger(merges_), {}, {}};
     const auto is_mark = [&](std::size_t begin, std::size_t end) {
@@ -187,8 +188,7 @@ class JsonTokenizer final : public TokenizerModel {
           begin = character_before(text, begin);
       }
       if (token.rstrip) {
-        while (end < text.size() && is_white_space(code_point(text, end)))
-          end += sentencepiece_scan::utf8_length(text.substr(end));
+        while (end < text.size() && is_white_space(code_point(text, end))) end += utf8_length(text.substr(end));
       }
       if (done < begin) use(-1, done, begin);
       use(token.id, begin, end);
@@ -199,7 +199,7 @@ class JsonTokenizer final : public TokenizerModel {
 
   [[nodiscard]] bool is_word_character(std::string_view text, std::size_t at) const {
     bool found = false;
-    const std::string_view character = text.substr(at, sentencepiece_scan::utf8_length(text.substr(at)));
+    const std::string_view character = text.substr(at, utf8_length(text.substr(at)));
     word_->for_each_match(character, [&](std::size_t, std::size_t) { found = true; });
     return found;
   }
@@ -226,7 +226,7 @@ class JsonTokenizer final : public TokenizerModel {
   void merge_word(std::string_view word, BpeMerger& merger, std::vector<std::int32_t>& ids) const {
     merger.clear();
     for (std::string_view rest = word; !rest.empty();) {
-      const std::size_t length = byte_level_ ? 1 : sentencepiece_scan::utf8_length(rest);
+      const std::size_t length = byte_level_ ? 1 : utf8_length(rest);
       add_symbol(rest.substr(0, length), merger);
       rest.remove_prefix(length);
     }

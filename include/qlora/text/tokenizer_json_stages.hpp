@@ -11,8 +11,8 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
-#include "qlora/text/sentencepiece_scan.hpp"
 #include "qlora/text/tokenizer_stages.hpp"
+#include "qlora/text/utf8.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -36,7 +36,7 @@ inline void flatten(const Json& value, const char* list, const std::string& wher
 /// What Metaspace puts for a space: one character.
 [[nodiscard]] inline std::string replacement(const Json& step, const std::string& where) {
   std::string mark = json_string_or(step, "replacement", where, "\xE2\x96\x81");
-  if (mark.empty() || sentencepiece_scan::utf8_length(mark) != mark.size())
+  if (mark.empty() || utf8_length(mark) != mark.size())
     refuse(where, "the replacement of Metaspace", "is not one character");
   return mark;
 }

@@ -16,7 +16,9 @@
 #include <vector>
 
 #include "qlora/error.hpp"
-#include "qlora/text/document.hpp"
+#include "qlora/text/utf8.hpp"
+#include "qlora/web/ascii.hpp"
+#include "qlora/web/head_scan.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -26,28 +28,6 @@ namespace web {
 inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";
 
 namespace detail {
-
-[[nodiscard]] constexpr bool is_space(char c) noexcept {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\f';
-}
-[[nodiscard]] constexpr bool is_letter(char c) noexcept { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-[[nodiscard]] constexpr bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
-[[nodiscard]] constexpr char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
-[[nodiscard]] inline std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = lower(c);
-  return out;
-}
-[[nodiscard]] inline std::string_view trim(std::string_view text) noexcept {
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
-}
-
-template <std::size_t N>
-[[nodiscard]] bool one_of(std::string_view name, const std::array<std::string_view, N>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 /// Appends a code point; surrogates and numbers past U+10FFFF become U+FFFD.
 inline void append_utf8(std::string& out, std::uint32_t code) {
@@ -130,7 +110,7 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
 [[nodiscard]] inline std::string decode_utf8(std::string_view bytes, std::size_t& good, std::size_t& bad) {
   std::string out;
   for (std::size_t i = 0; i < bytes.size();) {
-    const std::size_t n = utf8_sequence_length(bytes.substr(i));
+    const std::size_t n = utf8_length(bytes.substr(i));
     good += n > 1;
     bad += n == 0;
     out += n == 0 ? replacement_character : bytes.substr(i, n);
@@ -225,128 +205,6 @@ inline constexpr std::string_view encoding_table =
   return std::string(encoding_table.substr(line, encoding_table.find(' ', line) - line));
 }
 
-/// Value of charset= in a Content-Type or in the content attribute of a <meta>.
-[[nodiscard]] inline std::string charset_parameter(std::string_view text) {
-  const std::string low = lower(text);
-  std::size_t at = 0;
-  while ((at = low.find("charset", at)) != std::string::npos) {
-    at += 7;
-    std::size_t i = at;
-    while (i < low.size() && is_space(low[i])) ++i;
-    if (i == low.size() || low[i] != '=') continue;
-    ++i;
-    while (i < low.size() && (is_space(low[i]) || low[i] == '"' || low[i] == '\'')) ++i;
-    const std::size_t end = low.find_first_of("\"'; \t\r\n>", i);
-    return low.substr(i, end == std::string::npos ? end : end - i);
-  }
-  return {};
-}
-
-/// What the head of a page says of itself.
-struct HeadLabels {
-  std::string meta;      ///< label of the first <meta> that names an encoding
-  std::string language;  ///< lang of <html>
-};
-
-/// Reads the tags up to <body>, as a browser does: comments, scripts and styles hold no tags.
-class HeadScan {
- public:
-  explicit HeadScan(std::string_view page) : page_(page) {}
-
-  [[nodiscard]] HeadLabels run() {
-    HeadLabels found;
-    while ((at_ = page_.find('<', at_)) != none) {
-      if (page_.substr(at_, 4) == "<!--") {
-        past("-->", at_ + 2);
-        continue;
-      }
-      const std::size_t letter = at_ + (page_.substr(at_, 2) == "</" ? 2 : 1);
-      if (letter >= page_.size() || !is_letter(page_[letter])) {
-        ++at_;
-        continue;
-      }
-      const bool closes = letter == at_ + 2;
-      std::size_t end = letter;
-      while (end < page_.size() && end - letter < 12 && !is_space(page_[end]) && page_[end] != '>' && page_[end] != '/')
-        ++end;
-      const std::string name = lower(page_.substr(letter, end - letter));
-      if (name == "body" && !closes) break;
-      at_ = end;
-      std::string charset;
-      std::string content;
-      bool declares = false;
-      attributes([&](const std::string& key, std::string_view value) {
-        if (key == "charset" && charset.empty()) charset = trim(value);
-        if (key == "content" && content.empty()) content = value;
-        if (key == "http-equiv") declares = lower(trim(value)) == "content-type";
-        if ((key == "lang" || key == "xml:lang") && name == "html" && found.language.empty())
-          found.language = lower(trim(value));
-      });
-      if (name == "meta" && found.meta.empty()) {
-        if (charset.empty() && declares) charset = charset_parameter(content);
-        found.meta = lower(charset).substr(0, 64);
-      }
-      if (!closes && (name == "script" || name == "style")) past("</" + name, at_);
-    }
-    return found;
-  }
-
- private:
-  static constexpr std::size_t none = std::string_view::npos;
-
-  /// Moves behind `end`, in any case of letters; to the end of the page if there is none.
-  void past(const std::string& end, std::size_t from) {
-    for (at_ = from; (at_ = page_.find(end.substr(0, 2), at_)) != none; ++at_)
-      if (lower(page_.substr(at_, end.size())) == end) break;
-    at_ = at_ == none ? page_.size() : at_ + end.size();
-  }
-
-  template <class Use>
-  void attributes(const Use& use) {
-    while (true) {
-      while (at_ < page_.size() && (is_space(page_[at_]) || page_[at_] == '/')) ++at_;
-      if (at_ >= page_.size() || page_[at_] == '>') return;
-      std::size_t end = page_.find_first_of("= \t\n\r\f/>", at_ + 1);
-      const std::string key = lower(page_.substr(at_, std::min<std::size_t>(end == none ? none : end - at_, 32)));
-      at_ = std::min(end, page_.size());
-      std::size_t next = page_.find_first_not_of(" \t\n\r\f", at_);
-      if (next == none || page_[next] != '=') {
-        use(key, {});
-        continue;
-      }
-      at_ = std::min(page_.find_first_not_of(" \t\n\r\f", next + 1), page_.size());
-      const char quote = at_ < page_.size() ? page_[at_] : '>';
-      if (quote == '"' || quote == '\'') {
-        end = page_.find(quote, at_ + 1);
-        if (end == none) {
-          at_ = page_.size();
-          return;
-        }
-        use(key, page_.substr(at_ + 1, end - at_ - 1));
-        at_ = end + 1;
-      } else {
-        end = std::min(page_.find_first_of(" \t\n\r\f>", at_), page_.size());
-        use(key, page_.substr(at_, end - at_));
-        at_ = end;
-      }
-    }
-  }
-
-  std::string_view page_;
-  std::size_t at_ = 0;
-};
-
-/// Label of an XML declaration at the start.
-[[nodiscard]] inline std::string xml_label(std::string_view page) {
-  page = trim(page.substr(0, 1024));
-  if (!page.starts_with("<?xml")) return {};
-  page = page.substr(0, page.find('>'));
-  const std::size_t at = page.find("encoding");
-  const std::size_t open = at == std::string_view::npos ? at : page.find_first_of("\"'", at);
-  if (open == std::string_view::npos) return {};
-  return lower(page.substr(open + 1, page.find(page[open], open + 1) - open - 1));
-}
-
 /// Encodings of pages in a language that say nothing of theirs (Encoding Standard and HTML, "determining the character
 /// encoding"), the stricter first.
 [[nodiscard]] inline std::vector<std::string> usual_encodings(std::string_view language) {
@@ -407,11 +265,11 @@ struct Decoded {
 };
 
 /// Decodes a page. What names the encoding, in this order: a byte order mark, the Content-Type, a meta element, an
-/// XML declaration; without any of them UTF-8 if the bytes are that, then what pages in the page's language use, then
-/// windows-1252. A label that the bytes contradict is passed over: UTF-8 with more broken than good sequences, UTF-16
-/// without a zero byte, any other over 64 bytes beyond ASCII that are valid UTF-8 (no text of another encoding is that
-/// by chance; two are enough against a Content-Type of windows-1252, which servers add to any page), and that
-/// Content-Type over a text that is hardly in it.
+/// XML declaration; without any of them UTF-16 if the first tag is in it, UTF-8 if the bytes are that, all but a few,
+/// then what pages in the page's language use, then windows-1252. A label that the bytes contradict is passed over:
+/// UTF-8 with more broken than good sequences, UTF-16 without a zero byte, any other over 64 bytes beyond ASCII that
+/// are valid UTF-8 (no text of another encoding is that by chance; two are enough against a Content-Type of
+/// windows-1252, which servers add to any page), and that Content-Type over a text that is hardly in it.
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
   Decoded page;
   std::size_t good = 0;
@@ -427,10 +285,12 @@ struct Decoded {
   for (const auto& [mark, name] :
        {std::pair{"\xEF\xBB\xBF"sv, "UTF-8"}, {"\xFF\xFE"sv, "UTF-16LE"}, {"\xFE\xFF"sv, "UTF-16BE"}})
     if (bytes.starts_with(mark) && take(name, bytes.substr(mark.size()))) return page;
-  const bool is_utf8 = find_invalid_utf8(bytes) == std::string_view::npos;
+  if (const std::string name = detail::unmarked_utf16(bytes); !name.empty() && take(name, bytes)) return page;
+  const bool all_utf8 = find_invalid_utf8(bytes) == std::string_view::npos;
   const auto beyond_ascii =
       std::count_if(bytes.begin(), bytes.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80; });
-  const detail::HeadLabels head = detail::HeadScan(bytes).run();
+  const detail::HeadLabels head =
+      detail::HeadScan(bytes).run([](const std::string& label) { return !detail::encoding_of(label).empty(); });
   const std::string header = detail::charset_parameter(content_type);
   const std::array<std::string, 3> labels = {header, head.meta, detail::xml_label(bytes)};
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -450,11 +310,12 @@ struct Decoded {
       else if (bytes.substr(0, 4096).find('\0') == std::string_view::npos)
         continue;
     }
-    if (name == "CP1252" && from_header && !is_utf8 && detail::contradicts_windows_1252(bytes)) continue;
-    if (name != "UTF-8" && is_utf8 && beyond_ascii >= (name == "CP1252" && from_header ? 2 : 64)) continue;
+    if (name == "CP1252" && from_header && !all_utf8 && detail::contradicts_windows_1252(bytes)) continue;
+    if (name != "UTF-8" && all_utf8 && beyond_ascii >= (name == "CP1252" && from_header ? 2 : 64)) continue;
     if (take(name, bytes)) return page;
   }
-  if (is_utf8 && take("UTF-8", bytes)) return page;
+  // A page that was cut, or into which a few bytes were pasted, is UTF-8 still.
+  if (take("UTF-8", bytes) && (all_utf8 || (good >= 8 && bad * 16 <= good))) return page;
   for (const std::string& name : detail::usual_encodings(head.language))
     if (take(name, bytes) && page.text.find(replacement_character) == std::string::npos) return page;
   (void)take("CP1252", bytes);
@@ -490,7 +351,8 @@ struct Decoded {
     if (bytes.starts_with(start)) return std::string(name);
   if (bytes.size() >= 12 && bytes.starts_with("RIFF")) return "RIFF media (WebP, WAV or AVI)";
   if (bytes.size() >= 12 && bytes.substr(4, 4) == "ftyp") return "MP4 or HEIF media";
-  if (bytes.starts_with("\xFF\xFE") || bytes.starts_with("\xFE\xFF")) return {};
+  if (bytes.starts_with("\xFF\xFE") || bytes.starts_with("\xFE\xFF") || !detail::unmarked_utf16(bytes).empty())
+    return {};
   // WHATWG MIME sniffing, "binary data byte"; a few stray ones are an editor's accident, not a format.
   const std::string_view head = bytes.substr(0, 4096);
   const auto odd = std::count_if(head.begin(), head.end(), [](char c) {
