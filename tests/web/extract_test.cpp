@@ -259,6 +259,28 @@ TEST_CASE("code, tables, formulas and repetition keep their form") {
              "<span class=expand-icon aria-hidden=true>+</span><div style='display:none'>C.</div>") == "Q?\nA.\nB.");
 }
 
+TEST_CASE("roles, attributes and styles count as elements do") {
+  const auto text = [](const std::string& html) { return web::extract(html).text; };
+  CHECK(text("<p>Ages:<div role=table><div role=row><span role=columnheader>Name</span><span role=columnheader>Age"
+             "</span></div><div role=row><span role=cell>Ann</span><span role=cell>7</span></div></div>") ==
+        "Ages:\nName: Age\nAnn: 7");
+  CHECK(text("<p>So:<div style='white-space: pre'>a\n  b</div>") == "So:\na\n  b");
+  CHECK(text("<p style='white-space: pre-wrap'>a\n  b") == "a b");
+  CHECK(text("<table><tr><td rowspan=0>Pot<td>9<tr><td>10</table><table><tr><td>x<td>y</table>") ==
+        "Pot: 9\nPot: 10\nx: y");
+  CHECK(text("<p>e<sup>x+y</sup>, x<sub>n-1</sub>, 10<sup>-3</sup>, 2<sup>1</sup>/<sub>2</sub>, <sup>3</sup>&frasl;"
+             "<sub>4</sub>, SO<sub>4</sub><sup>2-</sup>") ==
+        "e^(x+y), x_(n-1), 10^-3, 2 1/2, 3\xE2\x81\x84"
+        "4, SO4^2-");
+  CHECK(text("<p>So <script type='math/tex'>a<b</script> and<script>if (a<b) c();</script>.") == "So a<b and .");
+  // What a button or a link of the text opens; menus, and what nothing opens, stay hidden.
+  CHECK(text("<p>Q:</p><button aria-expanded=false aria-controls='x y'>Is it loud?</button><div id=y hidden>No.</div>"
+             "<button aria-haspopup=true aria-expanded=false aria-controls=z>Share</button><div id=z hidden>Mail</div>"
+             "<div id=w hidden>Never</div>") == "Q:\nIs it loud?\nNo.");
+  CHECK(text("<p>Q:</p><a data-toggle=collapse href='#c'>Is it loud?</a><div id=c class=collapse>No.</div>") ==
+        "Q:\nIs it loud?\nNo.");
+}
+
 TEST_CASE("what surrounds an article goes, in any of the usual forms") {
   const std::string story =
       "<p>The old mill at the river was sold on Monday to a family from the next valley.</p>"
@@ -286,6 +308,53 @@ TEST_CASE("what surrounds an article goes, in any of the usual forms") {
     std::string html = around;
     html.replace(html.find('@'), 1, story);
     CHECK_MESSAGE(web::extract(html).text == expected, around);
+  }
+}
+
+TEST_CASE("posts of a forum and a wiki's sections are kept, what stands beside them goes") {
+  const std::string question = "My engine stalls at idle once it is warm, and new plugs made no difference to that.";
+  const std::string answer = "Look at the idle control valve. Mine was full of soot, and needed nothing but a cleaner.";
+  const auto post = [](const std::string& text) {
+    return "<div class=post><dl class=postprofile><dt><a>bob</a></dt><dd>Posts: 412</dd></dl><div class=inner><div>" +
+           text + "</div><div class=signature>There is no replacement for displacement.</div></div></div>";
+  };
+  CHECK(web::extract("<body>" + post(question) + post(answer) +
+                     "<div class='stat-block online-list'><p>Users browsing this forum: 3 guests.</p></div>")
+            .text == question + "\n" + answer);
+  const auto rated = [](const std::string& text) {
+    return "<div class=answer><div class=votecell><div class=js-vote-count>42</div></div><div class=text>" + text +
+           "</div><div class=user-info><div>answered May 3</div><span>12.3k</span></div></div>";
+  };
+  CHECK(web::extract("<body>" + rated(question) + rated(answer)).text == question + "\n" + answer);
+  // A page of comments alone: these are its text, and the rest of it is not.
+  CHECK(web::extract("<body><table class=comment-tree><tr><td><span class=byline>bob, 3 hours ago</span><div>" +
+                     question + "</div><tr><td><div>" + answer +
+                     "</div></table><p class=footer>Guidelines and other things.</p>")
+            .text == question + "\n" + answer);
+  CHECK(web::extract("<body><h2><span class=mw-headline>Course</span><span class=mw-editsection>[<a>edit</a>]</span>"
+                     "</h2><p>" +
+                     question + "</p><div class=thumbcaption>The river at Dresden</div><p>" + answer +
+                     "</p><h2>References</h2><div class=reflist><ol><li>Jakubec, Ivan. Rivers. 2001.</li></ol></div>")
+            .text == "Course\n" + question + "\n" + answer);
+}
+
+TEST_CASE("lines that sites of other languages put into a text go, and sentences that only mention them stay") {
+  const std::string first = "The committee spent most of the spring arguing about the width of the new bridge.";
+  const std::string last = "A second survey is due before the end of the year; until then the bridge stays open.";
+  const auto between = [&](const std::string& line) {
+    return web::extract("<article><p>" + first + "</p><p>" + line + "</p><p>" + last + "</p></article>").text;
+  };
+  for (const char* line :
+       {"Материалы по теме", "Нашли опечатку? Выделите текст и нажмите Ctrl+Enter", "Подпишитесь на наш канал",
+        "责任编辑:李四", "（责任编辑:李四）", "延伸阅读:旧桥的历史", "اقرأ أيضا: تاريخ الجسر", "あわせて読みたい",
+        "무단전재 및 재배포 금지", "Διαβάστε επίσης: η γέφυρα", "Xem thêm: cây cầu cũ",
+        "Still have questions? Contact us!", "Copyright 2026 The Daily", "Copyright ⓒ 2026", "ⓒ 2026"}) {
+    CAPTURE(line);
+    CHECK(between(line) == first + "\n" + last);
+  }
+  for (const std::string line : {"Он сказал: материалы по теме есть в архиве.", "编辑部的责任编辑说,旧桥将继续开放。",
+                                 "Copyright is what the two towns argued about in court."}) {
+    CHECK(between(line) == first + "\n" + line + "\n" + last);
   }
 }
 

@@ -116,13 +116,31 @@ class BlockBuilder {
     return raw.data == nullptr ? std::string_view() : std::string_view(raw.data, raw.length);
   }
 
+  [[nodiscard]] bool is_opened_by_button(const GumboVector& attributes) const {
+    bool opened = false;
+    for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+      if (key != "id" || value.empty() || value.size() > 100) return;
+      opened = opened_ids_.find(concat(" ", value, " ")) != std::string::npos;
+    });
+    return opened;
+  }
+
+  /// Remembers what a button of the text opens.
+  void note_disclosure(const GumboVector& attributes, unsigned here) {
+    const Disclosure found = disclosure_of(attributes);
+    if (!found.toggles || (here & (in_chrome | in_suspect)) != 0 || found.what.size() > 1000) return;
+    if (opened_ids_.size() < (std::size_t{64} << 10)) opened_ids_ += concat(found.what, " ");
+  }
+
   void start(const GumboNode& node) {
     Node made;
     made.parent = stack_.empty() ? 0 : stack_.back().node;
     made.name = name_of(node);
     const unsigned outside = place();
     const GumboVector& attributes = node.v.element.attributes;
-    made.own = own_place(made.name, attributes, outside);
+    if (const std::string_view part = table_part_of(made.name, attributes); !part.empty()) made.name = part;
+    made.own = own_place(made.name, attributes, outside, is_opened_by_button(attributes));
+    note_disclosure(attributes, outside | made.own);
     if (is_heading_button(made.name, attributes, is_inside_text())) made.own &= ~unsigned{in_hidden};
     if (made.name == "tr") numbered_row_ = false;
     if (is_line_number(made.name, node)) {
@@ -289,7 +307,8 @@ class BlockBuilder {
         table.row_open = table.cell_open = true;
         table.rowspan = table.colspan = 1;
         for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
-          if (key == "rowspan") table.rowspan = std::clamp<std::size_t>(small_number(value), 1, 1000);
+          if (key == "rowspan")  // 0: all rows that follow
+            table.rowspan = trim(value) == "0" ? 1000 : std::clamp<std::size_t>(small_number(value), 1, 1000);
           if (key == "colspan") table.colspan = std::clamp<std::size_t>(small_number(value), 1, 100);
         });
       }
@@ -322,24 +341,37 @@ class BlockBuilder {
     }
   }
 
-  /// 10<sup>23</sup> is written 10^23 and x<sub>i</sub> x_i; H<sub>2</sub>O and 1<sup>st</sup> read well as they are.
+  /// 10<sup>23</sup> is written 10^23, x<sub>i</sub> x_i, x<sup>n+1</sup> x^(n+1), 2<sup>1</sup>/<sub>2</sub> 2 1/2;
+  /// H<sub>2</sub>O and 1<sup>st</sup> read well as they are.
   void close_script(std::string_view name, std::size_t from) {
     std::string& text = current_.text;
     if (from == 0 || from >= text.size() || (place() & (in_link | in_pre)) != 0 || text[from - 1] == ' ') return;
     const std::string_view inside = std::string_view(text).substr(from);
     std::size_t digits = 0;
     std::size_t letters = 0;
-    std::size_t signs = 0;
-    for (std::size_t i = 0; i < inside.size(); ++i) {
-      digits += is_digit(inside[i]);
-      letters += is_letter(inside[i]);
-      signs += inside[i] == '-' || inside[i] == '+' || inside.substr(i).starts_with("\xE2\x88\x92") ||
-               inside.substr(i).starts_with("\xE2\x80\x93");
+    for (const char c : inside) {
+      digits += is_digit(c);
+      letters += is_letter(c);
     }
     if (inside.size() > 8 || inside.find('[') != std::string_view::npos || inside.find(' ') != std::string_view::npos)
       return;
-    if (name == "sup" ? digits > 0 || letters == 1 : letters > 0 && digits + letters + signs > 0 && letters <= 3)
-      text.insert(from, name == "sup" ? "^" : "_");
+    if (name == "sub" && digits == inside.size() && (text[from - 1] == '/' || ends_in_fraction_slash(text, from))) {
+      const std::size_t slash = text[from - 1] == '/' ? from - 1 : from - 3;
+      std::size_t above = slash;
+      while (above > 0 && is_digit(text[above - 1])) --above;
+      if (above > 0 && above < slash && text[above - 1] == '^') text[above - 1] = ' ';
+      return;
+    }
+    const std::size_t sign = inside.find_first_of("+-", 1);
+    const bool is_sum = letters + digits > 1 && sign != std::string_view::npos && sign + 1 < inside.size();
+    if (name == "sup" ? digits > 0 || letters == 1 || is_sum : letters > 0 && letters <= 3) {
+      if (is_sum) text += ')';
+      text.insert(from, is_sum ? (name == "sup" ? "^(" : "_(") : name == "sup" ? "^" : "_");
+    }
+  }
+
+  [[nodiscard]] static bool ends_in_fraction_slash(std::string_view text, std::size_t end) {
+    return text.substr(0, end).ends_with("\xE2\x81\x84");  // U+2044
   }
 
   void flush() {
@@ -393,6 +425,7 @@ class BlockBuilder {
   }
 
   std::vector<Element> stack_;
+  std::string opened_ids_ = " ";  ///< of what buttons of the text open, a space around each
   std::vector<List> lists_;
   std::vector<Table> tables_;
   Formula formula_;

@@ -220,6 +220,8 @@ inline void keep_headline(const BlockBuilder& page, std::uint32_t node, std::vec
   const double left = weights_of(page, without)[0];
   constexpr unsigned by_name = in_suspect | in_byline | in_caption;
   if (left < 300 && weights_of(page, without & ~by_name)[0] > 3 * left) without &= ~by_name;
+  // What readers wrote is the text of a page that has no other.
+  if (left == 0 && weights_of(page, without)[0] == 0) without = boilerplate_marks & ~in_comment;
   if (left == 0 && weights_of(page, without)[0] == 0) without = 0;
   const std::uint32_t node = main_node(page, without);
   const auto is_inside = [&](const Block& b) { return b.node >= node && b.node < page.nodes[node].end; };

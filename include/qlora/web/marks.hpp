@@ -44,6 +44,13 @@ enum Place : unsigned {
   return squeezed.find("display:none") != std::string::npos || squeezed.find("visibility:hidden") != std::string::npos;
 }
 
+/// Whether a style keeps line breaks and indents. "pre-wrap" does, too, but editors put it on any paragraph.
+[[nodiscard]] inline bool is_pre_style(std::string_view style) {
+  std::string squeezed = lower(style.substr(0, 4096)) + ";";
+  std::erase_if(squeezed, is_space);
+  return squeezed.find("white-space:pre;") != std::string::npos;
+}
+
 template <class Use>
 void for_each_attribute(const GumboVector& attributes, const Use& use) {
   for (unsigned i = 0; i < attributes.length; ++i) {
@@ -61,7 +68,7 @@ inline constexpr std::string_view suspect_words =
     "recommendations recirc advert adverts ads advertisement advertising ad promo promos promotion popup modal overlay "
     "lightbox banner skip pagination pager sponsored sponsor toolbar masthead teaser teasers widget widgets outbrain "
     "taboola trending popular mostread signup login signin register registration paywall printonly copyright legal "
-    "disclaimer hatnote navbox infobox toc editsection catlinks addthis sociable likes rating ratings votes poll "
+    "disclaimer hatnote navbox infobox toc catlinks addthis sociable likes rating ratings votes poll "
     "readmore donate donation carousel ticker topbar bottombar author authors authorbox bio autor auteur autore "
     // German, French, Spanish, Portuguese, Italian, Dutch, Polish, Nordic, Turkish, Indonesian, Czech
     "werbung anzeige anzeigen teilen verwandt fusszeile partage partager publicite publicidad publicidade pubblicita "
@@ -87,6 +94,15 @@ inline constexpr std::array<std::string_view, 34> body_names = {
     "newstext",           "newsbody",       "contentbody",   "contentarticle",    "articlecopy",
     "articleblock",       "fulltext",       "textoarticulo", "detailtext",        "artikeltext",
     "articlecontainer",   "singlecontent",  "pagecontent",   "articlebodywrapper"};
+
+/// Whole names, compared in the same way: who wrote a post of a forum, and how it was liked.
+inline constexpr std::array<std::string_view, 16> side_names = {
+    "userinfo",    "userdetails", "useractiontime", "postprofile",  "messageuser",      "messagecelluser",
+    "postersinfo", "votecell",    "votecount",      "jsvotecount",  "messagesignature", "postsignature",
+    "signature",   "onlinelist",  "reflist",        "referencelist"};
+/// Whole names of what is said about a picture.
+inline constexpr std::array<std::string_view, 6> caption_names = {"thumbcaption", "imgdescr",  "imgdesc",
+                                                                  "picdesc",      "photodesc", "gallerytext"};
 
 /// Bits of Place that each of the words stands for.
 [[nodiscard]] inline const std::unordered_map<std::string_view, unsigned>& word_places() {
@@ -130,6 +146,9 @@ inline constexpr std::array<std::string_view, 34> body_names = {
     if (!is_letter(c)) end_word();
     if (is_space(c)) {
       if (one_of(name, body_names)) place |= in_body;
+      if (one_of(name, side_names)) place |= in_suspect;
+      if (one_of(name, caption_names)) place |= in_caption;
+      if (name == "mweditsection") place |= in_hidden;  // in the middle of a heading
       entry = entry || name == "hentry" || name == "typepost";
       name.clear();
       before.clear();
@@ -158,6 +177,42 @@ inline constexpr std::array<std::string_view, 8> panel_elements = {"div", "secti
   for (const char* word : {"accordion", "faq", "question", "answer", "collaps", "expand", "disclosure"})
     if (low.find(word) != std::string::npos) return true;
   return false;
+}
+
+/// What a button or a link opens and closes.
+struct Disclosure {
+  bool toggles = false;   ///< it opens something, which is no menu
+  std::string_view what;  ///< ids of that, separated by spaces; may be empty
+};
+
+/// Reads the attributes of the disclosure pattern (WAI-ARIA) and of Bootstrap's collapse.
+[[nodiscard]] inline Disclosure disclosure_of(const GumboVector& attributes) {
+  Disclosure found;
+  bool expands = false;
+  bool has_menu = false;
+  for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+    expands = expands || key == "aria-expanded" ||
+              ((key == "data-toggle" || key == "data-bs-toggle") && lower(value) == "collapse");
+    has_menu = has_menu || key == "aria-haspopup";
+    if (key == "aria-controls") found.what = value;
+    if (key == "href" && value.starts_with('#') && found.what.empty()) found.what = value.substr(1);
+  });
+  found.toggles = expands && !has_menu;
+  return found;
+}
+
+/// The element of a table whose part a neutral element plays by its role; empty: none.
+[[nodiscard]] inline std::string_view table_part_of(std::string_view name, const GumboVector& attributes) {
+  if (name != "div" && name != "span") return {};
+  std::string_view part;
+  for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
+    if (key != "role") return;
+    if (value == "table" || value == "grid") part = "table";
+    if (value == "row") part = "tr";
+    if (value == "cell" || value == "gridcell" || value == "rowheader") part = "td";
+    if (value == "columnheader") part = "th";
+  });
+  return part;
 }
 
 /// Whether an element holds digits alone, or, where that is allowed, nothing.
@@ -201,8 +256,9 @@ inline constexpr std::array<std::string_view, 8> panel_elements = {"div", "secti
   return std::count_if(id.begin(), id.end(), [](char c) { return c == '-' || c == '_'; }) >= 3;
 }
 
-/// Bits of Place that an element adds; `outside` are those around it.
-[[nodiscard]] inline unsigned own_place(std::string_view name, const GumboVector& attributes, unsigned outside) {
+/// Bits of Place that an element adds; `outside` are those around it. `opened_later`: a button opens it.
+[[nodiscard]] inline unsigned own_place(std::string_view name, const GumboVector& attributes, unsigned outside,
+                                        bool opened_later) {
   unsigned place = 0;
   const bool inside = (outside & (in_main | in_article)) != 0;  // an article's own header and footer hold its text
   if (one_of(name, skipped_elements)) place |= in_hidden;
@@ -210,16 +266,16 @@ inline constexpr std::array<std::string_view, 8> panel_elements = {"div", "secti
   if (name == "form") place |= in_form;
   if (name == "main") place |= in_main;
   if (name == "article") place |= in_article;
-  if (name == "a") place |= in_link;
+  if (name == "a" && !disclosure_of(attributes).toggles) place |= in_link;
   if (name == "pre" || name == "listing" || name == "xmp") place |= in_pre;
   if (name == "figcaption") place |= in_caption;
   const bool named = name != "html" && name != "body";
   bool hidden = false;
-  bool opened_later = false;
   for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
     if ((key == "hidden" && lower(value) != "until-found") || (key == "aria-hidden" && value == "true") ||
         (key == "style" && is_hidden_style(value)))
       hidden = true;
+    if (key == "style" && is_pre_style(value)) place |= in_pre;
     if (key == "class" || key == "id") opened_later = opened_later || is_opened_later(value);
     if (key == "role") opened_later = opened_later || value == "region" || value == "tabpanel";
     if (key == "shadowrootmode") place &= ~unsigned{in_hidden};  // browsers show this template's content
@@ -239,7 +295,8 @@ inline constexpr std::array<std::string_view, 8> panel_elements = {"div", "secti
 /// A button that is the heading of what it opens.
 [[nodiscard]] inline bool is_heading_button(std::string_view name, const GumboVector& attributes, bool in_heading) {
   if (name != "button") return false;
-  bool opens = in_heading;
+  const Disclosure disclosure = disclosure_of(attributes);
+  bool opens = in_heading || (disclosure.toggles && !disclosure.what.empty());
   for_each_attribute(attributes, [&](std::string_view key, std::string_view value) {
     if (key == "class" || key == "id") opens = opens || is_opened_later(value);
   });

@@ -69,11 +69,39 @@ class Prescan {
       "b", "big", "code", "em", "font", "i", "nobr", "small", "s", "strike", "strong", "tt", "u"};
   static constexpr std::array<std::string_view, 6> raw_elements = {"textarea", "title",   "xmp",
                                                                    "iframe",   "noembed", "noframes"};
-  static constexpr std::array<std::string_view, 28> attributes_read = {
-      "id",       "class",    "hidden",   "aria-hidden", "style",    "role",       "href",
-      "itemprop", "itemtype", "property", "name",        "content",  "http-equiv", "rel",
-      "rowspan",  "colspan",  "start",    "value",       "reversed", "alttext",    "encoding",
-      "lang",     "type",     "open",     "charset",     "xml:lang", "aria-modal", "shadowrootmode"};
+  static constexpr std::array<std::string_view, 33> attributes_read = {"id",
+                                                                       "class",
+                                                                       "hidden",
+                                                                       "aria-hidden",
+                                                                       "style",
+                                                                       "role",
+                                                                       "href",
+                                                                       "aria-expanded",
+                                                                       "itemprop",
+                                                                       "itemtype",
+                                                                       "property",
+                                                                       "name",
+                                                                       "content",
+                                                                       "http-equiv",
+                                                                       "rel",
+                                                                       "aria-controls",
+                                                                       "rowspan",
+                                                                       "colspan",
+                                                                       "start",
+                                                                       "value",
+                                                                       "reversed",
+                                                                       "alttext",
+                                                                       "encoding",
+                                                                       "aria-haspopup",
+                                                                       "lang",
+                                                                       "type",
+                                                                       "open",
+                                                                       "charset",
+                                                                       "xml:lang",
+                                                                       "aria-modal",
+                                                                       "shadowrootmode",
+                                                                       "data-toggle",
+                                                                       "data-bs-toggle"};
 
   [[nodiscard]] char peek(std::size_t ahead) const { return at_ + ahead < page_.size() ? page_[at_ + ahead] : '\0'; }
 
@@ -183,7 +211,9 @@ class Prescan {
     }
     const std::string name = lower(raw.substr(0, 24));
     if (name == "script" || name == "style") {
+      const std::size_t content = at_;
       if (!skip_raw(name)) at_ = page_.size();
+      if (name == "script" && is_formula()) write_formula(page_.substr(content, at_ - content));
       out_ += ' ';
       return;
     }
@@ -203,6 +233,20 @@ class Prescan {
       open_.push_back({raw, block});
     }
     write(name);
+  }
+
+  /// Whether the script that was opened is a formula in TeX, as MathJax writes them.
+  [[nodiscard]] bool is_formula() const {
+    return std::any_of(attributes_.begin(), attributes_.end(), [](const Attribute& a) {
+      return a.name == "type" && lower(a.whole.substr(0, 40)).find("math/tex") != std::string::npos;
+    });
+  }
+
+  /// Puts a formula and the end tag behind it into the text.
+  void write_formula(std::string_view content) {
+    out_ += ' ';
+    for (const char c : content.substr(0, content.rfind("</")))
+      c == '<' ? out_ += "&lt;" : c == '&' ? out_ += "&amp;" : out_ += c;
   }
 
   /// <plaintext>: no tag follows.
