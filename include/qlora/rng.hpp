@@ -40,7 +40,8 @@ enum class RandomUse : std::uint32_t {
   weight_init = 3,
   order = 4,
   sampling = 5,
-  resampling = 6  ///< of the bootstrap
+  resampling = 6,  ///< of the bootstrap
+  low_rank = 7     ///< the first subspace of cpu/low_rank.hpp
 };
 
 /// Last word of a counter: the use in the top 8 bits, the lower 24 of `low` below.

@@ -25,6 +25,7 @@
 #include "qlora/generate/scheduler.hpp"
 #include "qlora/io/adapter.hpp"
 #include "qlora/io/open_model.hpp"
+#include "qlora/io/residual_init.hpp"
 #include "qlora/io/trainer.hpp"
 #include "qlora/llama2.hpp"
 #include "qlora/run/registry.hpp"
@@ -352,7 +353,8 @@ class CompiledTraining final : public TrainingSession {
                    const DeviceOptions& device)
       : comm_(std::move(comm)),
         trainer_(model.source(), options, std::move(backend)),
-        session_(trainer_.model(), model.max_positions, device) {}
+        session_(trainer_.model(), model.max_positions, device),
+        threads_(device.threads) {}
 
   StepReport step(const Windows& windows) override { return trainer_.step(windows); }
   [[nodiscard]] int steps_done() const override { return trainer_.core().steps_done(); }
@@ -362,6 +364,19 @@ class CompiledTraining final : public TrainingSession {
     save_trainer(trainer_, root, json, keep);
   }
   void restore(const CheckpointTensors& checkpoint) override { restore_trainer(trainer_, checkpoint); }
+  double init_from_residual([[maybe_unused]] const hf::ModelDir& base, [[maybe_unused]] std::uint64_t seed,
+                            [[maybe_unused]] Progress& progress) override {
+    if constexpr (C.trainable == Trainable::adapters && C.quant.kind == QuantKind::nf4) {
+      const auto tell = [&](int done) {
+        progress.update(done);
+        return !progress.stop_requested();
+      };
+      return qlora::init_from_residual(trainer_.model(), base.source(),
+                                       {.seed = seed, .threads = threads_, .comm = comm_.get(), .on_matrix = tell});
+    } else {
+      throw Error("adapters of weights that are not quantized have no residual to begin with", ErrorKind::usage);
+    }
+  }
   [[nodiscard]] Comm* comm() override { return comm_.get(); }
   void use_algorithms(const std::filesystem::path& root) override { load_algorithms(trainer_, root); }
 
@@ -402,6 +417,7 @@ class CompiledTraining final : public TrainingSession {
   std::unique_ptr<Comm> comm_;
   Trainer<C, B> trainer_;
   TrainedSession<C, B> session_;
+  int threads_;
 };
 
 template <Config C, class B>

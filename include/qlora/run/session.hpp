@@ -20,6 +20,7 @@
 #include "qlora/io/hf.hpp"
 #include "qlora/io/hf_model.hpp"
 #include "qlora/run/device.hpp"
+#include "qlora/run/progress.hpp"
 #include "qlora/train/trainer.hpp"
 
 namespace qlora {
@@ -107,6 +108,10 @@ class TrainingSession {
   /// Writes what was trained: adapters as a PEFT directory with these notes, or all weights as a model directory with
   /// the tokenizer of `base`.
   virtual void write(const std::filesystem::path& dir, const AdapterNotes& notes, const hf::ModelDir& base) = 0;
+  /// Sets the adapters of a run that begins anew to what quantization lost of the weights of `base`, the model in 16 or
+  /// 32 bits that this training was opened with; `progress` counts matrices. Returns and throws what
+  /// init_from_residual() of io/residual_init.hpp does. Of several ranks all call this.
+  virtual double init_from_residual(const hf::ModelDir& base, std::uint64_t seed, Progress& progress) = 0;
   /// The other processes that share the steps; null: there are none. Of several, all call step(), save() and restore()
   /// at the same time.
   [[nodiscard]] virtual Comm* comm() = 0;

@@ -274,6 +274,11 @@ class TrainingRun {
       }
     }
     check_training(options_);
+    if (!trains_all() && options_.init == AdapterInit::loftq && model_.nf4) {
+      throw Error(concat(model_.path.string(), " is stored in 4 bits (quantization_config), and --init loftq begins ",
+                         "with what quantization lost of the weights in 16 or 32 bits; give the model that it was ",
+                         "quantized from, or leave --init out"));
+    }
     if (trains_all()) check_model_folder();
     // A model's vocabulary may be padded beyond its tokenizer's; then the tokenizer must be the one that packed.
     const bool padded = data_.info().vocab_size < model_.shape.vocab && has_tokenizer_of_data();
@@ -357,6 +362,23 @@ class TrainingRun {
     return all;
   }
 
+  /// What comes before the first step of a run without a checkpoint. One with a checkpoint has what came of it there.
+  void begin_anew() {
+    training_->use_algorithms(checkpoints());
+    if (trains_all() || options_.init != AdapterInit::loftq) return;
+    progress_.begin("init", adapted_matrices(), "matrices");
+    const double left = training_->init_from_residual(model_, static_cast<std::uint64_t>(options_.seed), progress_);
+    std::array<char, 96> text{};
+    std::snprintf(text.data(), text.size(), "adapters give back %.1f %% of what quantization lost (sum of squares)",
+                  100.0 * (1.0 - left));
+    progress_.end(text.data());
+  }
+  [[nodiscard]] int adapted_matrices() const {
+    int kinds = 0;
+    for (const Proj proj : all_projections) kinds += contains(options_.targets, proj) ? 1 : 0;
+    return kinds * model_.shape.layers;
+  }
+
   void resume() {
     const CheckpointSearch found = ranks_.search(checkpoints(), [&](const std::filesystem::path& folder) {
       if (request_.restart) {
@@ -370,7 +392,7 @@ class TrainingRun {
       throw Error(concat("no checkpoint in ", checkpoints().string(), " can be read, the newest because ",
                          found.skipped.front(), "; --restart begins anew, in a job --again train"));
     }
-    if (!found.checkpoint) return training_->use_algorithms(checkpoints());
+    if (!found.checkpoint) return begin_anew();
     const Checkpoint& checkpoint = *found.checkpoint;
     Json saved = json_at(checkpoint.state, "run", checkpoint.path.string());
     Json ours = fingerprint();

@@ -31,6 +31,11 @@ template <>
 inline constexpr std::array names_of<Schedule>{std::string_view("linear"), std::string_view("cosine"),
                                                std::string_view("constant")};
 
+/// What A and B begin as: A Kaiming-uniform and B zero, or what quantization lost (io/residual_init.hpp).
+enum class AdapterInit : std::uint8_t { kaiming, loftq };
+template <>
+inline constexpr std::array names_of<AdapterInit>{std::string_view("kaiming"), std::string_view("loftq")};
+
 /// How a user writes the projections that get adapters.
 inline constexpr std::array<std::pair<Proj, std::string_view>, 7> target_names{{{Proj::q, "q"},
                                                                                 {Proj::k, "k"},
@@ -79,6 +84,7 @@ struct Training {
   Proj targets = Proj::all;
   double alpha = 16;
   bool rslora = false;
+  AdapterInit init = AdapterInit::kaiming;
   double dropout = 0.1;
   double lr = 2e-4;
   double lora_plus_ratio = 1;
@@ -124,6 +130,12 @@ struct Table<Training> {
       {.name = "rslora",
        .member = &Training::rslora,
        .help = "Adapter scale is alpha / sqrt(rank)",
+       .adapters_only = true},
+      {.name = "init",
+       .member = choice<&Training::init>,
+       .help = "What adapters begin as: A random and B zero (kaiming), or what quantization lost, as far as their rank "
+               "reaches (loftq)",
+       .omit_default = true,
        .adapters_only = true},
       {.name = "dropout",
        .member = &Training::dropout,
