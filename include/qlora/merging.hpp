@@ -1,5 +1,6 @@
 // qlora/merging.hpp — how adapters are merged into weights, W + s B A, by either backend: the interface between the
-// files of a model (io/merge.hpp) and what computes (cpu/merge.hpp, cuda/weights/merge.cuh).
+// files of a model (io/merge.hpp) and what computes (cpu/merge.hpp, cuda/weights/merge.cuh). With DoRA each row is then
+// brought to its magnitude: m (W + s B A) / |W + s B A|, on the CPU alone.
 // Numbers: the sum over the rank in float, in order, from zero; then W + (s * sum) in float; then the type that is
 // asked for, to nearest even.
 #pragma once
@@ -15,12 +16,13 @@ inline namespace v0 {
 
 /// The adapter of one matrix (N,K). Rank 0: there is none, and the matrix is only converted.
 struct MergeAdapter {
-  int cols = 0;              ///< K
-  int rank = 0;              ///< R
-  float scale = 0.0F;        ///< s, what B A is multiplied by
-  std::span<const float> a;  ///< (R,K)
-  std::span<const float> b;  ///< (N,R)
-  DType to = DType::f16;     ///< type of the merged matrix: f16, bf16 or f32
+  int cols = 0;                        ///< K
+  int rank = 0;                        ///< R
+  float scale = 0.0F;                  ///< s, what B A is multiplied by
+  std::span<const float> a;            ///< (R,K)
+  std::span<const float> b;            ///< (N,R)
+  DType to = DType::f16;               ///< type of the merged matrix: f16, bf16 or f32
+  std::span<const float> magnitude{};  ///< (N), lengths of the rows with DoRA; empty: they stay what they are
 };
 
 /// What one thread merges with: its own buffers, and its own queue on a device.

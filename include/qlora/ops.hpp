@@ -118,15 +118,21 @@ struct LinearPart {
   const Param* a = nullptr;  ///< (R,K)
   const Param* b = nullptr;  ///< (N,R)
   Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
+  /// (N), of DoRA: 1 + strength (row_factors - 1) times the product with W; B has its factors in it. Null: the product
+  /// as it is. In forward passes of a backend in host memory.
+  const Param* row_factors = nullptr;
+  Param strength = Param(1);  ///< how strong the adapter is; in `scale` already
 };
 /// Adapters of neighbouring rows of a pass, for each part of a group; rows that are in no such range have none.
 template <class Param>
 struct RowAdapters {
   /// One part's; a == nullptr: none. As in LinearPart.
   struct Part {
-    const Param* a = nullptr;  ///< (R,K)
-    const Param* b = nullptr;  ///< (N,R)
-    Param scale = Param(0);    ///< times the product
+    const Param* a = nullptr;            ///< (R,K)
+    const Param* b = nullptr;            ///< (N,R)
+    Param scale = Param(0);              ///< times the product
+    const Param* row_factors = nullptr;  ///< (N), of DoRA
+    Param strength = Param(1);           ///< with row_factors
   };
   int first = 0;                ///< row
   int count = 0;                ///< rows

@@ -344,7 +344,7 @@ TEST_CASE("the highest rank is that of a module which the adapter has") {
 
 TEST_CASE("active settings that are not computed are refused by name; settings that are off are let be") {
   for (const auto& [key, value] :
-       std::initializer_list<std::pair<std::string, Json>>{{"use_dora", true},
+       std::initializer_list<std::pair<std::string, Json>>{{"use_dora", 1},
                                                            {"modules_to_save", {"lm_head"}},
                                                            {"bias", "all"},
                                                            {"fan_in_fan_out", true},
@@ -394,8 +394,10 @@ TEST_CASE("active settings that are not computed are refused by name; settings t
                        said.find("q_proj") != std::string::npos;
     CHECK_MESSAGE(named, said);
   }
-  CHECK(
-      verdict("use_dora", true).ends_with("merge it into its base with peft's merge_and_unload() and use that model"));
+  CHECK(verdict("modules_to_save", {"lm_head"}).find("has no lm_head.weight") != std::string::npos);
+  CHECK(verdict("modules_to_save", {"lm_head", "input_layernorm"})
+            .ends_with("merge it into its base with peft's merge_and_unload() and use that model"));
+  CHECK(verdict("use_dora", true).find("has no partner") != std::string::npos);  // the magnitude of a module
   for (const char* key : {"r", "lora_alpha", "target_modules", "peft_type"}) {
     CHECK(verdict(key, Json(Json::value_t::discarded)).find(key) != std::string::npos);
   }
@@ -403,6 +405,7 @@ TEST_CASE("active settings that are not computed are refused by name; settings t
   CHECK(verdict("an_idea_of_tomorrow", nullptr).empty());
   CHECK(verdict("use_tomorrow", false).empty());
   CHECK(verdict("init_lora_weights", "gaussian").empty());
+  CHECK(verdict("init_lora_weights", "mica").empty());  // trains A alone, on the base as it is
   CHECK(verdict("bias", nullptr).empty());
 }
 

@@ -1,6 +1,7 @@
 // qlora/cpu/linear.hpp — a group of linear layers that read the same input: frozen weights plus low-rank adapters.
 // Math       part p of the group: Y_p = [residual +] X W_p^T + s_p (X' A_p^T) B_p^T,
 //            X' = mask o X / keep, one mask for the group
+//            with row factors f (DoRA, forward alone) X W_p^T o (1 + strength (f - 1)) in the place of X W_p^T
 //            gXA_p = s_p gY_p B_p;  gB_p += s_p gY_p^T XA_p;  gA_p += gXA_p^T X'
 //            gX = sum_p gY_p W_p + mask o (gXA A) / keep
 // Shapes     [X | XA] [gX | gXA] (T, K + parts x R), one behind the other in each row · Y gY (T, sum N_p)
@@ -119,6 +120,15 @@ template <class S>
   }
   return own;
 }
+/// What DoRA does to products with W: columns of y (count,N), `width` apart, times 1 + strength (factor - 1).
+template <class S>
+void scale_columns(ThreadPool& pool, int count, int columns, const S* factors, S strength, S* y, int width) {
+  for_ranges(pool, count, 32, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t t = first; t < last; ++t) {
+      for (int i = 0; i < columns; ++i) y[t * width + i] *= S(1) + strength * (factors[i] - S(1));
+    }
+  });
+}
 template <class S>
 [[nodiscard]] int output_width(std::span<const LinearPart<S>> parts) {
   int width = 0;
@@ -168,10 +178,17 @@ void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
     };
     const auto p = static_cast<std::size_t>(&part - parts.data());
     bool adapted = part.a != nullptr;
+    if (part.row_factors != nullptr) {
+      detail::scale_columns(pool, tokens, rows, part.row_factors, part.strength, y + column, width);
+    }
     if (adapted) add(part.b, part.scale, 0, tokens);
     for (const RowAdapters<S>& range : ranges) {
       if (range.parts[p].a == nullptr) continue;
       adapted = true;
+      if (range.parts[p].row_factors != nullptr) {
+        detail::scale_columns(pool, range.count, rows, range.parts[p].row_factors, range.parts[p].strength,
+                              y + std::int64_t{range.first} * width + column, width);
+      }
       add(range.parts[p].b, range.parts[p].scale, range.first, range.count);
     }
     slot += adapted ? 1 : 0;

@@ -1,5 +1,6 @@
 // qlora/cpu/merge.hpp — adapters into weights for a merged model, on the CPU: one lane of merging.hpp.
-// Math       out = W + s (sum over r of B[n,r] A[r,k]), as float16, bfloat16 or float
+// Math       out = W + s (sum over r of B[n,r] A[r,k]), as float16, bfloat16 or float; with DoRA each row of that
+//            times m[n] over its length
 // Shapes     w (N,K) of any floating-point type, a piece of whole rows at a time; a (R,K), b (N,R) float; out (N,K)
 // Numbers    as merging.hpp says: float, over r in order, each product and sum rounded by itself unless the compiler
 //            fuses them
@@ -61,12 +62,26 @@ inline void add_adapter(const MergeAdapter& adapter, int first, std::span<float>
   }
 }
 
-/// Rows of W + s B A as floats.
+/// What brings a row of that length to its magnitude; a row of zeros stays one.
+[[nodiscard]] inline float dora_factor(float magnitude, std::span<const float> row) {
+  double squares = 0.0;
+  for (const float value : row) squares += static_cast<double>(value) * static_cast<double>(value);
+  return squares > 0.0 ? static_cast<float>(static_cast<double>(magnitude) / std::sqrt(squares)) : 1.0F;
+}
+
+/// Rows of W + s B A as floats, with DoRA each in its length.
 inline void merged_floats(const MergeAdapter& adapter, DType dtype, std::span<const std::byte> w, int first, int rows,
                           std::vector<float>& out) {
   out.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(adapter.cols));
   read_floats({dtype, {rows, adapter.cols}, w}, 0, out);
   add_adapter(adapter, first, out);
+  if (adapter.magnitude.empty()) return;
+  const auto width = static_cast<std::size_t>(adapter.cols);
+  for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row) {
+    const std::span<float> values(out.data() + row * width, width);
+    const float factor = dora_factor(adapter.magnitude[static_cast<std::size_t>(first) + row], values);
+    for (float& value : values) value *= factor;
+  }
 }
 
 }  // namespace cpu

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "qlora/cpu/merge.hpp"
+#include "qlora/cpu/threads.hpp"
 #include "qlora/io/peft.hpp"
 #include "qlora/model/model.hpp"
 
@@ -113,6 +115,11 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
 /// has no dynamic number: Model::resolved_config(). Reads no values: those are checked when they are loaded.
 inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   const Shape& s = config.shape;
+  if (adapter.embedding || adapter.head) {
+    throw Error(concat(adapter.path.string(), " has ", adapter.embedding ? "an embedding table" : "a head",
+                       " of its own (modules_to_save), which is not computed beside a base; merge it (qlora merge) and "
+                       "use that model"));
+  }
   expect_layers(adapter, s.layers);
   for (const Proj proj : all_projections) {
     if (contains(adapter.targets, proj) && !contains(config.lora.targets, proj)) {
@@ -128,9 +135,9 @@ inline void check_adapter(const PeftAdapter& adapter, const Config& config) {
   for (const std::string& name : adapter.names()) {
     const auto place = detail::lora_place(name).value();  // PeftAdapter::open has looked
     const std::int64_t rank = rank_of(adapter, place.layer, place.proj);
-    const std::vector<std::int64_t> expected = place.matrix == 'A'
-                                                   ? std::vector<std::int64_t>{rank, cols_of(s, place.proj)}
-                                                   : std::vector<std::int64_t>{rows_of(s, place.proj), rank};
+    std::vector<std::int64_t> expected{rows_of(s, place.proj)};
+    if (place.matrix == 'A') expected = {rank, cols_of(s, place.proj)};
+    if (place.matrix == 'B') expected.push_back(rank);
     const std::vector<std::int64_t> actual = source(name).value().shape;
     if (actual != expected) {
       throw Error(concat(adapter.path.string(), ": ", name, " has shape ", shape_text(actual), ", this model needs ",
@@ -173,6 +180,7 @@ struct LoadedAdapter {
   float alpha = 0;
   std::vector<float> a{};  ///< (rank, in)
   std::vector<float> b{};  ///< (out, rank)
+  std::vector<float> m{};  ///< (out), magnitudes; empty: no DoRA
 };
 
 /// Reads an adapter that check_adapter has let through, each matrix once: use(LoadedAdapter&&) for every target of the
@@ -186,6 +194,7 @@ void for_each_adapter(const PeftAdapter& adapter, const TrainedLayout& layout, U
       LoadedAdapter loaded{layer, proj, rank_of(adapter, layer, proj), alpha_of(adapter, layer, proj)};
       loaded.a = finite_floats(adapter, lora_name(layer, proj, 'A'));
       loaded.b = finite_floats(adapter, lora_name(layer, proj, 'B'));
+      if (adapter.dora) loaded.m = finite_floats(adapter, lora_name(layer, proj, 'M'));
       if (loaded.a.empty()) {
         loaded.rank = 1;
         loaded.a.assign(static_cast<std::size_t>(cols_of(shape, proj)), 0.0F);
@@ -200,6 +209,37 @@ template <class B>
 void load(AdapterSet<B>& set, B& backend, const LoadedAdapter& loaded, bool rank_stabilized) {
   set.load(backend, loaded.layer, loaded.proj, loaded.rank, loaded.alpha, rank_stabilized, loaded.a, loaded.b);
 }
+
+/// What DoRA multiplies rows by: magnitudes over the lengths of the rows of W + s B A; `w` (N,K) becomes the latter.
+[[nodiscard]] inline std::vector<float> dora_factors(cpu::ThreadPool& pool, const LoadedAdapter& loaded, float scale,
+                                                     std::vector<float>& w) {
+  const std::size_t rows = loaded.m.size();
+  const std::size_t cols = w.size() / rows;
+  const MergeAdapter adapter{
+      .cols = static_cast<int>(cols), .rank = loaded.rank, .scale = scale, .a = loaded.a, .b = loaded.b};
+  std::vector<float> factors(rows);
+  cpu::for_ranges(pool, static_cast<std::int64_t>(rows), 16, [&](std::int64_t first, std::int64_t last, int) {
+    const auto begin = static_cast<std::size_t>(first);
+    const auto end = static_cast<std::size_t>(last);
+    cpu::add_adapter(adapter, static_cast<int>(first), std::span<float>(w.data() + begin * cols, (end - begin) * cols));
+    for (std::size_t row = begin; row < end; ++row) {
+      factors[row] = cpu::dora_factor(loaded.m[row], std::span<const float>(w.data() + row * cols, cols));
+    }
+  });
+  return factors;
+}
+/// Loads an adapter with DoRA for generating: its factors are those of these weights, and stay.
+template <class Weights, class B>
+void load_dora(AdapterSet<B>& set, const Weights& weights, B& backend, cpu::ThreadPool& pool, LoadedAdapter& loaded,
+               bool rank_stabilized) {
+  std::vector<float> w = weights.dense_weight(backend, loaded.layer, loaded.proj);
+  const std::vector<float> factors =
+      dora_factors(pool, loaded, lora_scale(loaded.alpha, loaded.rank, rank_stabilized), w);
+  const auto rank = static_cast<std::size_t>(loaded.rank);
+  for (std::size_t i = 0; i < loaded.b.size(); ++i) loaded.b[i] *= factors[i / rank];
+  load(set, backend, loaded, rank_stabilized);
+  set.set_row_factors(backend, loaded.layer, loaded.proj, factors);
+}
 }  // namespace detail
 
 /// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does or
@@ -210,6 +250,11 @@ requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& mode
                                                                AdapterBase base = AdapterBase::same) {
   detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
+  if (adapter.dora) {
+    throw Error(concat(adapter.path.string(),
+                       " is an adapter with DoRA (use_dora), which is not trained here; attach it "
+                       "beside the model's own (attach_adapter), or merge it"));
+  }
   std::vector<detail::LoadedAdapter> all;  // nothing of the model changes before all of it is read
   detail::for_each_adapter(adapter, model.weights().layout(),
                            [&](detail::LoadedAdapter&& loaded) { all.push_back(std::move(loaded)); });
@@ -238,10 +283,17 @@ requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& mo
   detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
   auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
+  if (adapter.dora && B::space == Space::device) {
+    throw Error(concat(adapter.path.string(),
+                       " is an adapter with DoRA (use_dora), which is not computed on a GPU; merge "
+                       "it (qlora merge) and use that model, or use the CPU (--device cpu)"));
+  }
   {
     const auto entry = model.context().enter();
-    detail::for_each_adapter(adapter, set->layout(), [&](const detail::LoadedAdapter& loaded) {
-      detail::load(*set, model.backend(), loaded, adapter.rslora);
+    cpu::ThreadPool pool(adapter.dora ? 0 : 1);
+    detail::for_each_adapter(adapter, set->layout(), [&](detail::LoadedAdapter&& loaded) {
+      if (loaded.m.empty()) return detail::load(*set, model.backend(), loaded, adapter.rslora);
+      detail::load_dora(*set, model.weights(), model.backend(), pool, loaded, adapter.rslora);
     });
   }
   model.attach(name, std::move(set));

@@ -255,6 +255,10 @@ inline Report write_model(const hf::ModelDir& model, Type type, const Values& to
 /// module, its B is scaled. Throws Error when the adapter is of another model.
 inline Report write_adapter(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
                             const OnTensor& on_tensor = {}) {
+  if (adapter.dora || adapter.embedding || adapter.head) {
+    throw Error(concat(adapter.path.string(), adapter.dora ? " has DoRA (use_dora)" : " has modules_to_save",
+                       ", which a GGUF LoRA cannot say; merge it (qlora merge) and export the model"));
+  }
   const float alpha = adapter.alpha > 0 ? adapter.alpha : 1.0F;  // it takes 0 for "as it is"
   const Values values{{"general.architecture", detail::architecture(model)},
                       {"general.type", std::string("adapter")},

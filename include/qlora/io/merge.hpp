@@ -1,6 +1,7 @@
 // qlora/io/merge.hpp — a model directory with a PEFT adapter inside its weights, W + s B A, for programs that
 // know no adapters. Works on the files, tensor by tensor, so that it needs neither a compiled shape nor room for the
 // model.
+// With DoRA each row of that is then as long as the adapter says, on lanes of the host.
 // Of a model in NF4 the matrices are what its codes mean, as the adapter saw them in training.
 // What may not change: the directory appears whole and durable or not at all, and its bytes depend neither on the
 // number of threads nor on their timing: each tensor is one thread's.
@@ -82,6 +83,7 @@ struct OwnedAdapter {
   MergeAdapter adapter;
   std::vector<float> a;
   std::vector<float> b;
+  std::vector<float> magnitude;
 };
 
 inline void all_floats(const TensorRef& tensor, std::vector<float>& values) {
@@ -92,6 +94,7 @@ inline void all_floats(const TensorRef& tensor, std::vector<float>& values) {
 /// The adapter of "model.layers.3.mlp.up_proj.weight"; rank 0 where there is none.
 inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::NamedShape& tensor, OwnedAdapter& out) {
   out.adapter = {.cols = static_cast<int>(tensor.shape.back()), .rank = 0, .scale = 0.0F, .a = {}, .b = {}};
+  out.magnitude.clear();
   const std::string& name = tensor.name;
   if (!name.ends_with(".weight")) return;
   const auto place = lora_place("base_model.model." + name.substr(0, name.size() - 6) + "lora_A.weight");
@@ -108,7 +111,15 @@ inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::Na
   }
   all_floats(*a, out.a);
   all_floats(*b, out.b);
-  for (const auto& [matrix, values] : {std::pair('A', &out.a), std::pair('B', &out.b)}) {
+  if (peft.dora) {
+    all_floats(source(lora_name(place->layer, place->proj, 'M')).value(), out.magnitude);
+    if (out.magnitude.size() != static_cast<std::size_t>(rows)) {
+      throw Error(concat(peft.path.string(), ": ", name, " has ", rows, " rows, and the adapter ", out.magnitude.size(),
+                         " magnitudes; it was trained on another model"));
+    }
+  }
+  for (const auto& [matrix, values] :
+       {std::pair('A', &out.a), std::pair('B', &out.b), std::pair('M', &out.magnitude)}) {
     if (std::all_of(values->begin(), values->end(), [](float value) { return std::isfinite(value); })) continue;
     throw Error(
         concat(peft.path.string(), ": ", lora_name(place->layer, place->proj, matrix), " holds a NaN or an infinity"));
@@ -117,6 +128,7 @@ inline void adapter_of(const PeftAdapter& peft, const Shape& shape, const hf::Na
   out.adapter.scale = scale_of(peft, place->layer, place->proj);
   out.adapter.a = out.a;
   out.adapter.b = out.b;
+  out.adapter.magnitude = out.magnitude;
 }
 
 /// One merge: tensors are handed out in turn, a thread for each lane takes the next.
@@ -184,7 +196,7 @@ class Merge {
         adapter_of(adapter_, shape_, tensors_[next], adapter);
         adapter.adapter.to = dtype_;
         merge_tensor(lane, tensors_[next], adapter.adapter);
-        count(tensors_[next], adapter.adapter.rank > 0);
+        count(tensors_[next], adapter.adapter.rank > 0 || adapter_.whole(tensors_[next].name).has_value());
       }
     } catch (...) {
       const std::lock_guard lock(mutex_);
@@ -194,7 +206,9 @@ class Merge {
   }
 
   void merge_tensor(MergeLane& lane, const hf::NamedShape& tensor, const MergeAdapter& adapter) {
-    const std::optional<TensorRef> plain = source_(tensor.name);
+    const std::optional<TensorRef> own = adapter_.whole(tensor.name);
+    if (own) expect_shape(tensor, *own);
+    const std::optional<TensorRef> plain = own ? own : source_(tensor.name);
     const std::optional<Nf4Ref> nf4 = plain ? std::nullopt : source_.nf4(tensor.name);
     QLORA_EXPECTS(plain || nf4, "the model has no tensor ", tensor.name);
     const std::int64_t cols = adapter.cols;
@@ -222,6 +236,13 @@ class Merge {
     }
   }
 
+  /// A table of another vocabulary would need another tokenizer as well.
+  void expect_shape(const hf::NamedShape& tensor, const TensorRef& own) const {
+    if (own.shape == tensor.shape) return;
+    throw Error(concat(adapter_.path.string(), ": its ", tensor.name, " (modules_to_save) has shape ",
+                       shape_text(own.shape), ", that of the model ", shape_text(tensor.shape),
+                       "; it was trained with another vocabulary"));
+  }
   /// Says which value does not fit.
   [[noreturn]] void refuse(const std::string& name, const MergeAdapter& adapter, DType dtype,
                            std::span<const std::byte> piece, int first, int rows) const {
@@ -285,6 +306,16 @@ class Merge {
 inline MergeReport merge_model(const hf::ModelDir& model, const PeftAdapter& adapter, const std::filesystem::path& out,
                                MergeLanes& lanes, const MergeOptions& options = {}) {
   QLORA_EXPECTS(!lanes.empty(), "merging needs a lane");
+  for (const auto& lane : lanes) {
+    QLORA_EXPECTS(!adapter.dora || dynamic_cast<const HostMergeLane*>(lane.get()) != nullptr,
+                  "an adapter with DoRA is merged on lanes of the host");
+  }
+  if ((adapter.embedding || adapter.head) && model.shape.tied_embeddings) {
+    throw Error(concat(adapter.path.string(), " has an embedding table or a head of its own (modules_to_save), and in ",
+                       model.path.string(),
+                       " both are one tensor (tie_word_embeddings), which could not say it; merge "
+                       "it with peft's merge_and_unload()"));
+  }
   if (adapter.layers > model.shape.layers) {
     throw Error(concat(adapter.path.string(), " has ", adapter.layers, " layers, the model ", model.shape.layers,
                        "; it was trained on another model"));

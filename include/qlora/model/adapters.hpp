@@ -40,6 +40,7 @@ struct AdapterState {
   float alpha = 0.0F;            ///< numerator of the scale
   float scale = 0.0F;            ///< what B A is multiplied by
   bool rank_stabilized = false;  ///< scale is alpha / sqrt(rank)
+  bool has_row_factors = false;  ///< see AdapterSet::row_factors
 };
 
 /// Adapters of a model, padded with zeros up to its rank cap. Takes memory when it is first set. Const members may be
@@ -69,7 +70,13 @@ class AdapterSet {
   /// Held by whoever reads or writes the matrices.
   [[nodiscard]] AccessGate& gate() const { return gate_; }
   /// Bytes of backend memory.
-  [[nodiscard]] std::int64_t bytes() const { return arena_ ? arena_->used() : 0; }
+  [[nodiscard]] std::int64_t bytes() const {
+    return (arena_ ? arena_->used() : 0) + (factor_arena_ ? factor_arena_->used() : 0);
+  }
+  /// Of an adapter with DoRA what rows of the frozen product are multiplied by (N); null: nothing.
+  [[nodiscard]] const Param* row_factors(int layer, Proj proj) const {
+    return state(layer, proj).has_row_factors ? row_factors_ + row_index(layer, proj) : nullptr;
+  }
 
   /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
@@ -131,6 +138,19 @@ class AdapterSet {
     backend.upload(padded, values_ + layout_.b(layer, proj));
   }
 
+  /// Gives an adapter that load() has set row factors (out), which its B has in it already.
+  void set_row_factors(B& backend, int layer, Proj proj, std::span<const float> factors) {
+    QLORA_EXPECTS(static_cast<int>(factors.size()) == rows_of(layout_.shape, proj), factors.size(), " factors for ",
+                  rows_of(layout_.shape, proj), " rows");
+    if (!factor_arena_) {
+      const std::int64_t all = row_index(layout_.shape.layers, Proj::none);
+      factor_arena_.emplace(backend.arena(arena_bytes(all * static_cast<std::int64_t>(sizeof(Param)))));
+      row_factors_ = factor_arena_->template take<Param>(all);
+    }
+    backend.upload(factors, row_factors_ + row_index(layer, proj));
+    states_[slot(layer, proj)].has_row_factors = true;
+  }
+
   /// One adapter without its padding: A (rank, in), B (out, rank).
   void save(const B& backend, int layer, Proj proj, std::vector<float>& a, std::vector<float>& b) const {
     const auto in = static_cast<std::size_t>(cols_of(layout_.shape, proj));
@@ -163,6 +183,16 @@ class AdapterSet {
     const auto at = std::find(all_projections.begin(), all_projections.end(), proj) - all_projections.begin();
     return static_cast<std::size_t>(layer) * all_projections.size() + static_cast<std::size_t>(at);
   }
+  /// Index of an adapter's row factors; of one past the last layer, their number.
+  [[nodiscard]] std::int64_t row_index(int layer, Proj proj) const {
+    std::int64_t all = 0;
+    std::int64_t before = 0;
+    for (const Proj other : all_projections) {
+      if (other == proj) before = all;
+      if (contains(layout_.lora.targets, other)) all += rows_of(layout_.shape, other);
+    }
+    return layer * all + before;
+  }
   void take_memory(B& backend) {
     if (values_ != nullptr) return;
     arena_.emplace(backend.arena(arena_bytes(layout_.total() * static_cast<std::int64_t>(sizeof(Param)))));
@@ -187,7 +217,9 @@ class AdapterSet {
   TrainedLayout layout_;
   std::vector<AdapterState> states_;
   std::optional<typename B::Arena> arena_;
+  std::optional<typename B::Arena> factor_arena_;
   Param* values_ = nullptr;
+  Param* row_factors_ = nullptr;
   mutable AccessGate gate_;
 };
 

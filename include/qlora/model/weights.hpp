@@ -111,6 +111,8 @@ class Weights {
           here.a = adapters.set->values() + layout_.a(layer, proj);
           here.b = adapters.set->values() + layout_.b(layer, proj);
           here.scale = Param(adapters.set->state(layer, proj).scale * adapters.scale);
+          here.row_factors = adapters.set->row_factors(layer, proj);
+          here.strength = Param(adapters.scale);
         }
       }
     }

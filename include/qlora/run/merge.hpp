@@ -73,11 +73,15 @@ namespace detail {
 /// Lanes on a GPU if one is usable, unless the request is for the CPU.
 class MergeDevice {
  public:
-  explicit MergeDevice(const DeviceRequest& request) {
+  MergeDevice(const DeviceRequest& request, bool dora) {
     if (request.use == DeviceUse::cpu && request.memory_cap.count > 0) {
       throw Error("--memory-cap is for a GPU; leave it or --device cpu out", ErrorKind::usage);
     }
-    if (request.use != DeviceUse::cpu) find_gpu(request);
+    if (dora && request.use == DeviceUse::cuda) {
+      throw Error("--device cuda: an adapter with DoRA (use_dora) is merged on the CPU; leave --device out",
+                  ErrorKind::usage);
+    }
+    if (request.use != DeviceUse::cpu && !dora) find_gpu(request);
     if (lanes.empty()) lanes = host_merge_lanes(static_cast<unsigned>(request.threads));
   }
 
@@ -129,7 +133,7 @@ class MergeRun {
         progress_(progress),
         model_(hf::ModelDir::open(request.model, verify_of(request.device))),
         adapter_(open_adapter(request.adapter, model_, request.any_base, verify_of(request.device))),
-        device_(request.device) {}
+        device_(request.device, adapter_.dora) {}
 
   MergeResult run() {
     say_note(model_, progress_);
