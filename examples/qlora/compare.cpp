@@ -53,11 +53,11 @@ Result compare(CompareOptions& options, Context& context) {
 void add_compare(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "compare", "Ask base, tuned and merged model the same questions");
   auto options = std::make_shared<CompareOptions>();
-  verb.add("-m,--model", options->request.model, "Base model directory").required().type_name("DIR");
-  verb.add("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
+  verb.add_model("-m,--model", options->request.model, "Base model directory").required().type_name("DIR");
+  verb.add_model("-a,--adapter", options->adapter, "Adapter directory").type_name("DIR");
   add_any_base(verb, options->request.any_base);
-  verb.add("--merged", options->request.merged, "Merged model directory").type_name("DIR");
-  verb.add("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
+  verb.add_model("--merged", options->request.merged, "Merged model directory").type_name("DIR");
+  verb.add_model("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
   add_table(verb, options->request.comparison);
   add_table(verb, options->request.chat);
   verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");

@@ -13,6 +13,7 @@
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
 #include "qlora/run/console_progress.hpp"
+#include "qlora/run/data_files.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/text/dataset.hpp"
 #include "qlora/text/document.hpp"
@@ -139,15 +140,43 @@ Result show(const ShowOptions& options, Context& context) {
   return result_of(shown);
 }
 
+Result say(const run::PackResult& result, Context& context) {
+  context.out << result.windows << " windows of " << result.seq << ": " << result.documents << " documents, "
+              << result.tokens << " tokens, " << result.labelled << " labelled, " << result.padding << " padding, "
+              << result.dropped_tokens << " dropped; in " << result.path.string() << '\n';
+  return result_of(result);
+}
+
 }  // namespace
 
 void add_data(OptionSet app, Invocation& call) {
-  OptionSet data = app.subcommand("data", "Look at a packed data set");
+  OptionSet data = app.subcommand("data", "Look at a packed data set; take it from Python and back");
   data.require_subcommand();
+  auto in = std::make_shared<run::ImportRequest>();
+  OptionSet take =
+      add_verb(data, call, "import", "Make a data set of the rows that Python's datasets saved, or of JSONL");
+  take.add("rows", in->rows, "Folder of save_to_disk, or an .arrow or .jsonl file").required().type_name("PATH");
+  take.add_model("-m,--model", in->model, "Model directory, or the tokenizer file, of the ids")
+      .required()
+      .type_name("DIR");
+  take.add("-o,--out", in->out, "Directory of the data set").required().type_name("DIR");
+  take.on_call([&call, in] {
+    call.action = [in](Context& context) {
+      check_no_model(in->out);
+      return say(run::import_rows(*in, context.progress), context);
+    };
+  });
+  auto out = std::make_shared<run::ExportRowsRequest>();
+  OptionSet rows = add_verb(data, call, "export", "Write a data set's windows for Python's datasets, or as JSONL");
+  rows.add("data", out->data, "Directory of the data set").required().type_name("DIR");
+  rows.add("-o,--out", out->out, "A .jsonl file, or the folder for load_from_disk").required().type_name("PATH");
+  rows.on_call([&call, out] {
+    call.action = [out](Context& context) { return say(run::export_rows(*out, context.progress), context); };
+  });
   OptionSet verb = add_verb(data, call, "show", "Print the first windows, marked by document and by what is learned");
   auto options = std::make_shared<ShowOptions>();
   verb.add("data", options->data, "Directory of the data set").required().type_name("DIR");
-  verb.add("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
+  verb.add_model("-m,--model", options->model, "Model directory or tokenizer.model; without it ids are shown")
       .type_name("DIR");
   add_table(verb, options->show);
   verb.on_call([&call, options] { call.action = [options](Context& context) { return show(*options, context); }; });

@@ -12,8 +12,8 @@ namespace qlora::program {
 void add_export(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "export", "Write a model, or an adapter, for llama.cpp");
   auto request = std::make_shared<run::ExportRequest>();
-  verb.add("model", request->model, "Model directory, a merged one for instance").required().type_name("DIR");
-  verb.add("-a,--adapter", request->adapter, "Adapter directory: it alone is written, for use beside the model")
+  verb.add_model("model", request->model, "Model directory, a merged one for instance").required().type_name("DIR");
+  verb.add_model("-a,--adapter", request->adapter, "Adapter directory: it alone is written, for use beside the model")
       .type_name("DIR");
   add_any_base(verb, request->any_base);
   verb.add("-o,--out", request->out, "File that is written").required().type_name("FILE");

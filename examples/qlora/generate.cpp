@@ -203,11 +203,11 @@ Result chat(const TalkOptions& options, bool prompt_given, Context& context) {
 }
 
 void add_talk_options(OptionSet verb, TalkOptions& options) {
-  verb.add("model", options.how.model, "Model directory").required().type_name("DIR");
+  verb.add_model("model", options.how.model, "Model directory").required().type_name("DIR");
   add_table(verb, options.how.weights);
   add_table(verb, options.sampling);
   add_table(verb, options.how.device);
-  verb.add("-a,--adapter", options.how.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
+  verb.add_model("-a,--adapter", options.how.adapter, "Adapter to put on the 4-bit model").type_name("DIR");
   add_any_base(verb, options.how.any_base);
 }
 

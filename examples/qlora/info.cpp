@@ -127,7 +127,7 @@ void print(const OrderedJson& result, std::ostream& out, const std::string& inde
 void add_info(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "info", "Say what a model, adapter, data set or safetensors file holds");
   auto path = std::make_shared<fs::path>();
-  verb.add("path", *path, "Directory or .safetensors file").required().type_name("PATH");
+  verb.add_model("path", *path, "Directory or .safetensors file").required().type_name("PATH");
   verb.on_call([&call, path] {
     call.action = [path](Context& context) {
       const OrderedJson result = describe(*path);

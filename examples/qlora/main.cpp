@@ -120,6 +120,7 @@ int run_verb(Invocation& call, const CommandLine& line) {
   for (const std::string& note : line.notes()) progress.say(note);
   Context context{std::cout, progress, {}};
   catch_interrupts();
+  for (std::filesystem::path* model : line.models()) *model = model_directory(*model, progress);
   if (!call.json.empty()) check_result_file(call.json, line.paths(call.json));
   Result result;
   try {
@@ -182,6 +183,7 @@ int parse_and_run(int argc, char** argv) {
   add_serve(app, call);
   add_info(app, call);
   add_data(app, call);
+  add_hub(app, call);
   if (line.parse(argc, argv, std::cout)) return run_mapped(call, line);
   try {
     flush(std::cout);  // the help or the version

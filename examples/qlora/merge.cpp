@@ -34,8 +34,10 @@ void write_table(std::ostream& out, const run::MergeCertificate& certificate) {
 void add_merge(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "merge", "Write a model with the adapter inside its weights");
   auto request = std::make_shared<run::MergeRequest>();
-  verb.add("-m,--model", request->model, "Model directory that the adapter was trained on").required().type_name("DIR");
-  verb.add("-a,--adapter", request->adapter, "Adapter directory").required().type_name("DIR");
+  verb.add_model("-m,--model", request->model, "Model directory that the adapter was trained on")
+      .required()
+      .type_name("DIR");
+  verb.add_model("-a,--adapter", request->adapter, "Adapter directory").required().type_name("DIR");
   add_any_base(verb, request->any_base);
   verb.add("-o,--out", request->out, "Directory of the merged model").required().type_name("DIR");
   add_table(verb, request->merging);

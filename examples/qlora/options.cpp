@@ -100,6 +100,11 @@ Option OptionSet::add(const std::string& names, fs::path& target, const std::str
   return Option(*app_->add_option(names, target, help));
 }
 
+Option OptionSet::add_model(const std::string& names, fs::path& target, const std::string& help) {
+  notes_->models.push_back(&target);
+  return add(names, target, help);
+}
+
 Option OptionSet::add(const std::string& names, std::vector<std::string>& target, const std::string& help) {
   return Option(*app_->add_option(names, target, help));
 }

@@ -62,6 +62,7 @@ struct LineNotes {
   std::map<std::string, std::string> old_names;  ///< by new name
   std::vector<std::string> notes;                ///< on old names that were used
   std::vector<PathOption> paths;                 ///< of all verbs
+  std::vector<std::filesystem::path*> models;    ///< targets of add_model
 };
 
 /// The options of the program or of a verb: a handle, copies mean the same ones. It must not outlive its CommandLine,
@@ -74,6 +75,8 @@ class OptionSet {
   Option add(const std::string& names, std::vector<std::string>& target, const std::string& help);
   Option add(const std::string& names, std::vector<std::filesystem::path>& target, const std::string& help);
 
+  /// A directory that may be the name of a model of the hub instead: see CommandLine::models().
+  Option add_model(const std::string& names, std::filesystem::path& target, const std::string& help);
   void add(const TableOption& option);
 
   OptionSet subcommand(const std::string& name, const std::string& help);
@@ -205,6 +208,8 @@ class CommandLine {
   [[nodiscard]] bool parse(int argc, const char* const* argv, std::ostream& out);
   /// What the user is to know of the line that was parsed: old names that were used.
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_.notes; }
+  /// What directories of models hold, to be replaced where it is a name of the hub.
+  [[nodiscard]] const std::vector<std::filesystem::path*>& models() const { return notes_.models; }
   /// The paths that options hold, without those of the option that fills `but`.
   [[nodiscard]] std::vector<std::filesystem::path> paths(const std::filesystem::path& but) const;
 

@@ -14,7 +14,7 @@ void add_pack(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "pack", "Turn documents into windows of token ids");
   auto request = std::make_shared<run::PackRequest>();
   verb.add("documents", request->documents, "Documents: .jsonl, .txt or .md").required().type_name("FILE...");
-  verb.add("-m,--model", request->model, "Model directory, or a tokenizer.model or tokenizer.json")
+  verb.add_model("-m,--model", request->model, "Model directory, or a tokenizer.model or tokenizer.json")
       .required()
       .type_name("DIR");
   verb.add("-o,--out", request->out, "Directory of the data set").required().type_name("DIR");

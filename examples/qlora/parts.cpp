@@ -49,6 +49,12 @@ constexpr Part parts[] = {{"libcurl", "libcurl4-openssl-dev", QLORA_HAS_CURL != 
 #if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO
 void add_fetch(OptionSet app, Invocation& call) { add_without(app, call, "fetch", std::span(parts).first(2)); }
 #endif
+#if !QLORA_HAS_CURL
+void add_hub(OptionSet app, Invocation& call) {
+  for (const char* verb : {"login", "pull", "accept"}) add_without(app, call, verb, std::span(parts).first(1));
+}
+std::filesystem::path model_directory(const std::filesystem::path& named, Progress&) { return named; }
+#endif
 #if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO || !QLORA_HAS_TOML
 void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", std::span(parts).first(3)); }
 #endif

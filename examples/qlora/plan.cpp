@@ -58,9 +58,10 @@ void print(const run::PlanResult& result, std::ostream& out) {
 void add_plan(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "plan", "Show the memory that training a model takes, by purpose");
   auto request = std::make_shared<run::PlanRequest>();
-  verb.add("model", request->model,
-           "Model directory, of which only config.json is read; or 7b, 13b, 70b for LLaMA-2, mistral-7b, llama3.1-8b, "
-           "tinyllama-1.1b, codellama-7b, codellama-13b, smollm2-135m, smollm2-360m, smollm2-1.7b")
+  verb.add_model(
+          "model", request->model,
+          "Model directory, of which only config.json is read; or 7b, 13b, 70b for LLaMA-2, mistral-7b, llama3.1-8b, "
+          "tinyllama-1.1b, codellama-7b, codellama-13b, smollm2-135m, smollm2-360m, smollm2-1.7b")
       .required()
       .type_name("DIR");
   add_table(verb, request->training, {.only = {"rank", "targets", "batch", "recompute", "adamw8bit"}});

@@ -12,7 +12,7 @@ namespace qlora::program {
 void add_quantize(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "quantize", "Write a model in NF4, as transformers and bitsandbytes read it");
   auto request = std::make_shared<run::QuantizeRequest>();
-  verb.add("model", request->model, "Model directory in 16 or 32 bits").required().type_name("DIR");
+  verb.add_model("model", request->model, "Model directory in 16 or 32 bits").required().type_name("DIR");
   verb.add("-o,--out", request->out, "Directory of the model in 4 bits").required().type_name("DIR");
   add_table(verb, request->quantizing);
   add_table(verb, request->device, {.only = {"threads", "no_verify"}});

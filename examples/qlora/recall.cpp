@@ -13,7 +13,7 @@ void add_recall(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "recall", "Let a model write down what it knows, to be replayed while it learns");
   auto request = std::make_shared<run::RecallRequest>();
-  verb.add("model", request->model, "Model directory").required().type_name("DIR");
+  verb.add_model("model", request->model, "Model directory").required().type_name("DIR");
   add_table(verb, request->weights);
   add_table(verb, request->sampling);
   add_table(verb, request->device);

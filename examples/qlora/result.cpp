@@ -34,6 +34,8 @@ Result result_of(const run::ExportResult& result) { return as_file(run::to_json(
 Result result_of(const run::MergeResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PackResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::PlanResult& result) { return as_file(run::to_json(result)); }
+Result result_of(const run::AcceptResult& result) { return as_file(run::to_json(result)); }
+Result result_of(const run::PullResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::QuantizeResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::RecallResult& result) { return as_file(run::to_json(result)); }
 Result result_of(const run::TrainResult& result) { return as_file(run::to_json(result)); }

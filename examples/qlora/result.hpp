@@ -11,6 +11,7 @@
 namespace qlora {
 inline namespace v0 {
 namespace run {
+struct AcceptResult;
 struct Comparison;
 struct ExportResult;
 struct FetchResult;
@@ -19,6 +20,7 @@ struct JobResult;
 struct MergeResult;
 struct PackResult;
 struct PlanResult;
+struct PullResult;
 struct QuantizeResult;
 struct RecallResult;
 struct TrainResult;
@@ -74,6 +76,8 @@ struct ShownData {
 [[nodiscard]] Result result_of(const run::MergeResult& result);
 [[nodiscard]] Result result_of(const run::PackResult& result);
 [[nodiscard]] Result result_of(const run::PlanResult& result);
+[[nodiscard]] Result result_of(const run::AcceptResult& result);
+[[nodiscard]] Result result_of(const run::PullResult& result);
 [[nodiscard]] Result result_of(const run::QuantizeResult& result);
 [[nodiscard]] Result result_of(const run::RecallResult& result);
 [[nodiscard]] Result result_of(const run::TrainResult& result);

@@ -56,6 +56,11 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
   auto [job, notes] = read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
+  for (run::JobModel& model : job.models) {  // a name of the hub lies in no folder
+    if (fs::exists(model.source.path)) continue;
+    const fs::path name = model.source.path.lexically_relative(options.job.parent_path());
+    if (const fs::path found = model_directory(name, context.progress); found != name) model.source.path = found;
+  }
   for (const std::string& note : notes) context.progress.say(note);
   if (!options.json.empty()) check_result_file(options.json, run::inputs_of(job));
   copy_given(given, options.device, job.device);

@@ -54,7 +54,7 @@ Result run_server(const ServeOptions& options, Context& context) {
   serve::ServeRequest request = options.request;
   for (const std::string& text : options.models) {
     auto [name, dir] = named(text);
-    request.bases.push_back({std::move(dir), std::move(name), {}});
+    request.bases.push_back({model_directory(dir, context.progress), std::move(name), {}});
   }
   request.bases = serve::named_bases(request.bases);
   for (const std::string& text : options.adapters) {

@@ -53,7 +53,7 @@ void add_train(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "train", "Train a LoRA adapter on the 4-bit model; resumes what was interrupted");
   auto request = std::make_shared<run::TrainRequest>();
-  verb.add("-m,--model", request->model, "Model directory").required().type_name("DIR");
+  verb.add_model("-m,--model", request->model, "Model directory").required().type_name("DIR");
   verb.add("-d,--data", request->data, "Packed data set").required().type_name("DIR");
   verb.add("-o,--out", request->out, "Directory of adapter, metrics and checkpoints").required().type_name("DIR");
   add_table(verb, request->options);

@@ -46,6 +46,9 @@ void check_result_file(const std::filesystem::path& json, const std::vector<std:
 /// Throws Error (usage) when a verb's output would go into a model's directory.
 void check_no_model(const std::filesystem::path& out);
 
+/// run::model_directory of run/hub.hpp; without libcurl the path itself.
+std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress);
+
 /// What `qlora --version` says: the version, and what this build holds.
 std::string version_text();
 
@@ -55,6 +58,7 @@ void add_data(OptionSet app, Invocation& call);
 void add_export(OptionSet app, Invocation& call);
 void add_fetch(OptionSet app, Invocation& call);
 void add_generate(OptionSet app, Invocation& call);
+void add_hub(OptionSet app, Invocation& call);  ///< login, pull, accept
 void add_info(OptionSet app, Invocation& call);
 void add_merge(OptionSet app, Invocation& call);
 void add_pack(OptionSet app, Invocation& call);

@@ -46,8 +46,8 @@ transformers5 transformers==5.24.0 tokenizers==0.23.3
 END
 # shellcheck disable=SC2086
 "$python" tests/interop/interop.py --table $compared >$folder/interop.md
-# The section that serving.sh writes stays.
-{ echo && sed -n '/^## Clients of /,$p' docs/interop.md; } >>$folder/interop.md
+# The sections that files.sh and serving.sh write stay.
+{ echo && sed -n '/^## Rows and models/,$p' docs/interop.md; } >>$folder/interop.md
 mv $folder/interop.md docs/interop.md
 [ -z "$failed" ] || {
   echo "something differs in:$failed" >&2
