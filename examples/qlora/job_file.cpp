@@ -152,6 +152,9 @@ void for_each_named(const toml::node& node, const fs::path& file, const std::str
   if (items == nullptr || items->empty() || !items->is_array_of_tables()) {
     place.fail(node, concat("write each ", section, " as ", place.section));
   }
+  if (items->size() > run::max_named) {
+    place.fail(node, concat(items->size(), " of ", place.section, "; a job has at most ", run::max_named));
+  }
   std::set<std::string> names;
   for (const toml::node& item : *items) {
     const toml::table& table = *item.as_table();

@@ -1,7 +1,8 @@
-/* fault.c — a library to preload: it fails the FAULT_AT-th call of FAULT_CALL (write, read, fsync, rename, open) with
- * FAULT_ERRNO. With FAULT_COUNT, a file, it fails none and writes there how many calls there were. Calls on the standard
- * streams do not count. */
+/* fault.c — a library to preload: it fails the FAULT_AT-th call of FAULT_CALL (write, read, fsync, rename, open, close,
+ * mkdir, list, stat, map) with FAULT_ERRNO. With FAULT_COUNT, a file, it fails none and writes there how many calls
+ * there were. Calls on the standard streams do not count. A close that fails has closed, as Linux does it. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -82,4 +84,51 @@ int open64(const char* path, int flags, ...) {
   const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(more, mode_t) : 0;
   va_end(more);
   return opened(path, flags, mode);
+}
+
+int close(int file) {
+  const int result = (int)syscall(SYS_close, file);
+  return file > 2 && fails("close") ? -1 : result;
+}
+int mkdir(const char* path, mode_t mode) {
+  return fails("mkdir") ? -1 : (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+}
+int stat(const char* restrict path, struct stat* restrict status) {
+  return fails("stat") ? -1 : fstatat(AT_FDCWD, path, status, 0);
+}
+int stat64(const char* restrict path, struct stat64* restrict status) {
+  return fails("stat") ? -1 : fstatat64(AT_FDCWD, path, status, 0);
+}
+int lstat(const char* restrict path, struct stat* restrict status) {
+  return fails("stat") ? -1 : fstatat(AT_FDCWD, path, status, AT_SYMLINK_NOFOLLOW);
+}
+int fstat(int file, struct stat* status) { return fails("stat") ? -1 : fstatat(file, "", status, AT_EMPTY_PATH); }
+void* mmap(void* where, size_t size, int protection, int flags, int file, off_t at) {
+  return file >= 0 && fails("map") ? MAP_FAILED : (void*)syscall(SYS_mmap, where, size, protection, flags, file, at);
+}
+void* mmap64(void* where, size_t size, int protection, int flags, int file, off_t at) {
+  return mmap(where, size, protection, flags, file, at);
+}
+
+static void* real(const char* name) { return dlsym(RTLD_NEXT, name); }
+DIR* opendir(const char* path) {
+  DIR* (*next)(const char*);
+  *(void**)&next = real("opendir");
+  return fails("list") ? NULL : next(path);
+}
+DIR* fdopendir(int file) {
+  DIR* (*next)(int);
+  *(void**)&next = real("fdopendir");
+  return fails("list") ? NULL : next(file);
+}
+/* The end of a folder is NULL, too, without an errno. */
+struct dirent* readdir(DIR* folder) {
+  struct dirent* (*next)(DIR*);
+  *(void**)&next = real("readdir");
+  return fails("list") ? NULL : next(folder);
+}
+struct dirent64* readdir64(DIR* folder) {
+  struct dirent64* (*next)(DIR*);
+  *(void**)&next = real("readdir64");
+  return fails("list") ? NULL : next(folder);
 }

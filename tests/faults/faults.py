@@ -73,7 +73,7 @@ def failing_calls(program, step, n, expected, call, number):
     step.clear()
     calls = program.calls(step.arguments, call)
     told, survivors = 0, []
-    places = random.sample(range(1, calls + 1), min(n, calls))
+    places = random.sample(range(1, calls + 1), min(n, calls))  # a step without such a call has none
     for at in places:
         step.clear()
         outcome = program.faulty(step.arguments, call, at, number)
@@ -175,6 +175,11 @@ def disturb(program, steps, n, table, wanted):
             ("fsync", errno.EIO),
             ("rename", errno.EIO),
             ("open", errno.EMFILE),
+            ("close", errno.EIO),
+            ("mkdir", errno.ENOSPC),
+            ("list", errno.EIO),
+            ("stat", errno.EIO),
+            ("map", errno.ENOMEM),
         ):
             kind = f"{errno.errorcode[number]} {call} {name}"
             if wanted(kind):

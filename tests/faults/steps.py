@@ -102,7 +102,7 @@ class Program:
 
 
 class Step:
-    """A command that writes `out`; `result` is the part of it that must have the same bytes whatever happened before."""
+    """A command that writes `out`; `result` is the part of it that has the same bytes whatever happened before."""
 
     def __init__(self, name, out, arguments, result=None):
         self.name, self.out, self.arguments = name, out, arguments
@@ -126,6 +126,19 @@ def make_steps(program):
     train = Step("train", run, ["train", "-m", MODEL, "-d", data, "-o", run, *options, *cpu], run / "adapter")
     adapter, merged = work / "adapter", work / "merged"
     merge = Step("merge", merged, ["merge", "-m", MODEL, "-a", adapter, "-o", merged, *cpu])
+    quantize = Step("quantize", work / "nf4", ["quantize", MODEL, "-o", work / "nf4", "--threads", "1", "-q"])
+    export = Step("export", work / "model.gguf", ["export", MODEL, "-o", work / "model.gguf", "-q"])
+    recall_out = work / "recalled.jsonl"
+    asked = ["--documents", "4", "--max-new-tokens", "200", "--seed", "3"]
+    recall = Step("recall", recall_out, ["recall", MODEL, "-o", recall_out, *asked, *cpu])
+    page, answers = work / "page.html", work / "answers.json"
+    (work / "asked.txt").write_text("What is new?\n")
+    compare = Step(
+        "compare",
+        answers,
+        ["compare", "-m", MODEL, "-a", adapter, "--questions", work / "asked.txt", "--max-new-tokens", "4"]
+        + ["--temperature", "0", "--report", page, "--json", answers, *cpu],
+    )
     job, job_out = work / "job.toml", work / "job"
     (work / "job_pages").mkdir(exist_ok=True)
     shutil.copy(PAGES[0], work / "job_pages")
@@ -136,13 +149,13 @@ def make_steps(program):
         '[compare]\nquestions = "questions.txt"\nmax_new_tokens = 4\ntemperature = 0\n[output]\ndir = "job"\n'
     )
     job_step = Step("run", job_out, ["run", job, "-q"], job_out / "tiny-chat/merged")
-    steps = {step.name: step for step in (fetch, pack, train, merge, job_step)}
+    steps = {step.name: step for step in (fetch, pack, train, merge, quantize, export, recall, compare, job_step)}
     for name in ("fetch", "pack", "train"):
         outcome = program.run(steps[name].arguments)
         if outcome.code != 0:
             raise SystemExit(f"{name} fails without a fault: {outcome.error}")
     shutil.copytree(run / "adapter", adapter)
-    for name in ("merge", "run"):
+    for name in ("merge", "quantize", "export", "recall", "compare", "run"):
         outcome = program.run(steps[name].arguments)
         if outcome.code != 0:
             raise SystemExit(f"{name} fails without a fault: {outcome.error}")

@@ -137,6 +137,14 @@ TEST_CASE("addresses are shown without their credentials") {
   CHECK(shown_address("https://bucket.example/x?X-Amz-Credential=a%2Fb&X-Amz-Signature=ff&Expires=9") ==
         "https://bucket.example/x?X-Amz-Credential=...&X-Amz-Signature=...&Expires=9");
   CHECK(shown_address("notes/a@b?token=1.txt") == "notes/a@b?token=1.txt");
+  // Addresses that are refused are named in the error, too.
+  CHECK(shown_address("ftp://ann:pw@example.org/a") == "ftp://example.org/a");
+  CHECK(shown_address("s3+x://ann:pw@example.org/?sig=1") == "s3+x://example.org/?sig=...");
+  CHECK(shown_address("http:/\\ann:pw@example.org/a") == "http:/\\example.org/a");
+  CHECK(shown_address("HTTPS:ann:pw@example.org") == "HTTPS:example.org");
+  CHECK(shown_address("http:///ann:pw@example.org") == "http:///example.org");
+  CHECK(shown_address("file:///tmp/a@b") == "file:///tmp/a@b");
+  CHECK(shown_address("C:a@b") == "C:a@b");
   CHECK(shown_address("https://example.org/@name/post?page=2") == "https://example.org/@name/post?page=2");
   const std::string port = url("/missing").substr(17);  // behind "http://127.0.0.1:"
   const std::string message = refusal("http://ann:pw@127.0.0.1:" + port + "?token=abc", own());

@@ -37,6 +37,13 @@ std::string refusal(const Scratch& scratch, const std::string& job) {
 
 }  // namespace
 
+TEST_CASE("a job file of very many arms is refused at once") {
+  const Scratch scratch;
+  std::string job = minimal;
+  for (int i = 0; i < 1001; ++i) job += "[[arm]]\nname='a" + std::to_string(i) + "'\n";
+  CHECK(contains(refusal(scratch, job), "1001 of [[arm]]; a job has at most 1000"));
+}
+
 TEST_CASE("a minimal job means the article's settings, and paths stand beside the job file") {
   const Scratch scratch;
   const Outcome outcome = check(scratch, minimal);

@@ -113,6 +113,15 @@ TEST_CASE("names are folders and keys: plain, each once, and none of the report'
   CHECK(with_models("", "b") == "a model cannot be named \"\"");
 }
 
+TEST_CASE("a job of more arms or models than can be compared is refused at once") {
+  run::Job job = minimal();
+  job.arms.assign(run::max_named + 1, arm(job, "a"));
+  CHECK(refusal(job) == "1001 arms; a job has at most 1000");
+  job = minimal();
+  job.models.assign(run::max_named + 1, {"m", {"x"}});
+  CHECK(refusal(job) == "1001 models; a job has at most 1000");
+}
+
 TEST_CASE("one seed counts once at a value of a sweep, and a control stands in none") {
   run::Job job = minimal();
   job.arms = {arm(job, "a"), arm(job, "b")};

@@ -317,4 +317,8 @@ TEST_CASE("questions come from probe lines, or from text that is asked in both f
   CHECK(probes[0].chat);
   CHECK(kind_of([&] { (void)run::read_questions(scratch.write("bad.jsonl", "{\"form\": \"song\"}\n")); }) ==
         ErrorKind::input);
+  for (const char* name : {"lfs.txt", "lfs.jsonl"}) {  // not asked as a question
+    const auto pointer = scratch.write(name, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n");
+    CHECK(kind_of([&] { (void)run::read_questions(pointer); }) == ErrorKind::input);
+  }
 }

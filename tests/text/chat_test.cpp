@@ -236,6 +236,8 @@ TEST_CASE("a directory's template: where it stands, what it is called, where rep
   CHECK(own.chat().stops().marks == std::vector<std::string>{"<|im_end|>", "<|im_start|>"});
   std::ofstream(own.dir / "chat_template.jinja") << template_of("chatml");  // rules over tokenizer_config.json
   CHECK(own.chat().name() == "chatml");
+  std::ofstream(own.dir / "chat_template.jinja") << "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n";
+  CHECK_THROWS_WITH_AS(static_cast<void>(own.chat()), doctest::Contains("is a Git LFS pointer"), Error);
 
   const Directory several;
   Json config{{"eos_token", "<|end|>"}};

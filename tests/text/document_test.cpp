@@ -108,6 +108,10 @@ TEST_CASE("chat data in the usual schemas is a chat; others are refused with the
         "user=q;assistant=a;");
   CHECK(turns(R"({"messages":[{"role":"user","content":[{"type":"text","text":"q"},{"type":"text","text":"r"}]}]})") ==
         "user=qr;");
+  // A table of several schemas has null for the columns of the others.
+  CHECK(turns(R"({"text":null,"messages":null,"prompt":"q","completion":null,"response":"a"})") ==
+        "user=q;assistant=a;");
+  CHECK(read(R"({"text":"t","messages":null})").text == "t");
   // The same chat has the same hash, whatever schema it came in.
   CHECK(read(R"({"prompt":"q","completion":"a"})").sha256 ==
         read(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]})").sha256);

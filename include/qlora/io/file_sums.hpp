@@ -30,6 +30,7 @@ inline void check_file_sums(const std::filesystem::path& directory) {
   const std::filesystem::path sums = directory / file_sums_name;
   if (!std::filesystem::exists(sums)) return;
   const std::string text = read_text(sums, 1U << 16);
+  refuse_lfs_pointer(text, sums.string());
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
     const std::string_view line = std::string_view(text).substr(begin, end - begin);

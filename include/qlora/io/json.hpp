@@ -138,6 +138,7 @@ class JsonGuard final : public JsonHandler {
 template <class Use>
 void for_each_json_line(const std::filesystem::path& path, const Use& use, std::size_t max_bytes = 64U << 20) {
   const std::string text = read_text(path, max_bytes);
+  refuse_lfs_pointer(text, path.string());
   int number = 0;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());

@@ -34,14 +34,32 @@ inline constexpr std::array<std::string_view, 6> secret_names = {"key", "sig", "
 
 }  // namespace detail
 
-/// A web address without user and password, and with "..." for the values of query parameters that are credentials by
-/// their names. Anything else than an http: or https: address is returned as it is.
+namespace detail {
+
+/// Bytes of "https://" and the like at the front of an address, of whatever kind it is; slashes may be missing or turned
+/// round behind "http:" and "https:", as they may be in a browser. 0: it is a path.
+[[nodiscard]] inline std::size_t scheme_length(std::string_view address) {
+  std::size_t end = 0;
+  const auto is_of_scheme = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
+  };
+  const std::string start = low(address.substr(0, 32));
+  while (end < start.size() && is_of_scheme(start[end])) ++end;
+  if (end == 0 || end == start.size() || start[end] != ':') return 0;
+  const std::string_view kind = std::string_view(start).substr(0, end++);
+  if (kind == "file" || (kind != "http" && kind != "https" && address.substr(end, 2) != "//")) return 0;
+  return std::min(address.find_first_not_of("/\\", end), address.size());
+}
+
+}  // namespace detail
+
+/// An address without user and password, and with "..." for the values of query parameters that are credentials by
+/// their names. A path, and a file: address, are returned as they are.
 [[nodiscard]] inline std::string shown_address(std::string_view address) {
-  const std::size_t scheme = address.find("://");
-  const std::string kind = detail::low(address.substr(0, std::min<std::size_t>(scheme, 8)));
-  if (scheme == std::string_view::npos || (kind != "http" && kind != "https")) return std::string(address);
-  std::string out(address.substr(0, scheme + 3));
-  address.remove_prefix(scheme + 3);
+  const std::size_t scheme = detail::scheme_length(address);
+  if (scheme == 0) return std::string(address);
+  std::string out(address.substr(0, scheme));
+  address.remove_prefix(scheme);
   const std::size_t host_end = std::min(address.find_first_of("/?#\\"), address.size());
   const std::size_t at = address.substr(0, host_end).rfind('@');
   out +=

@@ -73,12 +73,16 @@ struct Job {
   return name == "w16" || name == "nf4" || name == "merged" || name == "base";
 }
 
+/// Arms of a job, and models of one. Each is compared with all others of its kind.
+inline constexpr std::size_t max_named = 1000;
+
 /// The sweep in which two arms are one point with one seed; empty: none. There the one would be counted as another draw
 /// of the other.
 [[nodiscard]] inline std::string shared_point(const Arm& a, const Arm& b) {
-  if (a.train.options.seed != b.train.options.seed || a.group() != b.group()) return {};
+  if (a.train.options.seed != b.train.options.seed) return {};
   for (const auto& [name, at] : a.sweep) {
-    if (const auto other = b.sweep.find(name); other != b.sweep.end() && other->second == at) return name;
+    const auto other = b.sweep.find(name);
+    if (other != b.sweep.end() && other->second == at && a.group() == b.group()) return name;
   }
   return {};
 }
@@ -94,6 +98,7 @@ namespace detail {
 }
 
 inline void check_arms(const std::vector<Arm>& arms) {
+  if (arms.size() > max_named) throw Error(concat(arms.size(), " arms; a job has at most ", max_named));
   for (std::size_t i = 0; i < arms.size(); ++i) {
     const Arm& arm = arms[i];
     if (!is_plain_name(arm.name) || is_variant_name(arm.name)) {
@@ -117,6 +122,7 @@ inline void check_models(const std::vector<JobModel>& models) {
     throw Error("[model] path is missing: the directory of the model to tune");
   }
   if (models.size() == 1 && models.front().name.empty()) return;
+  if (models.size() > max_named) throw Error(concat(models.size(), " models; a job has at most ", max_named));
   for (std::size_t i = 0; i < models.size(); ++i) {
     if (!is_plain_name(models[i].name)) throw Error(concat("a model cannot be named \"", models[i].name, "\""));
     if (models[i].source.path.empty()) throw Error(concat("the model \"", models[i].name, "\" has no path"));

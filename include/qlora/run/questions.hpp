@@ -37,6 +37,7 @@ struct Question {
     return questions;
   }
   const std::string text = read_text(file, std::size_t{1} << 20);
+  refuse_lfs_pointer(text, file.string());
   int number = 0;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());

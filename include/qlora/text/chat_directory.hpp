@@ -172,7 +172,11 @@ class JinjaChat final : public ChatScript {
 [[nodiscard]] inline std::optional<std::string> template_text(const std::filesystem::path& dir, const Json& config) {
   constexpr std::size_t max_bytes = std::size_t{1} << 20;
   const std::filesystem::path file = dir / "chat_template.jinja";
-  if (exists(file)) return read_text(file, max_bytes);
+  if (exists(file)) {
+    std::string text = read_text(file, max_bytes);
+    refuse_lfs_pointer(text, file.string());
+    return text;
+  }
   const std::string where = (dir / "tokenizer_config.json").string();
   const Json* value = json_find(config, "chat_template");
   if (value == nullptr) return std::nullopt;

@@ -140,6 +140,12 @@ namespace detail {
   return messages;
 }
 
+/// Whether a key is there and not null: tables of several schemas write null for the columns of the others.
+[[nodiscard]] inline bool has_member(const nlohmann::json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && !found->is_null();
+}
+
 /// The schemas that a line may have. A line of none, or of two, is refused with its keys.
 enum class LineSchema { text, messages, conversations, alpaca, completion };
 [[nodiscard]] inline LineSchema schema_of(const nlohmann::json& object, const std::string& where) {
@@ -151,11 +157,15 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
        {"prompt", "completion", LineSchema::completion},
        {"prompt", "response", LineSchema::completion}}};
   std::vector<std::pair<std::string, LineSchema>> found;
-  for (const auto& [first, second, schema] : known) {
-    if (!object.contains(first) || !object.contains(second)) continue;
-    const std::string both = std::string("\"") + first + "\"";
-    found.emplace_back(std::string_view(first) == second ? both : both + " with \"" + second + "\"", schema);
-  }
+  const auto find = [&](const auto& has) {
+    for (const auto& [first, second, schema] : known) {
+      if (!has(first) || !has(second)) continue;
+      const std::string both = std::string("\"") + first + "\"";
+      found.emplace_back(std::string_view(first) == second ? both : both + " with \"" + second + "\"", schema);
+    }
+  };
+  find([&](const char* key) { return has_member(object, key); });
+  if (found.empty()) find([&](const char* key) { return object.contains(key); });  // then null is what is wrong
   if (found.size() == 1) return found[0].second;
   if (found.size() > 1) {
     throw Error(concat(where, ": both ", found[0].first, " and ", found[1].first, "; a line holds one of them"));
@@ -177,7 +187,7 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
                                                   const std::string& where) {
   if (schema == LineSchema::messages) return turns_of(object["messages"], "messages", where);
   if (schema == LineSchema::conversations) return turns_of(object["conversations"], "conversations", where);
-  const char* completion = object.contains("completion") ? "completion" : "response";
+  const char* completion = has_member(object, "completion") ? "completion" : "response";
   if (schema == LineSchema::completion && object["prompt"].is_array()) {  // as turns, in TRL's conversational form
     std::vector<Message> messages = turns_of(object["prompt"], "prompt", where);
     for (Message& reply : turns_of(object[completion], completion, where)) messages.push_back(std::move(reply));
@@ -296,8 +306,8 @@ namespace detail {
 /// Calls use(document, "FILE:LINE") for each document of a .jsonl file (one per line), or of a .txt or .md file (one,
 /// "FILE"). A line holds "text"; or a chat: "messages" of {role, content}, ShareGPT's "conversations", Alpaca's
 /// "instruction" and "output", or "prompt" and "completion". Errors name the file and the line: broken JSON, invalid
-/// UTF-8, none or two of these, a key given twice, a line over the cap. Empty lines are skipped, unknown keys ignored;
-/// an absent "source" becomes FILE:LINE.
+/// UTF-8, none or two of these, a key given twice, a line over the cap. Empty lines are skipped, unknown keys ignored,
+/// null is as good as absent; an absent "source" becomes FILE:LINE.
 template <class Use>
 void for_each_document(const std::filesystem::path& path, const Use& use) {
   const std::string name = path.string();
