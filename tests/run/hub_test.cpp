@@ -101,6 +101,14 @@ TEST_CASE("names of models") {
     CHECK(!run::hub_model(bad).has_value());
 }
 
+TEST_CASE("adapters name a model of the hub as it does") {
+  CHECK(run::name_for_others("/a/hub/models--org--name/snapshots/0123") == "org/name");
+  CHECK(run::name_for_others("/a/hub/models--org--name/snapshots/0123/") == "org/name");
+  CHECK(run::name_for_others("models/org/name") == "models/org/name");
+  CHECK(run::name_for_others("name") == "name");
+  CHECK(run::name_for_others("/a/models--name/snapshots/0") == "/a/models--name/snapshots/0");
+}
+
 TEST_CASE("a model arrives in the layout of the cache, and is found there") {
   const Scratch scratch;
   run::HubPlace place = place_in(scratch);

@@ -149,6 +149,19 @@ inline void check_token(const std::string& token) {
   return place.cache / ("models--" + name);
 }
 
+/// How a file that goes to other machines names a model directory: "org/name" for a snapshot in a cache of the hub, else
+/// the path as it is.
+[[nodiscard]] inline std::string name_for_others(const std::filesystem::path& model) {
+  constexpr std::string_view begin = "models--";
+  const std::filesystem::path snapshots = (model / "").parent_path().parent_path();
+  std::string name = snapshots.parent_path().filename().string();
+  if (snapshots.filename() != "snapshots" || !name.starts_with(begin)) return model.string();
+  name.erase(0, begin.size());
+  const std::size_t mark = name.find("--");
+  if (mark == std::string::npos) return model.string();
+  return name.replace(mark, 2, "/");
+}
+
 /// The snapshot of a model's revision in the cache, if all files that its index of weights names are there; else empty.
 [[nodiscard]] inline std::filesystem::path cached_snapshot(const HubPlace& place, const HubModel& model) {
   namespace fs = std::filesystem;

@@ -88,6 +88,7 @@ inline void check_training(const Training& options) {
 #include "qlora/model/limits.hpp"
 #include "qlora/run/adapter.hpp"
 #include "qlora/run/guard.hpp"
+#include "qlora/run/hub_cache.hpp"
 #include "qlora/run/json.hpp"
 #include "qlora/run/model_files.hpp"
 #include "qlora/run/rank_progress.hpp"
@@ -447,7 +448,7 @@ class TrainingRun {
 
   [[nodiscard]] AdapterNotes adapter_notes() const {
     return {.dropout = static_cast<float>(options_.dropout),
-            .base_model = request_.model.string(),
+            .base_model = name_for_others(request_.model),
             .base_fingerprint = model_.fingerprint(),
             .base_checksum = model_.checksum()};
   }
