@@ -51,7 +51,7 @@ struct BarSpace {
   return space;
 }
 
-[[nodiscard]] inline std::string percent(double share) { return number(100.0 * share, 3) + " %"; }
+[[nodiscard]] inline std::string percent(double share) { return percent_text(share) + " %"; }
 
 [[nodiscard]] inline std::string bar_of(const BarSpace& space, const BarSeries& series, const std::string& label,
                                         std::size_t which, std::size_t row, double y) {

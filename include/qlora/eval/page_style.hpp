@@ -37,7 +37,8 @@ article h3{margin:.1rem 0 .5rem;font-size:1rem;white-space:pre-wrap}article h3 s
 .answers{display:grid;gap:.6rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))}
 .answers h4{margin:0 0 .2rem;font-size:.85rem;color:var(--soft)}
 .answer{background:var(--box);border-radius:.4rem;padding:.5rem .7rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:11px}article,figure,.sweep{break-inside:avoid}
+@media print{body{max-width:none;font-size:11px}article,figure,.sweep{break-inside:avoid}h2{break-after:avoid}
+.answers{grid-template-columns:repeat(3,1fr)}
 .narrow td,.narrow th{padding:.2rem .4rem}details{display:none}details.section{display:block}}
 )";
 

@@ -76,6 +76,13 @@ namespace eval {
   return out;
 }
 
+/// A share from 0 to 1 in percent, with one decimal: "35.7".
+[[nodiscard]] inline std::string percent_text(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.1f", 100 * value);
+  return text.data();
+}
+
 /// A readable number: at most `digits` significant ones, no trailing zeros ("0.0002", "1e-06", "1250").
 [[nodiscard]] inline std::string number(double value, int digits = 4) {
   std::array<char, 40> text{};

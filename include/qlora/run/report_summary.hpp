@@ -62,9 +62,9 @@ namespace detail {
 
 /// "35.7 % [32.5 to 38.8]".
 [[nodiscard]] inline std::string percent_of(const eval::Interval& number) {
-  std::string text = percent_text(number.value) + " %";
+  std::string text = eval::percent_text(number.value) + " %";
   if (!std::isfinite(number.lower) || !std::isfinite(number.upper)) return text;
-  return text + " [" + percent_text(number.lower) + " to " + percent_text(number.upper) + "]";
+  return text + " [" + eval::percent_text(number.lower) + " to " + eval::percent_text(number.upper) + "]";
 }
 
 /// The metrics of a kind that a variant has: "retention", or where that is missing "retention_chat" and
@@ -93,8 +93,8 @@ namespace detail {
     const eval::Interval* now = score_of(after, metric);
     const eval::Interval* then = score_of(before, metric);
     if (now == nullptr || then == nullptr || now->n == 0) continue;
-    text += concat(text.empty() ? "" : " ", words_of(metric), ": ", percent_of(*now), ", ", percent_text(then->value),
-                   " % before.");
+    text += concat(text.empty() ? "" : " ", words_of(metric), ": ", percent_of(*now), ", ",
+                   eval::percent_text(then->value), " % before.");
   }
   return text;
 }
@@ -110,7 +110,7 @@ namespace detail {
       const eval::Interval* then = eval::find_interval(before.metrics, metric);
       if (now == nullptr || then == nullptr || now->n == 0) continue;
       measured = true;
-      const std::string points = percent_text(now->value - then->value);
+      const std::string points = eval::percent_text(now->value - then->value);
       if (points == "0.0" || points == "-0.0") continue;
       text += concat(text.empty() ? "" : ", ", words_of(metric), " ", points.front() == '-' ? "" : "+", points);
     }

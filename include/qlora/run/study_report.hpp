@@ -2,9 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdio>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -32,23 +30,18 @@ namespace detail {
   return path;
 }
 
-[[nodiscard]] inline std::string percent_text(double value) {
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.1f", 100 * value);
-  return text.data();
-}
-
 /// "83.8 [75.0, 91.2] (82.1 to 85.0)": mean over seeds, interval, and the range of the seeds if there are several.
 /// Lines break between these three only. "-" where nothing was measured.
 [[nodiscard]] inline std::string pooled_cell(const PooledMetrics& metrics, std::string_view path) {
   const eval::PooledSeeds* pooled = metrics.find(path);
   if (pooled == nullptr) return "-";
-  std::string text = percent_text(pooled->over.mean);
+  std::string text = eval::percent_text(pooled->over.mean);
   if (std::isfinite(pooled->lower) && std::isfinite(pooled->upper)) {
-    text += " [" + percent_text(pooled->lower) + ",\u00A0" + percent_text(pooled->upper) + "]";
+    text += " [" + eval::percent_text(pooled->lower) + ",\u00A0" + eval::percent_text(pooled->upper) + "]";
   }
   if (pooled->over.seeds > 1) {
-    text += " (" + percent_text(pooled->over.least) + "\u00A0to\u00A0" + percent_text(pooled->over.most) + ")";
+    text +=
+        " (" + eval::percent_text(pooled->over.least) + "\u00A0to\u00A0" + eval::percent_text(pooled->over.most) + ")";
   }
   return text;
 }
