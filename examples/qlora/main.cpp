@@ -18,7 +18,6 @@
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/console_progress.hpp"
-#include "signals.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "job_file.hpp"
 #include "options.hpp"
 #include "qlora/error.hpp"
 #include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/fetch.hpp"
+#include "qlora/run/job_file.hpp"
 #include "qlora/run/job_run.hpp"
 #include "verb.hpp"
 
@@ -54,7 +54,7 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   }
   if (options.job.empty())
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
-  auto [job, notes] = read_job(options.job);
+  auto [job, notes] = run::read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
   for (run::JobModel& model : job.models) {  // a name of the hub lies in no folder
     if (fs::exists(model.source.path)) continue;

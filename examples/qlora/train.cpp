@@ -12,7 +12,6 @@
 #include "qlora/run/rank_options.hpp"
 #include "qlora/run/start_ranks.hpp"
 #include "qlora/run/train.hpp"
-#include "signals.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {

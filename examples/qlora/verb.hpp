@@ -49,6 +49,10 @@ void check_no_model(const std::filesystem::path& out);
 /// run::model_directory of run/hub.hpp; without libcurl the path itself.
 std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress);
 
+/// From now on SIGTERM asks to stop however often it comes. Launchers send it to all processes as soon as one has
+/// ended, which may have been told to stop before and be about to leave; they kill a while later.
+void expect_launcher_signals();
+
 /// What `qlora --version` says: the version, and what this build holds.
 std::string version_text();
 

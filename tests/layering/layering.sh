@@ -61,6 +61,10 @@ offences=$(
       if ($2 ~ /^openssl\//) { if (from != "qlora/io/sha256.hpp") offence("OpenSSL stays in io/sha256.hpp"); next }
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
+      if ($2 ~ /^toml\+\+\//) {
+        if (from != "qlora/run/job_file.hpp") offence("toml++ stays in run/job_file.hpp")
+        next
+      }
       if ($2 == "mpi.h") { if (from != "qlora/dist/mpi.hpp") offence("MPI stays in dist/mpi.hpp"); next }
       if ($2 == "nccl.h") {
         if (from != "qlora/cuda/comm/nccl.hpp") offence("NCCL stays in cuda/comm/nccl.hpp")

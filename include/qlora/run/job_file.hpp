@@ -1,30 +1,42 @@
-// job_file.cpp — reads job files. Keys, ranges and defaults come from the tables of options.
-#include "job_file.hpp"
+// qlora/run/job_file.hpp — a job as one TOML page. Its keys, ranges and defaults are the tables of run/options.hpp.
+// Unknown keys and wrong values are errors with a line number and a suggestion. Relative paths are meant from the
+// folder of the job file, so that a job does the same from wherever it is started. The TOML library stays in this file.
+#pragma once
 
 #include <toml++/toml.h>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <optional>
 #include <set>
 #include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
+#include "qlora/run/job.hpp"
 #include "qlora/run/suggest.hpp"
 
-namespace qlora::program {
-namespace {
+namespace qlora {
+inline namespace v0 {
+namespace run {
 
-namespace fs = std::filesystem;
-using run::Arm;
-using run::JobModel;
+/// What read_job makes of a job file.
+struct JobFile {
+  Job job;                         ///< complete
+  std::vector<std::string> notes;  ///< what the user is to know: old keys that were used
+};
+
+namespace detail {
 
 /// Where a value stands, for messages, and what relative paths are relative to.
 struct Place {
-  fs::path file;
+  std::filesystem::path file;
   std::string section;
 
   [[noreturn]] void fail(const toml::node& node, const std::string& what) const {
@@ -32,13 +44,13 @@ struct Place {
   }
 };
 
-std::string text_of(const toml::node& node, std::string_view name, const Place& place) {
+inline std::string text_of(const toml::node& node, std::string_view name, const Place& place) {
   if (!node.is_string()) place.fail(node, concat("`", name, "` must be a text in quotes"));
   return node.as_string()->get();
 }
 
 /// What stands in the file; nothing for what no option can hold, as a date.
-std::optional<run::Value> value_of(const toml::node& node) {
+inline std::optional<Value> value_of(const toml::node& node) {
   if (node.is_boolean()) return node.as_boolean()->get();
   if (node.is_integer()) return node.as_integer()->get();
   if (node.is_floating_point()) return node.as_floating_point()->get();
@@ -54,7 +66,7 @@ std::optional<run::Value> value_of(const toml::node& node) {
 }
 
 /// Makes relative paths those of the job file's folder.
-void resolve(run::Value& value, const toml::node& node, std::string_view name, const Place& place) {
+inline void resolve(Value& value, const toml::node& node, std::string_view name, const Place& place) {
   const auto resolved = [&](const std::string& text) {
     if (text.empty()) place.fail(node, concat("`", name, "` must not be empty"));
     return (place.file.parent_path() / text).lexically_normal().string();
@@ -73,39 +85,39 @@ struct Target {
   std::vector<std::pair<std::string_view, std::string_view>> old_names;  ///< old, new
 };
 
-template <run::HasTable S>
+template <HasTable S>
 Target target(S& group) {
   Target made;
-  for (const run::Option<S>& option : run::Table<S>::options) {
+  for (const Option<S>& option : Table<S>::options) {
     made.names.push_back(option.name);
     if (!option.old_name.empty()) made.old_names.emplace_back(option.old_name, option.name);
   }
   made.read = [&group](std::string_view name, const toml::node& node, const Place& place) {
-    for (const run::Option<S>& option : run::Table<S>::options) {
+    for (const Option<S>& option : Table<S>::options) {
       if (option.name != name) continue;
-      std::optional<run::Value> value = value_of(node);
-      if (value && (option.kind() == run::Kind::path || option.kind() == run::Kind::paths)) {
+      std::optional<Value> value = value_of(node);
+      if (value && (option.kind() == Kind::path || option.kind() == Kind::paths)) {
         resolve(*value, node, name, place);
       }
-      const std::string wrong = value ? run::assign(option, group, *value) : run::requirement(option);
+      const std::string wrong = value ? assign(option, group, *value) : requirement(option);
       if (wrong.empty()) return true;
       const auto* text = value ? std::get_if<std::string>(&*value) : nullptr;
       const std::vector<std::string_view> choices(option.choices().begin(), option.choices().end());
       place.fail(node, concat("`", name, "` ", wrong,
-                              text == nullptr || choices.empty() ? std::string() : run::suggestion(*text, choices)));
+                              text == nullptr || choices.empty() ? std::string() : suggestion(*text, choices)));
     }
     return false;
   };
   return made;
 }
 
-std::vector<Target> targets(run::TrainSection& train) {
+inline std::vector<Target> targets(TrainSection& train) {
   return {target(train.options), target(train.replay), target(train.loop)};
 }
 
 /// Reads every key of a section but those in `apart`, which are read elsewhere.
-void read_section(const toml::table& table, const std::vector<Target>& targets, const Place& place,
-                  std::vector<std::string>& notes, const std::vector<std::string_view>& apart = {}) {
+inline void read_section(const toml::table& table, const std::vector<Target>& targets, const Place& place,
+                         std::vector<std::string>& notes, const std::vector<std::string_view>& apart = {}) {
   for (const auto& [key, node] : table) {
     std::string_view name = key;
     if (std::find(apart.begin(), apart.end(), name) != apart.end()) continue;
@@ -125,12 +137,12 @@ void read_section(const toml::table& table, const std::vector<Target>& targets, 
     if (read) continue;
     std::vector<std::string_view> known = apart;
     for (const Target& target : targets) known.insert(known.end(), target.names.begin(), target.names.end());
-    place.fail(node, concat("unknown key `", name, "` in ", place.section, run::suggestion(name, known)));
+    place.fail(node, concat("unknown key `", name, "` in ", place.section, suggestion(name, known)));
   }
 }
 
 /// Names and numbers: what is varied, and where the arm stands.
-void read_sweep(Arm& arm, const toml::node& node, const Place& place) {
+inline void read_sweep(Arm& arm, const toml::node& node, const Place& place) {
   const toml::table* table = node.as_table();
   if (table == nullptr) place.fail(node, "`sweep` must be names with numbers: { \"rank\" = 64 }");
   for (const auto& [name, value] : *table) {
@@ -146,7 +158,8 @@ void read_sweep(Arm& arm, const toml::node& node, const Place& place) {
 /// Calls use(table, name, place) for each [[section]]. The name becomes a folder and a key of the report: it is there,
 /// plain, and only once.
 template <class Use>
-void for_each_named(const toml::node& node, const fs::path& file, const std::string& section, const Use& use) {
+void for_each_named(const toml::node& node, const std::filesystem::path& file, const std::string& section,
+                    const Use& use) {
   const Place place{file, concat("[[", section, "]]")};
   const toml::array* items = node.as_array();
   if (items == nullptr || items->empty() || !items->is_array_of_tables()) {
@@ -161,13 +174,13 @@ void for_each_named(const toml::node& node, const fs::path& file, const std::str
     const toml::node* node_of_name = table.get("name");
     if (node_of_name == nullptr) place.fail(item, concat("each ", place.section, " needs a `name`"));
     const std::string name = text_of(*node_of_name, "name", place);
-    if (!run::is_plain_name(name)) place.fail(*node_of_name, "`name` must be 1 to 64 of a-z 0-9 _ -");
+    if (!is_plain_name(name)) place.fail(*node_of_name, "`name` must be 1 to 64 of a-z 0-9 _ -");
     if (!names.insert(name).second) place.fail(*node_of_name, concat("a second ", section, " \"", name, "\""));
     use(table, name, place);
   }
 }
 
-void read_models(const toml::node& node, JobFile& read, const fs::path& file) {
+inline void read_models(const toml::node& node, JobFile& read, const std::filesystem::path& file) {
   for_each_named(node, file, "model", [&](const toml::table& table, const std::string& name, const Place& place) {
     JobModel model{name, {}, {}};
     read_section(table, {target(model.source), target(model.chat)}, place, read.notes, {"name"});
@@ -178,8 +191,8 @@ void read_models(const toml::node& node, JobFile& read, const fs::path& file) {
 
 /// Refuses what a table says of adapters where there are none. [train] is shared, so it may say it as long as one arm
 /// has adapters; an arm speaks for itself. adamw8bit = false says what is so.
-void refuse_adapter_settings(const toml::table& table, const Place& place, std::string_view whose) {
-  for (const auto& option : run::Table<run::Training>::options) {
+inline void refuse_adapter_settings(const toml::table& table, const Place& place, std::string_view whose) {
+  for (const auto& option : Table<Training>::options) {
     const std::string_view name = option.name;
     const toml::node* node = table.get(name);
     if (node == nullptr && !option.old_name.empty()) node = table.get(option.old_name);
@@ -188,8 +201,8 @@ void refuse_adapter_settings(const toml::table& table, const Place& place, std::
   }
 }
 
-Arm read_arm(const toml::table& table, const std::string& name, const Place& place, JobFile& read) {
-  if (run::is_variant_name(name)) {
+inline Arm read_arm(const toml::table& table, const std::string& name, const Place& place, JobFile& read) {
+  if (is_variant_name(name)) {
     place.fail(*table.get("name"), concat("`name` cannot be \"", name, "\", the report uses it"));
   }
   Arm arm{.name = name, .pages = read.job.pages, .train = read.job.train};
@@ -199,7 +212,7 @@ Arm read_arm(const toml::table& table, const std::string& name, const Place& pla
   for (Target& target : targets(arm.train)) all.push_back(std::move(target));
   read_section(table, all, place, read.notes, {"name", "sweep"});
   if (const toml::node* sweep = table.get("sweep"); sweep != nullptr) read_sweep(arm, *sweep, place);
-  if (own_pages != nullptr && arm.pages == run::Pages{}) {
+  if (own_pages != nullptr && arm.pages == Pages{}) {
     place.fail(*own_pages, concat("the ", place.section, " \"", name,
                                   "\" needs urls or files: what to learn from; without either it learns from [data]"));
   }
@@ -213,11 +226,11 @@ Arm read_arm(const toml::table& table, const std::string& name, const Place& pla
   return arm;
 }
 
-void read_arms(const toml::node& node, JobFile& read, const fs::path& file) {
+inline void read_arms(const toml::node& node, JobFile& read, const std::filesystem::path& file) {
   for_each_named(node, file, "arm", [&](const toml::table& table, const std::string& name, const Place& place) {
     Arm arm = read_arm(table, name, place, read);
     for (const Arm& other : read.job.arms) {
-      if (const std::string sweep = run::shared_point(arm, other); !sweep.empty()) {
+      if (const std::string sweep = shared_point(arm, other); !sweep.empty()) {
         place.fail(*table.get("sweep"),
                    concat("\"", other.name, "\" and \"", name, "\" have the same value of the sweep \"", sweep,
                           "\" and the same seed; arms that differ in more than the seed need a `group` each"));
@@ -229,7 +242,7 @@ void read_arms(const toml::node& node, JobFile& read, const fs::path& file) {
 
 /// The TOML parser nests a table for every part of a dotted key, without limit, and destroys them by recursion. No key
 /// of a job has more than two parts. Strings and comments are passed over.
-void refuse_deep_keys(std::string_view content, const fs::path& file) {
+inline void refuse_deep_keys(std::string_view content, const std::filesystem::path& file) {
   constexpr int most = 8;
   int line = 1;
   int parts = 1;
@@ -261,9 +274,12 @@ void refuse_deep_keys(std::string_view content, const fs::path& file) {
   }
 }
 
-}  // namespace
+}  // namespace detail
 
-JobFile parse_job(std::string_view content, const fs::path& file) {
+/// The job of a TOML text that stands in `file`, whose folder relative paths are meant from. Throws Error(input) that
+/// names file, line and key.
+[[nodiscard]] inline JobFile parse_job(std::string_view content, const std::filesystem::path& file) {
+  using namespace detail;
   refuse_deep_keys(content, file);
   toml::table root;
   try {
@@ -272,7 +288,7 @@ JobFile parse_job(std::string_view content, const fs::path& file) {
     throw Error(concat(file.string(), ":", error.source().begin.line, ": ", error.description()));
   }
   JobFile read;
-  run::Job& job = read.job;
+  Job& job = read.job;
   const toml::node* arms = nullptr;
   for (const auto& [name, node] : root) {
     const Place place{file, concat("[", std::string_view(name), "]")};
@@ -305,28 +321,30 @@ JobFile parse_job(std::string_view content, const fs::path& file) {
     else if (name == "output")
       section({target(job.output)});
     else
-      place.fail(node, concat("unknown section ", place.section,
-                              run::suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge",
-                                                     "compare", "output"})));
+      place.fail(
+          node,
+          concat("unknown section ", place.section,
+                 suggestion(name, {"model", "device", "data", "pack", "train", "arm", "merge", "compare", "output"})));
   }
   if (arms != nullptr) read_arms(*arms, read, file);
   const auto trains_all = [](const Arm& arm) { return arm.trains_all(); };
-  const bool all_weights = job.arms.empty() ? job.train.options.method == run::Method::full
+  const bool all_weights = job.arms.empty() ? job.train.options.method == Method::full
                                             : std::all_of(job.arms.begin(), job.arms.end(), trains_all);
   if (const toml::table* shared = root["train"].as_table(); shared != nullptr && all_weights) {
     refuse_adapter_settings(*shared, {file, "[train]"}, arms == nullptr ? "this job" : "every arm");
   }
   try {
-    run::complete_job(job);
+    complete_job(job);
   } catch (const Error& error) {
     throw Error(concat(file.string(), ": ", error.what()), error.kind());
   }
   return read;
 }
 
-JobFile read_job(const fs::path& file) {
+/// The job of a file of at most 1 MiB. Throws Error(input) as parse_job does, and where the file cannot be read.
+[[nodiscard]] inline JobFile read_job(const std::filesystem::path& file) {
   std::error_code error;
-  const auto size = fs::file_size(file, error);
+  const auto size = std::filesystem::file_size(file, error);
   if (error) throw Error(concat("cannot read the job file ", file.string(), ": ", error.message()));
   if (size > (1U << 20)) throw Error(concat(file.string(), " has ", size, " bytes; a job file has at most 1 MiB"));
   std::ifstream stream(file, std::ios::binary);
@@ -337,4 +355,6 @@ JobFile read_job(const fs::path& file) {
   return parse_job(content.str(), file);
 }
 
-}  // namespace qlora::program
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora
