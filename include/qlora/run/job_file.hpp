@@ -165,8 +165,8 @@ void for_each_named(const toml::node& node, const std::filesystem::path& file, c
   if (items == nullptr || items->empty() || !items->is_array_of_tables()) {
     place.fail(node, concat("write each ", section, " as ", place.section));
   }
-  if (items->size() > run::max_named) {
-    place.fail(node, concat(items->size(), " of ", place.section, "; a job has at most ", run::max_named));
+  if (items->size() > max_named) {
+    place.fail(node, concat(items->size(), " of ", place.section, "; a job has at most ", max_named));
   }
   std::set<std::string> names;
   for (const toml::node& item : *items) {
