@@ -1,5 +1,5 @@
-// formats.cpp — a model in another format: `qlora quantize`, in NF4, which loads without its 16-bit weights, here and in
-// transformers; `qlora export`, as a GGUF file for llama.cpp, as which an adapter can be written, too.
+// formats.cpp — a model in another format: `qlora quantize`, in NF4, which loads without its 16-bit weights, here and
+// in transformers; `qlora export`, as a GGUF file for llama.cpp, as which an adapter can be written, too.
 #include "qlora/run/quantize.hpp"
 
 #include <memory>
