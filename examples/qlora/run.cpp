@@ -57,7 +57,7 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   auto [job, notes] = run::read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
   for (run::JobModel& model : job.models) {  // a name of the hub lies in no folder
-    if (fs::exists(model.source.path)) continue;
+    if (options.show || fs::exists(model.source.path)) continue;
     const fs::path name = model.source.path.lexically_relative(options.job.parent_path());
     if (const fs::path found = model_directory(name, context.progress); found != name) model.source.path = found;
   }
