@@ -204,7 +204,14 @@ QLORA_STEP std::filesystem::path model_directory(const std::filesystem::path& na
   if (!model) return named;
   const HubPlace place = hub_place();
   const std::filesystem::path cached = cached_snapshot(place, *model);
-  return cached.empty() ? pull_model(*model, place, progress).path : cached;
+  if (!cached.empty()) return cached;
+  try {
+    return pull_model(*model, place, progress).path;
+  } catch (const Error& error) {  // a mistyped path looks like a name, too
+    throw Error(
+        concat("there is no directory ", named.string(), " here, and of the hub's model of that name: ", error.what()),
+        error.kind());
+  }
 }
 
 QLORA_STEP std::string log_in(const std::string& token, const HubPlace& place) {
