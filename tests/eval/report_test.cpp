@@ -244,7 +244,7 @@ TEST_CASE("a bar ends at its value, its whisker at the bounds, and what is unkno
   const double left = page.number("(" + bar + ")[1]/@x");
   CHECK(page.number(whisker + "/@x1") - left == doctest::Approx(width(4) * 0.1).epsilon(0.002));
   CHECK(page.number(whisker + "/@x2") - left == doctest::Approx(width(4) * 0.5).epsilon(0.002));
-  CHECK(page.text("(" + bar + ")[1]/*[local-name()='title']") == "base · maker: 25 % (10 % to 50 %), n 8");
+  CHECK(page.text("(" + bar + ")[1]/*[local-name()='title']") == "base · maker: 25.0 % (10.0 % to 50.0 %), n 8");
 }
 
 TEST_CASE("the page shows headline, plots with their data, answers and settings") {
