@@ -19,6 +19,7 @@ set(rows
     "QLORA_HAS_UTF8PROC" "utf8proc: tokenizers with normal forms"
     "QLORA_HAS_CURL" "libcurl: fetching"
     "QLORA_HAS_GUMBO" "libgumbo: HTML to text"
+    "QLORA_HAS_XML2" "libxml2: S3"
     "QLORA_HAS_BOOST" "Boost: HTTP server"
     "QLORA_HAS_MPI" "MPI: training by several processes on the CPU"
     "QLORA_HAS_TOML" "toml++: job files"

@@ -2,6 +2,7 @@
 #   qlora::qlora  vocabulary and configs, std only         qlora::io    + nlohmann/json, xxHash, OpenSSL: model files
 #   qlora::cpu    + Eigen and threads (models, training)   qlora::text  + sentencepiece, PCRE2, utf8proc
 #   qlora::net    + libcurl                                qlora::web   io, net + libgumbo
+#   qlora::s3     io, net + libxml2
 #   qlora::serve  cpu, text + Boost                        qlora::mpi   io + MPI: ranks on the CPU
 #   qlora::cuda   compiled kernels: QloraCuda.cmake
 
@@ -63,6 +64,9 @@ if(QLORA_HAS_MPI)
 endif()
 if(QLORA_HAS_CURL)
   qlora_component(net CURL::libcurl Threads::Threads)
+  if(QLORA_HAS_XML2)
+    qlora_component(s3 qlora_io qlora_net LibXml2::LibXml2)
+  endif()
   if(QLORA_HAS_GUMBO)
     qlora_component(web qlora_io qlora_net PkgConfig::QLORA_GUMBO)
   endif()

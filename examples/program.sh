@@ -6,7 +6,7 @@ build=build-release
 build_program() {
   need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev \
     libsentencepiece-dev libpcre2-dev libutf8proc-dev libedit-dev libcli11-dev libtomlplusplus-dev \
-    libcurl4-openssl-dev libgumbo-dev libboost1.81-dev
+    libcurl4-openssl-dev libgumbo-dev libxml2-dev libboost1.81-dev
   # An existing build folder keeps its generator and CUDA setting. A new one uses Ninja, and compiles kernels, which
   # takes minutes, only if there is a GPU.
   new=

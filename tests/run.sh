@@ -19,6 +19,16 @@ need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev 
   libcurl4-openssl-dev libgumbo-dev libboost1.81-dev libopenmpi-dev openmpi-bin libxml2-dev libbenchmark-dev \
   clang-format clang-16 doxygen binutils python3 openssl
 
+# A store of S3 for its tests, where it can be had in two minutes; without one they are skipped.
+if [ -z "${QLORA_S3_PYTHON:-}" ]; then
+  store=$PWD/build-store/bin/python
+  [ -x "$store" ] || python3 -m venv build-store || true
+  if "$store" -c 'import moto.server' 2>/dev/null ||
+    timeout 120 "$store" -m pip install --quiet 'moto[server]>=5.2.5' boto3; then
+    export QLORA_S3_PYTHON="$store"
+  fi
+fi
+
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
 # A build folder remembers its generator; a new one gets Ninja.
 generator() { [ -f "build-$1/CMakeCache.txt" ] || printf '%s' '-GNinja'; }

@@ -16,7 +16,7 @@ function(expect regex)
   endif()
 endfunction()
 
-expect("cdua: no component has this name; there are: cpu io text net web serve mpi cuda" "-DASK=cpu,cdua")
+expect("cdua: no component has this name; there are: cpu io text net s3 web serve mpi cuda" "-DASK=cpu,cdua")
 expect("cpu: Eigen 3.4 was not found [(]Debian: libeigen3-dev[)]" -DASK=cpu -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
 expect("io: nlohmann/json 3.11 was not found.* text: it needs the component io" -DASK=text
        -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)

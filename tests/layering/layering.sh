@@ -60,6 +60,7 @@ offences=$(
       }
       if ($2 ~ /^openssl\//) { if (from != "qlora/io/sha256.hpp") offence("OpenSSL stays in io/sha256.hpp"); next }
       if ($2 ~ /^curl\//) { if (from !~ /^qlora\/net\//) offence("libcurl stays in net/"); next }
+      if ($2 ~ /^libxml\//) { if (from != "qlora/net/xml.hpp") offence("libxml2 stays in net/xml.hpp"); next }
       if ($2 ~ /^gumbo\.h$/) { if (from !~ /^qlora\/web\//) offence("libgumbo stays in web/"); next }
       if ($2 ~ /^toml\+\+\//) {
         if (from != "qlora/run/job_file.hpp") offence("toml++ stays in run/job_file.hpp")

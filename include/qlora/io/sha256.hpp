@@ -4,6 +4,7 @@
 #pragma once
 
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 
 #include <array>
 #include <cstddef>
@@ -33,13 +34,20 @@ class Sha256 {
   Sha256& update(std::string_view text) { return update(std::as_bytes(std::span(text))); }
 
   /// The digest in lower-case hexadecimal digits, 64 of them. Ends the hash.
-  [[nodiscard]] std::string hex() {
+  [[nodiscard]] std::string hex() { return hex_of(bytes()); }
+  /// The digest itself, 32 bytes. Ends the hash.
+  [[nodiscard]] std::string bytes() {
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned size = 0;
     expect(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1 && size > 0);
+    return {reinterpret_cast<const char*>(digest.data()), size};
+  }
+  /// Bytes as lower-case hexadecimal digits.
+  [[nodiscard]] static std::string hex_of(std::string_view bytes) {
     constexpr std::string_view digits = "0123456789abcdef";
     std::string text;
-    for (const unsigned char byte : std::span(digest).first(size)) {
+    for (const char c : bytes) {
+      const auto byte = static_cast<unsigned char>(c);
       text += digits[byte >> 4U];
       text += digits[byte & 15U];
     }
@@ -71,6 +79,30 @@ class Sha1 : public Sha256 {
  public:
   Sha1() : Sha256(EVP_sha1()) {}
 };
+/// MD5, by which stores of objects tell a damaged file, and which protects nothing.
+class Md5 : public Sha256 {
+ public:
+  Md5() : Sha256(EVP_md5()) {}
+};
+/// HMAC (RFC 2104) of a text with SHA-256, 32 bytes. Throws Error (resource) as Sha256 does.
+[[nodiscard]] inline std::string hmac_sha256(std::string_view key, std::string_view text) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned size = 0;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
+  if (::HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()), bytes, text.size(), digest.data(), &size) ==
+      nullptr)
+    throw Error("OpenSSL computes no HMAC: no memory, or its configuration", ErrorKind::resource);
+  return {reinterpret_cast<const char*>(digest.data()), size};
+}
+/// Bytes in base64 (RFC 4648, 4), with its padding.
+[[nodiscard]] inline std::string base64(std::string_view bytes) {
+  std::string text((bytes.size() + 2) / 3 * 4 + 1, '\0');  // OpenSSL writes a zero behind it
+  const int size =
+      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()),
+                      reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<int>(bytes.size()));
+  text.resize(static_cast<std::size_t>(size));
+  return text;
+}
 /// What git calls a file of these bytes (`git hash-object`), as 40 lower-case hexadecimal digits.
 [[nodiscard]] inline std::string git_blob_name(std::span<const std::byte> bytes) {
   Sha1 hash;

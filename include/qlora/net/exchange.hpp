@@ -10,10 +10,14 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,6 +45,14 @@ struct ExchangeAnswer {
   }
 };
 
+/// Whose signature a request gets: libcurl makes it (AWS Signature Version 4) over the address as it stands, all of
+/// `headers`, and the hash that the header x-amz-content-sha256 states, which must be there.
+struct AwsSigner {
+  std::string scope;   ///< "aws:amz:REGION:SERVICE"; empty: the request is not signed
+  std::string key_id;  ///< the access key's public part
+  std::string secret;  ///< and its other
+};
+
 /// A request.
 struct Exchange {
   std::string url;                   ///< http: or https:
@@ -50,6 +62,10 @@ struct Exchange {
   std::string ca_file;               ///< certificates to trust instead of the system's; empty: the system's
   /// gets the body of an answer 200 or 206 in pieces, with its status and headers; false: no more of it
   std::function<bool(const ExchangeAnswer&, std::string_view)> on;
+  std::string method{};               ///< "PUT", "POST" or "DELETE"; empty: GET, or HEAD
+  std::span<const std::byte> body{};  ///< of PUT and POST; must outlive the exchange
+  AwsSigner signer{};                 ///< see there
+  bool as_is = false;                 ///< "/../" of the address stays, which otherwise means the folder above
 };
 
 namespace detail {
@@ -59,7 +75,8 @@ struct ExchangeState {
   Transfer transfer;  // for the address guard, the request to stop, and lengths
   const Exchange* request = nullptr;
   ExchangeAnswer* answer = nullptr;
-  bool ended = false;  // the receiver wants no more
+  bool ended = false;    // the receiver wants no more
+  std::size_t sent = 0;  // bytes of the request's body
 };
 
 inline constexpr std::size_t max_exchange_body = std::size_t{4} << 20;
@@ -110,6 +127,24 @@ inline std::size_t on_exchange_header(char* data, std::size_t size, std::size_t 
   return all;
 }
 
+inline std::size_t on_exchange_send(char* into, std::size_t size, std::size_t count, void* user) noexcept {
+  auto& state = *static_cast<ExchangeState*>(user);
+  const auto piece =
+      state.request->body.subspan(state.sent).first(std::min(size * count, state.request->body.size() - state.sent));
+  if (!piece.empty()) std::memcpy(into, piece.data(), piece.size());
+  state.sent += piece.size();
+  return piece.size();
+}
+
+/// libcurl sends a body again from its start where a connection that was kept turned out to be closed.
+inline int on_exchange_seek(void* user, curl_off_t offset, int origin) noexcept {
+  auto& state = *static_cast<ExchangeState*>(user);
+  if (origin != SEEK_SET || offset < 0 || static_cast<std::uint64_t>(offset) > state.request->body.size())
+    return CURL_SEEKFUNC_FAIL;
+  state.sent = static_cast<std::size_t>(offset);
+  return CURL_SEEKFUNC_OK;
+}
+
 }  // namespace detail
 
 /// Connections that are kept between the exchanges of one thread.
@@ -150,6 +185,21 @@ class Connection {
     set(CURLOPT_WRITEDATA, &state);
     set(CURLOPT_HEADERFUNCTION, &detail::on_exchange_header);
     set(CURLOPT_HEADERDATA, &state);
+    if (request.method == "PUT" || request.method == "POST") {
+      set(CURLOPT_UPLOAD, 1L);
+      set(CURLOPT_READFUNCTION, &detail::on_exchange_send);
+      set(CURLOPT_READDATA, &state);
+      set(CURLOPT_SEEKFUNCTION, &detail::on_exchange_seek);
+      set(CURLOPT_SEEKDATA, &state);
+      set(CURLOPT_INFILESIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+    }
+    if (!request.method.empty()) set(CURLOPT_CUSTOMREQUEST, request.method.c_str());
+    if (!request.signer.scope.empty()) {
+      set(CURLOPT_AWS_SIGV4, request.signer.scope.c_str());
+      set(CURLOPT_USERNAME, request.signer.key_id.c_str());
+      set(CURLOPT_PASSWORD, request.signer.secret.c_str());
+    }
+    if (request.as_is) set(CURLOPT_PATH_AS_IS, 1L);
     if (!request.range.empty()) set(CURLOPT_RANGE, request.range.c_str());
     if (!request.ca_file.empty()) set(CURLOPT_CAINFO, request.ca_file.c_str());
     if (!ok) throw Error("libcurl refuses an option; it needs version 7.85 or newer", ErrorKind::resource);

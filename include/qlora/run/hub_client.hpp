@@ -17,6 +17,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/net/exchange.hpp"
 #include "qlora/net/http.hpp"
+#include "qlora/net/percent.hpp"
 #include "qlora/net/shown.hpp"
 #include "qlora/run/hub_cache.hpp"
 
@@ -46,22 +47,6 @@ struct HubFile {
   return host == std::string::npos ? std::string() : whole.substr(0, whole.find('/', host + 3));
 }
 
-/// Percent-encodes all but letters, digits, "-._~" and what is in `kept`.
-[[nodiscard]] inline std::string url_word(std::string_view text, std::string_view kept) {
-  constexpr std::string_view digits = "0123456789ABCDEF";
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                       std::string_view("-._~").find(c) != std::string_view::npos;
-    if (plain || kept.find(c) != std::string_view::npos)
-      out += c;
-    else
-      out.append({'%', digits[byte >> 4U], digits[byte & 15U]});
-  }
-  return out;
-}
-
 /// Without quotes and the mark of a weak tag.
 [[nodiscard]] inline std::string plain_etag(std::string text) {
   if (text.starts_with("W/")) text.erase(0, 2);
@@ -80,8 +65,8 @@ class HubClient {
 
   /// What there is of the model's revision.
   [[nodiscard]] HubInfo info() {
-    const std::string url =
-        concat(place_->endpoint, "/api/models/", model_->name, "/revision/", url_word(model_->revision, {}));
+    const std::string url = concat(place_->endpoint, "/api/models/", model_->name, "/revision/",
+                                   net::percent_encoded(model_->revision, {}));
     const std::string where = concat(net::shown_address(url), " of ", model_->name);
     const Json json = parse_json(asked(url, false).body, where, 64, 5'000'000);
     if (!json.is_object()) throw Error(where + ": no JSON object", ErrorKind::network);
@@ -173,7 +158,7 @@ class HubClient {
   static bool is_passing(long status) { return status == 0 || status == 408 || status == 429 || status >= 500; }
 
   [[nodiscard]] std::string address(const std::string& commit, const std::string& name) const {
-    return concat(place_->endpoint, "/", model_->name, "/resolve/", commit, "/", url_word(name, "/"));
+    return concat(place_->endpoint, "/", model_->name, "/resolve/", commit, "/", net::percent_encoded(name, "/"));
   }
 
   /// Follows redirects; with `abroad` false only those that stay at the endpoint, others are the answer.
