@@ -141,6 +141,10 @@ int run_verb(Invocation& call, const CommandLine& line) {
 }
 
 int run_mapped(Invocation& call, const CommandLine& line) {
+  const auto complain = [&](const std::string& message, ErrorKind kind) {
+    if (call.on_failure) call.on_failure(message, kind);
+    return program::complain(message, kind);
+  };
   try {
     return run_verb(call, line);
   } catch (const Error& error) {

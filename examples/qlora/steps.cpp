@@ -18,6 +18,7 @@
 #include "qlora/error.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/comparison_tables.hpp"
+#include "qlora/run/container.hpp"
 #include "qlora/run/data_files.hpp"
 #include "qlora/run/engine.hpp"
 #include "qlora/run/export.hpp"

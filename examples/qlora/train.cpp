@@ -3,12 +3,13 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "options.hpp"
 #include "qlora/dist/sagemaker.hpp"
 #include "qlora/error.hpp"
-#include "qlora/io/file.hpp"
+#include "qlora/run/container.hpp"
 #include "qlora/run/rank_options.hpp"
 #include "qlora/run/start_ranks.hpp"
 #include "qlora/run/train.hpp"
@@ -38,12 +39,65 @@ bool start_gpus(int gpus, run::TrainRequest& request, Context& context) {
     refuse(concat("--gpus is ", gpus, ", and ", name_of(launch.launcher), " has started ", launch.local_size,
                   " processes on this host; leave --gpus out"));
   }
-  std::string resources;
-  if (std::filesystem::exists(dist::sagemaker_resources)) resources = read_text(dist::sagemaker_resources, 1U << 20);
-  const dist::Hosts hosts = dist::sagemaker_hosts(dist::process_environment, resources);
+  const auto root = dist::sagemaker_root(dist::process_environment);
+  const dist::Hosts hosts = dist::sagemaker_hosts_in(root, dist::process_environment);
   if (gpus * hosts.count == 1) return false;
   run::start_ranks(gpus, hosts, context.progress);
   return true;
+}
+
+/// What is said of a training on rank 0; the others say nothing, since it would be the same.
+Result said_of(const run::TrainResult& result, const dist::Launch& launch, Invocation& call, Context& context) {
+  if (launch.rank > 0) {
+    call.json.clear();
+    return {};
+  }
+  context.out << result.steps << " steps, loss " << result.first_loss << " -> " << result.last_loss << ", "
+              << (result.method == run::Method::full ? "model in " : "adapter in ") << result.trained.string() << '\n';
+  return result_of(result);
+}
+
+/// The options of a table that the line gives.
+template <run::HasTable S>
+void add_given(std::vector<std::string>& all, const OptionSet& verb) {
+  for (const run::Option<S>& option : run::Table<S>::options) {
+    if (const std::string name = run::line_name(option); verb.given(name)) all.push_back(name);
+  }
+}
+/// Those that say how to train.
+std::vector<std::string> given_options(const OptionSet& verb) {
+  std::vector<std::string> all;
+  for (const char* name : {"--model", "--data", "--out", "--restart"}) {
+    if (verb.given(name)) all.emplace_back(name);
+  }
+  add_given<run::Training>(all, verb);
+  add_given<run::LoopProbes>(all, verb);
+  add_given<run::ChatChoice>(all, verb);
+  add_given<run::DeviceRequest>(all, verb);
+  add_given<run::Ranks>(all, verb);
+  return all;
+}
+
+/// `qlora train` alone in a container: everything comes from the platform (run/container.hpp).
+Result train_container(const std::filesystem::path& root, Invocation& call, Context& context) {
+  if (dist::launch_of(dist::process_environment).local_rank == 0) run::forget_failure(root);
+  run::ContainerTraining job = run::container_training(root, dist::process_environment);
+  job.train.model = model_directory(job.train.model, context.progress);
+  if (job.ranks.gpus > 0 && start_gpus(job.ranks.gpus, job.train, context)) {
+    call.json.clear();  // rank 0 has written it
+    return {};
+  }
+  if (job.train.launch.size > 1) expect_launcher_signals();
+  job.train.on_step = [&context](const run::StepRecord& record) {
+    context.out << run::metric_line(record) << std::endl;  // at once: the platform reads along
+  };
+  return said_of(run::train_in_container(job, context.progress), job.train.launch, call, context);
+}
+void expect_container(const std::filesystem::path& root, Invocation& call) {
+  call.on_failure = [root](std::string_view message, ErrorKind kind) {
+    if (kind != ErrorKind::interrupted) run::write_failure(root, message, kind);
+  };
+  call.action = [&call, root](Context& context) { return train_container(root, call, context); };
 }
 
 }  // namespace
@@ -52,9 +106,14 @@ void add_train(OptionSet app, Invocation& call) {
   OptionSet verb =
       add_verb(app, call, "train", "Train a LoRA adapter on the 4-bit model; resumes what was interrupted");
   auto request = std::make_shared<run::TrainRequest>();
-  verb.add_model("-m,--model", request->model, "Model directory").required().type_name("DIR");
-  verb.add("-d,--data", request->data, "Packed data set").required().type_name("DIR");
-  verb.add("-o,--out", request->out, "Directory of adapter, metrics and checkpoints").required().type_name("DIR");
+  const std::filesystem::path root = dist::sagemaker_root(dist::process_environment);
+  const bool container = run::is_training_container(root);
+  for (Option option :
+       {verb.add_model("-m,--model", request->model, "Model directory").type_name("DIR"),
+        verb.add("-d,--data", request->data, "Packed data set").type_name("DIR"),
+        verb.add("-o,--out", request->out, "Directory of adapter, metrics and checkpoints").type_name("DIR")}) {
+    if (!container) option.required();
+  }
   add_table(verb, request->options);
   add_table(verb, request->loop);
   add_table(verb, request->chat);
@@ -62,7 +121,17 @@ void add_train(OptionSet app, Invocation& call) {
   auto ranks = std::make_shared<run::Ranks>();
   add_table(verb, *ranks);
   verb.add("--restart", request->restart, "Begin anew: remove the checkpoints of an earlier run in --out");
-  verb.on_call([&call, request, ranks, verb] {
+  verb.on_call([&call, request, ranks, verb, root, container] {
+    if (container) {
+      const std::vector<std::string> given = given_options(verb);
+      if (given.empty()) return expect_container(root, call);
+      for (const char* name : {"--model", "--data", "--out"}) {
+        if (verb.given(name)) continue;
+        throw Error(concat(name, " is required beside ", given.front(), "; without any option train does what ",
+                           (root / "input" / "config").string(), " says"),
+                    ErrorKind::usage);
+      }
+    }
     std::vector<std::string> of_adapters;
     for (const auto& option : run::Table<run::Training>::options) {
       const std::string name = run::line_name(option);
@@ -80,15 +149,7 @@ void add_train(OptionSet app, Invocation& call) {
         return {};
       }
       if (request->launch.size > 1) expect_launcher_signals();
-      const run::TrainResult result = run::train(*request, context.progress);
-      if (request->launch.rank > 0) {  // rank 0 says the same
-        call.json.clear();
-        return {};
-      }
-      context.out << result.steps << " steps, loss " << result.first_loss << " -> " << result.last_loss << ", "
-                  << (result.method == run::Method::full ? "model in " : "adapter in ") << result.trained.string()
-                  << '\n';
-      return result_of(result);
+      return said_of(run::train(*request, context.progress), request->launch, call, context);
     };
   });
 }

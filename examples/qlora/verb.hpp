@@ -7,8 +7,10 @@
 #include <iosfwd>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "qlora/error.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/run/progress.hpp"
 #include "result.hpp"
@@ -32,6 +34,8 @@ struct Invocation {
   std::filesystem::path json;
   run::Console console;
   Action action;
+  /// Where a container's error goes as well; empty: not in a container.
+  std::function<void(std::string_view message, ErrorKind kind)> on_failure;
 };
 
 /// A verb with the options that all of them have.

@@ -4,8 +4,13 @@
 
 #include <doctest/doctest.h>
 
+#include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
+
+#include "support/scratch.hpp"
 
 using namespace qlora;
 using namespace qlora::dist;
@@ -37,6 +42,21 @@ TEST_CASE("the toolkit's variables and the file say the same") {
   CHECK(hosts({{"SM_HOSTS", R"(["algo-1"])"}, {"SM_CURRENT_HOST", "algo-1"}}) == Hosts{});
   // The variables count.
   CHECK(hosts({{"SM_HOSTS", R"(["algo-1"])"}, {"SM_CURRENT_HOST", "algo-1"}}, resources) == Hosts{});
+}
+
+TEST_CASE("the file lies below the root, and where none is there is one host") {
+  const auto nothing = [](const char*) -> std::optional<std::string> { return std::nullopt; };
+  const auto moved = [](const char* name) -> std::optional<std::string> {
+    return std::string_view(name) == "QLORA_ML_ROOT" ? std::optional<std::string>("/elsewhere") : std::nullopt;
+  };
+  CHECK(sagemaker_root(nothing) == "/opt/ml");
+  CHECK(sagemaker_root(moved) == "/elsewhere");
+  CHECK(sagemaker_root([](const char*) -> std::optional<std::string> { return ""; }) == "/opt/ml");
+  const test::Scratch scratch;
+  CHECK(sagemaker_hosts_in(scratch / "ml", nothing) == Hosts{});
+  std::filesystem::create_directories(scratch / "ml/input/config");
+  (void)scratch.write("ml/input/config/resourceconfig.json", std::string(resources));
+  CHECK(sagemaker_hosts_in(scratch / "ml", nothing) == Hosts{1, 2, "algo-1"});
 }
 
 TEST_CASE("what cannot be is refused") {

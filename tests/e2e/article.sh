@@ -34,6 +34,8 @@ for setting in "seq 2048" "rank 64" "alpha 16.0" "dropout 0.1" "lr 0.0002" 'sche
 done
 same "the parts that follow the article" "$(grep -c '"compat": "article"' "$work/check.json")" 2
 
+python3 "$source/tests/e2e/article_cloud.py" "$source" "$work/check.json" || fail "another job on SageMaker"
+
 # Each address becomes one of the example pages on the loopback, under the last part of its path.
 mkdir "$work/site"
 set -- "$source"/examples/pages/*.html

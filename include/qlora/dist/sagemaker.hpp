@@ -2,23 +2,33 @@
 // that one starts a process per GPU (run/start_ranks.hpp).
 //   SM_HOSTS SM_CURRENT_HOST     of SageMaker's training toolkit: ["algo-1","algo-2"] and algo-2
 //   resourceconfig.json          the same without the toolkit: {"current_host": .., "hosts": [..]}
+// Its containers find everything below /opt/ml; QLORA_ML_ROOT names another folder, for tests.
 #pragma once
 
 #include <algorithm>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "qlora/dist/launch.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace dist {
 
-/// Where SageMaker puts the file.
-inline constexpr const char* sagemaker_resources = "/opt/ml/input/config/resourceconfig.json";
+/// The folder that SageMaker shares with a container: QLORA_ML_ROOT where it is set, else /opt/ml.
+[[nodiscard]] inline std::filesystem::path sagemaker_root(const Environment& get) {
+  const std::string moved = get("QLORA_ML_ROOT").value_or("");
+  return moved.empty() ? "/opt/ml" : moved;
+}
+/// Where SageMaker puts the hosts of a training job.
+[[nodiscard]] inline std::filesystem::path sagemaker_resources(const std::filesystem::path& root) {
+  return root / "input" / "config" / "resourceconfig.json";
+}
 
 /// One host among those of a job.
 struct Hosts {
@@ -46,9 +56,10 @@ struct Hosts {
     list(parse_json(*of_toolkit, "SM_HOSTS"), "SM_HOSTS");
     current = get("SM_CURRENT_HOST").value_or("");
   } else if (!resources.empty()) {
-    const Json file = parse_json(std::string(resources), sagemaker_resources);
-    list(json_at(file, "hosts", sagemaker_resources), sagemaker_resources);
-    current = json_string(file, "current_host", sagemaker_resources);
+    constexpr const char* name = "resourceconfig.json";
+    const Json file = parse_json(resources, name);
+    list(json_at(file, "hosts", name), name);
+    current = json_string(file, "current_host", name);
   } else {
     return {};
   }
@@ -61,6 +72,11 @@ struct Hosts {
   Hosts result{static_cast<int>(at - hosts.begin()), static_cast<int>(hosts.size()), {}};
   if (result.count > 1) result.first = hosts.front();
   return result;
+}
+/// The same, with the file below `root` if it is there.
+[[nodiscard]] inline Hosts sagemaker_hosts_in(const std::filesystem::path& root, const Environment& get) {
+  const std::filesystem::path file = sagemaker_resources(root);
+  return sagemaker_hosts(get, std::filesystem::exists(file) ? read_text(file, 1U << 20) : std::string());
 }
 
 }  // namespace dist

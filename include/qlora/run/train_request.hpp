@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "qlora/dist/launch.hpp"
@@ -13,6 +14,8 @@
 namespace qlora {
 inline namespace v0 {
 namespace run {
+
+struct StepRecord;
 
 /// A training to be run, or resumed.
 struct TrainRequest {
@@ -25,6 +28,8 @@ struct TrainRequest {
   bool restart = false;           ///< remove the checkpoints that are there and begin anew
   dist::Launch launch{};          ///< which of how many processes this is; each is given the same request
   ChatChoice chat{};              ///< the form in which probes are asked, if not the model's own
+  /// Called on rank 0 with each step of this start once its record is written (training_log.hpp); empty: nobody asks.
+  std::function<void(const StepRecord&)> on_step{};
 };
 
 /// How a training ended.

@@ -100,7 +100,10 @@ class TrainingRun {
     std::optional<std::string> unmet;
     if (due) unmet = measure(record);
     owes_measurement_ = due && !unmet;
-    ranks_.on_first([&] { again ? log->amend(record) : log->add(record); });
+    ranks_.on_first([&] {
+      again ? log->amend(record) : log->add(record);
+      if (request_.on_step) request_.on_step(record);
+    });
     if (!again) tokens_ += record.tokens;
     std::array<char, 96> note{};
     std::snprintf(note.data(), note.size(), "loss %.4f, gradient norm %.3g, %s", record.loss, record.grad_norm,

@@ -6,11 +6,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "qlora/dist/sagemaker.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/peft.hpp"
@@ -26,6 +26,8 @@ struct ServedBase {
   std::filesystem::path dir{};                ///< of the model
   std::string name{};                         ///< empty: that of the directory
   std::vector<run::NamedAdapter> adapters{};  ///< beside it
+  std::string unnamed{};                      ///< the adapter that answers who names none; empty: the base does
+  bool container = false;                     ///< whether SageMaker put the model or an adapter of it there
 };
 
 namespace detail {
@@ -35,18 +37,15 @@ namespace detail {
   const char* value = std::getenv(name);
   return value == nullptr ? std::string() : std::string(value);
 }
-/// Where SageMaker unpacks a model. Only the platform reaches such a container, and it asks without a key.
-inline constexpr std::string_view container_model = "/opt/ml/model";
-
 /// Of the environment or of a container.
-[[nodiscard]] inline std::filesystem::path model_directory() {
+[[nodiscard]] inline std::filesystem::path model_directory(const std::filesystem::path& container) {
   const std::string id = environment("HF_MODEL_ID");
   std::error_code none;
-  if (id.empty() && std::filesystem::is_directory(container_model, none)) return container_model;
+  if (id.empty() && std::filesystem::is_directory(container, none)) return container;
   if (id.empty()) {
-    throw Error(
-        concat("there is no model to serve: name its directory, or set HF_MODEL_ID; ", container_model, " is not here"),
-        ErrorKind::usage);
+    throw Error(concat("there is no model to serve: name its directory, or set HF_MODEL_ID; ", container.string(),
+                       " is not here"),
+                ErrorKind::usage);
   }
   if (!std::filesystem::is_directory(id, none)) {
     throw Error(concat("HF_MODEL_ID is ", qlora::detail::excerpt(id),
@@ -54,6 +53,33 @@ inline constexpr std::string_view container_model = "/opt/ml/model";
                 ErrorKind::usage);
   }
   return id;
+}
+
+/// The model that an adapter was trained on, by its adapter_config.json.
+[[nodiscard]] inline std::filesystem::path base_of_adapter(const std::filesystem::path& dir) {
+  const std::filesystem::path config = dir / "adapter_config.json";
+  return qlora::detail::parse_peft_config(read_json_object(config, std::size_t{1} << 20), config.string()).base_model;
+}
+
+/// Gives a base without a directory that of the environment or of a container. Where SageMaker has unpacked an adapter,
+/// as a training job leaves it, the adapter answers, on the model that HF_MODEL_ID names or that it was trained on.
+/// Throws Error (usage) when there is no model.
+inline void take_environment(ServedBase& base) {
+  const std::filesystem::path container = dist::sagemaker_root(dist::process_environment) / "model";
+  std::error_code none;
+  const bool adapter = std::filesystem::exists(container / "adapter_config.json", none) &&
+                       !std::filesystem::exists(container / "config.json", none);
+  base.dir = model_directory(container);
+  base.container = adapter || base.dir == container;
+  if (!adapter) return;
+  if (base.dir == container) base.dir = base_of_adapter(container);
+  if (!std::filesystem::exists(base.dir / "config.json", none)) {
+    throw Error(concat(container.string(), " holds an adapter, and ", base.dir.string(),
+                       ", where its model should be, holds none; set HF_MODEL_ID to the directory of the model"),
+                ErrorKind::usage);
+  }
+  base.unnamed = "adapter";
+  base.adapters.push_back({base.unnamed, container});
 }
 
 /// Whether a directory is what `qlora run` wrote.
@@ -89,9 +115,7 @@ inline constexpr std::string_view container_model = "/opt/ml/model";
             [](const Found& a, const Found& b) { return std::pair(a.model, a.arm) < std::pair(b.model, b.arm); });
   std::vector<ServedBase> bases;
   for (const Found& found : all) {
-    const fs::path config = found.dir / "adapter_config.json";
-    const fs::path base =
-        qlora::detail::parse_peft_config(read_json_object(config, std::size_t{1} << 20), config.string()).base_model;
+    const fs::path base = base_of_adapter(found.dir);
     if (!fs::exists(base / "config.json")) {
       throw Error(concat(found.dir.string(), " was trained on ", base.string(),
                          ", which is no model directory here; name both: NAME=DIR --adapter NAME=DIR"));
@@ -139,7 +163,7 @@ inline void check_names(const std::vector<ServedBase>& bases) {
     }
   }
   for (ServedBase& base : bases) {
-    if (base.dir.empty()) base.dir = detail::model_directory();
+    if (base.dir.empty()) detail::take_environment(base);
     if (!base.name.empty()) continue;
     const std::filesystem::path whole = std::filesystem::absolute(base.dir).lexically_normal();
     const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();

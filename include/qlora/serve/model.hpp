@@ -43,8 +43,10 @@ inline constexpr std::array<std::string_view, 2> names_of_none{"tgi", "dummy"};
 /// The names that requests may give as the model. Any thread may use it.
 class Names {
  public:
-  /// The base, and the adapters that are attached already.
-  Names(std::string base, const std::vector<std::string>& adapters) : base_(std::move(base)) {
+  /// The base, and the adapters that are attached already. `unnamed`: the one that answers who names none; empty: the
+  /// base does.
+  Names(std::string base, const std::vector<std::string>& adapters, std::string unnamed = {})
+      : base_(std::move(base)), unnamed_(std::move(unnamed)) {
     for (const std::string& name : adapters) adapters_[name] = {};
   }
 
@@ -65,6 +67,11 @@ class Names {
     } else {
       adapters_.erase(adapter);
     }
+  }
+  /// Who answers a request without a name.
+  [[nodiscard]] Variant unnamed() const {
+    const std::lock_guard lock(mutex_);
+    return adapters_.contains(unnamed_) ? Variant{.adapter = unnamed_} : Variant{};
   }
   /// What a name means: the base, an adapter, or "adapter@0.6", an adapter that is 0.6 times as strong. Nothing for
   /// another name, and for a strength that is no number from -16 to 16. A name of names_of_none is the base, unless an
@@ -87,6 +94,7 @@ class Names {
  private:
   struct Nothing {};
   std::string base_;
+  std::string unnamed_;
   mutable std::mutex mutex_;
   std::map<std::string, Nothing, std::less<>> adapters_;
 };

@@ -94,9 +94,9 @@ namespace detail {
   return out;
 }
 
-/// Who answers, by the field "model"; without one the base. Throws Refused (404) for a name that is not known.
+/// Who answers, by the field "model"; without one whom Names::unnamed says. Throws Refused (404) for a name that is not known.
 [[nodiscard]] inline Variant variant_of(const std::optional<std::string>& name, const ServedModel& model) {
-  if (!name) return {};
+  if (!name) return model.names().unnamed();
   if (const auto variant = model.names().find(*name)) return *variant;
   throw Refused(
       404, concat("The model `", qlora::detail::excerpt(*name), "` does not exist; /v1/models lists those that do"),
@@ -116,7 +116,7 @@ class OpenAiReader {
     refuse_what_is_not_there();
     const auto name = body_.text("model");
     const Variant variant = variant_of(name, model_);
-    out_.model = name.value_or(model_.names().base());
+    out_.model = name.value_or(variant.adapter.empty() ? model_.names().base() : variant.adapter);
     out_.n = static_cast<std::size_t>(body_.integer("n", 1, most_choices).value_or(1));
     out_.stream = body_.boolean("stream", false);
     if (const Json* options = body_.object("stream_options")) {

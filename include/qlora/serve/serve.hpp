@@ -182,8 +182,8 @@ class Served {
                                   request.serving.queue, metrics_);
     std::vector<std::string> names;
     for (const run::NamedAdapter& adapter : base.adapters) names.push_back(adapter.name);
-    running.model = std::make_unique<ServedModel>(engine.files(), std::make_shared<Names>(base.name, names), limits,
-                                                  *running.service, metrics_);
+    running.model = std::make_unique<ServedModel>(
+        engine.files(), std::make_shared<Names>(base.name, names, base.unnamed), limits, *running.service, metrics_);
     if (const int there = running.service->load().slots; there < slots) {
       progress.say(
           concat("memory is left for ", there, there == 1 ? " request" : " requests", " at once to ", base.name));
@@ -221,10 +221,6 @@ class Served {
                   throw Refused(404, concat("there is no adapter ", name), "name", "model_not_found");
                 }};
   }
-  /// Whether nobody named a model.
-  [[nodiscard]] static bool of_environment(const ServeRequest& request) {
-    return request.bases.empty() || request.bases.front().dir.empty();
-  }
   [[nodiscard]] HttpOptions http_options(const ServeRequest& request, run::Progress& progress) {
     const run::Serving& serving = request.serving;
     HttpOptions options{.host = serving.host,
@@ -232,7 +228,7 @@ class Served {
                         .key = key_of(serving),
                         .open_paths = open_paths(),
                         .open_pages = open_pages()};
-    if (of_environment(request) && asked_.front().dir == container_model && options.key.empty()) {
+    if (asked_.front().container && options.key.empty()) {
       options.host = "0.0.0.0";
       options.trust_network = true;
       progress.say("a model of a SageMaker container: requests of the platform are taken without a key");

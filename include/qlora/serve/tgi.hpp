@@ -134,7 +134,7 @@ class TgiReader {
   }
   [[nodiscard]] Variant read_variant(const Fields& parameters) const {
     const auto name = parameters.text("adapter_id");
-    if (!name) return {};
+    if (!name) return model_.names().unnamed();
     const auto variant = model_.names().find(*name);
     if (!variant)
       refuse("adapter_id",
