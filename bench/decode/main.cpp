@@ -1,7 +1,9 @@
 // bench/decode/main.cpp — measures decoding and prints it as one line of JSON.
-//   decode_speed MODEL [--batch N] [--prompt N] [--tokens N] [--runs N] [--adapters N] [--base] [--sample] [--profile]
+//   decode_speed MODEL [--batch N] [--prompt N] [--tokens N] [--runs N] [--adapters N] [--base] [--sample]
+//     [--one-order] [--profile]
 // Prints the median rate of the runs in tokens per second of wall time, the least and the largest, and a checksum of
 // some ids. Sequences have the N sets of adapters in turn; with --base every other sequence has none.
+// --one-order: with the order of sums that a server keeps.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -48,6 +50,8 @@ Arguments parse(int argc, char** argv) {
       s.base = true;
     } else if (option == "--sample") {
       s.sample = true;
+    } else if (option == "--one-order") {
+      s.one_order = true;
     } else if (option == "--profile") {
       s.profile = true;
     } else if (all.model.empty() && !option.starts_with("-")) {
@@ -67,12 +71,12 @@ void print(const Arguments& all, bench::DecodeFigures& f) {
   for (const std::int32_t id : f.last) sum = sum * 31 + static_cast<std::uint32_t>(id);
   std::printf(
       "{\"model\": \"%s\", \"decoding\": true, \"device\": \"%s\", \"batch\": %d, \"prompt\": %d, \"tokens\": %d, "
-      "\"adapters\": %d, \"base_too\": %s, \"sampled\": %s, \"runs\": %d, \"weights\": \"random\", "
+      "\"adapters\": %d, \"base_too\": %s, \"sampled\": %s, \"one_order\": %s, \"runs\": %d, \"weights\": \"random\", "
       "\"tokens_per_s\": %.1f, \"least\": %.1f, \"most\": %.1f, \"base_gb\": %.3f, \"tb_per_s\": %.3f, "
       "\"load_s\": %.2f, \"ids\": %u",
       all.model.c_str(), f.device.c_str(), s.batch, s.prompt, s.tokens, s.adapters, s.base ? "true" : "false",
-      s.sample ? "true" : "false", s.runs, median, f.tokens_per_s.front(), f.tokens_per_s.back(), f.base_gb,
-      f.base_gb * median / s.batch / 1e3, f.load_s, static_cast<unsigned>(sum));
+      s.sample ? "true" : "false", s.one_order ? "true" : "false", s.runs, median, f.tokens_per_s.front(),
+      f.tokens_per_s.back(), f.base_gb, f.base_gb * median / s.batch / 1e3, f.load_s, static_cast<unsigned>(sum));
   if (!f.phases.empty()) {
     std::printf(", \"phases_ms\": {");
     for (std::size_t i = 0; i < f.phases.size(); ++i) {

@@ -28,6 +28,7 @@ struct DecodeSettings {
   bool base = false;    ///< and every other sequence has none
   bool sample = false;  ///< temperature 0.7, top_p 0.9; else greedy
   bool profile = false;
+  bool one_order = false;  ///< a sequence has the same bits beside any others
 };
 
 struct DecodeFigures {
@@ -61,8 +62,9 @@ DecodeFigures decode(const DecodeSettings& settings) {
   figures.base_gb = static_cast<double>(plan[Purpose::nf4_codes] + plan[Purpose::nf4_scales] +
                                         std::int64_t{2} * C.shape.vocab * C.shape.dim) /
                     1e9;
-  Scheduler<code_of(C), Cuda> scheduler(model.context(),
-                                        {.sequences = settings.batch, .length = settings.prompt + settings.tokens + 1});
+  Scheduler<code_of(C), Cuda> scheduler(
+      model.context(),
+      {.sequences = settings.batch, .length = settings.prompt + settings.tokens + 1, .one_order = settings.one_order});
   std::mt19937 random(1);
   std::vector<Request> requests(static_cast<std::size_t>(settings.batch));
   for (std::size_t n = 0; n < requests.size(); ++n) {

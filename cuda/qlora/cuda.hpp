@@ -108,6 +108,8 @@ class Cuda {
   void bind() { cuda::use_device(*context_); }
   /// A new arena of that many bytes, zeroed. Throws Error (resource) where there is no memory.
   [[nodiscard]] Arena arena(std::int64_t bytes) { return {context_, bytes}; }
+  /// Which kernels the next linear layers and heads may use.
+  void order(RowOrder order) { cuda::set_order(*context_, order); }
   /// Place of the next ops, for a report of what is not finite.
   void at(int layer, Site site) { cuda::set_place(*context_, place_code(layer, site)); }
 

@@ -92,6 +92,7 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
                                   std::int32_t* picked, const DrawRow* draws, typename B::Recordings& recordings,
                                   void (*body)()) {
   b.at(1, Site::attention);  // where the next ops stand, for reports of what is not finite
+  b.order(RowOrder::any);    // of the next linear layers and heads, until it is called again
   // embed: ids (T), table (V,D) -> x (T,D)
   b.embed(ids, in, x);
   // norm: x (T,D), w (D) -> y (T,D), inv_rms (T)

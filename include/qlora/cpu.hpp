@@ -77,6 +77,8 @@ class Cpu {
   [[nodiscard]] cpu::ThreadPool& pool() const { return *pool_; }
   /// A new arena of that many bytes, zeroed. Throws Error (resource) where there is no memory.
   [[nodiscard]] Arena arena(std::int64_t bytes) { return Arena(bytes); }
+  /// Has no effect: Eigen's products have one kernel for a row, others for a few, and the last bits differ.
+  void order(RowOrder /*order*/) {}
   /// Where the following ops run; kept only by backends that report faults by place.
   void at(int /*layer*/, Site /*site*/) {}
 

@@ -178,6 +178,14 @@ struct TokenBatch {
   std::span<const Segment> segments{};      ///< the document pieces, in order; they cover all T rows
 };
 
+/// Which kernels linear layers and the head may use. The order of a row's sums is the kernel's, and the fastest kernel
+/// is another one for other numbers of rows.
+enum class RowOrder : std::uint8_t {
+  any,     ///< the fastest for the number of rows: a row's last bits can depend on how many there are
+  newest,  ///< one kernel for the newest tokens of sequences: a row has the same bits beside any others (GPU)
+  prompt,  ///< the same for two or more tokens of each sequence
+};
+
 /// Where in the network an op runs; what a NaN or an infinity is reported with.
 enum class Site : std::uint8_t {
   none,

@@ -162,3 +162,55 @@ TEST_CASE("a scheduler's variants reply beside each other as each does alone") {
   }
   CHECK(together[0][0].logprob != together[1][0].logprob);
 }
+
+// One order of sums: whatever runs beside a request, and whatever a slot has kept of prompts before it, its ids and
+// their probabilities are those of the request alone.
+TEST_CASE("in one order a scheduler's replies have the bits of each alone") {
+  Model<net, Cuda> model(small_model::weights(net.shape, 2), {}, Cuda());
+  model.attach("first", adapters(model, 5));
+  model.attach("second", adapters(model, 6));
+  std::vector<Request> requests;
+  for (std::size_t i = 0; i < 40; ++i) {
+    Request request{.max_new_tokens = 10 + static_cast<int>(i % 7) * 5, .sampling = greedy, .logprobs = 0};
+    request.variant = std::array<Variant, 3>{Variant{}, {"first"}, {"second", 0.5F}}[i % 3];
+    for (std::size_t t = 0; t < 1 + i * 13 % 90; ++t) {
+      request.prompt.push_back(static_cast<std::int32_t>((t * 31 + (t < 20 ? 0 : i) * 7 + 3) % 1024));
+    }
+    if (i % 2 == 1) request.sampling = {.temperature = 1.0F, .top_p = 0.9F, .seed = i};
+    requests.push_back(std::move(request));
+  }
+  const auto replies = [&](int slots, std::size_t at_once) {
+    Scheduler<code_of(net), Cuda> batch(model.make_context(),
+                                        {.sequences = slots, .length = 200, .step_tokens = 64, .one_order = true});
+    std::map<Ticket, std::vector<std::pair<std::int32_t, float>>> made;
+    std::vector<Ticket> tickets;
+    const auto note = [&](const Progressed& news) {
+      for (const DrawnToken& token : news.tokens) made[news.ticket].emplace_back(token.token.id, token.token.logprob);
+    };
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      tickets.push_back(batch.submit(requests[i]));
+      if (i % at_once == at_once - 1) {
+        for (int step = 0; step < 3; ++step) (void)batch.step(note);
+      }
+      if (at_once != 1) continue;
+      while (batch.step(note)) {
+      }
+    }
+    while (batch.step(note)) {
+    }
+    std::vector<std::vector<std::pair<std::int32_t, float>>> all;
+    for (const Ticket ticket : tickets) all.push_back(made[ticket]);
+    return all;
+  };
+  const auto alone = replies(1, 1);
+  for (const auto& [slots, at_once] : {std::pair{3, 5U}, std::pair{40, 1000U}, std::pair{12, 3U}}) {
+    CAPTURE(slots);
+    const auto beside = replies(slots, at_once);
+    int different = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      CHECK(beside[i].size() == static_cast<std::size_t>(requests[i].max_new_tokens));
+      different += beside[i] == alone[i] ? 0 : 1;
+    }
+    CHECK(different == 0);
+  }
+}

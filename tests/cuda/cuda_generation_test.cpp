@@ -12,6 +12,7 @@ TEST_CASE("logits are near those of bitsandbytes in bf16") { check_logits(Cuda()
 TEST_CASE("greedy decoding writes the golden tokens") { check_greedy(Cuda()); }
 TEST_CASE("cached decoding in pieces gives the logits of the whole network") { check_cached(Cuda()); }
 TEST_CASE("sequences with different adapters share a pass") { check_mixed(Cuda(), 1e-2); }
+TEST_CASE("one order of sums: the bits of a sequence alone") { check_one_order(Cuda()); }
 TEST_CASE("a repeated step has the bits of the step by itself") { check_repeated(Cuda()); }
 
 TEST_CASE("head sizes without kernels are refused with a clear error") {

@@ -200,6 +200,42 @@ TEST_CASE_FIXTURE(Fixture, "a prompt that begins as one before it is read from w
   CHECK(reply.ids == alone(next));
 }
 
+TEST_CASE_FIXTURE(Fixture, "in one order replies are complete, and only what was read as a prompt is taken over") {
+  const DecodeLimits limits{.sequences = 3, .length = 100, .step_tokens = 7, .all_logits = true, .one_order = true};
+  Batch batch(model.make_context(), limits);
+  std::map<Ticket, Reply> replies;
+  std::vector<Request> requests;
+  std::vector<Ticket> tickets;
+  for (const std::size_t length : {30U, 1U, 8U, 2U, 15U, 7U, 14U, 3U}) {  // pieces of 7, 8 leaves one token
+    requests.push_back(request_of(ids(length), {length % 2 == 0 ? "first" : ""}, 5));
+    requests.back().prompt_logprobs = length == 15;
+    tickets.push_back(batch.submit(requests.back()));
+  }
+  while (batch.step(into(replies))) {
+  }
+  for (std::size_t i = 0; i < requests.size(); ++i) CHECK(replies[tickets[i]].ids == alone(requests[i]));
+  Request next = request_of(ids(20), {"second"}, 10);
+  const auto reply_to = [&](const Request& request) {
+    const Ticket ticket = batch.submit(request);
+    while (batch.step(into(replies))) {
+    }
+    return replies[ticket];
+  };
+  const Reply opening = reply_to(next);
+  const Ids first = next.prompt;
+  next.prompt.insert(next.prompt.end(), opening.ids.begin(), opening.ids.end());
+  next.prompt.push_back(5);
+  Reply reply = reply_to(next);
+  CHECK(reply.cached == 20);  // the reply is read again
+  CHECK(reply.ids == alone(next));
+  next.prompt = first;
+  reply = reply_to(next);
+  CHECK(reply.cached == 18);  // two tokens are left to read
+  CHECK(reply.ids == opening.ids);
+  CHECK_THROWS_WITH_AS(Batch(model.make_context(), {.sequences = 1, .step_tokens = 2, .one_order = true}),
+                       doctest::Contains("3 tokens"), Error);
+}
+
 TEST_CASE_FIXTURE(Fixture, "log-probabilities are those of whole passes") {
   Batch batch(model.make_context(), {.sequences = 4, .length = 100, .step_tokens = 16, .all_logits = true});
   std::map<Ticket, Reply> replies;

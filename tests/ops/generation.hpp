@@ -130,6 +130,60 @@ void check_mixed(B backend, double bound) {
   CHECK(golden::relative(own, base) > 0.1);
 }
 
+/// With one order of sums the logits of a sequence have the same bits alone and beside up to 40 others, with adapters
+/// of two scales and without: of newest tokens, of pieces of prompts, and of prompts that are cut at other places.
+template <class B>
+void check_one_order(B backend) {
+  const golden::Model golden_model("hd128");
+  Model<net, B> model(golden_model.directory.source(), {}, std::move(backend));
+  golden::load_adapters(model.weights(), model.backend(), golden_model, "lora.weight.", 8, 16.0F, false);
+  using Decoding = Decoder<code_of(net), B>;
+  using Chosen = typename Context<code_of(net), B>::Adapters;
+  auto& context = model.context();
+  const std::array<Chosen, 3> choices{context.own_choice(), context.base(), context.own_choice(0.5F)};
+  constexpr int sequences = 41;
+  const DecodeLimits limits{.sequences = sequences, .length = 80, .step_tokens = 1700, .one_order = true};
+  Decoding together(context, limits);
+  Decoding single(context, limits);
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 400; ++i) ids.push_back(i * 37 % static_cast<int>(vocab));
+  std::vector<AppliedAdapters<B>> applied;
+  // Neighbours have the same adapters, since a pass has few runs of them.
+  const auto choice_of = [&](int slot) { return static_cast<std::size_t>(slot * 3 / sequences); };
+  for (int slot = 0; slot < sequences; ++slot) applied.push_back(context.applied(choices[choice_of(slot)]));
+  int different = 0;
+  std::size_t done = 0;
+  for (const std::size_t piece : {40U, 1U, 1U, 5U, 1U}) {
+    const auto ids_of = [&](int slot) {
+      return std::span<const std::int32_t>(ids).subspan(done + static_cast<std::size_t>(slot) * 7, piece);
+    };
+    for (const int others : {sequences, 3}) {  // the second time in the place of the first
+      std::vector<typename Decoding::Addition> additions;
+      for (int slot = 0; slot < sequences; slot += sequences / others) {
+        if (others != sequences) together.truncate(slot, static_cast<int>(done));
+        additions.push_back({slot, ids_of(slot), &applied[static_cast<std::size_t>(slot)]});
+      }
+      const std::span<const float> logits = together.extend(additions);
+      for (std::size_t i = 0; i < additions.size(); ++i) {
+        const int slot = additions[i].slot;
+        const UsingAdapters<code_of(net), B> used(context, choices[choice_of(slot)]);
+        single.truncate(slot, static_cast<int>(done));
+        std::span<const std::int32_t> rest = additions[i].ids;
+        if (rest.size() > 10) {  // in two pieces of other sizes
+          const typename Decoding::Addition front[] = {{slot, rest.first(7)}};
+          (void)single.extend(front);
+          rest = rest.subspan(7);
+        }
+        const typename Decoding::Addition one[] = {{slot, rest}};
+        const std::span<const float> expected = single.extend(one);
+        different += std::equal(expected.begin(), expected.end(), logits.begin() + i * vocab) ? 0 : 1;
+      }
+    }
+    done += piece;
+  }
+  CHECK(different == 0);
+}
+
 /// Every golden token has the largest logit, or one that rounding cannot tell from it; what the generator writes is
 /// golden up to the first such tie.
 template <class B>

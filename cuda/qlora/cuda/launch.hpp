@@ -101,6 +101,8 @@ void destroy_recording(Recording* recording);
 /// Names the place in the network of the following launches. The first kernel that finds a NaN or an infinity writes
 /// its place into the fault word on the device. 0 is no place.
 void set_place(Context& context, std::uint32_t place);
+/// Which kernels the following linear layers and heads may use.
+void set_order(Context& context, RowOrder order);
 /// Milliseconds per phase since the last call, measured with events; empty unless `profile` was set to true. Waits.
 void set_profile(Context& context, bool on);
 std::vector<std::pair<std::string, double>> take_profile(Context& context);

@@ -107,7 +107,8 @@ class Decoder {
   }
 
   /// Logits (additions, V) for the last new token of each addition, in host memory until the next call. The additions
-  /// together have at most step_tokens tokens, and every slot at most one addition.
+  /// together have at most step_tokens tokens, and every slot at most one addition. With limits.one_order the bits of
+  /// an addition do not depend on the others if all have one token or none has.
   std::span<const float> extend(std::span<const Addition> additions) {
     step(additions, 0);
     return read_logits(static_cast<int>(additions.size()));
@@ -131,10 +132,14 @@ class Decoder {
     b_.download(picked_, picked);
     return picked;
   }
+  /// Logits (additions, V) behind what extend_greedy or extend_drawn has just picked, in host memory until the next
+  /// call.
+  std::span<const float> logits_of_picked() { return read_logits(static_cast<int>(placed_)); }
   /// Logits (tokens, V) for every new token, those of the first addition first. Needs limits.all_logits.
   std::span<const float> extend_all(std::span<const Addition> additions) {
     QLORA_EXPECTS(limits_.all_logits, "the decoder has room for the logits of last tokens only");
     place(additions);
+    const Ordered ordered(b_, order_of(additions));
     const Stream x = run_layers();
     project(x);
     return read_logits(x.rows);
@@ -143,6 +148,10 @@ class Decoder {
  private:
   /// Before anything is sized from them.
   [[nodiscard]] static const DecodeLimits& checked(const DecodeLimits& limits) {
+    if (limits.one_order && limits.step_tokens < 3) {
+      throw Error(concat("steps of ", limits.step_tokens, " tokens; one order of sums needs 3 tokens or more"),
+                  ErrorKind::usage);
+    }
     if (limits.sequences > 0 && limits.length > 0 && limits.step_tokens >= limits.sequences) return limits;
     throw Error(concat("room for ", limits.sequences, " sequences of ", limits.length, " tokens, ", limits.step_tokens,
                        " tokens a step; both must be 1 or more, and a step has a token for each sequence"),
@@ -163,11 +172,28 @@ class Decoder {
     buffers_.data[static_cast<std::size_t>(buffer)] = reinterpret_cast<std::byte*>(data);
   }
 
+  /// The order of the rows of a call; after it another decoder may use the backend.
+  class Ordered {
+   public:
+    Ordered(B& backend, RowOrder order) : backend_(backend) { backend_.order(order); }
+    Ordered(const Ordered&) = delete;
+    Ordered& operator=(const Ordered&) = delete;
+    ~Ordered() { backend_.order(RowOrder::any); }
+
+   private:
+    B& backend_;
+  };
+  [[nodiscard]] RowOrder order_of(std::span<const Addition> additions) const {
+    if (!limits_.one_order) return RowOrder::any;
+    return ids_.size() == additions.size() ? RowOrder::newest : RowOrder::prompt;
+  }
+
   static constexpr int draws = -1;  ///< in the place of a number of ids
   /// Logits of the last new tokens, in backend memory; the likeliest of the first `among` ids too, unless it is 0, or
   /// ids as draws_ says.
   void step(std::span<const Addition> additions, int among) {
     place(additions);
+    const Ordered ordered(b_, order_of(additions));
     const auto rows = static_cast<int>(additions.size());
     const auto finish = [&](Stream last) {
       project(last);

@@ -2,7 +2,9 @@
 // as soon as one is free, its prompt is read in pieces beside the decoding of others, and the slot of a request that is
 // over goes to the next one, which keeps what the slot still holds of its prompt's beginning.
 // All share a pass through the network, whatever adapters they have: rows of it have adapters of their own.
-// What may not change: the ids of a reply depend on its request, not on what else runs; DESIGN.md has the limits.
+// What may not change: the ids of a reply depend on its request, not on what else runs. With DecodeLimits::one_order
+// that holds to the bit: newest tokens and pieces of prompts then have passes of their own, a piece has two tokens or
+// more, and what a later prompt takes over was read as a prompt, too.
 #pragma once
 
 #include <algorithm>
@@ -222,6 +224,7 @@ class Scheduler final : public BatchSession {
   struct Slot {
     Version version{};
     std::vector<std::int32_t> ids{};
+    std::size_t read = 0;  ///< of ids: those that came in pieces of prompts, which are the first ones
     bool taken = false;
     std::uint64_t last_use = 0;
   };
@@ -238,7 +241,8 @@ class Scheduler final : public BatchSession {
     std::vector<DrawnToken> prompt{};   ///< with prompt_logprobs, as far as it is read
     Finish finish = Finish::running;
     bool stepped = false;
-    int place = 0;  ///< of its version among those of the pass
+    std::size_t piece = 0;  ///< in one order: tokens that it brings to the pass
+    int place = 0;          ///< of its version among those of the pass
     /// Of a request with `against`, before it runs: the same prompt for that variant, which then reads what this draws
     /// and draws nothing itself.
     std::unique_ptr<Work> follower{};
@@ -252,6 +256,12 @@ class Scheduler final : public BatchSession {
   [[nodiscard]] static bool reads_all(const Work& work) {
     return work.request.prompt_logprobs && work.read < work.request.prompt.size();
   }
+  /// Whether its tokens are drawn from logits on the host.
+  [[nodiscard]] static bool draws_here(const Work& work) {
+    return work.request.logprobs >= 0 || work.request.rules.any() || work.other != nullptr;
+  }
+  /// Whether it brings a piece of its prompt that has more than one token.
+  [[nodiscard]] static bool reads(const Work& work) { return work.read + 1 < work.request.prompt.size(); }
 
   /// Gives a request the free slot that holds most of its prompt, of several the one that was not used longest.
   void admit(Work& work) {
@@ -269,6 +279,9 @@ class Scheduler final : public BatchSession {
       if (slot.version == work.version && !work.request.prompt_logprobs) {
         const auto ends = std::mismatch(slot.ids.begin(), slot.ids.end(), prompt.begin(), prompt.end() - 1);
         same = static_cast<std::size_t>(ends.first - slot.ids.begin());
+        if (decoder_.limits().one_order) {
+          same = std::min({same, slot.read, std::max<std::size_t>(prompt.size(), 2) - 2});
+        }
       }
       if (best == slots_.size() || same > most || (same == most && slot.last_use < slots_[best].last_use)) {
         best = i;
@@ -279,6 +292,7 @@ class Scheduler final : public BatchSession {
     slot.taken = true;
     slot.version = work.version;
     slot.ids.resize(most);
+    slot.read = std::min(slot.read, most);
     decoder_.truncate(static_cast<int>(best), static_cast<int>(most));
     work.slot = static_cast<int>(best);
     work.read = most;
@@ -294,9 +308,21 @@ class Scheduler final : public BatchSession {
   void gather(std::size_t from, bool alone) {
     batch_.clear();
     versions_.clear();
+    const bool one_order = decoder_.limits().one_order;
+    const bool reading = reads(*running_[from]);
+    std::size_t room = static_cast<std::size_t>(decoder_.limits().step_tokens);
     for (std::size_t j = from; j < running_.size(); ++j) {
       Work& work = *running_[j];
       if (work.stepped || !work.row.empty() || reads_all(work) != alone) continue;
+      if (one_order) {
+        if (reads(work) != reading) continue;
+        if (reading && room < 3) {  // its turn is the next step
+          work.stepped = true;
+          continue;
+        }
+        work.piece = piece_of(work, room);
+        room -= work.piece;
+      }
       auto known = std::find(versions_.begin(), versions_.end(), work.version);
       if (known == versions_.end()) {
         if (versions_.size() == std::size_t{most_row_adapters}) continue;
@@ -308,6 +334,15 @@ class Scheduler final : public BatchSession {
       work.stepped = true;
       if (alone) break;
     }
+  }
+
+  /// In one order: the tokens that a request brings to a pass which has room for `most`. No single token of a prompt is
+  /// left for the next piece, so a piece has three or more, or two that are the last.
+  [[nodiscard]] static std::size_t piece_of(const Work& work, std::size_t most) {
+    if (work.read == work.request.prompt.size()) return 1;
+    const std::size_t rest = work.request.prompt.size() - work.read;
+    const std::size_t count = std::min(rest, most);
+    return rest == count + 1 ? count - 1 : count;
   }
 
   /// One pass for batch_: every request brings its newest token, or the next piece of its prompt.
@@ -332,7 +367,8 @@ class Scheduler final : public BatchSession {
       std::span<const std::int32_t> ids;
       if (work->read < work->request.prompt.size()) {
         const auto rest = work->request.prompt.size() - work->read;
-        const auto count = std::min(rest, static_cast<std::size_t>(1 + left));
+        const auto count =
+            decoder_.limits().one_order ? work->piece : std::min(rest, static_cast<std::size_t>(1 + left));
         left -= static_cast<int>(count) - 1;
         ids = std::span<const std::int32_t>(work->request.prompt).subspan(work->read, count);
       } else {
@@ -341,13 +377,16 @@ class Scheduler final : public BatchSession {
       additions_.push_back({work->slot, ids, mixes ? &applied_[additions_.size()] : nullptr});
       const Request& request = work->request;
       all_greedy = all_greedy && request.sampling.temperature == 0.0F && limit_of(*work) == among;
-      needs_logits = needs_logits || request.logprobs >= 0 || request.rules.any() || work->other != nullptr;
+      needs_logits = needs_logits || draws_here(*work);
       draws_.push_back(draw_row(request.sampling, limit_of(*work), 0, static_cast<std::uint32_t>(work->reply.size())));
     }
     std::span<const std::int32_t> picked;
     std::span<const float> logits;
     if (all) {
       logits = decoder_.extend_all(additions_);
+    } else if (needs_logits && decoder_.limits().one_order) {  // who draws for a request does not depend on the others
+      picked = decoder_.extend_drawn(additions_, draws_);
+      logits = decoder_.logits_of_picked();
     } else if (needs_logits) {
       logits = decoder_.extend(additions_);
     } else if (all_greedy) {
@@ -362,11 +401,15 @@ class Scheduler final : public BatchSession {
       std::vector<std::int32_t>& held = slots_[static_cast<std::size_t>(work.slot)].ids;
       held.insert(held.end(), ids.begin(), ids.end());
       if (all) describe_prompt(work, ids, logits);
-      if (work.read < work.request.prompt.size()) work.read += ids.size();
+      if (work.read < work.request.prompt.size()) {
+        Slot& slot = slots_[static_cast<std::size_t>(work.slot)];
+        if (reads(work)) slot.read = held.size();
+        work.read += ids.size();
+      }
       if (work.read < work.request.prompt.size()) continue;
       const auto row = all ? logits.last(vocab) : logits.empty() ? logits : logits.subspan(i * vocab, vocab);
       if (work.other == nullptr) {
-        news.push_back(draw(work, row, picked.empty() ? -1 : picked[i]));
+        news.push_back(draw(work, row, picked.empty() || draws_here(work) ? -1 : picked[i]));
         continue;
       }
       work.row.assign(row.begin(), row.end());

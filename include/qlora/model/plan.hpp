@@ -67,6 +67,7 @@ struct DecodeLimits {
   int length = 2048;        ///< tokens in one sequence, prompt included
   int step_tokens = 512;    ///< new tokens of all sequences in one call; longer prompts go in pieces
   bool all_logits = false;  ///< room for logits of every token of a call
+  bool one_order = false;   ///< a sequence has the same bits beside any others, see RowOrder; step_tokens of 3 or more
 
   /// Rows of logits that exist at once.
   [[nodiscard]] constexpr std::int64_t logit_rows() const { return all_logits ? step_tokens : sequences; }

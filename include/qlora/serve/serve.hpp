@@ -176,10 +176,11 @@ class Served {
     run::Engine& engine = *running.engine;
     const ServedLimits limits = limits_of(asked, engine.model().max_positions);
     const int slots = request.serving.slots;
-    running.service =
-        std::make_unique<Service>(engine.open_batch({.sequences = slots, .length = limits.total, .all_logits = true},
-                                                    request.serving.kv_memory.count),
-                                  request.serving.queue, metrics_);
+    running.service = std::make_unique<Service>(
+        engine.open_batch(
+            {.sequences = slots, .length = limits.total, .all_logits = true, .one_order = !request.device.fast},
+            request.serving.kv_memory.count),
+        request.serving.queue, metrics_);
     std::vector<std::string> names;
     for (const run::NamedAdapter& adapter : base.adapters) names.push_back(adapter.name);
     running.model = std::make_unique<ServedModel>(

@@ -344,6 +344,7 @@ QLORA_CUDA_LAUNCHER void replay(Context& context, Recording& recording) {
 QLORA_CUDA_LAUNCHER void destroy_recording(Recording* recording) { delete recording; }
 
 QLORA_CUDA_LAUNCHER void set_place(Context& context, std::uint32_t place) { context.place = place; }
+QLORA_CUDA_LAUNCHER void set_order(Context& context, RowOrder order) { context.order = order; }
 
 QLORA_CUDA_LAUNCHER void set_profile(Context& context, bool on) {
   context.profile.on = on;

@@ -10,7 +10,7 @@
 //            used with ContextOptions::fast only. So the bits depend on shape and algorithm only
 // Choosing   cuBLASLt's candidates are timed on the caller's operands (power, and so speed, depends on the data). Token
 //            counts vary too much to measure each: the count is rounded up to three significant bits, and the first
-//            product with such a count chooses for all of them
+//            product with such a count chooses for all of them. Under a RowOrder one algorithm serves every count
 // Cost       2 m n k FLOP; 640 to 676 TFLOP/s at LLaMA shapes on an H200, limited by its power
 // Reference  cpu/gemm.hpp; the parity tests of linear groups
 #pragma once
@@ -177,10 +177,45 @@ struct Twin {
   return found.list[static_cast<std::size_t>(best)].algo;
 }
 
+/// Rows that the algorithm of an order is chosen for, the same for products of any number of rows: what a server's
+/// steps and its pieces of prompts have.
+[[nodiscard]] constexpr std::int64_t ordered_rows(RowOrder order) { return order == RowOrder::newest ? 32 : 256; }
+
+/// The plan for an order: one algorithm for all numbers of rows, so that a row's sums do not depend on how many there
+/// are. It is the first of the heuristic for ordered_rows that also takes a single row, and is not measured: the choice
+/// is the same in every process.
+inline const MatmulPlan& ordered_plan_of(Context& context, const Matmul& p, const MatmulKey& key) {
+  const std::size_t place = context.order == RowOrder::newest ? 0 : 1;
+  auto& plans = context.gemm->ordered_plans[place];
+  if (const auto known = plans.find(key); known != plans.end()) return known->second;
+  auto& algorithms = context.gemm->ordered_algorithms[place];
+  MatmulKey fixed = key;
+  fixed.m = ordered_rows(context.order);
+  auto chosen = algorithms.find(fixed);
+  if (chosen == algorithms.end()) {
+    MatmulPlan many = describe(fixed);
+    MatmulKey single = key;
+    single.m = 1;
+    MatmulPlan one = describe(single);
+    const Candidates found = candidates(context, many, fixed);
+    const auto first = std::find_if(found.list.begin(), found.list.begin() + found.count,
+                                    [&](const auto& result) { return usable(context, one, result.algo); });
+    QLORA_EXPECTS(first != found.list.begin() + found.count, "cuBLASLt ", cublasLtGetVersion(),
+                  " has no algorithm for any number of rows: ", shape_text(p));
+    chosen = algorithms.emplace(fixed, first->algo).first;
+  }
+  MatmulPlan plan = describe(key);
+  plan.algorithm = chosen->second;
+  QLORA_EXPECTS(usable(context, plan, plan.algorithm), "an algorithm of cuBLASLt ", cublasLtGetVersion(), " for ",
+                fixed.m, " rows does not take ", shape_text(p));
+  return plans.emplace(key, plan).first->second;
+}
+
 inline const MatmulPlan& plan_of(Context& context, const Matmul& p) {
   GemmState& state = *context.gemm;
   const std::lock_guard lock(state.guard);
   const MatmulKey key = key_of(p);
+  if (context.order != RowOrder::any) return ordered_plan_of(context, p, key);
   if (const auto known = state.plans.find(key); known != state.plans.end()) return known->second;
   MatmulPlan plan = describe(key);
   const MatmulKey tuning = tuning_key(key);

@@ -98,6 +98,10 @@ struct GemmState {
   std::mutex guard;                                              // plans stay where they are and do not change
   std::map<detail::MatmulKey, detail::MatmulPlan> plans;         // by exact shape
   std::map<detail::MatmulKey, cublasLtMatmulAlgo_t> algorithms;  // by tuning_key
+  /// Plans of RowOrder::newest and RowOrder::prompt, by exact shape, and their algorithms, by the shape in the fixed
+  /// number of rows.
+  std::array<std::map<detail::MatmulKey, detail::MatmulPlan>, 2> ordered_plans;
+  std::array<std::map<detail::MatmulKey, cublasLtMatmulAlgo_t>, 2> ordered_algorithms;
 };
 
 namespace detail {

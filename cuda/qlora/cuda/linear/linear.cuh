@@ -265,10 +265,13 @@ inline void forward_several_tokens(Context& context, const GroupArgs& group, std
 /// A pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
 inline bool forward_from_codes(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                const GroupShape& shape, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
+  if (shape.dense || context.order == RowOrder::prompt) return false;
+  const bool newest = context.order == RowOrder::newest;
   // With adapters a second pass costs more than dequantization saves.
-  if (shape.dense || tokens > (shape.adapters > 0 ? SeveralTokens::most : most_several_tokens)) return false;
+  if (!newest && tokens > (shape.adapters > 0 ? SeveralTokens::most : most_several_tokens)) return false;
   const int several = several_tokens_at_once(context, group, parts, shape.outputs);
-  if (several > 0 && tokens > (shape.adapters > 0 ? most_few_tokens / 2 : most_few_tokens)) {
+  if (newest && several == 0) return false;
+  if (several > 0 && (newest || tokens > (shape.adapters > 0 ? most_few_tokens / 2 : most_few_tokens))) {
     RowAdapters<float> all{.first = 0, .count = tokens};
     for (std::size_t p = 0; p < parts.size(); ++p) all.parts[p] = {parts[p].a, parts[p].b, parts[p].scale};
     forward_several_tokens(context, group, parts, std::span(&all, shape.adapters > 0 ? 1 : 0), shape.outputs, several,
@@ -323,6 +326,17 @@ QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group
   const int width = group.in + shape.adapters;
   QLORA_EXPECTS(x.stride >= width, "rows of x have ", x.stride, " elements, the group reads ", width);
   if (detail::forward_from_codes(context, group, parts, shape, tokens, x, residual, y)) return;
+  if (shape.adapters > 0 && context.order != RowOrder::any) {  // as beside rows of other adapters
+    RowAdapters<float> all{.first = 0, .count = tokens};
+    std::vector<Part> base(parts.begin(), parts.end());
+    for (std::size_t p = 0; p < parts.size(); ++p) {
+      all.parts[p] = {parts[p].a, parts[p].b, parts[p].scale};
+      base[p].a = nullptr;
+      base[p].b = nullptr;
+    }
+    linear_forward(context, group, base, tokens, x, residual, y);
+    return detail::add_range(context, group, parts, all, x, y);
+  }
   detail::prepare(context, group, parts, shape, true, shape.adapters > 0);
   if (shape.adapters > 0) detail::product_a(context, group, shape, tokens, x);
   const Phase phase(context, "base products");
@@ -350,9 +364,9 @@ QLORA_CUDA_LAUNCHER void linear_forward_mixed(Context& context, const GroupArgs&
     QLORA_EXPECTS(range.first >= 0 && range.count > 0 && range.first + range.count <= tokens, "rows ", range.first,
                   " to ", range.first + range.count, " of ", tokens);
   }
-  const int at_once = shape.dense || tokens > most_several_tokens
-                          ? 0
-                          : detail::several_tokens_at_once(context, group, parts, shape.outputs);
+  const bool from_codes = !shape.dense && (context.order == RowOrder::any ? tokens <= most_several_tokens
+                                                                          : context.order == RowOrder::newest);
+  const int at_once = from_codes ? detail::several_tokens_at_once(context, group, parts, shape.outputs) : 0;
   if (at_once > 0) {
     return detail::forward_several_tokens(context, group, parts, ranges, shape.outputs, at_once, tokens, x, residual,
                                           y);

@@ -255,7 +255,8 @@ inline void launch_several_tokens(Context& context, const GroupArgs& group, std:
   args.rank = group.rank;
   args.tiles = (outputs + SeveralTokens::rows - 1) / SeveralTokens::rows;
   args.chunks = group.in / SeveralTokens::unit;
-  args.units = args.chunks + (args.sets > 0 ? 1 : 0);
+  // Shares depend on it: under an order it is the same with adapters and without.
+  args.units = args.chunks + (args.sets > 0 || context.order != RowOrder::any ? 1 : 0);
   args.x = {x.data, x.stride};
   args.residual = residual;
   args.y = y;
