@@ -347,7 +347,8 @@ TEST_CASE("the checksum of a model is that of all its bytes, in any files, and n
   CHECK(hf::ModelDir::open(dir, Verify::nothing).checksum().empty());
   fs::remove_all(dir);
   fs::copy(golden / "gqa/model", dir);  // as a download: without checksums
-  const std::size_t header = fs::file_size(dir / "model.safetensors") - 2 * parameters(model.shape);
+  const std::size_t header =
+      fs::file_size(dir / "model.safetensors") - 2 * static_cast<std::size_t>(parameters(model.shape));
   test::flip_bit(dir / "model.safetensors", (header + 5000) * 8);  // of the first matrix
   const hf::ModelDir damaged = hf::ModelDir::open(dir);
   CHECK(damaged.fingerprint() == model.fingerprint());  // of the begin of each tensor alone

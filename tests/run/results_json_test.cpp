@@ -13,6 +13,26 @@
 using namespace qlora;
 using run::to_json;
 
+namespace {
+
+/// Values that are not the same, numbers with a fraction to 12 digits.
+int different(const run::OrderedJson& a, const run::OrderedJson& b) {
+  if (a.is_number_float() && b.is_number_float()) {
+    const auto x = a.get<double>();
+    return std::abs(x - b.get<double>()) <= 1e-12 * (1.0 + std::abs(x)) ? 0 : 1;
+  }
+  if (!a.is_structured() || a.type() != b.type() || a.size() != b.size()) return a == b ? 0 : 1;
+  int count = 0;
+  auto other = b.items().begin();
+  for (const auto& [key, value] : a.items()) {
+    count += key == other.key() ? different(value, other.value()) : 1;
+    ++other;
+  }
+  return count;
+}
+
+}  // namespace
+
 TEST_CASE("metrics: the main number's fields, then the other numbers; null for what is not known") {
   const eval::Metrics metrics{{"retention", {{"right", {.value = 0.5, .n = 4, .clusters = 2}}, {"kept", {}}}}};
   const run::OrderedJson json = to_json(metrics);
@@ -42,10 +62,10 @@ TEST_CASE("report.json of the study that is committed is read and written again 
   run::JobResult result = run::job_result_from_json(run::OrderedJson::parse(text));
   CHECK(result.comparison.variants.size() == 45);
   CHECK(run::file_text(to_json(result)) == text);
-  // What is derived from arms and metrics is derived again, to the byte.
+  // What is derived from arms and metrics is derived again; compilers fuse other products and sums.
   result.study = run::study_of(result.study.arms, result.comparison.variants);
   CHECK(result.study.sweeps.size() == 5);
-  CHECK(run::file_text(to_json(result)) == text);
+  CHECK(different(to_json(result), run::OrderedJson::parse(text)) == 0);
 }
 
 TEST_CASE("an arm has what it says, and its setting is one text") {

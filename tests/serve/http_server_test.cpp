@@ -88,6 +88,11 @@ struct Echo {
     kept.pop_back();
     return last;
   }
+  void forget() {
+    std::vector<std::shared_ptr<Exchange>> all;
+    const std::lock_guard lock(mutex);
+    all.swap(kept);
+  }
 };
 
 struct Running {
@@ -98,6 +103,12 @@ struct Running {
     options.port = 0;
     server = qlora::serve::open_http_server(options, [this](const std::shared_ptr<Exchange>& e) { echo(e); });
   }
+  ~Running() {
+    if (server != nullptr) server->stop(0s);  // no request comes any more
+    echo.forget();                            // exchanges do not outlive their server
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
   [[nodiscard]] int port() const { return server->port(); }
 };
 

@@ -223,7 +223,8 @@ TEST_CASE("a tokenizer.json in a GGUF file: how words are split has a name, or t
           (last.is_string() ? last.get<std::string>() : last[0].get<std::string>() + " " + last[1].get<std::string>()));
     for (const Ordered& token : kinds.at(kind).at("file").at("added_tokens")) {
       const auto id = token.at("id").get<std::size_t>();
-      CHECK(std::get<std::vector<std::string>>(values.at("tokenizer.ggml.tokens"))[id] == token.at("content"));
+      CHECK(std::get<std::vector<std::string>>(values.at("tokenizer.ggml.tokens"))[id] ==
+            token.at("content").get<std::string>());
       CHECK(std::get<std::vector<std::int32_t>>(values.at("tokenizer.ggml.token_type"))[id] ==
             (token.at("special") ? 3 : 4));
     }

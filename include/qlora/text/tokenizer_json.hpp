@@ -91,9 +91,9 @@ class JsonTokenizer final : public TokenizerModel {
       encode_part(part, begin == 0, SpecialTokens::as_text, encoding);
       const auto surface_of = [&](std::int32_t id) { return surface(id); };
       if (!lacks_bytes_ && !rewrites_) return out.append(encoding.ids, part, begin, surface_of);
-      const Kept kept = kept_of(part);
+      const detail::stages::Normalized kept = kept_of(part);
       const std::size_t before = out.begins.size();
-      out.append(encoding.ids, kept.bytes, 0, surface_of);
+      out.append(encoding.ids, kept.text, 0, surface_of);
       for (std::size_t i = before; i < out.begins.size(); ++i) out.begins[i] = begin + kept.places[out.begins[i]];
     });
     return out;
@@ -268,32 +268,14 @@ class JsonTokenizer final : public TokenizerModel {
   }
 
   /// What pieces are made of, and where it stands in the text; the last place is the text's end.
-  struct Kept {
-    std::string bytes;
-    std::vector<std::size_t> places;
-  };
-  [[nodiscard]] Kept kept_of(std::string_view text) const {
+  [[nodiscard]] detail::stages::Normalized kept_of(std::string_view text) const {
     static const std::vector<detail::stages::Normalizer> none;
     detail::stages::Normalized normal = detail::stages::normalized(rewrites_ ? normalizer_ : none, text, true);
-    if (!lacks_bytes_) return {std::move(normal.text), std::move(normal.places)};
-    Kept kept;
-    for (std::size_t at = 0; at < normal.text.size(); ++at) {
-      if (single_[static_cast<unsigned char>(normal.text[at])] < 0) continue;
-      kept.bytes += normal.text[at];
-      kept.places.push_back(normal.places[at]);
-    }
-    kept.places.push_back(text.size());
-    return kept;
+    return lacks_bytes_ ? detail::stages::kept_bytes(normal, single_.data(), text.size()) : normal;
   }
 
   // --- reading ----------------------------------------------------------------------------------------------------
 
-  /// Whether writing needs the byte. The others are control characters, what no UTF-8 has, and the planes from U+40000
-  /// on, which have no letters: the vocabulary of SmolLM2 lacks 21 of those.
-  [[nodiscard]] static bool is_written(std::size_t byte) {
-    return byte == '\t' || byte == '\n' || byte == '\r' || (byte >= 0x20 && byte < 0x7F) ||
-           (byte >= 0x80 && byte < 0xC0) || (byte >= 0xC2 && byte <= 0xF0);
-  }
   void read_normalizer(const Json& file, const std::string& where) {
     normalizer_ = detail::stages::normalizers_of(file, where);
     using detail::stages::Prepend, detail::stages::Replace;
@@ -356,7 +338,7 @@ class JsonTokenizer final : public TokenizerModel {
     if (byte_level_) {
       for (std::size_t byte = 0; byte < 256; ++byte) {
         if (single_[byte] >= 0 || special_.unk >= 0) continue;
-        if (is_written(byte))
+        if (detail::stages::is_written(byte))
           throw Error(concat(where, ": no piece stands for the byte ", byte, ", so text would be lost"));
         lacks_bytes_ = true;
       }

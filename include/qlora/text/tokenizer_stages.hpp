@@ -365,6 +365,25 @@ struct AddedToken {
   bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
 };
 
+/// Whether writing needs the byte. The others are control characters, what no UTF-8 has, and the planes from U+40000 on,
+/// which have no letters: the vocabulary of SmolLM2 lacks 21 of those.
+[[nodiscard]] inline bool is_written(std::size_t byte) {
+  return byte == '\t' || byte == '\n' || byte == '\r' || (byte >= 0x20 && byte < 0x7F) ||
+         (byte >= 0x80 && byte < 0xC0) || (byte >= 0xC2 && byte <= 0xF0);
+}
+
+/// The bytes of a text that are ids, by a table of 256 where -1 is none, with their places; `end` is the input's end.
+[[nodiscard]] inline Normalized kept_bytes(const Normalized& whole, const std::int32_t* ids, std::size_t end) {
+  Normalized kept;
+  for (std::size_t at = 0; at < whole.text.size(); ++at) {
+    if (ids[static_cast<unsigned char>(whole.text[at])] < 0) continue;
+    kept.text += whole.text[at];
+    kept.places.push_back(whole.places[at]);
+  }
+  kept.places.push_back(end);
+  return kept;
+}
+
 }  // namespace detail::stages
 }  // namespace v0
 }  // namespace qlora
