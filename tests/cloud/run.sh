@@ -1,7 +1,9 @@
 #!/bin/sh
 # The cloud, as far as it can be had on one machine: sh tests/cloud/run.sh
 #   sagemaker.py   the requests of examples/sagemaker against botocore; submit.sh with the AWS CLI against moto
-# Needs the network for packages.
+#   container.sh   the Dockerfile's steps, and the container's train and serve, in Debians of debootstrap; as root
+# Needs the network for packages, 3 GB of disk and the time of a build.
 set -eu
 cd "$(dirname "$0")"
 python3 sagemaker.py
+sh container.sh "$@"

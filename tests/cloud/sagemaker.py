@@ -119,7 +119,9 @@ else:
     with tempfile.TemporaryDirectory() as made:
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "venv", made], check=True)
-        packages = ["botocore==1.44.8"] if "--short" in sys.argv else ["moto[server,sagemaker,s3]", "awscli", "boto3"]
+        packages = ["botocore==1.44.8"]
+        if "--short" not in sys.argv:
+            packages += ["boto3==1.44.8", "awscli==1.46.3", "moto[server,sagemaker,s3]==5.2.5"]
         if subprocess.run([f"{made}/bin/pip", "-q", "install", *packages]).returncode != 0:
             print("the packages cannot be installed")
             sys.exit(77 if "--short" in sys.argv else 1)

@@ -18,8 +18,9 @@ base, adapter = os.environ["HF_MODEL_ID"], pathlib.Path(os.environ["QLORA_ML_ROO
 
 
 def generated(*arguments):
-    run = subprocess.run([program, "generate", base, "--prompt", prompt, "--temperature", "0", "--max-new-tokens",
-                          str(tokens), "-q", "--threads", "1", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    run = subprocess.run(
+        [program, "generate", base, "--prompt", prompt, "--temperature", "0", "--max-new-tokens", str(tokens), "-q",
+         "--threads", "1", *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return run.stdout.removesuffix("\n")
 
 
