@@ -179,6 +179,8 @@ class Connection {
     set(CURLOPT_FOLLOWLOCATION, 0L);
     set(CURLOPT_TIMEOUT_MS, 0L);
     set(CURLOPT_ACCEPT_ENCODING, static_cast<const char*>(nullptr));  // hashes and ranges are of the bytes as they are
+    set(CURLOPT_BUFFERSIZE, 256L << 10);  // large bodies come in fewer pieces than by the 16 KiB of libcurl
+    set(CURLOPT_UPLOAD_BUFFERSIZE, 512L << 10);
     set(CURLOPT_NOBODY, request.head ? 1L : 0L);
     set(CURLOPT_HTTPHEADER, headers.get());
     set(CURLOPT_WRITEFUNCTION, &detail::on_exchange_body);

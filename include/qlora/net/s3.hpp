@@ -48,15 +48,16 @@ struct S3Options {
 
 /// A request.
 struct S3Request {
-  std::string method = "GET";                       ///< or "HEAD", "PUT", "POST", "DELETE"
-  S3Address address;                                ///< of an object; with an empty key of a bucket
-  QueryParts query{};                               ///< not encoded
-  std::vector<std::string> headers{};               ///< "name: value", in lower case, signed
-  std::span<const std::byte> body{};                ///< of PUT and POST
-  std::string body_sha256{};                        ///< of the body, 64 digits; empty: it is computed
-  std::int64_t begin = 0;                           ///< of the bytes that are asked for
-  std::int64_t end = -1;                            ///< behind the last of them; below 0: all
-  std::string accepted{};                           ///< a code of failure that the caller looks at itself
+  std::string method = "GET";          ///< or "HEAD", "PUT", "POST", "DELETE"
+  S3Address address;                   ///< of an object; with an empty key of a bucket
+  QueryParts query{};                  ///< not encoded
+  std::vector<std::string> headers{};  ///< "name: value", in lower case, signed
+  std::span<const std::byte> body{};   ///< of PUT and POST
+  std::string body_sha256{};           ///< of the body, 64 digits; empty: it is computed
+  std::int64_t begin = 0;              ///< of the bytes that are asked for
+  std::int64_t end = -1;               ///< behind the last of them; below 0: all
+  bool whole = false;                  ///< that range is all of the object: asked for without one where it can be
+  std::string accepted{};              ///< a code of failure that the caller looks at itself
   std::function<void(std::string_view)> receive{};  ///< gets the bytes in order, each once; may throw
   long low_speed_seconds = 0;                       ///< instead of the options'; 0: theirs
 };
@@ -207,16 +208,16 @@ class S3 {
       exchange.headers.push_back(aws_authorization(request.method, exchange.url, exchange.headers, signer));
     }
     const std::int64_t begin = request.begin + received;
-    if (request.end >= 0) exchange.range = concat(begin, "-", request.end - 1);
+    const bool part = request.end >= 0 && !(request.whole && begin == 0);
+    if (part) exchange.range = concat(begin, "-", request.end - 1);
     std::exception_ptr error;  // none may pass through libcurl
     std::string odd;
     if (request.receive) {
       exchange.on = [&](const ExchangeAnswer& head, std::string_view bytes) {
-        const bool part = request.end >= 0;
         const std::string range = concat("bytes ", exchange.range, "/");
-        if (part && (head.status != 206 || !head.header("content-range").starts_with(range)))
+        if (part && !head.header("content-range").starts_with(range))  // some stores answer 200 to a range
           odd = "the store answers with other bytes than were asked for";
-        else if (part && static_cast<std::int64_t>(bytes.size()) > request.end - request.begin - received)
+        else if (request.end >= 0 && static_cast<std::int64_t>(bytes.size()) > request.end - request.begin - received)
           odd = "the store sends more bytes than were asked for";
         if (!odd.empty()) return false;
         try {

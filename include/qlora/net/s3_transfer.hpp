@@ -152,7 +152,10 @@ class S3Incoming {
     Sha256 running = hash_.running();
     std::int64_t at = piece.begin;
     const bool summed = !hash_.stated.empty() && (hash_.in_parts || sums_.size() == 1);
-    S3Request request{.address = file_->object.address, .begin = piece.begin, .end = piece.end};
+    S3Request request{.address = file_->object.address,
+                      .begin = piece.begin,
+                      .end = piece.end,
+                      .whole = piece.end - piece.begin == file_->object.size};
     if (!file_->object.etag.empty()) request.headers = {concat("if-match: \"", file_->object.etag, "\"")};
     request.receive = [&](std::string_view bytes) {
       const auto raw = std::as_bytes(std::span(bytes));
@@ -172,7 +175,6 @@ class S3Incoming {
       throw Error(concat(file_->object.address.text(), ": came with other bytes than its ",
                          hash_.md5 ? "MD5" : "SHA-256", " says; nothing of it was kept. Start again"),
                   ErrorKind::network);
-    sync_file(data_, temporary_);
     if (::rename(temporary_.c_str(), file_->path.c_str()) != 0) throw_errno("cannot rename to", file_->path, errno);
     finished_ = true;
   }
@@ -313,7 +315,8 @@ class S3Outgoing {
 
 }  // namespace detail
 
-/// Downloads objects, each to a file that appears under its name whole. Folders must be there. Throws Error: as
+/// Downloads objects, each to a file that appears under its name whole, and which the caller makes durable where it
+/// needs to be. Folders must be there. Throws Error: as
 /// S3::request does; (network) for bytes that do not have the hash that the store states; (resource) for want of disk.
 inline void download(S3& s3, const std::vector<S3File>& files, const S3Progress& progress = {}) {
   std::vector<std::unique_ptr<detail::S3Incoming>> incoming;

@@ -1,0 +1,296 @@
+// qlora/run/remote_steps.hpp — the code of run/remote.hpp.
+#pragma once
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "qlora/error.hpp"
+#include "qlora/io/directory.hpp"
+#include "qlora/io/file.hpp"
+#include "qlora/io/json.hpp"
+#include "qlora/io/lock.hpp"
+#include "qlora/io/sha256.hpp"
+#include "qlora/net/aws_profile.hpp"
+#include "qlora/net/s3.hpp"
+#include "qlora/net/s3_address.hpp"
+#include "qlora/net/s3_objects.hpp"
+#include "qlora/net/s3_transfer.hpp"
+#include "qlora/run/remote.hpp"
+
+namespace qlora {
+inline namespace v0 {
+namespace run {
+namespace detail {
+
+/// Objects that make the others of their prefix visible.
+inline constexpr std::array<std::string_view, 3> manifest_names{"config.json", "adapter_config.json", "manifest.json"};
+
+[[nodiscard]] inline bool is_manifest(const std::string& name) {
+  const std::string last = name.substr(name.rfind('/') + 1);  // npos + 1 is 0
+  return std::find(manifest_names.begin(), manifest_names.end(), last) != manifest_names.end();
+}
+
+/// The store, asked by functions that report progress.
+struct RemoteStore {
+  explicit RemoteStore(Progress& progress) : s3(net::aws_place(), options(progress)), connection(s3.connect()) {}
+  static net::S3Options options(Progress& progress) {
+    net::S3Options options;
+    options.stop = [&progress] { return progress.stop_requested(); };
+    return options;
+  }
+  net::S3 s3;
+  net::Connection connection;
+};
+
+/// The folder of an address below `kind` in the cache.
+[[nodiscard]] inline std::filesystem::path remote_folder(const char* kind, const net::S3Address& address) {
+  namespace fs = std::filesystem;
+  const std::string caches = net::detail::environment("XDG_CACHE_HOME");
+  const std::string home = net::detail::environment("HOME");
+  if (caches.empty() && home.empty())
+    throw Error("no place for copies of objects; set XDG_CACHE_HOME to a folder", ErrorKind::usage);
+  const fs::path cache = caches.empty() ? fs::path(home) / ".cache" : fs::path(caches);
+  return cache / "qlora" / kind / sha256(concat(net::aws_place().s3_endpoint, "\n", address.text())).substr(0, 32);
+}
+
+/// The last part of a key, as the name of a file or folder.
+[[nodiscard]] inline std::string remote_name(const net::S3Address& address) {
+  std::string key = address.key;
+  while (key.ends_with('/')) key.pop_back();
+  const std::string name = key.substr(key.rfind('/') + 1);
+  return name.empty() || name == "." || name == ".." || name.size() > 200 ? "object" : name;
+}
+
+/// Whether a name below a prefix can be one below a folder.
+[[nodiscard]] inline bool is_file_name(const std::string& name) {
+  const std::filesystem::path path = name;
+  const bool plain = !name.empty() && !name.ends_with('/') && path.is_relative() && name == path.lexically_normal();
+  return plain && *path.begin() != ".." && name.find('\0') == std::string::npos;
+}
+
+/// Objects below a prefix by their names in it; that of a single object is empty.
+[[nodiscard]] inline std::map<std::string, net::S3Object> remote_objects(RemoteStore& store,
+                                                                         const net::S3Address& address) {
+  const net::S3Address prefix = address / "";
+  std::map<std::string, net::S3Object> objects;
+  for (net::S3Object& object : net::list_objects(store.s3, store.connection, prefix)) {
+    const std::string name = object.address.key.substr(prefix.key.size());
+    if (is_file_name(name)) objects.emplace(name, std::move(object));
+  }
+  if (!objects.empty() || address.key.empty() || address.key.ends_with('/')) return objects;
+  if (auto object = net::head_object(store.s3, store.connection, address)) objects.emplace("", *std::move(object));
+  return objects;
+}
+
+/// Throws Error (input) for weights or windows whose manifest is not there yet.
+inline void refuse_half_written(const std::map<std::string, net::S3Object>& objects, const net::S3Address& address) {
+  const auto top = [](const std::string& name) { return name.find('/') == std::string::npos; };
+  const bool tensors = std::any_of(objects.begin(), objects.end(), [&](const auto& object) {
+    return top(object.first) && object.first.ends_with(".safetensors");
+  });
+  const bool manifest = std::any_of(objects.begin(), objects.end(),
+                                    [&](const auto& object) { return top(object.first) && is_manifest(object.first); });
+  if (!tensors || manifest) return;
+  throw Error(address.text() +
+              ": is half written: it holds tensors and none of config.json, adapter_config.json and manifest.json, "
+              "which are written last; write it again");
+}
+
+/// What etags.json says of the files of a copy.
+[[nodiscard]] inline std::map<std::string, std::string> recorded_tags(const std::filesystem::path& record) {
+  std::map<std::string, std::string> tags;
+  std::error_code absent;
+  if (!std::filesystem::is_regular_file(record, absent)) return tags;
+  const Json json = read_json_object(record);
+  for (const auto& [name, tag] : json.items())
+    if (tag.is_string()) tags[name] = tag.get<std::string>();
+  return tags;
+}
+
+/// Downloads objects to files below a folder (the file itself for the name ""), and reports it as one task.
+inline void bring_objects(RemoteStore& store, const std::map<std::string, net::S3Object>& objects,
+                          const std::filesystem::path& folder, const net::S3Address& address, Progress& progress) {
+  std::vector<net::S3File> files;
+  std::int64_t bytes = 0;
+  for (const auto& [name, object] : objects) {
+    const std::filesystem::path path = name.empty() ? folder : folder / name;
+    make_directories(path.parent_path());
+    files.push_back({path, object});
+    bytes += object.size;
+  }
+  expect_free_space(folder.parent_path(), static_cast<std::uint64_t>(bytes));
+  progress.say(concat(address.text(), ": ", files.size(), files.size() == 1 ? " file, " : " files, ", bytes,
+                      " bytes come to ", folder.string()));
+  net::detail::in_parallel(
+      store.s3, files.size(),
+      [&](net::Connection& connection, std::size_t n) {
+        net::S3File& file = files[n];
+        auto whole = net::head_object(store.s3, connection, file.object.address);  // with the hashes
+        if (!whole || whole->etag != file.object.etag)
+          throw Error(file.object.address.text() + ": was replaced while it was read; start again", ErrorKind::network);
+        file.object = *std::move(whole);
+      },
+      [] {});
+  progress.begin("download", bytes, "bytes");
+  net::download(store.s3, files, [&](std::int64_t done) { progress.update(done); });
+  progress.end();
+}
+
+/// Brings a folder to what there is below an address; `record` is its etags.json. Files of other names are removed.
+inline void bring_copy(RemoteStore& store, const std::map<std::string, net::S3Object>& objects,
+                       const std::filesystem::path& place, const std::filesystem::path& record,
+                       const net::S3Address& address, Progress& progress) {
+  namespace fs = std::filesystem;
+  std::map<std::string, std::string> tags = recorded_tags(record);
+  const auto path_of = [&](const std::string& name) { return name.empty() ? place : place / name; };
+  const bool single = objects.size() == 1 && objects.begin()->first.empty();
+  std::error_code code;
+  if (fs::exists(place, code) && fs::is_directory(place, code) == single) fs::remove_all(place);
+  std::map<std::string, net::S3Object> missing;
+  for (const auto& [name, object] : objects) {
+    const fs::path path = path_of(name);
+    const bool same = tags[name] == object.etag && !object.etag.empty() && fs::is_regular_file(path, code) &&
+                      fs::file_size(path, code) == static_cast<std::uintmax_t>(object.size);
+    if (!same) missing.emplace(name, object);
+  }
+  if (!single && fs::is_directory(place, code)) {
+    for (const auto& entry : fs::recursive_directory_iterator(place))
+      if (!entry.is_directory() && !objects.contains(entry.path().lexically_relative(place).generic_string()))
+        fs::remove(entry.path());
+  }
+  if (missing.empty()) return;
+  fs::remove(record, code);  // until all is there, so that nothing is taken for what it is not
+  bring_objects(store, missing, place, address, progress);
+  for (const auto& [name, object] : missing) {  // what the record says holds after a loss of power, too
+    const fs::path path = path_of(name);
+    sync_file(FileDescriptor::open("cannot open", path, O_RDONLY), path);
+    sync_directory(path.parent_path());
+  }
+  Json written = Json::object();
+  for (const auto& [name, object] : objects) written[name] = object.etag;
+  write_file_atomically(record, written.dump());
+}
+
+/// A lock that other processes hold for as long as they download the same.
+[[nodiscard]] inline std::unique_ptr<RunLock> waited_lock(const std::filesystem::path& path, Progress& progress) {
+  for (bool said = false;; said = true) {
+    try {
+      return std::make_unique<RunLock>(path);
+    } catch (const Error& error) {
+      if (!said) progress.say(error.what());
+    }
+    for (int i = 0; i < 10; ++i) {
+      if (progress.stop_requested()) throw Error("interrupted; start again", ErrorKind::interrupted);
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+}
+
+}  // namespace detail
+
+QLORA_STEP std::filesystem::path local_copy(const std::filesystem::path& named, Progress& progress) {
+  if (!is_remote(named)) return named;
+  const net::S3Address address = net::s3_address(named.native());
+  detail::RemoteStore store(progress);
+  const auto objects = detail::remote_objects(store, address);
+  if (objects.empty()) throw Error(address.text() + ": nothing is there; the store is " + store.s3.endpoint());
+  detail::refuse_half_written(objects, address);
+  const std::filesystem::path folder = detail::remote_folder("s3", address);
+  make_directories(folder);
+  const std::unique_ptr<RunLock> lock = detail::waited_lock(folder / "lock", progress);
+  const std::filesystem::path place = folder / "copy" / detail::remote_name(address);
+  detail::bring_copy(store, objects, place, folder / "etags.json", address, progress);
+  return place;
+}
+
+QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, bool keep, Progress& progress) {
+  namespace fs = std::filesystem;
+  const net::S3Address to = net::s3_address(address);
+  if (to.key.empty() || (file && to.key.ends_with('/')))
+    throw Error(address + ": give the object or prefix that is written a name", ErrorKind::usage);
+  detail::RemoteStore store(progress);
+  const auto objects = file ? std::map<std::string, net::S3Object>() : detail::remote_objects(store, to);
+  // The bucket is there and may be asked, which is to be known before the work.
+  if (file) (void)net::list_objects(store.s3, store.connection, to, 1);
+  const bool data_set = objects.contains("manifest.json");
+  for (const auto& [name, object] : objects) {
+    const bool of_data = name == "manifest.json" || (name.starts_with("tokens-") && name.ends_with(".safetensors"));
+    if (keep || (data_set && of_data)) continue;
+    throw Error(concat(address, ": exists and holds ", name.empty() ? "an object" : name,
+                       "; choose another prefix or delete it first"),
+                ErrorKind::usage);
+  }
+  RemoteOutput output{
+      .address = address, .staged = detail::remote_folder("s3-out", to) / detail::remote_name(to), .keep = keep};
+  if (!keep) fs::remove_all(output.staged);
+  make_directories(output.staged.parent_path());
+  if (keep && !fs::exists(output.staged) && !objects.empty())
+    detail::bring_objects(store, objects, output.staged, to, progress);
+  return output;
+}
+
+QLORA_STEP void publish(const RemoteOutput& output, Progress& progress) {
+  namespace fs = std::filesystem;
+  const net::S3Address to = net::s3_address(output.address);
+  if (!fs::exists(output.staged)) return;
+  try {
+    detail::RemoteStore store(progress);
+    std::array<std::vector<net::S3File>, 2> files;  // manifests are the second
+    std::set<std::string> names;
+    std::int64_t bytes = 0;
+    const auto add = [&](const fs::path& path, const net::S3Address& as, bool manifest) {
+      net::S3File file{.path = path, .object = {}};
+      file.object.address = as;
+      files[manifest ? 1 : 0].push_back(std::move(file));
+      bytes += static_cast<std::int64_t>(fs::file_size(path));
+    };
+    if (fs::is_directory(output.staged)) {
+      for (const auto& entry : fs::recursive_directory_iterator(output.staged)) {
+        const std::string name = entry.path().lexically_relative(output.staged).generic_string();
+        if (!entry.is_regular_file() || is_temporary_name(entry.path().filename().string())) continue;
+        names.insert(name);
+        add(entry.path(), to / name, detail::is_manifest(name));
+      }
+    } else {
+      add(output.staged, to, false);
+    }
+    std::vector<net::S3Address> stale;  // of what was there before
+    if (!names.empty()) {               // a training's checkpoints are its own, and older ones do no harm
+      for (const auto& [name, object] : detail::remote_objects(store, to)) {
+        if (detail::is_manifest(name)) net::delete_object(store.s3, store.connection, object.address);
+        if (!output.keep && !name.empty() && !names.contains(name)) stale.push_back(object.address);
+      }
+    }
+    progress.begin("upload", bytes, "bytes");
+    std::int64_t before = 0;
+    for (const std::vector<net::S3File>& group : files) {
+      std::int64_t last = 0;
+      net::upload(store.s3, group, [&](std::int64_t done) { progress.update(before + (last = done)); });
+      before += last;
+    }
+    progress.end();
+    for (const net::S3Address& address : stale) net::delete_object(store.s3, store.connection, address);
+  } catch (const Error& error) {
+    throw Error(concat(error.what(), "; what was to be written there lies whole in ", output.staged.string()),
+                error.kind());
+  }
+  fs::remove_all(output.staged.parent_path());
+}
+
+}  // namespace run
+}  // namespace v0
+}  // namespace qlora

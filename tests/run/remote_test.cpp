@@ -1,0 +1,183 @@
+// remote_test.cpp — copies of what lies in S3, and what is written there, over a real store: nothing comes twice,
+// nothing is visible before it is whole, nothing is lost.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "qlora/run/remote.hpp"
+
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "support/environment.hpp"
+#include "support/refusal.hpp"
+#include "support/s3_store.hpp"
+#include "support/scratch.hpp"
+
+namespace fs = std::filesystem;
+namespace net = qlora::net;
+namespace run = qlora::run;
+using test::contents;
+using test::Environment;
+using test::refusal;
+using test::Scratch;
+using test::store;
+
+namespace {
+
+struct Fixture {
+  Scratch scratch;
+  Environment environment{store().environment((scratch / "").string())};
+  Environment cache{{{"XDG_CACHE_HOME", (scratch / "cache").string()}, {"AWS_REGION", "us-east-1"}}};
+  net::S3 s3{net::aws_place()};
+  net::Connection connection = s3.connect();
+  net::S3Address bucket = net::s3_address("s3://copies-1/");
+  run::Progress progress;
+
+  Fixture() {
+    store().faults("[]");
+    (void)s3.request(connection, {.method = "PUT", .address = bucket});
+    for (const auto& object : net::list_objects(s3, connection, bucket))
+      net::delete_object(s3, connection, object.address);
+  }
+  void put(const std::string& name, const std::string& text) {
+    net::put_object(s3, connection, bucket / name, std::as_bytes(std::span(text)));
+  }
+  [[nodiscard]] std::string names(const std::string& prefix) {
+    std::string all;
+    for (const auto& object : net::list_objects(s3, connection, bucket / prefix)) all += object.address.key + " ";
+    return all;
+  }
+  [[nodiscard]] run::RemoteOutput output(const std::string& name, bool file = false, bool keep = false) {
+    return run::remote_output("s3://copies-1/" + name, file, keep, progress);
+  }
+  static void write(const fs::path& path, const std::string& text) {
+    fs::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << text;
+  }
+  /// Nothing of what was written stays on this machine.
+  [[nodiscard]] bool is_clean() const {
+    const fs::path out = scratch / "cache/qlora/s3-out";
+    return !fs::exists(out) || fs::is_empty(out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "a prefix is copied once, and again only where it differs") {
+  put("model/config.json", "{}");
+  put("model/model.safetensors", "weights");
+  put("model/more/notes.txt", "notes");
+  put("model-other/config.json", "another prefix");
+  const fs::path copy = run::local_copy("s3://copies-1/model", progress);
+  CHECK(copy.filename() == "model");
+  CHECK(contents(copy / "config.json") == "{}");
+  CHECK(contents(copy / "model.safetensors") == "weights");
+  CHECK(contents(copy / "more/notes.txt") == "notes");
+  CHECK(std::distance(fs::recursive_directory_iterator(copy), {}) == 4);
+
+  store().faults("[]");
+  CHECK(run::local_copy("s3://copies-1/model", progress) == copy);
+  CHECK(!has(store().log(), "/model/"));  // one list, no object
+
+  put("model/model.safetensors", "others!");
+  net::delete_object(s3, connection, bucket / "model/more/notes.txt");
+  store().faults("[]");
+  CHECK(run::local_copy("s3://copies-1/model", progress) == copy);
+  CHECK(contents(copy / "model.safetensors") == "others!");
+  CHECK(!fs::exists(copy / "more/notes.txt"));
+  CHECK(!has(store().log(), "config.json"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a single object is a file, and a path of this machine stays what it is") {
+  put("jobs/job.toml", "[output]");
+  const fs::path copy = run::local_copy("s3://copies-1/jobs/job.toml", progress);
+  CHECK(copy.filename() == "job.toml");
+  CHECK(contents(copy) == "[output]");
+  CHECK(run::local_copy("jobs/job.toml", progress) == "jobs/job.toml");
+  CHECK(has(refusal([&] { (void)run::local_copy("s3://copies-1/nothing", progress); }),
+            "s3://copies-1/nothing: nothing is there"));
+  CHECK(has(refusal([&] { (void)run::local_copy("s3://no-bucket-1/model", progress); }), "there is no bucket"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "names that lead out of the folder are left where they are") {
+  put("odd/config.json", "{}");
+  put("odd/../escaped", "x");
+  put("odd//absolute", "x");
+  const fs::path copy = run::local_copy("s3://copies-1/odd", progress);
+  CHECK(std::distance(fs::recursive_directory_iterator(copy.parent_path()), {}) == 2);
+}
+
+TEST_CASE_FIXTURE(Fixture, "what is half written is refused") {
+  put("half/model.safetensors", "weights");
+  put("half/sub/config.json", "{}");
+  CHECK(has(refusal([&] { (void)run::local_copy("s3://copies-1/half", progress); }),
+            "s3://copies-1/half: is half written"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a manifest is written last, and removed first when it is replaced") {
+  for (const int shards : {2, 1}) {
+    const run::RemoteOutput data = output("data");
+    for (int i = 0; i < shards; ++i) write(data.staged / qlora::concat("tokens-0000", i, ".safetensors"), "tokens");
+    write(data.staged / "manifest.json", "{}");
+    store().faults("[]");
+    run::publish(data, progress);
+    const std::string log = store().log();
+    CHECK(log.rfind("PUT /copies-1/data/manifest.json") > log.rfind("PUT /copies-1/data/tokens-"));
+    if (shards == 1) {
+      CHECK(has(log, "DELETE /copies-1/data/manifest.json"));
+      CHECK(log.find("DELETE /copies-1/data/manifest.json") < log.find("PUT /copies-1/data/tokens-"));
+    }
+    CHECK(is_clean());
+  }
+  CHECK(names("data/") == "data/manifest.json data/tokens-00000.safetensors ");
+}
+
+TEST_CASE_FIXTURE(Fixture, "nothing but a data set is replaced") {
+  put("model/config.json", "{}");
+  put("data/manifest.json", "{}");
+  put("data/notes.txt", "mine");
+  CHECK(has(refusal([&] { (void)output("model"); }), "s3://copies-1/model: exists and holds config.json"));
+  CHECK(has(refusal([&] { (void)output("data"); }), "s3://copies-1/data: exists and holds notes.txt"));
+  CHECK(has(refusal([&] { (void)output(""); }), "give the object or prefix that is written a name"));
+  CHECK(names("") == "data/manifest.json data/notes.txt model/config.json ");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a file is one object, which is replaced") {
+  for (const char* text : {"first", "second"}) {
+    const run::RemoteOutput result = output("results/info.json", true);
+    write(result.staged, text);
+    run::publish(result, progress);
+    CHECK(contents(run::local_copy("s3://copies-1/results/info.json", progress)) == text);
+  }
+  CHECK(is_clean());
+}
+
+TEST_CASE_FIXTURE(Fixture, "a training that goes on elsewhere finds what was written") {
+  const run::RemoteOutput first = output("run", false, true);
+  write(first.staged / "checkpoints/step-2/state.safetensors", "moments");
+  run::publish(first, progress);
+  CHECK(!fs::exists(first.staged));
+  const run::RemoteOutput second = output("run", false, true);
+  CHECK(contents(second.staged / "checkpoints/step-2/state.safetensors") == "moments");
+  write(second.staged / "adapter/adapter_model.safetensors", "adapter");
+  write(second.staged / "adapter/adapter_config.json", "{}");
+  store().faults("[]");
+  run::publish(second, progress);
+  CHECK(store().log().rfind("PUT ") == store().log().rfind("PUT /copies-1/run/adapter/adapter_config.json"));
+  CHECK(has(names("run/"), "run/checkpoints/step-2/state.safetensors"));
+  CHECK(contents(run::local_copy("s3://copies-1/run/adapter", progress) / "adapter_model.safetensors") == "adapter");
+}
+
+TEST_CASE_FIXTURE(Fixture, "an upload that fails says where the work lies, and what is there is half") {
+  const run::RemoteOutput data = output("data");
+  write(data.staged / "tokens-00000.safetensors", "tokens");
+  write(data.staged / "manifest.json", "{}");
+  store().faults(R"([{"method":"PUT","match":"manifest.json","do":"503","times":1000}])");
+  const std::string said = refusal([&] { run::publish(data, progress); });
+  CHECK(has(said, "(6 tries)"));
+  CHECK(has(said, "lies whole in " + data.staged.string()));
+  CHECK(contents(data.staged / "manifest.json") == "{}");
+  store().faults("[]");
+  CHECK(has(refusal([&] { (void)run::local_copy("s3://copies-1/data", progress); }), "is half written"));
+}
