@@ -269,10 +269,10 @@ struct ModelDir : ModelConfig {
               return matrix;
             }};
   }
-  /// Tensors that are read while the one before them is used: a quarter of the processor's threads is enough, since a
-  /// checksum takes less time than quantizing does.
+  /// Tensors that are read while the one before them is used: as many as the processor has threads. On a GPU, which
+  /// quantizes as fast as memory is read, with a quarter of them the load waits for checksums.
   [[nodiscard]] static int read_ahead() {
-    return static_cast<int>(std::clamp(std::thread::hardware_concurrency() / 4, 1U, 8U));
+    return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 64U));
   }
 
   /// What any changed bit of a tensor changes, and any other number of the network: XXH3 over shape, rope_theta,
