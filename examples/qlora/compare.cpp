@@ -60,7 +60,8 @@ void add_compare(OptionSet app, Invocation& call) {
   verb.add_model("--full", options->full, "Model directory, all of whose weights were trained").type_name("DIR");
   add_table(verb, options->request.comparison);
   add_table(verb, options->request.chat);
-  verb.add("--report", options->report, "Write an HTML page with the answers side by side").type_name("FILE");
+  verb.add_output("--report", options->report, Written::file, "Write an HTML page with the answers side by side")
+      .type_name("FILE");
   add_table(verb, options->request.sampling);
   add_table(verb, options->request.device);
   verb.on_call([&call, options] { call.action = [options](Context& context) { return compare(*options, context); }; });

@@ -159,7 +159,7 @@ void add_data(OptionSet app, Invocation& call) {
   take.add_model("-m,--model", in->model, "Model directory, or the tokenizer file, of the ids")
       .required()
       .type_name("DIR");
-  take.add("-o,--out", in->out, "Directory of the data set").required().type_name("DIR");
+  take.add_output("-o,--out", in->out, Written::directory, "Directory of the data set").required().type_name("DIR");
   take.on_call([&call, in] {
     call.action = [in](Context& context) {
       check_no_model(in->out);
@@ -169,7 +169,9 @@ void add_data(OptionSet app, Invocation& call) {
   auto out = std::make_shared<run::ExportRowsRequest>();
   OptionSet rows = add_verb(data, call, "export", "Write a data set's windows for Python's datasets, or as JSONL");
   rows.add("data", out->data, "Directory of the data set").required().type_name("DIR");
-  rows.add("-o,--out", out->out, "A .jsonl file, or the folder for load_from_disk").required().type_name("PATH");
+  rows.add_output("-o,--out", out->out, Written::either, "A .jsonl file, or the folder for load_from_disk")
+      .required()
+      .type_name("PATH");
   rows.on_call([&call, out] {
     call.action = [out](Context& context) { return say(run::export_rows(*out, context.progress), context); };
   });

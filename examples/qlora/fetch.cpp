@@ -23,12 +23,15 @@ void add_fetch(OptionSet app, Invocation& call) {
            "Addresses (http, https, file); .html, .txt, .md, .jsonl files; folders of them")
       .required()
       .type_name("URL...");
-  verb.add("-o,--out", request->out, "Documents, one JSON object a line").required().type_name("FILE");
+  verb.add_output("-o,--out", request->out, Written::file, "Documents, one JSON object a line")
+      .required()
+      .type_name("FILE");
   add_table(verb, request->fetching);
   verb.on_call([&call, request] {
     call.action = [&call, request](Context& context) {
       // What is a local folder on the command line is one in a job file's `files`, too.
       run::Pages& pages = request->pages;
+      for (std::string& source : pages.urls) source = local_path(source, context.progress).string();
       const auto folder = [](const std::string& source) { return std::filesystem::is_directory(source); };
       for (const std::string& source : pages.urls) {
         if (folder(source)) pages.files.emplace_back(source);

@@ -15,7 +15,9 @@ void add_quantize(OptionSet app, Invocation& call) {
   OptionSet verb = add_verb(app, call, "quantize", "Write a model in NF4, as transformers and bitsandbytes read it");
   auto request = std::make_shared<run::QuantizeRequest>();
   verb.add_model("model", request->model, "Model directory in 16 or 32 bits").required().type_name("DIR");
-  verb.add("-o,--out", request->out, "Directory of the model in 4 bits").required().type_name("DIR");
+  verb.add_output("-o,--out", request->out, Written::directory, "Directory of the model in 4 bits")
+      .required()
+      .type_name("DIR");
   add_table(verb, request->quantizing);
   add_table(verb, request->device, {.only = {"threads", "no_verify"}});
   verb.on_call([&call, request] {
@@ -35,7 +37,7 @@ void add_export(OptionSet app, Invocation& call) {
   verb.add_model("-a,--adapter", request->adapter, "Adapter directory: it alone is written, for use beside the model")
       .type_name("DIR");
   add_any_base(verb, request->any_base);
-  verb.add("-o,--out", request->out, "File that is written").required().type_name("FILE");
+  verb.add_output("-o,--out", request->out, Written::file, "File that is written").required().type_name("FILE");
   add_table(verb, request->exporting);
   add_table(verb, request->device, {.only = {"no_verify"}});
   verb.on_call([&call, request] {

@@ -4,17 +4,22 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <filesystem>
 #include <iostream>
 #include <new>
+#include <ostream>
 #include <span>
+#include <sstream>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "options.hpp"
+#include "qlora/dist/launch.hpp"
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/console_progress.hpp"
@@ -113,29 +118,57 @@ class ProgramProgress final : public run::ConsoleProgress {
   [[nodiscard]] bool stop_requested() const override { return interrupt_requested != 0; }
 };
 
+/// What there is of a result when the action ends with an error.
+void write_so_far(const Invocation& call, Context& context) {
+  if (call.json.empty() || !context.so_far) return;
+  try {
+    write_result(call.json, *context.so_far);
+  } catch (const Error& error) {
+    context.progress.say(error.what());
+  }
+}
+
+/// Copies to S3 what was written for it. After an interrupt that is what can be gone on with, and is not interrupted.
+void publish_all(Context& context, bool interrupted) {
+  if (dist::launch_of(dist::process_environment).rank > 0) return;  // rank 0 does
+  run::ConsoleProgress unstoppable(std::cerr, ProgressStyle::lines, false);
+  for (const run::RemoteOutput& output : context.remote)
+    if (!interrupted || output.keep) publish_output(output, interrupted ? unstoppable : context.progress);
+}
+
 /// `line`: the one that chose the verb.
 int run_verb(Invocation& call, const CommandLine& line) {
   ProgramProgress progress(std::cerr, style_of(call.console), run::color_for(STDERR_FILENO));
   for (const std::string& note : line.notes()) progress.say(note);
-  Context context{std::cout, progress, {}};
+  const auto& outputs = line.outputs();
+  const bool remote = std::any_of(outputs.begin(), outputs.end(),
+                                  [](const OutputOption& output) { return run::is_remote(*output.target); });
+  std::ostringstream held;  // until paths in it are what the user gave
+  Context context{remote ? static_cast<std::ostream&>(held) : std::cout, progress, {}, {}};
   catch_interrupts();
+  const std::vector<std::filesystem::path> named = line.paths(call.json);
+  line.change_inputs([&](const std::filesystem::path& path) { return local_path(path, progress); });
+  for (const OutputOption& output : outputs) stage(*output.target, output.what, context);
   for (std::filesystem::path* model : line.models()) *model = model_directory(*model, progress);
-  if (!call.json.empty()) check_result_file(call.json, line.paths(call.json));
+  if (!call.json.empty()) check_result_file(call.json, named);
   Result result;
   try {
     result = call.action(context);
+  } catch (const Error& error) {
+    std::cout << held.str();
+    write_so_far(call, context);
+    if (error.kind() != ErrorKind::interrupted || context.remote.empty()) throw;
+    publish_all(context, true);  // it no longer lies where the error says
+    throw Error(with_addresses(error.what(), context), error.kind());
   } catch (...) {
-    if (!call.json.empty() && context.so_far) {
-      try {
-        write_result(call.json, *context.so_far);
-      } catch (const Error& error) {
-        progress.say(error.what());
-      }
-    }
+    write_so_far(call, context);
     throw;
   }
   std::cout.flush();  // before the result, which may go to the same pipe
+  result.json = with_addresses(std::move(result.json), context);
   if (!call.json.empty()) write_result(call.json, result);
+  publish_all(context, false);
+  std::cout << with_addresses(held.str(), context);
   flush(std::cout);
   return result.unmet ? 1 : 0;
 }
@@ -198,6 +231,22 @@ int parse_and_run(int argc, char** argv) {
 
 }  // namespace
 
+void stage(std::filesystem::path& target, Written what, Context& context) {
+  if (!run::is_remote(target)) return;
+  const bool file = what == Written::file || (what == Written::either && target.has_extension());
+  context.remote.push_back(stage_output(target.string(), file, what == Written::resumed, context.progress));
+  target = context.remote.back().staged;
+}
+
+std::string with_addresses(std::string text, const Context& context) {
+  for (const run::RemoteOutput& output : context.remote) {
+    const std::string staged = output.staged.string();
+    for (std::size_t at = text.find(staged); at != std::string::npos; at = text.find(staged, at))
+      text.replace(at, staged.size(), output.address);
+  }
+  return text;
+}
+
 void check_folder_of(const std::string& option, const std::filesystem::path& file) {
   const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
   if (std::filesystem::is_directory(folder) && !std::filesystem::is_directory(file)) return;
@@ -232,7 +281,7 @@ void check_no_model(const std::filesystem::path& out) {
 OptionSet add_verb(OptionSet parent, Invocation& call, const std::string& name, const std::string& help) {
   OptionSet verb = parent.subcommand(name, help);
   verb.show_defaults();
-  verb.add("--json", call.json, "Write the result as JSON to this file").type_name("FILE");
+  verb.add_output("--json", call.json, Written::file, "Write the result as JSON to this file").type_name("FILE");
   add_table(verb, call.console);
   return verb;
 }

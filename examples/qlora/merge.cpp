@@ -39,7 +39,9 @@ void add_merge(OptionSet app, Invocation& call) {
       .type_name("DIR");
   verb.add_model("-a,--adapter", request->adapter, "Adapter directory").required().type_name("DIR");
   add_any_base(verb, request->any_base);
-  verb.add("-o,--out", request->out, "Directory of the merged model").required().type_name("DIR");
+  verb.add_output("-o,--out", request->out, Written::directory, "Directory of the merged model")
+      .required()
+      .type_name("DIR");
   add_table(verb, request->merging);
   add_table(verb, request->device, {.only = {"use", "memory_cap", "threads", "no_verify"}});
   verb.on_call([&call, request] {

@@ -96,7 +96,8 @@ Option OptionSet::add(const std::string& names, std::string& target, const std::
 }
 
 Option OptionSet::add(const std::string& names, fs::path& target, const std::string& help) {
-  notes_->paths.push_back({&target, [&target] { return std::vector{target}; }});
+  notes_->paths.push_back({&target, [&target] { return std::vector{target}; },
+                           [&target](const PathChange& change) { target = change(target); }});
   return Option(*app_->add_option(names, target, help));
 }
 
@@ -105,17 +106,25 @@ Option OptionSet::add_model(const std::string& names, fs::path& target, const st
   return add(names, target, help);
 }
 
+Option OptionSet::add_output(const std::string& names, fs::path& target, Written what, const std::string& help) {
+  notes_->outputs.push_back({&target, what});
+  return add(names, target, help);
+}
+
 Option OptionSet::add(const std::string& names, std::vector<std::string>& target, const std::string& help) {
   return Option(*app_->add_option(names, target, help));
 }
 
 Option OptionSet::add(const std::string& names, std::vector<fs::path>& target, const std::string& help) {
-  notes_->paths.push_back({&target, [&target] { return target; }});
+  notes_->paths.push_back({&target, [&target] { return target; },
+                           [&target](const PathChange& change) {
+                             for (fs::path& path : target) path = change(path);
+                           }});
   return Option(*app_->add_option(names, target, help));
 }
 
 void OptionSet::add(const TableOption& option) {
-  if (option.paths) notes_->paths.push_back({nullptr, option.paths});
+  if (option.paths) notes_->paths.push_back({nullptr, option.paths, option.change});
   add_to(*app_, option.names, option);
   if (option.old_name.empty()) return;
   const std::string name = option.names.substr(option.names.find("--"));
@@ -167,6 +176,13 @@ std::vector<fs::path> CommandLine::paths(const fs::path& but) const {
     }
   }
   return all;
+}
+
+void CommandLine::change_inputs(const PathChange& change) const {
+  for (const PathOption& option : notes_.paths) {
+    const auto same = [&](const OutputOption& output) { return output.target == option.target; };
+    if (std::none_of(notes_.outputs.begin(), notes_.outputs.end(), same)) option.change(change);
+  }
 }
 
 bool CommandLine::parse(int argc, const char* const* argv, std::ostream& out) {

@@ -39,6 +39,9 @@ class Option {
   CLI::Option* option_;
 };
 
+/// What a path of an option becomes.
+using PathChange = std::function<std::filesystem::path(const std::filesystem::path&)>;
+
 /// An option of a table as the command line shows and reads it.
 struct TableOption {
   std::string names;     ///< "-n,--documents"
@@ -49,12 +52,23 @@ struct TableOption {
   run::Kind kind;
   std::function<std::string(const run::Value&)> assign;         ///< gives back what is wrong with the value
   std::function<std::vector<std::filesystem::path>()> paths{};  ///< what a path option holds; empty: another kind
+  std::function<void(const PathChange&)> change{};              ///< replaces these paths
 };
 
 /// An option that holds paths.
 struct PathOption {
   const void* target;  ///< what it fills; null for options of a table
   std::function<std::vector<std::filesystem::path>()> read;
+  std::function<void(const PathChange&)> change;  ///< replaces them
+};
+
+/// What is written to the path of an option; `either`: a file where its name has an extension.
+enum class Written { file, directory, resumed, either };
+
+/// An option that says where something is written. `resumed`: a directory where a run goes on with what it left.
+struct OutputOption {
+  std::filesystem::path* target;
+  Written what;
 };
 
 /// What a parsed line leaves behind beside its targets.
@@ -63,6 +77,7 @@ struct LineNotes {
   std::vector<std::string> notes;                ///< on old names that were used
   std::vector<PathOption> paths;                 ///< of all verbs
   std::vector<std::filesystem::path*> models;    ///< targets of add_model
+  std::vector<OutputOption> outputs;             ///< of add_output
 };
 
 /// The options of the program or of a verb: a handle, copies mean the same ones. It must not outlive its CommandLine,
@@ -77,6 +92,8 @@ class OptionSet {
 
   /// A directory that may be the name of a model of the hub instead: see CommandLine::models().
   Option add_model(const std::string& names, std::filesystem::path& target, const std::string& help);
+  /// A file or a directory that is written.
+  Option add_output(const std::string& names, std::filesystem::path& target, Written what, const std::string& help);
   void add(const TableOption& option);
 
   OptionSet subcommand(const std::string& name, const std::string& help);
@@ -156,6 +173,20 @@ std::function<std::vector<std::filesystem::path>()> paths_of(const run::Option<S
   };
 }
 
+/// Replaces what a path option of a table holds; empty for other kinds.
+template <run::HasTable S>
+std::function<void(const PathChange&)> change_of(const run::Option<S>& option, S& target) {
+  if (option.kind() != run::Kind::path && option.kind() != run::Kind::paths) return {};
+  return [&option, &target](const PathChange& change) {
+    run::Value value = run::value_of(option, target);
+    if (auto* path = std::get_if<std::string>(&value)) *path = change(*path).string();
+    if (auto* several = std::get_if<std::vector<std::string>>(&value)) {
+      for (std::string& path : *several) path = change(path).string();
+    }
+    (void)run::assign(option, target, value);
+  };
+}
+
 /// The options of a table as those of a verb. They fill `target`, which must outlive the parsing.
 template <run::HasTable S>
 void add_table(OptionSet verb, S& target, const TableUse& use = {}) {
@@ -175,7 +206,8 @@ void add_table(OptionSet verb, S& target, const TableUse& use = {}) {
                     const std::string wrong = run::assign(option, target, value);
                     return wrong.empty() ? wrong : name + " " + wrong;
                   },
-              .paths = paths_of(option, target)});
+              .paths = paths_of(option, target),
+              .change = change_of(option, target)});
   }
 }
 
@@ -210,6 +242,10 @@ class CommandLine {
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_.notes; }
   /// What directories of models hold, to be replaced where it is a name of the hub.
   [[nodiscard]] const std::vector<std::filesystem::path*>& models() const { return notes_.models; }
+  /// Replaces each path that is read, not those of add_output.
+  void change_inputs(const PathChange& change) const;
+  /// Where the line that was parsed, or another one of the program's verbs, writes.
+  [[nodiscard]] const std::vector<OutputOption>& outputs() const { return notes_.outputs; }
   /// The paths that options hold, without those of the option that fills `but`.
   [[nodiscard]] std::vector<std::filesystem::path> paths(const std::filesystem::path& but) const;
 

@@ -17,7 +17,9 @@ void add_pack(OptionSet app, Invocation& call) {
   verb.add_model("-m,--model", request->model, "Model directory, or a tokenizer.model or tokenizer.json")
       .required()
       .type_name("DIR");
-  verb.add("-o,--out", request->out, "Directory of the data set").required().type_name("DIR");
+  verb.add_output("-o,--out", request->out, Written::directory, "Directory of the data set")
+      .required()
+      .type_name("DIR");
   add_table(verb, request->packing);
   add_table(verb, request->chat);
   add_table(verb, request->replay);

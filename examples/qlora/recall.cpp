@@ -19,7 +19,8 @@ void add_recall(OptionSet app, Invocation& call) {
   add_table(verb, request->device);
   add_table(verb, request->recall);
   add_table(verb, request->chat);
-  verb.add("-o,--out", request->out, "Documents: a .jsonl file for --replay, or for an arm's replay")
+  verb.add_output("-o,--out", request->out, Written::file,
+                  "Documents: a .jsonl file for --replay, or for an arm's replay")
       .required()
       .type_name("FILE");
   verb.on_call([&call, request] {

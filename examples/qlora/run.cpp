@@ -56,6 +56,10 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
   auto [job, notes] = run::read_job(options.job);
   if (!options.out.empty()) job.output.dir = options.out;
+  if (!options.show) {
+    for (fs::path* input : run::input_paths(job)) *input = local_path(*input, context.progress);
+    stage(job.output.dir, Written::resumed, context);
+  }
   for (run::JobModel& model : job.models) {  // a name of the hub lies in no folder
     if (options.show || fs::exists(model.source.path)) continue;
     const fs::path name = model.source.path.lexically_relative(options.job.parent_path());
@@ -81,7 +85,8 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
                             .on_summary = [&](const std::string& line) { context.out << line << '\n'; }};
   const run::JobResult result = run::run_job(job, how, context.progress);
   run::print_comparison(result.comparison, context.out);
-  context.out << (job.output.dir / "report.html").string() << '\n' << (job.output.dir / "report.json").string() << '\n';
+  const std::string dir = with_addresses(job.output.dir.string(), context);
+  context.out << (fs::path(dir) / "report.html").string() << '\n' << (fs::path(dir) / "report.json").string() << '\n';
   return result_of(result);
 }
 
@@ -92,7 +97,8 @@ void add_run(OptionSet app, Invocation& call) {
       add_verb(app, call, "run", "Do all steps of a job file; skip what is done, resume what was interrupted");
   auto options = std::make_shared<RunOptions>();
   verb.add("job", options->job, "Job file (TOML)").type_name("FILE");
-  verb.add("-o,--out", options->out, "Write below this directory instead of [output] dir").type_name("DIR");
+  verb.add_output("-o,--out", options->out, Written::resumed, "Write below this directory instead of [output] dir")
+      .type_name("DIR");
   verb.add("--again", options->again, "Do these steps again though nothing changed").one_of(step_names());
   add_table(verb, options->device, {.defaults = false});
   add_table(verb, options->training, {.only = {"recompute"}, .defaults = false});

@@ -111,7 +111,8 @@ void add_train(OptionSet app, Invocation& call) {
   for (Option option :
        {verb.add_model("-m,--model", request->model, "Model directory").type_name("DIR"),
         verb.add("-d,--data", request->data, "Packed data set").type_name("DIR"),
-        verb.add("-o,--out", request->out, "Directory of adapter, metrics and checkpoints").type_name("DIR")}) {
+        verb.add_output("-o,--out", request->out, Written::resumed, "Directory of adapter, metrics and checkpoints")
+            .type_name("DIR")}) {
     if (!container) option.required();
   }
   add_table(verb, request->options);

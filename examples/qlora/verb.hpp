@@ -13,18 +13,21 @@
 #include "qlora/error.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/run/progress.hpp"
+#include "qlora/run/remote_path.hpp"
 #include "result.hpp"
 
 namespace qlora::program {
 
 class OptionSet;
+enum class Written;
 using run::Progress;
 
 /// What an action works with: where results go, and where it says how far it is.
 struct Context {
   std::ostream& out;
   Progress& progress;
-  std::optional<Result> so_far;  ///< what `--json` writes when the action ends with an error
+  std::vector<run::RemoteOutput> remote;  ///< what is copied to S3 when the action has ended
+  std::optional<Result> so_far;           ///< what `--json` writes when the action ends with an error
 };
 
 using Action = std::function<Result(Context&)>;
@@ -52,6 +55,16 @@ void check_no_model(const std::filesystem::path& out);
 
 /// run::model_directory of run/hub.hpp; without libcurl the path itself.
 std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress);
+
+/// run::local_copy of run/remote.hpp; where this build has no S3, Error (resource) for a path there.
+std::filesystem::path local_path(const std::filesystem::path& named, Progress& progress);
+/// Makes a path in S3, where something is to be written, a path of this machine, and notes it in `context.remote`.
+void stage(std::filesystem::path& target, Written what, Context& context);
+/// A text where the paths that stage() made stand as what they were.
+std::string with_addresses(std::string text, const Context& context);
+/// run::remote_output and run::publish of run/remote.hpp.
+run::RemoteOutput stage_output(const std::string& address, bool file, bool keep, Progress& progress);
+void publish_output(const run::RemoteOutput& output, Progress& progress);
 
 /// From now on SIGTERM asks to stop however often it comes. Launchers send it to all processes as soon as one has
 /// ended, which may have been told to stop before and be about to leave; they kill a while later.

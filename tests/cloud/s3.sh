@@ -14,10 +14,10 @@ new= # an existing build folder keeps its generator
 [ -f build-dev/CMakeCache.txt ] || new=-GNinja
 # shellcheck disable=SC2086
 cmake --preset dev $new >build-cloud/configure.log
-cmake --build --preset dev --target s3_test s3_store_test remote_test s3_copy >build-cloud/build.log
+cmake --build --preset dev --target s3_test s3_store_test s3_cli_test remote_test s3_copy >build-cloud/build.log
 failed=
 say "faults"
-for name in s3_test s3_store_test remote_test; do
+for name in s3_test s3_store_test s3_cli_test remote_test; do
   QLORA_S3_PYTHON="$python" build-dev/tests/$name || failed="$failed $name"
 done
 say "clients"

@@ -15,9 +15,10 @@ says 4 "without libcurl and libgumbo; on Debian: apt install libcurl4-openssl-de
 packages="libcurl4-openssl-dev libgumbo-dev libtomlplusplus-dev"
 says 4 "without libcurl and libgumbo and toml++; on Debian: apt install $packages" run job.toml --no-such
 says 4 "without Boost; on Debian: apt install libboost1.81-dev, then" serve models/tiny-chat
+says 4 "s3://bucket/model: S3 is not in this build, which is without libxml2 and libcurl" info s3://bucket/model
 says 3 "/nowhere" info /nowhere # the other verbs are there
 "$without" --help | grep -q "fetch .*Not in this build" || fail "the help does not say that fetch is not there"
-for part in libcurl libgumbo toml++ Boost; do
+for part in libcurl libxml2 libgumbo toml++ Boost; do
   "$without" --version | grep -qF "$part: no" || fail "--version does not say that $part is not there"
   "$whole" --version | grep -qF "$part: yes" || fail "--version does not say that $part is there"
 done

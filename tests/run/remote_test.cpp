@@ -9,44 +9,27 @@
 #include <fstream>
 #include <string>
 
-#include "support/environment.hpp"
 #include "support/refusal.hpp"
 #include "support/s3_store.hpp"
-#include "support/scratch.hpp"
 
 namespace fs = std::filesystem;
 namespace net = qlora::net;
 namespace run = qlora::run;
 using test::contents;
-using test::Environment;
 using test::refusal;
-using test::Scratch;
 using test::store;
 
 namespace {
 
-struct Fixture {
-  Scratch scratch;
-  Environment environment{store().environment((scratch / "").string())};
-  Environment cache{{{"XDG_CACHE_HOME", (scratch / "cache").string()}, {"AWS_REGION", "us-east-1"}}};
-  net::S3 s3{net::aws_place()};
-  net::Connection connection = s3.connect();
-  net::S3Address bucket = net::s3_address("s3://copies-1/");
+struct Fixture : test::InBucket {
   run::Progress progress;
 
-  Fixture() {
-    store().faults("[]");
-    (void)s3.request(connection, {.method = "PUT", .address = bucket});
+  Fixture() : InBucket("copies-1") {
     for (const auto& object : net::list_objects(s3, connection, bucket))
       net::delete_object(s3, connection, object.address);
   }
   void put(const std::string& name, const std::string& text) {
     net::put_object(s3, connection, bucket / name, std::as_bytes(std::span(text)));
-  }
-  [[nodiscard]] std::string names(const std::string& prefix) {
-    std::string all;
-    for (const auto& object : net::list_objects(s3, connection, bucket / prefix)) all += object.address.key + " ";
-    return all;
   }
   [[nodiscard]] run::RemoteOutput output(const std::string& name, bool file = false, bool keep = false) {
     return run::remote_output("s3://copies-1/" + name, file, keep, progress);
@@ -155,17 +138,23 @@ TEST_CASE_FIXTURE(Fixture, "a file is one object, which is replaced") {
 
 TEST_CASE_FIXTURE(Fixture, "a training that goes on elsewhere finds what was written") {
   const run::RemoteOutput first = output("run", false, true);
+  write(first.staged / "checkpoints/step-1/MANIFEST.json", "{}");
+  write(first.staged / "checkpoints/step-1/state.safetensors", "older");
   write(first.staged / "checkpoints/step-2/state.safetensors", "moments");
+  write(first.staged / "run.lock", "this machine");
   run::publish(first, progress);
+  CHECK(!has(names("run/"), "run.lock"));
   CHECK(!fs::exists(first.staged));
   const run::RemoteOutput second = output("run", false, true);
   CHECK(contents(second.staged / "checkpoints/step-2/state.safetensors") == "moments");
+  fs::remove_all(second.staged / "checkpoints/step-1");
   write(second.staged / "adapter/adapter_model.safetensors", "adapter");
   write(second.staged / "adapter/adapter_config.json", "{}");
   store().faults("[]");
   run::publish(second, progress);
   CHECK(store().log().rfind("PUT ") == store().log().rfind("PUT /copies-1/run/adapter/adapter_config.json"));
   CHECK(has(names("run/"), "run/checkpoints/step-2/state.safetensors"));
+  CHECK(!has(names("run/"), "step-1"));
   CHECK(contents(run::local_copy("s3://copies-1/run/adapter", progress) / "adapter_model.safetensors") == "adapter");
 }
 

@@ -5,11 +5,18 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "qlora/net/aws_profile.hpp"
 #include "qlora/net/exchange.hpp"
+#include "qlora/net/s3.hpp"
+#include "qlora/net/s3_objects.hpp"
 #include "support/environment.hpp"
+#include "support/scratch.hpp"
 #include "support/web_server.hpp"
 
 namespace test {
@@ -59,5 +66,27 @@ inline const Store& store() {
   static const Store one;
   return one;
 }
+
+/// A bucket of the store, for the library and, by the environment, for the program.
+struct InBucket {
+  Scratch scratch;
+  Environment environment{store().environment((scratch / "").string())};
+  Environment cache{{{"XDG_CACHE_HOME", (scratch / "cache").string()}, {"AWS_REGION", "us-east-1"}}};
+  qlora::net::S3 s3{qlora::net::aws_place()};
+  qlora::net::Connection connection = s3.connect();
+  qlora::net::S3Address bucket;
+
+  explicit InBucket(const std::string& name) : bucket(qlora::net::s3_address("s3://" + name)) {
+    store().faults("[]");
+    (void)s3.request(connection, {.method = "PUT", .address = bucket});
+  }
+  /// The keys that begin so, each with a blank behind it.
+  [[nodiscard]] std::string names(const std::string& prefix) {
+    std::string all;
+    for (const auto& object : qlora::net::list_objects(s3, connection, bucket / prefix))
+      all += object.address.key + " ";
+    return all;
+  }
+};
 
 }  // namespace test

@@ -20,6 +20,7 @@
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/job.hpp"
+#include "qlora/run/remote_path.hpp"
 #include "qlora/run/suggest.hpp"
 
 namespace qlora {
@@ -69,6 +70,7 @@ inline std::optional<Value> value_of(const toml::node& node) {
 inline void resolve(Value& value, const toml::node& node, std::string_view name, const Place& place) {
   const auto resolved = [&](const std::string& text) {
     if (text.empty()) place.fail(node, concat("`", name, "` must not be empty"));
+    if (is_remote(text)) return text;
     return (place.file.parent_path() / text).lexically_normal().string();
   };
   if (auto* text = std::get_if<std::string>(&value)) *text = resolved(*text);

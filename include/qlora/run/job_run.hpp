@@ -46,6 +46,9 @@ QLORA_STEP void check_job(const Job& job);
 /// Files and folders that the job reads, as its file names them.
 [[nodiscard]] QLORA_STEP std::vector<std::filesystem::path> inputs_of(const Job& job);
 
+/// The same as members of the job, those that are empty left out.
+[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path*> input_paths(Job& job);
+
 /// Opens what the job will read, so that nothing is missing after hours of work: models, pages, replay, questions and
 /// probes. Throws Error: (input) for a file that is missing or not what it should be, (usage) for a rank that the model
 /// cannot have, windows that are longer than it reads, options that do not go together, code that the program lacks,
@@ -113,16 +116,26 @@ namespace run {
   return request;
 }
 
-[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path> inputs_of(const Job& job) {
-  std::vector<std::filesystem::path> inputs{job.comparison.questions};
-  inputs.insert(inputs.end(), job.comparison.probes.begin(), job.comparison.probes.end());
-  for (const JobModel& model : job.models) inputs.push_back(model.source.path);
-  for (const Arm& arm : job.arms) {
-    inputs.push_back(arm.train.replay.replay);
-    inputs.insert(inputs.end(), arm.pages.files.begin(), arm.pages.files.end());
-    inputs.insert(inputs.end(), arm.train.loop.probes.begin(), arm.train.loop.probes.end());
+[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path*> input_paths(Job& job) {
+  std::vector<std::filesystem::path*> inputs{&job.comparison.questions};
+  const auto add = [&](std::vector<std::filesystem::path>& paths) {
+    for (std::filesystem::path& path : paths) inputs.push_back(&path);
+  };
+  add(job.comparison.probes);
+  for (JobModel& model : job.models) inputs.push_back(&model.source.path);
+  for (Arm& arm : job.arms) {
+    inputs.push_back(&arm.train.replay.replay);
+    add(arm.pages.files);
+    add(arm.train.loop.probes);
   }
-  std::erase_if(inputs, [](const std::filesystem::path& input) { return input.empty(); });
+  std::erase_if(inputs, [](const std::filesystem::path* input) { return input->empty(); });
+  return inputs;
+}
+
+[[nodiscard]] QLORA_STEP std::vector<std::filesystem::path> inputs_of(const Job& job) {
+  Job copy = job;
+  std::vector<std::filesystem::path> inputs;
+  for (const std::filesystem::path* input : input_paths(copy)) inputs.push_back(*input);
   return inputs;
 }
 

@@ -37,7 +37,8 @@ namespace run {
 namespace detail {
 
 /// Objects that make the others of their prefix visible.
-inline constexpr std::array<std::string_view, 3> manifest_names{"config.json", "adapter_config.json", "manifest.json"};
+inline constexpr std::array<std::string_view, 4> manifest_names{"config.json", "adapter_config.json", "manifest.json",
+                                                                "MANIFEST.json"};  // of a checkpoint
 
 [[nodiscard]] inline bool is_manifest(const std::string& name) {
   const std::string last = name.substr(name.rfind('/') + 1);  // npos + 1 is 0
@@ -261,7 +262,8 @@ QLORA_STEP void publish(const RemoteOutput& output, Progress& progress) {
     if (fs::is_directory(output.staged)) {
       for (const auto& entry : fs::recursive_directory_iterator(output.staged)) {
         const std::string name = entry.path().lexically_relative(output.staged).generic_string();
-        if (!entry.is_regular_file() || is_temporary_name(entry.path().filename().string())) continue;
+        const bool passing = is_temporary_name(entry.path().filename().string()) || entry.path().extension() == ".lock";
+        if (!entry.is_regular_file() || passing) continue;
         names.insert(name);
         add(entry.path(), to / name, detail::is_manifest(name));
       }
@@ -269,10 +271,17 @@ QLORA_STEP void publish(const RemoteOutput& output, Progress& progress) {
       add(output.staged, to, false);
     }
     std::vector<net::S3Address> stale;  // of what was there before
-    if (!names.empty()) {               // a training's checkpoints are its own, and older ones do no harm
-      for (const auto& [name, object] : detail::remote_objects(store, to)) {
-        if (detail::is_manifest(name)) net::delete_object(store.s3, store.connection, object.address);
-        if (!output.keep && !name.empty() && !names.contains(name)) stale.push_back(object.address);
+    if (!names.empty()) {
+      const auto objects = detail::remote_objects(store, to);
+      std::set<std::string> gone;  // folders whose manifest there is no more, as of checkpoints that were removed
+      for (const auto& [name, object] : objects) {
+        if (!detail::is_manifest(name)) continue;
+        net::delete_object(store.s3, store.connection, object.address);
+        if (!names.contains(name)) gone.insert(name.substr(0, name.rfind('/') + 1));
+      }
+      for (const auto& [name, object] : objects) {
+        if (name.empty() || names.contains(name)) continue;
+        if (!output.keep || gone.contains(name.substr(0, name.rfind('/') + 1))) stale.push_back(object.address);
       }
     }
     progress.begin("upload", bytes, "bytes");
