@@ -30,6 +30,7 @@ namespace net {
 
 /// A key, and how long it is good.
 struct AwsCredentials {
+  /// Of the wall clock.
   using Time = std::chrono::system_clock::time_point;
   std::string key_id;                ///< its public part
   std::string secret;                ///< never shown

@@ -101,11 +101,13 @@ namespace detail {
 /// A store as the environment names it. Any number of threads may use it, each with a connection of its own.
 class S3 {
  public:
+  /// Asks nobody yet: credentials are looked for by the first request.
   explicit S3(AwsPlace place, S3Options options = {})
       : place_(std::move(place)), options_(std::move(options)), region_(place_.region), chain_(place_, options_.stop) {}
   S3(const S3&) = delete;
   S3& operator=(const S3&) = delete;
 
+  /// As they were given.
   [[nodiscard]] const S3Options& options() const { return options_; }
   /// Where the store is, for messages.
   [[nodiscard]] std::string endpoint() const {
