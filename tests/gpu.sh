@@ -15,7 +15,7 @@
 #                            those that read the driver's count of memory, which a sanitizer changes
 #   QLORA_SANITIZE_SECONDS   for all of that, default 300; a single run gets 200 at most
 #   QLORA_JOBS               compilers at a time; default: the number of processors
-#   QLORA_ARCHITECTURES      default 90a-real
+#   QLORA_ARCHITECTURES      default 90a-real; with 80-virtual the driver compiles the kernels that other cards get
 #
 # multi builds the program with NCCL and has `qlora train` run by one process and by several: the same bytes, a rank
 # that is killed, told to stop, or hangs (tests/dist/ranks.sh), started by --gpus and, where it is there, by torchrun.
