@@ -61,9 +61,12 @@ void add_fetch(OptionSet app, Invocation& call) { add_without(app, call, "fetch"
 #endif
 #if !QLORA_HAS_CURL
 void add_hub(OptionSet app, Invocation& call) {
-  for (const char* verb : {"login", "pull", "accept"}) add_without(app, call, verb, std::span(parts).subspan(1, 1));
+  for (const char* verb : {"login", "logout", "pull", "accept"})
+    add_without(app, call, verb, std::span(parts).subspan(1, 1));
 }
-std::filesystem::path model_directory(const std::filesystem::path& named, Progress&) { return named; }
+std::filesystem::path model_directory(const std::filesystem::path& named, Progress&, const std::filesystem::path&) {
+  return named;
+}
 #endif
 #if !QLORA_HAS_CURL || !QLORA_HAS_GUMBO || !QLORA_HAS_TOML
 void add_run(OptionSet app, Invocation& call) { add_without(app, call, "run", std::span(parts).subspan(1, 3)); }

@@ -60,10 +60,9 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
     for (fs::path* input : run::input_paths(job)) *input = local_path(*input, context.progress);
     stage(job.output.dir, Written::resumed, context);
   }
-  for (run::JobModel& model : job.models) {  // a name of the hub lies in no folder
-    if (options.show || fs::exists(model.source.path)) continue;
-    const fs::path name = model.source.path.lexically_relative(options.job.parent_path());
-    if (const fs::path found = model_directory(name, context.progress); found != name) model.source.path = found;
+  for (run::JobModel& model : job.models) {
+    if (options.show) break;
+    model.source.path = model_directory(model.source.path, context.progress, options.job.parent_path());
   }
   for (const std::string& note : notes) context.progress.say(note);
   if (!options.json.empty()) check_result_file(options.json, run::inputs_of(job));

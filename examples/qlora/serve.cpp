@@ -11,6 +11,7 @@
 
 #include "options.hpp"
 #include "qlora/error.hpp"
+#include "qlora/run/hub_cache.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -29,7 +30,8 @@ std::pair<std::string, std::filesystem::path> named(const std::string& text) {
   return {text.substr(0, at), text.substr(at + 1)};
 }
 
-/// The base of an adapter, "DIR@BASE"; without one the only base. Cuts the name of the base off.
+/// The base of an adapter, "DIR@BASE"; without one the only base. Cuts the name of the base off. What follows the @ of
+/// a name of the hub is a revision where no base has that name.
 serve::ServedBase& base_of(std::filesystem::path& dir, std::vector<serve::ServedBase>& bases) {
   const std::string text = dir.string();
   const std::size_t at = text.rfind('@');
@@ -40,7 +42,10 @@ serve::ServedBase& base_of(std::filesystem::path& dir, std::vector<serve::Served
       dir = text.substr(0, at);
       return base;
     }
-    throw Error(concat("--adapter is on ", name, ", which is none of the bases; name them NAME=DIR"), ErrorKind::usage);
+    if (!run::hub_model(text)) {
+      throw Error(concat("--adapter is on ", name, ", which is none of the bases; name them NAME=DIR"),
+                  ErrorKind::usage);
+    }
   }
   if (bases.size() > 1) {
     throw Error(concat("--adapter ", text, ": there are ", bases.size(), " bases; it must be NAME=DIR@BASE"),
@@ -62,7 +67,7 @@ Result run_server(const ServeOptions& options, Context& context) {
     auto [name, dir] = named(text);
     if (name.empty()) throw Error(concat("--adapter is ", text, "; it must be NAME=DIR"), ErrorKind::usage);
     serve::ServedBase& base = base_of(dir, request.bases);
-    base.adapters.push_back({std::move(name), local_path(dir, context.progress)});
+    base.adapters.push_back({std::move(name), local_path(model_directory(dir, context.progress), context.progress)});
   }
   request.version = QLORA_VERSION;
   serve::serve_model(request, context.progress, [&](const std::string& address) {
@@ -78,12 +83,14 @@ void add_serve(OptionSet app, Invocation& call) {
       add_verb(app, call, "serve", "Answer over HTTP, in the forms of OpenAI and text-generation-inference");
   auto options = std::make_shared<ServeOptions>();
   verb.add("model", options->models,
-           "Model directories, NAME=DIR to name one, or what `qlora run` wrote: the models of the job with their "
+           "Model directories or names of the hub, NAME=DIR to name one, or what `qlora run` wrote: the models of the "
+           "job with their "
            "adapters; "
            "without it HF_MODEL_ID, else /opt/ml/model")
       .type_name("DIR...");
   verb.add("-a,--adapter", options->adapters,
-           "Adapters for 4-bit models, chosen by a request's `model`; @BASE names the model where there are several")
+           "Adapters for 4-bit models, directories or names of the hub, chosen by a request's `model`; @BASE names the "
+           "model where there are several")
       .type_name("NAME=DIR[@BASE]...");
   add_table(verb, options->request.serving);
   add_table(verb, options->request.weights);

@@ -54,7 +54,8 @@ void check_result_file(const std::filesystem::path& json, const std::vector<std:
 void check_no_model(const std::filesystem::path& out);
 
 /// run::model_directory of run/hub.hpp; without libcurl the path itself.
-std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress);
+std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress,
+                                      const std::filesystem::path& folder = {});
 
 /// run::local_copy of run/remote.hpp; where this build has no S3, Error (resource) for a path there.
 std::filesystem::path local_path(const std::filesystem::path& named, Progress& progress);
@@ -79,7 +80,7 @@ void add_data(OptionSet app, Invocation& call);
 void add_export(OptionSet app, Invocation& call);
 void add_fetch(OptionSet app, Invocation& call);
 void add_generate(OptionSet app, Invocation& call);
-void add_hub(OptionSet app, Invocation& call);  ///< login, pull, accept
+void add_hub(OptionSet app, Invocation& call);  ///< login, logout, pull, accept
 void add_info(OptionSet app, Invocation& call);
 void add_merge(OptionSet app, Invocation& call);
 void add_pack(OptionSet app, Invocation& call);

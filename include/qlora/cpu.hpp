@@ -173,6 +173,10 @@ class Cpu {
                        bool needs_input, Mat<S, Wide> gx) {
     cpu::linear_backward<N>(*pool_, group, parts, gradients, x.rows, gy.data, block(x), needs_input, block(gx));
   }
+  /// Lengths of the rows of W + s B A of a part with trained DoRA. Works in the group's output scratch.
+  void measure_rows(const LinearGroup<S>& group, const LinearPart<S>& part, const RowLengths<S>& lengths) {
+    cpu::measure_rows<N>(*pool_, group, part, lengths);
+  }
   /// y (T,N) += bias (N).
   template <int Cols>
   void add_bias(const S* bias, View<Cols> y) {

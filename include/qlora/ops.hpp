@@ -119,20 +119,32 @@ struct LinearPart {
   const Param* b = nullptr;  ///< (N,R)
   Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
   /// (N), of DoRA: 1 + strength (row_factors - 1) times the product with W; B has its factors in it. Null: the product
-  /// as it is. In forward passes of a backend in host memory.
+  /// as it is. On a backend in host memory.
   const Param* row_factors = nullptr;
   Param strength = Param(1);  ///< how strong the adapter is; in `scale` already
+  /// (N), of trained DoRA: 1 / |W + s B A| of each row. B is without factors then: row_factors times the sum of both
+  /// products, at full strength.
+  const Param* inverse_lengths = nullptr;
+};
+/// Where the lengths of rows of W + s B A go, of adapters with DoRA that are trained.
+template <class Param>
+struct RowLengths {
+  Param* magnitude = nullptr;        ///< (N), trained
+  bool begins = false;               ///< the magnitudes are to become the lengths
+  Param* inverse_lengths = nullptr;  ///< (N); 0 for a row of zeros
+  Param* row_factors = nullptr;      ///< (N), magnitude over length; 1 for a row of zeros
 };
 /// Adapters of neighbouring rows of a pass, for each part of a group; rows that are in no such range have none.
 template <class Param>
 struct RowAdapters {
   /// One part's; a == nullptr: none. As in LinearPart.
   struct Part {
-    const Param* a = nullptr;            ///< (R,K)
-    const Param* b = nullptr;            ///< (N,R)
-    Param scale = Param(0);              ///< times the product
-    const Param* row_factors = nullptr;  ///< (N), of DoRA
-    Param strength = Param(1);           ///< with row_factors
+    const Param* a = nullptr;                ///< (R,K)
+    const Param* b = nullptr;                ///< (N,R)
+    Param scale = Param(0);                  ///< times the product
+    const Param* row_factors = nullptr;      ///< (N), of DoRA
+    Param strength = Param(1);               ///< with row_factors
+    const Param* inverse_lengths = nullptr;  ///< (N), of trained DoRA
   };
   int first = 0;                ///< row
   int count = 0;                ///< rows
@@ -143,9 +155,10 @@ inline constexpr int most_row_adapters = 8;
 /// Where the gradients of one linear layer are added.
 template <class Param>
 struct LinearGradient {
-  Param* a = nullptr;       ///< (R,K); unused without an adapter
-  Param* b = nullptr;       ///< (N,R); unused without an adapter
-  Param* weight = nullptr;  ///< null while the weight is frozen
+  Param* a = nullptr;          ///< (R,K); unused without an adapter
+  Param* b = nullptr;          ///< (N,R); unused without an adapter
+  Param* weight = nullptr;     ///< null while the weight is frozen
+  Param* magnitude = nullptr;  ///< (N), of trained DoRA
 };
 
 /// Linear layers that read the same input: run-time sizes, and the workspaces that their products need.
@@ -160,6 +173,7 @@ struct LinearGroup {
   Act* weight_scratch = nullptr;   ///< dequantized weights as products read them; unused when all weights are dense
   Act* input_scratch = nullptr;    ///< (T,K), the dropped input where products read one; unused without dropout
   Act* adapter_scratch = nullptr;  ///< copies of adapter matrices as products read them; unused where they read params
+  Act* output_scratch = nullptr;   ///< (T, tallest part), for gradients of trained DoRA and for lengths of rows
 
   /// Columns of XA for all adapters of the group.
   [[nodiscard]] constexpr int adapter_width() const { return adapted * rank; }

@@ -37,6 +37,7 @@ struct WorkspaceNeeds {
   int sequences = 0;                  ///< that have caches
   bool dequantizes = false;           ///< products read weights in 4 bits
   bool dropout = false;               ///< dropped inputs of adapters need room
+  bool dora = false;                  ///< adapters have magnitudes that are trained
   int loss_chunk = 0;                 ///< rows whose logits exist at once; 0: no loss
   int workers = 0;                    ///< as the backend says
 };
@@ -47,6 +48,7 @@ struct WorkspaceBytes {
   std::int64_t weight = 0;           ///< the dequantized weight of the product at hand
   std::int64_t adapter = 0;          ///< its adapters as products read them
   std::int64_t input = 0;            ///< its dropped input
+  std::int64_t output = 0;           ///< with DoRA its output once more, or that of its gradient
   std::int64_t attention = 0;        ///< scores and partial sums of attention
   std::int64_t staged = 0;           ///< host arrays that a repeated step reads
   std::int64_t loss_rows = 0;        ///< rows of the loss's input, and as much for their gradients
@@ -54,7 +56,7 @@ struct WorkspaceBytes {
   std::int64_t logit_gradients = 0;  ///< 0: they take the place of the logits
 
   /// Bytes of the pieces that a product of a block uses.
-  [[nodiscard]] constexpr std::int64_t products() const { return weight + adapter + input; }
+  [[nodiscard]] constexpr std::int64_t products() const { return weight + adapter + input + output; }
   /// Bytes of the pieces that the loss uses.
   [[nodiscard]] constexpr std::int64_t loss() const { return 2 * loss_rows + logits + logit_gradients; }
   /// Bytes of the workspace: what products and loss share, and what is not shared.
@@ -67,6 +69,7 @@ struct LinearScratch {
   Act* weight = nullptr;   ///< the dequantized weight of the product at hand; not owned, as all pointers here
   Act* input = nullptr;    ///< its dropped input; null without dropout
   Act* adapter = nullptr;  ///< its adapters as products read them
+  Act* output = nullptr;   ///< with DoRA its output once more
 };
 
 /// A workspace in pieces.
@@ -91,6 +94,7 @@ template <class Act, class Param>
   next(out.linear.weight, bytes.weight);
   next(out.linear.adapter, bytes.adapter);
   if (bytes.input > 0) next(out.linear.input, bytes.input);
+  if (bytes.output > 0) next(out.linear.output, bytes.output);
   at = memory;
   out.loss.chunk = loss_chunk;
   next(out.loss.rows, bytes.loss_rows);

@@ -263,14 +263,15 @@ TEST_CASE("embedding rows") {
 namespace {
 
 /// Adapters of every target, or all weights: samples of each tensor of every layer, in a net with document segments,
-/// ignored labels, a loss in several chunks, and dropout where there are adapters.
+/// ignored labels, a loss in several chunks, and dropout where there are adapters. With DoRA lengths of rows have no
+/// imaginary part, since the backward pass takes them for constants.
 template <Config C>
-void check_network(int rank, Recompute recompute) {
+void check_network(int rank, Recompute recompute, bool dora = false, float rate = 0.2F) {
   using R = Cpu<double>;
   using Z = Cpu<std::complex<double>>;
   constexpr bool full = C.trainable == Trainable::all;
-  Model<C, R> real(small_model::weights(C.shape, 5), {}, R(2));
-  Model<C, Z> complex(small_model::weights(C.shape, 5), {}, Z(2));
+  Model<C, R> real(small_model::weights(C.shape, 5), {.dora = dora}, R(2));
+  Model<C, Z> complex(small_model::weights(C.shape, 5), {.dora = dora}, Z(2));
   if constexpr (!full) {
     small_model::load_random_adapters(real.weights(), real.backend(), C.shape, rank, 8.0F, 9);
     small_model::load_random_adapters(complex.weights(), complex.backend(), C.shape, rank, 8.0F, 9);
@@ -278,12 +279,27 @@ void check_network(int rank, Recompute recompute) {
   const small_model::Data data(2, 38, C.shape.vocab, 4, 12);
   BatchBuilder builder(data.ids.size());
   const TokenBatch tokens = builder.build(data.all());
-  DropoutSite site = full ? DropoutSite{} : dropout_rate(0.2F);
+  DropoutSite site = full ? DropoutSite{} : dropout_rate(rate);
   site.seed = 77;
   site.step = 3;
-  const Run run{.batch = 2, .seq = 38, .recompute = recompute, .loss_chunk = 13};
+  const Run run{.batch = 2, .seq = 38, .recompute = recompute, .loss_chunk = 13, .dora = dora};
   Network<code_of(C), R> real_pass(real.context(), run);
   Network<code_of(C), Z> complex_pass(complex.context(), run);
+  const auto measure = [](auto& model, auto& pass) {
+    model.weights().own().rows_changed();
+    model.weights().measure_rows(model.backend(), pass.scratch());
+  };
+  measure(real, real_pass);
+  measure(complex, complex_pass);
+  real.weights().for_each_trained([&](const std::string& name, std::int64_t, std::int64_t cols, std::int64_t offset) {
+    if (!name.ends_with("lora_magnitude_vector")) return;
+    for (std::int64_t i = offset; i < offset + cols; ++i) {  // as if trained, so that factors are not 1
+      real.weights().trained()[i] *= 1.0 + 0.3 * std::sin(static_cast<double>(i));
+      complex.weights().trained()[i] = real.weights().trained()[i];
+    }
+  });
+  measure(real, real_pass);
+  measure(complex, complex_pass);
 
   const TrainedLayout& layout = real.weights().layout();
   const double scale = 1.0 / static_cast<double>(tokens.labelled_count);
@@ -310,6 +326,7 @@ void check_network(int rank, Recompute recompute) {
           std::complex<double>& parameter = complex.weights().trained()[at];
           const std::complex<double> before = parameter;
           parameter += std::complex<double>(0.0, h);
+          measure(complex, complex_pass);
           complex_pass.forward(tokens, site);
           const std::complex<double>* losses = complex_pass.losses();
           parameter = before;
@@ -335,6 +352,12 @@ TEST_CASE("network: adapters of rank 3 under a cap of 5 on all projections, NF4"
 }
 TEST_CASE("network: adapters on some projections, tied, unquantized, recomputed blocks") {
   check_network<tied>(4, Recompute::block);
+}
+TEST_CASE("network: adapters with DoRA on all projections, NF4, recomputed blocks") {
+  check_network<untied>(3, Recompute::block, true);
+}
+TEST_CASE("network: adapters with DoRA on some projections, without dropout") {
+  check_network<tied>(4, Recompute::cheap, true, 0.0F);
 }
 TEST_CASE("network: all weights, untied") { check_network<untied.with(Trainable::all)>(0, Recompute::cheap); }
 TEST_CASE("network: all weights, tied") { check_network<tied.with(Trainable::all)>(0, Recompute::none); }

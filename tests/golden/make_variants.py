@@ -11,13 +11,17 @@ dora.safetensors    input_ids (1, T); with the projections of the base as model-
                     nf4.loss and nf4.grad.* (A, B and magnitude of some modules); merged_full.* and merged_full.logits
                     (merge_and_unload onto the 16-bit weights), merged_nf4.* likewise; greedy: 8 tokens of input_ids,
                     then 16 greedy ones of the NF4 base with the adapter
+dora_train.safetensors
+                    8 steps of AdamW (betas .9 and .999, eps 1e-8, no decay, no dropout, lr 2e-3 falling linearly to 0,
+                    norm clipped to 1) from the adapter dora/ on the NF4 base: data (8, 2, 32), every token a label;
+                    loss (8), grad_norm (8) before clipping; final.* (A, B and magnitude of some modules)
 """
 
 import os
 import shutil
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.loftq_utils import _low_rank_decomposition
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
@@ -117,7 +121,33 @@ def make_dora():
     save_file({name: value.contiguous().clone() for name, value in out.items()}, os.path.join(here, "dora.safetensors"))
 
 
+def make_dora_training():
+    steps, rate = 8, 2e-3
+    data = torch.randint(3, 256, (steps, 2, 32), generator=torch.Generator().manual_seed(17))
+    tuned = PeftModel.from_pretrained(base(nf4=True), os.path.join(here, "dora"), is_trainable=True).train()
+    trained = [value for value in tuned.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses, norms = [], []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (steps - step) / steps
+        optimizer.zero_grad()
+        loss = tuned(input_ids=data[step], labels=data[step]).loss
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+        losses.append(loss.detach())
+        optimizer.step()
+    out = {"data": data, "loss": torch.stack(losses), "grad_norm": torch.stack(norms)}
+    for name, value in tuned.named_parameters():
+        short = name.replace("base_model.model.model.", "").replace(".default", "")
+        if value.requires_grad and any(short.startswith(module) for module in shown):
+            out["final." + short] = value.detach()
+    file = os.path.join(here, "dora_train.safetensors")
+    save_file({name: value.contiguous().clone() for name, value in out.items()}, file)
+
+
 if __name__ == "__main__":
     os.makedirs(here, exist_ok=True)
     make_loftq()
     make_dora()
+    make_dora_training()

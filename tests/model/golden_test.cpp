@@ -3,9 +3,17 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <string>
+#include <vector>
+
 #include "qlora/cpu.hpp"
 #include "qlora/generate/generator.hpp"
+#include "qlora/io/merge.hpp"
+#include "qlora/io/quantize.hpp"
+#include "qlora/run/merge_certificate.hpp"
 #include "support/golden_models.hpp"
+#include "support/scratch.hpp"
 
 using namespace qlora;
 
@@ -45,6 +53,80 @@ Merged merge(const golden::Model& model, const std::function<std::vector<float>(
     }
   }
   return merged;
+}
+
+/// The numbers of a merge's certificate for these logits (T,V) of windows of 64 tokens, straight from their formulas.
+run::MergeDifference by_formula(const std::vector<float>& live, const std::vector<float>& merged,
+                                const std::vector<std::int32_t>& ids, std::size_t vocab) {
+  run::MergeDifference sums;
+  double loss = 0, tokens = 0;
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    if (t % 64 == 63) continue;
+    double all_live = 0, all_merged = 0;
+    for (std::size_t v = 0; v < vocab; ++v) {
+      all_live += std::exp(static_cast<double>(live[t * vocab + v]));
+      all_merged += std::exp(static_cast<double>(merged[t * vocab + v]));
+    }
+    std::size_t best_live = 0, best_merged = 0;
+    for (std::size_t v = 0; v < vocab; ++v) {
+      const double a = static_cast<double>(live[t * vocab + v]), b = static_cast<double>(merged[t * vocab + v]);
+      const double p = std::exp(a) / all_live, q = std::exp(b) / all_merged;
+      sums.largest_logit = std::max(sums.largest_logit, std::abs(a - b));
+      sums.mean_logit += std::abs(a - b) / static_cast<double>(vocab);
+      sums.kl += p * std::log(p / q);
+      if (v == static_cast<std::size_t>(ids[t + 1])) loss -= std::log(q);
+      if (live[t * vocab + v] > live[t * vocab + best_live]) best_live = v;
+      if (merged[t * vocab + v] > merged[t * vocab + best_merged]) best_merged = v;
+    }
+    sums.agreement += best_live == best_merged ? 1 : 0;
+    ++tokens;
+  }
+  sums.mean_logit /= tokens;
+  sums.kl /= tokens;
+  sums.agreement /= tokens;
+  sums.perplexity = std::exp(loss / tokens);
+  return sums;
+}
+
+/// What `qlora merge --onto original|nf4` writes has the logits of peft's merged models, and its certificate has the
+/// numbers that peft's logits give.
+template <Config F>
+void check_merged_files(const golden::Model& model, const TrainOptions& options) {
+  const test::Scratch scratch;
+  const std::vector<std::int32_t> ids = model.ints("input_ids");
+  const std::vector<float> live = model.floats("lora.logits");
+  const auto vocab = static_cast<std::size_t>(F.shape.vocab);
+  const PeftAdapter adapter = PeftAdapter::open(model.directory.path.parent_path() / "adapter");
+  for (const std::string onto : {"merged_full", "merged_nf4"}) {
+    CAPTURE(onto);
+    if (onto == "merged_nf4") static_cast<void>(quantize_model(model.directory, scratch / "nf4", {}));
+    const hf::ModelDir base = onto == "merged_nf4" ? hf::ModelDir::open(scratch / "nf4") : model.directory;
+    MergeLanes lanes = host_merge_lanes(2);
+    MergeOptions merging;
+    merging.dtype = DType::f32;
+    static_cast<void>(merge_model(base, adapter, scratch / onto, lanes, merging));
+    const hf::ModelDir written = hf::ModelDir::open(scratch / onto);
+    Trainer<F, B> trainer(written.source(), options, B(2));
+    const std::vector<float> ours = golden::logits(trainer.core().network(), ids, F.shape.vocab);
+    const std::vector<float> theirs = model.floats(onto + ".logits");
+    CHECK(golden::largest_difference(ours, theirs) < 1e-4);
+
+    run::MergeDistance distance;
+    for (std::size_t t = 0; t < ids.size(); ++t) {
+      if (t % 64 == 63) continue;
+      const auto row = [&](const std::vector<float>& all) { return std::span(all).subspan(t * vocab, vocab); };
+      distance.add(row(live), row(ours), ids[t + 1]);
+    }
+    const run::MergeDifference found = distance.of(onto), expected = by_formula(live, theirs, ids, vocab);
+    CHECK(std::abs(found.largest_logit - expected.largest_logit) < 1e-4);
+    CHECK(std::abs(found.mean_logit - expected.mean_logit) < 1e-5);
+    CHECK(std::abs(found.kl - expected.kl) < 1e-6);
+    CHECK(found.agreement == expected.agreement);
+    CHECK(found.perplexity == doctest::Approx(expected.perplexity).epsilon(1e-5));
+    // The adapter was trained on what the codes mean.
+    if (onto == "merged_nf4") CHECK(found.kl < 1e-8);
+    if (onto == "merged_full") CHECK(found.kl > 1e-5);
+  }
 }
 
 /// Unquantized: logits, loss, hidden states and gradients of full training; then the merged weights in the same net.
@@ -88,6 +170,7 @@ void check_full(const golden::Model& model, const Merged& merged_nf4) {
   });
   CHECK(golden::relative(merged_full.weights.at(golden::stem(0, Proj::q) + ".weight"),
                          model.floats("merged_full.q_proj.0")) < 1e-6);
+  check_merged_files<F>(model, options);
   for (const bool quantized : {false, true}) {
     Trainer<F, B> trainer((quantized ? merged_nf4 : merged_full).source(), options, B(2));
     const std::vector<float> logits = golden::logits(trainer.core().network(), ids, C.shape.vocab);

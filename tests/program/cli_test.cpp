@@ -19,9 +19,9 @@ using program_test::shell;
 
 namespace {
 
-const char* const verbs[] = {"fetch",       "pack",  "train", "merge",  "generate", "chat",      "recall",
-                             "compare",     "plan",  "run",   "info",   "data",     "data show", "data import",
-                             "data export", "login", "pull",  "accept", "serve",    "quantize",  "export"};
+const char* const verbs[] = {"fetch",  "pack", "train",  "merge", "generate",  "chat",        "recall",      "compare",
+                             "plan",   "run",  "info",   "data",  "data show", "data import", "data export", "login",
+                             "logout", "pull", "accept", "serve", "quantize",  "export"};
 
 }  // namespace
 
@@ -75,31 +75,6 @@ TEST_CASE("files that are not there or not what they should be are exit 3 and on
   const std::string junk = scratch.write("junk", std::string("\x00\xFF{]", 4)).string();
   check_refused(qlora(scratch, "info " + junk), 3);
   check_refused(qlora(scratch, "data show " + junk), 3);
-}
-
-TEST_CASE("names of the hub are models where there is no such folder, and nothing is asked for offline") {
-  const Scratch scratch;
-  const std::string offline = "HF_HUB_OFFLINE=1 HF_TOKEN= HF_HOME='" + (scratch / "home").string() + "'";
-  for (const char* line :
-       {"info none/model", "generate none/model --prompt x", "pull none/model@v1", "accept none/model",
-        "pack none.jsonl -m none/model -o out", "merge -m none/model -a none/adapter -o out"}) {
-    INFO(line);
-    const Outcome asked = qlora(scratch, line, offline);
-    check_refused(asked, 5);
-    CHECK(contains(asked.err, "none/model is not in the cache, and HF_HUB_OFFLINE forbids to ask for it"));
-  }
-  check_refused(qlora(scratch, "pull model", offline), 2);
-  check_refused(qlora(scratch, "info ./model", offline), 3);
-  const std::string snapshot = (scratch / "home/hub/models--org--name/snapshots/abc").string();
-  std::filesystem::create_directories(snapshot);
-  std::filesystem::create_directories(scratch / "home/hub/models--org--name/refs");
-  scratch.write("home/hub/models--org--name/refs/main", "abc");
-  std::filesystem::copy(QLORA_SOURCE_DIR "/examples/models/tiny-chat", snapshot);
-  const Outcome found = qlora(scratch, "info org/name", offline);
-  CHECK(found.code == 0);
-  CHECK(found.out == qlora(scratch, "info " + snapshot).out);
-  check_refused(qlora(scratch, "login", offline), 2);  // an empty line is no token
-  check_refused(qlora(scratch, "login", offline + " HF_ENDPOINT=http://127.0.0.1:1"), 2);
 }
 
 TEST_CASE("rows go into a data set and back") {

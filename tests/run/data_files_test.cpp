@@ -69,6 +69,25 @@ TEST_CASE("streams of pyarrow and folders of datasets are read") {
   CHECK(read(rows / "types.arrow") == expected("types"));  // batches of three, other columns between
 }
 
+TEST_CASE("a file is read once") {
+  const Scratch scratch;
+  const auto read_so_far = [] {  // bytes that this process got from read(2) and its kind
+    const std::string text = contents("/proc/self/io");
+    return std::stoll(text.substr(text.find("rchar: ") + 7));
+  };
+  const std::string line = R"({"input_ids": [5, 6, 7], "note": ")" + std::string(4'000'000, 'x') + "\"}\n";
+  scratch.write("rows.jsonl", line + R"({"input_ids": [5, 6]})" + "\n");
+  const long long before = read_so_far();
+  CHECK(import(scratch / "rows.jsonl", scratch / "set").windows == 2);
+  const long long read = read_so_far() - before;
+  CHECK(read >= 4'000'000);
+  CHECK(read < 6'000'000);
+  const TokenDataset set = TokenDataset::open(scratch / "set");
+  CHECK(set.source(0).sha256 == qlora::sha256_file(scratch / "rows.jsonl"));
+  CHECK(window_ids(set, 0) == Ids{5, 6, 7});
+  CHECK(set.window(1).documents[2] == qlora::no_document);
+}
+
 TEST_CASE("what is not read is refused by name") {
   const Scratch scratch;
   const auto refused = [&](const char* file) { return refusal([&] { import(rows / file, scratch / "out"); }); };

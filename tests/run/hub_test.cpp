@@ -143,6 +143,27 @@ TEST_CASE("a model arrives in the layout of the cache, and is found there") {
   CHECK(has(refusal([&] { (void)pull("ok/other", place); }), "HF_HUB_OFFLINE"));
 }
 
+TEST_CASE("files of a pattern arrive, in folders too, and the revision is noted when the model is whole") {
+  const Scratch scratch;
+  const run::HubPlace place = place_in(scratch);
+  run::Progress progress;
+  const auto pulled = [&](const std::vector<std::string>& patterns) {
+    return run::pull_files(named("ok/model"), place, patterns, progress);
+  };
+  const fs::path folder = place.cache / "models--ok--model";
+  const run::PullResult some = pulled({"*/params.json", "token?zer.model"});
+  CHECK(some.files == 2);
+  CHECK(contents(some.path / "original/params.json") == "{}");
+  CHECK(fs::file_size(some.path / "tokenizer.model") == 5000);
+  CHECK(!fs::exists(some.path / "config.json"));
+  CHECK(!fs::exists(folder / "refs/main"));
+  CHECK(pulled({"pytorch_*"}).files == 1);  // asked for by name, it is brought as it is
+  CHECK(has(refusal([&] { (void)pulled({"*.json", "*.gguf"}); }), "ok/model has no file of the pattern '*.gguf'"));
+  CHECK(pulled({"*"}).files == 10);
+  CHECK(contents(folder / "refs/main") == some.commit);
+  CHECK(run::cached_snapshot(place, named("ok/model")) == some.path);
+}
+
 TEST_CASE("servers that cut, flip, ignore ranges or are busy are borne") {
   const Scratch scratch;
   const run::HubPlace place = place_in(scratch);
@@ -150,6 +171,18 @@ TEST_CASE("servers that cut, flip, ignore ranges or are busy are borne") {
     INFO(kind);
     check_whole(pull(std::string(kind) + "/model", place));
   }
+}
+
+TEST_CASE("a hub that does not answer is asked as often as the place says") {
+  const Scratch scratch;
+  run::HubPlace place = place_in(scratch);
+  place.endpoint = "https://127.0.0.1:1";
+  place.transfer.first_tries = 3;
+  CHECK(has(refusal([&] { (void)pull("ok/model", place); }), "(3 tries)"));
+  place.transfer.first_tries = 1;
+  CHECK(has(refusal([&] { (void)pull("ok/model", place); }), "(1 try)"));
+  place.endpoint = "https://127.0.0.1:" + hub().port;
+  CHECK(has(refusal([&] { (void)pull("down/model", place); }), "status 500 (4 tries)"));  // it does answer
 }
 
 TEST_CASE("what no repeat helps is refused, and leaves nothing under a file's name") {
@@ -258,4 +291,8 @@ TEST_CASE("a token is asked about, stored for its owner alone, and used; what wa
   CHECK(record["files"]["LICENSE.txt"] == qlora::sha256("Do as you like.\n"));
   CHECK(record["accepted_at"].get<std::string>().size() == 20);
   check_whole(pull("gated/model", place));
+  CHECK(run::log_out(place));
+  CHECK(!fs::exists(place.token_file));
+  CHECK(!run::log_out(place));
+  CHECK(run::hub_place().token.empty());
 }

@@ -182,7 +182,7 @@ struct Filled {
   int rank = 0;
   qlora::Proj targets = qlora::Proj::none;
   float alpha = 0, dropout = 0, lr = 0, weight_decay = 0, max_grad_norm = 0;
-  bool rank_stabilized = false, adamw8bit = false;
+  bool rank_stabilized = false, adamw8bit = false, dora = false;
   qlora::Schedule schedule = qlora::Schedule::linear;
   int warmup_steps = 0, total_steps = 0, batch = 0, seq = 0;
   std::uint64_t seed = 0;
@@ -214,6 +214,9 @@ TEST_CASE("every training option that results depend on reaches the trainer, or 
   Training plus;
   plus.lora_plus_ratio = 16;
   CHECK(trainer_options<Filled>(plus, 100, 8).groups == std::vector<Filled::Group>{{"lora_B", 16.0F}});
+  plus.dora = true;  // peft gives vectors the rate of B, too
+  CHECK(trainer_options<Filled>(plus, 100, 8).groups ==
+        std::vector<Filled::Group>{{"lora_B", 16.0F}, {"lora_magnitude", 16.0F}});
   Training fraction;
   fraction.warmup = 0.03;
   CHECK(trainer_options<Filled>(fraction, 110, 8).warmup_steps == 4);  // of 3.3 steps all belong to it

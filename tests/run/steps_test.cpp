@@ -242,6 +242,13 @@ TEST_CASE("a plan needs no more than the shape, and says what training would cho
   request.plan.gpu_memory = {};
   request.plan.on = "cpu";
   CHECK_FALSE(run::plan(request).advice);
+  const std::int64_t plain = run::plan(request).bytes.total();
+  request.training.dora = true;
+  CHECK(run::plan(request).bytes.total() > plain);
+  request.plan.on = "A10G 24 GB";
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
+  request.plan.on = "cpu";
+  request.training.dora = false;
   request.training.rank = 5000;  // as a training would refuse it
   CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
   request.training.rank = 64;

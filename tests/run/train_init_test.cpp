@@ -1,5 +1,6 @@
-// train_init_test.cpp — a run whose adapters begin with what quantization lost (--init loftq): it begins so once, goes
-// on from its checkpoint with the bits of a run that was not interrupted, and is refused for a model in 4 bits.
+// train_init_test.cpp — a run whose adapters begin with what quantization lost (--init loftq), with DoRA and without:
+// it begins so once, goes on from its checkpoint with the bits of a run that was not interrupted, and is refused for a
+// model in 4 bits.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -64,7 +65,6 @@ TEST_CASE("a run begins with the residual once, and resumes with the bits of one
   run::TrainRequest request;
   request.model = packing.model;
   request.data = packing.out;
-  request.out = scratch / "whole";
   request.options.rank = 4;
   request.options.targets = Proj::q | Proj::v;
   request.options.alpha = 8;
@@ -73,22 +73,33 @@ TEST_CASE("a run begins with the residual once, and resumes with the bits of one
   request.options.batch = 2;
   request.device.use = run::DeviceUse::cpu;
   request.device.threads = 2;
-  Witness whole(false);
-  const run::TrainResult result = run::train(request, whole);
-  CHECK(result.steps > 1);
-  CHECK(contains(whole.seen, "init 8 matrices\nadapters give back "));
-
-  request.out = scratch / "parts";
-  Witness first(true);
-  CHECK(contains(test::refusal([&] { (void)run::train(request, first); }), "step 1 of"));
-  CHECK(contains(first.seen, "init 8 matrices\n"));
-  Witness second(false);
-  CHECK(run::train(request, second).resumed_after == 1);
-  CHECK_FALSE(contains(second.seen, "init"));
-  const auto adapter = [&](const char* out) {
+  const auto adapter = [&](const std::string& out) {
     return test::contents(scratch / out / "adapter" / "adapter_model.safetensors");
   };
-  CHECK(adapter("parts") == adapter("whole"));
+  for (const bool dora : {true, false}) {
+    CAPTURE(dora);
+    const std::string mark = dora ? "-dora" : "";
+    request.options.dora = dora;
+    request.out = scratch / ("whole" + mark);
+    Witness whole(false);
+    const run::TrainResult result = run::train(request, whole);
+    CHECK(result.steps > 1);
+    CHECK(contains(whole.seen, "init 8 matrices\nadapters give back "));
+    CHECK(PeftAdapter::open(request.out / "adapter").dora == dora);
+
+    request.out = scratch / ("parts" + mark);
+    Witness first(true);
+    CHECK(contains(test::refusal([&] { (void)run::train(request, first); }), "step 1 of"));
+    CHECK(contains(first.seen, "init 8 matrices\n"));
+    Witness second(false);
+    CHECK(run::train(request, second).resumed_after == 1);
+    CHECK_FALSE(contains(second.seen, "init"));
+    CHECK(adapter("parts" + mark) == adapter("whole" + mark));
+  }
+  CHECK(adapter("whole").size() < adapter("whole-dora").size());
+  request.options.dora = true;  // another run than that without
+  CHECK(contains(test::refusal([&] { (void)run::train(request, quiet); }), "other settings"));
+  request.options.dora = false;
 
   // Another beginning is another run.
   request.options.init = run::AdapterInit::kaiming;

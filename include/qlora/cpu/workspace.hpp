@@ -15,15 +15,20 @@ template <int ScalarBytes, bool Rounds>
   std::int64_t matrix = 0;
   std::int64_t adapter = 0;
   int input = 0;
+  int tallest = 0;
   for (const GroupSize& group : needs.groups) {
     matrix = std::max(matrix, std::int64_t{group.tallest} * group.in);
     adapter = std::max({adapter, std::int64_t{group.adapters} * group.in, std::int64_t{group.tallest} * needs.rank});
     if (group.adapters > 0) input = std::max(input, group.in);
+    if (group.adapters > 0) tallest = std::max(tallest, group.tallest);
   }
   const auto scalars = [](std::int64_t count) { return arena_bytes(count * ScalarBytes); };
   return {.weight = needs.dequantizes ? scalars(matrix) : 0,
           .adapter = Rounds ? scalars(adapter) : 0,
           .input = needs.dropout ? scalars(needs.tokens * input) : 0,
+          .output = needs.dora ? scalars(std::max<std::int64_t>(needs.tokens, needs.rank) * tallest +
+                                         std::int64_t{needs.rank} * needs.rank)
+                               : 0,
           .attention = needs.workers * scalars(std::int64_t{needs.cached ? 1 : 2} * attention_tile * needs.longest),
           .loss_rows = scalars(std::int64_t{needs.loss_chunk} * needs.dim),
           .logits = scalars(std::int64_t{needs.loss_chunk} * needs.vocab)};

@@ -98,6 +98,7 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
     adapters.push_back({layer, proj, model.weights().adapter(layer, proj)});
   });
   PeftConfig config = detail::peft_config(adapters, notes);
+  config.dora = model.weights().layout().dora;
   if (config.base_fingerprint.empty()) config.base_fingerprint = model.base_fingerprint();
   std::list<std::vector<float>> values;  // what the tensors point to
   std::vector<PeftTensor> tensors;
@@ -107,6 +108,10 @@ requires(C.trainable == Trainable::adapters) void write_adapter(const std::files
     model.weights().save_adapter(model.backend(), layer, proj, a, b);
     tensors.push_back({lora_name(layer, proj, 'A'), {state.rank, cols_of(s, proj)}, a});  // (r, in)
     tensors.push_back({lora_name(layer, proj, 'B'), {rows_of(s, proj), state.rank}, b});  // (out, r)
+    if (!config.dora) continue;
+    std::vector<float>& m = values.emplace_back();
+    model.weights().own().save_magnitude(model.backend(), layer, proj, m);
+    tensors.push_back({lora_name(layer, proj, 'M'), {rows_of(s, proj)}, m});
   }
   write_peft(dir, config, tensors);
 }
@@ -242,18 +247,24 @@ void load_dora(AdapterSet<B>& set, const Weights& weights, B& backend, cpu::Thre
 }
 }  // namespace detail
 
-/// Loads an adapter as the model's own. Modules that it does not adapt get zeros. Throws Error as check_adapter does or
-/// when it was trained on other weights, with the model as it was, and (usage) while the model's own adapters or its
-/// context are in use.
+/// Loads an adapter as the model's own. Modules that it does not adapt get zeros; one with DoRA needs a model that was
+/// opened to train it, and the lengths of its rows are measured by a trainer (TrainerCore::measure_rows). Throws Error
+/// as check_adapter does or when it was trained on other weights, with the model as it was, and (usage) while the
+/// model's own adapters or its context are in use.
 template <Config C, class B>
 requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& model, const PeftAdapter& adapter,
                                                                AdapterBase base = AdapterBase::same) {
   detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
-  if (adapter.dora) {
+  if (adapter.dora && !model.weights().layout().dora) {
     throw Error(concat(adapter.path.string(),
-                       " is an adapter with DoRA (use_dora), which is not trained here; attach it "
-                       "beside the model's own (attach_adapter), or merge it"));
+                       " is an adapter with DoRA (use_dora), and the model was not opened to train one "
+                       "(TrainOptions::dora); attach it beside the model's own (attach_adapter), or merge it"));
+  }
+  if (!adapter.dora && model.weights().layout().dora) {
+    throw Error(concat(adapter.path.string(),
+                       " is an adapter without DoRA (use_dora), and the model was opened to train one with it; leave "
+                       "TrainOptions::dora out"));
   }
   std::vector<detail::LoadedAdapter> all;  // nothing of the model changes before all of it is read
   detail::for_each_adapter(adapter, model.weights().layout(),
@@ -261,6 +272,8 @@ requires(C.trainable == Trainable::adapters) void read_adapter(Model<C, B>& mode
   const auto entry = model.context().enter_training();
   for (const detail::LoadedAdapter& loaded : all) {
     detail::load(model.weights().own(), model.backend(), loaded, adapter.rslora);
+    if (loaded.m.empty()) continue;
+    model.weights().own().load_magnitude(model.backend(), loaded.layer, loaded.proj, loaded.m);
   }
 }
 /// The same from a path; the result is what its files say. Throws Error also when it is no adapter directory.
@@ -282,7 +295,9 @@ requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& mo
   model.weights().expect_free(name);
   detail::expect_same_base(adapter, model.base_fingerprint(), base);
   check_adapter(adapter, model.resolved_config());
-  auto set = std::make_shared<AdapterSet<B>>(model.weights().layout());
+  TrainedLayout layout = model.weights().layout();
+  layout.dora = false;  // what is not trained has its magnitudes in B and in factors
+  auto set = std::make_shared<AdapterSet<B>>(layout);
   if (adapter.dora && B::space == Space::device) {
     throw Error(concat(adapter.path.string(),
                        " is an adapter with DoRA (use_dora), which is not computed on a GPU; merge "

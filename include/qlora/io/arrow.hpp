@@ -299,9 +299,10 @@ class ListFile {
   }
 
   /// Calls use(row number from 0, a list for each of `columns`) for each row; a column that is not there has an empty
-  /// list. Throws Error for a column of another type, for nulls, and for a damaged file.
-  template <class Use>
-  void rows(const std::vector<std::string>& columns, const Use& use) const {
+  /// list. The bytes of the whole file go to on_bytes(bytes) in their order, those of a batch behind its rows. Throws
+  /// Error for a column of another type, for nulls, and for a damaged file.
+  template <class Use, class OnBytes>
+  void rows(const std::vector<std::string>& columns, const Use& use, const OnBytes& on_bytes) const {
     std::vector<std::size_t> place(fields_.size(), columns.size());
     for (std::size_t c = 0; c < columns.size(); ++c) {
       for (std::size_t f = 0; f < fields_.size(); ++f) {
@@ -317,6 +318,7 @@ class ListFile {
     std::vector<std::vector<std::int64_t>> row(columns.size());
     std::int64_t number = 0;
     std::size_t at = start_;
+    std::size_t given = 0;
     while (const auto next = message(at)) {
       if (next->kind == 2) continue;  // of a column that is not read
       if (next->kind != 3) throw Error(where_ + ": damaged: a message that is no record batch; write the file again");
@@ -335,7 +337,10 @@ class ListFile {
         }
         use(number, row);
       }
+      on_bytes(file_.bytes().subspan(given, at - given));
+      given = at;
     }
+    on_bytes(file_.bytes().subspan(given));
   }
 
  private:

@@ -83,6 +83,8 @@ void restore_trainer(Trainer<C, B>& trainer, const CheckpointTensors& checkpoint
   });
   load_algorithms(trainer, checkpoint.path.parent_path());
   trainer.core().set_steps_done(static_cast<int>(checkpoint.step));
+  trainer.model().weights().own().rows_changed();
+  trainer.core().measure_rows(entry);
 }
 
 /// Puts a trainer into the state of the newest checkpoint of `root` that verifies; false when there is none. Throws

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qlora/backend.hpp"
@@ -41,6 +42,7 @@ struct AdapterState {
   float scale = 0.0F;            ///< what B A is multiplied by
   bool rank_stabilized = false;  ///< scale is alpha / sqrt(rank)
   bool has_row_factors = false;  ///< see AdapterSet::row_factors
+  bool has_magnitude = false;    ///< its magnitudes were set, or began as the lengths of rows
 };
 
 /// Adapters of a model, padded with zeros up to its rank cap. Takes memory when it is first set. Const members may be
@@ -77,6 +79,43 @@ class AdapterSet {
   [[nodiscard]] const Param* row_factors(int layer, Proj proj) const {
     return state(layer, proj).has_row_factors ? row_factors_ + row_index(layer, proj) : nullptr;
   }
+  /// Of trained adapters with DoRA 1 / |W + s B A| of each row (N), which is in row_factors() and not in B; else null.
+  /// Throws Error (usage) when A or B have changed since the rows were measured.
+  [[nodiscard]] const Param* inverse_lengths(int layer, Proj proj) const {
+    if (!layout_.dora) return nullptr;
+    expect_measured();
+    return inverse_lengths_ + row_index(layer, proj);
+  }
+  /// Whether rows have the lengths that were measured last. Of adapters without DoRA always.
+  [[nodiscard]] bool is_measured() const { return measured_; }
+  /// Says that A or B are others now.
+  void rows_changed() { measured_ = !layout_.dora; }
+  /// Magnitudes (out) of an adapter that load() has set, which else begin as the lengths of its rows.
+  void load_magnitude(B& backend, int layer, Proj proj, std::span<const float> magnitude) {
+    QLORA_EXPECTS(layout_.dora && static_cast<int>(magnitude.size()) == rows_of(layout_.shape, proj), magnitude.size(),
+                  " magnitudes for ", rows_of(layout_.shape, proj), " rows of adapters ",
+                  layout_.dora ? "with" : "without", " DoRA");
+    backend.upload(magnitude, values_ + layout_.magnitude(layer, proj));
+    states_[slot(layer, proj)].has_magnitude = true;
+    rows_changed();
+  }
+  /// The magnitudes (out) of one adapter with DoRA.
+  void save_magnitude(const B& backend, int layer, Proj proj, std::vector<float>& magnitude) const {
+    magnitude.resize(static_cast<std::size_t>(rows_of(layout_.shape, proj)));
+    backend.download(values_ + layout_.magnitude(layer, proj), magnitude);
+  }
+  /// Where a measurement of rows goes.
+  [[nodiscard]] RowLengths<Param> measuring(B& backend, int layer, Proj proj) {
+    take_row_memory(backend, 2);
+    inverse_lengths_ = row_factors_ + row_index(layout_.shape.layers, Proj::none);
+    AdapterState& state = states_[slot(layer, proj)];
+    state.has_row_factors = true;
+    const std::int64_t at = row_index(layer, proj);
+    return {values_ + layout_.magnitude(layer, proj), !std::exchange(state.has_magnitude, true), inverse_lengths_ + at,
+            row_factors_ + at};
+  }
+  /// All rows were measured.
+  void set_measured() { measured_ = true; }
 
   /// Ranks and scales from a rule, A Kaiming-uniform (a = sqrt 5, so within 1 / sqrt(in)), B zero. The values depend on
   /// seed, layer, projection, row and column alone, so the rank cap does not show in them.
@@ -142,11 +181,7 @@ class AdapterSet {
   void set_row_factors(B& backend, int layer, Proj proj, std::span<const float> factors) {
     QLORA_EXPECTS(static_cast<int>(factors.size()) == rows_of(layout_.shape, proj), factors.size(), " factors for ",
                   rows_of(layout_.shape, proj), " rows");
-    if (!factor_arena_) {
-      const std::int64_t all = row_index(layout_.shape.layers, Proj::none);
-      factor_arena_.emplace(backend.arena(arena_bytes(all * static_cast<std::int64_t>(sizeof(Param)))));
-      row_factors_ = factor_arena_->template take<Param>(all);
-    }
+    take_row_memory(backend, 1);
     backend.upload(factors, row_factors_ + row_index(layer, proj));
     states_[slot(layer, proj)].has_row_factors = true;
   }
@@ -185,13 +220,20 @@ class AdapterSet {
   }
   /// Index of an adapter's row factors; of one past the last layer, their number.
   [[nodiscard]] std::int64_t row_index(int layer, Proj proj) const {
-    std::int64_t all = 0;
-    std::int64_t before = 0;
-    for (const Proj other : all_projections) {
-      if (other == proj) before = all;
-      if (contains(layout_.lora.targets, other)) all += rows_of(layout_.shape, other);
-    }
-    return layer * all + before;
+    return layer * layout_.magnitudes(Proj::none) + (proj == Proj::none ? 0 : layout_.magnitudes(proj));
+  }
+  void take_row_memory(B& backend, int arrays) {
+    if (factor_arena_) return;
+    const std::int64_t all = arrays * row_index(layout_.shape.layers, Proj::none);
+    factor_arena_.emplace(backend.arena(arena_bytes(all * static_cast<std::int64_t>(sizeof(Param)))));
+    row_factors_ = factor_arena_->template take<Param>(all);
+  }
+  void expect_measured() const {
+    if (measured_) return;
+    throw Error(
+        "adapters with DoRA were set and the lengths of their rows not measured since; call measure_rows() of the "
+        "trainer's core",
+        ErrorKind::usage);
   }
   void take_memory(B& backend) {
     if (values_ != nullptr) return;
@@ -212,6 +254,7 @@ class AdapterSet {
     QLORA_EXPECTS(rank > 0 && rank <= layout_.lora.rank, "rank ", rank, " for layer ", layer, " ", name_of(proj),
                   " is outside 1 to ", layout_.lora.rank, ", the cap of this model");
     states_[slot(layer, proj)] = {rank, alpha, lora_scale(alpha, rank, rank_stabilized), rank_stabilized};
+    rows_changed();
   }
 
   TrainedLayout layout_;
@@ -220,6 +263,8 @@ class AdapterSet {
   std::optional<typename B::Arena> factor_arena_;
   Param* values_ = nullptr;
   Param* row_factors_ = nullptr;
+  Param* inverse_lengths_ = nullptr;
+  bool measured_ = true;
   mutable AccessGate gate_;
 };
 

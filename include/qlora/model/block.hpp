@@ -181,7 +181,8 @@ class Block {
       range.count = rows.count;
       const auto parts = w_.template linear<G>(layer_, rows.adapters).parts;
       for (std::size_t p = 0; p < parts.size(); ++p) {
-        range.parts[p] = {parts[p].a, parts[p].b, parts[p].scale, parts[p].row_factors, parts[p].strength};
+        range.parts[p] = {parts[p].a,           parts[p].b,        parts[p].scale,
+                          parts[p].row_factors, parts[p].strength, parts[p].inverse_lengths};
       }
     }
     linear<G>().forward_mixed(b_, c_.workspace.linear, std::span(ranges).first(count), x, residual, y);

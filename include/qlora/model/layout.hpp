@@ -219,12 +219,14 @@ enum class Recompute : std::uint8_t { none, cheap, block };
 }
 
 /// Where each trained tensor lies in the one array that the optimizer sees, in elements.
-/// Adapters:  per layer and group: the stacked A (parts x R, in), then each B (out, R).
+/// Adapters:  per layer and group: the stacked A (parts x R, in), then each B (out, R); behind the groups of a layer,
+///            with DoRA, the magnitudes (out) of each projection.
 /// All:       embedding | per layer: norm1, norm2, seven linears | final norm | head (unless tied).
 struct TrainedLayout {
   Shape shape;          ///< layers as at run time
   Lora lora;            ///< rank 0 without targets in full training
   Trainable trainable;  ///< which of the two layouts
+  bool dora = false;    ///< adapters have magnitudes
 
   /// Elements of the embedding table, and of an untied head.
   [[nodiscard]] constexpr std::int64_t table() const { return std::int64_t{shape.vocab} * shape.dim; }
@@ -248,6 +250,15 @@ struct TrainedLayout {
       return sum + 2 * std::int64_t{shape.dim};
     }
     for (const Group g : all_groups) sum += group_size(g);
+    return sum + (dora ? magnitudes(Proj::none) : 0);
+  }
+  /// Magnitudes of one layer that lie before those of a projection; of Proj::none, all.
+  [[nodiscard]] constexpr std::int64_t magnitudes(Proj before) const {
+    std::int64_t sum = 0;
+    for (const Proj proj : all_projections) {
+      if (proj == before) break;
+      if (contains(lora.targets, proj)) sum += rows_of(shape, proj);
+    }
     return sum;
   }
   /// Index of the first element of a layer; of shape.layers, one past the last layer.
@@ -287,6 +298,10 @@ struct TrainedLayout {
     }
     return at;
   }
+  /// Index of the magnitudes (N) of a projection that is a target. With `dora`.
+  [[nodiscard]] constexpr std::int64_t magnitude(int layer, Proj proj) const {
+    return layer_offset(layer + 1) - magnitudes(Proj::none) + magnitudes(proj);
+  }
   /// Index of a norm weight (D). For Trainable::all, as the three below.
   [[nodiscard]] constexpr std::int64_t norm(int layer, NormBefore block) const {
     return layer_offset(layer) + (block == NormBefore::attention ? 0 : shape.dim);
@@ -306,7 +321,7 @@ struct TrainedLayout {
   [[nodiscard]] constexpr std::int64_t head() const { return shape.tied_embeddings ? 0 : final_norm() + shape.dim; }
 };
 
-/// A trained matrix (rows, cols), or a norm weight with one row.
+/// A trained matrix (rows, cols), or with one row a norm weight or the magnitudes of a projection.
 struct TrainedTensor {
   std::string name;         ///< as in Hugging Face files, "model.layers.0.mlp.up_proj.lora_A.weight"
   std::int64_t rows = 0;    ///< of an adapter's rank cap, padding included
@@ -343,6 +358,11 @@ struct TrainedTensor {
               is_b ? layout.b(layer, proj) : layout.a(layer, proj));
         }
       }
+    }
+    for (const Proj proj : all_projections) {
+      if (!layout.dora || !contains(lora.targets, proj)) continue;
+      add(concat(tensor_name::module(layer, proj), ".lora_magnitude_vector"), 1, rows_of(s, proj),
+          layout.magnitude(layer, proj));
     }
   }
   if (layout.trainable == Trainable::all) {

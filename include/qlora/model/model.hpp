@@ -52,6 +52,8 @@ struct ModelOptions {
   /// are. A config of a static shape has to say the same, since its memory plan does.
   std::optional<bool> double_quant{};
   Fingerprint base{};  ///< of the weights
+  /// The model's own adapters have magnitudes that are trained (DoRA); with adapters, on a backend in host memory.
+  bool dora = false;
 };
 
 namespace detail {
@@ -219,7 +221,7 @@ requires RunsOn<C, B> Model<C, B>::Model(const TensorSource& source, const Model
       keep_dequantized_(options.keep_dequantized && C.quant.kind != QuantKind::none),
       weights_(std::make_shared<Weights<code, B>>(backend,
                                                   Dims<code>(resolved_.shape, code_of(resolved_).lora, resolved_.quant),
-                                                  values(options), source, keep_dequantized_)),
+                                                  values(options), source, keep_dequantized_, options.dora)),
       context_(std::make_unique<Context<code, B>>(weights_, std::move(backend))) {}
 
 template <Config C, class B>

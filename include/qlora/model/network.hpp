@@ -38,6 +38,8 @@ class Network {
   [[nodiscard]] const Run& run() const { return run_; }
   /// Number of decoder blocks.
   [[nodiscard]] int layers() const { return w_.layers(); }
+  /// Workspace of products, which is free between passes.
+  [[nodiscard]] const LinearScratch<Act>& scratch() const { return pass_.workspace.linear; }
 
   /// Final hidden states for the tokens, after the last norm. The batch's arrays are host memory that lives until the
   /// backward pass is over. Without dropout unless a site is given.

@@ -85,6 +85,7 @@ struct Run {
   bool dropout = true;                     ///< whether the trainer drops adapter inputs
   bool keep_dequantized = false;           ///< frozen weights also dense: faster where memory is no concern
   bool adamw8bit = false;                  ///< AdamW's moments in 8 bits
+  bool dora = false;                       ///< adapters have magnitudes
   int ranks = 1;                           ///< processes that share a step
   DecodeLimits probing{.sequences = 0};    ///< of probes that are measured in the loop; no sequences: none are
   /// Whether all numbers are the same.
@@ -116,6 +117,7 @@ struct Run {
   needs.longest = run.seq;
   needs.dequantizes = needs.dequantizes && !run.keep_dequantized;
   needs.dropout = run.dropout && config.trainable == Trainable::adapters;
+  needs.dora = run.dora && config.trainable == Trainable::adapters;
   needs.loss_chunk = run.loss_chunk;
   needs.workers = workers;
   return needs;
@@ -184,7 +186,7 @@ inline constexpr int most_micro_batches = 1024;
   const Lora lora = code_of(config).lora;
   const std::int64_t tokens = std::int64_t{run.batch} * run.seq;
   const std::int64_t table = std::int64_t{s.vocab} * s.dim;
-  const TrainedLayout trained{s, lora, config.trainable};
+  const TrainedLayout trained{s, lora, config.trainable, run.dora && !full};
   MemoryPlan plan;
   for (const Proj proj : all_projections) {
     const std::int64_t count = trained.matrix(proj);
@@ -213,6 +215,9 @@ inline constexpr int most_micro_batches = 1024;
                                     s.layers * bias_bytes(s, store.parameter);
   }
   plan[Purpose::trained] = arena_bytes(trained.total() * store.parameter);
+  if (trained.dora) {  // factors and lengths of rows
+    plan[Purpose::trained] += arena_bytes(2 * s.layers * trained.magnitudes(Proj::none) * store.parameter);
+  }
   const Shards shards = trained_shards(trained, run.ranks);
   const std::int64_t own = shards.largest();
   plan[Purpose::gradients] = arena_bytes(trained.total() * store.parameter);
@@ -240,7 +245,7 @@ inline constexpr int most_micro_batches = 1024;
                                     arena_bytes(tokens * input_gradient_row(s, lora) * store.activation);
   const WorkspaceBytes work = store.workspace(workspace_needs(config, run, store.workers));
   plan[Purpose::weight_scratch] = work.weight + work.adapter;
-  plan[Purpose::input_scratch] = work.input;
+  plan[Purpose::input_scratch] = work.input + work.output;
   plan[Purpose::attention_scratch] = work.attention;
   // the loss works in the scratch of products, and takes what is missing there
   plan[Purpose::loss_scratch] =
@@ -251,6 +256,15 @@ inline constexpr int most_micro_batches = 1024;
   plan[Purpose::context] = store.context;
   plan[Purpose::library] = store.library;
   return plan;
+}
+
+/// Throws Error (usage) where adapters with DoRA are asked for and cannot be trained.
+[[gnu::cold]] inline void expect_dora(bool asked, bool adapters, bool host) {
+  if (!asked || (adapters && host)) return;
+  throw Error(adapters ? "DoRA is trained on the CPU, and not yet on a GPU (CUDA); take --device cpu, or leave out "
+                         "--dora (TrainOptions::dora)"
+                       : "DoRA (TrainOptions::dora) is for adapters; this config trains every weight",
+              ErrorKind::usage);
 }
 
 /// Throws Error (resource): a run takes `needed` bytes, and there are `budget`.

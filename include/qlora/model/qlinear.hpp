@@ -43,7 +43,8 @@ struct QLinear {
             .dropout = dropout,
             .weight_scratch = scratch.weight,
             .input_scratch = scratch.input,
-            .adapter_scratch = scratch.adapter};
+            .adapter_scratch = scratch.adapter,
+            .output_scratch = scratch.output};
   }
 
   /// y (T,out) = [residual +] frozen and adapter products of x (T, in | XA), whose XA is written on the way and kept
@@ -86,6 +87,7 @@ template <Code K, Group G, class Param>
     } else if (contains(layout.lora.targets, proj)) {
       slot.a = gradients + (layout.a(layer, proj) - begin);
       slot.b = gradients + (layout.b(layer, proj) - begin);
+      if (layout.dora) slot.magnitude = gradients + (layout.magnitude(layer, proj) - begin);
     }
   }
   return slots;

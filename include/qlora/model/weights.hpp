@@ -49,11 +49,12 @@ class Weights {
   static constexpr bool quantized = K.quant.kind == QuantKind::nf4;  ///< the frozen projections are in NF4
 
   /// Reads, quantizes and places every weight; matrices that are stored in NF4 are taken as they are.
-  /// `keep_dequantized` holds frozen linears dense as well.
-  Weights(B& backend, const Dims<K>& dims, const ModelValues& values, const TensorSource& source, bool keep_dequantized)
+  /// `keep_dequantized` holds frozen linears dense as well. `dora`: adapters have magnitudes, to be trained.
+  Weights(B& backend, const Dims<K>& dims, const ModelValues& values, const TensorSource& source, bool keep_dequantized,
+          bool dora = false)
       : values_(values),
         dims_(dims),
-        layout_{dims.shape(), dims.lora(), K.trainable},
+        layout_{dims.shape(), dims.lora(), K.trainable, dora && !full},
         own_(layout_),
         layers_(static_cast<std::size_t>(layers())),
         arena_(backend.arena(bytes_needed(dims, keep_dequantized))) {
@@ -108,11 +109,13 @@ class Weights {
       here.weight = layers_[static_cast<std::size_t>(layer)].linear[static_cast<std::size_t>(first_part(G) + i)];
       if constexpr (!full) {
         if (adapters.set != nullptr && contains(layout_.lora.targets, proj)) {
-          here.a = adapters.set->values() + layout_.a(layer, proj);
-          here.b = adapters.set->values() + layout_.b(layer, proj);
+          const TrainedLayout& layout = adapters.set->layout();  // sets beside the own one have no magnitudes
+          here.a = adapters.set->values() + layout.a(layer, proj);
+          here.b = adapters.set->values() + layout.b(layer, proj);
           here.scale = Param(adapters.set->state(layer, proj).scale * adapters.scale);
           here.row_factors = adapters.set->row_factors(layer, proj);
           here.strength = Param(adapters.scale);
+          here.inverse_lengths = adapters.set->inverse_lengths(layer, proj);
         }
       }
     }
@@ -139,6 +142,27 @@ class Weights {
   /// One of the own adapters without its padding; see AdapterSet::save.
   void save_adapter(const B& backend, int layer, Proj proj, std::vector<float>& a, std::vector<float>& b) const {
     own_.save(backend, layer, proj, a, b);
+  }
+  /// Measures the rows of W + s B A of the own adapters with DoRA, where they have changed; `scratch` is a training's.
+  /// The own gate is held by the caller.
+  void measure_rows(B& backend, const LinearScratch<Act>& scratch) {
+    if constexpr (!full && B::space == Space::host) {
+      if (own_.is_measured()) return;
+      LinearGroup<Act> group{.rank = dims_.lora().rank,
+                             .quant = K.quant,
+                             .weight_scratch = scratch.weight,
+                             .adapter_scratch = scratch.adapter,
+                             .output_scratch = scratch.output};
+      own_.for_each([&](int layer, Proj proj) {
+        group.in = cols_of(layout_.shape, proj);
+        LinearPart<Act, Param> part{layers_[static_cast<std::size_t>(layer)].linear[index_of(proj)]};
+        part.a = own_.values() + layout_.a(layer, proj);
+        part.b = own_.values() + layout_.b(layer, proj);
+        part.scale = Param(own_.state(layer, proj).scale);
+        backend.measure_rows(group, part, own_.measuring(backend, layer, proj));
+      });
+      own_.set_measured();
+    }
   }
   /// Calls visit(layer, projection) for every adapter.
   template <class Visit>

@@ -371,8 +371,10 @@ class CompiledTraining final : public TrainingSession {
         progress.update(done);
         return !progress.stop_requested();
       };
-      return qlora::init_from_residual(trainer_.model(), base.source(),
-                                       {.seed = seed, .threads = threads_, .comm = comm_.get(), .on_matrix = tell});
+      const double left = qlora::init_from_residual(
+          trainer_.model(), base.source(), {.seed = seed, .threads = threads_, .comm = comm_.get(), .on_matrix = tell});
+      trainer_.core().measure_rows();
+      return left;
     } else {
       throw Error("adapters of weights that are not quantized have no residual to begin with", ErrorKind::usage);
     }

@@ -34,6 +34,8 @@ struct HubTransfer {
   int connections = 8;                          ///< at a time
   std::int64_t piece_bytes = 64 << 20;          ///< of a request; what is lost when a download is ended, a connection
   int tries = 6;                                ///< of a request without any progress
+  int first_tries = 6;                          ///< of the same while no answer of the hub has come yet
+  std::chrono::milliseconds connect{10'000};    ///< to be connected with a server
   std::chrono::milliseconds backoff{500};       ///< before the second try; doubles with each
   std::chrono::milliseconds most_wait{60'000};  ///< that a server may ask for
   long low_speed_seconds = 30;                  ///< a connection below a KiB/s for so long is given up
@@ -149,8 +151,8 @@ inline void check_token(const std::string& token) {
   return place.cache / ("models--" + name);
 }
 
-/// How a file that goes to other machines names a model directory: "org/name" for a snapshot in a cache of the hub, else
-/// the path as it is.
+/// How a file that goes to other machines names a model directory: "org/name" for a snapshot in a cache of the hub,
+/// else the path as it is.
 [[nodiscard]] inline std::string name_for_others(const std::filesystem::path& model) {
   constexpr std::string_view begin = "models--";
   const std::filesystem::path snapshots = (model / "").parent_path().parent_path();

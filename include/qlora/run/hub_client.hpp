@@ -147,6 +147,7 @@ class HubClient {
                          !variable("all_proxy").empty() || !variable("ALL_PROXY").empty();
     net::HttpOptions options;
     options.allow_private = place.own_endpoint || proxied;
+    options.connect_timeout = place.transfer.connect;
     options.low_speed_seconds = place.transfer.low_speed_seconds;
     options.stop = [&stop] { return stop.load(); };
     return options;
@@ -197,12 +198,13 @@ class HubClient {
     for (int tries = 0;; ++tries) {
       net::ExchangeAnswer answer = follow(url, head, {}, {}, false);
       const bool moved = head && answer.status >= 301 && answer.status <= 308;
+      heard_ = heard_ || answer.status != 0;
       if (moved || answer.status == 200) return answer;
       if (!is_passing(answer.status)) refuse(answer);
-      if (tries + 1 >= place_->transfer.tries)
+      if (tries + 1 >= (heard_ ? place_->transfer.tries : place_->transfer.first_tries))
         throw Error(concat(net::shown_address(url), ": ",
                            answer.failure.empty() ? concat("status ", answer.status) : answer.failure, " (", tries + 1,
-                           " tries)"),
+                           tries == 0 ? " try)" : " tries)"),
                     ErrorKind::network);
       wait(tries, answer.header("retry-after"));
     }
@@ -239,6 +241,7 @@ class HubClient {
   const std::atomic<bool>* stop_;
   net::Connection connection_;
   bool at_home_ = true;  // whether the endpoint itself gave the last answer
+  bool heard_ = false;   // whether there was any answer
 };
 
 }  // namespace detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <iterator>
@@ -43,8 +45,42 @@ namespace detail {
   return hf::is_carried_file(name) && name != "generation_config.json";
 }
 
-/// The files of a model's top folder that are needed. Throws Error for a model without safetensors.
-[[nodiscard]] inline std::vector<std::string> needed_files(const HubModel& model, const std::vector<std::string>& all) {
+/// Whether a listed name is one of a file that may be written: no hidden one, and none outside of the model's folder.
+[[nodiscard]] inline bool is_file_name(std::string_view name) {
+  for (std::size_t at = 0; at <= name.size();) {
+    const std::size_t end = std::min(name.find('/', at), name.size());
+    const std::string_view part = name.substr(at, end - at);
+    if (part.starts_with('.') || !is_hub_word(part, " ()+,=@!")) return false;
+    at = end + 1;
+  }
+  return true;
+}
+
+/// The files whose names fit a pattern. Throws Error for a pattern that fits none.
+[[nodiscard]] inline std::vector<std::string> fitting_files(const HubModel& model, const std::vector<std::string>& all,
+                                                            const std::vector<std::string>& patterns) {
+  std::vector<std::string> names;
+  std::vector<char> used(patterns.size());
+  for (const std::string& name : all) {
+    if (!is_file_name(name)) continue;
+    bool fits = false;
+    for (std::size_t i = 0; i < patterns.size(); ++i) {
+      if (::fnmatch(patterns[i].c_str(), name.c_str(), 0) != 0) continue;
+      used[i] = 1;
+      fits = true;
+    }
+    if (fits) names.push_back(name);
+  }
+  for (std::size_t i = 0; i < patterns.size(); ++i) {
+    if (used[i] == 0)
+      throw Error(concat(model.name, " has no file of the pattern '", excerpt(patterns[i]), "'; it has ", all.size(),
+                         " files", all.empty() ? "" : ", among them " + excerpt(all.front())));
+  }
+  return names;
+}
+
+/// The files of a model's top folder that are needed; none for a model without safetensors.
+[[nodiscard]] inline std::vector<std::string> needed_files(const std::vector<std::string>& all) {
   constexpr std::array<std::string_view, 14> small{"config.json",
                                                    "adapter_config.json",
                                                    "tokenizer.json",
@@ -60,7 +96,6 @@ namespace detail {
                                                    "README.md",
                                                    "processor_config.json"};
   std::vector<std::string> names;
-  std::string pickled;
   bool weights = false;
   for (const std::string& name : all) {
     const std::string_view view = name;
@@ -69,15 +104,21 @@ namespace detail {
     const bool tensors =
         view.ends_with(".safetensors") && (view.starts_with("model") || view.starts_with("adapter_model"));
     weights = weights || tensors;
-    if (view.ends_with(".bin") || view.ends_with(".pth") || view.ends_with(".pt")) pickled = name;
     if (tensors || hf::is_carried_file(name) || std::find(small.begin(), small.end(), name) != small.end())
       names.push_back(name);
   }
-  if (!weights)
-    throw Error(concat(model.name, " has no weights in safetensors",
-                       pickled.empty() ? "" : concat(", only in Python's pickle (", excerpt(pickled), ")"),
-                       "; take a copy of the model that has, or convert it with transformers' save_pretrained"));
+  if (!weights) names.clear();
   return names;
+}
+
+/// Throws Error: the files of a model hold no weights that are read here.
+[[noreturn]] inline void refuse_pickle(const HubModel& model, const std::vector<std::string>& all) {
+  const auto pickled = std::find_if(all.begin(), all.end(), [](std::string_view name) {
+    return is_hub_word(name, " ()+,=@!") && (name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".pt"));
+  });
+  throw Error(concat(model.name, " has no weights in safetensors",
+                     pickled == all.end() ? "" : concat(", only in Python's pickle (", excerpt(*pickled), ")"),
+                     "; take a copy of the model that has, or convert it with transformers' save_pretrained"));
 }
 
 /// Writes a text whole, readable by the owner alone from its first byte on. Throws Error (resource).
@@ -134,7 +175,12 @@ inline PullResult bring(const HubModel& model, const HubPlace& place, const std:
     result.downloaded = downloader.received();
   }
   for (const HubFile& file : files) {
-    make_link(fs::path("..") / ".." / "blobs" / file.etag, result.path / file.name);
+    fs::path up = fs::path("..") / "..";
+    if (const fs::path inner = fs::path(file.name).parent_path(); !inner.empty()) {
+      make_directories(result.path / inner);
+      for (const fs::path& step : inner) up = step.empty() ? up : up / "..";
+    }
+    make_link(up / "blobs" / file.etag, result.path / file.name);
     if (is_legal_file(file.name)) result.legal.push_back(file.name);
   }
   sync_directory(result.path);
@@ -144,24 +190,34 @@ inline PullResult bring(const HubModel& model, const HubPlace& place, const std:
 
 }  // namespace detail
 
-QLORA_STEP PullResult pull_model(const HubModel& model, const HubPlace& place, Progress& progress) {
+QLORA_STEP PullResult pull_files(const HubModel& model, const HubPlace& place, const std::vector<std::string>& patterns,
+                                 Progress& progress) {
   const std::atomic<bool> go_on = false;
   detail::HubClient client(place, model, go_on);
-  if (place.offline) {
+  if (place.offline && patterns.empty()) {
     const std::filesystem::path snapshot = cached_snapshot(place, model);
     if (!snapshot.empty()) {
       return {.model = model.name, .commit = snapshot.filename().string(), .legal = {}, .path = snapshot};
     }
   }
   const detail::HubInfo info = client.info();
+  const std::vector<std::string> needed = detail::needed_files(info.files);
+  if (patterns.empty() && needed.empty()) detail::refuse_pickle(model, info.files);
   const PullResult result =
-      detail::bring(model, place, info.commit, detail::needed_files(model, info.files), client, progress);
-  if (model.revision != info.commit) {
+      detail::bring(model, place, info.commit,
+                    patterns.empty() ? needed : detail::fitting_files(model, info.files, patterns), client, progress);
+  const bool whole = std::all_of(needed.begin(), needed.end(),
+                                 [&](const std::string& name) { return std::filesystem::exists(result.path / name); });
+  if (whole && model.revision != info.commit) {
     const std::filesystem::path reference = hub_folder(place, model) / "refs" / model.revision;
     make_directories(reference.parent_path());
     write_file_atomically(reference, info.commit);
   }
   return result;
+}
+
+QLORA_STEP PullResult pull_model(const HubModel& model, const HubPlace& place, Progress& progress) {
+  return pull_files(model, place, {}, progress);
 }
 
 QLORA_STEP AcceptResult accept_model(const HubModel& model, const HubPlace& place, Progress& progress) {
@@ -197,19 +253,23 @@ QLORA_STEP AcceptResult accept_model(const HubModel& model, const HubPlace& plac
   return result;
 }
 
-QLORA_STEP std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress) {
+QLORA_STEP std::filesystem::path model_directory(const std::filesystem::path& named, Progress& progress,
+                                                 const std::filesystem::path& folder) {
   std::error_code absent;
   if (named.empty() || std::filesystem::exists(named, absent)) return named;
-  const std::optional<HubModel> model = hub_model(named.string());
+  const std::filesystem::path name = folder.empty() ? named : named.lexically_relative(folder);
+  const std::optional<HubModel> model = hub_model(name.string());
   if (!model) return named;
-  const HubPlace place = hub_place();
+  HubPlace place = hub_place();
+  place.transfer.first_tries = 1;
+  place.transfer.connect = std::chrono::seconds(5);
   const std::filesystem::path cached = cached_snapshot(place, *model);
   if (!cached.empty()) return cached;
   try {
     return pull_model(*model, place, progress).path;
   } catch (const Error& error) {  // a mistyped path looks like a name, too
     throw Error(
-        concat("there is no directory ", named.string(), " here, and of the hub's model of that name: ", error.what()),
+        concat("there is no directory ", name.string(), " here, and of the hub's model of that name: ", error.what()),
         error.kind());
   }
 }
@@ -225,6 +285,13 @@ QLORA_STEP std::string log_in(const std::string& token, const HubPlace& place) {
   const std::string name = detail::HubClient(with, none, go_on).account();
   detail::write_private_file(place.token_file, token);
   return name;
+}
+
+QLORA_STEP bool log_out(const HubPlace& place) {
+  std::error_code code;
+  const bool removed = std::filesystem::remove(place.token_file, code);
+  if (code) throw_errno("cannot remove", place.token_file, code.value());
+  return removed;
 }
 
 }  // namespace run

@@ -47,8 +47,12 @@ inline constexpr int kept_checkpoints = 2;
 [[nodiscard]] constexpr std::uint64_t training_bytes_on_disk(const Shape& shape, const Training& options,
                                                              std::size_t checkpoints) {
   const bool all = options.method == Method::full;
-  const auto values = static_cast<std::uint64_t>(
+  auto values = static_cast<std::uint64_t>(
       all ? parameters(shape) : adapter_parameters(shape, {.rank = options.rank, .targets = options.targets}));
+  for (const Proj proj : all_projections) {
+    if (all || !options.dora || !contains(options.targets, proj)) continue;
+    values += static_cast<std::uint64_t>(shape.layers) * static_cast<std::uint64_t>(rows_of(shape, proj));
+  }
   const std::uint64_t moments = options.adamw8bit ? 3 * values : 8 * values;  // 8 bits with their scales
   return checkpoints * (4 * values + moments) + 4 * values;
 }

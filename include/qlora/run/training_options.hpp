@@ -84,6 +84,7 @@ struct Training {
   Proj targets = Proj::all;
   double alpha = 16;
   bool rslora = false;
+  bool dora = false;
   AdapterInit init = AdapterInit::kaiming;
   double dropout = 0.1;
   double lr = 2e-4;
@@ -130,6 +131,11 @@ struct Table<Training> {
       {.name = "rslora",
        .member = &Training::rslora,
        .help = "Adapter scale is alpha / sqrt(rank)",
+       .adapters_only = true},
+      {.name = "dora",
+       .member = &Training::dora,
+       .help = "DoRA: lengths of the rows of weights are trained apart from their directions; on the CPU",
+       .omit_default = true,
        .adapters_only = true},
       {.name = "init",
        .member = choice<&Training::init>,
@@ -252,12 +258,18 @@ template <class TrainOptions>
   if (t.method == Method::qlora) o.targets = t.targets;
   o.alpha = static_cast<float>(t.alpha);
   o.rank_stabilized = t.rslora;
+  o.dora = t.dora;
   o.dropout = static_cast<float>(t.dropout);
   o.lr = static_cast<float>(t.lr);
   if (t.lora_plus_ratio != 1) {
     auto& b = o.groups.emplace_back();
     b.part = "lora_B";
     b.lr_scale = static_cast<float>(t.lora_plus_ratio);
+  }
+  if (t.lora_plus_ratio != 1 && t.dora) {  // as peft, which takes all vectors for parameters of B's kind
+    auto& magnitudes = o.groups.emplace_back();
+    magnitudes.part = "lora_magnitude";
+    magnitudes.lr_scale = static_cast<float>(t.lora_plus_ratio);
   }
   o.schedule = t.schedule;
   o.warmup_steps = static_cast<int>(t.warmup < 1 ? std::ceil(t.warmup * total) : t.warmup);

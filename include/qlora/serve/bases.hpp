@@ -14,6 +14,7 @@
 #include "qlora/error.hpp"
 #include "qlora/io/json.hpp"
 #include "qlora/io/peft.hpp"
+#include "qlora/run/hub_cache.hpp"
 #include "qlora/run/steps.hpp"
 #include "qlora/serve/model.hpp"
 
@@ -165,7 +166,8 @@ inline void check_names(const std::vector<ServedBase>& bases) {
   for (ServedBase& base : bases) {
     if (base.dir.empty()) detail::take_environment(base);
     if (!base.name.empty()) continue;
-    const std::filesystem::path whole = std::filesystem::absolute(base.dir).lexically_normal();
+    // A snapshot in the cache of the hub has a commit for a name; "org/name" says more.
+    const std::filesystem::path whole = std::filesystem::absolute(run::name_for_others(base.dir)).lexically_normal();
     const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
     base.name = is_name(name) ? name : "base";
   }

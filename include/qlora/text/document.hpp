@@ -226,9 +226,10 @@ enum class LineSchema { text, messages, conversations, alpaca, completion };
   return document;
 }
 
-/// Hands every line of the file to `use(line, number)`, reading in pieces so that no line can grow past the cap.
-template <class Use>
-void for_each_line(std::ifstream& file, const std::string& path, const Use& use) {
+/// Hands every line of the file to `use(line, number)`, reading in pieces so that no line can grow past the cap, and
+/// each piece to `on_piece` before its lines.
+template <class Use, class OnPiece>
+void for_each_line(std::ifstream& file, const std::string& path, const Use& use, const OnPiece& on_piece) {
   std::string line;
   std::vector<char> piece(std::size_t{1} << 16);
   std::size_t number = 1;
@@ -239,6 +240,7 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   };
   while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())), file.gcount() > 0) {
     std::string_view rest(piece.data(), static_cast<std::size_t>(file.gcount()));
+    on_piece(rest);
     for (auto end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
       append(rest.substr(0, end));
       use(std::string_view(line), number);
@@ -250,6 +252,10 @@ void for_each_line(std::ifstream& file, const std::string& path, const Use& use)
   }
   if (file.bad()) throw Error(concat("cannot read ", path, ": ", std::strerror(errno)), ErrorKind::resource);
   if (!line.empty()) use(std::string_view(line), number);
+}
+template <class Use>
+void for_each_line(std::ifstream& file, const std::string& path, const Use& use) {
+  for_each_line(file, path, use, [](std::string_view) {});
 }
 
 }  // namespace detail

@@ -24,6 +24,7 @@
 #include "qlora/io/directory.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/io/sha256.hpp"
 #include "qlora/text/document.hpp"
 
 namespace qlora {
@@ -61,26 +62,33 @@ inline void check_row(const TokenRow& row, const std::string& where) {
 }
 
 template <class Use>
-void for_each_arrow_row(const std::filesystem::path& path, const Use& use) {
+void for_each_arrow_row(const std::filesystem::path& path, const Use& use, Sha256* hash) {
   const arrow::ListFile file(path);
   if (!file.has(row_columns[0]))
     throw Error(concat(path.string(), ": has no column input_ids, its columns are ", file.names(),
                        "; texts are packed by `qlora pack` from JSON Lines (to_json)"));
   TokenRow row;
   for (std::size_t c = 0; c < row_columns.size(); ++c) row.is_here[c] = file.has(row_columns[c]);
-  file.rows({row_columns.begin(), row_columns.end()},
-            [&](std::int64_t number, const std::vector<std::vector<std::int64_t>>& lists) {
-              for (std::size_t c = 0; c < lists.size(); ++c) row.columns[c] = lists[c];
-              const std::string where = concat(path.string(), ", row ", number);
-              check_row(row, where);
-              use(row, where);
-            });
+  file.rows(
+      {row_columns.begin(), row_columns.end()},
+      [&](std::int64_t number, const std::vector<std::vector<std::int64_t>>& lists) {
+        for (std::size_t c = 0; c < lists.size(); ++c) row.columns[c] = lists[c];
+        const std::string where = concat(path.string(), ", row ", number);
+        check_row(row, where);
+        use(row, where);
+      },
+      [&](std::span<const std::byte> bytes) {
+        if (hash != nullptr) hash->update(bytes);
+      });
 }
 
 template <class Use>
-void for_each_json_row(const std::filesystem::path& path, const Use& use) {
+void for_each_json_row(const std::filesystem::path& path, const Use& use, Sha256* hash) {
   auto [file, by_line] = open_documents(path);
-  for_each_line(file, path.string(), [&](std::string_view line, std::size_t number) {
+  const auto on_piece = [&](std::string_view piece) {
+    if (hash != nullptr) hash->update(piece);
+  };
+  const auto on_line = [&](std::string_view line, std::size_t number) {
     if (number == 1) refuse_lfs_pointer(line, path.string());
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
     const std::string where = concat(path.string(), ":", number);
@@ -101,7 +109,8 @@ void for_each_json_row(const std::filesystem::path& path, const Use& use) {
     }
     check_row(row, where);
     use(row, where);
-  });
+  };
+  for_each_line(file, path.string(), on_line, on_piece);
 }
 
 }  // namespace detail
@@ -137,11 +146,12 @@ void for_each_json_row(const std::filesystem::path& path, const Use& use) {
   return files;
 }
 
-/// Calls use(row, "FILE, row N") for each row of a file. Throws Error that names the place of what is wrong.
+/// Calls use(row, "FILE, row N") for each row of a file, and adds the file's bytes to `hash`, if it is not null, as
+/// they are read. Throws Error that names the place of what is wrong.
 template <class Use>
-void for_each_row(const std::filesystem::path& file, const Use& use) {
-  if (file.extension() == ".jsonl") return detail::for_each_json_row(file, use);
-  detail::for_each_arrow_row(file, use);
+void for_each_row(const std::filesystem::path& file, const Use& use, Sha256* hash = nullptr) {
+  if (file.extension() == ".jsonl") return detail::for_each_json_row(file, use, hash);
+  detail::for_each_arrow_row(file, use, hash);
 }
 
 /// Writes rows of one length as the folder that save_to_disk writes, or as JSON Lines. What has the name is replaced at

@@ -78,6 +78,7 @@ class TrainerCore {
     if constexpr (!Weights<K, B>::full) {
       w_.init_adapters(b_, {options.rank, options.alpha, options.rank_stabilized, options.overrides}, options.seed);
     }
+    measure_rows();
     find_ranges();
   }
 
@@ -85,6 +86,7 @@ class TrainerCore {
   StepReport step(const Windows& windows) {
     const auto entry = context_.enter_training();
     expect_trainable();
+    measure_rows(entry);
     windows.check(w_.dims().shape().vocab);
     QLORA_EXPECTS(windows.seq <= options_.seq, "windows of ", windows.seq, " tokens; there is room for ", options_.seq);
     StepReport report;
@@ -101,11 +103,22 @@ class TrainerCore {
       fail_non_finite(report, result.fault);
     }
     report.step = ++step_;
+    w_.own().rows_changed();
+    measure_rows(entry);
     return report;
   }
 
+  /// Adapters with DoRA have other lengths of rows when they were loaded; steps and evaluate() see to it themselves.
+  /// Before other uses of adapters that were loaded, between calls.
+  void measure_rows() {
+    if (!w_.own().is_measured()) measure_rows(context_.enter_training());
+  }
+  /// The same within a call that writes adapters.
+  void measure_rows(const typename Context<K, B>::Entry& /*writing*/) { w_.measure_rows(b_, network_.scratch()); }
+
   /// Mean loss over the labelled tokens of all these windows, without dropout.
   Evaluation evaluate(const Windows& windows) {
+    measure_rows();
     const auto entry = context_.enter();
     windows.check(w_.dims().shape().vocab);
     Evaluation result;
