@@ -91,7 +91,8 @@ def main():
     aws = pathlib.Path(sys.executable).with_name("aws")
     (work / ".aws").mkdir()
     (work / ".aws" / "config").write_text(
-        "[default]\nrequest_checksum_calculation = when_required\nresponse_checksum_validation = when_required\ns3 =\n  addressing_style = path\n"
+        "[default]\nrequest_checksum_calculation = when_required\n"
+        "response_checksum_validation = when_required\ns3 =\n  addressing_style = path\n"
     )
 
     def ours(source, target):

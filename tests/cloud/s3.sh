@@ -1,7 +1,7 @@
 #!/bin/sh
 # What stores of S3 and their clients make of this library: sh tests/cloud/s3.sh [BYTES]
-# Its tests on a store that checks signatures, with faults; objects beside boto3; speed beside `aws s3 cp`, with files of
-# BYTES (2,000,000,000). Makes a virtual environment in build-cloud (needs python3 with venv, and 1 GB of disk beside
+# Its tests on a store that checks signatures, with faults; objects beside boto3; speed beside `aws s3 cp`, with files
+# of BYTES (2,000,000,000). Makes a virtual environment in build-cloud (needs python3 with venv, and 1 GB of disk beside
 # three files) and builds with the preset "dev". Not part of the tests of a commit: it takes minutes.
 set -eu
 cd "$(dirname "$0")/../.."

@@ -1,5 +1,5 @@
-// hub_names_test.cpp — the program where a model is named as the hub does: `ORG/NAME` wherever a directory is taken, and
-// the verbs that are about the hub itself, without a hub.
+// hub_names_test.cpp — the program where a model is named as the hub does: `ORG/NAME` wherever a directory is taken,
+// and the verbs that are about the hub itself, without a hub.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 

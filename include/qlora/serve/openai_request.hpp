@@ -94,7 +94,7 @@ namespace detail {
   return out;
 }
 
-/// Who answers, by the field "model"; without one whom Names::unnamed says. Throws Refused (404) for a name that is not known.
+/// Who answers, by the field "model"; without one Names::unnamed. Throws Refused (404) for a name that is not known.
 [[nodiscard]] inline Variant variant_of(const std::optional<std::string>& name, const ServedModel& model) {
   if (!name) return model.names().unnamed();
   if (const auto variant = model.names().find(*name)) return *variant;

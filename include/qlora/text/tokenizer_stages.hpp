@@ -365,8 +365,8 @@ struct AddedToken {
   bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
 };
 
-/// Whether writing needs the byte. The others are control characters, what no UTF-8 has, and the planes from U+40000 on,
-/// which have no letters: the vocabulary of SmolLM2 lacks 21 of those.
+/// Whether writing needs the byte. The others are control characters, what no UTF-8 has, and the planes from U+40000
+/// on, which have no letters: the vocabulary of SmolLM2 lacks 21 of those.
 [[nodiscard]] inline bool is_written(std::size_t byte) {
   return byte == '\t' || byte == '\n' || byte == '\r' || (byte >= 0x20 && byte < 0x7F) ||
          (byte >= 0x80 && byte < 0xC0) || (byte >= 0xC2 && byte <= 0xF0);

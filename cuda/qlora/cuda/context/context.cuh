@@ -119,7 +119,7 @@ class Context {
   std::int64_t own_bytes = 0;  ///< device memory of workspace, staging ring, fault word and arrivals
   std::shared_ptr<Counts> counts = std::make_shared<Counts>();
   std::uint32_t place = 0;
-  RowOrder order = RowOrder::any;  ///< of linear layers and heads
+  RowOrder order = RowOrder::any;       ///< of linear layers and heads
   std::uint32_t* fault_word = nullptr;  ///< device memory
   /// device: counters of blocks that share a piece of work, most_arrivals of them; 0 between launches
   unsigned* arrivals = nullptr;
