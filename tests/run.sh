@@ -17,16 +17,17 @@ say() { printf '\n== %s (%ss)\n' "$*" "$(($(date +%s) - started))"; }
 need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libxxhash-dev libssl-dev doctest-dev \
   libsentencepiece-dev libpcre2-dev libutf8proc-dev libedit-dev libcli11-dev libtomlplusplus-dev \
   libcurl4-openssl-dev libgumbo-dev libboost1.81-dev libopenmpi-dev openmpi-bin libxml2-dev libbenchmark-dev \
-  clang-format clang-16 libclang-rt-16-dev doxygen binutils python3 openssl
+  clang-format clang-16 libclang-rt-16-dev doxygen binutils python3 python3-venv openssl
 
-# A store of S3 for its tests, where it can be had in two minutes; without one they are skipped.
+# A store of S3 for its tests, where it can be had while the first build runs; without one they are skipped.
+fetch_store() {
+  "$1/bin/python" -c 'import moto.server' 2>/dev/null && return
+  python3 -m venv "$1" && timeout 300 nice "$1/bin/python" -m pip install --quiet 'moto[server]>=5.2.5' boto3
+}
+fetching=
 if [ -z "${QLORA_S3_PYTHON:-}" ]; then
-  store=$PWD/build-store/bin/python
-  [ -x "$store" ] || python3 -m venv build-store || true
-  if "$store" -c 'import moto.server' 2>/dev/null ||
-    timeout 120 "$store" -m pip install --quiet 'moto[server]>=5.2.5' boto3; then
-    export QLORA_S3_PYTHON="$store"
-  fi
+  fetch_store "$PWD/build-store" >build-store.log 2>&1 &
+  fetching=$!
 fi
 
 export CMAKE_BUILD_PARALLEL_LEVEL="$jobs" CTEST_PARALLEL_LEVEL="$jobs"
@@ -61,6 +62,14 @@ for preset in dev asan tsan; do
   say "$preset: build"
   # shellcheck disable=SC2086
   cmake --build --preset "$preset" $build
+  if [ -n "$fetching" ]; then
+    if wait "$fetching"; then
+      export QLORA_S3_PYTHON="$PWD/build-store/bin/python"
+    else
+      tail -3 build-store.log
+    fi
+    fetching=
+  fi
   say "$preset: test"
   # shellcheck disable=SC2086
   ctest --preset "$preset" $only

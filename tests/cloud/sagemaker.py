@@ -3,7 +3,7 @@
     python3 tests/cloud/sagemaker.py [--short]
 
 Makes a virtual environment with the packages that it needs in a folder that goes again; --short checks the requests
-alone.
+alone, and with the Python that QLORA_S3_PYTHON names where that has botocore.
 """
 import json
 import os
@@ -111,14 +111,19 @@ def submitted(folder):
     print("submit.sh train, deploy and clean: moto has what the files say, with the account's places")
 
 
+python = os.environ.get("QLORA_S3_PYTHON") or sys.executable
 if os.environ.get("QLORA_SAGEMAKER_VENV"):
     check_requests()
     if "--short" not in sys.argv:
         submitted(pathlib.Path(os.environ["QLORA_SAGEMAKER_VENV"]))
+elif "--short" in sys.argv and subprocess.run([python, "-c", "import botocore"], capture_output=True).returncode == 0:
+    sys.exit(subprocess.run([python, __file__, "--short"], env={**os.environ, "QLORA_SAGEMAKER_VENV": "-"}).returncode)
 else:
     with tempfile.TemporaryDirectory() as made:
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "venv", made], check=True)
+        if subprocess.run([sys.executable, "-m", "venv", made]).returncode != 0:
+            print("no virtual environment can be made")
+            sys.exit(77 if "--short" in sys.argv else 1)
         packages = ["botocore==1.44.8"]
         if "--short" not in sys.argv:
             packages += ["boto3==1.44.8", "awscli==1.46.3", "moto[server,sagemaker,s3]==5.2.5"]
