@@ -183,11 +183,13 @@ struct Twin {
 
 /// The plan for an order: one algorithm for all numbers of rows, so that a row's sums do not depend on how many there
 /// are. It is the first of the heuristic for ordered_rows that also takes a single row, and is not measured: the choice
-/// is the same in every process.
-inline const MatmulPlan& ordered_plan_of(Context& context, const Matmul& p, const MatmulKey& key) {
+/// is the same in every process. Null: for so many rows it needs more than the workspace.
+inline const MatmulPlan* ordered_plan_of(Context& context, const Matmul& p) {
+  const std::lock_guard lock(context.gemm->guard);
+  const MatmulKey key = key_of(p);
   const std::size_t place = context.order == RowOrder::newest ? 0 : 1;
   auto& plans = context.gemm->ordered_plans[place];
-  if (const auto known = plans.find(key); known != plans.end()) return known->second;
+  if (const auto known = plans.find(key); known != plans.end()) return &known->second;
   auto& algorithms = context.gemm->ordered_algorithms[place];
   MatmulKey fixed = key;
   fixed.m = ordered_rows(context.order);
@@ -206,16 +208,14 @@ inline const MatmulPlan& ordered_plan_of(Context& context, const Matmul& p, cons
   }
   MatmulPlan plan = describe(key);
   plan.algorithm = chosen->second;
-  QLORA_EXPECTS(usable(context, plan, plan.algorithm), "an algorithm of cuBLASLt ", cublasLtGetVersion(), " for ",
-                fixed.m, " rows does not take ", shape_text(p));
-  return plans.emplace(key, plan).first->second;
+  if (!usable(context, plan, plan.algorithm)) return nullptr;
+  return &plans.emplace(key, plan).first->second;
 }
 
 inline const MatmulPlan& plan_of(Context& context, const Matmul& p) {
   GemmState& state = *context.gemm;
   const std::lock_guard lock(state.guard);
   const MatmulKey key = key_of(p);
-  if (context.order != RowOrder::any) return ordered_plan_of(context, p, key);
   if (const auto known = state.plans.find(key); known != state.plans.end()) return known->second;
   MatmulPlan plan = describe(key);
   const MatmulKey tuning = tuning_key(key);
@@ -230,6 +230,28 @@ inline const MatmulPlan& plan_of(Context& context, const Matmul& p) {
     plan.algorithm = found.list[0].algo;
   }
   return state.plans.emplace(key, plan).first->second;
+}
+
+inline void launch_plan(const Context& context, const MatmulPlan& plan, const Matmul& p) {
+  const cublasStatus_t status = launch_product(context, plan, plan.algorithm, p, p.source, p.c);
+  if (status != CUBLAS_STATUS_SUCCESS) check(status, shape_text(p).c_str());
+}
+
+/// A product nt under an order, in halves where its algorithm has no workspace for all rows: the bits are the same.
+inline void ordered_matmul(Context& context, const Matmul& p) {
+  if (const MatmulPlan* plan = ordered_plan_of(context, p); plan != nullptr) return launch_plan(context, *plan, p);
+  QLORA_EXPECTS(p.m > ordered_rows(context.order), "an algorithm of cuBLASLt ", cublasLtGetVersion(), " for ",
+                ordered_rows(context.order), " rows does not take ", shape_text(p));
+  Matmul upper = p;
+  upper.m = p.m / 2;
+  Matmul lower = p;
+  lower.m = p.m - upper.m;
+  lower.a.data += std::int64_t{upper.m} * p.a.stride;
+  const std::int64_t offset = std::int64_t{upper.m} * p.c_stride * (p.c_float ? 4 : 2);
+  lower.c = static_cast<std::byte*>(p.c) + offset;
+  if (p.source != nullptr) lower.source = static_cast<const std::byte*>(p.source) + offset;
+  ordered_matmul(context, upper);
+  ordered_matmul(context, lower);
 }
 
 /// What a table of algorithms is valid for: one library version, one kind of GPU, one set of schemes.
@@ -249,9 +271,8 @@ QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
       "empty ", detail::shape_text(p));
   QLORA_EXPECTS(p.a.stride >= (tn ? p.m : p.k) && p.b.stride >= (nt ? p.k : p.n) && p.c_stride >= p.n,
                 "strides are below the widths of ", detail::shape_text(p));
-  const detail::MatmulPlan& plan = detail::plan_of(context, p);
-  const cublasStatus_t status = detail::launch_product(context, plan, plan.algorithm, p, p.source, p.c);
-  if (status != CUBLAS_STATUS_SUCCESS) check(status, detail::shape_text(p).c_str());
+  if (context.order != RowOrder::any && nt && p.batch == 1) return detail::ordered_matmul(context, p);
+  detail::launch_plan(context, detail::plan_of(context, p), p);
 }
 
 /// The first line names library and GPU; each further line has the numbers of the key and the eight words of the
