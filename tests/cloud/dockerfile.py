@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+MIRROR = [os.environ["DEBIAN_MIRROR"]] if os.environ.get("DEBIAN_MIRROR") else []  # else the one of debootstrap
 
 
 def instructions(text):
@@ -48,7 +48,7 @@ def run(root, command, env):
 def new_stage(work, number):
     base = work / "base"
     if not base.exists():
-        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", base, MIRROR], check=True, stdout=sys.stderr)
+        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", base, *MIRROR], check=True, stdout=sys.stderr)
     stage = work / f"stage-{number}"
     # Of a run that was killed /dev may still be mounted there, and is not to be emptied.
     subprocess.run(["rm", "-rf", "--one-file-system", stage], check=True)
