@@ -4,8 +4,9 @@
 clang.py BUILD_FOLDER COMPILER REGEX: each file whose path matches, with the command of compile_commands.json and
 -fsyntax-only -Werror, for a CPU with AVX-512 in place of this machine's: warnings must not depend on the machine, and
 clang 19 warns about each function that it compiles for CPUs with AVX10. Prints what the compiler says and ends with 1
-if there is anything.
+if there is anything. What files of one target share is parsed once for all of them.
 """
+import collections
 import concurrent.futures
 import json
 import os
@@ -13,8 +14,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 
 build, compiler, pattern = sys.argv[1:]
+# What most files of the program include; none of it asks whether the steps of run/ are compiled elsewhere.
+SHARED = ["io/gguf_model", "io/hf_model", "io/peft", "text/tokenizer", "text/dataset", "run/options"]
 
 
 def command_of(entry):
@@ -35,19 +39,46 @@ def command_of(entry):
     return kept + ["-fsyntax-only", "-Werror"]
 
 
-def check(entry):
-    done = subprocess.run(command_of(entry), cwd=entry["directory"], capture_output=True, text=True)
-    return entry["file"], done.returncode, done.stderr
+def run(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def precompile(entry, path):
+    """Writes path from SHARED with the options of an entry; returns the compiler's status and what it says."""
+    header = path + ".hpp"
+    with open(header, "w") as out:
+        out.writelines(f"#include <qlora/{name}.hpp>\n" for name in SHARED)
+    command = [word for word in command_of(entry) if word not in (entry["file"], "-fsyntax-only")]
+    return run(command + ["-fpch-instantiate-templates", "-x", "c++-header", header, "-o", path], entry["directory"])
+
+
+def check(entry, path):
+    command = command_of(entry)
+    if path:
+        command[1:1] = ["-include-pch", path]
+    return entry["file"], *run(command, entry["directory"])
 
 
 with open(os.path.join(build, "compile_commands.json")) as file:
     entries = [one for one in json.load(file) if re.search(pattern, one["file"]) and not one["file"].endswith(".cu")]
 if not entries:
     sys.exit(f"no file matches {pattern}")
+targets = collections.defaultdict(list)
+for one in entries:
+    targets[tuple(word for word in command_of(one) if word != one["file"])].append(one)
 jobs = int(os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", os.cpu_count()))
 failed = 0
-with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-    for name, code, said in pool.map(check, entries):
+with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    shared = {}
+    for alike in targets.values():
+        if len(alike) > 4:
+            path = os.path.join(folder, f"{len(shared)}.pch")
+            code, said = precompile(alike[0], path)
+            if code != 0 or said:
+                sys.exit(f"{compiler}: headers that {len(alike)} files share:\n{said}")
+            shared.update((one["file"], path) for one in alike)
+    for name, code, said in pool.map(lambda one: check(one, shared.get(one["file"])), entries):
         if code != 0 or said:
             failed += 1
             print(f"{name}:\n{said}")
