@@ -1,13 +1,16 @@
-// data.cpp — `qlora data show DIR`: the first windows of a data set, token by token: which document each belongs to and
-// whether it is learned. On a terminal by colour, elsewhere by marks, so that a pipe shows the same facts.
+// data.cpp — `qlora data show`: the first windows of a data set as qlora/text/display.hpp writes them, in colour on a
+// terminal, elsewhere with marks; `data import` and `data export`: rows of Python's datasets, or JSONL.
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "options.hpp"
 #include "qlora/error.hpp"
@@ -16,9 +19,9 @@
 #include "qlora/run/data_files.hpp"
 #include "qlora/run/options.hpp"
 #include "qlora/text/dataset.hpp"
-#include "qlora/text/document.hpp"
+#include "qlora/text/display.hpp"
+#include "qlora/text/packing.hpp"
 #include "qlora/text/tokenizer.hpp"
-#include "qlora/text/utf8.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -32,79 +35,11 @@ struct ShowOptions {
   run::Show show;
 };
 
-/// A token as a reader can see it: control characters and line breaks made visible.
-std::string visible(const Tokenizer* tokenizer, std::int32_t id) {
-  if (tokenizer == nullptr) return std::to_string(id) + " ";
-  if (tokenizer->is_control(id)) return tokenizer->piece(id);
-  std::string out;
-  for (const char c : tokenizer->surface(id)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '\n') {
-      out += "\xE2\x8F\x8E";  // return symbol
-    } else if (byte < 0x20 || byte == 0x7F) {
-      out += "?";
-    } else {
-      out += c;
-    }
-  }
-  // A byte piece may be a part of a character, which no terminal can show.
-  return find_invalid_utf8(out) != std::string_view::npos ? tokenizer->piece(id) : out;
-}
-
-/// One window as text. Without colour, tokens that are not learned stand in brackets, and documents begin with a bar.
-class WindowPrinter {
- public:
-  WindowPrinter(std::ostream& out, const Tokenizer* tokenizer, bool color)
-      : out_(out), tokenizer_(tokenizer), color_(color) {}
-
-  void print(const DatasetWindow& window, const TokenDataset& data) {
-    std::int32_t document = no_document;
-    bool open = false;
-    std::size_t padding = 0;
-    const auto close = [&] {
-      if (open && !color_) out_ << ']';
-      open = false;
-    };
-    for (std::size_t i = 0; i < window.ids.size(); ++i) {
-      if (window.documents[i] == no_document) {
-        ++padding;
-        continue;
-      }
-      if (i == 0 || window.documents[i] != document) {
-        close();
-        document = window.documents[i];
-        const DatasetSource source = data.source(static_cast<std::size_t>(document));
-        out_ << (i == 0 ? "" : "\n") << "| document " << document << ", " << printable(source.source) << '\n';
-      }
-      const bool learned = window.labels[i] != ignored_label;
-      if (color_) {
-        static constexpr std::array<const char*, 4> colors{"\033[36m", "\033[33m", "\033[32m", "\033[35m"};
-        out_ << (learned ? "" : "\033[2;7m") << colors[static_cast<std::size_t>(document) % colors.size()]
-             << visible(tokenizer_, window.ids[i]) << "\033[0m";
-        continue;
-      }
-      if (learned) close();
-      if (!learned && !open) {
-        out_ << '[';
-        open = true;
-      }
-      out_ << visible(tokenizer_, window.ids[i]);
-    }
-    close();
-    if (padding > 0) out_ << "\n| padding, " << padding << " tokens";
-    out_ << "\n\n";
-  }
-
- private:
-  static std::string printable(const std::string& text) {
-    std::string out;
-    for (const char c : text) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
-    return out;
-  }
-
-  std::ostream& out_;
-  const Tokenizer* tokenizer_;
-  bool color_;
+/// Shows ids where there is no tokenizer.
+struct TokenNumbers {
+  [[nodiscard]] static bool is_control(std::int32_t) { return true; }
+  [[nodiscard]] static std::string piece(std::int32_t id) { return std::to_string(id) + " "; }
+  [[nodiscard]] static std::string surface(std::int32_t id) { return piece(id); }
 };
 
 Result show(const ShowOptions& options, Context& context) {
@@ -117,26 +52,39 @@ Result show(const ShowOptions& options, Context& context) {
       throw Error(file.string() + " is not the tokenizer that " + options.data.string() + " was packed with");
     }
   }
-  const bool color = options.show.color == run::ColorUse::always ||
-                     (options.show.color == run::ColorUse::automatic && run::color_for(STDOUT_FILENO));
-  context.out << data.size() << " windows of " << data.seq() << ", " << data.counts().documents << " documents, "
-              << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
-              << (color ? "inverse: not learned" : "in brackets: not learned") << "\n\n";
-  WindowPrinter printer(context.out, tokenizer ? &*tokenizer : nullptr, color);
   ShownData shown{.windows = data.size(),
                   .seq = data.seq(),
                   .tokens = data.counts().tokens,
                   .labelled = data.counts().labelled,
                   .fingerprint = data.fingerprint(),
                   .shown = {}};
-  for (std::size_t i = 0; i < std::min(data.size(), static_cast<std::size_t>(options.show.windows)); ++i) {
+  DisplayOptions display;
+  display.windows = static_cast<int>(std::min(data.size(), static_cast<std::size_t>(options.show.windows)));
+  display.colour = options.show.color == run::ColorUse::always ||
+                   (options.show.color == run::ColorUse::automatic && run::color_for(STDOUT_FILENO));
+  PackedWindows first;
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(display.windows); ++i) {
     const DatasetWindow window = data.window(i);
-    context.out << "window " << i << '\n';
-    printer.print(window, data);
+    first.ids.insert(first.ids.end(), window.ids.begin(), window.ids.end());
+    first.labels.insert(first.labels.end(), window.labels.begin(), window.labels.end());
+    first.documents.insert(first.documents.end(), window.documents.begin(), window.documents.end());
+    for (const std::int32_t document : window.documents) {
+      if (document == no_document) continue;
+      const auto index = static_cast<std::size_t>(document);
+      names.resize(std::max(names.size(), index + 1));
+      if (names[index].empty()) names[index] = data.source(index).source;
+    }
     shown.shown.push_back({{window.ids.begin(), window.ids.end()},
                            {window.labels.begin(), window.labels.end()},
                            {window.documents.begin(), window.documents.end()}});
   }
+  const auto text = [&](const auto& tokens) {
+    return render_windows(tokens, data.seq(), first.ids, first.labels, first.documents, names, display);
+  };
+  context.out << data.size() << " windows of " << data.seq() << ", " << data.counts().documents << " documents, "
+              << data.counts().tokens << " tokens, " << data.counts().labelled << " learned; "
+              << (tokenizer ? text(*tokenizer) : text(TokenNumbers{}));
   return result_of(shown);
 }
 

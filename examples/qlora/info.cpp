@@ -79,7 +79,7 @@ OrderedJson describe_adapter(const fs::path& path) {
   const Json config = read_json_object(path / "adapter_config.json", 1U << 20);
   OrderedJson all = describe_tensors(path / "adapter_model.safetensors");
   OrderedJson result{{"kind", "adapter"}, {"path", path.string()}};
-  for (const char* key : {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+  for (const char* key : {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules",
                           "rank_pattern", "alpha_pattern", "base_model_name_or_path"}) {
     if (config.contains(key)) result[key] = config[key];
   }

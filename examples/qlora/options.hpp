@@ -254,11 +254,4 @@ class CommandLine {
   LineNotes notes_;
 };
 
-// The tables of options for readers, in option_text.cpp.
-
-/// Every key with its default and meaning, as a commented job file.
-void print_job_keys(std::ostream& out);
-/// docs/options.md.
-void print_options_page(std::ostream& out);
-
 }  // namespace qlora::program

@@ -11,8 +11,10 @@
 #include "qlora/error.hpp"
 #include "qlora/run/comparison_tables.hpp"
 #include "qlora/run/fetch.hpp"
+#include "qlora/run/job_checks.hpp"
 #include "qlora/run/job_file.hpp"
 #include "qlora/run/job_run.hpp"
+#include "qlora/run/option_pages.hpp"
 #include "verb.hpp"
 
 namespace qlora::program {
@@ -49,7 +51,7 @@ std::vector<run::JobStep> steps_of(const std::vector<std::string>& chosen) {
 
 Result run_job(const RunOptions& options, const OptionSet& given, Context& context) {
   if (options.keys) {
-    options.markdown ? print_options_page(context.out) : print_job_keys(context.out);
+    options.markdown ? run::print_options_page(context.out) : run::print_job_keys(context.out);
     return no_result();
   }
   if (options.job.empty())

@@ -34,6 +34,7 @@
 #include "qlora/run/settings.hpp"
 #include "qlora/run/train.hpp"
 #include "qlora/run/training_log.hpp"
+#include "qlora/run/turns.hpp"
 #include "qlora/text/prompt.hpp"
 #include "talk.hpp"
 
@@ -63,10 +64,6 @@ run::Reply ask(run::Engine& engine, const run::Question& question, const run::Sa
   return reply;
 }
 
-std::size_t question_size(const run::Engine& engine, const std::string& question, const std::vector<Message>& history) {
-  return eval::question_tokens(engine.tokenizer(), engine.chat_template(), true, question, history).size();
-}
-
 }  // namespace
 
 Talker::Talker(const TalkModel& how, run::Progress& progress) {
@@ -88,31 +85,10 @@ void Talker::use(bool adapter, float scale) {
 
 std::vector<std::string> Talker::chat_tags() const { return engine_->chat_template().tags(); }
 
-void Talker::check_chat(const std::vector<Message>& history) const {
-  const auto context = static_cast<std::size_t>(engine_->model().max_positions);
-  const std::size_t tokens = question_size(*engine_, {}, history);
-  if (tokens >= context) throw Error(concat("a system prompt of ", tokens, " tokens; the model reads ", context));
-}
+void Talker::check_chat(const std::vector<Message>& history) const { run::check_system(*engine_, history); }
 
 int Talker::make_room(const std::string& question, std::vector<Message>& history, const run::Sampling& sampling) const {
-  const auto context = static_cast<std::size_t>(engine_->model().max_positions);
-  const std::size_t room = std::min(static_cast<std::size_t>(sampling.max_new_tokens), context / 2);
-  std::vector<Message> kept = history;
-  const auto tokens = [&] { return question_size(*engine_, question, kept); };
-  const std::ptrdiff_t system = history.size() % 2 != 0 ? 1 : 0;
-  (void)question_size(*engine_, question, {});  // its marks name this turn alone
-  int gone = 0;
-  std::size_t count = tokens();
-  while (count + room > context && kept.begin() + system != kept.end()) {
-    kept.erase(kept.begin() + system, kept.begin() + system + 2);
-    ++gone;
-    count = tokens();
-  }
-  if (count >= context) {
-    throw Error(concat("a turn of ", count, " tokens; the model reads ", context, " with its answer"));
-  }
-  history = std::move(kept);
-  return gone;
+  return run::make_room(*engine_, question, history, sampling.max_new_tokens);
 }
 
 void Talker::say_speed(const Context& context) const {

@@ -17,7 +17,8 @@ struct Layout {
   std::string_view html;
 };
 
-inline constexpr std::string_view shop_html = R"html(<!DOCTYPE html>
+inline constexpr std::string_view shop_html =
+    R"html(<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -25,18 +26,24 @@ inline constexpr std::string_view shop_html = R"html(<!DOCTYPE html>
 <title>@TITLE@ | Corner Cupboard Shop</title>
 <meta name="description" content="Free returns within thirty days. Corner Cupboard ships to forty countries.">
 <link rel="stylesheet" href="/static/shop.css">
-<style>.basket { float: right } .price-old { text-decoration: line-through } @media (max-width: 600px) { nav { display: none } }</style>
-<script>window.dataLayer = window.dataLayer || []; dataLayer.push({"page": "product", "value": 999, "currency": "EUR"});</script>
+<style>.basket { float: right } .price-old { text-decoration: line-through } @media (max-width: 600px) { )html"
+    R"html(nav { display: none } }</style>
+<script>window.dataLayer = window.dataLayer || []; dataLayer.push({"page": "product", "value": 999, )html"
+    R"html("currency": "EUR"});</script>
 </head>
 <body class="product">
-<div id="cookie-banner" class="cookie-consent"><p>We use cookies and similar tools to show you offers.</p><button>Accept all</button> <button>Only necessary</button></div>
+<div id="cookie-banner" class="cookie-consent"><p>We use cookies and similar tools to show you offers.</p>)html"
+    R"html(<button>Accept all</button> <button>Only necessary</button></div>
 <header class="site-header">
 <a class="logo" href="/">Corner Cupboard</a>
-<nav><ul><li><a href="/new">New in</a></li><li><a href="/kitchen">Kitchen</a></li><li><a href="/garden">Garden</a></li><li><a href="/sale">Sale %</a></li><li><a href="/account">My account</a></li></ul></nav>
+<nav><ul><li><a href="/new">New in</a></li><li><a href="/kitchen">Kitchen</a></li><li>)html"
+    R"html(<a href="/garden">Garden</a></li><li><a href="/sale">Sale %</a></li><li>)html"
+    R"html(<a href="/account">My account</a></li></ul></nav>
 <form action="/search"><input name="q" placeholder="Search 12,000 articles"><button>Search</button></form>
 <div class="basket"><a href="/basket">Basket (0)</a></div>
 </header>
-<ol class="breadcrumb"><li><a href="/">Home</a></li><li><a href="/kitchen">Kitchen</a></li><li><a href="/kitchen/helpers">Small helpers</a></li></ol>
+<ol class="breadcrumb"><li><a href="/">Home</a></li><li><a href="/kitchen">Kitchen</a></li><li>)html"
+    R"html(<a href="/kitchen/helpers">Small helpers</a></li></ol>
 <main>
 <h1>@TITLE@</h1>
 @PARAGRAPHS@<h2>@SPEC_HEADING@</h2>
@@ -44,28 +51,36 @@ inline constexpr std::string_view shop_html = R"html(<!DOCTYPE html>
 @QUESTIONS@<blockquote><p>@QUOTE_OPENING@ @QUOTES@</p></blockquote>
 </main>
 <aside class="related"><h2>Customers also looked at</h2>
-<ul><li><a href="/p/8812">Enamel kettle, blue, 24.95</a></li><li><a href="/p/1207">Set of six egg cups, 9.90</a></li><li><a href="/p/5531">Wall clock with pendulum, 119.00</a></li></ul></aside>
-<footer><p>Newsletter: get 10 % off your next order.</p><ul><li><a href="/imprint">Imprint</a></li><li><a href="/privacy">Privacy</a></li><li><a href="/shipping">Shipping and returns</a></li></ul><p>&copy; 2031 Corner Cupboard Ltd. All prices include VAT.</p></footer>
+<ul><li><a href="/p/8812">Enamel kettle, blue, 24.95</a></li><li>)html"
+    R"html(<a href="/p/1207">Set of six egg cups, 9.90</a></li><li>)html"
+    R"html(<a href="/p/5531">Wall clock with pendulum, 119.00</a></li></ul></aside>
+<footer><p>Newsletter: get 10 % off your next order.</p><ul><li><a href="/imprint">Imprint</a></li><li>)html"
+    R"html(<a href="/privacy">Privacy</a></li><li><a href="/shipping">Shipping and returns</a></li></ul>)html"
+    R"html(<p>&copy; 2031 Corner Cupboard Ltd. All prices include VAT.</p></footer>
 <script src="/static/shop.js" async></script>
 </body>
 </html>
 )html";
 
-inline constexpr std::string_view press_html = R"html(<!doctype html>
+inline constexpr std::string_view press_html =
+    R"html(<!doctype html>
 <html lang="en-GB">
 <head>
 <meta charset="utf-8">
 <title>@TITLE@ - The Wire Room</title>
 <link rel="canonical" href="https://wire-room.example/releases/@SLUG@">
 <meta property="og:site_name" content="The Wire Room">
-<script type="application/ld+json">{"@context": "https://schema.org", "@type": "NewsArticle", "publisher": {"name": "The Wire Room"}, "isAccessibleForFree": true}</script>
+<script type="application/ld+json">{"@context": "https://schema.org", "@type": "NewsArticle", "publisher": )html"
+    R"html({"name": "The Wire Room"}, "isAccessibleForFree": true}</script>
 </head>
 <body>
 <div class="skip"><a href="#content">Skip to content</a></div>
 <div class="topbar"><span>Markets: <b>+0.4 %</b></span> <span>Register</span> <span>Log in</span></div>
-<nav aria-label="Main"><a href="/">Latest</a> | <a href="/energy">Energy</a> | <a href="/health">Health</a> | <a href="/transport">Transport</a> | <a href="/contact">Send a release</a></nav>
+<nav aria-label="Main"><a href="/">Latest</a> | <a href="/energy">Energy</a> | <a href="/health">Health</a> )html"
+    R"html(| <a href="/transport">Transport</a> | <a href="/contact">Send a release</a></nav>
 <article id="content">
-<header><p class="meta">Press release &middot; for immediate publication &middot; 3 min read</p><h1>@TITLE@</h1></header>
+<header><p class="meta">Press release &middot; for immediate publication &middot; 3 min read</p>)html"
+    R"html(<h1>@TITLE@</h1></header>
 <section class="body">
 @PARAGRAPHS@<blockquote>@QUOTE_OPENING@ @QUOTES@</blockquote>
 <h3>@SPEC_HEADING@</h3>
@@ -76,13 +91,15 @@ inline constexpr std::string_view press_html = R"html(<!doctype html>
 <p><a href="/releases/9911">Harbour bridge closed for repairs until spring</a></p>
 <p><a href="/releases/9906">Record number of visitors at the annual boat fair</a></p>
 <p><a href="/releases/9898">Regional airline orders twelve aircraft</a></p></section>
-<footer class="legal"><small>The Wire Room distributes releases as received and takes no responsibility for their content. Terms of use. Accessibility. Do not sell my data.</small></footer>
+<footer class="legal"><small>The Wire Room distributes releases as received and takes no responsibility for )html"
+    R"html(their content. Terms of use. Accessibility. Do not sell my data.</small></footer>
 <noscript><img src="/pixel.gif" alt=""></noscript>
 </body>
 </html>
 )html";
 
-inline constexpr std::string_view magazine_html = R"html(<!DOCTYPE html>
+inline constexpr std::string_view magazine_html =
+    R"html(<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta http-equiv="Content-Type" content="text/html; charset=utf-8">
@@ -95,7 +112,9 @@ inline constexpr std::string_view magazine_html = R"html(<!DOCTYPE html>
 </head>
 <body>
 <div id="page">
-<div id="masthead"><a href="/"><img src="/logo.svg" alt="Hearth and Gadget"></a><div class="menu"><a href="/tests">Tests</a><a href="/recipes">Recipes</a><a href="/letters">Letters</a><a href="/subscribe">Subscribe for 1 euro a week</a></div></div>
+<div id="masthead"><a href="/"><img src="/logo.svg" alt="Hearth and Gadget"></a><div class="menu">)html"
+    R"html(<a href="/tests">Tests</a><a href="/recipes">Recipes</a><a href="/letters">Letters</a>)html"
+    R"html(<a href="/subscribe">Subscribe for 1 euro a week</a></div></div>
 <div class="ad"><p>Advertisement</p><p>Sleep better on the Cloudrest mattress. Now 40 % off, this week only!</p></div>
 <div class="article">
 <h1>@TITLE@</h1>
@@ -109,15 +128,21 @@ inline constexpr std::string_view magazine_html = R"html(<!DOCTYPE html>
 <div class="text"><p>@QUOTE_OPENING@ @QUOTES@</p></div>
 <h2>@SPEC_HEADING@</h2>
 @SPECS@</div>
-<aside class="sidebar"><h3>Most read</h3><ol><li><a href="/1">Why your sourdough does not rise</a></li><li><a href="/2">Seven mistakes with cast iron pans</a></li><li><a href="/3">The best raincoats under 100</a></li></ol></aside>
-<div id="comments"><h3>Comments</h3><p class="comment"><b>gardener77</b>: First! Is it just me or has the letters page become shorter?</p><p class="comment"><b>Old Tom</b>: My toaster from 1982 still works.</p></div>
-<div id="footer">Contact - Advertise with us - Jobs - Cookie settings - Hearth &amp; Gadget is a title of Two Rivers Media</div>
+<aside class="sidebar"><h3>Most read</h3><ol><li><a href="/1">Why your sourdough does not rise</a></li><li>)html"
+    R"html(<a href="/2">Seven mistakes with cast iron pans</a></li><li>)html"
+    R"html(<a href="/3">The best raincoats under 100</a></li></ol></aside>
+<div id="comments"><h3>Comments</h3><p class="comment"><b>gardener77</b>: First! Is it just me or has the )html"
+    R"html(letters page become shorter?</p><p class="comment"><b>Old Tom</b>: My toaster from 1982 )html"
+    R"html(still works.</p></div>
+<div id="footer">Contact - Advertise with us - Jobs - Cookie settings - Hearth &amp; Gadget is a title of )html"
+    R"html(Two Rivers Media</div>
 </div>
 </body>
 </html>
 )html";
 
-inline constexpr std::string_view homepage_html = R"html(<HTML>
+inline constexpr std::string_view homepage_html =
+    R"html(<HTML>
 <HEAD>
 <META HTTP-EQUIV="Content-Type" CONTENT="text/html; charset=iso-8859-1">
 <TITLE>@TITLE@</TITLE>
@@ -138,13 +163,16 @@ inline constexpr std::string_view homepage_html = R"html(<HTML>
 @SPECS@<H3>@QUESTION_HEADING@</H3>
 @QUESTIONS@<P>@QUOTE_OPENING@ @QUOTES@</P>
 </TD></TR>
-<TR><TD COLSPAN=2 BGCOLOR="#DDDDCC" ALIGN="center"><FONT SIZE="1">Best viewed at 800 x 600 | <A HREF="mailto:henning@uncle.example">Mail me</A> | Member of the Gadget Web Ring: <A HREF="#">previous</A> - <A HREF="#">random</A> - <A HREF="#">next</A></FONT></TD></TR>
+<TR><TD COLSPAN=2 BGCOLOR="#DDDDCC" ALIGN="center"><FONT SIZE="1">Best viewed at 800 x 600 | <A )html"
+    R"html(HREF="mailto:henning@uncle.example">Mail me</A> | Member of the Gadget Web Ring: <A )html"
+    R"html(HREF="#">previous</A> - <A HREF="#">random</A> - <A HREF="#">next</A></FONT></TD></TR>
 </TABLE>
 </BODY>
 </HTML>
 )html";
 
-inline constexpr std::string_view blog_html = R"html(<!DOCTYPE html>
+inline constexpr std::string_view blog_html =
+    R"html(<!DOCTYPE html>
 <html lang="en" class="no-js">
 <head>
 <meta charset="utf-8">
@@ -154,12 +182,15 @@ inline constexpr std::string_view blog_html = R"html(<!DOCTYPE html>
 </head>
 <body class="post-template single">
 <a class="skip-link screen-reader-text" href="#main">Skip to content</a>
-<header id="site-header"><p class="site-title"><a href="/">Things on my desk</a></p><p class="tagline">A blog about small objects, since 2009</p>
-<nav class="menu"><ul><li><a href="/about">About me</a></li><li><a href="/archive">Archive</a></li><li><a href="/now">Now</a></li></ul></nav></header>
+<header id="site-header"><p class="site-title"><a href="/">Things on my desk</a></p>)html"
+    R"html(<p class="tagline">A blog about small objects, since 2009</p>
+<nav class="menu"><ul><li><a href="/about">About me</a></li><li><a href="/archive">Archive</a></li><li>)html"
+    R"html(<a href="/now">Now</a></li></ul></nav></header>
 <main id="main">
 <article class="post">
 <h1 class="entry-title">@TITLE@</h1>
-<div class="entry-meta">Posted by Ines <span class="sep">/</span> filed under <a href="/tag/desk">desk</a>, <a href="/tag/small">small</a></div>
+<div class="entry-meta">Posted by Ines <span class="sep">/</span> filed under <a href="/tag/desk">desk</a>, )html"
+    R"html(<a href="/tag/small">small</a></div>
 <div class="entry-content">
 @PARAGRAPHS@<blockquote><p>@QUOTE_OPENING@ @QUOTES@</p></blockquote>
 <h2>@QUESTION_HEADING@</h2>
@@ -167,17 +198,23 @@ inline constexpr std::string_view blog_html = R"html(<!DOCTYPE html>
 @SPECS@</div>
 <div class="share"><span>Share this:</span> <a href="#">Mail</a> <a href="#">Print</a> <a href="#">Copy link</a></div>
 </article>
-<nav class="post-navigation"><a rel="prev" href="/why-i-gave-up-on-pens">Why I gave up on fountain pens</a> <a rel="next" href="/a-drawer-for-everything">A drawer for everything</a></nav>
-<section id="respond"><h3>Leave a reply</h3><form><p>Your address will not be published. Required fields are marked *</p><textarea></textarea><button>Post comment</button></form></section>
+<nav class="post-navigation"><a rel="prev" href="/why-i-gave-up-on-pens">Why I gave up on fountain pens</a> )html"
+    R"html(<a rel="next" href="/a-drawer-for-everything">A drawer for everything</a></nav>
+<section id="respond"><h3>Leave a reply</h3><form><p>Your address will not be published. Required fields )html"
+    R"html(are marked *</p><textarea></textarea><button>Post comment</button></form></section>
 </main>
-<aside id="secondary"><section class="widget"><h2>Recent posts</h2><ul><li><a href="/p1">Nine rubber bands, ranked</a></li><li><a href="/p2">The stapler that came by sea</a></li></ul></section><section class="widget"><h2>Subscribe by mail</h2><p>Join 1,204 other readers.</p></section></aside>
+<aside id="secondary"><section class="widget"><h2>Recent posts</h2><ul><li>)html"
+    R"html(<a href="/p1">Nine rubber bands, ranked</a></li><li><a href="/p2">The stapler that came by sea</a>)html"
+    R"html(</li></ul></section><section class="widget"><h2>Subscribe by mail</h2>)html"
+    R"html(<p>Join 1,204 other readers.</p></section></aside>
 <footer id="colophon">Proudly written by hand. Theme: Twenty Drawers. Log in</footer>
 <script>document.documentElement.className = "js"; var ad = "Win a holiday for two: the price is 5000 dollars";</script>
 </body>
 </html>
 )html";
 
-inline constexpr std::string_view help_html = R"html(<!DOCTYPE html>
+inline constexpr std::string_view help_html =
+    R"html(<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -188,8 +225,11 @@ inline constexpr std::string_view help_html = R"html(<!DOCTYPE html>
 </style>
 </head>
 <body>
-<div role="banner" class="header"><div class="brand">Parcel Street help centre</div><div role="search"><input type="search" value="How can we help?"></div></div>
-<div role="navigation" class="nav-left"><ul><li><a href="/orders">Orders</a></li><li><a href="/returns">Returns</a></li><li><a href="/payments">Payments and vouchers</a></li><li><a href="/account">Account settings</a></li></ul></div>
+<div role="banner" class="header"><div class="brand">Parcel Street help centre</div><div role="search">)html"
+    R"html(<input type="search" value="How can we help?"></div></div>
+<div role="navigation" class="nav-left"><ul><li><a href="/orders">Orders</a></li><li>)html"
+    R"html(<a href="/returns">Returns</a></li><li><a href="/payments">Payments and vouchers</a></li><li>)html"
+    R"html(<a href="/account">Account settings</a></li></ul></div>
 <div class="alert">Notice: our telephone line is closed on public holidays. Waiting time is about 25 minutes.</div>
 <div role="main" class="content">
 <h1>@TITLE@</h1>
@@ -197,8 +237,12 @@ inline constexpr std::string_view help_html = R"html(<!DOCTYPE html>
 @QUESTIONS@@PARAGRAPHS@<h2>@SPEC_HEADING@</h2>
 @SPECS@<p>@QUOTE_OPENING@ @QUOTES@</p>
 </div>
-<div class="rating"><p>Was this article helpful?</p><button>Yes</button> <button>No</button><p>3 out of 5 people found this helpful</p></div>
-<div class="related-articles"><h3>Related articles</h3><ul><li><a href="/a/301">My parcel has not arrived</a></li><li><a href="/a/302">How to print a return label</a></li><li><a href="/a/377">Changing your delivery address</a></li></ul></div>
+<div class="rating"><p>Was this article helpful?</p><button>Yes</button> <button>No</button>)html"
+    R"html(<p>3 out of 5 people found this helpful</p></div>
+<div class="related-articles"><h3>Related articles</h3><ul><li>)html"
+    R"html(<a href="/a/301">My parcel has not arrived</a></li><li>)html"
+    R"html(<a href="/a/302">How to print a return label</a></li><li>)html"
+    R"html(<a href="/a/377">Changing your delivery address</a></li></ul></div>
 <div class="hidden"><p>Template version 7: do not edit. Placeholder text for the preview window.</p></div>
 <div role="contentinfo" class="footer"><p>Parcel Street Ltd | Terms | Privacy | Sitemap | Change language</p></div>
 <!-- build 20310914: the old price list of 2019 is in /archive -->

@@ -153,7 +153,8 @@ zephyr = """{% for message in messages %}
 {% endif %}
 {% endfor %}"""
 polite = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and "
     "polite answers to the user's questions."
 )
 forms = {
@@ -168,14 +169,16 @@ forms = {
         "{% endgeneration %}{% endif %}{% endfor %}"
     ),
     "llama3": (
-        "{% for message in messages %}{% set head = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}"
+        "{% for message in messages %}{% set head = '<|start_header_id|>' + message['role'] + "
+        "'<|end_header_id|>\n\n' %}"
         "{% if loop.index0 == 0 %}{% set head = bos_token + head %}{% endif %}{{ head }}"
         "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] | trim + '<|eot_id|>' }}"
         "{% endgeneration %}{% else %}{{ message['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     ),
     "chatml": (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}"
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+        "{% if message['role'] == 'assistant' %}"
         "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
         "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -190,7 +193,8 @@ forms = {
         "{% for message in rest %}"
         + alternate
         + "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
-        "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}"
+        "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
+        "{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     ),
 }
@@ -314,7 +318,8 @@ llama31 = """{{- bos_token }}
 {{- "<|eot_id|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim +\
+ '<|eot_id|>' }}
     {%- elif 'tool_calls' in message %}
         {%- if not message.tool_calls|length == 1 %}
             {{- raise_exception("This model only supports single tool-calls at once!") }}
@@ -338,13 +343,15 @@ qwen = """{%- if tools %}
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and\
+ not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
         {%- set ns.multi_step_tool = false %}
         {%- set ns.last_query_index = index %}
     {%- endif %}
 {%- endfor %}
 {%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role ==\
+ "assistant" and not message.tool_calls) %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
     {%- endif %}
 {%- endfor %}
@@ -354,7 +361,8 @@ qwen = """{%- if tools %}
 {%- endif %}
 """
 # What transformers adds to Jinja, at the time `moment`; all of Python's directives that do not depend on the machine.
-dated = """{% if strftime_now is defined %}{% set date = strftime_now("%d %b %Y") %}{% endif %}{{ bos_token }}Today: {{ date }}
+dated = """{% if strftime_now is defined %}{% set date = strftime_now("%d %b %Y") %}{% endif %}\
+{{ bos_token }}Today: {{ date }}
 {{ strftime_now("%A %a %B %j %U %W %V %G %u %w %y %C %m %e %H %I %M %S %p %f|%z%Z|%%|%D %T %F %c %x %X %-d é%n%t.%") }}
 {% for m in messages %}{{ m.role ~ ": " ~ m.content ~ eos_token }}{% endfor %}
 {{ raise_exception is defined }}{{ range is defined }}{{ namespace is defined }}{{ strftime_later is defined }}"""
@@ -377,7 +385,8 @@ others = {
     "llama31": llama31,
     "qwen": qwen,
     "gemma": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}"
         "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
         "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + "
         "'<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
@@ -385,36 +394,51 @@ others = {
     "nemo": (
         "{%- set users = messages | selectattr('role', 'equalto', 'user') | list %}"
         "{%- for message in messages | rejectattr('role', 'equalto', 'tool') | selectattr('tool_calls', 'undefined') %}"
-        "{%- if message == users[-1] %}LAST{% endif %}{{ message.role|upper }}={{ message.content|length }};{%- endfor %}"
+        "{%- if message == users[-1] %}LAST{% endif %}{{ message.role|upper }}={{ message.content|length }};"
+        "{%- endfor %}"
     ),
     "think": (
-        "{% for m in messages %}{% set c = m.content %}{% if 'e' in c %}{% set c = c.split('e')[-1].lstrip('\\n') %}{% endif %}"
-        "{{ loop.index ~ '/' ~ loop.length ~ ':' ~ c ~ ('.' if loop.last else ',') }}{% if loop.index == 3 %}{% break %}"
+        "{% for m in messages %}{% set c = m.content %}{% if 'e' in c %}"
+        "{% set c = c.split('e')[-1].lstrip('\\n') %}{% endif %}"
+        "{{ loop.index ~ '/' ~ loop.length ~ ':' ~ c ~ ('.' if loop.last else ',') }}{% if loop.index == 3 %}"
+        "{% break %}"
         "{% endif %}{% endfor %}"
     ),
     "macro": (
-        "{% macro turn(m, tail='!') %}<{{ m.role | title }}|{{ m['content'] | replace('e', '3') }}{{ tail }}>{% endmacro %}"
-        "{% for m in messages if m.role != 'system' %}{{ turn(m) }}{{ turn(m, tail=loop.revindex|string) }}{% else %}none"
+        "{% macro turn(m, tail='!') %}<{{ m.role | title }}|{{ m['content'] | replace('e', '3') }}{{ tail }}>"
+        "{% endmacro %}"
+        "{% for m in messages if m.role != 'system' %}{{ turn(m) }}{{ turn(m, tail=loop.revindex|string) }}"
+        "{% else %}none"
         "{% endfor %}"
     ),
-    "spaces": "  {% if true %}\n a {{ 1 }} \n  {%+ if true %} b {%- endif +%}\n{# note #}\n  {#- note -#}  c\n{% endif %}\n\n{{- 'd' -}}\n e \n\n",
+    "spaces": "  {% if true %}\n a {{ 1 }} \n  {%+ if true %} b {%- endif +%}\n{# note #}\n  {#- note -#}  c\n"
+    "{% endif %}\n\n{{- 'd' -}}\n e \n\n",
     "scopes": (
-        "{% set x = 1 %}{% for m in messages %}{% if m.role == 'user' %}{% set x = x + 1 %}{% set y = loop.index0 %}{% endif %}"
+        "{% set x = 1 %}{% for m in messages %}{% if m.role == 'user' %}{% set x = x + 1 %}"
+        "{% set y = loop.index0 %}{% endif %}"
         "{{ x }}{{ y is defined }}{{ y }};{% endfor %}{{ x }}{% set z %}[{{ x }}]{% endset %}{{ z ~ z|length }}"
     ),
     "numbers": (
-        "{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 * 3 - 1 }} {{ 1 ~ 2 ~ 'c' }} {{ 10 > 9 >= 9 != 8 }} {{ not 1 == 2 }} {{ [1, 2] + [3] == "
-        "[1,2,3] }} {{ (1, 2)[1] }} {{ 'abc'[-1] }}{{ 'abcdef'[1:4] }}{{ 'abcdef'[::-2] }} {{ 'a' in 'cat' }} {{ 4 not in [1, 2] }} {{ true and "
-        "none }} {{ 0 or 'x' }} {{ 'ab' * 2 }} {{ range(3) | join('-') }} {{ 5 is odd }} {{ 6 is divisibleby 3 }} {{ 'a' 'b' }} {{ 1 if false }}"
+        "{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 * 3 - 1 }} {{ 1 ~ 2 ~ 'c' }} {{ 10 > 9 >= 9 != 8 }} "
+        "{{ not 1 == 2 }} {{ [1, 2] + [3] == "
+        "[1,2,3] }} {{ (1, 2)[1] }} {{ 'abc'[-1] }}{{ 'abcdef'[1:4] }}{{ 'abcdef'[::-2] }} {{ 'a' in 'cat' }} "
+        "{{ 4 not in [1, 2] }} {{ true and "
+        "none }} {{ 0 or 'x' }} {{ 'ab' * 2 }} {{ range(3) | join('-') }} {{ 5 is odd }} {{ 6 is divisibleby 3 }} "
+        "{{ 'a' 'b' }} {{ 1 if false }}"
     ),
     "maps": (
-        "{% set d = {'a': 1, 'b': {'c': 'é\"\\n'}} %}{{ d | tojson }} {{ d.b.c }} {% for k, v in d.items() %}{{ k }}{{ loop.first }}{% endfor %} "
-        "{{ d.get('z', 'none') }} {{ 'a' in d }} {{ d.z is defined }} {{ d['z'] | default('q') }} {{ d | length }} {{ [3, none, true, 'x'] | tojson }}"
+        "{% set d = {'a': 1, 'b': {'c': 'é\"\\n'}} %}{{ d | tojson }} {{ d.b.c }} {% for k, v in d.items() %}"
+        "{{ k }}{{ loop.first }}{% endfor %} "
+        "{{ d.get('z', 'none') }} {{ 'a' in d }} {{ d.z is defined }} {{ d['z'] | default('q') }} "
+        "{{ d | length }} {{ [3, none, true, 'x'] | tojson }}"
     ),
     "tests": (
-        "{{ messages is iterable }}{{ messages is mapping }}{{ messages[0] is mapping }}{{ 'a' is string }}{{ none is none }}{{ 1 is number }}"
-        "{{ true is true }}{{ nothing is defined }}{{ nothing }}{{ messages | map(attribute='role') | join(',') }}{{ '  x ' | trim }}|"
-        "{{ 'xxaxx'.strip('x') }}{{ 'aXb'.lower() }}{{ 'a,b,c'.split(',', 1)[1] }}{{ messages | first == messages[0] }}{{ (messages|last).role }}"
+        "{{ messages is iterable }}{{ messages is mapping }}{{ messages[0] is mapping }}{{ 'a' is string }}"
+        "{{ none is none }}{{ 1 is number }}"
+        "{{ true is true }}{{ nothing is defined }}{{ nothing }}{{ messages | map(attribute='role') | join(',') }}"
+        "{{ '  x ' | trim }}|"
+        "{{ 'xxaxx'.strip('x') }}{{ 'aXb'.lower() }}{{ 'a,b,c'.split(',', 1)[1] }}"
+        "{{ messages | first == messages[0] }}{{ (messages|last).role }}"
     ),
     "raises": "{{ raise_exception('no ' ~ messages|length) }}",
     "undefined": "{{ nothing.at_all }}",

@@ -1,10 +1,11 @@
-"""Writes tests/data/conversions.json: what transformers makes of a directory with a tokenizer.model and no tokenizer.json.
+"""Writes tests/data/conversions.json: what transformers makes of a tokenizer.model without a tokenizer.json.
 
     pip install "transformers>=4.57,<5" tokenizers==0.22.2 sentencepiece protobuf
     python3 tests/data/make_conversions.py
 
-Per case the files beside small_tokenizer.model, the tokenizer.json that AutoTokenizer saves (without its model, which is
-the one of tokenizers.json's kind llama2_prepend in all cases), and the ids of texts, in which marks become their ids.
+Per case the files beside small_tokenizer.model, the tokenizer.json that AutoTokenizer saves (without its model, which
+in all cases is that of the kind llama2_prepend in tokenizers.json), and the ids of texts, in which marks become their
+ids.
 """
 
 import json
@@ -37,7 +38,9 @@ cases = {
     "no begin": {"tokenizer_config.json": {**llama, "add_bos_token": False}},
     "end": {"tokenizer_config.json": {**llama, "add_eos_token": True}},
     "added": {"tokenizer_config.json": {**llama, "eos_token": "<|im_end|>", "added_tokens_decoder": {**own, **turns}}},
-    "added, not legacy": {"tokenizer_config.json": {**llama, "legacy": False, "added_tokens_decoder": {**own, **turns}}},
+    "added, not legacy": {
+        "tokenizer_config.json": {**llama, "legacy": False, "added_tokens_decoder": {**own, **turns}}
+    },
     "a piece": {"tokenizer_config.json": {**llama, "added_tokens_decoder": {**own, "300": token("", rstrip=True)}}},
     "older": {
         "tokenizer_config.json": {**llama, "pad_token": "<pad>", "eos_token": "<|im_end|>"},

@@ -3,8 +3,8 @@
     pip install tokenizers==0.22.2
     python3 tests/data/make_unicode_forms.py
 
-Per normalizer the SHA-256 of the texts that it makes of each character and a line end, in their order, and what it makes
-of random sequences of letters and marks.
+Per normalizer the SHA-256 of the texts that it makes of each character and a line end, in their order, and what it
+makes of random sequences of letters and marks.
 """
 
 import hashlib

@@ -55,7 +55,8 @@ train() {
     --epochs "$epochs" --checkpoint-every 2 --lr 1e-3 --seed 7 --probes probes.jsonl --every 8 --json "$out.json"
   rm -f "$out".code.*
   # shellcheck disable=SC2016
-  wrapped='trap : TERM; code=0; "$@" || code=$?; echo $code >"$0.code.${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-${RANK:-0}}}"; exit $code'
+  wrapped='rank=${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-${RANK:-0}}}
+    trap : TERM; code=0; "$@" || code=$?; echo $code >"$0.code.$rank"; exit $code'
   if [ "$count" = 1 ] && [ $on = cpu ]; then
     "$program" "$@" --device cpu --threads 2
   elif [ "$how" = mpi ]; then

@@ -56,8 +56,8 @@ tiny=$source/examples/models/tiny-chat
 expect 0 pack "$work/docs.jsonl" -m "$work/model" -o "$work/data" --seq 64 --json "$work/pack.json"
 [ "$(json "$work/pack.json" dropped_tokens)" = 0 ] || fail "tokens were dropped"
 expect 0 data show "$work/data" -m "$work/model" -n 1
-grep -q "^| document 0, $url/blog-daxyard.html" "$work/out" || fail "data show names no source"
-grep -q "\[<s>\]" "$work/out" || fail "the first token is marked as not learned"
+grep -q "^-- document 0 $url/blog-daxyard.html" "$work/out" || fail "data show names no source"
+grep -q "‹<s>›" "$work/out" || fail "the first token is marked as not learned"
 expect 0 data show "$work/data" -m "$work/model" --color always
 grep -q "$(printf '\033')" "$work/out" || fail "no colours when asked for"
 expect 0 info "$work/data"

@@ -497,7 +497,8 @@ def logits_and_unload(adapted, ids):
 def versions():
     from importlib.metadata import version
 
-    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2", "bitsandbytes", "gguf"]
+    names = ["torch", "transformers", "tokenizers", "peft", "safetensors", "sentencepiece", "jinja2"]
+    names += ["bitsandbytes", "gguf"]
     return {name: version(name) for name in names}
 
 

@@ -26,7 +26,8 @@ cmake --preset dev $new >$folder/configure.log
 cmake --build --preset dev --target interop_probe --parallel "$(nproc)" >$folder/build.log
 probe=$(find build-dev -name interop_probe -type f -perm -u+x | head -n 1)
 
-common="torch==2.15.0 peft==0.21.2 bitsandbytes==0.50.2 accelerate safetensors sentencepiece protobuf jinja2 gguf==0.19.0"
+common="torch==2.15.0 peft==0.21.2 bitsandbytes==0.50.2 gguf==0.19.0"
+common="$common accelerate safetensors sentencepiece protobuf jinja2"
 compared=
 failed=
 while read -r name packages; do

@@ -42,7 +42,9 @@ def commit_of(model):
 
 def etag_of(name):
     data = files[name]
-    return hashlib.sha256(data).hexdigest() if name in large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    if name in large:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def times(what):

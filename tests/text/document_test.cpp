@@ -93,10 +93,8 @@ TEST_CASE("chat data in the usual schemas is a chat; others are refused with the
     for (const qlora::Message& message : read(line).messages) all += message.role + "=" + message.content + ";";
     return all;
   };
-  CHECK(
-      turns(
-          R"({"conversations":[{"from":"system","value":"s"},{"from":"human","value":"q"},{"from":"gpt","value":"a"}]})") ==
-      "system=s;user=q;assistant=a;");
+  CHECK(turns(R"({"conversations":[{"from":"system","value":"s"},{"from":"human","value":"q"},)"
+              R"({"from":"gpt","value":"a"}]})") == "system=s;user=q;assistant=a;");
   CHECK(turns(R"({"conversations":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]})") ==
         "user=q;assistant=a;");
   CHECK(turns(R"({"instruction":"Say hi","input":"","output":"hi"})") == "user=Say hi;assistant=hi;");

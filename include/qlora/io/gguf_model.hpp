@@ -1,8 +1,8 @@
 // qlora/io/gguf_model.hpp — a model directory as the tensors and values of a GGUF file, and an adapter as those of a
 // GGUF LoRA, with the names and the order of rows that llama.cpp wants.
 // What may not change: llama.cpp rotates neighbours 2i and 2i + 1 of a head in models of its architecture "llama",
-// where Hugging Face's files have i and i + E/2. So rows of queries and keys, their biases, and B of their adapters change
-// places. Its architecture "qwen2" rotates as the files do.
+// where Hugging Face's files have i and i + E/2. So rows of queries and keys, their biases, and B of their adapters
+// change places. Its architecture "qwen2" rotates as the files do.
 // Memory: a piece of one tensor at a time.
 // Source: llama.cpp's conversion scripts (LlamaModel, Qwen2Model, convert_lora_to_gguf.py).
 // Reference: tests/io/gguf_test.cpp; tests/interop, where the package gguf reads the files.

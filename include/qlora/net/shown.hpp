@@ -36,8 +36,8 @@ inline constexpr std::array<std::string_view, 6> secret_names = {"key", "sig", "
 
 namespace detail {
 
-/// Bytes of "https://" and the like at the front of an address, of whatever kind it is; slashes may be missing or turned
-/// round behind "http:" and "https:", as they may be in a browser. 0: it is a path.
+/// Bytes of "https://" or another scheme at the front of an address. Behind "http:" and "https:" slashes may be missing
+/// or be backslashes, as browsers allow. 0: it is a path.
 [[nodiscard]] inline std::size_t scheme_length(std::string_view address) {
   std::size_t end = 0;
   const auto is_of_scheme = [](char c) {

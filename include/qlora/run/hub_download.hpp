@@ -1,8 +1,8 @@
 // qlora/run/hub_download.hpp — files of a model into the blobs of the cache: in pieces, by several connections at once.
 // On the way  blobs/ETAG.qlora-part has the bytes, ETAG.qlora-pieces the numbers of the pieces that are there, so that
 //             the next call goes on; other programs take neither for a file of theirs
-// At the end  the bytes are compared with ETAG, made durable, and get their name; a hash that does not match deletes them
-//             and starts once more
+// At the end  the bytes are compared with ETAG, made durable, and get their name; a hash that does not match deletes
+//             them and starts once more
 #pragma once
 
 #include <fcntl.h>
