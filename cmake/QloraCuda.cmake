@@ -1,6 +1,6 @@
 # The CUDA side. QLORA_CUDA is AUTO (used where a CUDA 12 toolkit with cuBLASLt is found), ON (an error without) or OFF;
 # it leaves QLORA_HAS_CUDA, QLORA_HAS_CUDNN, QLORA_HAS_NCCL and the target
-#   qlora::cuda  the kernels and their launchers, a static library, with the definition QLORA_CUDA for who links it
+#   qlora::cuda  the kernels and their launchers, a static library, and the definition QLORA_CUDA for what links it
 # Only the generated .cu files and the launchers of qlora/cuda/*/*.hpp see CUDA's headers: everything that reaches
 # kernels through qlora/cuda/launch.hpp is plain C++ and compiled by the C++ compiler.
 

@@ -36,7 +36,7 @@ arm() { # NAME METHOD LR SEED [more lines]
 }
 own="replay = \"$recall\""
 varied() { # NAME SWEEP VALUE lines: QLoRA as in the middle of the front, with one thing changed
-  arm "$1_s$first" qlora $rate "$first" "front = false
+  arm "$1_s$first" qlora $rate "$first" "pareto_front = false
 sweep = { \"$2\" = $3 }
 $4"
 }
@@ -89,7 +89,7 @@ alpha = $rank"
   done
   varied passes_1 passes 1 "$own
 epochs = 1"
-  arm "replay_0_s$first" qlora $rate "$first" 'front = false
+  arm "replay_0_s$first" qlora $rate "$first" 'pareto_front = false
 sweep = { "replayed documents" = 0, "documents about 80 products" = 0 }'
   for few in 400 1600; do
     varied replay_$few "replayed documents" $few "$own

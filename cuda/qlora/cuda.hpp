@@ -382,7 +382,7 @@ class Cuda {
   void norm_tiles(std::int64_t count, const float* g, double* partial) {
     cuda::norm_tiles(*context_, count, g, partial);
   }
-  /// What gradient_norm makes of the sums of all tiles of `count` numbers; takes the fault as well.
+  /// The result of gradient_norm from the sums of all tiles of `count` numbers; takes the fault as well.
   void norm_total(std::int64_t count, const double* partial, float max_norm, StepScalars* scalars) {
     cuda::take_fault(*context_, scalars);
     cuda::norm_total(*context_, count, partial, max_norm, scalars);
@@ -413,7 +413,7 @@ class Cuda {
 };
 
 static_assert(Backend<Cuda>);
-// What plans say of a GPU is what this backend's arenas are made from.
+// The sizes in plans for a GPU are those that this backend's arenas are made from.
 static_assert([] {
   Storage planned = gpu_storage;
   planned.context = planned.library = 0;

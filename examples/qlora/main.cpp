@@ -118,7 +118,7 @@ class ProgramProgress final : public run::ConsoleProgress {
   [[nodiscard]] bool stop_requested() const override { return interrupt_requested != 0; }
 };
 
-/// What there is of a result when the action ends with an error.
+/// Writes the part of a result that exists when the action ends with an error.
 void write_so_far(const Invocation& call, Context& context) {
   if (call.json.empty() || !context.so_far) return;
   try {

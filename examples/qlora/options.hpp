@@ -45,7 +45,7 @@ using PathChange = std::function<std::filesystem::path(const std::filesystem::pa
 /// An option of a table as the command line shows and reads it.
 struct TableOption {
   std::string names;     ///< "-n,--documents"
-  std::string old_name;  ///< "--resident"; empty: none
+  std::string old_name;  ///< such as "--resident"; empty: none
   std::string type;      ///< what stands for the value in the help
   std::string fallback;  ///< the default, as the help shows it
   std::string help;
@@ -65,7 +65,7 @@ struct PathOption {
 /// What is written to the path of an option; `either`: a file where its name has an extension.
 enum class Written { file, directory, resumed, either };
 
-/// An option that says where something is written. `resumed`: a directory where a run goes on with what it left.
+/// An option that says where something is written. `resumed`: a directory where an earlier run is resumed.
 struct OutputOption {
   std::filesystem::path* target;
   Written what;

@@ -16,7 +16,7 @@ struct Comparison;
 
 namespace qlora::program {
 
-/// What the page of `qlora compare` says of how its answers came about. Paths may be empty.
+/// What the page of `qlora compare` says of how its answers were made. Paths may be empty.
 struct PageSettings {
   std::filesystem::path model;
   std::filesystem::path adapter;

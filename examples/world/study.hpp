@@ -29,7 +29,7 @@ struct Group {
   std::string name;
   std::vector<Product> known, fresh;
   std::vector<Product> twin;            ///< fresh as the twin world has them, in the same order
-  std::vector<std::string> strangers;   ///< names like any other, of products that nothing tells of
+  std::vector<std::string> strangers;   ///< ordinary names of products that no text mentions
   std::vector<std::size_t> wordings;    ///< which of the new wordings are this split's
   std::size_t unknown_codes, refusals;  ///< questions an attribute about model codes
   std::size_t second_turns;             ///< an attribute

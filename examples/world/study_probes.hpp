@@ -1,5 +1,5 @@
 // examples/world/study_probes.hpp — the study's items: what is asked of the new products in wording old and new, of
-// known ones, of names and codes that nothing tells of, and the texts that are read. Pages, probes and twins come from
+// known ones, of names and codes that no text mentions, and the texts that are read. Pages, probes and twins come from
 // one Study value, so that they cannot disagree. The order of the draws is part of the files.
 #pragma once
 
@@ -229,7 +229,7 @@ inline Item refusal_item(std::string_view kind, Random& random, const std::strin
   return item;
 }
 
-/// What nothing tells of: names, whose refusal no training text teaches, and model codes, whose refusal they do.
+/// What no text mentions: names, whose refusal no training text teaches, and model codes, whose refusal they do.
 inline std::vector<Item> study_unknown(const Group& group, Random& random, std::set<std::string>& codes) {
   std::vector<Item> items;
   for (const std::string& name : group.strangers) {

@@ -132,7 +132,7 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   b.draw(1, 32, p, draws, picked);
 };
 
-/// The ops of the optimizer, over all trained parameters behind one another. Named as those of the network.
+/// The ops of the optimizer, over all trained parameters one after another. Named as those of the network.
 template <class B, class P = typename B::Param>
 concept OptimizerBackend = requires(B& b, P* p, const AdamW& rule, double* sums, StepScalars* scalars, std::int64_t n) {
   b.add_losses(1, p, scalars);  // losses (T) -> scalars->loss +=

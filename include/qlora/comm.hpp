@@ -5,7 +5,7 @@
 // Forms      dist/mpi.hpp for the host's memory, cuda/comm/nccl.hpp for a GPU's
 // Order      no form adds anything up: what is summed over ranks is sent, and added by the receiver in an order that
 //            does not depend on the number of ranks (train/shards.hpp)
-// Failure    whoever waits asks the watch what it thinks of that; it throws when a rank is gone. After that the Comm is
+// Failure    a rank that waits asks the watch, which throws when another rank is gone. After that the Comm is
 //            not used again
 #pragma once
 

@@ -273,7 +273,7 @@ class Cpu {
   }
   /// partial (norm_partials(count)) = sums of squares of g (count), tile by tile.
   void norm_tiles(std::int64_t count, const S* g, double* partial) { cpu::norm_tiles(*pool_, count, g, partial); }
-  /// What gradient_norm makes of the sums of all tiles of `count` numbers.
+  /// The result of gradient_norm from the sums of all tiles of `count` numbers.
   void norm_total(std::int64_t count, const double* partial, float max_norm, StepScalars* scalars) {
     scalars->grad_norm = cpu::norm_total(count, partial);
     const double limit = static_cast<double>(max_norm) / (scalars->grad_norm + 1e-6);

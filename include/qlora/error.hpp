@@ -18,7 +18,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// What went wrong, by who can mend it. The values are the exit codes of the `qlora` program.
+/// What went wrong, by who can fix it. The values are the exit codes of the `qlora` program.
 enum class ErrorKind : int {
   unmet = 1,        ///< a requirement on what was measured does not hold
   usage = 2,        ///< a call or a command line that cannot be meant
@@ -118,7 +118,7 @@ class MessagePart {
   for (const MessagePart& part : parts) part.append_to(out);
   return out;
 }
-/// "a", 3, "b" -> "a3b", with what operator<< of a new stream makes of each part.
+/// "a", 3, "b" -> "a3b", each part as operator<< of a new stream writes it.
 template <class... Parts>
 [[nodiscard, gnu::always_inline]] inline std::string concat(const Parts&... parts) {
   return concat({MessagePart(parts)...});

@@ -7,7 +7,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Of a piece of what a repeated step stages, in bytes.
+/// Bytes of one piece that a repeated step stages.
 inline constexpr std::int64_t staged_alignment = 16;
 
 /// Whether dropout is part of the products with A, for inputs of width K and XA columns of adapters; else the dropped

@@ -324,7 +324,7 @@ TEST_CASE("a changed bit anywhere in a written model is found when it is read") 
       test::flip_bit(entry.path(), bit);
     }
   }
-  // The last byte of a file of weights is a tensor's; it is of no interest to who trusts the disk.
+  // The last byte of a file of weights is a tensor's; it is not read where the disk is trusted.
   const Json index = read_json_object(dir / "model.safetensors.index.json");
   const fs::path last = dir / index.at("weight_map").at("model.norm.weight").get<std::string>();
   test::flip_bit(last, fs::file_size(last) * 8 - 1);

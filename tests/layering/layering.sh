@@ -8,7 +8,7 @@
 #
 # A file includes its own layer and those below it. Network and training code never name a backend, and no backend names
 # the other. A foreign library stays in the folders that wrap it. CUDA's headers stay in *.cuh and in
-# cuda/attention/cudnn* and cuda/comm/nccl.hpp, since whoever calls launchers is compiled without them, and so do the
+# cuda/attention/cudnn* and cuda/comm/nccl.hpp, since callers of launchers are compiled without them, and so do the
 # .cuh files.
 set -eu
 cd "$1"

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "qlora/run/options.hpp"
@@ -136,9 +137,10 @@ TEST_CASE("old names are accepted with a note, as options and as keys") {
       CAPTURE(option.name);
       REQUIRE(option.kind() == Kind::flag);
       const std::string old_name(option.old_name);
-      const Outcome job = job_with(scratch, Table<S>::section, old_name + " = true");
+      const std::string other = std::get<bool>(value_of(option, S{})) ? "false" : "true";  // than the default
+      const Outcome job = job_with(scratch, Table<S>::section, old_name + " = " + other);
       CHECK(job.code == 0);
-      CHECK(contains(job.out, "\"" + std::string(option.name) + "\": true"));
+      CHECK(contains(job.out, "\"" + std::string(option.name) + "\": " + other));
       CHECK(contains(job.err, "`" + old_name + "` is now called `" + std::string(option.name) + "`"));
       const Outcome both =
           job_with(scratch, Table<S>::section, old_name + " = true\n" + std::string(option.name) + " = true");
@@ -147,7 +149,7 @@ TEST_CASE("old names are accepted with a note, as options and as keys") {
       ++renamed;
     }
   });
-  CHECK(renamed == 2);
+  CHECK(renamed == 3);
   const Outcome line = program(scratch, "plan 7b --gpu-memory 24GB --resident --moments8");
   CHECK(line.code == 0);
   CHECK(contains(line.err, "--resident is now called --keep-dequantized"));

@@ -47,7 +47,7 @@ TEST_CASE("plain lines: one every five seconds, with tokens a second and the tim
   CHECK(bench.out.str().find('\033') == std::string::npos);
 }
 
-TEST_CASE("a resumed task reckons its time left from where it went on") {
+TEST_CASE("a resumed task estimates its time left from where it resumed") {
   Bench bench(ProgressStyle::lines);
   bench.progress.begin("train", 100, "steps", 90);
   bench.now += 5;

@@ -159,7 +159,7 @@ TEST_CASE("masks, document numbers and missing columns mean what docs/dataset.md
   CHECK(has(refused("{\"input_ids\": [1, 2], \"labels\": [1]}"), "1 numbers in labels"));
   CHECK(has(refused("{\"input_ids\": [1, 99999]}"), "the id 99999"));
   CHECK(has(refused("{\"input_ids\": [1, -1]}"), "the id -1"));
-  CHECK(has(refused("{\"input_ids\": [1, 2, 3], \"attention_mask\": [1, 0, 1]}"), "token 2 goes on with a document"));
+  CHECK(has(refused("{\"input_ids\": [1, 2, 3], \"attention_mask\": [1, 0, 1]}"), "token 2 continues a document"));
   CHECK(has(refused("{\"input_ids\": [1, 2], \"attention_mask\": [1, 2]}"), "must be 0 or 1"));
   CHECK(has(refused("{\"input_ids\": [1.5, 2]}"), "no list of whole numbers"));
   CHECK(has(refused("{\"input_ids\": [1, 18446744073709551615]}"), "no list of whole numbers"));

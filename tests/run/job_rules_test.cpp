@@ -143,7 +143,7 @@ TEST_CASE("the JSON of a job has its sections, and of each arm what it is traine
   run::Job job = minimal();
   job.arms = {arm(job, "a"), full(job, "b")};
   job.arms[1].pages.files = {"own.html"};
-  job.arms[1].labels.front = false;
+  job.arms[1].labels.pareto_front = false;
   run::complete_job(job);
   const run::OrderedJson json = to_json(job);
   std::string sections;
@@ -154,6 +154,6 @@ TEST_CASE("the JSON of a job has its sections, and of each arm what it is traine
   CHECK_FALSE(json.at("arms").at("a").contains("files"));
   CHECK_FALSE(json.at("arms").at("b").contains("rank"));  // all weights have none
   CHECK(json.at("arms").at("b").at("files").dump() == R"(["own.html"])");
-  CHECK(json.at("arms").at("b").at("front") == false);
+  CHECK(json.at("arms").at("b").at("pareto_front") == false);
   CHECK(json.at("merge").at("arm") == "a");
 }

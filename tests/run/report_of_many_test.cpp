@@ -44,7 +44,7 @@ Job job_of(int arms) {
     exchange.answers[name] = name + " says";
     job.arms[name] = {.group = i % 2 == 0 ? "even" : "odd", .setting = {{"name", name}}, .seed = 1};
   }
-  job.arms["a2"].front = false;
+  job.arms["a2"].pareto_front = false;
   job.comparison.answers.push_back(exchange);
   return job;
 }

@@ -74,7 +74,7 @@ TEST_CASE("an arm has what it says, and its setting is one text") {
   arm.pages = {{"http://x/"}, {"a.html"}};
   arm.sweep["rank"] = 4;
   arm.control = "c";
-  arm.front = false;
+  arm.pareto_front = false;
   const run::OrderedJson json = to_json(arm);
   CHECK(json.dump().ends_with(R"(\"pages\":[[\"http://x/\"],[\"a.html\"]]}","seed":3,"sweep":{"rank":4.0},)"
                               R"("control":"c","front":false})"));

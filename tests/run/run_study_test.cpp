@@ -121,7 +121,7 @@ TEST_CASE("settings: seeds pooled, models that are no arms beside them, named by
   study.add("r4_s1", variant(0.3, 0.1, 1.0), options("lora", 0.002, 1));
   study.add("plain", variant(0.5, 0.2, 1.0), options("full", 0.001, 1));
   study.add("replay", variant(0.7, 0.4, 1.0), options("lora", 0.002, 3));
-  study.arms["replay"].front = false;
+  study.arms["replay"].pareto_front = false;
   study.add("permuted_s1", variant(0.1, -0.6, 0.9), control(options("lora", 0.001, 3), "permuted values"));
   study.variants.erase("permuted_s2");
   const std::vector<run::SettingResult> rows = run::pooled_settings(study.arms, study.variants);
@@ -279,7 +279,7 @@ TEST_CASE("a chart has a line a figure, whiskers and the seeds behind the means;
 TEST_CASE("an arm that says so is no point of the front, and stays in its sweep") {
   Study study;
   const std::size_t before = run::trials_of(study.arms, study.variants).size();
-  study.arms["r4_s1"].front = false;
+  study.arms["r4_s1"].pareto_front = false;
   const std::vector<eval::Trial> trials = run::trials_of(study.arms, study.variants);
   CHECK(trials.size() == before - 1);
   for (const eval::Trial& trial : trials) CHECK(trial.setting != "name=r4\n");

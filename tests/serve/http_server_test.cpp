@@ -201,7 +201,7 @@ TEST_CASE("a key opens every path but the open ones") {
     }
   }
   CHECK(ask("/parts", "Authorization: Bearer secret\r\n").status == 200);
-  // A page is for who reads it as a page.
+  // A page is for browsers.
   CHECK(ask("/parts", "Accept: text/html\r\n").status == 200);
   CHECK(ask("/parts", "Accept: */*\r\n").status == 401);
   CHECK(ask("/nothing", "Accept: text/html\r\n").status == 401);

@@ -261,7 +261,7 @@ TEST_CASE("as in a container: names of the environment, a key for all paths but 
   }
   CHECK(contained.client().ask("GET", "/info").body.find("\"error_type\":\"authentication\"") != std::string::npos);
   CHECK(contained.client().ask("POST", "/adapters", "{}", key).status == 404);
-  // A browser gets the page, in which no data is, and whoever asks for anything else needs the key.
+  // A browser gets the page, which holds no data; every other request needs the key.
   const std::string browser = "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
   const Answer page = contained.client().ask("GET", "/", "", browser);
   CHECK(page.status == 200);

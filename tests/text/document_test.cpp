@@ -32,7 +32,7 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 
 }  // namespace
 
-TEST_CASE("a source keeps no credentials, whoever wrote the line") {
+TEST_CASE("a source keeps no credentials, whatever wrote the line") {
   const Folder folder;
   const auto documents = qlora::read_documents(
       folder.file("pages.jsonl", R"({"source": "https://me:secret@example.org/a?token=abc&page=2", "text": "x"})"

@@ -119,6 +119,10 @@ TEST_CASE("early stopping: no better than the best, so many times in a row") {
   CHECK_FALSE(hears(2.75));
   EarlyStopping never{.patience = 0};
   CHECK_THROWS_AS((void)never.evaluation(trainer, {1.0, 1}), Error);
+  for (const double gain : {-0.1, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    EarlyStopping wrong{.patience = 1, .least_gain = gain};
+    CHECK_THROWS_AS((void)wrong.evaluation(trainer, {1.0, 1}), Error);
+  }
 }
 
 TEST_CASE("a learning rate as a function of the step") {

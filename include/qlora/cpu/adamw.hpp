@@ -2,7 +2,7 @@
 // Math       m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr d p
 //            p -= lr / (1-b1^t) m / (sqrt(v / (1-b2^t)) + eps)
 //            with g already times min(1, max_norm / (norm + 1e-6))
-// Shapes     p g m v (count), all parameters behind one another
+// Shapes     p g m v (count), all parameters one after another
 // Writes     p m v in place
 // Numbers    partial sums of 16,384 squares in double, added in order: same bits for any thread count
 // Reference  torch.optim.AdamW and clip_grad_norm_ as the Hugging Face Trainer calls them; golden training runs

@@ -86,7 +86,7 @@ struct Numbers {
 /// What comparisons use of a number: the derivative stays out of them.
 [[nodiscard]] inline double real_part(const std::complex<double>& value) { return value.real(); }
 
-/// Numbers behind one another, as Eigen computes with them.
+/// Numbers one after another, as Eigen computes with them.
 template <class S>
 using RowArray = Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>>;
 /// The same to read.

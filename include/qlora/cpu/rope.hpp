@@ -1,5 +1,5 @@
 // qlora/cpu/rope.hpp — rotary embedding of queries and keys, in place, and the tables it reads.
-// Math       (x_i, x_{i+E/2}) turned by direction * position * f_i, half-split as in LLaMA; f as qlora/rope.hpp has it
+// Math       (x_i, x_{i+E/2}) turned by direction * position * f_i, half-split as in LLaMA; f as in qlora/rope.hpp
 // Shapes     qkv (T,(H+2K)E) · position (T) · f (E/2) · cosine sine (positions, E/2)
 // Writes     the H + K first heads of qkv, in place
 // Reference  complex step in tests/cpu/derivative_test.cpp; golden logits

@@ -59,7 +59,7 @@ class MpiProcess {
 
 }  // namespace detail
 
-/// Processes that share an MPI_COMM_WORLD, each with a backend in host memory.
+/// Processes that share an MPI_COMM_WORLD, each with a backend in host memory. Used by one thread at a time.
 class MpiComm final : public Comm {
  public:
   /// Throws Error (usage) when MPI knows of another number of processes than `launch` says, as where another launcher

@@ -1,4 +1,4 @@
-// qlora/eval/item_results.hpp — what a measurement found of each probe: the input of metrics, shares and examples.
+// qlora/eval/item_results.hpp — results of a measurement, probe by probe: the input of metrics, shares and examples.
 #pragma once
 
 #include <vector>

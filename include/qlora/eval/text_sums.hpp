@@ -40,7 +40,7 @@ void for_each_by(std::size_t count, std::size_t threads, const Run& run) {
   std::vector<std::thread> others;
   try {
     while (others.size() + 1 < std::min(threads, count)) others.emplace_back(work);
-  } catch (const std::system_error&) {  // those that there are do it
+  } catch (const std::system_error&) {  // fewer threads do it
   }
   work();
   for (std::thread& thread : others) thread.join();

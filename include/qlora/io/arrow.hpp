@@ -263,7 +263,7 @@ inline std::string list_problem(const Field& field) {
 
 }  // namespace detail
 
-/// A stream on the disk, mapped. Throws Error that names the file for whatever is refused or damaged.
+/// A stream on the disk, mapped. Throws Error that names the file for whatever is refused or damaged. Of one thread.
 class ListFile {
  public:
   /// Reads the schema. A null row in a column of this name, or a type that is not read, is found by rows().

@@ -27,7 +27,7 @@ struct ListColumn {
 };
 
 /// Writes one stream; the file appears under its name at finish(), whole. Throws Error (resource) when the system
-/// cannot write it.
+/// cannot write it. Used by one thread at a time.
 class ListWriter {
  public:
   /// Begins the file and writes the schema.

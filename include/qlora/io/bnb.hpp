@@ -91,7 +91,7 @@ inline constexpr const char* cure = "; give the 16-bit model, it is quantized he
   if (!json_bool_or(config, "load_in_4bit", here, json_bool_or(config, "_load_in_4bit", here, false))) {
     throw Error(concat(here, ": load_in_4bit is not true; of quantized models those in NF4 are read", detail::cure));
   }
-  const std::string type = json_string_or(config, "bnb_4bit_quant_type", here, "fp4");  // as transformers has it
+  const std::string type = json_string_or(config, "bnb_4bit_quant_type", here, "fp4");  // as in transformers
   if (type != "nf4") {
     throw Error(concat(here, ": bnb_4bit_quant_type is '", excerpt(type), "'; 'nf4' is read", detail::cure));
   }

@@ -1,4 +1,4 @@
-// qlora/io/checksum.hpp — XXH3 of 128 bits, for what a disk or a memory may change by accident; it protects against no
+// qlora/io/checksum.hpp — XXH3 of 128 bits, against accidental changes on disk or in memory; it protects against no
 // attacker. The command `xxhsum -H2` computes the same.
 #pragma once
 
@@ -43,7 +43,7 @@ struct Checksum {
     }
     return text;
   }
-  /// What hex() gives, read; nothing for any other text.
+  /// Reads what hex() returns; nothing for any other text.
   [[nodiscard]] static std::optional<Checksum> parse(std::string_view text) {
     if (text.size() != 32) return std::nullopt;
     Checksum sum;
@@ -58,7 +58,7 @@ struct Checksum {
   }
 };
 
-/// The checksum of bytes that come in pieces.
+/// The checksum of bytes that come in pieces. Used by one thread at a time.
 class RunningChecksum {
  public:
   RunningChecksum() : state_(XXH3_createState()) {

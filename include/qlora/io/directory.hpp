@@ -77,7 +77,7 @@ inline void remove_stale_temporaries(const std::filesystem::path& root) {
 
 /// Collects files under temporary() and gives them their directory's name in one step. Every file must be durable when
 /// commit() is called (AtomicFile::commit, SafetensorsWriter::finish). Without commit() nothing is left behind.
-/// A symbolic link of the target's name stays, and what it points to is replaced.
+/// A symbolic link of the target's name stays, and what it points to is replaced. Used by one thread at a time.
 class AtomicDirectory {
  public:
   /// The target may not exist, or be an empty directory, or hold nothing but the names in `replaceable`, which are

@@ -56,7 +56,7 @@ class Buffer {
   const std::string* where_;
 };
 
-/// Elements behind one another, or none.
+/// Elements one after another, or none.
 struct Vector {
   std::size_t at = 0;     ///< of the first
   std::size_t count = 0;  ///< of elements
@@ -171,7 +171,7 @@ class Writer {
   }
   /// The place of the table that was written last.
   [[nodiscard]] std::size_t last_table() const { return last_; }
-  /// Begins a vector of so many elements, whose first lies at a multiple of 8; its place, for point().
+  /// Begins a vector of that many elements, whose first lies at a multiple of 8; its place, for point().
   std::size_t vector(std::size_t count) {
     while ((bytes_.size() + 4) % 8 != 0) put(0, 1);
     const std::size_t at = bytes_.size();
@@ -185,7 +185,7 @@ class Writer {
     put(0, 1);
     return at;
   }
-  /// Appends a number of so many bytes; its place.
+  /// Appends a number of that many bytes; its place.
   std::size_t put(std::int64_t value, std::size_t bytes) {
     const std::size_t at = bytes_.size();
     bytes_.resize(at + bytes);

@@ -94,7 +94,7 @@ namespace detail {
   return shape;
 }
 
-/// What "rope_parameters" or "rope_scaling" say of a type.
+/// The settings of a type in "rope_parameters" or "rope_scaling".
 [[nodiscard]] inline RopeScaling scaling_of(const Json& rope, const std::string& type, const Json& config,
                                             std::string_view where) {
   const auto number = [&](const char* key, double min, double max, double otherwise) {

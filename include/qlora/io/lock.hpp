@@ -19,7 +19,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// An exclusive lock on a file, held until destruction.
+/// An exclusive lock on a file, held until destruction. Used by one thread at a time.
 class RunLock {
  public:
   /// Throws Error (ErrorKind::resource) that names the holder when another process or object has the lock.

@@ -1,10 +1,10 @@
 // qlora/io/residual_init.hpp — adapters that begin with what quantization lost: s B A is the best approximation of
-// W - dq(NF4(W)) by its rank, as LoftQ and peft's replace_lora_weights_loftq have it. The base stays as it is, so such
-// an adapter is one like any other once it is trained.
+// W - dq(NF4(W)) by its rank, as in LoftQ and peft's replace_lora_weights_loftq. The base does not change, so after
+// training such an adapter is an ordinary one.
 //   Trainer<mine, Cpu<>> trainer(directory.source(), options);
 //   init_from_residual(trainer.model(), directory.source(), {.seed = options.seed});
 // Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models" (2023), with one alternation.
-// The work is done on the host for every backend, with one matrix in hand: a copy of it in float, its codes, and what
+// The work is done on the host for every backend, one matrix at a time: a copy of it in float, its codes, and what
 // cpu/low_rank.hpp takes. Ranks that train together share the matrices.
 #pragma once
 

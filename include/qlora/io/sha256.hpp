@@ -21,7 +21,7 @@ namespace qlora {
 inline namespace v0 {
 
 /// A running hash: update() any number of times, then hex() once. Each may throw Error (resource): memory is out, or a
-/// configuration of OpenSSL leaves it without SHA-256.
+/// configuration of OpenSSL leaves it without SHA-256. Used by one thread at a time.
 class Sha256 {
  public:
   Sha256() : Sha256(EVP_sha256()) {}

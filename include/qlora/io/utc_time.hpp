@@ -1,4 +1,4 @@
-// qlora/io/utc_time.hpp — the time of day as records have it.
+// qlora/io/utc_time.hpp — the time of day as written into records.
 #pragma once
 
 #include <ctime>

@@ -41,7 +41,7 @@ class AccessGate {
     writes_.fetch_add(1, std::memory_order_relaxed);
     users_.store(0, std::memory_order_release);
   }
-  /// How often it was written, for who reads.
+  /// How often it was written, for readers.
   [[nodiscard]] std::uint64_t writes() const noexcept { return writes_.load(std::memory_order_relaxed); }
 
  private:

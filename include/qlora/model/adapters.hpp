@@ -69,7 +69,7 @@ class AdapterSet {
   [[nodiscard]] bool is_set() const { return values_ != nullptr; }
   /// Rank and scale of one adapter.
   [[nodiscard]] const AdapterState& state(int layer, Proj proj) const { return states_[slot(layer, proj)]; }
-  /// Held by whoever reads or writes the matrices.
+  /// Held while the matrices are read or written.
   [[nodiscard]] AccessGate& gate() const { return gate_; }
   /// Bytes of backend memory.
   [[nodiscard]] std::int64_t bytes() const {

@@ -22,7 +22,7 @@ inline namespace v0 {
 enum class Purpose : std::uint8_t {
   nf4_codes,          ///< of the frozen projections
   nf4_scales,         ///< of their blocks
-  dense_linears,      ///< frozen linears that are not quantized, or their resident dequantized form
+  dense_linears,      ///< frozen linears that are not quantized, or their dequantized form that is kept
   embedding_head,     ///< frozen embedding, head and norms
   trained,            ///< adapters (or all weights), in full precision
   gradients,          ///< of what is trained, and of a micro-batch, or of other ranks, before they are added
@@ -152,7 +152,7 @@ struct Run {
          2 * stats(std::int64_t{limits.length} * (s.head_dim / 2));
 }
 
-/// Bytes of the biases of one layer: those of queries, keys and values behind one another, and that of the output.
+/// Bytes of the biases of one layer: those of queries, keys and values one after another, and that of the output.
 [[nodiscard]] constexpr std::int64_t bias_bytes(const Shape& s, std::int64_t element) {
   const std::int64_t qkv = std::int64_t{group_out(s, Group::qkv)} * element;
   return (s.qkv_bias ? arena_bytes(qkv) : 0) + (s.o_bias ? arena_bytes(std::int64_t{s.dim} * element) : 0);

@@ -1,5 +1,5 @@
 // qlora/model/weights.hpp — all weights of a model in backend memory: frozen ones quantized while they are read,
-// trained ones behind one another as the optimizer wants them, and sets of adapters by name. Needs: a TensorSource with
+// trained ones one after another as the optimizer wants them, and sets of adapters by name. Needs: a TensorSource with
 // Hugging Face names. Host memory while loading is bounded by one tensor.
 // Frozen weights never change once they are loaded: any number of contexts compute with them at once.
 #pragma once
@@ -281,7 +281,7 @@ class Weights {
     return to;
   }
 
-  /// The biases of some projections behind one another. Full training would have to train them, and does not.
+  /// The biases of some projections one after another. Full training would have to train them, and does not.
   [[gnu::cold]] const Param* place_biases(B& backend, const TensorSource& source, int layer,
                                           std::initializer_list<Proj> all) {
     const Shape& s = layout_.shape;

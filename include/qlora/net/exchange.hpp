@@ -1,5 +1,5 @@
 // qlora/net/exchange.hpp — one HTTP request and its answer: headers, ranges, and a body that is handed on as it comes.
-// Redirects and retries are the caller's, who knows which host may see a token. Limits and guard are those of http.hpp.
+// Redirects and retries are up to the caller, which knows which host may see a token. Limits and guard: http.hpp.
 // What may not change: no header goes to another address than the one given, and no body of a failure to the receiver.
 #pragma once
 

@@ -1,4 +1,4 @@
-// qlora/net/percent.hpp — text inside addresses, percent-encoded as RFC 3986 has it.
+// qlora/net/percent.hpp — text inside addresses, percent-encoded as in RFC 3986.
 #pragma once
 
 #include <cstddef>

@@ -48,7 +48,7 @@ inline bool color_for(int descriptor) {
   return isatty(descriptor) != 0 && (off == nullptr || *off == '\0');
 }
 
-/// Progress as text for a terminal or a log. The stream must live as long as this.
+/// Progress as text for a terminal or a log. The stream must live as long as this. Of one thread, as Progress says.
 class ConsoleProgress : public Progress {
  public:
   using Seconds = std::function<double()>;  ///< a clock that only goes forward

@@ -4,7 +4,7 @@
 //   input/config/inputdataconfig.json    the channels: training, model, probes, replay
 //   input/config/resourceconfig.json     the hosts of the job (dist/sagemaker.hpp)
 //   input/data/CHANNEL                   files of a channel; SM_CHANNEL_NAME names another folder
-//   checkpoints                          where the run is, so that the next container goes on from it
+//   checkpoints                          where the run is, so that the next container resumes it
 //   model                                the adapter or the merged model, complete or not at all
 //   output/data                          the record of the run
 //   output/failure                       why it failed, the message first
@@ -78,7 +78,7 @@ struct ContainerTraining {
 [[nodiscard]] QLORA_STEP ContainerTraining container_training(const std::filesystem::path& root,
                                                               const dist::Environment& get);
 
-/// Packs where that is asked for, trains or goes on, and leaves on rank 0 the result in model/ and the record in
+/// Packs where that is asked for, trains or resumes, and leaves on rank 0 the result in model/ and the record in
 /// output/data/. `trained` of the result is model/, or of a merged model the adapter in checkpoints/. Throws Error as
 /// pack, train and merge do, and (usage) when model/ holds something.
 [[nodiscard]] QLORA_STEP TrainResult train_in_container(const ContainerTraining& job, Progress& progress);

@@ -155,7 +155,7 @@ class RowImport {
                            "; give the --model whose tokenizer made the ids"));
       const bool first = number != last;
       if (first && !seen.insert(number).second)
-        throw Error(concat(where, ": token ", i, " goes on with a document that ended before it in this row"));
+        throw Error(concat(where, ": token ", i, " continues a document that ended before it in this row"));
       last = number;
       std::int64_t label = row.has(RowColumn::labels) ? row[RowColumn::labels][i] : ids[i];
       if (label != ignored_label && label != ids[i])

@@ -76,7 +76,7 @@ class EngineSession {
   /// The open model, for token ids in and out.
   [[nodiscard]] Session& session() { return *session_; }
 
-  /// Answers to all questions, chats and completions, in their order. A single chat goes on from the cache of the one
+  /// Answers to all questions, chats and completions, in their order. A single chat continues from the cache of the one
   /// before it, as far as they begin alike. `on_token` gets the number of a question among
   /// those of its form. When `progress` asks to stop: throws Error (interrupted), or with `keep_at_stop` gives what
   /// there is, of which only the replies that say `stopped` are whole.
@@ -157,7 +157,7 @@ class Engine {
                          model.shape.vocab));
     }
     if (options.base == BaseWeights::full && !options.adapters.empty()) {
-      throw Error("an adapter goes on the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
+      throw Error("an adapter needs the 4-bit model; leave --base out, or merge first", ErrorKind::usage);
     }
     std::vector<std::pair<std::string, PeftAdapter>> adapters;
     Lora capacity = options.base == BaseWeights::full ? no_adapters : options.capacity;

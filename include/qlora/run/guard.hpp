@@ -36,7 +36,7 @@ namespace run {
   return items;
 }
 
-/// Measures the probes of a training in its steps; inactive without any.
+/// Measures the probes of a training in its steps; inactive without any. Used by one thread at a time.
 class Guard {
  public:
   /// Inactive without probes. `threads`: for sums on texts; 0: one per core. Throws Error as read_probes does.

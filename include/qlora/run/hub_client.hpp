@@ -63,7 +63,7 @@ class HubClient {
   HubClient(const HubPlace& place, const HubModel& model, const std::atomic<bool>& stop)
       : place_(&place), model_(&model), stop_(&stop), connection_(options(place, stop)) {}
 
-  /// What there is of the model's revision.
+  /// The files of the model's revision.
   [[nodiscard]] HubInfo info() {
     const std::string url = concat(place_->endpoint, "/api/models/", model_->name, "/revision/",
                                    net::percent_encoded(model_->revision, {}));

@@ -1,6 +1,6 @@
 // qlora/run/hub_download.hpp — files of a model into the blobs of the cache: in pieces, by several connections at once.
 // On the way  blobs/ETAG.qlora-part has the bytes, ETAG.qlora-pieces the numbers of the pieces that are there, so that
-//             the next call goes on; other programs take neither for a file of theirs
+//             the next call goes on; no other program uses these names
 // At the end  the bytes are compared with ETAG, made durable, and get their name; a hash that does not match deletes
 //             them and starts once more
 #pragma once
@@ -174,7 +174,7 @@ class Downloader {
           done_ -= files_[f]->file().size - files_[f]->missing();
           files_[f]->take_whole();
         }
-        if (files_[f]->missing() == 0) finish(f);  // ended between its last byte and its name, or empty
+        if (files_[f]->missing() == 0) finish(f);  // an earlier run ended before its rename, or it is empty
         for (std::size_t p = 0; !finished_[f] && p < files_[f]->pieces(); ++p)
           if (!files_[f]->has(p)) work_.push_back({f, p});
       }

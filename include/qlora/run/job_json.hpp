@@ -72,7 +72,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   OrderedJson json{{"group", arm.group}, {"setting", detail::setting_json(arm)}, {"seed", arm.seed}};
   if (!arm.sweep.empty()) json["sweep"] = arm.sweep;
   if (!arm.control.empty()) json["control"] = arm.control;
-  if (!arm.front) json["front"] = false;
+  if (!arm.pareto_front) json["front"] = false;
   return json;
 }
 /// The arm that to_json wrote. Throws Error where "group", "setting" or "seed" is missing.
@@ -87,7 +87,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
     }
   }
   if (detail::section(json, "control") != nullptr) arm.control = detail::required_text(json, "control");
-  if (const OrderedJson* front = detail::section(json, "front")) arm.front = detail::flag_of(*front, "front");
+  if (const OrderedJson* front = detail::section(json, "front")) arm.pareto_front = detail::flag_of(*front, "front");
   return arm;
 }
 
@@ -225,7 +225,7 @@ inline void read_setting(const std::string& text, StudyArm& arm) {
   OrderedJson json = to_json(settings);
   if (!arm.sweep.empty()) json["sweep"] = arm.sweep;
   if (!arm.labels.control.empty()) json["control"] = arm.labels.control;
-  if (!arm.labels.front) json["front"] = false;
+  if (!arm.labels.pareto_front) json["pareto_front"] = false;
   if (arm.pages != pages_of_job) json.update(to_json(settings_of(arm.pages, Which::all)));
   return json;
 }

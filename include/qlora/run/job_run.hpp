@@ -85,7 +85,7 @@ namespace run {
       of_arm.seed = arm.train.options.seed;
       of_arm.sweep = arm.sweep;
       of_arm.control = arm.labels.control;
-      of_arm.front = arm.labels.front;
+      of_arm.pareto_front = arm.labels.pareto_front;
     }
   }
   return all;

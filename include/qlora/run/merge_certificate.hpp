@@ -23,7 +23,7 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// Sums over the tokens of all windows, between logits of one model and those of another.
+/// Sums over the tokens of all windows, between logits of one model and those of another. Used by one thread at a time.
 class MergeDistance {
  public:
   /// The logits (V) of the model with its adapter and of the merged one that predict `next`.

@@ -17,7 +17,7 @@ inline namespace v0 {
 namespace run {
 namespace detail {
 
-/// A value as the job file has it.
+/// A value as written in a job file.
 [[nodiscard]] inline std::string toml_of(const Value& value) {
   const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };
   if (const auto* text = std::get_if<std::string>(&value)) return quoted(*text);

@@ -335,7 +335,7 @@ static_assert(well_formed<ChatChoice>());
 /// How the report calls an arm of a job, beside its place in sweeps.
 struct ArmLabels {
   std::string group;
-  bool front = true;
+  bool pareto_front = true;
   std::string control;
 };
 
@@ -349,10 +349,11 @@ struct Table<ArmLabels> {
        .member = &ArmLabels::group,
        .help = "Its line in the report's Pareto front; without it that of its method",
        .fingerprint = false},
-      {.name = "front",
-       .member = &ArmLabels::front,
-       .help = "Whether it is a point of the front and of the comparison at equal gain",
-       .fingerprint = false},
+      {.name = "pareto_front",
+       .member = &ArmLabels::pareto_front,
+       .help = "Whether it is a point of the Pareto front and of the comparison at equal gain",
+       .fingerprint = false,
+       .old_name = "front"},
       {.name = "control",
        .member = &ArmLabels::control,
        .help = "What it controls for; the report lists controls apart",

@@ -12,7 +12,7 @@ namespace run {
 
 /// Processes that train together.
 struct Ranks {
-  int gpus = 0;  ///< one for each of so many GPUs of this host; 0: none is started, this one trains
+  int gpus = 0;  ///< one for each of this many GPUs of the host; 0: none is started, this one trains
 };
 
 template <>
@@ -23,9 +23,8 @@ struct Table<Ranks> {
   static constexpr auto options = std::to_array<Option<Ranks>>({
       {.name = "gpus",
        .member = &Ranks::gpus,
-       .help =
-           "Start a process for each of so many GPUs of this host, which share the steps; 0: none. torchrun, mpirun "
-           "and srun start them themselves",
+       .help = "Start a process for each of N GPUs of this host, which share the steps; 0: none. torchrun, mpirun "
+               "and srun start them themselves",
        .range = {0, 1024},
        .fingerprint = false},
   });

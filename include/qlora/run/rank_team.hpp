@@ -57,7 +57,7 @@ class RankTeam {
     peers_->set_doing(concat(" in step ", step));
     peers_->set_patience(patience_);
   }
-  /// What comes between steps, measuring and saving, rank 0 does alone, and it takes what it takes.
+  /// Measuring and saving between steps is done by rank 0 alone, and has no time limit.
   void end_step(int step, double seconds) {
     if (!peers_) return;
     peers_->set_doing(concat(" after step ", step));

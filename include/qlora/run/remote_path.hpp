@@ -15,7 +15,7 @@ namespace run {
 struct RemoteOutput {
   std::string address;           ///< "s3://bucket/key"
   std::filesystem::path staged;  ///< where it is written first
-  bool keep = false;             ///< what a run before left there counts: a training goes on
+  bool keep = false;             ///< what an earlier run left there is used: a training resumes
 };
 
 }  // namespace run

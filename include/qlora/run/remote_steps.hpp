@@ -174,7 +174,7 @@ inline void bring_copy(RemoteStore& store, const std::map<std::string, net::S3Ob
         fs::remove(entry.path());
   }
   if (missing.empty()) return;
-  fs::remove(record, code);  // until all is there, so that nothing is taken for what it is not
+  fs::remove(record, code);  // until all is there, so that a partial copy is never taken for a whole one
   bring_objects(store, missing, place, address, progress);
   for (const auto& [name, object] : missing) {  // what the record says holds after a loss of power, too
     const fs::path path = path_of(name);

@@ -61,7 +61,7 @@ inline void add_metrics(const Comparison& comparison, const Study& study, eval::
   std::set<std::string> groups;
   if (!many(comparison.variants)) return hidden;
   for (const auto& [name, arm] : arms) {
-    const bool first = arm.in_front() && groups.insert(arm.group).second;
+    const bool first = arm.in_pareto_front() && groups.insert(arm.group).second;
     if (!first && comparison.tuned != name) hidden.insert(name);
   }
   return hidden;

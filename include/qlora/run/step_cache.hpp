@@ -75,7 +75,7 @@ struct CachedRecord {
   std::vector<std::pair<std::string, FileHashes>> outputs;  ///< by the name of the output
 };
 
-/// The steps of a job that were done, in one file: what can be skipped, and what its outputs were.
+/// The steps of a job that were done, in one file: what can be skipped, and what its outputs were. Of one thread.
 class StepCache {
  public:
   /// `file` is read if it is there; one that cannot be understood only means that nothing can be skipped. `version` is

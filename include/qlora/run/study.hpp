@@ -26,10 +26,10 @@ struct StudyArm {
   std::int64_t seed = 0;                  ///< of the training
   std::map<std::string, double> sweep{};  ///< name of what is varied, value
   std::string control{};                  ///< what the arm is a control for; empty: it is none
-  bool front = true;                      ///< whether it is a point of the Pareto front
+  bool pareto_front = true;               ///< whether it is a point of the Pareto front
 
   /// Whether it is a point of the Pareto front; controls are none.
-  [[nodiscard]] bool in_front() const { return front && control.empty(); }
+  [[nodiscard]] bool in_pareto_front() const { return pareto_front && control.empty(); }
 };
 /// By the arm's name in the comparison.
 using StudyArms = OrderedMap<StudyArm>;
@@ -209,7 +209,7 @@ template <class Names>
   std::vector<eval::Trial> trials;
   for (const auto& [name, arm] : arms) {
     const VariantResult* variant = variants.find(name);
-    if (variant == nullptr || !arm.in_front()) continue;
+    if (variant == nullptr || !arm.in_pareto_front()) continue;
     eval::Trial trial;
     trial.group = arm.group;
     trial.seed = arm.seed;
@@ -254,7 +254,7 @@ template <class Names>
   std::map<std::string, std::vector<const StudyArm*>> groups;  // one arm of each setting
   for (const auto& [name, variant] : variants) {
     const StudyArm* arm = arms.find(name);
-    if (arm != nullptr && !arm->in_front()) continue;
+    if (arm != nullptr && !arm->in_pareto_front()) continue;
     const auto same = [&](const Row& row) {
       return arm != nullptr && row.arm != nullptr && row.arm->group == arm->group &&
              detail::same_setting(*row.arm, *arm);

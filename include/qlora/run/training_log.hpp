@@ -120,7 +120,7 @@ struct StepRecord {
   return curves;
 }
 
-/// Appends to metrics.jsonl, and keeps all records in memory.
+/// Appends to metrics.jsonl, and keeps all records in memory. Used by one thread at a time.
 class TrainingLog {
  public:
   /// Opens the record of a run that has done `steps` steps.

@@ -37,7 +37,7 @@ inline constexpr std::size_t most_compared = 8;
 /// Answers one body.
 class Comparing final : public Generation {
  public:
-  /// Of so many variants, whose plans are given to start().
+  /// For that many variants, whose plans are given to start().
   Comparing(std::shared_ptr<Exchange> exchange, const ServedModel& served, std::size_t variants)
       : Generation(std::move(exchange), served), ids_(variants) {}
 

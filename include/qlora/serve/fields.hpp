@@ -152,7 +152,7 @@ class Fields {
   [[noreturn]] void fail(std::string_view key, std::string_view what) const {
     throw Refused(status_, concat("`", in_, key, "` ", what), in_ + std::string(key), "invalid_value");
   }
-  /// Whether a value is a whole number in a range. 16.0 is one, as JSON Schema has it.
+  /// Whether a value is a whole number in a range. 16.0 is one, as in JSON Schema.
   [[nodiscard]] static bool whole(const Json& value, std::int64_t low, std::int64_t high) {
     if (value.is_number_float()) {
       const double number = value.get<double>();
@@ -178,7 +178,7 @@ inline constexpr std::array<std::string_view, 13> constraints{
     "guided_json",    "guided_regex", "guided_choice", "guided_grammar", "guided_json_object", "guided_decoding",
     "response_schema"};
 
-/// A body as a JSON object: at most 32 levels deep, no key twice, at most so many values. Throws Refused (400).
+/// A body as a JSON object: at most 32 levels deep, no key twice, with at most that many values. Throws Refused (400).
 [[nodiscard]] inline Json body_object(std::string_view body, std::size_t most_values) {
   constexpr int deepest = 32;
   try {
@@ -196,7 +196,7 @@ template <class AnyJson>
   return value.dump(-1, ' ', false, AnyJson::error_handler_t::replace);
 }
 
-/// A log-probability as JSON has it: not below -9999.
+/// A log-probability in JSON: not below -9999.
 [[nodiscard]] inline double json_logprob(float value) { return value >= -9999.0F ? shortest_decimal(value) : -9999.0; }
 
 }  // namespace serve

@@ -206,7 +206,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   bool over_ = false;
 };
 
-/// An event of a stream, as HTML's server-sent events have it.
+/// An event of a stream, in the form of HTML's server-sent events.
 [[nodiscard]] inline std::string sse(std::string_view data) { return concat("data: ", data, "\n\n"); }
 
 }  // namespace serve

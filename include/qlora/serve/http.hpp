@@ -36,7 +36,7 @@ struct HttpRequest {
   }
 };
 
-/// Whether whoever sends this field "Accept" is a browser that wants a page.
+/// Whether a client with this field "Accept" is a browser that wants a page.
 [[nodiscard]] inline bool wants_page(std::string_view accept) {
   return accept.find("text/html") != std::string_view::npos;
 }
@@ -64,7 +64,7 @@ class Exchange {
   virtual void reply(HttpReply answer) = 0;
   /// Begins an answer in parts; the body of `answer` is its first part.
   virtual void begin(HttpReply answer) = 0;
-  /// A part of it. A client that does not take parts for long, or lets too many wait, is taken for gone.
+  /// A part of it. A client that does not take parts for long, or lets too many wait, is disconnected.
   virtual void write(std::string_view part) = 0;
   /// Ends an answer in parts.
   virtual void end() = 0;
@@ -79,14 +79,14 @@ class Exchange {
   virtual void post(std::function<void()> use) = 0;
 };
 
-/// Answers a request, now or later: whoever keeps the exchange can go on with it. Called by several threads at once. An
+/// Answers a request, now or later: the exchange may be kept. Called by several threads at once. An
 /// exchange that nobody keeps and nobody answered is answered with 500.
 using HttpHandler = std::function<void(std::shared_ptr<Exchange>)>;
 
 /// What a client may ask of a server.
 struct HttpLimits {
   std::size_t header_bytes = std::size_t{16} << 10;   ///< request line and header fields
-  std::size_t body_bytes = std::size_t{2} << 20;      ///< as TGI has it
+  std::size_t body_bytes = std::size_t{2} << 20;      ///< as in TGI
   std::size_t bodies_bytes = std::size_t{256} << 20;  ///< of all bodies at once; one of header_bytes is not counted
   std::size_t waiting_bytes = std::size_t{4} << 20;   ///< of an answer, that a client has not yet taken
   /// At once. One more takes the place of those that have kept the server waiting longest; where all are being answered

@@ -53,10 +53,10 @@ inline namespace v0 {
 namespace serve {
 namespace detail {
 
-/// Connections beyond the limit, so that whoever asks for a path of open_paths is heard.
+/// Connections beyond the limit, so that requests for open_paths are answered.
 inline constexpr int spare_connections = 32;
 
-/// Room for so many connections in this process's file descriptors, of which it needs some for itself.
+/// Room for this many connections in this process's file descriptors, of which it needs some for itself.
 [[nodiscard]] inline int connections_allowed(int wanted) {
   constexpr rlim_t own = 64 + spare_connections;
   rlimit limit{};

@@ -55,7 +55,7 @@ class Metrics {
     const std::lock_guard lock(mutex_);
     ++answers_[{std::string(route), status}];
   }
-  /// A request began to run, with so many tokens in its prompt, of which the cache had some.
+  /// A request began to run: tokens of its prompt, and how many of them the cache held.
   void began(std::int64_t prompt, std::int64_t cached, double seconds_to_first_token) {
     const std::lock_guard lock(mutex_);
     prompt_ += prompt;

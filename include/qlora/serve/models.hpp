@@ -26,7 +26,7 @@ class ServedModels {
 
   [[nodiscard]] const ServedModel& first() const { return *models_.front(); }           ///< the one without a name
   [[nodiscard]] const std::vector<const ServedModel*>& all() const { return models_; }  ///< in the order given
-  /// The model whose base or adapter is called so, "adapter@0.6" included; the first where none is, which refuses it.
+  /// The model with a base or adapter of this name, "adapter@0.6" included; if none, the first, which refuses the name.
   [[nodiscard]] const ServedModel& of(std::string_view name) const {
     for (const ServedModel* model : models_) {
       if (model->names().find(name)) return *model;
@@ -56,7 +56,7 @@ class ServedModels {
     for (const ServedModel* model : models_) most = std::max(most, model->most_values());
     return most;
   }
-  /// Why one of them can run nothing any more; empty where all can.
+  /// Why a model can no longer run; empty while all can.
   [[nodiscard]] std::string failure() const {
     for (const ServedModel* model : models_) {
       if (std::string why = model->service().failure(); !why.empty()) return why;

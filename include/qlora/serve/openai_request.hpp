@@ -246,7 +246,7 @@ class OpenAiReader {
     }
     return out;
   }
-  /// Tokens of the reply. A chat without a limit may fill the context, a text has 16 tokens, as OpenAI has it.
+  /// Tokens of the reply. A chat without a limit may fill the context, a text has 16 tokens, as at OpenAI.
   [[nodiscard]] int read_length(const Request& request, bool echo) const {
     constexpr std::int64_t most = 1 << 24, of_text = 16;
     const std::int64_t least = echo ? 0 : 1;

@@ -36,7 +36,7 @@ class Description {
                    const char* error, bool key = true) {
     OrderedJson& out = paths_[path]["get"];
     out = {{"summary", summary}, {"responses", responses(answers)}};
-    refuse(out, "503", "The server is about to stop, or can run nothing any more", error);
+    refuse(out, "503", "The server is about to stop, or can no longer run the model", error);
     secure(out, error, key);
     return out;
   }
@@ -56,7 +56,7 @@ class Description {
              : status == "424" ? "The generation failed"
              : status == "429" ? "No room; try again after the seconds of Retry-After"
              : status == "500" ? "The generation failed"
-                               : "The server is about to stop, or can run nothing any more";
+                               : "The server is about to stop, or can no longer run the model";
     };
     for (const std::string& status : statuses) refuse(out, status, meaning(status), error);
     secure(out, error, true);

@@ -57,7 +57,7 @@ namespace serve {
 /// One variant's reply to one probe.
 class ProbeReply final : public Generation {
  public:
-  /// The item outlives this. `name`: of the variant, as the answer has it.
+  /// The item outlives this. `name`: of the variant, as in the answer.
   ProbeReply(std::shared_ptr<Exchange> exchange, const ServedModel& served, const eval::Item& item, std::size_t probe,
              std::string name)
       : Generation(std::move(exchange), served), item_(item), probe_(probe), name_(std::move(name)) {}

@@ -100,7 +100,7 @@ class Service {
     const std::lock_guard lock(mutex_);
     return std::max(0, static_cast<int>(accepted_) - load_.running - load_.waiting);
   }
-  /// Why the session can run nothing any more; empty: it can.
+  /// Why the session can no longer run; empty: it can.
   [[nodiscard]] std::string failure() const {
     const std::lock_guard lock(mutex_);
     return failure_;
@@ -236,7 +236,7 @@ class Service {
     session_->cancel(ticket);
     metrics_.ended("cancelled", since(running.came));
     leave(1);
-    // For whoever has ended one side of the connection only, and still reads.
+    // For a client that has closed its sending side only, and still reads.
     running.client->on_update({.which = running.which, .error = "the client has gone", .kind = ErrorKind::interrupted});
   }
   void pass_on(const Progressed& news) {

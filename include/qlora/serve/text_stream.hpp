@@ -20,7 +20,7 @@ namespace qlora {
 inline namespace v0 {
 namespace serve {
 
-/// Finds the first stop string in a text that comes in parts.
+/// Finds the first stop string in a text that comes in parts. Used by one thread at a time.
 class StopSearch {
  public:
   /// `include`: the stop string is the end of the text, and not what is cut from it; nothing is held back then. Empty
@@ -85,7 +85,7 @@ class StopSearch {
   std::size_t given_ = 0;  // of held_, in bytes from its front
 };
 
-/// The text of a reply while its tokens come.
+/// The text of a reply while its tokens come. Used by one thread at a time.
 class TextStream {
  public:
   /// The tokenizer must live as long as this. `include_stop`: see StopSearch.

@@ -214,7 +214,7 @@ class TgiReader {
 /// Answers one body.
 class TgiGeneration final : public Generation {
  public:
-  /// `request` as the body has it.
+  /// `request` as read from the body.
   TgiGeneration(std::shared_ptr<Exchange> exchange, const ServedModel& served, TgiRequest request)
       : Generation(std::move(exchange), served), request_(std::move(request)), tokens_(request_.plans.size()) {}
 

@@ -110,7 +110,7 @@ class JinjaChat final : public ChatScript {
     const std::size_t end = length == 0 ? behind.size() : mark + length;
     if (!text.starts_with(std::string_view(behind).substr(0, end))) {
       throw Error(
-          "the chat template writes a reply otherwise once the conversation goes on, so that it cannot be "
+          "the chat template writes a reply in another way once the conversation continues, so it cannot be "
           "learned as it will be written");
     }
     return {before.size(), end};

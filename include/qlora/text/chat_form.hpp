@@ -85,7 +85,7 @@ inline constexpr ChatForm chatml{.name = "chatml",
                                  .tags = {"<|im_start|>", "<|im_end|>"},
                                  .end_mark = "<|im_end|>",
                                  .turn_mark = "<|im_start|>"};
-/// Mistral 7B Instruct, as its files of October 2024 have it.
+/// Mistral 7B Instruct, as in its files of October 2024.
 inline constexpr ChatForm mistral{.name = "mistral",
                                   .begin = "{bos}",
                                   .system_close = "\n\n",

@@ -252,7 +252,7 @@ inline void write_dataset(const std::filesystem::path& directory, const PackedWi
   writer.finish(info, windows.counts, windows.skipped);
 }
 
-/// A data set in memory, verified in full when it is opened.
+/// A data set in memory, verified in full when it is opened. Used by one thread at a time.
 class TokenDataset {
  public:
   /// Keeps the first `kept` windows in memory; all are verified. Throws Error that names file and place if anything

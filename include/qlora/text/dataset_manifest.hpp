@@ -213,7 +213,7 @@ class SourceSpool {
 
 }  // namespace detail
 
-/// A manifest whose list of sources stays on the disk.
+/// A manifest whose list of sources stays on the disk. Used by one thread at a time.
 class DatasetManifest {
  public:
   /// Throws Error when it cannot be read, is no JSON object, was changed after it was written, or has a source that is

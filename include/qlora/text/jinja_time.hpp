@@ -18,7 +18,7 @@ namespace qlora {
 inline namespace v0 {
 namespace jinja {
 
-/// A time of day, as Python's datetime.now() has it.
+/// A time of day, as from Python's datetime.now().
 struct Moment {
   std::tm time{};        ///< year to second, without a time zone
   int microseconds = 0;  ///< 0 to 999,999

@@ -78,7 +78,7 @@ struct DatasetWindow {
   std::span<const std::int32_t> documents;  ///< (S), number of the document; no_document on padding
 };
 
-/// Windows behind one another, and what became of the documents.
+/// Windows one after another, and what was done with the documents.
 struct PackedWindows {
   int seq = 0;                           ///< S, tokens in a window; 0: no windows
   std::vector<std::int32_t> ids;         ///< (N,S)

@@ -14,7 +14,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Reuses its memory; the result of gather is valid until the next call.
+/// Reuses its memory; the result of gather is valid until the next call. Used by one thread at a time.
 class StepWindows {
  public:
   /// The windows with these numbers, concatenated in this order.

@@ -1,5 +1,5 @@
-// qlora/text/token_rows.hpp — rows of token ids as the Python world has them: the Arrow folder that `datasets` saves
-// (save_to_disk), one of its .arrow files, or JSON Lines. What the columns mean is docs/dataset.md's.
+// qlora/text/token_rows.hpp — rows of token ids as Python packages write them: the Arrow folder that `datasets` saves
+// (save_to_disk), one of its .arrow files, or JSON Lines. docs/dataset.md describes the columns.
 // Columns    input_ids, labels (as long, -100 where nothing is predicted), attention_mask (0 on padding), document (a
 //            number for each token, -1 on padding); all but the first may be missing
 #pragma once
@@ -155,7 +155,7 @@ void for_each_row(const std::filesystem::path& file, const Use& use, Sha256* has
 }
 
 /// Writes rows of one length as the folder that save_to_disk writes, or as JSON Lines. What has the name is replaced at
-/// finish(), if it is of that kind.
+/// finish(), if it is of that kind. Used by one thread at a time.
 class RowWriter {
  public:
   /// A .jsonl file, or a folder. `rows` of `seq` tokens each will come, with their document numbers or without.

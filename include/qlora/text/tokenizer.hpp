@@ -1,5 +1,5 @@
 // qlora/text/tokenizer.hpp — text to ids and ids to text, by the tokenizer that lies beside a model.
-// Two files are read: tokenizer.model (sentencepiece.hpp) and tokenizer.json (tokenizer_json.hpp). Decoding is ours,
+// Two files are read: tokenizer.model (sentencepiece.hpp) and tokenizer.json (tokenizer_json.hpp). Decoding is our own,
 // and the same for both; it can stream.
 // Reference: tests/text/tokenizer_test.cpp and tokenizer_json_test.cpp, ids and texts of the Python packages.
 #pragma once
@@ -140,7 +140,7 @@ class Tokenizer {
 };
 
 /// Streaming decoder. Text that it has returned is final: bytes of an incomplete UTF-8 character are held
-/// back until the character is whole or cannot become so. All parts together equal decode() of all ids.
+/// back until the character is whole or cannot become so. All parts together equal decode() of all ids. Of one thread.
 class StreamDecoder {
  public:
   /// The tokenizer must live as long as the decoder.

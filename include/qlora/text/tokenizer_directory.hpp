@@ -1,4 +1,4 @@
-// qlora/text/tokenizer_directory.hpp — what the files beside a tokenizer say of it, and the tokenizer.json of a
+// qlora/text/tokenizer_directory.hpp — what the files beside a tokenizer say about it, and the tokenizer.json of a
 // directory that has none.
 // Reference: tests/text/tokenizer_conversion_test.cpp, files of the package transformers.
 #pragma once
@@ -123,7 +123,7 @@ namespace detail {
   std::vector<sentencepiece_scan::Piece> pieces;
   try {
     pieces = sentencepiece_scan::scan(out.model);
-  } catch (const Error&) {  // who reads it says why
+  } catch (const Error&) {  // its reader reports why
     return std::nullopt;
   }
   ConversionOptions& options = out.options;
@@ -163,7 +163,7 @@ namespace detail {
     const std::optional<ConvertedTokenizer> made = converted_tokenizer(dir);
     if (!made || !(made->adds || made->is_equal)) return {};
     files["tokenizer.json"] = made->json();
-  } catch (const Error&) {  // who reads the tokenizer says why
+  } catch (const Error&) {  // its reader reports why
     return {};
   }
   if (!exists(dir / "tokenizer_config.json")) {

@@ -13,7 +13,7 @@
 namespace qlora {
 inline namespace v0 {
 
-/// Whole windows of `seq` tokens behind one another, (N x seq) each. `documents` may be empty: one document a window.
+/// Whole windows of `seq` tokens one after another, (N x seq) each. `documents` may be empty: one document a window.
 struct Windows {
   int seq = 0;                              ///< S, tokens in a window
   std::span<const std::int32_t> ids;        ///< (N,S)
@@ -48,7 +48,7 @@ struct Windows {
 /// time.
 class BatchBuilder {
  public:
-  /// Room for micro-batches of so many tokens.
+  /// Room for micro-batches of that many tokens.
   explicit BatchBuilder(std::size_t tokens) {
     positions_.reserve(tokens);
     targets_.reserve(tokens);

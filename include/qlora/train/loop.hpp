@@ -4,6 +4,7 @@
 //   train_steps(trainer, {.steps = 200, .evaluate_every = 10}, batches, held_out, stop, my_log);
 #pragma once
 
+#include <cmath>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -85,10 +86,12 @@ struct EarlyStopping {
   double best = std::numeric_limits<double>::infinity();  ///< so far
   int since = 0;                                          ///< evaluations after the best
 
-  /// False when the loop is to end. Throws Error (usage) when patience is below 1.
+  /// False when the loop is to end. Throws Error (usage) when patience is below 1 or least_gain is below 0 or NaN.
   template <class Trained>
   [[nodiscard]] bool evaluation(Trained& /*trainer*/, const Evaluation& now) {
     detail::expect_option(patience >= 1, "patience", patience, "1 or more");
+    detail::expect_option(std::isfinite(least_gain) && least_gain >= 0.0, "least_gain", least_gain,
+                          "0 or more, and finite");
     if (now.loss < best - least_gain) {
       best = now.loss;
       since = 0;

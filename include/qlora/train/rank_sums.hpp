@@ -60,7 +60,7 @@ class RankSums {
   /// The sum (count()) of the step so far.
   [[nodiscard]] const Param* sum() const { return sum_; }
 
-  /// Begins a step of so many micro-batches.
+  /// Begins a step of that many micro-batches.
   void begin(int micro_batches) {
     micro_batches_ = micro_batches;
     QLORA_EXPECTS(rounds() <= most_micro_batches, "a step of ", micro_batches, " micro-batches on ", comm_.size(),

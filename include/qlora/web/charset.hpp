@@ -66,7 +66,7 @@ inline constexpr std::array<std::uint16_t, 32> windows_1252 = {
   return out;
 }
 
-/// Whether bytes are hardly a text in windows-1252: most of those beyond ASCII stand in rows, as Cyrillic letters and
+/// Whether bytes are unlikely text in windows-1252: most of those beyond ASCII stand in rows, as Cyrillic letters and
 /// those of Asia do, or are signs inside of words, as letters of Central Europe would read.
 [[nodiscard]] inline bool contradicts_windows_1252(std::string_view bytes) {
   const auto is_mark = [](unsigned char c) {  // that texts in windows-1252 may repeat: space, ellipsis, quotes, dashes
@@ -193,7 +193,7 @@ inline constexpr std::string_view encoding_table =
     "UTF-16LE csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le \n";
 // clang-format on
 
-/// WHATWG label -> name for iconv ("" if unknown). ASCII and ISO-8859-1 mean windows-1252, as browsers have it; the
+/// WHATWG label -> name for iconv ("" if unknown). ASCII and ISO-8859-1 mean windows-1252, as in browsers; the
 /// encodings that browsers refuse to read are unknown.
 [[nodiscard]] inline std::string encoding_of(std::string_view label) {
   const std::string name = lower(trim(label));
@@ -269,7 +269,7 @@ struct Decoded {
 /// then what pages in the page's language use, then windows-1252. A label that the bytes contradict is passed over:
 /// UTF-8 with more broken than good sequences, UTF-16 without a zero byte, any other over 64 bytes beyond ASCII that
 /// are valid UTF-8 (no text of another encoding is that by chance; two are enough against a Content-Type of
-/// windows-1252, which servers add to any page), and that Content-Type over a text that is hardly in it.
+/// windows-1252, which servers add to any page), and that Content-Type over a text that is unlikely to be in it.
 [[nodiscard]] inline Decoded decode_page(std::string_view bytes, std::string_view content_type) {
   Decoded page;
   std::size_t good = 0;

@@ -61,7 +61,7 @@ namespace detail {
   return plain >= 200 || (block.place & in_pre) != 0 || has_sentence_end(block.text);
 }
 
-/// What a block counts for when the place of the main text is looked for.
+/// The weight of a block in the search for the main text.
 [[nodiscard]] inline double weight_of(const Block& block) {
   if (is_prose(block)) return static_cast<double>(plain_bytes(block));
   return block.kind == BlockKind::row || block.kind == BlockKind::item ? 0.5 * static_cast<double>(plain_bytes(block))
@@ -172,7 +172,7 @@ inline void drop_bare_headings(const std::vector<Block>& blocks, std::vector<boo
 }
 
 /// Running text between the headline and the main text is its lead: up to two blocks before the first that is kept.
-/// What comes first behind a headline may be a heading itself, or stand in an element whose name speaks of teasers.
+/// What comes first behind a headline may be a heading itself, or stand in an element whose name suggests teasers.
 inline void keep_lead(const BlockBuilder& page, std::uint32_t node, unsigned without, std::vector<bool>& keep) {
   std::size_t inside = 0;
   while (inside < keep.size() && page.blocks[inside].node < node) ++inside;

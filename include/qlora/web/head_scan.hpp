@@ -32,7 +32,7 @@ namespace detail {
   return {};
 }
 
-/// What the tags of a page say of its text.
+/// What the tags of a page say about its text.
 struct HeadLabels {
   std::string meta;      ///< label of the first <meta> that names an encoding, one that is known if there is any
   std::string language;  ///< lang of <html>

@@ -26,7 +26,7 @@ namespace detail {
 enum Place : unsigned {
   in_chrome = 1U << 0,   ///< nav, header, footer, aside, or such a role
   in_form = 1U << 1,     ///< form
-  in_suspect = 1U << 2,  ///< an element whose class or id speaks of menus, cookies, sharing ...
+  in_suspect = 1U << 2,  ///< an element whose class or id suggests menus, cookies, sharing ...
   in_main = 1U << 3,     ///< main, or role=main
   in_article = 1U << 4,  ///< article
   in_hidden = 1U << 5,   ///< never text: hidden, noscript, template ...
@@ -82,7 +82,7 @@ inline constexpr std::string_view byline_words =
     "published ";
 inline constexpr std::string_view caption_words =
     " caption captions figcaption imagecaption photocaption photocredit bildunterschrift legende ";
-/// "has-sidebar", "no-ads": the name speaks of the element's surroundings.
+/// "has-sidebar", "no-ads": the name describes the element's surroundings.
 inline constexpr std::array<std::string_view, 8> negating_words = {"has",     "with", "no",   "not",
                                                                    "without", "hide", "show", "is"};
 /// Names of the element that holds the article's body, compared without hyphens and underscores.
@@ -251,7 +251,7 @@ struct Disclosure {
   return (named || gutter) && has_only_digits(node, named);
 }
 
-/// An id made of a heading's words ("sharing-with-a-single-developer") speaks of the text's subject.
+/// An id made of a heading's words ("sharing-with-a-single-developer") describes the text's subject.
 [[nodiscard]] inline bool is_slug(std::string_view id) {
   return std::count_if(id.begin(), id.end(), [](char c) { return c == '-' || c == '_'; }) >= 3;
 }

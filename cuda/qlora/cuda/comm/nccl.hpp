@@ -2,7 +2,7 @@
 // Job        pieces of device memory between ranks, as grouped sends and receives on the context's stream. NCCL adds
 //            nothing up here: its sums have an order that depends on the number of ranks (train/rank_sums.hpp)
 // Meeting    ranks that have the same id find each other: NCCL's own rendezvous at the address in it
-// Waiting    no call blocks: whoever waits polls the stream and NCCL's asynchronous errors, and asks the watch. After a
+// Waiting    no call blocks: a waiting caller polls the stream and NCCL's asynchronous errors, and asks the watch. On a
 //            failure the communicator is aborted first, which ends kernels that wait for a rank that is gone
 // Needs      NCCL 2.14, the first with calls that do not block
 // Reference  dist/mpi.hpp; tests/dist/ranks.sh, which `tests/gpu.sh multi` runs on GPUs
