@@ -65,9 +65,9 @@ OrderedJson describe_tensors(const fs::path& path) {
   std::size_t bytes = 0;
   OrderedJson tensors = OrderedJson::object();
   for (const std::string& name : file.names()) {
-    const TensorRef tensor = file.at(name);
+    const TensorRef tensor = file.look_up(name).value();
     elements += tensor.size();
-    bytes += tensor.bytes.size();
+    bytes += static_cast<std::size_t>(file.bytes_of(name));
     tensors[name] = {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}};
   }
   return {{"kind", "tensors"},    {"path", path.string()}, {"tensor_count", tensors.size()},

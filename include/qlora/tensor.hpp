@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -22,9 +23,10 @@ inline namespace v0 {
 
 /// A non-owning view of a row-major tensor, often in a mapped file. The bytes need not be aligned.
 struct TensorRef {
-  DType dtype = DType::f32;          ///< type of each element
-  std::vector<std::int64_t> shape;   ///< outermost dimension first; empty for a scalar
-  std::span<const std::byte> bytes;  ///< size() elements in little-endian order
+  DType dtype = DType::f32;            ///< type of each element
+  std::vector<std::int64_t> shape;     ///< outermost dimension first; empty for a scalar
+  std::span<const std::byte> bytes;    ///< size() elements in little-endian order
+  std::shared_ptr<const void> keep{};  ///< owns the bytes, which were read for this view; null: their source does
 
   /// Number of elements: the product of the shape, 1 for a scalar.
   [[nodiscard]] std::int64_t size() const {
@@ -71,20 +73,21 @@ inline void read_floats(const TensorRef& tensor, std::int64_t first, std::span<f
 /// A non-owning view of a matrix that is stored in NF4 with blocks of 64, often in a mapped file; see nf4.hpp. The
 /// bytes need not be aligned.
 struct Nf4Ref {
-  DType state = DType::f32;           ///< what dequantized values are rounded to: the dtype that the weights came in
-  std::vector<std::int64_t> shape;    ///< (out, in)
-  std::span<const std::byte> codes;   ///< two a byte, element 2j of the flattened matrix in the high nibble
-  std::span<const std::byte> absmax;  ///< one a block: a float, or with double quantization a code of 8 bits
-  std::span<const std::byte> nested;  ///< a float for 256 codes of absmax; empty: no double quantization
-  float offset = 0.0F;                ///< mean of all absmax; 0 without double quantization
+  DType state = DType::f32;            ///< what dequantized values are rounded to: the dtype that the weights came in
+  std::vector<std::int64_t> shape;     ///< (out, in)
+  std::span<const std::byte> codes;    ///< two a byte, element 2j of the flattened matrix in the high nibble
+  std::span<const std::byte> absmax;   ///< one a block: a float, or with double quantization a code of 8 bits
+  std::span<const std::byte> nested;   ///< a float for 256 codes of absmax; empty: no double quantization
+  float offset = 0.0F;                 ///< mean of all absmax; 0 without double quantization
+  std::shared_ptr<const void> keep{};  ///< as TensorRef::keep
 
   /// Whether absmax has codes and not floats.
   [[nodiscard]] bool double_quant() const { return !nested.empty(); }
 };
 
 /// Finds a tensor by its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"); empty when there is none.
-/// What a TensorRef or Nf4Ref points at must live as long as the source. Called by one thread at a time, unless who
-/// makes it says otherwise.
+/// What a TensorRef or Nf4Ref points at must live as long as the source, or as long as their `keep`. Called by one
+/// thread at a time, unless who makes it says otherwise.
 class TensorSource {
  public:
   using Find = std::function<std::optional<TensorRef>(std::string_view name)>;  ///< of tensors as they are

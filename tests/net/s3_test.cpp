@@ -3,6 +3,9 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -17,6 +20,7 @@
 #include "qlora/net/exchange.hpp"
 #include "qlora/net/percent.hpp"
 #include "qlora/net/s3_address.hpp"
+#include "qlora/net/s3_bytes.hpp"
 #include "qlora/net/s3_transfer.hpp"
 #include "qlora/net/xml.hpp"
 #include "support/environment.hpp"
@@ -220,6 +224,33 @@ TEST_CASE("credentials that end are asked for again") {
   net::AwsCredentialChain chain(place);
   const std::string first = chain.get().token;
   CHECK(chain.get().token != first);
+}
+
+TEST_CASE("pieces are asked for in ranges of 8 MiB, near ones together, and come where they belong") {
+  std::vector<std::byte> bytes(std::size_t{20} << 20);
+  std::vector<std::byte> small(7), near(100), far(3);
+  const std::vector<qlora::BytePiece> pieces{
+      {(25 << 20) + 65'535, near}, {1000, bytes}, {25 << 20, small}, {30 << 20, far}};
+  const auto ranges = net::detail::ranges_of(pieces);
+  REQUIRE(ranges.size() == 5);
+  const std::uint64_t begins[] = {1000, 1000 + (8 << 20), 1000 + (16 << 20), 25 << 20, 30 << 20};
+  const std::uint64_t ends[] = {begins[1], begins[2], 1000 + (20 << 20), (25 << 20) + 65'635, (30 << 20) + 3};
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    CHECK(ranges[i].begin == begins[i]);
+    CHECK(ranges[i].end == ends[i]);
+    net::detail::S3Scatter scatter(ranges[i]);
+    for (std::uint64_t at = ranges[i].begin; at < ranges[i].end; at += 1000) {  // as bytes come, in pieces of their own
+      std::string answer;
+      for (std::uint64_t b = at; b < std::min(at + 1000, ranges[i].end); ++b) answer += static_cast<char>(b * 7 / 5);
+      scatter.take(answer);
+    }
+  }
+  for (const qlora::BytePiece& piece : pieces) {
+    bool same = true;
+    for (std::size_t i = 0; i < piece.into.size(); ++i)
+      same = same && piece.into[i] == static_cast<std::byte>((piece.offset + i) * 7 / 5);
+    CHECK(same);
+  }
 }
 
 TEST_CASE("parts are as large as their number allows") {

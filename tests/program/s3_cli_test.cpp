@@ -32,6 +32,11 @@ struct Fixture : test::InBucket {
                      {.address = bucket / "documents/text.jsonl", .etag = {}}});
     net::upload(s3, files);
   }
+  /// No copy of the small model's weights, which are 7 million bytes, lies in the cache.
+  void check_no_weights_here() const {
+    for (const auto& entry : fs::recursive_directory_iterator(scratch / "cache"))
+      if (entry.is_regular_file()) CHECK(entry.file_size() < 1'000'000);
+  }
   [[nodiscard]] Outcome qlora(const std::string& arguments) const { return program_test::qlora(scratch, arguments); }
 };
 
@@ -78,17 +83,33 @@ TEST_CASE_FIXTURE(Fixture, "a job's steps from S3 to S3 give the bytes that they
   CHECK(log.rfind("PUT /models-1/data/manifest.json") > log.rfind("PUT /models-1/data/tokens-"));
   CHECK(log.rfind("DELETE /models-1/data/manifest.json") < log.rfind("PUT /models-1/data/tokens-"));
 
-  // What did not change is not downloaded again.
+  // What did not change is not downloaded again, and weights never: of them `info` reads the header.
   store().faults("[]");
   check_ok(qlora("info s3://models-1/tiny"));
-  CHECK(contains(store().log(), "list-type=2"));
-  CHECK(!contains(store().log(), "GET /models-1/tiny/model.safetensors"));
+  const std::string requests = store().log();
+  CHECK(contains(requests, "list-type=2"));
+  CHECK(!contains(requests, "GET /models-1/tiny/tokenizer.model"));
+  CHECK(requests.find("GET /models-1/tiny/model.safetensors") ==
+        requests.rfind("GET /models-1/tiny/model.safetensors"));
+  check_no_weights_here();
 
   // A model in S3 is not replaced, and nothing of it is lost.
   const Outcome again = qlora("merge -q -m s3://models-1/tiny -a s3://models-1/run/adapter -o s3://models-1/merged");
   check_refused(again, 2);
   CHECK(contains(again.err, "s3://models-1/merged: exists and holds"));
   same("merged/model.safetensors");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a model that lies in S3 alone answers as the one on the disk does") {
+  const std::string ask = " -p \"What is the capital of France?\" --max-new-tokens 16 -m ";
+  const Outcome disk = qlora("generate -q" + ask + QLORA_SOURCE_DIR "/examples/models/tiny-chat");
+  check_ok(disk);
+  store().faults(R"([{"method":"GET","match":"model.safetensors","do":"cut","times":2}])");
+  const Outcome remote = qlora("generate -q" + ask + "s3://models-1/tiny");
+  check_ok(remote);
+  CHECK(!disk.out.empty());
+  CHECK(remote.out == disk.out);
+  check_no_weights_here();
 }
 
 TEST_CASE_FIXTURE(Fixture, "a result, documents and a job may lie in S3") {

@@ -5,10 +5,14 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
+#include "qlora/io/hf.hpp"
+#include "qlora/net/s3_transfer.hpp"
 #include "support/refusal.hpp"
 #include "support/s3_store.hpp"
 
@@ -21,6 +25,8 @@ using test::store;
 
 namespace {
 
+const fs::path tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+
 struct Fixture : test::InBucket {
   run::Progress progress;
 
@@ -30,6 +36,12 @@ struct Fixture : test::InBucket {
   }
   void put(const std::string& name, const std::string& text) {
     net::put_object(s3, connection, bucket / name, std::as_bytes(std::span(text)));
+  }
+  void upload_tiny(const std::string& prefix) {
+    std::vector<net::S3File> files;
+    for (const auto& entry : fs::directory_iterator(tiny))
+      files.push_back({entry.path(), {.address = bucket / prefix / entry.path().filename().string(), .etag = {}}});
+    net::upload(s3, files);
   }
   [[nodiscard]] run::RemoteOutput output(const std::string& name, bool file = false, bool keep = false) {
     return run::remote_output("s3://copies-1/" + name, file, keep, progress);
@@ -48,14 +60,14 @@ struct Fixture : test::InBucket {
 }  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "a prefix is copied once, and again only where it differs") {
-  put("model/config.json", "{}");
-  put("model/model.safetensors", "weights");
+  put("model/adapter_config.json", "{}");
+  put("model/adapter_model.safetensors", "weights");
   put("model/more/notes.txt", "notes");
   put("model-other/config.json", "another prefix");
   const fs::path copy = run::local_copy("s3://copies-1/model", progress);
   CHECK(copy.filename() == "model");
-  CHECK(contents(copy / "config.json") == "{}");
-  CHECK(contents(copy / "model.safetensors") == "weights");
+  CHECK(contents(copy / "adapter_config.json") == "{}");
+  CHECK(contents(copy / "adapter_model.safetensors") == "weights");
   CHECK(contents(copy / "more/notes.txt") == "notes");
   CHECK(std::distance(fs::recursive_directory_iterator(copy), {}) == 4);
 
@@ -63,13 +75,54 @@ TEST_CASE_FIXTURE(Fixture, "a prefix is copied once, and again only where it dif
   CHECK(run::local_copy("s3://copies-1/model", progress) == copy);
   CHECK(!has(store().log(), "/model/"));  // one list, no object
 
-  put("model/model.safetensors", "others!");
+  put("model/adapter_model.safetensors", "others!");
   net::delete_object(s3, connection, bucket / "model/more/notes.txt");
   store().faults("[]");
   CHECK(run::local_copy("s3://copies-1/model", progress) == copy);
-  CHECK(contents(copy / "model.safetensors") == "others!");
+  CHECK(contents(copy / "adapter_model.safetensors") == "others!");
   CHECK(!fs::exists(copy / "more/notes.txt"));
   CHECK(!has(store().log(), "config.json"));
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "weights are read where they lie: the same tensors through faults, and no file of them here") {
+  const qlora::hf::ModelDir disk = qlora::hf::ModelDir::open(tiny);
+  upload_tiny("tiny");
+  const auto read = [&] {
+    const qlora::hf::ModelDir model = qlora::hf::ModelDir::open(run::local_copy("s3://copies-1/tiny", progress));
+    const qlora::TensorSource here = model.source(), there = disk.source();
+    for (const qlora::hf::NamedShape& tensor : qlora::hf::tensor_names(model.shape))
+      CHECK(std::ranges::equal(here(tensor.name)->bytes, there(tensor.name)->bytes));
+    CHECK(model.fingerprint() == disk.fingerprint());
+    CHECK(model.checksum() == disk.checksum());
+  };
+  for (const char* fault : {"cut", "500", "slowdown", "429", "reset"}) {
+    CAPTURE(fault);
+    store().faults(qlora::concat(R"([{"method":"GET","match":"model.safetensors","do":")", fault, R"(","times":4}])"));
+    read();
+  }
+  std::uintmax_t largest = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(scratch / ""))
+    if (entry.is_regular_file()) largest = std::max(largest, entry.file_size());
+  CHECK(largest < 65'536);  // the tokenizer has 22,585 bytes, the weights have 7 million
+}
+
+TEST_CASE_FIXTURE(Fixture, "weights that are replaced while they are read are an error that names them") {
+  upload_tiny("tiny");
+  const qlora::hf::ModelDir model = qlora::hf::ModelDir::open(run::local_copy("s3://copies-1/tiny", progress));
+  put("tiny/model.safetensors", "others");
+  const std::string name(qlora::tensor_name::embedding);
+  CHECK(has(refusal([&] { (void)model.source()(name); }), "s3://copies-1/tiny/model.safetensors: was replaced while"));
+  net::delete_object(s3, connection, bucket / "tiny/model.safetensors");
+  CHECK(has(refusal([&] { (void)model.source()(name); }), "s3://copies-1/tiny/model.safetensors: there is no such"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a single file of weights is read where it lies") {
+  upload_tiny("tiny");
+  const qlora::SafetensorsFile file(run::local_copy("s3://copies-1/tiny/model.safetensors", progress));
+  const qlora::SafetensorsFile disk(tiny / "model.safetensors");
+  CHECK(file.names() == disk.names());
+  CHECK(std::ranges::equal(file.at("model.norm.weight").bytes, disk.at("model.norm.weight").bytes));
 }
 
 TEST_CASE_FIXTURE(Fixture, "a single object is a file, and a path of this machine stays what it is") {

@@ -189,15 +189,17 @@ class Parts {
     out.shape = shape;
     out.state = torch_type(json_string(state, "dtype", state_name())).value();
     const Nf4Layout layout = Nf4Layout::of(shape[0] * shape[1], {.double_quant = storage.double_quant});
-    out.codes = part("").bytes;
-    if (static_cast<std::int64_t>(out.codes.size()) != layout.code_bytes) {
-      refuse("", concat("has ", out.codes.size(), " bytes of codes, a matrix of shape ", shape_text(shape), " needs ",
+    const TensorRef codes = part("");
+    const auto code_bytes = codes.size() * static_cast<std::int64_t>(size_of(codes.dtype));
+    if (code_bytes != layout.code_bytes) {
+      refuse("", concat("has ", code_bytes, " bytes of codes, a matrix of shape ", shape_text(shape), " needs ",
                         layout.code_bytes));
     }
-    out.absmax = numbers(".absmax", storage.double_quant ? DType::u8 : DType::f32, layout.blocks);
+    out.codes = codes.bytes;
+    out.absmax = numbers(".absmax", storage.double_quant ? DType::u8 : DType::f32, layout.blocks).bytes;
     expect_map(".quant_map", nf4::codebook);
     if (storage.double_quant) {
-      out.nested = numbers(".nested_absmax", DType::f32, layout.nested);
+      out.nested = numbers(".nested_absmax", DType::f32, layout.nested).bytes;
       expect_map(".nested_quant_map", nf4::dynamic8);
       out.offset = static_cast<float>(json_number(state, "nested_offset", state_name(), -1e38, 1e38));
     }
@@ -214,18 +216,18 @@ class Parts {
     if (!found) refuse(suffix, "is missing; the matrix is in 4 bits");
     return *std::move(found);
   }
-  [[nodiscard]] std::span<const std::byte> numbers(std::string_view suffix, DType type, std::int64_t count) const {
-    const TensorRef tensor = part(suffix);
+  [[nodiscard]] TensorRef numbers(std::string_view suffix, DType type, std::int64_t count) const {
+    TensorRef tensor = part(suffix);
     if (tensor.dtype != type || tensor.size() != count) {
       refuse(suffix, concat("holds ", tensor.size(), " of type ", name_of(tensor.dtype), ", not ", count, " of type ",
                             name_of(type)));
     }
-    return tensor.bytes;
+    return tensor;
   }
   template <std::size_t Count>
   void expect_map(std::string_view suffix, const std::array<float, Count>& codebook) const {
-    const auto bytes = numbers(suffix, DType::f32, Count);
-    if (std::memcmp(bytes.data(), codebook.data(), bytes.size()) != 0) {
+    const TensorRef map = numbers(suffix, DType::f32, Count);
+    if (!std::ranges::equal(map.bytes, std::as_bytes(std::span(codebook)))) {
       refuse(suffix, concat("is another codebook than that of bitsandbytes", cure));
     }
   }
@@ -270,8 +272,8 @@ class Parts {
 }  // namespace detail
 
 /// The matrix `weight` of that shape (out, in), whose parts `find` finds. Reads its state and codebooks; codes and
-/// scales are not looked at. Throws Error, which begins with `where`, naming the tensor that is missing or not as it
-/// should be.
+/// scales are not looked at, and may come without their bytes. Throws Error, which begins with `where`, naming the
+/// tensor that is missing or not as it should be.
 [[nodiscard, gnu::cold]] inline Nf4Ref read_matrix(const detail::Parts::Find& find, const std::string& weight,
                                                    const std::vector<std::int64_t>& shape, const Storage& storage,
                                                    std::string_view where) {

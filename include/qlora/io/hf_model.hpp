@@ -1,13 +1,16 @@
 // qlora/io/hf_model.hpp — opens a Hugging Face model directory: config.json, and safetensors in one file or in
-// shards.
+// shards, which are mapped, or read while they are used where stand-ins lie for them (io/byte_source.hpp).
 // What may not change: pickle files are never read; a directory that opens has every tensor the config promises, with
 // the right shape, and none that this library would have to ignore.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +27,7 @@
 #include "qlora/io/json.hpp"
 #include "qlora/io/safetensors.hpp"
 #include "qlora/io/sha256.hpp"
+#include "qlora/io/tensor_stream.hpp"
 #include "qlora/io/tensor_sums.hpp"
 #include "qlora/io/tokenizer_file.hpp"
 #include "qlora/tensor.hpp"
@@ -40,9 +44,36 @@ struct Weights {
   std::map<std::string, Nf4Ref, std::less<>> nf4;  ///< matrices that are stored in NF4
   std::string note;                                ///< what is odd and harmless
 
+  /// Whether all tensors are in mapped files.
+  [[nodiscard]] bool is_mapped() const {
+    return std::all_of(shards.begin(), shards.end(), [](const SafetensorsFile& shard) { return shard.is_mapped(); });
+  }
+  /// With its bytes where they are mapped.
   [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
     const auto found = where.find(name);
-    return found == where.end() ? std::nullopt : shards[found->second].find(name);
+    return found == where.end() ? std::nullopt : shards[found->second].look_up(name);
+  }
+  /// Tensors that are there, with the first `most` bytes of each; those of a shard are read together.
+  [[nodiscard]] std::vector<TensorRef> read(std::span<const std::string> names,
+                                            std::uint64_t most = std::uint64_t{INT64_MAX}) const {
+    std::map<std::size_t, std::vector<std::size_t>> by_shard;
+    for (std::size_t i = 0; i < names.size(); ++i) by_shard[where.at(names[i])].push_back(i);
+    std::vector<TensorRef> all(names.size());
+    for (const auto& [shard, places] : by_shard) {
+      std::vector<std::string> own;
+      for (const std::size_t i : places) own.push_back(names[i]);
+      std::vector<TensorRef> tensors = shards[shard].read(own, most);
+      for (std::size_t i = 0; i < places.size(); ++i) all[places[i]] = std::move(tensors[i]);
+    }
+    return all;
+  }
+  /// The same of whole tensors, compared with the checksums that their files state.
+  [[nodiscard]] std::vector<TensorRef> read_verified(std::span<const std::string> names,
+                                                     ::qlora::detail::TensorSums& sums) const {
+    std::vector<TensorRef> tensors = read(names);
+    for (std::size_t i = 0; i < names.size(); ++i)
+      sums.know(names[i], shards[where.at(names[i])].verify(names[i], tensors[i]));
+    return tensors;
   }
   /// Of a tensor that is there; see SafetensorsFile::verify.
   [[nodiscard]] Checksum verify(const std::string& name) const { return shards[where.at(name)].verify(name); }
@@ -59,7 +90,7 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
   const Json* metadata = json_find(index, "metadata");
   if (metadata == nullptr || !metadata->is_object() || json_find(*metadata, "total_size") == nullptr) return;
   std::uint64_t total = 0;
-  for (const auto& [name, shard] : weights.where) total += weights.shards[shard].at(name).bytes.size();
+  for (const auto& [name, shard] : weights.where) total += weights.shards[shard].bytes_of(name);
   const Json& stated = json_at(*metadata, "total_size", where);
   if (!stated.is_number() || stated.get<double>() != static_cast<double>(total)) {  // some writers make it a float
     weights.note = concat(where, ": total_size is ", ::qlora::detail::excerpt(stated.dump()), " but the tensors have ",
@@ -147,6 +178,25 @@ inline void note_total_size(const Json& index, Weights& weights, std::string_vie
   return {};
 }
 
+/// What read_quantized looks at, read together where it has to be read; empty where it is mapped.
+[[nodiscard]] inline std::map<std::string, TensorRef, std::less<>> states_and_codebooks(const Weights& weights,
+                                                                                        const ModelConfig& model) {
+  std::map<std::string, TensorRef, std::less<>> small;
+  if (weights.is_mapped()) return small;
+  std::vector<std::string> names;
+  for (const NamedShape& tensor : tensor_names(model.shape)) {
+    for (const std::string_view suffix :
+         {bnb::state_suffix, std::string_view(".quant_map"), std::string_view(".nested_quant_map")}) {
+      std::string name = tensor.name + std::string(suffix);
+      if (weights.where.contains(name)) names.push_back(std::move(name));
+    }
+  }
+  constexpr std::uint64_t most = 4097;  // a state may have 4096 bytes, and a longer one is refused
+  std::vector<TensorRef> tensors = weights.read(names, most);
+  for (std::size_t i = 0; i < names.size(); ++i) small.emplace(std::move(names[i]), std::move(tensors[i]));
+  return small;
+}
+
 /// Reads the states of all matrices that are stored in NF4.
 inline void read_quantized(Weights& weights, const ModelConfig& model, const std::filesystem::path& directory) {
   const std::string where = directory.string();
@@ -158,7 +208,11 @@ inline void read_quantized(Weights& weights, const ModelConfig& model, const std
     }
     return;
   }
-  const bnb::detail::Parts::Find find = [&](std::string_view name) { return weights.find(name); };
+  const std::map<std::string, TensorRef, std::less<>> small = states_and_codebooks(weights, model);
+  const bnb::detail::Parts::Find find = [&](std::string_view name) {
+    const auto found = small.find(name);
+    return found == small.end() ? weights.find(name) : found->second;
+  };
   for (const NamedShape& tensor : tensor_names(model.shape)) {
     const auto has = [&](std::string_view suffix) { return weights.where.contains(tensor.name + std::string(suffix)); };
     const bool in_4_bits = has(bnb::state_suffix);
@@ -243,12 +297,14 @@ struct ModelDir : ModelConfig {
     return model;
   }
 
-  /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped. Unless the directory
-  /// was opened with Verify::nothing, a tensor is read and compared with the checksum that its file states before it is
-  /// returned, and the source throws Error naming file and tensor where it differs; other threads read the next `ahead`
-  /// tensors meanwhile. 0 is for callers that take tensors with several threads. Matrices that are stored in NF4 are
+  /// Finds weights by name; a tied head is found as the embedding table. Keeps the files mapped; those that are not are
+  /// read, batches ahead unless `ahead` is 0 (io/tensor_stream.hpp). Unless the directory was opened with
+  /// Verify::nothing, a tensor is read and compared with the checksum that its file states before it is returned, and
+  /// the source throws Error naming file and tensor where it differs; other threads read the next `ahead` tensors
+  /// meanwhile. 0 is for callers that take tensors with several threads. Matrices that are stored in NF4 are
   /// found by TensorSource::nf4 alone.
   [[nodiscard]] TensorSource source(int ahead = read_ahead()) const {
+    if (!weights_->is_mapped()) return streamed_source(ahead > 0);
     return {[weights = weights_, sums = sums_, tied = shape.tied_embeddings, ahead](std::string_view name) {
               const std::string_view stored = tied && name == tensor_name::head ? tensor_name::embedding : name;
               auto tensor = weights->nf4.contains(stored) ? std::nullopt : weights->find(stored);
@@ -295,7 +351,7 @@ struct ModelDir : ModelConfig {
                  ' ', r.slow, ' ', r.whole_pairs, ' ', r.attention, '\n'));
     }
     for (const std::string& name : detail::stored_names(*this)) {
-      add(concat(name, ' ', sums_->of(name, read_ahead()).hex(), '\n'));
+      add(concat(name, ' ', sums_->of(name, weights_->is_mapped() ? read_ahead() : 0).hex(), '\n'));
     }
     return all.value().hex();
   }
@@ -316,13 +372,14 @@ struct ModelDir : ModelConfig {
   /// quantized here has that of the one that it was made from.
   [[nodiscard]] std::string fingerprint() const {
     if (std::string origin = detail::origin_of(*weights_, bnb::origin_key, 64); !origin.empty()) return origin;
-    constexpr std::size_t seen = 4096;
+    const std::lock_guard lock(beginnings_->mutex);
+    std::string& known = beginnings_->sha256;
+    if (!known.empty()) return known;
+    const std::vector<std::string> names = detail::stored_names(*this);
+    const std::vector<TensorRef> tensors = weights_->read(names, 4096);
     Sha256 sum;
-    for (const std::string& name : detail::stored_names(*this)) {
-      const std::span<const std::byte> bytes = weights_->find(name).value().bytes;
-      sum.update(name).update(bytes.first(std::min(bytes.size(), seen)));
-    }
-    return sum.hex();
+    for (std::size_t i = 0; i < names.size(); ++i) sum.update(names[i]).update(tensors[i].bytes);
+    return known = sum.hex();
   }
 
  private:
@@ -347,7 +404,45 @@ struct ModelDir : ModelConfig {
         detail::stored_names(*this), [weights = weights_](const std::string& name) { return weights->verify(name); });
   }
 
+  [[nodiscard]] TensorSource streamed_source(bool ahead) const {
+    const auto read = [weights = weights_, sums = sums_](std::span<const std::string> names) {
+      return sums ? weights->read_verified(names, *sums) : weights->read(names);
+    };
+    const auto bytes_of = [&](const std::string& name) {
+      return weights_->shards[weights_->where.at(name)].bytes_of(name);
+    };
+    const auto stream = std::make_shared<::qlora::detail::TensorStream>(detail::stored_names(*this), bytes_of, read);
+    return {[weights = weights_, stream, tied = shape.tied_embeddings, ahead](std::string_view name) {
+              const std::string_view stored = tied && name == tensor_name::head ? tensor_name::embedding : name;
+              const bool is_here = weights->where.contains(stored) && !weights->nf4.contains(stored);
+              return is_here ? std::optional(stream->get(stored, ahead)) : std::nullopt;
+            },
+            [weights = weights_, stream, where = path.string(), ahead,
+             twice = nf4 && nf4->double_quant](std::string_view name) {
+              const auto found = weights->nf4.find(name);
+              std::optional<Nf4Ref> matrix;
+              if (found == weights->nf4.end()) return matrix;
+              const auto parts = std::make_shared<std::map<std::string, TensorRef>>();
+              for (const std::string& part : bnb::part_names(found->first, twice))
+                parts->emplace(part, stream->get(part, ahead));
+              matrix = found->second;
+              matrix->codes = parts->at(found->first).bytes;
+              matrix->absmax = parts->at(found->first + ".absmax").bytes;
+              if (twice) matrix->nested = parts->at(found->first + ".nested_absmax").bytes;
+              matrix->keep = parts;
+              bnb::expect_finite_scales(*matrix, name, where);
+              return matrix;
+            }};
+  }
+
+  /// fingerprint(), which is asked for again and again.
+  struct Beginnings {
+    std::mutex mutex;
+    std::string sha256;
+  };
+
   std::shared_ptr<const detail::Weights> weights_;
+  std::shared_ptr<Beginnings> beginnings_ = std::make_shared<Beginnings>();
   std::shared_ptr<::qlora::detail::TensorSums> sums_;  // null: nothing is verified
 };
 

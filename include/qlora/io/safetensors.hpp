@@ -1,4 +1,5 @@
-// qlora/io/safetensors.hpp — the safetensors file format: mapped reader. The writer is io/safetensors_writer.hpp.
+// qlora/io/safetensors.hpp — the safetensors file format: a reader of files that are mapped, and of those that lie
+// elsewhere and are read tensor by tensor. The writer is io/safetensors_writer.hpp.
 // Layout: u64 little-endian N, a JSON header of N bytes, then the tensors' bytes without holes.
 // What may not change: every file accepted here is accepted by the reference implementation, and means the same there.
 // Stricter than the reference: repeated keys, unknown keys, more than 8 dimensions, more than a million tensors and
@@ -6,13 +7,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,6 +24,7 @@
 
 #include "qlora/dtype.hpp"
 #include "qlora/error.hpp"
+#include "qlora/io/byte_source.hpp"
 #include "qlora/io/checksum.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
@@ -217,45 +222,81 @@ inline void check_safetensors_entries(std::vector<SafetensorsEntry>& entries, st
 
 }  // namespace detail
 
-/// A mapped safetensors file. Its header is checked in full when it is opened; its tensors are where verify() is
-/// called. TensorRefs point into the map and live as long as it. Const members may be called by any number of threads
-/// at once.
+/// A safetensors file. Its header is checked in full when it is opened; its tensors are where verify() is called. Where
+/// the file is mapped, TensorRefs point into the map and live as long as it; else their `keep` has their bytes. Const
+/// members may be called by any number of threads at once.
 class SafetensorsFile {
  public:
   /// Throws Error naming the file for everything that is not exactly a safetensors file, and for a header that does not
   /// have its checksum.
   explicit SafetensorsFile(const std::filesystem::path& path, Verify verify = Verify::checksums)
-      : path_(path), file_(path) {
+      : path_(path), bytes_(open_bytes(path)) {
     parse(verify);
   }
 
+  /// Whether the file is mapped: its tensors are there without being read.
+  [[nodiscard]] bool is_mapped() const { return bytes_->mapped().size() == bytes_->size(); }
   /// The tensor of that name, or nothing.
   [[nodiscard]] std::optional<TensorRef> find(std::string_view name) const {
-    const auto found = std::lower_bound(entries_.begin(), entries_.end(), name,
-                                        [](const auto& entry, std::string_view wanted) { return entry.name < wanted; });
-    if (found == entries_.end() || found->name != name) return std::nullopt;
-    return TensorRef{found->dtype, found->shape, data_.subspan(found->begin, found->end - found->begin)};
+    const detail::SafetensorsEntry* entry = entry_of(name);
+    if (entry == nullptr) return std::nullopt;
+    return is_mapped() ? view(*entry) : read(std::array{std::string(name)}).front();
+  }
+  /// The same, but without the bytes of a file that is not mapped: for its type and shape.
+  [[nodiscard]] std::optional<TensorRef> look_up(std::string_view name) const {
+    const detail::SafetensorsEntry* entry = entry_of(name);
+    return entry == nullptr ? std::nullopt : std::optional(view(*entry));
+  }
+  /// Bytes of a tensor that is there.
+  [[nodiscard]] std::uint64_t bytes_of(std::string_view name) const {
+    const detail::SafetensorsEntry* entry = entry_of(name);
+    QLORA_EXPECTS(entry != nullptr, path_.string(), " has no tensor ", name);
+    return entry->end - entry->begin;
+  }
+  /// Several tensors that are there, with the first `most` bytes of each, read together. Throws Error as
+  /// ByteSource::read does.
+  [[nodiscard]] std::vector<TensorRef> read(std::span<const std::string> names,
+                                            std::uint64_t most = std::uint64_t{INT64_MAX}) const {
+    std::vector<TensorRef> tensors;
+    std::vector<BytePiece> pieces;
+    for (const std::string& name : names) {
+      const detail::SafetensorsEntry* entry = entry_of(name);
+      QLORA_EXPECTS(entry != nullptr, path_.string(), " has no tensor ", name);
+      TensorRef& tensor = tensors.emplace_back(view(*entry));
+      const auto size = static_cast<std::size_t>(std::min(most, entry->end - entry->begin));
+      if (is_mapped()) {
+        tensor.bytes = tensor.bytes.first(size);
+        continue;
+      }
+      const std::shared_ptr<std::byte[]> memory(new std::byte[size]);
+      tensor.bytes = {memory.get(), size};
+      tensor.keep = memory;
+      pieces.push_back({.offset = data_begin_ + entry->begin, .into = {memory.get(), size}});
+    }
+    if (!pieces.empty()) bytes_->read(pieces);
+    return tensors;
   }
   /// The tensor of that name; throws Error naming file and tensor when it is not there.
   [[nodiscard]] TensorRef at(std::string_view name) const {
     auto tensor = find(name);
-    if (!tensor) throw Error(concat(path_.string(), ": has no tensor '", detail::excerpt(name), "'"));
+    if (!tensor) throw Error(concat(bytes_->name(), ": has no tensor '", detail::excerpt(name), "'"));
     return *std::move(tensor);
   }
   /// The checksum of a tensor's bytes, all of which are read. Throws Error naming file and tensor when it is not the
   /// one that the file states, or there is no such tensor.
-  Checksum verify(std::string_view name) const {
-    const TensorRef tensor = at(name);
+  Checksum verify(std::string_view name) const { return verify(name, at(name)); }
+  /// The same of a tensor that read() or find() gave whole.
+  Checksum verify(std::string_view name, const TensorRef& tensor) const {
     RunningChecksum running;
     constexpr std::size_t step = std::size_t{4} << 20;
     for (std::size_t begin = 0; begin < tensor.bytes.size(); begin += step) {
       const auto piece = tensor.bytes.subspan(begin, std::min(step, tensor.bytes.size() - begin));
-      expect_pages(piece);
+      if (tensor.keep == nullptr) expect_pages(piece);
       running.update(piece);
     }
     const Checksum sum = running.value();
     if (const auto stated = stated_.find(name); stated != stated_.end() && stated->second != sum) {
-      throw Error(concat(path_.string(), ": the tensor '", detail::excerpt(name),
+      throw Error(concat(bytes_->name(), ": the tensor '", detail::excerpt(name),
                          "' is not what was written: its checksum differs; the disk damaged it, or a program changed "
                          "it and kept the checksum; write or fetch the file again"));
     }
@@ -280,23 +321,46 @@ class SafetensorsFile {
   }
 
  private:
+  [[nodiscard]] const detail::SafetensorsEntry* entry_of(std::string_view name) const {
+    const auto found = std::lower_bound(entries_.begin(), entries_.end(), name,
+                                        [](const auto& entry, std::string_view wanted) { return entry.name < wanted; });
+    return found == entries_.end() || found->name != name ? nullptr : &*found;
+  }
+  /// With its bytes where they are mapped.
+  [[nodiscard]] TensorRef view(const detail::SafetensorsEntry& entry) const {
+    if (!is_mapped()) return {entry.dtype, entry.shape, {}};
+    return {entry.dtype, entry.shape, bytes_->mapped().subspan(data_begin_ + entry.begin, entry.end - entry.begin)};
+  }
+  /// The first bytes of the file, in `memory` where it is not mapped.
+  [[nodiscard]] std::string_view beginning(std::uint64_t bytes, std::string& memory) const {
+    const auto size = static_cast<std::size_t>(std::min(bytes, bytes_->size()));
+    if (is_mapped()) return {reinterpret_cast<const char*>(bytes_->mapped().data()), size};
+    memory.resize(size);
+    bytes_->read(std::array{BytePiece{.offset = 0, .into = std::as_writable_bytes(std::span(memory))}});
+    return memory;
+  }
+
   void parse(Verify verify) {
-    const std::string what = path_.string();
-    const std::span<const std::byte> bytes = file_.bytes();
-    refuse_lfs_pointer({reinterpret_cast<const char*>(bytes.data()), std::min<std::size_t>(bytes.size(), 64)}, what);
-    if (bytes.size() < 8) throw Error(concat(what, ": too short for a safetensors file"));
+    constexpr std::uint64_t likely = std::uint64_t{1} << 16;  // of a header, for one request where it lies elsewhere
+    const std::string what = bytes_->name();
+    const std::uint64_t size = bytes_->size();
+    std::string memory;
+    std::string_view begin = beginning(likely, memory);
+    refuse_lfs_pointer(begin.substr(0, 64), what);
+    if (size < 8) throw Error(concat(what, ": too short for a safetensors file"));
     std::uint64_t length = 0;
-    std::memcpy(&length, bytes.data(), 8);
-    if (length > detail::max_safetensors_header || length > bytes.size() - 8) {
+    std::memcpy(&length, begin.data(), 8);
+    if (length > detail::max_safetensors_header || length > size - 8) {
       throw Error(concat(what, ": not a safetensors file, or cut off: its header would have ", length,
-                         " bytes, the file has ", bytes.size()));
+                         " bytes, the file has ", size));
     }
-    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, static_cast<std::size_t>(length));
+    data_begin_ = 8 + length;
+    if (begin.size() < data_begin_) begin = beginning(data_begin_, memory);
+    const std::string_view text = begin.substr(8, static_cast<std::size_t>(length));
     detail::refuse_odd_json_bytes(text, what);
     detail::SafetensorsHeader header(what);
     Json::sax_parse(text.begin(), text.end(), &header);
-    data_ = bytes.subspan(8 + static_cast<std::size_t>(length));
-    detail::check_safetensors_entries(header.entries, data_.size(), what);
+    detail::check_safetensors_entries(header.entries, size - data_begin_, what);
     entries_ = std::move(header.entries);
     metadata_ = std::move(header.metadata);
     if (verify == Verify::checksums) read_checksums(text);
@@ -307,7 +371,7 @@ class SafetensorsFile {
     const auto all = metadata_.find(detail::tensor_sums_key);
     if (own == metadata_.end() && all == metadata_.end()) return;
     const auto refuse = [&](std::string_view why) {
-      throw Error(concat(path_.string(), ": the header ", why,
+      throw Error(concat(bytes_->name(), ": the header ", why,
                          "; the disk damaged it, or a program changed it and kept the checksum; write or fetch the "
                          "file again"));
     };
@@ -330,8 +394,8 @@ class SafetensorsFile {
   }
 
   std::filesystem::path path_;
-  MappedFile file_;
-  std::span<const std::byte> data_;
+  std::shared_ptr<const ByteSource> bytes_;
+  std::uint64_t data_begin_ = 0;                   // behind the header
   std::vector<detail::SafetensorsEntry> entries_;  // sorted by name
   std::map<std::string, std::string> metadata_;
   std::map<std::string, Checksum, std::less<>> stated_;  // by tensor; empty: none are stated, or none are wanted

@@ -1,7 +1,9 @@
-// qlora/run/remote.hpp — paths in S3 for functions that know files alone: what they read is copied into a cache, what
-// they write is copied to its place when it is whole.
+// qlora/run/remote.hpp — paths in S3 for functions that know files alone: what they read is copied into a cache, but
+// for weights, which are read where they lie; what they write is copied to its place when it is whole.
 // Cache      XDG_CACHE_HOME or ~/.cache, qlora/s3/HASH/NAME, HASH of endpoint and address; etags.json beside NAME says
 //            what lies there, and only what differs is downloaded; qlora/s3-out/HASH/NAME for what is written
+// Weights    of a model, *.safetensors, and whatever else of it has more than 64 MiB: the cache has stand-ins for them
+//            (io/byte_source.hpp), which this process reads from the store
 // Visible    a data set by its manifest.json, a model by config.json, an adapter by adapter_config.json: these objects
 //            are written last, and a prefix with weights or windows and without any of them is refused when it is read
 #pragma once
@@ -17,7 +19,8 @@ namespace qlora {
 inline namespace v0 {
 namespace run {
 
-/// What a path names, on this machine: the path itself, or the copy of an object, or of all objects below a prefix.
+/// What a path names, on this machine: the path itself, or the copy of an object, or of all objects below a prefix,
+/// with stand-ins for weights. `progress` outlives who reads these: it is asked whether to stop.
 /// Throws Error: (input) for what is not there, may not be read with these credentials, or is half written; (network),
 /// (resource) for want of disk, (interrupted).
 [[nodiscard]] QLORA_STEP std::filesystem::path local_copy(const std::filesystem::path& named, Progress& progress);

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "qlora/error.hpp"
+#include "qlora/io/byte_source.hpp"
 #include "qlora/io/directory.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
@@ -27,6 +28,7 @@
 #include "qlora/net/aws_profile.hpp"
 #include "qlora/net/s3.hpp"
 #include "qlora/net/s3_address.hpp"
+#include "qlora/net/s3_bytes.hpp"
 #include "qlora/net/s3_objects.hpp"
 #include "qlora/net/s3_transfer.hpp"
 #include "qlora/run/remote.hpp"
@@ -83,11 +85,13 @@ struct RemoteStore {
   return plain && *path.begin() != ".." && name.find('\0') == std::string::npos;
 }
 
-/// Objects below a prefix by their names in it; that of a single object is empty.
-[[nodiscard]] inline std::map<std::string, net::S3Object> remote_objects(RemoteStore& store,
-                                                                         const net::S3Address& address) {
+/// Objects of a prefix by their names in it.
+using RemoteObjects = std::map<std::string, net::S3Object>;
+
+/// Objects below a prefix; the name of a single object is empty.
+[[nodiscard]] inline RemoteObjects remote_objects(RemoteStore& store, const net::S3Address& address) {
   const net::S3Address prefix = address / "";
-  std::map<std::string, net::S3Object> objects;
+  RemoteObjects objects;
   for (net::S3Object& object : net::list_objects(store.s3, store.connection, prefix)) {
     const std::string name = object.address.key.substr(prefix.key.size());
     if (is_file_name(name)) objects.emplace(name, std::move(object));
@@ -98,7 +102,7 @@ struct RemoteStore {
 }
 
 /// Throws Error (input) for weights or windows whose manifest is not there yet.
-inline void refuse_half_written(const std::map<std::string, net::S3Object>& objects, const net::S3Address& address) {
+inline void refuse_half_written(const RemoteObjects& objects, const net::S3Address& address) {
   const auto top = [](const std::string& name) { return name.find('/') == std::string::npos; };
   const bool tensors = std::any_of(objects.begin(), objects.end(), [&](const auto& object) {
     return top(object.first) && object.first.ends_with(".safetensors");
@@ -109,6 +113,42 @@ inline void refuse_half_written(const std::map<std::string, net::S3Object>& obje
   throw Error(address.text() +
               ": is half written: it holds tensors and none of config.json, adapter_config.json and manifest.json, "
               "which are written last; write it again");
+}
+
+/// Takes those objects out whose bytes are read where they lie: weights.
+[[nodiscard]] inline RemoteObjects without_copies(RemoteObjects& objects, const net::S3Address& address) {
+  constexpr std::int64_t large = std::int64_t{64} << 20;
+  const bool model = objects.contains("config.json") && !objects.contains("adapter_config.json");
+  RemoteObjects weights;
+  for (auto at = objects.begin(); at != objects.end();) {
+    const auto here = at++;
+    const std::string& name = here->first;
+    const bool tensors = (name.empty() ? address.key : name).ends_with(".safetensors");
+    if (name.empty() ? tensors : model && (tensors || here->second.size > large)) weights.insert(objects.extract(here));
+  }
+  return weights;
+}
+
+/// Lets files stand in for objects.
+inline void stand_in_for(const RemoteObjects& objects, const std::filesystem::path& place,
+                         const net::S3Address& address, Progress& progress) {
+  namespace fs = std::filesystem;
+  if (objects.empty()) return;
+  const auto connections =
+      std::make_shared<net::S3Connections>(std::make_shared<net::S3>(net::aws_place(), RemoteStore::options(progress)));
+  std::int64_t bytes = 0;
+  for (const auto& [name, object] : objects) {
+    const fs::path path = name.empty() ? place : place / name;
+    const std::string text = stand_in_text(concat(object.address.text(), ", ", object.size, " bytes, ", object.etag));
+    std::error_code code;
+    const bool known = fs::file_size(path, code) == text.size() && read_text(path, text.size()) == text;
+    make_directories(path.parent_path());
+    if (!known) write_file_atomically(path, text);
+    stand_in(path, [connections, object = object] { return std::make_shared<net::S3Bytes>(connections, object); });
+    bytes += object.size;
+  }
+  progress.say(concat(address.text(), ": ", objects.size(), objects.size() == 1 ? " file of " : " files of ",
+                      "weights, ", bytes, " bytes, are read from the store while they are used"));
 }
 
 /// What etags.json says of the files of a copy.
@@ -123,8 +163,8 @@ inline void refuse_half_written(const std::map<std::string, net::S3Object>& obje
 }
 
 /// Downloads objects to files below a folder (the file itself for the name ""), and reports it as one task.
-inline void bring_objects(RemoteStore& store, const std::map<std::string, net::S3Object>& objects,
-                          const std::filesystem::path& folder, const net::S3Address& address, Progress& progress) {
+inline void bring_objects(RemoteStore& store, const RemoteObjects& objects, const std::filesystem::path& folder,
+                          const net::S3Address& address, Progress& progress) {
   std::vector<net::S3File> files;
   std::int64_t bytes = 0;
   for (const auto& [name, object] : objects) {
@@ -152,16 +192,16 @@ inline void bring_objects(RemoteStore& store, const std::map<std::string, net::S
 }
 
 /// Brings a folder to what there is below an address; `record` is its etags.json. Files of other names are removed.
-inline void bring_copy(RemoteStore& store, const std::map<std::string, net::S3Object>& objects,
-                       const std::filesystem::path& place, const std::filesystem::path& record,
-                       const net::S3Address& address, Progress& progress) {
+inline void bring_copy(RemoteStore& store, RemoteObjects objects, const std::filesystem::path& place,
+                       const std::filesystem::path& record, const net::S3Address& address, Progress& progress) {
   namespace fs = std::filesystem;
   std::map<std::string, std::string> tags = recorded_tags(record);
   const auto path_of = [&](const std::string& name) { return name.empty() ? place : place / name; };
   const bool single = objects.size() == 1 && objects.begin()->first.empty();
   std::error_code code;
   if (fs::exists(place, code) && fs::is_directory(place, code) == single) fs::remove_all(place);
-  std::map<std::string, net::S3Object> missing;
+  const RemoteObjects weights = without_copies(objects, address);
+  RemoteObjects missing;
   for (const auto& [name, object] : objects) {
     const fs::path path = path_of(name);
     const bool same = tags[name] == object.etag && !object.etag.empty() && fs::is_regular_file(path, code) &&
@@ -170,9 +210,11 @@ inline void bring_copy(RemoteStore& store, const std::map<std::string, net::S3Ob
   }
   if (!single && fs::is_directory(place, code)) {
     for (const auto& entry : fs::recursive_directory_iterator(place))
-      if (!entry.is_directory() && !objects.contains(entry.path().lexically_relative(place).generic_string()))
+      if (const std::string name = entry.path().lexically_relative(place).generic_string();
+          !entry.is_directory() && !objects.contains(name) && !weights.contains(name))
         fs::remove(entry.path());
   }
+  stand_in_for(weights, place, address, progress);
   if (missing.empty()) return;
   fs::remove(record, code);  // until all is there, so that a partial copy is never taken for a whole one
   bring_objects(store, missing, place, address, progress);
@@ -224,7 +266,7 @@ QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, boo
   if (to.key.empty() || (file && to.key.ends_with('/')))
     throw Error(address + ": give the object or prefix that is written a name", ErrorKind::usage);
   detail::RemoteStore store(progress);
-  const auto objects = file ? std::map<std::string, net::S3Object>() : detail::remote_objects(store, to);
+  const auto objects = file ? detail::RemoteObjects() : detail::remote_objects(store, to);
   // The bucket is there and may be asked, which is to be known before the work.
   if (file) (void)net::list_objects(store.s3, store.connection, to, 1);
   const bool data_set = objects.contains("manifest.json");
