@@ -111,11 +111,17 @@ void flush(std::ostream& out) {
   if (!out) throw Error("cannot write to stdout; is the disk full or the reader gone?", ErrorKind::resource);
 }
 
-/// Ctrl-C, SIGTERM and SIGHUP ask the running verb to stop.
+/// Ctrl-C, SIGTERM and SIGHUP ask the running verb to stop. What a run saves is copied to S3 where it is to be there.
 class ProgramProgress final : public run::ConsoleProgress {
  public:
   using ConsoleProgress::ConsoleProgress;
   [[nodiscard]] bool stop_requested() const override { return interrupt_requested != 0; }
+  void saved() override {
+    if (context == nullptr) return;
+    for (const CopyMeanwhile& copy : context->copies)
+      if (const std::string failure = copy(); !failure.empty()) say(failure);
+  }
+  const Context* context = nullptr;  ///< of the action that runs
 };
 
 /// Writes the part of a result that exists when the action ends with an error.
@@ -131,6 +137,7 @@ void write_so_far(const Invocation& call, Context& context) {
 /// Copies to S3 what was written for it. After an interrupt that is what can be gone on with, and is not interrupted.
 void publish_all(Context& context, bool interrupted) {
   if (dist::launch_of(dist::process_environment).rank > 0) return;  // rank 0 does
+  context.copies.clear();
   run::ConsoleProgress unstoppable(std::cerr, ProgressStyle::lines, false);
   for (const run::RemoteOutput& output : context.remote)
     if (!interrupted || output.keep) publish_output(output, interrupted ? unstoppable : context.progress);
@@ -144,7 +151,8 @@ int run_verb(Invocation& call, const CommandLine& line) {
   const bool remote = std::any_of(outputs.begin(), outputs.end(),
                                   [](const OutputOption& output) { return run::is_remote(*output.target); });
   std::ostringstream held;  // until paths in it are what the user gave
-  Context context{remote ? static_cast<std::ostream&>(held) : std::cout, progress, {}, {}};
+  Context context{remote ? static_cast<std::ostream&>(held) : std::cout, progress, {}, {}, {}};
+  progress.context = &context;
   catch_interrupts();
   const std::vector<std::filesystem::path> named = line.paths(call.json);
   line.change_inputs([&](const std::filesystem::path& path) { return local_path(path, progress); });
@@ -236,6 +244,8 @@ void stage(std::filesystem::path& target, Written what, Context& context) {
   const bool file = what == Written::file || (what == Written::either && target.has_extension());
   context.remote.push_back(stage_output(target.string(), file, what == Written::resumed, context.progress));
   target = context.remote.back().staged;
+  if (what == Written::resumed && dist::launch_of(dist::process_environment).rank == 0)
+    context.copies.push_back(copy_meanwhile(context.remote.back()));
 }
 
 std::string with_addresses(std::string text, const Context& context) {

@@ -80,6 +80,7 @@ run::RemoteOutput stage_output(const std::string& address, bool, bool, Progress&
   Missing(std::span(parts).first(2)).refuse(address + ": S3");
 }
 void publish_output(const run::RemoteOutput&, Progress&) {}
+CopyMeanwhile copy_meanwhile(const run::RemoteOutput&) { return {}; }
 #endif
 #if !QLORA_HAS_BOOST
 void add_serve(OptionSet app, Invocation& call) { add_without(app, call, "serve", std::span(parts).last(1)); }

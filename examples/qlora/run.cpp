@@ -24,6 +24,7 @@ namespace fs = std::filesystem;
 
 struct RunOptions {
   fs::path job;
+  fs::path named;  ///< the job as the command line has it, which may be an address
   fs::path out;
   std::vector<std::string> again;
   run::DeviceRequest device;  ///< what the command line says of it goes before the job file's [device]
@@ -56,7 +57,7 @@ Result run_job(const RunOptions& options, const OptionSet& given, Context& conte
   }
   if (options.job.empty())
     throw Error("which job? `qlora run job.toml`, or `qlora run --keys` to see what one holds", ErrorKind::usage);
-  auto [job, notes] = run::read_job(options.job);
+  auto [job, notes] = run::read_job(options.job, options.named);
   if (!options.out.empty()) job.output.dir = options.out;
   if (!options.show) {
     for (fs::path* input : run::input_paths(job)) *input = local_path(*input, context.progress);
@@ -109,6 +110,7 @@ void add_run(OptionSet app, Invocation& call) {
   verb.add("--markdown", options->markdown, "With --keys: the options of all verbs, as the page docs/options.md");
   verb.on_call([&call, options, verb] {
     options->json = call.json;
+    options->named = options->job;
     call.action = [options, verb](Context& context) { return run_job(*options, verb, context); };
   });
 }

@@ -22,12 +22,17 @@ class OptionSet;
 enum class Written;
 using run::Progress;
 
+/// Called when a run has saved: has that copied to S3 in the background. Says why the copy before failed; empty: it did
+/// not.
+using CopyMeanwhile = std::function<std::string()>;
+
 /// What an action works with: where results go, and where it says how far it is.
 struct Context {
   std::ostream& out;
   Progress& progress;
   std::vector<run::RemoteOutput> remote;  ///< what is copied to S3 when the action has ended
   std::optional<Result> so_far;           ///< what `--json` writes when the action ends with an error
+  std::vector<CopyMeanwhile> copies;      ///< of what a run that goes on has saved; they end with it
 };
 
 using Action = std::function<Result(Context&)>;
@@ -66,6 +71,8 @@ std::string with_addresses(std::string text, const Context& context);
 /// run::remote_output and run::publish of run/remote.hpp.
 run::RemoteOutput stage_output(const std::string& address, bool file, bool keep, Progress& progress);
 void publish_output(const run::RemoteOutput& output, Progress& progress);
+/// run::RemoteCopies of run/remote_copies.hpp.
+CopyMeanwhile copy_meanwhile(const run::RemoteOutput& output);
 
 /// From now on SIGTERM asks to stop however often it comes. Launchers send it to all processes as soon as one has
 /// ended, which may have been told to stop before and be about to leave; they kill a while later.

@@ -2,9 +2,15 @@
 // merged model that lie in a store alone, what lies there half, and what is refused.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
+#include <signal.h>
 
+#include <chrono>
 #include <filesystem>
+#include <span>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "qlora/net/s3_objects.hpp"
 #include "qlora/net/s3_transfer.hpp"
@@ -21,6 +27,8 @@ using test::Environment;
 using test::store;
 
 namespace {
+
+using Variables = std::vector<std::pair<std::string, std::string>>;
 
 /// The store, and a bucket with the small model in it.
 struct Fixture : test::InBucket {
@@ -110,6 +118,47 @@ TEST_CASE_FIXTURE(Fixture, "a model that lies in S3 alone answers as the one on 
   CHECK(!disk.out.empty());
   CHECK(remote.out == disk.out);
   check_no_weights_here();
+}
+
+TEST_CASE_FIXTURE(Fixture, "a machine that vanishes in a training loses nothing that was saved: another one ends it") {
+  const std::string model = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
+  const std::string here = (scratch / "").string();
+  check_ok(qlora("pack -q " QLORA_SOURCE_DIR "/examples/quickstart/text_completion.jsonl -m " + model + " -o " + here +
+                 "data --seq 64"));
+  const std::string train = "train -q -m s3://models-1/tiny -d " + here +
+                            "data --rank 4 --alpha 8 --epochs 6 --lr 1e-3 --checkpoint-every 2 -o ";
+  check_ok(qlora(train + here + "whole"));
+  REQUIRE(program_test::shell(
+              scratch, "$qlora " + train + "s3://models-1/lost-run >/dev/null 2>&1 & echo $! >'" + here + "pid'") == 0);
+  while (!contains(names("lost-run/"), "MANIFEST.json")) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  ::kill(std::stoi(test::contents(scratch / "pid")), SIGKILL);
+  const Environment elsewhere(Variables{{"XDG_CACHE_HOME", here + "another-machine"}});
+  const Outcome resumed = program_test::qlora(scratch, train.substr(0, 6) + train.substr(9) + "s3://models-1/lost-run");
+  check_ok(resumed);
+  CHECK(contains(resumed.err, "resuming after step "));
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json"}) {
+    const auto object = net::head_object(s3, connection, bucket / "lost-run/adapter" / name);
+    REQUIRE(object.has_value());
+    net::download(s3, {{scratch / "object", *object}});
+    CHECK(test::contents(scratch / "object") == test::contents(scratch / "whole/adapter" / name));
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "a job in S3 finds what its relative paths name below its own prefix") {
+  const std::string text =
+      "[data]\nfiles = [\"../documents/text.jsonl\"]\n[model]\npath = \"../tiny\"\n"
+      "[output]\ndir = \"out\"\n";
+  net::put_object(s3, connection, bucket / "jobs/job.toml", std::as_bytes(std::span(text)));
+  const Outcome shown = qlora("run s3://models-1/jobs/job.toml --show");
+  check_ok(shown);
+  CHECK(contains(shown.out, "\"s3://models-1/tiny\""));
+  CHECK(contains(shown.out, "\"s3://models-1/jobs/out\""));
+  CHECK(contains(shown.out, "\"s3://models-1/documents/text.jsonl\""));
+  const std::string outside = "[model]\npath = \"../../other-bucket/tiny\"\n";
+  net::put_object(s3, connection, bucket / "jobs/outside.toml", std::as_bytes(std::span(outside)));
+  const Outcome refused = qlora("run s3://models-1/jobs/outside.toml --show");
+  check_refused(refused, 3);
+  CHECK(contains(refused.err, "s3://models-1/jobs/outside.toml:2: `path` leads out of the bucket"));
 }
 
 TEST_CASE_FIXTURE(Fixture, "a result, documents and a job may lie in S3") {

@@ -6,13 +6,17 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "qlora/io/hf.hpp"
 #include "qlora/net/s3_transfer.hpp"
+#include "qlora/run/remote_copies.hpp"
 #include "support/refusal.hpp"
 #include "support/s3_store.hpp"
 
@@ -24,6 +28,8 @@ using test::refusal;
 using test::store;
 
 namespace {
+
+using Variables = std::vector<std::pair<std::string, std::string>>;
 
 const fs::path tiny = QLORA_SOURCE_DIR "/examples/models/tiny-chat";
 
@@ -209,6 +215,76 @@ TEST_CASE_FIXTURE(Fixture, "a training that goes on elsewhere finds what was wri
   CHECK(has(names("run/"), "run/checkpoints/step-2/state.safetensors"));
   CHECK(!has(names("run/"), "step-1"));
   CHECK(contents(run::local_copy("s3://copies-1/run/adapter", progress) / "adapter_model.safetensors") == "adapter");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a run is copied while it goes on: checkpoints whole, once, and none when it is gone") {
+  const run::RemoteOutput output = this->output("run", false, true);
+  const auto checkpoint = [&](int step) {
+    const fs::path folder = output.staged / qlora::concat("checkpoints/checkpoint-", step);
+    write(folder / "state.safetensors", qlora::concat("moments of step ", step));
+    write(folder / "MANIFEST.json", qlora::concat("{\"step\":", step, "}"));
+    write(output.staged / "metrics.jsonl", qlora::concat("steps to ", step));
+    write(output.staged / "run.lock", "this machine");
+  };
+  const auto wait_for = [&](const std::string& name) {  // however long it takes
+    while (!has(names("run/"), name)) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  {
+    run::RemoteCopies copies(output);
+    checkpoint(1);
+    store().faults(R"([{"method":"PUT","match":"state.safetensors","do":"500","times":2}])");
+    CHECK(copies.saved() == "");
+    wait_for("checkpoint-1/MANIFEST.json");
+    const std::string log = store().log();
+    CHECK(log.rfind("PUT /copies-1/run/checkpoints/checkpoint-1/MANIFEST.json") > log.rfind("state.safetensors"));
+
+    checkpoint(2);
+    fs::remove_all(output.staged / "checkpoints/checkpoint-1");
+    store().faults("[]");
+    CHECK(copies.saved() == "");
+    wait_for("checkpoint-2/MANIFEST.json");
+    while (has(names("run/"), "checkpoint-1/")) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const std::string later = store().log();
+    CHECK(later.find("DELETE /copies-1/run/checkpoints/checkpoint-1") >
+          later.find("PUT /copies-1/run/checkpoints/checkpoint-2/MANIFEST.json"));
+    CHECK(!has(names("run/"), "run.lock"));
+  }
+  CHECK(!fs::exists(output.staged.parent_path() / "snapshots"));
+
+  // Another machine goes on from there, and the first one, which comes back, takes that over.
+  {
+    const test::Environment other(Variables{{"XDG_CACHE_HOME", (scratch / "other").string()}});
+    const run::RemoteOutput elsewhere = this->output("run", false, true);
+    CHECK(elsewhere.staged != output.staged);
+    CHECK(contents(elsewhere.staged / "checkpoints/checkpoint-2/state.safetensors") == "moments of step 2");
+    CHECK(contents(elsewhere.staged / "metrics.jsonl") == "steps to 2");
+    write(elsewhere.staged / "checkpoints/checkpoint-3/state.safetensors", "moments of step 3");
+    write(elsewhere.staged / "checkpoints/checkpoint-3/MANIFEST.json", "{}");
+    store().faults("[]");
+    run::publish(elsewhere, progress);
+    CHECK(!has(store().log(), "PUT /copies-1/run/checkpoints/checkpoint-2"));  // it is there
+  }
+  CHECK(fs::exists(output.staged / "checkpoints/checkpoint-2"));
+  const run::RemoteOutput again = this->output("run", false, true);
+  CHECK(contents(again.staged / "checkpoints/checkpoint-3/state.safetensors") == "moments of step 3");
+  const run::RemoteOutput same = this->output("run", false, true);
+  write(same.staged / "checkpoints/checkpoint-4/state.safetensors", "not copied yet");
+  CHECK(fs::exists(this->output("run", false, true).staged / "checkpoints/checkpoint-4"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a copy that fails ends no run, and is said at the next save") {
+  const run::RemoteOutput output = this->output("failing", false, true);
+  write(output.staged / "checkpoints/checkpoint-1/MANIFEST.json", "{}");
+  run::RemoteCopies copies(output);
+  const test::Environment wrong(Variables{{"AWS_SECRET_ACCESS_KEY", "wrong/secret"}});
+  CHECK(copies.saved() == "");
+  std::string said;
+  while (said.empty()) {
+    said = copies.saved();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  CHECK(has(said, "what the run saved was not copied to s3://copies-1/failing, and is tried again at its next save: "));
+  CHECK(has(said, "does not take the credentials"));
 }
 
 TEST_CASE_FIXTURE(Fixture, "an upload that fails says where the work lies, and what is there is half") {

@@ -139,10 +139,19 @@ TEST_CASE("choices of packing survive, and the fingerprint tells data sets apart
   CHECK(first.info().split == qlora::SplitChoice::pad);
   qlora::write_dataset(directory.path, windows(), described);
   CHECK(TokenDataset::open(directory.path).fingerprint() == first.fingerprint());
+  DatasetInfo moved = described;
+  for (auto& source : moved.sources) source.source = "/another/root/" + source.source;
+  qlora::write_dataset(directory.path, windows(), moved);
+  CHECK(TokenDataset::open(directory.path).fingerprint() != first.fingerprint());
+  CHECK(TokenDataset::open(directory.path).identity() == first.identity());
+  moved.sources.front().sha256 = qlora::sha256(std::string_view("another document"));
+  qlora::write_dataset(directory.path, windows(), moved);
+  CHECK(TokenDataset::open(directory.path).identity() != first.identity());
   PackedWindows other = windows();
   other.ids[1] = other.labels[1] = 12;
   qlora::write_dataset(directory.path, other, described);
   CHECK(TokenDataset::open(directory.path).fingerprint() != first.fingerprint());
+  CHECK(TokenDataset::open(directory.path).identity() != first.identity());
 }
 
 TEST_CASE("many windows go into several shards; a smaller data set leaves none of them behind") {
@@ -229,13 +238,16 @@ TEST_CASE("a manifest that was changed is not believed, and a fingerprint is tha
   without.erase("sha256");
   write_bytes(path, good);
   const std::string fingerprint = TokenDataset::open(directory.path).fingerprint();
+  const std::string identity = TokenDataset::open(directory.path).identity();
   Json indented = without;  // as the first versions with a hash wrote it
   indented["sha256"] = qlora::sha256(qlora::json_text(without));
   write_bytes(path, qlora::json_text(indented));
   CHECK(sources(TokenDataset::open(directory.path)) == info().sources);
+  CHECK(TokenDataset::open(directory.path).identity() == identity);
   write_bytes(path, qlora::json_text(without));  // as earlier versions wrote it
   CHECK(TokenDataset::open(directory.path).fingerprint() == fingerprint);
   CHECK(fingerprint == qlora::sha256(qlora::json_text(without)));
+  CHECK(TokenDataset::open(directory.path).identity() == identity);
 }
 
 TEST_CASE("a data set that cannot be written leaves the one that was there, and no other file is removed") {

@@ -66,11 +66,25 @@ inline std::optional<Value> value_of(const toml::node& node) {
   return texts;
 }
 
+/// A relative path of a job that lies in S3, as an address.
+inline std::string remote_path(const std::string& text, const toml::node& node, std::string_view name,
+                               const Place& place) {
+  constexpr std::size_t scheme = std::string_view("s3:/").size();  // and the root of "/bucket/key"
+  const std::filesystem::path folder = std::filesystem::path(place.file.native().substr(scheme)).parent_path();
+  if (std::filesystem::path(text).is_absolute()) return text;
+  const std::string joined = (folder / text).lexically_normal().string();
+  const std::filesystem::path bucket = *std::next(folder.begin());
+  if (!joined.starts_with(concat("/", bucket.string(), "/")))
+    place.fail(node, concat("`", name, "` leads out of the bucket of the job"));
+  return "s3:/" + joined;
+}
+
 /// Makes relative paths those of the job file's folder.
 inline void resolve(Value& value, const toml::node& node, std::string_view name, const Place& place) {
   const auto resolved = [&](const std::string& text) {
     if (text.empty()) place.fail(node, concat("`", name, "` must not be empty"));
     if (is_remote(text)) return text;
+    if (is_remote(place.file)) return remote_path(text, node, name, place);
     return (place.file.parent_path() / text).lexically_normal().string();
   };
   if (auto* text = std::get_if<std::string>(&value)) *text = resolved(*text);
@@ -278,7 +292,8 @@ inline void refuse_deep_keys(std::string_view content, const std::filesystem::pa
 
 }  // namespace detail
 
-/// The job of a TOML text that stands in `file`, whose folder relative paths are meant from. Throws Error(input) that
+/// The job of a TOML text that stands in `file`, a path or an address in S3, whose folder relative paths are meant
+/// from. Throws Error(input) that
 /// names file, line and key.
 [[nodiscard]] inline JobFile parse_job(std::string_view content, const std::filesystem::path& file) {
   using namespace detail;
@@ -343,8 +358,9 @@ inline void refuse_deep_keys(std::string_view content, const std::filesystem::pa
   return read;
 }
 
-/// The job of a file of at most 1 MiB. Throws Error(input) as parse_job does, and where the file cannot be read.
-[[nodiscard]] inline JobFile read_job(const std::filesystem::path& file) {
+/// The job of a file of at most 1 MiB. `from`: the address that the file is a copy of; empty: it is none. Throws
+/// Error(input) as parse_job does, and where the file cannot be read.
+[[nodiscard]] inline JobFile read_job(const std::filesystem::path& file, const std::filesystem::path& from = {}) {
   std::error_code error;
   const auto size = std::filesystem::file_size(file, error);
   if (error) throw Error(concat("cannot read the job file ", file.string(), ": ", error.message()));
@@ -354,7 +370,7 @@ inline void refuse_deep_keys(std::string_view content, const std::filesystem::pa
   content << stream.rdbuf();
   if (!stream) throw Error(concat("cannot read the job file ", file.string()));
   refuse_lfs_pointer(content.str(), file.string());
-  return parse_job(content.str(), file);
+  return parse_job(content.str(), from.empty() ? file : from);
 }
 
 }  // namespace run

@@ -27,6 +27,9 @@ class Progress {
   virtual void end(std::string_view summary = {});
   /// One line of text, between or inside tasks.
   virtual void say(std::string_view line);
+  /// What was written so far can be gone on with from here: a checkpoint is durable, or a step of a job is done.
+  /// Nothing is written until this returns.
+  virtual void saved() {}
   /// Whether the caller wants the function to save its state and leave with Error (ErrorKind::interrupted).
   [[nodiscard]] virtual bool stop_requested() const { return false; }
 };

@@ -50,6 +50,9 @@ class RankProgress final : public Progress {
     if (shown_ != nullptr) shown_->say(line);
     write(line);
   }
+  void saved() override {
+    if (shown_ != nullptr) shown_->saved();
+  }
   [[nodiscard]] bool stop_requested() const override { return asked_.stop_requested(); }
   /// A line for this rank's file alone.
   void note(std::string_view line) { write(line); }

@@ -32,8 +32,9 @@ namespace run {
 [[nodiscard]] QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, bool keep,
                                                     Progress& progress);
 
-/// Copies what was written to its address, manifests last, and removes it here. Where this fails it stays, and the
-/// error says where. Throws Error as local_copy does.
+/// Copies what was written to its address, manifests last, and removes it here; of a run that goes on, what its address
+/// has not got yet (run/remote_copies.hpp copies it meanwhile). Where this fails it stays, and the error says where.
+/// Throws Error as local_copy does.
 QLORA_STEP void publish(const RemoteOutput& output, Progress& progress);
 
 }  // namespace run

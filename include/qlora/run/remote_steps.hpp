@@ -20,6 +20,7 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/byte_source.hpp"
+#include "qlora/io/checkpoint.hpp"
 #include "qlora/io/directory.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
@@ -32,20 +33,13 @@
 #include "qlora/net/s3_objects.hpp"
 #include "qlora/net/s3_transfer.hpp"
 #include "qlora/run/remote.hpp"
+#include "qlora/run/remote_changes.hpp"
+#include "qlora/run/remote_objects.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace run {
 namespace detail {
-
-/// Objects that make the others of their prefix visible.
-inline constexpr std::array<std::string_view, 4> manifest_names{"config.json", "adapter_config.json", "manifest.json",
-                                                                "MANIFEST.json"};  // of a checkpoint
-
-[[nodiscard]] inline bool is_manifest(const std::string& name) {
-  const std::string last = name.substr(name.rfind('/') + 1);  // npos + 1 is 0
-  return std::find(manifest_names.begin(), manifest_names.end(), last) != manifest_names.end();
-}
 
 /// The store, asked by functions that report progress.
 struct RemoteStore {
@@ -76,29 +70,6 @@ struct RemoteStore {
   while (key.ends_with('/')) key.pop_back();
   const std::string name = key.substr(key.rfind('/') + 1);
   return name.empty() || name == "." || name == ".." || name.size() > 200 ? "object" : name;
-}
-
-/// Whether a name below a prefix can be one below a folder.
-[[nodiscard]] inline bool is_file_name(const std::string& name) {
-  const std::filesystem::path path = name;
-  const bool plain = !name.empty() && !name.ends_with('/') && path.is_relative() && name == path.lexically_normal();
-  return plain && *path.begin() != ".." && name.find('\0') == std::string::npos;
-}
-
-/// Objects of a prefix by their names in it.
-using RemoteObjects = std::map<std::string, net::S3Object>;
-
-/// Objects below a prefix; the name of a single object is empty.
-[[nodiscard]] inline RemoteObjects remote_objects(RemoteStore& store, const net::S3Address& address) {
-  const net::S3Address prefix = address / "";
-  RemoteObjects objects;
-  for (net::S3Object& object : net::list_objects(store.s3, store.connection, prefix)) {
-    const std::string name = object.address.key.substr(prefix.key.size());
-    if (is_file_name(name)) objects.emplace(name, std::move(object));
-  }
-  if (!objects.empty() || address.key.empty() || address.key.ends_with('/')) return objects;
-  if (auto object = net::head_object(store.s3, store.connection, address)) objects.emplace("", *std::move(object));
-  return objects;
 }
 
 /// Throws Error (input) for weights or windows whose manifest is not there yet.
@@ -149,17 +120,6 @@ inline void stand_in_for(const RemoteObjects& objects, const std::filesystem::pa
   }
   progress.say(concat(address.text(), ": ", objects.size(), objects.size() == 1 ? " file of " : " files of ",
                       "weights, ", bytes, " bytes, are read from the store while they are used"));
-}
-
-/// What etags.json says of the files of a copy.
-[[nodiscard]] inline std::map<std::string, std::string> recorded_tags(const std::filesystem::path& record) {
-  std::map<std::string, std::string> tags;
-  std::error_code absent;
-  if (!std::filesystem::is_regular_file(record, absent)) return tags;
-  const Json json = read_json_object(record);
-  for (const auto& [name, tag] : json.items())
-    if (tag.is_string()) tags[name] = tag.get<std::string>();
-  return tags;
 }
 
 /// Downloads objects to files below a folder (the file itself for the name ""), and reports it as one task.
@@ -243,13 +203,59 @@ inline void bring_copy(RemoteStore& store, RemoteObjects objects, const std::fil
   }
 }
 
+/// Puts a file, or the files below a folder, in the place of what there is at an address: its manifests go first, and
+/// new ones come last.
+inline void send_all(RemoteStore& store, const std::filesystem::path& staged, const net::S3Address& to,
+                     Progress& progress) {
+  namespace fs = std::filesystem;
+  const bool folder = fs::is_directory(staged);
+  const RunFiles all = folder ? run_files(staged) : RunFiles{{"", {staged, {}}}};
+  std::array<std::vector<net::S3File>, 2> files;  // manifests are the second
+  std::int64_t bytes = 0;
+  for (const auto& [name, file] : all) {
+    net::S3File sending{.path = file.path, .object = {}};
+    sending.object.address = folder ? to / name : to;
+    files[is_manifest(name) ? 1 : 0].push_back(std::move(sending));
+    bytes += static_cast<std::int64_t>(fs::file_size(file.path));
+  }
+  std::vector<net::S3Address> stale;  // of what was there before
+  const RemoteObjects before = folder ? objects_below(store.s3, store.connection, to) : RemoteObjects();
+  for (const auto& [name, object] : before) {
+    if (is_manifest(name)) net::delete_object(store.s3, store.connection, object.address);
+    if (!name.empty() && !all.contains(name) && !is_manifest(name)) stale.push_back(object.address);
+  }
+  progress.begin("upload", bytes, "bytes");
+  std::int64_t done = 0;
+  for (const std::vector<net::S3File>& group : files) {
+    std::int64_t last = 0;
+    net::upload(store.s3, group, [&](std::int64_t sent) { progress.update(done + (last = sent)); });
+    done += last;
+  }
+  progress.end();
+  for (const net::S3Address& address : stale) net::delete_object(store.s3, store.connection, address);
+}
+
+/// Whether the store has a checkpoint, or a result, that is newer than what a run that was killed left here: another
+/// machine has gone on.
+[[nodiscard]] inline bool is_behind(const std::filesystem::path& staged, const RemoteObjects& objects) {
+  std::error_code absent;
+  if (!std::filesystem::is_directory(staged, absent)) return false;
+  return std::any_of(objects.begin(), objects.end(), [&](const auto& object) {
+    const std::filesystem::path folder = std::filesystem::path(object.first).parent_path();
+    if (!is_manifest(object.first) || std::filesystem::exists(staged / object.first)) return false;
+    const auto step = qlora::detail::step_of(folder.filename().string());
+    const std::vector<std::int64_t> ours = qlora::detail::checkpoint_steps(staged / folder.parent_path());
+    return !step || ours.empty() || ours.front() < *step;
+  });
+}
+
 }  // namespace detail
 
 QLORA_STEP std::filesystem::path local_copy(const std::filesystem::path& named, Progress& progress) {
   if (!is_remote(named)) return named;
   const net::S3Address address = net::s3_address(named.native());
   detail::RemoteStore store(progress);
-  const auto objects = detail::remote_objects(store, address);
+  const auto objects = detail::objects_below(store.s3, store.connection, address);
   if (objects.empty()) throw Error(address.text() + ": nothing is there; the store is " + store.s3.endpoint());
   detail::refuse_half_written(objects, address);
   const std::filesystem::path folder = detail::remote_folder("s3", address);
@@ -266,7 +272,7 @@ QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, boo
   if (to.key.empty() || (file && to.key.ends_with('/')))
     throw Error(address + ": give the object or prefix that is written a name", ErrorKind::usage);
   detail::RemoteStore store(progress);
-  const auto objects = file ? detail::RemoteObjects() : detail::remote_objects(store, to);
+  const auto objects = file ? detail::RemoteObjects() : detail::objects_below(store.s3, store.connection, to);
   // The bucket is there and may be asked, which is to be known before the work.
   if (file) (void)net::list_objects(store.s3, store.connection, to, 1);
   const bool data_set = objects.contains("manifest.json");
@@ -279,10 +285,12 @@ QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, boo
   }
   RemoteOutput output{
       .address = address, .staged = detail::remote_folder("s3-out", to) / detail::remote_name(to), .keep = keep};
-  if (!keep) fs::remove_all(output.staged);
+  if (!keep || detail::is_behind(output.staged, objects)) fs::remove_all(output.staged.parent_path());
   make_directories(output.staged.parent_path());
-  if (keep && !fs::exists(output.staged) && !objects.empty())
+  if (keep && !fs::exists(output.staged) && !objects.empty()) {
     detail::bring_objects(store, objects, output.staged, to, progress);
+    detail::record_sent(detail::sent_record(output.staged), detail::run_files(output.staged), objects);
+  }
   return output;
 }
 
@@ -292,49 +300,17 @@ QLORA_STEP void publish(const RemoteOutput& output, Progress& progress) {
   if (!fs::exists(output.staged)) return;
   try {
     detail::RemoteStore store(progress);
-    std::array<std::vector<net::S3File>, 2> files;  // manifests are the second
-    std::set<std::string> names;
-    std::int64_t bytes = 0;
-    const auto add = [&](const fs::path& path, const net::S3Address& as, bool manifest) {
-      net::S3File file{.path = path, .object = {}};
-      file.object.address = as;
-      files[manifest ? 1 : 0].push_back(std::move(file));
-      bytes += static_cast<std::int64_t>(fs::file_size(path));
-    };
-    if (fs::is_directory(output.staged)) {
-      for (const auto& entry : fs::recursive_directory_iterator(output.staged)) {
-        const std::string name = entry.path().lexically_relative(output.staged).generic_string();
-        const bool passing = is_temporary_name(entry.path().filename().string()) || entry.path().extension() == ".lock";
-        if (!entry.is_regular_file() || passing) continue;
-        names.insert(name);
-        add(entry.path(), to / name, detail::is_manifest(name));
-      }
+    if (output.keep) {
+      bool begun = false;
+      detail::send_changes(store.s3, detail::run_files(output.staged), to, detail::sent_record(output.staged),
+                           [&](std::int64_t sent, std::int64_t total) {
+                             if (!std::exchange(begun, true)) progress.begin("upload", total, "bytes");
+                             progress.update(sent);
+                           });
+      if (begun) progress.end();
     } else {
-      add(output.staged, to, false);
+      detail::send_all(store, output.staged, to, progress);
     }
-    std::vector<net::S3Address> stale;  // of what was there before
-    if (!names.empty()) {
-      const auto objects = detail::remote_objects(store, to);
-      std::set<std::string> gone;  // folders whose manifest there is no more, as of checkpoints that were removed
-      for (const auto& [name, object] : objects) {
-        if (!detail::is_manifest(name)) continue;
-        net::delete_object(store.s3, store.connection, object.address);
-        if (!names.contains(name)) gone.insert(name.substr(0, name.rfind('/') + 1));
-      }
-      for (const auto& [name, object] : objects) {
-        if (name.empty() || names.contains(name)) continue;
-        if (!output.keep || gone.contains(name.substr(0, name.rfind('/') + 1))) stale.push_back(object.address);
-      }
-    }
-    progress.begin("upload", bytes, "bytes");
-    std::int64_t before = 0;
-    for (const std::vector<net::S3File>& group : files) {
-      std::int64_t last = 0;
-      net::upload(store.s3, group, [&](std::int64_t done) { progress.update(before + (last = done)); });
-      before += last;
-    }
-    progress.end();
-    for (const net::S3Address& address : stale) net::delete_object(store.s3, store.connection, address);
   } catch (const Error& error) {
     throw Error(concat(error.what(), "; what was to be written there lies whole in ", output.staged.string()),
                 error.kind());

@@ -105,6 +105,7 @@ class StepCache {
     R result = act();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
     finish(step, key, seconds.count(), to_json(result), again);
+    progress.saved();
     return result;
   }
 

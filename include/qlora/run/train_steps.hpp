@@ -284,7 +284,7 @@ class TrainingRun {
   /// What a checkpoint must have been made with for this run to continue from it.
   [[nodiscard]] Json fingerprint() const {
     Json all = Json::parse(to_json(train_settings(options_, request_.loop)).dump());
-    all["data"] = data_.fingerprint();
+    all["data"] = data_.identity();
     all["base"] = model_.fingerprint();
     if (const std::string sum = model_.checksum(); !sum.empty()) all[base_checksum] = sum;
     all["device"] = std::string(name_of(device_));
@@ -333,6 +333,8 @@ class TrainingRun {
     Json ours = fingerprint();
     const bool known = json_find(saved, base_checksum) != nullptr && json_find(ours, base_checksum) != nullptr;
     const bool damaged = known && saved[base_checksum] != ours[base_checksum];
+    const Json* data = json_find(saved, "data");
+    if (data != nullptr && *data == data_.fingerprint()) saved["data"] = ours["data"];  // as earlier versions have it
     saved.erase(base_checksum);
     ours.erase(base_checksum);
     if (json_find(saved, "base") == nullptr) ours.erase("base");  // of a checkpoint from before it was recorded
@@ -373,6 +375,7 @@ class TrainingRun {
       training_->save(request_.out / "checkpoints", {fingerprint().dump(), owes_measurement_}, kept_checkpoints);
       if (log) write_state(*log);
     });
+    progress_.saved();
   }
 
   void write_state(const TrainingLog& log) const {

@@ -291,6 +291,9 @@ class TokenDataset {
   [[nodiscard]] const PackingCounts& counts() const { return counts_; }
   /// SHA-256 of the manifest without its own hash; it holds those of the shards: equal for equal data sets only.
   [[nodiscard]] const std::string& fingerprint() const { return manifest_->fingerprint(); }
+  /// The same without the places that documents are from: equal for equal windows of equal documents, wherever these
+  /// lay. It is what a run that goes on compares.
+  [[nodiscard]] const std::string& identity() const { return manifest_->identity(); }
   /// Number of documents that were packed, those without text included.
   [[nodiscard]] std::size_t sources() const { return manifest_->size(); }
   /// Where a document came from, read from the manifest. Throws Error when that fails.

@@ -237,6 +237,8 @@ class DatasetManifest {
   [[nodiscard]] const Json& rest() const { return rest_; }
   /// See the head of this file; of a manifest without a hash, the SHA-256 of its bytes.
   [[nodiscard]] const std::string& fingerprint() const { return fingerprint_; }
+  /// The same without the places that the sources are from: documents that are packed from another folder have it, too.
+  [[nodiscard]] const std::string& identity() const { return identity_; }
   /// Number of sources.
   [[nodiscard]] std::size_t size() const { return elements_.empty() ? 0 : elements_.size() - 1; }
   /// One source, read from the file that was opened. Throws Error when that fails.
@@ -262,7 +264,7 @@ class DatasetManifest {
             concat(where, ": the key '", detail::excerpt(key), "' belongs to no manifest; pack the documents again"));
       }
       fingerprint_ = hash_without(0, 0);
-      (void)read_sources(false);
+      (void)read_sources();
       return;
     }
     const bool indented = scan.rest.starts_with("{\n");  // as earlier versions wrote it
@@ -279,7 +281,7 @@ class DatasetManifest {
       throw Error(
           concat(where, ": was changed after it was written: its SHA-256 does not match; pack the documents again"));
     }
-    const std::string of_content = read_sources(!indented);
+    const std::string of_content = read_sources();
     fingerprint_ = indented ? found : of_content;
   }
 
@@ -292,18 +294,19 @@ class DatasetManifest {
     return hash.hex();
   }
 
-  /// Checks each source; the hash of the manifest as earlier versions wrote it, where that is asked for.
-  [[nodiscard]] std::string read_sources(bool hashes) const {
+  /// Checks each source and sets identity_; the hash of the manifest as earlier versions wrote it.
+  [[nodiscard]] std::string read_sources() {
     const std::string text = json_text(rest_);
     constexpr std::string_view list = "\n  \"sources\": [";  // no string holds a line break
     const std::size_t place = std::min(text.find(list), text.size() - list.size()) + list.size();
-    Sha256 hash;
+    Sha256 hash, placeless;
     hash.update(std::string_view(text).substr(0, place));
+    placeless.update(text);
     detail::RangeReader reader(file_, path_, size_);
     for (std::size_t i = 0; i < size(); ++i) {
       const Json source = read_source(reader, i);
-      (void)detail::source_of(source, path_.string());
-      if (!hashes) continue;
+      const DatasetSource known = detail::source_of(source, path_.string());
+      placeless.update(json_text(Json{known.title, known.sha256, known.tokens}, -1));
       hash.update(i == 0 ? "\n    " : ",\n    ");
       const std::string lines = source.dump(2);
       for (std::size_t at = 0; at < lines.size();) {
@@ -313,6 +316,7 @@ class DatasetManifest {
         at = end;
       }
     }
+    identity_ = placeless.hex();
     if (size() > 0) hash.update("\n  ");
     return hash.update(std::string_view(text).substr(place)).hex();
   }
@@ -323,6 +327,7 @@ class DatasetManifest {
   std::vector<std::uint32_t> elements_;
   Json rest_;
   std::string fingerprint_;
+  std::string identity_;
 };
 
 }  // namespace v0
