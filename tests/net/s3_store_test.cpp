@@ -221,6 +221,17 @@ TEST_CASE_FIXTURE(Fixture, "what is not there is named") {
             "there is no bucket 'no-bucket'"));
 }
 
+TEST_CASE_FIXTURE(Fixture, "of two writers of a fresh object one is refused, and one whose answer was lost is not") {
+  const auto put = [&](const std::string& text) {
+    net::put_object(*s3, connection, bucket / "fresh", std::as_bytes(std::span(text)), true);
+  };
+  store().faults(R"([{"method":"PUT","match":"/fresh","do":"lost"}])");
+  CHECK_NOTHROW(put("first"));
+  CHECK(has(refusal([&] { put("second"); }), "/fresh: somebody else has written it meanwhile"));
+  CHECK(net::head_object(*s3, connection, bucket / "fresh")->size == 5);
+  net::delete_object(*s3, connection, bucket / "fresh");
+}
+
 TEST_CASE_FIXTURE(Fixture, "a web identity becomes a session") {
   scratch.write("token", "eyJhbGciOiJub25lIn0.e30.\n");
   const Environment web({{"AWS_ACCESS_KEY_ID", ""},
@@ -233,6 +244,39 @@ TEST_CASE_FIXTURE(Fixture, "a web identity becomes a session") {
   CHECK(found.key_id.starts_with("ASIA"));
   CHECK(!found.token.empty());
   CHECK(found.expires.has_value());
+}
+
+TEST_CASE_FIXTURE(Fixture, "a profile's role is taken with the keys of another profile, by a request that is signed") {
+  const auto config = [&](const std::string& more) {
+    scratch.write("config", "[profile reader]\nrole_arn = " + store().role + "\nsource_profile = writer\n" + more);
+  };
+  scratch.write("credentials",
+                "[writer]\naws_access_key_id = " + store().key + "\naws_secret_access_key = " + store().secret + "\n");
+  const Environment role({{"AWS_ACCESS_KEY_ID", ""},
+                          {"AWS_SECRET_ACCESS_KEY", ""},
+                          {"AWS_PROFILE", "reader"},
+                          {"AWS_CONFIG_FILE", (scratch / "config").string()},
+                          {"AWS_SHARED_CREDENTIALS_FILE", (scratch / "credentials").string()},
+                          {"AWS_ENDPOINT_URL_STS", store().endpoint()}});
+  const auto found = [] {
+    const net::AwsPlace place = net::aws_place();
+    return net::AwsCredentialChain(place).get();
+  };
+  config("external_id = 42\nduration_seconds = 900\n");
+  CHECK(found().key_id.starts_with("ASIA"));
+  CHECK(!found().token.empty());
+  CHECK(found().expires.has_value());
+  CHECK(has(found().source, "the profile 'reader' of ~/.aws as " + store().role));
+
+  config("mfa_serial = arn:aws:iam::1:mfa/x\n");
+  CHECK(has(refusal([&] { (void)found(); }), "mfa_serial is asked for at a terminal"));
+  config("");
+  scratch.write("credentials", "[writer]\naws_access_key_id = " + store().key + "\naws_secret_access_key = wrong\n");
+  const std::string refused = refusal([&] { (void)found(); });
+  CHECK(has(refused, "with status 403: SignatureDoesNotMatch"));
+  CHECK(!has(refused, "wrong"));
+  scratch.write("credentials", "[another]\n");
+  CHECK(has(refusal([&] { (void)found(); }), "its source_profile 'writer' has no keys"));
 }
 
 TEST_CASE_FIXTURE(Fixture, "a request to stop ends a transfer, and nothing stays") {

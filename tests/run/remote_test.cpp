@@ -175,6 +175,18 @@ TEST_CASE_FIXTURE(Fixture, "a manifest is written last, and removed first when i
   CHECK(names("data/") == "data/manifest.json data/tokens-00000.safetensors ");
 }
 
+TEST_CASE_FIXTURE(Fixture, "of two writers of a model the second is refused, and changes nothing") {
+  const run::RemoteOutput model = output("model");
+  write(model.staged / "model.safetensors", "second");
+  write(model.staged / "config.json", "{}");
+  put("model/model.safetensors", "the first");
+  put("model/config.json", "{}");
+  CHECK(has(refusal([&] { run::publish(model, progress); }),
+            "s3://copies-1/model/config.json: somebody else has written it meanwhile"));
+  CHECK(contents(model.staged / "model.safetensors") == "second");
+  CHECK(net::head_object(s3, connection, bucket / "model/model.safetensors")->size == 9);
+}
+
 TEST_CASE_FIXTURE(Fixture, "nothing but a data set is replaced") {
   put("model/config.json", "{}");
   put("data/manifest.json", "{}");

@@ -1,5 +1,6 @@
 // qlora/net/aws_credentials.hpp — who signs requests to AWS: credentials from where its SDKs look, in their order.
-// Order      environment; web identity (STS); profile; container; instance metadata (IMDSv2)
+// Order      environment; web identity (STS); profile, by a role that another one may take (STS) or by its keys;
+//            container; instance metadata (IMDSv2)
 // What may not change: no message and no log holds a secret or a token; a container's token goes to loopback, to the
 // addresses that AWS gives containers, or over TLS alone.
 #pragma once
@@ -10,6 +11,7 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,7 +19,9 @@
 #include "qlora/error.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/io/json.hpp"
+#include "qlora/io/sha256.hpp"
 #include "qlora/net/aws_profile.hpp"
+#include "qlora/net/aws_signature.hpp"
 #include "qlora/net/exchange.hpp"
 #include "qlora/net/percent.hpp"
 #include "qlora/net/s3_address.hpp"
@@ -107,9 +111,13 @@ class AwsCredentialChain {
   }
 
  private:
+  static constexpr const char* cure =
+      "`eval $(aws configure export-credentials --format env)` puts such credentials into the environment";
+
   [[nodiscard]] AwsCredentials find() const {
     if (auto found = from_environment()) return *std::move(found);
     if (auto found = from_web_identity()) return *std::move(found);
+    if (auto found = from_role()) return *std::move(found);
     if (auto found = from_profile()) return *std::move(found);
     if (auto found = from_container()) return *std::move(found);
     if (auto found = from_instance()) return *std::move(found);
@@ -140,27 +148,61 @@ class AwsCredentialChain {
     if (role.empty()) throw Error("AWS_WEB_IDENTITY_TOKEN_FILE is set, and AWS_ROLE_ARN is not");
     const std::string source = "a web identity (AWS_WEB_IDENTITY_TOKEN_FILE) as " + role;
     const std::string name = setting("AWS_ROLE_SESSION_NAME", "role_session_name");
+    return session("AssumeRoleWithWebIdentity",
+                   {{"RoleArn", role},
+                    {"RoleSessionName", name.empty() ? "qlora" : name},
+                    {"WebIdentityToken", detail::without_blanks(read_text(file, std::size_t{1} << 20))}},
+                   source, nullptr);
+  }
+
+  /// A role that the keys of another profile may take.
+  [[nodiscard]] std::optional<AwsCredentials> from_role() const {
+    const auto setting = [&](const char* key) { return detail::value_of(place_->settings, key); };
+    const std::string role = setting("role_arn"), from = setting("source_profile");
+    if (role.empty() || from.empty()) return std::nullopt;
+    const std::string source = concat("the profile '", place_->profile, "' of ~/.aws as ", role);
+    if (!setting("mfa_serial").empty())
+      throw Error(concat(source, ": mfa_serial is asked for at a terminal, which is not done here; ", cure));
+    const AwsCredentials keys{.key_id = detail::value_of(place_->source, "aws_access_key_id"),
+                              .secret = detail::value_of(place_->source, "aws_secret_access_key"),
+                              .token = detail::value_of(place_->source, "aws_session_token"),
+                              .source = source};
+    if (keys.key_id.empty() || keys.secret.empty())
+      throw Error(concat(source, ": its source_profile '", from, "' has no keys; ", cure));
+    const std::string name = setting("role_session_name");
+    QueryParts parts{{"RoleArn", role}, {"RoleSessionName", name.empty() ? "qlora" : name}};
+    for (const auto& [key, parameter] :
+         {std::pair("external_id", "ExternalId"), std::pair("duration_seconds", "DurationSeconds")})
+      if (!setting(key).empty()) parts.emplace_back(parameter, setting(key));
+    return session("AssumeRole", std::move(parts), source, &keys);
+  }
+
+  /// What STS gives for an action; signed where there are `keys`.
+  [[nodiscard]] AwsCredentials session(const std::string& action, QueryParts parts, const std::string& source,
+                                       const AwsCredentials* keys) const {
     const std::string base = place_->sts_endpoint.empty() ? concat("https://sts.", place_->region, ".amazonaws.com",
                                                                    place_->region.starts_with("cn-") ? ".cn" : "")
                                                           : place_->sts_endpoint;
-    const QueryParts parts{{"Action", "AssumeRoleWithWebIdentity"},
-                           {"Version", "2011-06-15"},
-                           {"RoleArn", role},
-                           {"RoleSessionName", name.empty() ? "qlora" : name},
-                           {"WebIdentityToken", detail::without_blanks(read_text(file, std::size_t{1} << 20))}};
+    parts.emplace_back("Action", action);
+    parts.emplace_back("Version", "2011-06-15");
     const std::string form = canonical_url({}, {}, parts).substr(1);
     HttpOptions options;
     options.allow_private = true;  // an endpoint of one's own network
     options.stop = stop_;
-    const ExchangeAnswer answer =
-        Connection(options).exchange({.url = base + "/",
-                                      .head = false,
-                                      .headers = {"Content-Type: application/x-www-form-urlencoded"},
-                                      .range = {},
-                                      .ca_file = place_->ca_file,
-                                      .on = {},
-                                      .method = "POST",
-                                      .body = std::as_bytes(std::span(form))});
+    Exchange request;
+    request.url = base + "/";
+    request.method = "POST";
+    request.headers = {"content-type: application/x-www-form-urlencoded"};
+    request.ca_file = place_->ca_file;
+    request.body = std::as_bytes(std::span(form));
+    if (keys != nullptr) {
+      request.headers.push_back("x-amz-content-sha256: " + sha256(std::string_view(form)));
+      request.headers.push_back("x-amz-date: " + amz_date(std::time(nullptr)));
+      if (!keys->token.empty()) request.headers.push_back("x-amz-security-token: " + keys->token);
+      request.headers.push_back(
+          aws_authorization("POST", request.url, request.headers, {place_->region, "sts", keys->key_id, keys->secret}));
+    }
+    const ExchangeAnswer answer = Connection(options).exchange(request);
     if (answer.status == 0) throw Error(concat(source, ": ", base, ": ", answer.failure), ErrorKind::network);
     const XmlElement root = parse_xml(answer.body, source);
     if (answer.status != 200) {
@@ -168,15 +210,15 @@ class AwsCredentialChain {
       throw Error(concat(source, ": refused by ", base, " with status ", answer.status, ": ",
                          ::qlora::detail::excerpt(error == nullptr ? std::string("?") : error->text_of("Code"))));
     }
-    const XmlElement* result = root.find("AssumeRoleWithWebIdentityResult");
-    const XmlElement* keys = result == nullptr ? nullptr : result->find("Credentials");
-    if (keys == nullptr || keys->text_of("AccessKeyId").empty())
+    const XmlElement* result = root.find(action + "Result");
+    const XmlElement* found = result == nullptr ? nullptr : result->find("Credentials");
+    if (found == nullptr || found->text_of("AccessKeyId").empty())
       throw Error(concat(source, ": the answer of ", base, " holds no credentials"));
-    return AwsCredentials{.key_id = keys->text_of("AccessKeyId"),
-                          .secret = keys->text_of("SecretAccessKey"),
-                          .token = keys->text_of("SessionToken"),
+    return AwsCredentials{.key_id = found->text_of("AccessKeyId"),
+                          .secret = found->text_of("SecretAccessKey"),
+                          .token = found->text_of("SessionToken"),
                           .source = source,
-                          .expires = detail::time_of(keys->text_of("Expiration"))};
+                          .expires = detail::time_of(found->text_of("Expiration"))};
   }
 
   [[nodiscard]] std::optional<AwsCredentials> from_profile() const {
@@ -192,8 +234,7 @@ class AwsCredentialChain {
     for (const char* other : {"role_arn", "credential_process", "sso_session", "sso_start_url"}) {
       if (!place_->settings.contains(other)) continue;
       throw Error(concat("the profile '", place_->profile, "' of ~/.aws has its credentials by ", other,
-                         ", which is not read here; `eval $(aws configure export-credentials --format env)` puts them "
-                         "into the environment"));
+                         ", which is not read here; ", cure));
     }
     return std::nullopt;
   }

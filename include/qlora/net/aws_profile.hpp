@@ -28,6 +28,7 @@ struct AwsPlace {
   bool chosen = false;       ///< whether a variable names the profile
   AwsSettings credentials;   ///< of the profile in the file of credentials
   AwsSettings settings;      ///< of the profile in the file of the configuration
+  AwsSettings source;        ///< of the profile that its source_profile names, of both files
   std::string region;        ///< "eu-west-1"; "us-east-1" where nothing says it
   std::string s3_endpoint;   ///< "http://host:port", without a slash at its end; empty: Amazon's
   std::string sts_endpoint;  ///< the same of the service that gives credentials
@@ -138,6 +139,11 @@ template <class... Texts>
   place.credentials = keys[place.profile];
   place.settings = settings[section];
   const AwsSettings& own = place.settings;
+  if (const std::string source = value_of(own, "source_profile"); !source.empty()) {
+    place.source = keys[source];
+    const AwsSettings more = settings[source == "default" && settings.contains(source) ? source : "profile " + source];
+    place.source.insert(more.begin(), more.end());
+  }
   place.region = first_of(environment("AWS_REGION"), environment("AWS_DEFAULT_REGION"), value_of(own, "region"));
   if (place.region.empty()) place.region = "us-east-1";
   const AwsSettings services = settings["services " + value_of(own, "services")];

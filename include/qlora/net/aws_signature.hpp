@@ -1,9 +1,11 @@
 // qlora/net/aws_signature.hpp — AWS Signature Version 4 of a request at a time that is given.
-// libcurl signs requests itself, with the time of this machine; told another, 7.88 sends the header x-amz-date twice,
-// and the signature is refused. So this signs while the clock is off. tests/net/s3_test.cpp asks botocore about both.
+// libcurl could sign, but with the time of this machine alone: told another, 7.88 sends the header x-amz-date twice.
+// tests/net/s3_test.cpp compares with botocore.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -11,22 +13,32 @@
 
 #include "qlora/error.hpp"
 #include "qlora/io/sha256.hpp"
-#include "qlora/net/exchange.hpp"
 
 namespace qlora {
 inline namespace v0 {
 namespace net {
+
+/// Who signs, and for what.
+struct AwsSigner {
+  std::string region;   ///< "eu-west-1"
+  std::string service;  ///< "s3", "sts"
+  std::string key_id;   ///< the access key's public part
+  std::string secret;   ///< and its other
+};
+
+/// "20260131T120000Z", as the header x-amz-date has it.
+[[nodiscard]] inline std::string amz_date(std::time_t now) {
+  std::tm parts{};
+  ::gmtime_r(&now, &parts);
+  char text[32];
+  return {text, std::strftime(text, sizeof text, "%Y%m%dT%H%M%SZ", &parts)};
+}
 
 /// "Authorization: ..." of a request. `method` is in capitals, `url` as canonical_url() writes it; `headers` are "name:
 /// value" lines with names in lower case, x-amz-date ("20260131T120000Z") and x-amz-content-sha256 among them, all of
 /// which are signed. The host is taken from `url` where they do not have it.
 [[nodiscard]] inline std::string aws_authorization(std::string_view method, std::string_view url,
                                                    const std::vector<std::string>& headers, const AwsSigner& signer) {
-  std::string_view scope = signer.scope;  // "aws:amz:REGION:SERVICE"
-  scope.remove_prefix(std::min(scope.size(), scope.find("amz:") + 4));
-  const std::string_view region = scope.substr(0, scope.find(':'));
-  const std::string_view service = scope.substr(std::min(scope.size(), region.size() + 1));
-
   const std::size_t host = url.find("://") + 3;
   const std::size_t path = std::min(url.find('/', host), url.size());
   const std::size_t query = std::min(url.find('?', path), url.size());
@@ -58,11 +70,13 @@ namespace net {
   }
   canonical += concat("\n", names, "\n", hash);
   const std::string day = date.substr(0, 8);
-  const std::string credential = concat(day, "/", region, "/", service, "/aws4_request");
+  const std::string credential = concat(day, "/", signer.region, "/", signer.service, "/aws4_request");
   const std::string text =
       concat("AWS4-HMAC-SHA256\n", date, "\n", credential, "\n", sha256(std::string_view(canonical)));
   std::string key = hmac_sha256("AWS4" + signer.secret, day);
-  for (const std::string_view part : {region, service, std::string_view("aws4_request")}) key = hmac_sha256(key, part);
+  for (const std::string_view part :
+       {std::string_view(signer.region), std::string_view(signer.service), std::string_view("aws4_request")})
+    key = hmac_sha256(key, part);
   return concat("Authorization: AWS4-HMAC-SHA256 Credential=", signer.key_id, "/", credential,
                 ", SignedHeaders=", names, ", Signature=", Sha256::hex_of(hmac_sha256(key, text)));
 }

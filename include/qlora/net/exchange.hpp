@@ -45,14 +45,6 @@ struct ExchangeAnswer {
   }
 };
 
-/// Whose signature a request gets: libcurl makes it (AWS Signature Version 4) over the address as it stands, all of
-/// `headers`, and the hash that the header x-amz-content-sha256 states, which must be there.
-struct AwsSigner {
-  std::string scope;   ///< "aws:amz:REGION:SERVICE"; empty: the request is not signed
-  std::string key_id;  ///< the access key's public part
-  std::string secret;  ///< and its other
-};
-
 /// A request.
 struct Exchange {
   std::string url;                   ///< http: or https:
@@ -64,7 +56,6 @@ struct Exchange {
   std::function<bool(const ExchangeAnswer&, std::string_view)> on;
   std::string method{};               ///< "PUT", "POST" or "DELETE"; empty: GET, or HEAD
   std::span<const std::byte> body{};  ///< of PUT and POST; must outlive the exchange
-  AwsSigner signer{};                 ///< see there
   bool as_is = false;                 ///< "/../" of the address stays, which otherwise means the folder above
 };
 
@@ -196,11 +187,6 @@ class Connection {
       set(CURLOPT_INFILESIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
     }
     if (!request.method.empty()) set(CURLOPT_CUSTOMREQUEST, request.method.c_str());
-    if (!request.signer.scope.empty()) {
-      set(CURLOPT_AWS_SIGV4, request.signer.scope.c_str());
-      set(CURLOPT_USERNAME, request.signer.key_id.c_str());
-      set(CURLOPT_PASSWORD, request.signer.secret.c_str());
-    }
     if (request.as_is) set(CURLOPT_PATH_AS_IS, 1L);
     if (!request.range.empty()) set(CURLOPT_RANGE, request.range.c_str());
     if (!request.ca_file.empty()) set(CURLOPT_CAINFO, request.ca_file.c_str());

@@ -1,5 +1,5 @@
-// qlora/net/s3_address.hpp — "s3://bucket/key", and addresses in the one spelling that is signed: libcurl signs path
-// and query as they stand, so that both are encoded and sorted here (tests/net/s3_test.cpp).
+// qlora/net/s3_address.hpp — "s3://bucket/key", and addresses in the one spelling that is signed: path and query are
+// encoded and sorted (tests/net/s3_test.cpp).
 #pragma once
 
 #include <algorithm>

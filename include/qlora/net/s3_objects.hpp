@@ -197,15 +197,33 @@ inline void expect_same_sum(const ExchangeAnswer& answer, const std::string& sum
           "x-amz-checksum-sha256: " + base64(hash)};
 }
 
-/// Writes an object in one request, with its SHA-256, which the store compares. Throws Error as S3::request does.
-inline void put_object(S3& s3, Connection& connection, const S3Address& address, std::span<const std::byte> bytes) {
+/// Writes an object in one request, with its SHA-256, which the store compares. With `fresh` none of that key may be
+/// there: of two writers one is refused (If-None-Match; stores that do not know it write all the same). Throws Error as
+/// S3::request does, and (input) for an object that somebody else has written.
+inline void put_object(S3& s3, Connection& connection, const S3Address& address, std::span<const std::byte> bytes,
+                       bool fresh = false) {
   const std::string hash = Sha256().update(bytes).bytes();
-  const S3Request request{.method = "PUT",
-                          .address = address,
-                          .headers = checksum_headers(hash),
-                          .body = bytes,
-                          .body_sha256 = Sha256::hex_of(hash)};
-  expect_same_sum(s3.request(connection, request), base64(hash), address);
+  S3Request request{.method = "PUT",
+                    .address = address,
+                    .headers = checksum_headers(hash),
+                    .body = bytes,
+                    .body_sha256 = Sha256::hex_of(hash)};
+  const std::vector<std::string> plain = request.headers;
+  if (fresh) {
+    request.headers.emplace_back("if-none-match: *");
+    request.accepted = "PreconditionFailed ConditionalRequestConflict NotImplemented";
+  }
+  ExchangeAnswer answer = s3.request(connection, request);
+  const std::string code = answer.status < 300 ? std::string() : detail::error_code(answer, address.text());
+  if (code == "NotImplemented") {
+    request.headers = plain;
+    answer = s3.request(connection, request);
+  } else if (!code.empty()) {  // an earlier try may have been heard and its answer lost
+    const auto there = head_object(s3, connection, address);
+    if (there && there->size == static_cast<std::int64_t>(bytes.size()) && there->sha256 == base64(hash)) return;
+    throw Error(address.text() + ": somebody else has written it meanwhile");
+  }
+  expect_same_sum(answer, base64(hash), address);
 }
 
 }  // namespace net

@@ -51,6 +51,7 @@ using S3Progress = std::function<void(std::int64_t)>;
 struct S3File {
   std::filesystem::path path;  ///< of the file
   S3Object object;             ///< for an upload only its address counts
+  bool fresh = false;          ///< for an upload in one request: as put_object()
 };
 
 namespace detail {
@@ -228,7 +229,7 @@ class S3Outgoing {
     const auto bytes = bytes_.bytes().subspan(static_cast<std::size_t>(piece.begin),
                                               static_cast<std::size_t>(piece.end - piece.begin));
     if (pieces_ == 1) {
-      put_object(*s3_, connection, file_->object.address, bytes);
+      put_object(*s3_, connection, file_->object.address, bytes, file_->fresh);
     } else {
       begin(connection);
       send_part(connection, piece, bytes);

@@ -102,7 +102,7 @@ inline void send_changes(net::S3& s3, const RunFiles& files, const net::S3Addres
     const bool manifest = is_manifest(name);
     if (!changed.contains(name) && !(manifest && broken.contains(folder_of(name)))) continue;
     if (manifest && there.contains(name)) net::delete_object(s3, connection, to / name);
-    net::S3File sending{.path = file.path, .object = {}};
+    net::S3File sending{.path = file.path, .object = {}, .fresh = manifest};
     sending.object.address = to / name;
     total += static_cast<std::int64_t>(std::filesystem::file_size(file.path));
     groups[manifest ? 1 : 0].push_back(std::move(sending));

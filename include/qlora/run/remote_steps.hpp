@@ -213,13 +213,17 @@ inline void send_all(RemoteStore& store, const std::filesystem::path& staged, co
   std::array<std::vector<net::S3File>, 2> files;  // manifests are the second
   std::int64_t bytes = 0;
   for (const auto& [name, file] : all) {
-    net::S3File sending{.path = file.path, .object = {}};
+    net::S3File sending{.path = file.path, .object = {}, .fresh = is_manifest(name)};
     sending.object.address = folder ? to / name : to;
     files[is_manifest(name) ? 1 : 0].push_back(std::move(sending));
     bytes += static_cast<std::int64_t>(fs::file_size(file.path));
   }
   std::vector<net::S3Address> stale;  // of what was there before
   const RemoteObjects before = folder ? objects_below(store.s3, store.connection, to) : RemoteObjects();
+  for (const auto& [name, object] : before) {
+    if (is_manifest(name) && name != "manifest.json")  // of a data set, which may be replaced
+      throw Error(concat(object.address.text(), ": somebody else has written it meanwhile"));
+  }
   for (const auto& [name, object] : before) {
     if (is_manifest(name)) net::delete_object(store.s3, store.connection, object.address);
     if (!name.empty() && !all.contains(name) && !is_manifest(name)) stale.push_back(object.address);
