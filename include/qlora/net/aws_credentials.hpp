@@ -206,7 +206,8 @@ class AwsCredentialChain {
     if (answer.status == 0) throw Error(concat(source, ": ", base, ": ", answer.failure), ErrorKind::network);
     const XmlElement root = parse_xml(answer.body, source);
     if (answer.status != 200) {
-      const XmlElement* error = root.find("Error");
+      const XmlElement* errors = root.find("Errors");  // of some stores, a list
+      const XmlElement* error = (errors == nullptr ? root : *errors).find("Error");
       throw Error(concat(source, ": refused by ", base, " with status ", answer.status, ": ",
                          ::qlora::detail::excerpt(error == nullptr ? std::string("?") : error->text_of("Code"))));
     }

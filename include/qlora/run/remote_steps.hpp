@@ -289,6 +289,9 @@ QLORA_STEP RemoteOutput remote_output(const std::string& address, bool file, boo
   }
   RemoteOutput output{
       .address = address, .staged = detail::remote_folder("s3-out", to) / detail::remote_name(to), .keep = keep};
+  const fs::path locks = detail::remote_folder("s3", to);
+  make_directories(locks);  // ranks on one host do this at the same time
+  const std::unique_ptr<RunLock> lock = keep ? detail::waited_lock(locks / "out.lock", progress) : nullptr;
   if (!keep || detail::is_behind(output.staged, objects)) fs::remove_all(output.staged.parent_path());
   make_directories(output.staged.parent_path());
   if (keep && !fs::exists(output.staged) && !objects.empty()) {
