@@ -70,6 +70,29 @@ void nf4_ops(const Model& model, Table& table) {
                        const Linear linear(g, group, 0);
                        return [=](cuda::Context& c) { cuda::prepare_group(c, linear.args, linear.parts, true, true); };
                      }});
+    for (const bool transposed : {false, true}) {
+      const std::string name = transposed ? "dequantize_fp8_transposed/" : "dequantize_fp8/";
+      table.push_back({name + model.name + "/" + group.name, nf4_bytes(count) + count, 0.0, [=](Gpu& g) -> Launch {
+                         const Linear linear(g, group, 0);
+                         std::uint8_t* const out = g.bytes(static_cast<std::int64_t>(count));
+                         float* const scales = g.positives(std::max(group.in, group.outputs()));
+                         return [=](cuda::Context& c) {
+                           cuda::dequantize_group_fp8(c, linear.args, linear.parts, transposed, out, scales);
+                         };
+                       }});
+    }
+    for (const auto& [what, cols] : {std::pair{"x", group.in}, {"gy", group.outputs()}}) {
+      const std::int64_t elements = std::int64_t{model.tokens} * cols;
+      table.push_back({"quantize_rows_fp8/" + model.name + "/" + group.name + "_" + what,
+                       3.0 * static_cast<double>(elements), 0.0, [=, cols = cols](Gpu& g) -> Launch {
+                         const bf16* const x = g.normals(elements);
+                         std::uint8_t* const out = g.bytes(elements);
+                         float* const scales = g.positives(model.tokens);
+                         return [=](cuda::Context& c) {
+                           cuda::quantize_rows_fp8(c, model.tokens, cols, {x, cols}, out, scales);
+                         };
+                       }});
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
-//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--profile]
+//               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--fp8] [--profile]
 //               [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
 //               [--probe-tokens N] [--dynamic] [--accumulate N]
 // Started by torchrun or mpirun each process takes a GPU and has so many micro-batches of each step; rank 0 prints:
@@ -84,6 +84,8 @@ Arguments parse(int argc, char** argv) {
       number(s.dropout, 0, 0.99F);
     } else if (option == "--adamw8bit") {
       s.adamw8bit = true;
+    } else if (option == "--fp8") {
+      s.fp8 = true;
     } else if (option == "--resident") {
       s.resident = true;
     } else if (option == "--dynamic") {
@@ -122,13 +124,15 @@ void print(const Arguments& all, const bench::Figures& f) {
       "\"seq\": %d, "
       "\"documents\": %d, "
       "\"recompute\": "
-      "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"resident\": %s, \"fast\": %s, "
+      "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"products\": \"%s\", \"resident\": %s, "
+      "\"fast\": %s, "
       "\"cudnn\": %s, "
       "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
       all.model.c_str(), all.dynamic ? "true" : "false", f.device.c_str(), s.launch.size, s.batch, s.accumulate, s.seq,
       s.documents, policies[static_cast<std::size_t>(s.recompute)], s.recompute_layers, static_cast<double>(s.dropout),
-      s.adamw8bit ? "8-bit" : "float", s.resident ? "true" : "false", s.device.fast ? "true" : "false",
-      s.device.use_cudnn ? "true" : "false", static_cast<long long>(s.device.memory_cap), f.step_ms.size());
+      s.adamw8bit ? "8-bit" : "float", s.fp8 ? "fp8" : "bf16", s.resident ? "true" : "false",
+      s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
+      static_cast<long long>(s.device.memory_cap), f.step_ms.size());
   std::printf(
       "\"tokens_per_s\": %.1f, \"step_ms\": %.2f, \"p10_ms\": %.2f, \"p90_ms\": %.2f, \"load_s\": %.2f, "
       "\"first_step_s\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, \"arena_gib\": %.3f, \"workspace_gib\": "

@@ -32,6 +32,7 @@ struct Settings {
   int loss_chunk = 512;
   float dropout = 0.1F;
   bool adamw8bit = false;
+  bool fp8 = false;       ///< products with the frozen weights
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
   int probe_tokens = 0;      ///< length of 8 sequences that are read and continued after the steps
@@ -101,6 +102,7 @@ Figures measure(const Settings& settings, const Config& preset = C) {
                        .recompute = settings.recompute,
                        .recompute_layers = settings.recompute_layers,
                        .loss_chunk = settings.loss_chunk,
+                       .products = settings.fp8 ? Products::fp8 : Products::bf16,
                        .adamw8bit = settings.adamw8bit,
                        .model = {.shape = preset.shape, .keep_dequantized = settings.resident},
                        .comm = comm.get()};

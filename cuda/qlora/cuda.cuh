@@ -12,6 +12,7 @@
 #include "qlora/cuda/context/launchers.cuh"
 #include "qlora/cuda/decode/decode.cuh"
 #include "qlora/cuda/linear/dropout.cuh"
+#include "qlora/cuda/linear/fp8.cuh"
 #include "qlora/cuda/linear/gemm.cuh"
 #include "qlora/cuda/linear/linear.cuh"
 #include "qlora/cuda/linear/lora_a_forward.cuh"

@@ -97,7 +97,7 @@ class Cuda {
   static constexpr auto workspace_bytes = &gpu_workspace_bytes;
   /// Cuts `memory`, of workspace_bytes(needs).total(), into pieces.
   [[nodiscard]] static Workspace<bf16, float> carve(const WorkspaceNeeds& needs, std::byte* memory) {
-    return carve_workspace<bf16, float>(workspace_bytes(needs), needs.loss_chunk, memory);
+    return carve_workspace<bf16, float>(workspace_bytes(needs), needs, memory);
   }
   /// 0: workspaces do not depend on a number of threads.
   [[nodiscard]] int workers() const { return 0; }

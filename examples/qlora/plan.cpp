@@ -64,7 +64,8 @@ void add_plan(OptionSet app, Invocation& call) {
           "tinyllama-1.1b, codellama-7b, codellama-13b, smollm2-135m, smollm2-360m, smollm2-1.7b")
       .required()
       .type_name("DIR");
-  add_table(verb, request->training, {.only = {"rank", "targets", "batch", "recompute", "adamw8bit", "dora"}});
+  add_table(verb, request->training,
+            {.only = {"rank", "targets", "batch", "recompute", "adamw8bit", "dora", "products"}});
   add_table(verb, request->packing, {.only = {"seq"}});
   add_table(verb, request->device, {.only = {"keep_dequantized"}});
   add_table(verb, request->plan);

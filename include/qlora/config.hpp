@@ -160,6 +160,11 @@ enum class Form : std::uint8_t { completion, chat };
 
 /// What training changes: the adapters (QLoRA), or every weight (full fine-tuning, for small models).
 enum class Trainable : std::uint8_t { adapters, all };
+/// What products with the frozen weights of linear layers are computed in. The products of adapters are not affected.
+enum class Products : std::uint8_t {
+  bf16,  ///< in what activations are stored in: bf16 on a GPU, float on the CPU
+  fp8,   ///< in e4m3 with fp32 sums, a scale for each row of activations and gradients and for each group's weights
+};
 
 /// A model and how it is trained, as one compile-time value. Structural, no arrays, so that it can be a template
 /// argument; rope_theta and norm_eps are defaults that a model directory may override at run time.

@@ -65,7 +65,7 @@ class Cpu {
   static constexpr auto workspace_bytes = &cpu::workspace_bytes<sizeof(S), N::rounds>;
   /// Cuts `memory`, of workspace_bytes(needs).total(), into pieces.
   [[nodiscard]] static Workspace<S> carve(const WorkspaceNeeds& needs, std::byte* memory) {
-    return carve_workspace<S, S>(workspace_bytes(needs), needs.loss_chunk, memory);
+    return carve_workspace<S, S>(workspace_bytes(needs), needs, memory);
   }
   /// Threads of the pool, the calling one included.
   [[nodiscard]] int workers() const { return pool_->size(); }

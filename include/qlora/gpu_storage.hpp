@@ -26,6 +26,28 @@ inline constexpr std::int64_t staged_alignment = 16;
          layers * piece(static_cast<std::int64_t>(sizeof(CachedSequence<bf16>)) * sequences);
 }
 
+/// The scratch of a group's fp8 products in bytes from its begin, for `tokens` rows: all that products read beside A.
+struct Fp8Layout {
+  std::int64_t weight = 0;        ///< W (sum N, K) in e4m3, or W^T (K, sum N) in the backward pass
+  std::int64_t adapter = 0;       ///< s B (sum N, XA) in bf16, block-diagonal
+  std::int64_t weight_scale = 0;  ///< floats, one for each row of W or W^T, all the same
+  std::int64_t row_scale = 0;     ///< floats, one for each row of activations or gradients
+  std::int64_t rows = 0;          ///< X (T, K) or gY (T, sum N) in e4m3
+  std::int64_t end = 0;           ///< bytes of all
+};
+/// Of a group with inputs of width `in`, outputs of `out` and `adapters` columns of XA.
+[[nodiscard]] constexpr Fp8Layout fp8_layout(std::int64_t in, std::int64_t out, std::int64_t adapters,
+                                             std::int64_t tokens) {
+  const std::int64_t wider = std::max(in, out);
+  Fp8Layout at;
+  at.adapter = arena_bytes(in * out);
+  at.weight_scale = at.adapter + arena_bytes(2 * out * adapters);
+  at.row_scale = at.weight_scale + arena_bytes(4 * wider);
+  at.rows = at.row_scale + arena_bytes(4 * tokens);
+  at.end = at.rows + arena_bytes(tokens * wider);
+  return at;
+}
+
 /// Activations in 16 bits, statistics in 32. A group is one product: its weight is [W | s B] of all parts, and its
 /// adapters are a 16-bit copy of the stacked A. Attention keeps a sum for each token and head in the backward pass, and
 /// takes its scratch from the context while decoding.
@@ -34,14 +56,16 @@ inline constexpr std::int64_t staged_alignment = 16;
   std::int64_t adapter = 0;
   int input = 0;
   for (const GroupSize& group : needs.groups) {
-    weight = std::max(weight, std::int64_t{group.out} * (group.in + group.adapters));
+    weight = std::max(weight, needs.products == Products::fp8
+                                  ? fp8_layout(group.in, group.out, group.adapters, needs.tokens).end
+                                  : 2 * std::int64_t{group.out} * (group.in + group.adapters));
     adapter = std::max(adapter, std::int64_t{group.adapters} * group.in);
     if (group.adapters > 0 && !fuses_dropout(group.in, group.adapters)) input = std::max(input, group.in);
   }
   const auto halves = [](std::int64_t count) { return arena_bytes(count * 2); };
   const auto floats = [](std::int64_t count) { return arena_bytes(count * 4); };
   const std::int64_t logits = std::int64_t{needs.loss_chunk} * needs.vocab;
-  return {.weight = needs.dequantizes ? halves(weight) : 0,
+  return {.weight = needs.dequantizes ? arena_bytes(weight) : 0,
           .adapter = halves(adapter),
           .input = needs.dropout ? halves(needs.tokens * input) : 0,
           .attention = needs.cached ? 0 : floats(needs.tokens * needs.heads),

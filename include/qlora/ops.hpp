@@ -91,6 +91,8 @@ struct Nf4View {
   const float* nested = nullptr;  ///< one scale for 256 codes of absmax8; null without double quantization
   float offset = 0.0F;            ///< mean of all absmax; 0 without double quantization
   DType state = DType::f32;       ///< what dequantized values are rounded to: the dtype that the weights came in
+  float largest =
+      0.0F;  ///< a bound of all absmax: the largest, or with double quantization that of `nested` + |offset|
 };
 
 /// Where quantize writes. absmax is needed, as workspace, with double quantization too.
@@ -165,12 +167,15 @@ struct LinearGradient {
 /// Rows of the input hold XA behind X, so that [X | XA] [W | s B]^T is one product; rows of its gradient likewise.
 template <class Act>
 struct LinearGroup {
-  int in = 0;                      ///< K, columns of the input without XA
-  int rank = 0;                    ///< R, columns of XA for one adapter
-  int adapted = 0;                 ///< parts that have an adapter; their A matrices are stacked in order
-  Quant quant{};                   ///< how the frozen weights are stored
-  DropoutSite dropout{};           ///< threshold 0: no dropout
-  Act* weight_scratch = nullptr;   ///< dequantized weights as products read them; unused when all weights are dense
+  int in = 0;                          ///< K, columns of the input without XA
+  int rank = 0;                        ///< R, columns of XA for one adapter
+  int adapted = 0;                     ///< parts that have an adapter; their A matrices are stacked in order
+  Quant quant{};                       ///< how the frozen weights are stored
+  DropoutSite dropout{};               ///< threshold 0: no dropout
+  Products products = Products::bf16;  ///< of the frozen weights
+  /// Dequantized weights as products read them; unused when all weights are dense. With fp8 products the rows that they
+  /// are multiplied with are there too: the backend's workspace_bytes has the size.
+  Act* weight_scratch = nullptr;
   Act* input_scratch = nullptr;    ///< (T,K), the dropped input where products read one; unused without dropout
   Act* adapter_scratch = nullptr;  ///< copies of adapter matrices as products read them; unused where they read params
   Act* output_scratch = nullptr;   ///< (T, tallest part), for gradients of trained DoRA and for lengths of rows

@@ -25,21 +25,22 @@ struct GroupSize {
 
 /// What a workspace serves: one pass of a training or of a decoder through the network.
 struct WorkspaceNeeds {
-  std::array<GroupSize, 4> groups{};  ///< qkv, o, gate|up, down
-  int rank = 0;                       ///< R, the rank cap; 0 in full training
-  int heads = 0;                      ///< H, query heads
-  int dim = 0;                        ///< D, width of the residual stream
-  int vocab = 0;                      ///< V, columns of the logits
-  std::int64_t tokens = 0;            ///< of the largest micro-batch or call
-  int longest = 0;                    ///< keys that a token can see at most
-  bool cached = false;                ///< attention reads caches, and there is no backward pass
-  int layers = 0;                     ///< with caches
-  int sequences = 0;                  ///< that have caches
-  bool dequantizes = false;           ///< products read weights in 4 bits
-  bool dropout = false;               ///< dropped inputs of adapters need room
-  bool dora = false;                  ///< adapters have magnitudes that are trained
-  int loss_chunk = 0;                 ///< rows whose logits exist at once; 0: no loss
-  int workers = 0;                    ///< as the backend says
+  std::array<GroupSize, 4> groups{};   ///< qkv, o, gate|up, down
+  int rank = 0;                        ///< R, the rank cap; 0 in full training
+  int heads = 0;                       ///< H, query heads
+  int dim = 0;                         ///< D, width of the residual stream
+  int vocab = 0;                       ///< V, columns of the logits
+  std::int64_t tokens = 0;             ///< of the largest micro-batch or call
+  int longest = 0;                     ///< keys that a token can see at most
+  bool cached = false;                 ///< attention reads caches, and there is no backward pass
+  int layers = 0;                      ///< with caches
+  int sequences = 0;                   ///< that have caches
+  bool dequantizes = false;            ///< products read weights in 4 bits
+  bool dropout = false;                ///< dropped inputs of adapters need room
+  bool dora = false;                   ///< adapters have magnitudes that are trained
+  Products products = Products::bf16;  ///< of frozen weights
+  int loss_chunk = 0;                  ///< rows whose logits exist at once; 0: no loss
+  int workers = 0;                     ///< as the backend says
 };
 
 /// Bytes by purpose, each a multiple of arena_alignment. The loss runs while no product of a block does, and works in
@@ -66,6 +67,7 @@ struct WorkspaceBytes {
 /// Workspaces that all groups share; one product runs at a time.
 template <class Act>
 struct LinearScratch {
+  Products products = Products::bf16;  ///< what it has room for
   Act* weight = nullptr;   ///< the dequantized weight of the product at hand; not owned, as all pointers here
   Act* input = nullptr;    ///< its dropped input; null without dropout
   Act* adapter = nullptr;  ///< its adapters as products read them
@@ -84,8 +86,10 @@ struct Workspace {
 
 /// Cuts `memory`, of bytes.total(), into pieces.
 template <class Act, class Param>
-[[nodiscard]] Workspace<Act, Param> carve_workspace(const WorkspaceBytes& bytes, int loss_chunk, std::byte* memory) {
+[[nodiscard]] Workspace<Act, Param> carve_workspace(const WorkspaceBytes& bytes, const WorkspaceNeeds& needs,
+                                                    std::byte* memory) {
   Workspace<Act, Param> out;
+  out.linear.products = needs.products;
   std::byte* at = memory;
   const auto next = [&]<class T>(T*& pointer, std::int64_t size) {
     pointer = reinterpret_cast<T*>(at);
@@ -96,7 +100,7 @@ template <class Act, class Param>
   if (bytes.input > 0) next(out.linear.input, bytes.input);
   if (bytes.output > 0) next(out.linear.output, bytes.output);
   at = memory;
-  out.loss.chunk = loss_chunk;
+  out.loss.chunk = needs.loss_chunk;
   next(out.loss.rows, bytes.loss_rows);
   next(out.loss.grads, bytes.loss_rows);
   next(out.loss.logits, bytes.logits);

@@ -12,6 +12,10 @@ TEST_CASE("linear groups") {
   Cuda gpu;
   check_cases(linear_cases<Reference>(), linear_cases<Yardstick>(), linear_cases<Cuda>(), gpu);
 }
+TEST_CASE("linear groups whose frozen weights are multiplied in fp8") {
+  Cuda gpu;
+  check_cases(fp8_linear_cases<Reference>(), fp8_linear_cases<Yardstick>(), fp8_linear_cases<Cuda>(), gpu);
+}
 TEST_CASE("long: true widths") {
   Cuda gpu;
   check_cases(true_width_linear_cases<Reference>(), true_width_linear_cases<Yardstick>(),
@@ -123,4 +127,5 @@ TEST_CASE("large: a product under an order whose algorithm has no workspace for 
 TEST_CASE("the same bits every run") {
   Cuda gpu;
   check_repeats(linear_cases<Cuda>(), gpu);
+  check_repeats(fp8_linear_cases<Cuda>(), gpu);
 }

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "ops/nf4.hpp"
+#include "qlora/cpu/fp8.hpp"
 #include "qlora/cuda.hpp"
 
 using namespace qlora;
@@ -52,6 +53,102 @@ struct Stored {
 TEST_CASE("codes, scales and values are those of bitsandbytes") {
   Cuda gpu;
   check_golden(gpu);
+}
+
+namespace {
+
+/// Weights in e4m3 as the CPU makes them from a dequantized matrix; `out` (rows,cols), or (cols,rows).
+std::vector<float> rounded_weights(const std::vector<float>& values, int rows, int cols, float largest,
+                                   bool transposed) {
+  const fp8::Scale scale = fp8::scale_of(largest);
+  std::vector<float> out(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::size_t row = i / static_cast<std::size_t>(cols);
+    const std::size_t column = i % static_cast<std::size_t>(cols);
+    out[transposed ? column * static_cast<std::size_t>(rows) + row : i] = fp8::rounded(values[i] * scale.inverse);
+  }
+  return out;
+}
+const float* put(Harness<Cuda>& harness, const std::vector<float>& host) {
+  auto* there = harness.raw<float>(static_cast<std::int64_t>(host.size()));
+  harness.b.upload(host, there);
+  return there;
+}
+std::vector<float> decoded(const std::vector<std::uint8_t>& bits) {
+  std::vector<float> out;
+  for (const std::uint8_t one : bits) out.push_back(fp8::decode(one));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("weights in e4m3, as they are and transposed: the values of the CPU") {
+  Cuda gpu;
+  Cpu<float> cpu;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const bool twice : {false, true}) {
+      for (const auto& [rows, cols] : {std::pair{16, 64}, std::pair{144, 192}, std::pair{384, 1088}}) {
+        CAPTURE(name_of(dtype));
+        CAPTURE(rows);
+        const Stored stored(dtype, std::int64_t{rows} * cols, 77);
+        const Quant quant{.double_quant = twice};
+        const Quantized host = quantize(cpu, stored.tensor, quant);
+        Harness<Cuda> harness(gpu);
+        const Nf4View view{.codes = harness.bytes(host.codes),
+                           .absmax = twice ? nullptr : put(harness, host.absmax),
+                           .absmax8 = twice ? harness.bytes(host.absmax8) : nullptr,
+                           .nested = twice ? put(harness, host.nested) : nullptr,
+                           .offset = host.offset,
+                           .state = dtype,
+                           .largest = 0.9F * *std::max_element(host.values.begin(), host.values.end())};  // saturates
+        const std::vector<cuda::Part> parts(2, {.weight = {.rows = rows, .nf4 = view}});
+        const cuda::GroupArgs group{.in = cols, .quant = quant};
+        const std::int64_t count = std::int64_t{2} * rows * cols;
+        auto* out = harness.raw<std::uint8_t>(count);
+        auto* scales = harness.raw<float>(std::max(2 * rows, cols));
+        std::vector<float> both = host.values;
+        both.insert(both.end(), host.values.begin(), host.values.end());
+        for (const bool transposed : {false, true}) {
+          CAPTURE(transposed);
+          cuda::dequantize_group_fp8(gpu.context(), group, parts, transposed, out, scales);
+          CHECK(decoded(ops::fetch(harness, out, count)) ==
+                rounded_weights(both, 2 * rows, cols, view.largest, transposed));
+          CHECK(ops::fetch(harness, scales, transposed ? cols : 2 * rows) ==
+                std::vector<float>(static_cast<std::size_t>(transposed ? cols : 2 * rows), view.largest / 448.0F));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rows in e4m3: the values and scales of the CPU") {
+  Cuda gpu;
+  for (const int cols : {64, 1088, 28672, 57344}) {
+    CAPTURE(cols);
+    constexpr int rows = 5;
+    Harness<Cuda> harness(gpu);
+    const int stride = cols + 16;
+    std::vector<float> values(static_cast<std::size_t>(rows) * static_cast<std::size_t>(stride));
+    ops::Random random(5);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = i / static_cast<std::size_t>(stride) == 2 ? 0.0F : random.value(3.0F);
+    values[7] *= 128.0F;
+    const auto x = harness.filled<bf16>("x", rows, stride, stride, values);
+    auto* out = harness.raw<std::uint8_t>(std::int64_t{rows} * cols);
+    auto* scales = harness.raw<float>(rows);
+    cuda::quantize_rows_fp8(gpu.context(), rows, cols, {x.data, stride}, out, scales);
+    const std::vector<float> made = decoded(ops::fetch(harness, out, std::int64_t{rows} * cols));
+    const std::vector<float> scale = ops::fetch(harness, scales, rows);
+    std::vector<float> expected;
+    for (int t = 0; t < rows; ++t) {
+      const float* row = values.data() + static_cast<std::ptrdiff_t>(t) * stride;
+      float most = 0.0F;
+      for (int i = 0; i < cols; ++i) most = std::max(most, std::abs(row[i]));
+      CHECK(scale[static_cast<std::size_t>(t)] == fp8::scale_of(most).scale);
+      for (int i = 0; i < cols; ++i) expected.push_back(fp8::rounded(row[i] * fp8::scale_of(most).inverse));
+    }
+    CHECK(made == expected);
+  }
 }
 
 TEST_CASE("every stored type and size: the bits of the CPU") {

@@ -58,6 +58,14 @@ TEST_CASE("long: recompute policies, resident weights, micro-batches") {
   check_policies<hd128, Cuda>([] { return Cuda(); });
   check_policies<chat, Cuda>([] { return Cuda(); });
 }
+TEST_CASE("fp8 products") {
+  check_fp8<hd128, Cuda>([] { return Cuda(); });
+  check_fp8<chat, Cuda>([] { return Cuda(); });
+}
+TEST_CASE("fp8 products with channels of 100 times the size of the others") {
+  check_fp8_outliers<chat, Cuda>([] { return Cuda(); });
+  check_fp8_outliers<hd128, Cuda>([] { return Cuda(); });
+}
 TEST_CASE("the same bits every run") {
   check_repeats<chat, Cuda>([] { return Cuda(); });
 }

@@ -172,15 +172,16 @@ TEST_CASE("the pieces of a workspace lie inside it, apart where they are used to
   };
   for (const Config& config : {net, some, plain, full}) {
     for (const bool keep : {false, true}) {
-      for (const int chunk : {1, 512}) {
-        const Run run{.batch = 3, .seq = 19, .loss_chunk = chunk, .dropout = !keep, .keep_dequantized = keep};
+      for (const auto& [chunk, products] : {std::pair{1, Products::bf16}, {512, Products::bf16}, {7, Products::fp8}}) {
+        Run run{.batch = 3, .seq = 19, .loss_chunk = chunk, .dropout = !keep, .keep_dequantized = keep};
+        run.products = keep ? Products::bf16 : products;
         const WorkspaceNeeds needs = workspace_needs(config, run, 3);
         const WorkspaceBytes host = Cpu<float>::workspace_bytes(needs);
         const WorkspaceBytes device = gpu_workspace_bytes(needs);
         std::vector<std::byte> memory(static_cast<std::size_t>(std::max(host.total(), device.total())));
         CHECK(host.total() > 0);
         check(host, Cpu<float>::carve(needs, memory.data()), needs, memory.data());
-        check(device, carve_workspace<bf16, float>(device, chunk, memory.data()), needs, memory.data());
+        check(device, carve_workspace<bf16, float>(device, needs, memory.data()), needs, memory.data());
       }
     }
   }

@@ -19,6 +19,7 @@ struct LinearCase {
   bool resident = false;
   bool double_quant = true;
   bool off = false;  ///< adapters exist and are switched off
+  bool fp8 = false;  ///< products with frozen weights are in fp8, except those of the reference
   qlora::DType state = qlora::DType::bf16;
 
   [[nodiscard]] int out() const {
@@ -36,6 +37,7 @@ struct LinearCase {
     if (residual) text += ", residual";
     if (!needs_input) text += ", no gradient of the input";
     text += resident ? ", resident" : double_quant ? ", NF4 twice" : ", NF4";
+    if (fp8) text += ", fp8 products";
     return text;
   }
 };
@@ -67,6 +69,7 @@ template <class B>
   qlora::Nf4View view{.codes = harness.bytes(draw(layout.code_bytes)), .state = c.state};
   const auto scales = [&](std::int64_t count) {
     std::vector<float> all(static_cast<std::size_t>(count));
+    view.largest = scale;  // all are below
     for (float& value : all)
       value = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
     float* there = harness.template raw<float>(count);
@@ -77,10 +80,20 @@ template <class B>
     view.absmax8 = harness.bytes(draw(layout.blocks));
     view.nested = scales(layout.nested);
     view.offset = 1.25F * scale;
+    view.largest += view.offset;
   } else {
     view.absmax = scales(layout.blocks);
   }
   return view;
+}
+
+/// What the scratch for weights has room for, as the memory plan says.
+template <class B>
+[[nodiscard]] std::int64_t fp8_scratch(const LinearCase& c) {
+  qlora::WorkspaceNeeds needs{.tokens = c.tokens, .dequantizes = true, .products = qlora::Products::fp8};
+  needs.groups[0] = {
+      .in = c.in, .out = c.out(), .tallest = *std::max_element(c.rows.begin(), c.rows.end()), .adapters = c.xa()};
+  return B::workspace_bytes(needs).weight / static_cast<std::int64_t>(sizeof(typename B::Act));
 }
 
 /// Workspaces hold poison: what a product reads, it must have written. Memory behind XA of resident weights likewise.
@@ -107,8 +120,9 @@ void draw_weights(Harness<B>& harness, const LinearCase& c, LinearSetup<B>& setu
     for (std::size_t p = 0; p < c.rows.size(); ++p) {
       setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(harness, c, c.rows[p], 40 + p)}});
     }
-    const std::int64_t size =
-        B::wide_groups ? std::int64_t{c.out()} * wide : std::int64_t{largest} * std::max(c.in, c.rank);
+    const std::int64_t size = c.fp8            ? fp8_scratch<B>(c)
+                              : B::wide_groups ? std::int64_t{c.out()} * wide
+                                               : std::int64_t{largest} * std::max(c.in, c.rank);
     if (size > 1 << 24) {
       setup.group.weight_scratch = harness.template raw<Act>(size);
     } else {
@@ -134,6 +148,7 @@ template <class B>
   setup.group.rank = c.rank;
   setup.group.adapted = static_cast<int>(c.adapted.size());
   setup.group.quant.double_quant = c.double_quant;
+  if (c.fp8 && !std::is_same_v<B, Reference>) setup.group.products = qlora::Products::fp8;
   if (c.dropout > 0.0F) {
     setup.group.dropout = qlora::dropout_rate(c.dropout);
     setup.group.dropout.seed = 0x123456789ABCDEFULL;
@@ -345,6 +360,31 @@ template <class B>
   return cases;
 }
 
+/// Groups whose products with frozen weights are in fp8.
+template <class B>
+[[nodiscard]] Cases<B> fp8_linear_cases() {
+  std::vector<LinearCase> list;
+  for (const LinearCase& group : std::vector<LinearCase>{
+           {.rows = {128, 64, 64}, .adapted = {0, 1, 2}, .in = 128, .rank = 8},
+           {.rows = {192, 64, 48}, .adapted = {0, 2}, .in = 192, .rank = 16},
+           {.rows = {272}, .adapted = {0}, .in = 704, .rank = 64, .residual = true},
+           {.rows = {704, 704}, .adapted = {}, .in = 256},
+           {.rows = {704, 704}, .adapted = {0, 1}, .in = 64, .rank = 200, .residual = true},
+       }) {
+    for (const int tokens : {1, 16, 37, 130}) {
+      LinearCase c = group;
+      c.tokens = tokens;
+      c.fp8 = true;
+      c.dropout = tokens == 16 ? 0.0F : 0.1F;
+      c.needs_input = tokens != 37;
+      c.double_quant = tokens != 16;
+      c.off = tokens == 1;
+      c.state = tokens == 130 ? qlora::DType::f16 : tokens == 16 ? qlora::DType::f32 : qlora::DType::bf16;
+      list.push_back(c);
+    }
+  }
+  return cases_of<B>(list);
+}
 /// One group of each of 7B, 13B and 70B.
 template <class B>
 [[nodiscard]] Cases<B> true_width_linear_cases() {
@@ -356,6 +396,8 @@ template <class B>
       {.rows = {4096, 4096, 4096}, .adapted = {0, 1, 2}, .in = 4096, .rank = 64, .tokens = 1},
       {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 3, .residual = true},
       {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 50, .residual = true},
+      {.rows = {11008, 11008}, .adapted = {0, 1}, .in = 4096, .rank = 64, .tokens = 130, .dropout = 0.1F, .fp8 = true},
+      {.rows = {8192}, .adapted = {0}, .in = 28672, .rank = 64, .tokens = 100, .residual = true, .fp8 = true},
   });
 }
 

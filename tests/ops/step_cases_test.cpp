@@ -11,6 +11,8 @@ TEST_CASE("steps") {
   steps::check_first_step<steps::chat>(Yardstick());
   steps::check_losses<steps::chat>(Yardstick());
   steps::check_policies<steps::chat, Yardstick>([] { return Yardstick(); });
+  steps::check_fp8<steps::chat, Yardstick>([] { return Yardstick(); });
+  steps::check_fp8_outliers<steps::chat, Yardstick>([] { return Yardstick(); });
   steps::check_repeats<steps::chat, Yardstick>([] { return Yardstick(); });
 }
 TEST_CASE("generation") {

@@ -33,11 +33,14 @@ template <Config C>
 
 template <Config C, class B>
 struct Run {
+  /// B of adapters is not zero.
   explicit Run(B backend, const TrainOptions& how = options())
-      : trainer(small_model::weights(C.shape, 3), how, std::move(backend)) {
+      : Run(std::move(backend), how, small_model::weights(C.shape, 3)) {
     small_model::load_random_adapters(trainer.model().weights(), trainer.model().backend(), C.shape, C.lora.rank, 16.0F,
                                       6);
   }
+  /// Adapters are as training begins with them.
+  Run(B backend, const TrainOptions& how, const TensorSource& weights) : trainer(weights, how, std::move(backend)) {}
   StepReport step() { return trainer.step(data<C>().all()); }
   [[nodiscard]] std::vector<float> gradients() {
     std::vector<float> all(static_cast<std::size_t>(trainer.model().weights().layout().total()));
@@ -138,6 +141,60 @@ void check_policies(Make&& make) {
     CHECK(error_of(split.gradients, expected.gradients) <= rounding);
     CHECK(std::abs(split.loss - expected.loss) <= 1e-3 * expected.loss);
   }
+}
+
+/// With fp8 products: no further from the float CPU than twice what the same roundings cost on the CPU, whatever is made
+/// again the same bits, and losses that fall as they do without.
+template <Config C, class B, class Make>
+void check_fp8(Make&& make) {
+  TrainOptions how = options();
+  how.products = Products::fp8;
+  const First& exact = cpu_first<C, Reference>();
+  const First rounded = first_step<C>(Yardstick{}, how);
+  const First ours = first_step<C>(make(), how);
+  const double yardstick = error_of(rounded.gradients, exact.gradients);
+  CHECK(yardstick > 2.0 * error_of(cpu_first<C, Yardstick>().gradients, exact.gradients));
+  CHECK(error_of(ours.gradients, exact.gradients) <= 2.0 * yardstick);
+  CHECK(error_of(ours.gradients, exact.gradients) > yardstick / 2.0);
+  CHECK(std::abs(ours.loss - exact.loss) <= 2.0 * std::abs(rounded.loss - exact.loss) + 1e-3 * exact.loss);
+  for (const Recompute policy : {Recompute::none, Recompute::cheap}) {
+    how.recompute = policy;
+    const First other = first_step<C>(make(), how);
+    CHECK(other.loss == ours.loss);
+    CHECK(other.gradients == ours.gradients);
+  }
+  Run<C, Reference> reference{Reference{}};
+  Run<C, B> run(make(), how);
+  double last = 0.0;
+  for (int step = 0; step < 12; ++step) last = reference.step().loss;
+  double loss = 0.0;
+  for (int step = 0; step < 12; ++step) loss = run.step().loss;
+  CHECK(std::abs(loss - last) <= 1e-2 * exact.loss);
+  how.model.keep_dequantized = true;
+  how.dora = B::space == Space::host;  // there dense weights are rounded as those in NF4 are
+  CHECK_THROWS_AS((void)first_step<C>(make(), how), Error);
+}
+
+/// Channels of 100 times the others' size in the inputs of layers leave the error of fp8 products where it was: a format
+/// with an exponent keeps the others' digits, and each row has its scale.
+template <Config C, class B, class Make>
+void check_fp8_outliers(Make&& make) {
+  const auto error = [&](float factor) {
+    const TensorSource weights = small_model::weights_with_outliers(C.shape, 3, factor);
+    Run<C, Reference> exact(Reference{}, options(), weights);
+    TrainOptions how = options();
+    how.products = Products::fp8;
+    Run<C, B> run(make(), how, weights);
+    (void)exact.step();
+    (void)run.step();
+    return error_of(run.gradients(), exact.gradients());
+  };
+  const double without = error(1.0F);
+  const double with = error(100.0F);
+  CAPTURE(without);
+  CAPTURE(with);
+  CHECK(without > 0.01);
+  CHECK(with <= 1.25 * without);
 }
 
 template <Config C, class B, class Make>

@@ -183,6 +183,7 @@ struct Filled {
   qlora::Proj targets = qlora::Proj::none;
   float alpha = 0, dropout = 0, lr = 0, weight_decay = 0, max_grad_norm = 0;
   bool rank_stabilized = false, adamw8bit = false, dora = false;
+  qlora::Products products = qlora::Products::bf16;
   qlora::Schedule schedule = qlora::Schedule::linear;
   int warmup_steps = 0, total_steps = 0, batch = 0, seq = 0;
   std::uint64_t seed = 0;

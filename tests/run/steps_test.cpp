@@ -249,6 +249,12 @@ TEST_CASE("a plan needs no more than the shape, and says what training would cho
   CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
   request.plan.on = "cpu";
   request.training.dora = false;
+  request.training.products = Products::fp8;
+  CHECK(run::plan(request).bytes.total() > plain);  // copies of weights and rows that are rounded
+  request.training.dora = true;
+  CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
+  request.training.dora = false;
+  request.training.products = Products::bf16;
   request.training.rank = 5000;  // as a training would refuse it
   CHECK(kind_of([&] { (void)run::plan(request); }) == ErrorKind::usage);
   request.training.rank = 64;

@@ -2,6 +2,8 @@
 // attention and the gate do something, and the same for every backend and scalar.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 #include <random>
@@ -30,6 +32,30 @@ namespace small_model {
                                                                  : 0.6F / std::sqrt(in),
                                *memory);
     for (float& value : *memory) value = qlora::rounded_to(qlora::DType::f16, norm ? 1.0F + value : value);
+    tensor->bytes = std::as_bytes(std::span<const float>(*memory));
+    return tensor;
+  };
+}
+
+/// The same with two channels of `factor` times the size in the inputs of qkv and gate|up, as trained models have
+/// channels far above the others. The layers that read them have zeros there, since NF4 would lose what is small beside
+/// others in its block.
+[[nodiscard]] inline qlora::TensorSource weights_with_outliers(const qlora::Shape& shape, std::uint64_t seed,
+                                                               float factor) {
+  return [source = weights(shape, seed), factor,
+          memory = std::make_shared<std::vector<float>>()](std::string_view name) -> std::optional<qlora::TensorRef> {
+    std::optional<qlora::TensorRef> tensor = source(name);
+    const bool norm = name.ends_with("layernorm.weight");
+    const std::array<std::string_view, 5> readers{"q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight",
+                                                  "up_proj.weight"};
+    const bool reads = std::any_of(readers.begin(), readers.end(), [&](auto end) { return name.ends_with(end); });
+    if (!tensor || !(norm || reads)) return tensor;
+    memory->resize(static_cast<std::size_t>(tensor->size()));
+    qlora::read_floats(*tensor, 0, *memory);
+    const auto width = static_cast<std::size_t>(tensor->shape.back());
+    for (std::size_t row = 0; row < memory->size(); row += width) {
+      for (const std::size_t channel : {std::size_t{5}, width - 9}) (*memory)[row + channel] *= norm ? factor : 0.0F;
+    }
     tensor->bytes = std::as_bytes(std::span<const float>(*memory));
     return tensor;
   };

@@ -185,14 +185,25 @@ using GroupArgs = LinearGroup<bf16>;
 /// weights in bf16, and s B of the n-th adapted part in the n-th R of the XA columns, zeros elsewhere in them; with all
 /// adapters off (all `a` null) rows are K wide. With stacked_a, group.adapter_scratch (XA, K) = the stacked A. A dense
 /// weight must already be inside a wide matrix; only its XA columns are written. `weights` false: frozen weights are
-/// skipped.
-void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts, bool weights, bool stacked_a);
+/// skipped. With `slots`, s B goes there (sum N, XA), whatever holds the weights.
+void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts, bool weights, bool stacked_a,
+                   Rows<bf16> slots = {});
+
+// --- linear/fp8.cuh --------------------------------------------------------------------------------------------------
+
+/// out (rows,cols) = x in e4m3, times its row's entry of `scales` (rows). cols and x.stride are multiples of 8.
+void quantize_rows_fp8(Context& context, int rows, int cols, Rows<const bf16> x, std::uint8_t* out, float* scales);
+/// out = the weights of a group in e4m3, (sum N, K) or transposed (K, sum N), all with one scale, which fills `scales`,
+/// one for each row of out.
+void dequantize_group_fp8(Context& context, const GroupArgs& group, std::span<const Part> parts, bool transposed,
+                          std::uint8_t* out, float* scales);
 
 // --- linear/gemm.cuh -------------------------------------------------------------------------------------------------
 
 /// C (m,n) = alpha op(A) op(B) + [source], row-major, bf16 operands, fp32 accumulation.
 ///   nt: A (m,k) B (n,k)^T      nn: A (m,k) B (k,n)      tn: A (k,m)^T B (k,n)
-enum class Product : std::uint8_t { nt, nn, tn };
+///   nt_fp8: nt of operands in e4m3, with a scale for each row of both; on Hopper and newer cards
+enum class Product : std::uint8_t { nt, nn, tn, nt_fp8 };
 struct Matmul {
   Product product = Product::nt;
   int m = 0, n = 0, k = 0;
@@ -204,6 +215,8 @@ struct Matmul {
   bool c_float = false;  ///< C is float, otherwise bf16
   int batch = 1;         ///< number of products, at fixed distances in elements:
   std::int64_t a_step = 0, b_step = 0, c_step = 0;
+  const float* a_scales = nullptr;  ///< (m), of nt_fp8, whose a and b point to bytes and have strides in bytes
+  const float* b_scales = nullptr;  ///< (n)
 };
 /// The first call with a new shape measures cuBLASLt's algorithms and keeps the fastest: that call waits, and if it
 /// adds to C (source == c) it allocates a temporary copy of C. Token counts (m, or k in tn) that are equal after

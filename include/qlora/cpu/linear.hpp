@@ -8,6 +8,7 @@
 // Shapes     [X | XA] [gX | gXA] (T, K + parts x R), one behind the other in each row · Y gY (T, sum N_p)
 //            W_p (N_p,K) NF4 or dense · A (parts x R, K) stacked · B_p (N_p,R)
 // Writes     Y XA gX with = ; gA gB gW with +=
+// Products   with fp8 those with W_p read X, gY and W_p as fp8.hpp rounds them; all others read them as they are
 // Numbers    a frozen NF4 weight is dequantized whole before its product; masks are made again, never stored
 // Reference  complex step in tests/cpu/derivative_test.cpp; golden LoRA logits and gradients
 #pragma once
@@ -34,12 +35,13 @@ void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
     const std::vector<LinearPart<S>> own = detail::parts_of(parts, range);
     adapter_input<N>(pool, group, std::span<const LinearPart<S>>(own), range.count, {x.row(range.first), x.stride});
   }
+  const In input = detail::product_rows<S>(pool, group, tokens, group.in, In{x.data, x.stride});
   int column = 0;
   int slot = 0;
   for (const LinearPart<S>& part : parts) {
     const int rows = part.weight.rows;
-    const In w = detail::dense_weight<N>(pool, group, part.weight);
-    product_nt<S>(pool, tokens, rows, group.in, S(1), In{x.data, x.stride}, w, 0, {y + column, width});
+    const In w = detail::product_weight<N>(pool, group, parts, part.weight, std::int64_t{tokens} * group.in);
+    product_nt<S>(pool, tokens, rows, group.in, S(1), input, w, 0, {y + column, width});
     const auto add = [&](const S* matrix, S scale, int first, int count) {
       const S* b = detail::adapter_operand<N>(group, matrix, std::int64_t{rows} * group.rank, scale);
       const In xa{x.row(first) + group.in + std::int64_t{slot} * group.rank, x.stride};
@@ -82,6 +84,7 @@ void backward_parts(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
                     bool needs_input, Block<S> gx) {
   using In = Block<const S>;
   const int width = output_width(parts);
+  const In outputs = needs_input ? product_rows<S>(pool, group, tokens, width, In{gy, width}) : In{};
   int column = 0;
   int slot = 0;
   int beta = 0;
@@ -106,8 +109,9 @@ void backward_parts(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
     }
     if (needs_input) {
       const bool apart = dora && group.dropout.threshold != 0;  // the dropped input has a gradient of its own
-      const In w = dense_weight<N>(pool, group, part.weight);
-      product_nn<S>(pool, tokens, group.in, rows, S(1), apart ? whole : g, w, beta, gx);
+      const In w = product_weight<N>(pool, group, parts, part.weight, std::int64_t{tokens} * width);
+      const In by = dora && !apart ? g : In{outputs.data + column, width};
+      product_nn<S>(pool, tokens, group.in, rows, S(1), by, w, beta, gx);
       beta = 1;
       if (apart) dora_dropped_gradient(pool, group, tokens, rows, whole, w, gx);
     }

@@ -2,12 +2,16 @@
 // products read them, dropped inputs, and the products of inputs with A. linear.hpp has the shapes.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <span>
+#include <type_traits>
 #include <vector>
 
+#include "qlora/cpu/fp8.hpp"
 #include "qlora/cpu/gemm.hpp"
 #include "qlora/cpu/nf4.hpp"
+#include "qlora/error.hpp"
 #include "qlora/ops.hpp"
 #include "qlora/rng.hpp"
 
@@ -22,6 +26,39 @@ template <class N, class S = typename N::S>
   if (weight.dense != nullptr) return {weight.dense, weight.stride};
   dequantize_nf4<N>(pool, weight.nf4, std::int64_t{weight.rows} * group.in, group.quant, group.weight_scratch);
   return {group.weight_scratch, group.in};
+}
+
+/// `rows` (tokens,cols) as the products with W read them; fp8: a rounded copy at the begin of weight_scratch.
+template <class S>
+[[nodiscard]] Block<const S> product_rows(ThreadPool& pool, const LinearGroup<S>& group, int tokens, int cols,
+                                          Block<const S> rows) {
+  if (group.products == Products::bf16) return rows;
+  if constexpr (std::is_same_v<S, float>) {
+    round_rows_fp8(pool, tokens, cols, rows, group.weight_scratch);
+    return {group.weight_scratch, cols};
+  }
+  throw Error("fp8 products are made from float", ErrorKind::usage);
+}
+/// W of one part as the products of its group read it; fp8: a rounded copy, `used` numbers into weight_scratch.
+template <class N, class S = typename N::S>
+[[nodiscard]] Block<const S> product_weight(ThreadPool& pool, const LinearGroup<S>& group,
+                                            std::span<const LinearPart<S>> parts, const Weight<S>& weight,
+                                            std::int64_t used) {
+  if (group.products == Products::bf16) return dense_weight<N>(pool, group, weight);
+  LinearGroup<S> here = group;
+  here.weight_scratch += used;
+  const Block<const S> from = dense_weight<N>(pool, here, weight);
+  if constexpr (std::is_same_v<S, float>) {
+    const fp8::Scale scale = fp8::scale_of(largest_weight(parts));
+    for_ranges(pool, weight.rows, 32, [&](std::int64_t first, std::int64_t last, int) {
+      for (std::int64_t n = first; n < last; ++n) {
+        S* row = here.weight_scratch + n * group.in;
+        if (from.row(n) != row) std::copy_n(from.row(n), group.in, row);
+        round_fp8(row, group.in, scale);
+      }
+    });
+  }
+  return {here.weight_scratch, group.in};
 }
 
 /// The adapter matrix as products read it: in place, or rounded into scratch with `scale` folded in.

@@ -86,6 +86,7 @@ struct Run {
   bool keep_dequantized = false;           ///< frozen weights also dense: faster where memory is no concern
   bool adamw8bit = false;                  ///< AdamW's moments in 8 bits
   bool dora = false;                       ///< adapters have magnitudes
+  Products products = Products::bf16;      ///< of frozen weights
   int ranks = 1;                           ///< processes that share a step
   DecodeLimits probing{.sequences = 0};    ///< of probes that are measured in the loop; no sequences: none are
   /// Whether all numbers are the same.
@@ -115,6 +116,7 @@ struct Run {
   WorkspaceNeeds needs = workspace_needs(config);
   needs.tokens = std::int64_t{run.batch} * run.seq;
   needs.longest = run.seq;
+  if (needs.dequantizes) needs.products = run.products;
   needs.dequantizes = needs.dequantizes && !run.keep_dequantized;
   needs.dropout = run.dropout && config.trainable == Trainable::adapters;
   needs.dora = run.dora && config.trainable == Trainable::adapters;
@@ -265,6 +267,26 @@ inline constexpr int most_micro_batches = 1024;
                          "--dora (TrainOptions::dora)"
                        : "DoRA (TrainOptions::dora) is for adapters; this config trains every weight",
               ErrorKind::usage);
+}
+
+/// Throws Error (usage) where fp8 products are asked for and cannot be made.
+[[gnu::cold]] inline void expect_products(Products asked, const Config& config, bool dora, bool resident) {
+  if (asked == Products::bf16) return;
+  const bool frozen = config.trainable == Trainable::adapters && config.quant.kind == QuantKind::nf4;
+  const std::string_view why = !frozen    ? "they are for frozen weights in NF4, which this training does not have"
+                               : dora     ? "DoRA measures the rows of weights in 16 bits; leave out one of the two"
+                               : resident ? "weights that are kept dequantized are in bf16; leave out one of the two"
+                                          : "";
+  if (!why.empty())
+    throw Error(concat("products in fp8 (--products, TrainOptions::products): ", why), ErrorKind::usage);
+  for (const Group g : all_groups) {
+    if (group_in(config.shape, g) % 64 == 0 && group_out(config.shape, g) % 16 == 0) continue;
+    throw Error(
+        concat("products in fp8 (--products, TrainOptions::products) need layers whose inputs are a multiple of "
+               "64 numbers and whose outputs are one of 16; here is one with ",
+               group_in(config.shape, g), " and ", group_out(config.shape, g)),
+        ErrorKind::usage);
+  }
 }
 
 /// Throws Error (resource): a run takes `needed` bytes, and there are `budget`.

@@ -41,6 +41,7 @@ struct QLinear {
             .adapted = adapted,
             .quant = K.quant,
             .dropout = dropout,
+            .products = scratch.products,
             .weight_scratch = scratch.weight,
             .input_scratch = scratch.input,
             .adapter_scratch = scratch.adapter,

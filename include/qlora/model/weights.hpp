@@ -326,7 +326,22 @@ class Weights {
     weight.nf4.codes = target.codes;
     weight.nf4.absmax8 = target.absmax8;
     weight.nf4.nested = target.nested;
+    const bool twice = sizes.nested > 0;
+    weight.nf4.largest =
+        largest_absmax(backend, twice ? target.nested : target.absmax, twice ? sizes.nested : sizes.blocks) +
+        std::abs(weight.nf4.offset);
     return weight;
+  }
+  /// The largest of some scales in backend memory. With those of 8-bit scales: a bound of |absmax - offset|, since no
+  /// 8-bit code stands for more than 1.
+  [[nodiscard]] static float largest_absmax(const B& backend, const float* scales, std::int64_t count) {
+    std::vector<float> copy;
+    if constexpr (B::space != Space::host) {
+      copy.resize(static_cast<std::size_t>(count));
+      backend.download(scales, copy);
+      scales = copy.data();
+    }
+    return *std::max_element(scales, scales + count);
   }
   /// Codes and scales of a stored matrix. Throws Error when they are not those of a matrix of these sizes.
   static void copy_nf4(B& backend, const Nf4Ref& stored, const Nf4Layout& sizes, const Nf4Target& to,

@@ -178,6 +178,7 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;
   expect_dora(request.training.dora, true, cpu);
+  expect_products(request.training.products, config, request.training.dora, !cpu && request.device.keep_dequantized);
   const DeviceOptions placed{.device = cpu ? Device::cpu : Device::cuda,
                              .keep_dequantized = request.device.keep_dequantized};
   PlanResult result;
@@ -187,7 +188,8 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
                 .dropout = !request.plan.no_dropout,
                 .keep_dequantized = keeps_dequantized(config.shape, placed),
                 .adamw8bit = request.training.adamw8bit,
-                .dora = request.training.dora};
+                .dora = request.training.dora,
+                .products = request.training.products};
   if (request.plan.probe_tokens > 0) result.run.probing = limits_for_probes(SIZE_MAX, request.plan.probe_tokens);
   if (!cpu && request.training.recompute == Recomputation::automatic &&
       memory_plan(config, result.run, device.storage).total() <= device.budget()) {

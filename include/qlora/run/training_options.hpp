@@ -36,6 +36,9 @@ enum class AdapterInit : std::uint8_t { kaiming, loftq };
 template <>
 inline constexpr std::array names_of<AdapterInit>{std::string_view("kaiming"), std::string_view("loftq")};
 
+template <>
+inline constexpr std::array names_of<Products>{std::string_view("bf16"), std::string_view("fp8")};
+
 /// How a user writes the projections that get adapters.
 inline constexpr std::array<std::pair<Proj, std::string_view>, 7> target_names{{{Proj::q, "q"},
                                                                                 {Proj::k, "k"},
@@ -97,6 +100,7 @@ struct Training {
   double weight_decay = 0;
   double max_grad_norm = 1;
   bool adamw8bit = false;
+  Products products = Products::bf16;
   std::int64_t seed = 42;
   int checkpoint_every = 50;
   Recomputation recompute = Recomputation::automatic;
@@ -177,6 +181,13 @@ struct Table<Training> {
        .help = "AdamW moments in 8 bits: a quarter of their memory",
        .adapters_only = true,
        .old_name = "moments8"},
+      {.name = "products",
+       .member = choice<&Training::products>,
+       .help =
+           "Products with the frozen weights: bf16 (float on the CPU), or fp8, faster and less exact, on a GPU from "
+           "Hopper on; the CPU rounds likewise",
+       .omit_default = true,
+       .adapters_only = true},
       {.name = "seed",
        .member = &Training::seed,
        .help = "Seed of data order, adapter initialization and dropout",
@@ -277,6 +288,7 @@ template <class TrainOptions>
   o.weight_decay = static_cast<float>(t.weight_decay);
   o.max_grad_norm = static_cast<float>(t.max_grad_norm);
   o.adamw8bit = t.adamw8bit;
+  o.products = t.products;
   o.seed = static_cast<std::uint64_t>(t.seed);
   o.batch = t.batch;
   o.seq = seq;

@@ -42,6 +42,7 @@ struct TrainOptions {
   Recompute recompute = Recompute::block;    ///< for the first `recompute_layers` layers; the others keep everything
   int recompute_layers = -1;                 ///< -1: all
   int loss_chunk = 512;                      ///< labelled rows whose logits exist at once
+  Products products = Products::bf16;        ///< of frozen weights; fp8 on a GPU from Hopper on, the CPU rounds alike
   bool adamw8bit = false;  ///< AdamW's moments in 8 bits, block-wise as in bitsandbytes: a quarter of their memory
   ModelOptions model{};    ///< how the model is opened
   /// Ranks that share the micro-batches of each step; null: this process alone. All make the same calls, with the whole
@@ -98,6 +99,7 @@ struct TrainOptions {
           .keep_dequantized = keep_dequantized,
           .adamw8bit = options.adamw8bit,
           .dora = options.dora,
+          .products = options.products,
           .ranks = options.comm != nullptr ? options.comm->size() : 1};
 }
 
@@ -153,7 +155,9 @@ template <Config C, class B>
 [[nodiscard]] ModelOptions checked_training_model(const TrainOptions& options) {
   options.check();
   ModelOptions model = training_model<C, B>(options);
-  expect_served<B>(resolved(C, model.shape, model.lora, model.double_quant), true);
+  const Config config = resolved(C, model.shape, model.lora, model.double_quant);
+  expect_served<B>(config, true);
+  expect_products(options.products, config, options.dora, model.keep_dequantized && B::space == Space::device);
   return model;
 }
 }  // namespace detail

@@ -1,7 +1,8 @@
 // qlora/cuda/linear/gemm.cuh — matrix products with cuBLASLt: descriptors are created and algorithms measured once per
 // shape.
 // Math       nt: C (m,n) = alpha A (m,k) B (n,k)^T + [source]     nn: B (k,n)     tn: A (k,m)
-// Shapes     row-major with strides, A B bf16, C and source bf16 or float; any m n k >= 1; batches at fixed steps
+//            nt_fp8: C = diag(a) A B^T diag(b) + [source] of e4m3 operands, a and b the scales of their rows
+// Shapes     row-major with strides, A B bf16 or e4m3, C and source bf16 or float; any m n k >= 1; batches at fixed steps
 // Writes     C with = ; with source == C that is +=
 // Split      cuBLASLt's; row-major C is computed as column-major C^T = op(B) op(A), its first operand is our B
 // Needs      the context's workspace; nothing is allocated once a shape is known
@@ -218,6 +219,7 @@ inline const MatmulPlan& plan_of(Context& context, const Matmul& p) {
   const MatmulKey key = key_of(p);
   if (const auto known = state.plans.find(key); known != state.plans.end()) return known->second;
   MatmulPlan plan = describe(key);
+  set_scales(plan.operation, p);  // the heuristic may ask for them
   const MatmulKey tuning = tuning_key(key);
   if (const auto chosen = state.algorithms.find(tuning); chosen == state.algorithms.end()) {
     plan.algorithm = choose(context, plan, key, p);
@@ -265,13 +267,21 @@ QLORA_CUDA_LAUNCHER std::shared_ptr<GemmState> new_gemm_state() { return std::ma
 
 QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
   const bool tn = p.product == Product::tn;
-  const bool nt = p.product == Product::nt;
+  const bool narrow = p.product == Product::nt_fp8;
+  const bool nt = narrow || p.product == Product::nt;
   QLORA_EXPECTS(
       p.m >= 1 && p.n >= 1 && p.k >= 1 && p.batch >= 1 && p.a.data != nullptr && p.b.data != nullptr && p.c != nullptr,
       "empty ", detail::shape_text(p));
   QLORA_EXPECTS(p.a.stride >= (tn ? p.m : p.k) && p.b.stride >= (nt ? p.k : p.n) && p.c_stride >= p.n,
                 "strides are below the widths of ", detail::shape_text(p));
-  if (context.order != RowOrder::any && nt && p.batch == 1) return detail::ordered_matmul(context, p);
+  QLORA_EXPECTS(!narrow || (p.a_scales != nullptr && p.b_scales != nullptr && p.k % 16 == 0 && p.n % 16 == 0),
+                "no scales, or sides that are not multiples of 16: ", detail::shape_text(p));
+  if (narrow && context.capability < 90) {
+    throw Error(concat("products in fp8 run on Hopper and newer cards; ", context.name, " has compute capability ",
+                       context.capability / 10, ".", context.capability % 10),
+                ErrorKind::resource);
+  }
+  if (context.order != RowOrder::any && nt && !narrow && p.batch == 1) return detail::ordered_matmul(context, p);
   detail::launch_plan(context, detail::plan_of(context, p), p);
 }
 

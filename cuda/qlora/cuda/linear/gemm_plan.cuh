@@ -122,7 +122,8 @@ inline void set_layout(cublasLtMatrixLayoutOpaque_t& layout, cudaDataType_t type
 /// C^T (n,m) = op(B) (n,k) op(A) (k,m).
 [[nodiscard]] inline MatmulPlan describe(const MatmulKey& key) {
   MatmulPlan plan;
-  const bool nt = key.product == static_cast<std::int64_t>(Product::nt);
+  const bool narrow = key.product == static_cast<std::int64_t>(Product::nt_fp8);
+  const bool nt = narrow || key.product == static_cast<std::int64_t>(Product::nt);
   const bool tn = key.product == static_cast<std::int64_t>(Product::tn);
   const cublasOperation_t op_first = nt ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_second = tn ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -131,26 +132,43 @@ inline void set_layout(cublasLtMatrixLayoutOpaque_t& layout, cudaDataType_t type
         "describing a product");
   check(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_second, sizeof(op_second)),
         "describing a product");
-  set_layout(plan.first, CUDA_R_16BF, nt ? key.k : key.n, nt ? key.n : key.k, key.b_stride, key.batch, key.b_step);
-  set_layout(plan.second, CUDA_R_16BF, tn ? key.m : key.k, tn ? key.k : key.m, key.a_stride, key.batch, key.a_step);
+  if (narrow) {
+    constexpr std::int32_t by_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    for (const auto mode : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE}) {
+      check(cublasLtMatmulDescSetAttribute(&plan.operation, mode, &by_row, sizeof(by_row)), "describing scales");
+    }
+  }
+  const cudaDataType_t operand = narrow ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+  set_layout(plan.first, operand, nt ? key.k : key.n, nt ? key.n : key.k, key.b_stride, key.batch, key.b_step);
+  set_layout(plan.second, operand, tn ? key.m : key.k, tn ? key.k : key.m, key.a_stride, key.batch, key.a_step);
   set_layout(plan.out, key.c_float != 0 ? CUDA_R_32F : CUDA_R_16BF, key.n, key.m, key.c_stride, key.batch, key.c_step);
   return plan;
+}
+
+/// Of nt_fp8, where the scales are: the one thing of a product that is not in its key.
+inline void set_scales(cublasLtMatmulDescOpaque_t& operation, const Matmul& p) {
+  if (p.product != Product::nt_fp8) return;
+  check(cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p.b_scales, sizeof(void*)),
+        "describing scales");
+  check(cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p.a_scales, sizeof(void*)),
+        "describing scales");
 }
 
 [[nodiscard]] inline cublasStatus_t launch_product(const Context& context, const MatmulPlan& plan,
                                                    const cublasLtMatmulAlgo_t& algorithm, const Matmul& p,
                                                    const void* source, void* c) {
   const float beta = source != nullptr ? 1.0F : 0.0F;
-  return cublasLtMatmul(context.blas, const_cast<cublasLtMatmulDescOpaque_t*>(&plan.operation), &p.alpha, p.b.data,
-                        const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.first), p.a.data,
-                        const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.second), &beta, source != nullptr ? source : c,
-                        const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.out), c,
-                        const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.out), &algorithm, context.workspace,
-                        static_cast<std::size_t>(context.workspace_bytes), context.stream);
+  cublasLtMatmulDescOpaque_t operation = plan.operation;
+  set_scales(operation, p);
+  return cublasLtMatmul(
+      context.blas, &operation, &p.alpha, p.b.data, const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.first), p.a.data,
+      const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.second), &beta, source != nullptr ? source : c,
+      const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.out), c, const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.out),
+      &algorithm, context.workspace, static_cast<std::size_t>(context.workspace_bytes), context.stream);
 }
 
 [[nodiscard]] inline std::string shape_text(const Matmul& p) {
-  constexpr std::array<const char*, 3> names{"nt", "nn", "tn"};
+  constexpr std::array<const char*, 4> names{"nt", "nn", "tn", "nt_fp8"};
   return concat("product ", names[static_cast<std::size_t>(p.product)], " m ", p.m, " n ", p.n, " k ", p.k, " strides ",
                 p.a.stride, " ", p.b.stride, " ", p.c_stride, " batch ", p.batch);
 }

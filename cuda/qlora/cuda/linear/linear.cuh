@@ -9,7 +9,8 @@
 // Split      one product for the base and the B side of all parts, one for the stacked A, one batched product for each
 //            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products with A
 //            are those of lora_a_*.cuh, which apply the mask as they read X
-// Needs      weight_scratch (sum N, K | XA) unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
+//            With fp8 products the base is a product in e4m3 (fp8.cuh), and the B side one in bf16 that adds to it
+// Needs      weight_scratch (sum N, K | XA), with fp8 products as Fp8Layout says, unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
 //            dropout of widths that lora_a_*.cuh do not support. Dense weights are in one matrix (sum N, K | XA), the
 //            parts one below the other
 // Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and
@@ -36,7 +37,9 @@ struct GroupShape {
   int outputs = 0;   ///< sum N
   int adapters = 0;  ///< columns of XA; 0 with the adapters off
   bool dense = false;
-  Rows<const bf16> wide{};  ///< (outputs, K | XA)
+  bool fp8 = false;         ///< products with W
+  Rows<const bf16> wide{};  ///< (outputs, K | XA); not with fp8
+  Rows<bf16> slots{};       ///< s B (outputs, XA); with fp8 alone
 };
 
 [[nodiscard]] inline GroupShape group_shape(const GroupArgs& group, std::span<const Part> parts) {
@@ -61,6 +64,13 @@ struct GroupShape {
   QLORA_EXPECTS(adapted == 0 || adapted == group.adapted, adapted, " parts have an adapter, ", group.adapted,
                 " are planned");
   shape.adapters = adapted * group.rank;
+  if (group.products == Products::fp8) {
+    QLORA_EXPECTS(!shape.dense && group.weight_scratch != nullptr, "fp8 products read weights in NF4, in scratch");
+    shape.fp8 = true;
+    const std::int64_t at = fp8_layout(group.in, shape.outputs, shape.adapters, 0).adapter;
+    if (shape.adapters > 0) shape.slots = {group.weight_scratch + at / 2, shape.adapters};
+    return shape;
+  }
   shape.wide = shape.dense ? Rows<const bf16>{parts[0].weight.dense, parts[0].weight.stride}
                            : Rows<const bf16>{group.weight_scratch, group.in + shape.adapters};
   QLORA_EXPECTS(shape.wide.data != nullptr && shape.wide.stride >= group.in + shape.adapters,
@@ -71,9 +81,39 @@ struct GroupShape {
 /// Fills the scratch matrices that the products of this call read.
 inline void prepare(Context& context, const GroupArgs& group, std::span<const Part> parts, const GroupShape& shape,
                     bool weights, bool stacked_a) {
-  if (shape.adapters == 0 && (shape.dense || !weights)) return;
+  if (shape.adapters == 0 && (shape.dense || shape.fp8 || !weights)) return;
   const Phase phase(context, "dequantization");
-  prepare_group(context, group, parts, weights, stacked_a);
+  prepare_group(context, group, parts, weights && !shape.fp8, stacked_a, shape.slots);
+}
+
+/// c (T,n) = [source +] `rows` (T,k) times W^T, or with `transposed` times W, in e4m3.
+inline void product_fp8(Context& context, const GroupArgs& group, std::span<const Part> parts, const GroupShape& shape,
+                        bool transposed, int tokens, Rows<const bf16> rows, const bf16* source, Rows<bf16> c) {
+  const Fp8Layout at = fp8_layout(group.in, shape.outputs, shape.adapters, tokens);
+  auto* scratch = reinterpret_cast<std::uint8_t*>(group.weight_scratch);
+  auto* weight_scales = reinterpret_cast<float*>(scratch + at.weight_scale);
+  auto* row_scales = reinterpret_cast<float*>(scratch + at.row_scale);
+  const int k = transposed ? shape.outputs : group.in;
+  {
+    const Phase phase(context, "dequantization");
+    dequantize_group_fp8(context, group, parts, transposed, scratch + at.weight, weight_scales);
+  }
+  {
+    const Phase phase(context, "quantization");
+    quantize_rows_fp8(context, tokens, k, rows, scratch + at.rows, row_scales);
+  }
+  const Phase phase(context, "base products");
+  matmul(context, {.product = Product::nt_fp8,
+                   .m = tokens,
+                   .n = transposed ? group.in : shape.outputs,
+                   .k = k,
+                   .a = {reinterpret_cast<const bf16*>(scratch + at.rows), k},
+                   .b = {reinterpret_cast<const bf16*>(scratch + at.weight), k},
+                   .source = source,
+                   .c = c.data,
+                   .c_stride = c.stride,
+                   .a_scales = row_scales,
+                   .b_scales = weight_scales});
 }
 
 /// Whether the products with A apply dropout themselves (lora_a_*.cuh); otherwise X' and gXA A pass through
@@ -265,7 +305,7 @@ inline void forward_several_tokens(Context& context, const GroupArgs& group, std
 /// A pass reads 0.516 bytes per weight; dequantization reads as many and writes 2, and the product reads these.
 inline bool forward_from_codes(Context& context, const GroupArgs& group, std::span<const Part> parts,
                                const GroupShape& shape, int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
-  if (shape.dense || context.order == RowOrder::prompt) return false;
+  if (shape.dense || shape.fp8 || context.order == RowOrder::prompt) return false;
   const bool newest = context.order == RowOrder::newest;
   // With adapters a second pass costs more than dequantization saves.
   if (!newest && tokens > (shape.adapters > 0 ? SeveralTokens::most : most_several_tokens)) return false;
@@ -290,6 +330,29 @@ inline bool forward_from_codes(Context& context, const GroupArgs& group, std::sp
   return true;
 }
 
+/// y += XA (s B)^T.
+inline void add_adapters(Context& context, const GroupArgs& group, const GroupShape& shape, Rows<const bf16> b,
+                         int tokens, Rows<bf16> x, bf16* y) {
+  const Phase phase(context, "LoRA products");
+  matmul(context, {.product = Product::nt,
+                   .m = tokens,
+                   .n = shape.outputs,
+                   .k = shape.adapters,
+                   .a = {x.data + group.in, x.stride},
+                   .b = b,
+                   .source = y,
+                   .c = y,
+                   .c_stride = shape.outputs});
+}
+
+/// The forward pass with fp8 products; XA and s B are there.
+inline void forward_fp8(Context& context, const GroupArgs& group, std::span<const Part> parts, const GroupShape& shape,
+                        int tokens, Rows<bf16> x, const bf16* residual, bf16* y) {
+  product_fp8(context, group, parts, shape, false, tokens, {x.data, x.stride}, residual, {y, shape.outputs});
+  if (shape.adapters == 0) return;
+  add_adapters(context, group, shape, {shape.slots.data, shape.slots.stride}, tokens, x, y);
+}
+
 /// y += XA (s B)^T for the rows of a range, XA made on the way, by plain products.
 inline void add_range(Context& context, const GroupArgs& group, std::span<const Part> parts,
                       const RowAdapters<float>& range, Rows<bf16> x, bf16* y) {
@@ -304,17 +367,8 @@ inline void add_range(Context& context, const GroupArgs& group, std::span<const 
   const Rows<bf16> rows{x.data + std::int64_t{range.first} * x.stride, x.stride};
   prepare(context, group, own, shape, false, true);
   product_a(context, group, shape, range.count, rows);
-  bf16* to = y + std::int64_t{range.first} * shape.outputs;
-  const Phase phase(context, "LoRA products");
-  matmul(context, {.product = Product::nt,
-                   .m = range.count,
-                   .n = shape.outputs,
-                   .k = shape.adapters,
-                   .a = {rows.data + group.in, rows.stride},
-                   .b = {shape.wide.data + group.in, shape.wide.stride},
-                   .source = to,
-                   .c = to,
-                   .c_stride = shape.outputs});
+  add_adapters(context, group, shape, {shape.wide.data + group.in, shape.wide.stride}, range.count, rows,
+               y + std::int64_t{range.first} * shape.outputs);
 }
 
 }  // namespace detail
@@ -339,6 +393,7 @@ QLORA_CUDA_LAUNCHER void linear_forward(Context& context, const GroupArgs& group
   }
   detail::prepare(context, group, parts, shape, true, shape.adapters > 0);
   if (shape.adapters > 0) detail::product_a(context, group, shape, tokens, x);
+  if (shape.fp8) return detail::forward_fp8(context, group, parts, shape, tokens, x, residual, y);
   const Phase phase(context, "base products");
   matmul(context, {.product = Product::nt,
                    .m = tokens,
@@ -399,15 +454,20 @@ QLORA_CUDA_LAUNCHER void linear_backward(Context& context, const GroupArgs& grou
     QLORA_EXPECTS(gradient.weight == nullptr, "gradients of base weights are not made on the GPU");
   }
   detail::prepare(context, group, parts, shape, needs_input, needs_input && shape.adapters > 0);
-  {
-    const Phase phase(context, needs_input ? "base products" : "LoRA products");
-    const int skipped = needs_input ? 0 : group.in;  // without it, only gXA = gY (s B)
+  const bool whole = needs_input && !shape.fp8;  // else gXA = gY (s B) by itself
+  if (needs_input && shape.fp8) {
+    detail::product_fp8(context, group, parts, shape, true, tokens, {gy, shape.outputs}, nullptr, gx);
+  }
+  if (whole || shape.adapters > 0) {
+    const Phase phase(context, whole ? "base products" : "LoRA products");
+    const int skipped = whole ? 0 : group.in;
     matmul(context, {.product = Product::nn,
                      .m = tokens,
                      .n = width - skipped,
                      .k = shape.outputs,
                      .a = {gy, shape.outputs},
-                     .b = {shape.wide.data + skipped, shape.wide.stride},
+                     .b = shape.fp8 ? Rows<const bf16>{shape.slots.data, shape.slots.stride}
+                                    : Rows<const bf16>{shape.wide.data + skipped, shape.wide.stride},
                      .c = gx.data + skipped,
                      .c_stride = gx.stride});
   }

@@ -259,7 +259,8 @@ static __global__ void __launch_bounds__(Nf4Policy::threads)
 }
 
 /// The XA columns of all parts and the addresses of their rows. `width` is K + XA.
-inline void plan_adapters(const GroupArgs& group, std::span<const Part> parts, int width, PrepareArgs& args) {
+inline void plan_adapters(const GroupArgs& group, std::span<const Part> parts, int width, Rows<bf16> slots,
+                          PrepareArgs& args) {
   QLORA_EXPECTS(group.rank > 0 && group.rank % 8 == 0, "adapter rank ", group.rank, " is not a multiple of 8");
   QLORA_EXPECTS(group.adapted > 0, "a group without adapters has a part with one");
   std::uint32_t row = 0;
@@ -274,9 +275,15 @@ inline void plan_adapters(const GroupArgs& group, std::span<const Part> parts, i
     bf16* rows = part.weight.dense != nullptr ? const_cast<bf16*>(part.weight.dense)
                                               : group.weight_scratch + static_cast<std::int64_t>(row) * width;
     job.stride = part.weight.dense != nullptr ? part.weight.stride : width;
-    QLORA_EXPECTS(job.stride >= width && job.stride % 8 == 0 && starts_on(rows, 16), "rows of K + XA = ", width,
-                  " at a stride of ", job.stride);
-    job.out = reinterpret_cast<__nv_bfloat16*>(rows) + group.in;
+    int before = group.in;  // columns
+    if (slots.data != nullptr) {
+      rows = slots.data + static_cast<std::int64_t>(row) * slots.stride;
+      job.stride = slots.stride;
+      before = 0;
+    }
+    QLORA_EXPECTS(job.stride >= width - group.in + before && job.stride % 8 == 0 && starts_on(rows, 16),
+                  "rows of K + XA = ", width, " at a stride of ", job.stride);
+    job.out = reinterpret_cast<__nv_bfloat16*>(rows) + before;
     job.first_row = row;
     if (part.a != nullptr) {
       QLORA_EXPECTS(part.b != nullptr && starts_on(part.b, 16), "adapter B must start on 16 bytes");
@@ -315,7 +322,7 @@ QLORA_CUDA_LAUNCHER void dequantize_float(Context& context, const Nf4View& w, st
 }
 
 QLORA_CUDA_LAUNCHER void prepare_group(Context& context, const GroupArgs& group, std::span<const Part> parts,
-                                       bool weights, bool stacked_a) {
+                                       bool weights, bool stacked_a, Rows<bf16> slots) {
   QLORA_EXPECTS(!parts.empty() && parts.size() <= std::size_t{Nf4Policy::max_parts}, "a group of ", parts.size(),
                 " parts");
   QLORA_EXPECTS(group.in > 0 && group.in % 8 == 0, "input width ", group.in, " is not a multiple of 8");
@@ -325,7 +332,7 @@ QLORA_CUDA_LAUNCHER void prepare_group(Context& context, const GroupArgs& group,
   }
   const int width = group.in + (first_adapted != nullptr ? group.adapter_width() : 0);
   detail::PrepareArgs args;
-  if (first_adapted != nullptr) detail::plan_adapters(group, parts, width, args);
+  if (first_adapted != nullptr) detail::plan_adapters(group, parts, width, slots, args);
   if (first_adapted != nullptr && stacked_a) {
     QLORA_EXPECTS(detail::starts_on(first_adapted->a, 16) && detail::starts_on(group.adapter_scratch, 16),
                   "adapter A and its copy must start on 16 bytes");
