@@ -110,6 +110,17 @@ function(qlora_needs out file)
   set(${out}_files "${seen}" PARENT_SCOPE)
 endfunction()
 
+# qlora_needs_of(OUT FILE...): what these files need, each need once.
+function(qlora_needs_of out)
+  set(needs)
+  foreach(file IN LISTS ARGN)
+    qlora_needs(these "${file}")
+    list(APPEND needs ${these})
+  endforeach()
+  list(REMOVE_DUPLICATES needs)
+  set(${out} "${needs}" PARENT_SCOPE)
+endfunction()
+
 # qlora_missing(OUT NEED...): those of the needs that this build does not have.
 function(qlora_missing out)
   set(missing)
@@ -159,12 +170,7 @@ endfunction()
 # qlora_executable(TARGET KIND SOURCE...): an executable of this project's own, or one line why there is none. The KIND
 # ("test", "example", "benchmark") only words that line. Afterwards if(TARGET name) tells.
 function(qlora_executable target kind)
-  set(needs)
-  foreach(source IN LISTS ARGN)
-    qlora_needs(these "${source}")
-    list(APPEND needs ${these})
-  endforeach()
-  list(REMOVE_DUPLICATES needs)
+  qlora_needs_of(needs ${ARGN})
   qlora_missing(missing ${needs})
   if(missing)
     list(JOIN missing ", " missing)
@@ -174,6 +180,9 @@ function(qlora_executable target kind)
   add_executable(${target} ${ARGN})
   qlora_link_needs(${target} ${needs})
   qlora_warnings(${target})
+  if(NOT "PROGRAM" IN_LIST needs) # its tests call what runs it qlora, which is the library's name, too
+    qlora_use_precompiled(${target})
+  endif()
   set_property(TARGET ${target} PROPERTY QLORA_NEEDS "${needs}")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN}) # a new include may be a new need
 endfunction()
