@@ -51,28 +51,40 @@ else
   echo "clang-format is not here; formatting was not checked"
 fi
 
-# Each test once: those that the preset asan has run there, and dev builds and runs the others. ctest --preset dev runs
-# them all.
+say "configure"
 for preset in dev asan tsan; do
-  build= only=
-  if [ $preset = dev ]; then build="--target unsanitized" only="-LE ^sanitized$"; fi
-  say "$preset: configure"
   # shellcheck disable=SC2046
   cmake --preset "$preset" $(new_folder "$preset")
-  say "$preset: build"
-  # shellcheck disable=SC2086
-  cmake --build --preset "$preset" $build
-  if [ -n "$fetching" ]; then
-    if wait "$fetching"; then
-      export QLORA_S3_PYTHON="$PWD/build-store/bin/python"
-    else
-      tail -3 build-store.log
-    fi
-    fetching=
+done
+
+# Each test once: those that the preset asan has run there, and dev builds and runs the others. ctest --preset dev runs
+# them all.
+say "dev: build"
+cmake --build --preset dev --target unsanitized
+if [ -n "$fetching" ]; then
+  if wait "$fetching"; then
+    export QLORA_S3_PYTHON="$PWD/build-store/bin/python"
+  else
+    tail -3 build-store.log
   fi
+fi
+# Tests often wait for a server or for their last one, so compilers use what they leave. timeout ends all below it.
+say "dev: test; beside it, at low priority, the sanitizers are built (build-sanitizers.log)"
+timeout 7200 nice sh -ec 'for preset in asan tsan; do cmake --build --preset "$preset"; done' \
+  >build-sanitizers.log 2>&1 &
+building=$!
+trap 'kill "$building" 2>/dev/null || :' EXIT
+trap 'exit 1' HUP INT TERM
+ctest --preset dev -LE '^sanitized$'
+say "asan, tsan: the rest of the build"
+wait "$building" || {
+  cat build-sanitizers.log
+  exit 1
+}
+trap - EXIT HUP INT TERM
+for preset in asan tsan; do
   say "$preset: test"
-  # shellcheck disable=SC2086
-  ctest --preset "$preset" $only
+  ctest --preset "$preset"
 done
 # The examples with the program, and the trainer of one model: all include the main header. Debian 12 has more than
 # one clang; the one that has compiled the program for the sanitizers has shown its warnings.
