@@ -22,7 +22,7 @@ need_packages g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev 
 # A store of S3 for its tests, where it can be had while the first build runs; without one they are skipped.
 fetch_store() {
   "$1/bin/python" -c 'import moto.server' 2>/dev/null && return
-  python3 -m venv "$1" && timeout 300 nice "$1/bin/python" -m pip install --quiet 'moto[server]>=5.2.5' boto3
+  python3 -m venv "$1" && timeout 1200 nice "$1/bin/python" -m pip install --quiet 'moto[server]>=5.2.5' boto3
 }
 fetching=
 if [ -z "${QLORA_S3_PYTHON:-}" ]; then
@@ -66,6 +66,7 @@ if [ -n "$fetching" ]; then
     export QLORA_S3_PYTHON="$PWD/build-store/bin/python"
   else
     tail -3 build-store.log
+    echo "no store of S3 could be fetched; its tests are skipped"
   fi
 fi
 # Tests often wait for a server or for their last one, so compilers use what they leave. timeout ends all below it.
