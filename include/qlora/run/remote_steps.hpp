@@ -115,7 +115,7 @@ inline void stand_in_for(const RemoteObjects& objects, const std::filesystem::pa
     const bool known = fs::file_size(path, code) == text.size() && read_text(path, text.size()) == text;
     make_directories(path.parent_path());
     if (!known) write_file_atomically(path, text);
-    stand_in(path, [connections, object = object] { return std::make_shared<net::S3Bytes>(connections, object); });
+    stand_in(path, [connections, lies = object] { return std::make_shared<net::S3Bytes>(connections, lies); });
     bytes += object.size;
   }
   progress.say(concat(address.text(), ": ", objects.size(), objects.size() == 1 ? " file of " : " files of ",
