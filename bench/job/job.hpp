@@ -23,6 +23,7 @@ struct JobSettings {
   std::filesystem::path directory;
   int steps = 160;
   bool few_layers = false;  ///< only the first few: see few_layers_of
+  bool fp8 = false;         ///< products with the frozen weights
 };
 
 /// Seconds by phase; the job is everything from `open` on.
@@ -140,7 +141,10 @@ JobFigures run_job(const JobSettings& settings) {
   {
     const hf::ModelDir model = hf::ModelDir::open(base);
     figures.open_s = lap();
-    TrainOptions options{.rank = C.lora.rank, .total_steps = settings.steps, .loss_chunk = 1024};
+    TrainOptions options{.rank = C.lora.rank,
+                         .total_steps = settings.steps,
+                         .loss_chunk = 1024,
+                         .products = settings.fp8 ? Products::fp8 : Products::bf16};
     options.model = model_options(model);
     auto trainer = std::make_unique<Trainer<C, Cuda>>(model.source(), options, backend);
     figures.load_s = lap();

@@ -1,5 +1,5 @@
 // bench/job/main.cpp — the whole job on one GPU, timed by phase and printed as one line of JSON.
-//   job_speed DIR [--model 13b|7b|70b] [--steps N] [--few-layers] [--keep]
+//   job_speed DIR [--model 13b|7b|70b] [--steps N] [--few-layers] [--fp8] [--keep]
 // DIR must not exist. The program writes a random float16 model of the exact shape to DIR/base (not timed) and the
 // job's results to DIR/adapter and DIR/merged: 2 x 26 GB for 13B, 2 x 138 GB for 70B, 2 x 28 GB for its first 16 layers
 // (--few-layers). Timed phases: open, load and quantize, train, write the adapter, merge on the GPU, sync to disk. DIR
@@ -42,6 +42,8 @@ Arguments parse(int argc, char** argv) {
       all.settings.steps = bench::number_of<int>(option, value(), 1, 1000000);
     } else if (option == "--few-layers") {
       all.settings.few_layers = true;
+    } else if (option == "--fp8") {
+      all.settings.fp8 = true;
     } else if (option == "--keep") {
       all.keep = true;
     } else if (all.settings.directory.empty() && !option.starts_with("-")) {
@@ -60,9 +62,9 @@ void print(const Arguments& all, const bench::JobFigures& f) {
   const double steady = (f.train_s - f.first_step_s) / std::max(1, all.settings.steps - 1);
   std::printf(
       "{\"job\": \"%s\", \"device\": \"%s\", \"layers\": %d, \"steps\": %d, \"batch\": 2, \"seq\": 2048, "
-      "\"weights\": \"random\", \"base_gb\": %.2f, \"base_write_s\": %.2f, \"processors\": %u, ",
-      all.model.c_str(), f.device.c_str(), f.layers, all.settings.steps, static_cast<double>(f.base_bytes) * 1e-9,
-      f.base_s, std::thread::hardware_concurrency());
+      "\"products\": \"%s\", \"weights\": \"random\", \"base_gb\": %.2f, \"base_write_s\": %.2f, \"processors\": %u, ",
+      all.model.c_str(), f.device.c_str(), f.layers, all.settings.steps, all.settings.fp8 ? "fp8" : "bf16",
+      static_cast<double>(f.base_bytes) * 1e-9, f.base_s, std::thread::hardware_concurrency());
   std::printf(
       "\"context_s\": %.2f, \"open_s\": %.3f, \"load_s\": %.2f, \"train_s\": %.2f, \"first_step_s\": %.2f, "
       "\"step_ms\": %.2f, \"tokens_per_s\": %.1f, \"adapter_s\": %.2f, \"lanes_s\": %.2f, \"merge_s\": %.2f, "
