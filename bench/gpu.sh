@@ -1,8 +1,9 @@
 #!/bin/sh
-# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|decode|job|job70b|multi|peers]...
+# Measures this machine's GPU: sh bench/gpu.sh [train|memory|ops|decode|job|job_fp8|job70b|quality|multi|peers]...
 # Builds the benchmarks with the preset "gpu" and writes bench/results/NAME-DATE.json (NAME from the card): each
 # measurement with median and spread, and the card, driver, commit and settings. Without arguments: train memory ops
 # job, which took 8 min 39 s on one H100 with the build.
+# "quality" trains a model with products in bf16 and in fp8 from the same seeds; bench/fp8_quality.py says what for.
 # "multi" trains 7B and 13B on 1, 2 and 4 GPUs of this host (torchrun), with as much for each, and the same steps on
 # one, whose losses and norms must be the same to the last digit.
 # "peers" runs transformers + peft + bitsandbytes on the same shapes; bench/peers/README.md says what it needs.
@@ -13,6 +14,9 @@
 #   QLORA_MODELS           default "7b 13b 70b"
 #   QLORA_JOB              folder for the files of "job", "job70b" and "peers", up to 57 GB; default: the build's,
 #                          and /tmp
+#   QLORA_MODEL            model directory for "quality", such as the one that examples/smollm2.sh makes
+#   QLORA_TEXTS            plain texts for it, in English: half of its training data, and what is held out
+#   QLORA_QUALITY          other options of fp8_quality.py run, such as "--seeds 8 --seconds 120"
 #   QLORA_PEERS            rows for "peers", such as 13b:2:ckpt; default: its own five
 #   QLORA_PEER_STEPS       steps of the article's job in "peers", default 160; with fewer the row has a scaled total too
 #   QLORA_STEPS            timed steps, default 20, after 5 that are not counted
@@ -156,6 +160,22 @@ for what in "$@"; do
       build_benchmarks job_speed
       job_row --model 13b
       ;;
+    job_fp8)
+      build_benchmarks job_speed
+      job_row --model 13b --fp8
+      ;;
+    quality)
+      build_benchmarks qlora_program
+      say "fp8_quality"
+      folder=$(pwd)/$build/quality
+      rm -rf "$folder"
+      # shellcheck disable=SC2086
+      python3 bench/fp8_quality.py data "$folder" --texts $QLORA_TEXTS &&
+        python3 bench/fp8_quality.py run "$(find "$build/examples" -name qlora -type f)" "$QLORA_MODEL" "$folder" \
+          ${QLORA_QUALITY:-} >"$rows.one" || echo '{"command": "fp8_quality", "error": "see its output"}' >>"$rows.one"
+      cat "$rows.one"
+      cat "$rows.one" >>"$rows"
+      ;;
     job70b) # of 70B as many layers as a disk of 64 GiB takes twice
       build_benchmarks job_speed
       job_row --model 70b --few-layers --steps 8
@@ -170,7 +190,7 @@ for what in "$@"; do
       [ -f "$rows.peers" ] && cat "$rows.peers" >>"$rows"
       ;;
     *)
-      echo "bench/gpu.sh: train, memory, ops, decode, job, job70b, multi or peers, not $what" >&2
+      echo "bench/gpu.sh: train, memory, ops, decode, job, job_fp8, job70b, quality, multi or peers, not $what" >&2
       exit 2
       ;;
   esac

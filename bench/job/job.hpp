@@ -143,6 +143,7 @@ JobFigures run_job(const JobSettings& settings) {
     figures.open_s = lap();
     TrainOptions options{.rank = C.lora.rank,
                          .total_steps = settings.steps,
+                         .recompute = Recompute::none,
                          .loss_chunk = 1024,
                          .products = settings.fp8 ? Products::fp8 : Products::bf16};
     options.model = model_options(model);

@@ -62,7 +62,8 @@ void print(const Arguments& all, const bench::JobFigures& f) {
   const double steady = (f.train_s - f.first_step_s) / std::max(1, all.settings.steps - 1);
   std::printf(
       "{\"job\": \"%s\", \"device\": \"%s\", \"layers\": %d, \"steps\": %d, \"batch\": 2, \"seq\": 2048, "
-      "\"products\": \"%s\", \"weights\": \"random\", \"base_gb\": %.2f, \"base_write_s\": %.2f, \"processors\": %u, ",
+      "\"recompute\": \"none\", \"products\": \"%s\", \"weights\": \"random\", \"base_gb\": %.2f, \"base_write_s\": "
+      "%.2f, \"processors\": %u, ",
       all.model.c_str(), f.device.c_str(), f.layers, all.settings.steps, all.settings.fp8 ? "fp8" : "bf16",
       static_cast<double>(f.base_bytes) * 1e-9, f.base_s, std::thread::hardware_concurrency());
   std::printf(
