@@ -1,6 +1,6 @@
-// qlora/cuda/linear/fp8.cuh — the operands of fp8 products: rows of activations or gradients, and NF4 weights, in e4m3.
-// Math       row t of X: x8 = e4m3(x (448 / m)), scale m / 448, m = max |x|;  W: w8 = e4m3(w (448 / M)), one scale M / 448
-//            for a group, M the largest bound of its parts;  w = state(codebook[c] absmax_b) as in nf4.cuh
+// qlora/cuda/linear/fp8.cuh — what fp8 products read: rows of activations or gradients, and NF4 weights, in e4m3.
+// Math       row t of X: x8 = e4m3(x (448 / m)), scale m / 448, m = max |x|;  W: w8 = e4m3(w (448 / M)), one scale
+//            M / 448 for a group, M the largest bound of its parts;  w = state(codebook[c] absmax_b) as in nf4.cuh
 // Shapes     x (T, cols) bf16, rows x.stride apart; codes of part p (N_p K / 2) bytes; out8 (T, cols) and (sum N, K), or
 //            transposed (K, sum N), bytes without gaps; scales float, one a row of out8
 // Writes     out8 and scales with =
@@ -19,7 +19,7 @@
 
 #include <type_traits>
 
-#include "qlora/cuda/nf4/codes.cuh"
+#include "qlora/cuda/nf4/matrix.cuh"
 #include "qlora/fp8.hpp"
 
 namespace qlora {
@@ -100,15 +100,8 @@ static __global__ void __launch_bounds__(Threads)
   }
 }
 
-/// One NF4 matrix of a group.
-struct Fp8Weight {
-  const uint2* codes = nullptr;  ///< one is a unit of 16
-  const float* absmax = nullptr;
-  const std::uint8_t* absmax8 = nullptr;
-  const float* nested = nullptr;
-  float offset = 0.0F;
-  DType state = DType::f32;
-  std::uint32_t units = 0;
+/// One NF4 matrix of a group, in units of 16 codes.
+struct Fp8Weight : Nf4Matrix<uint2> {
   std::uint8_t* out = nullptr;
 };
 struct Fp8Weights {
@@ -122,36 +115,25 @@ struct Fp8Weights {
   std::uint32_t rows = 0;       ///< sum N, of a row of W^T; transposed only
 };
 
-__device__ __forceinline__ float fp8_block_scale(const Fp8Weight& w, std::uint32_t block) {
-  if (w.absmax8 == nullptr) return w.absmax[block];
-  return __fadd_rn(__fmul_rn(dynamic8.value[w.absmax8[block]], w.nested[block / 256]), w.offset);
-}
-
-/// A block's 16 values in e4m3, those of code 4 i + j in byte j of word i. The four lanes of the block call it together,
-/// and with them the warp.
+/// A block's 16 values in e4m3, those of code 4 i + j in byte j of word i. The four lanes of the block call it
+/// together, and with them the warp.
 __device__ __forceinline__ uint4 block_values(float absmax, DType state, float inverse) {
   const unsigned quarter = threadIdx.x % 4;
   float values[4];
 #pragma unroll
   for (unsigned i = 0; i < 4; ++i) {
-    values[i] = __fmul_rn(codebook.value[4 * quarter + i], absmax);
-    if (state == DType::f16) values[i] = __half2float(__float2half_rn(values[i]));
-    if (state == DType::bf16) values[i] = __bfloat162float(__float2bfloat16_rn(values[i]));
+    values[i] = in_state(__fmul_rn(codebook.value[4 * quarter + i], absmax), state);
   }
   const std::uint32_t own = e4m3_word(values[0], values[1], values[2], values[3], inverse);
   return {__shfl_sync(0xFFFFFFFFU, own, 0, 4), __shfl_sync(0xFFFFFFFFU, own, 1, 4), __shfl_sync(0xFFFFFFFFU, own, 2, 4),
           __shfl_sync(0xFFFFFFFFU, own, 3, 4)};
 }
 
-/// PRMT; no nibble of the selector is above 7.
-__device__ __forceinline__ std::uint32_t bytes_of(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
-  return __byte_perm(a, b, selector);
-}
 /// The values of four codes: the nibbles of the lower half of `codes`, the first in the lowest.
 __device__ __forceinline__ std::uint32_t four_values(const uint4& values, std::uint32_t codes) {
-  const std::uint32_t low = bytes_of(values.x, values.y, codes & 0x7777U);
-  const std::uint32_t high = bytes_of(values.z, values.w, codes & 0x7777U);
-  const std::uint32_t upper = bytes_of(0x0000FF00U, 0U, (codes >> 3) & 0x1111U);
+  const std::uint32_t low = permute_bytes(values.x, values.y, codes & 0x7777U);
+  const std::uint32_t high = permute_bytes(values.z, values.w, codes & 0x7777U);
+  const std::uint32_t upper = permute_bytes(0x0000FF00U, 0U, (codes >> 3) & 0x1111U);
   return (low & ~upper) | (high & upper);
 }
 /// The values of eight codes; the first of two is in a byte's high nibble.
@@ -187,7 +169,7 @@ static __global__ void __launch_bounds__(Fp8Policy::threads) dequantize_fp8(cons
     codes[s] = first + 32 * s < w.units ? __ldcs(w.codes + first + 32 * s) : uint2{0, 0};
   }
   const std::uint32_t block = warp * 8 * Fp8Policy::steps + lane;  // lane l has the scale of the l-th of 32 blocks
-  const float scale = block * 4 < w.units ? fp8_block_scale(w, block) : 0.0F;
+  const float scale = block * 4 < w.units ? block_scale(w, block) : 0.0F;
 #pragma unroll
   for (unsigned s = 0; s < Fp8Policy::steps; ++s) {
     const float absmax = __shfl_sync(0xFFFFFFFFU, scale, static_cast<int>(8 * s + lane / 4));
@@ -201,14 +183,14 @@ static_assert(Fp8Policy::steps * 8 == 32, "one scale for each lane");
 /// Bytes j of four words as the words of bytes: row j of `out` has byte j of a, b, c, d.
 __device__ __forceinline__ void transpose_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d,
                                                 std::uint32_t (&out)[4]) {
-  const std::uint32_t low_ab = bytes_of(a, b, 0x5140U);
-  const std::uint32_t low_cd = bytes_of(c, d, 0x5140U);
-  const std::uint32_t high_ab = bytes_of(a, b, 0x7362U);
-  const std::uint32_t high_cd = bytes_of(c, d, 0x7362U);
-  out[0] = bytes_of(low_ab, low_cd, 0x5410U);
-  out[1] = bytes_of(low_ab, low_cd, 0x7632U);
-  out[2] = bytes_of(high_ab, high_cd, 0x5410U);
-  out[3] = bytes_of(high_ab, high_cd, 0x7632U);
+  const std::uint32_t low_ab = permute_bytes(a, b, 0x5140U);
+  const std::uint32_t low_cd = permute_bytes(c, d, 0x5140U);
+  const std::uint32_t high_ab = permute_bytes(a, b, 0x7362U);
+  const std::uint32_t high_cd = permute_bytes(c, d, 0x7362U);
+  out[0] = permute_bytes(low_ab, low_cd, 0x5410U);
+  out[1] = permute_bytes(low_ab, low_cd, 0x7632U);
+  out[2] = permute_bytes(high_ab, high_cd, 0x5410U);
+  out[3] = permute_bytes(high_ab, high_cd, 0x7632U);
 }
 
 /// A tile of W, dequantized and written as a tile of W^T.
@@ -238,7 +220,7 @@ static __global__ void __launch_bounds__(Fp8Policy::threads)
     const bool inside = first_n + row < rows && first_unit + column < args.row_units;
     const std::uint32_t unit = (first_n + row) * args.row_units + first_unit + column;
     codes[s] = inside ? __ldcs(w.codes + unit) : uint2{0, 0};
-    absmax[s] = inside ? fp8_block_scale(w, unit / 4) : 0.0F;
+    absmax[s] = inside ? block_scale(w, unit / 4) : 0.0F;
   }
 #pragma unroll
   for (std::uint32_t s = 0; s < steps; ++s) {
@@ -276,16 +258,7 @@ static __global__ void __launch_bounds__(Fp8Policy::threads)
   QLORA_EXPECTS(weight.dense == nullptr && w.codes != nullptr, "fp8 products read weights in NF4");
   QLORA_EXPECTS(in % 64 == 0 && weight.rows % 16 == 0, "a weight of ", weight.rows, " x ", in,
                 " for fp8 products; they read multiples of 16 x 64");
-  QLORA_EXPECTS(quant.block == 64 && (w.absmax8 == nullptr || quant.nested_block == 256), "NF4 blocks of ", quant.block,
-                " and ", quant.nested_block, "; the CUDA kernels know 64 and 256");
-  QLORA_EXPECTS(reinterpret_cast<std::uintptr_t>(w.codes) % 8 == 0, "NF4 codes must start on 8 bytes");
-  return {.codes = reinterpret_cast<const uint2*>(w.codes),
-          .absmax = w.absmax,
-          .absmax8 = w.absmax8,
-          .nested = w.nested,
-          .offset = w.offset,
-          .state = w.state,
-          .units = static_cast<std::uint32_t>(std::int64_t{weight.rows} * in / 16)};
+  return {nf4_matrix<uint2>(w, std::int64_t{weight.rows} * in, quant)};
 }
 
 }  // namespace detail

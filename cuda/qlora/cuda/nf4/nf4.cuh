@@ -13,7 +13,7 @@
 // Reference  cpu/nf4.hpp
 #pragma once
 
-#include "qlora/cuda/nf4/codes.cuh"
+#include "qlora/cuda/nf4/matrix.cuh"
 
 namespace qlora {
 inline namespace v0 {
@@ -32,15 +32,8 @@ namespace detail {
 
 static_assert(Nf4Policy::steps * 4 == 32, "one scale per lane: 8 units make a block of 64");
 
-/// One NF4 matrix.
-struct WeightJob {
-  const std::uint32_t* codes = nullptr;  ///< one word is one unit
-  const float* absmax = nullptr;
-  const std::uint8_t* absmax8 = nullptr;
-  const float* nested = nullptr;
-  float offset = 0.0F;
-  bool half = false;  ///< state f16
-  std::uint32_t units = 0;
+/// One NF4 matrix, and where it goes.
+struct WeightJob : Nf4Matrix<std::uint32_t> {
   Divider row_units{};
   int gap = 0;  ///< elements between the end of a row and the next
   __nv_bfloat16* out = nullptr;
@@ -68,19 +61,6 @@ struct PrepareArgs {
   std::uint32_t a_begin = 0;  ///< first block of each kind
   std::uint32_t weight_begin[Nf4Policy::max_parts] = {0xFFFFFFFFU, 0xFFFFFFFFU, 0xFFFFFFFFU};
 };
-
-/// PRMT with a selector whose nibbles are below 8 (__byte_perm would mask them first).
-__device__ __forceinline__ std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
-  std::uint32_t out;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
-  return out;
-}
-__device__ __forceinline__ float rounded_half(float value) { return __half2float(__float2half_rn(value)); }
-
-__device__ __forceinline__ float block_scale(const WeightJob& job, std::uint32_t block) {
-  if (job.absmax8 == nullptr) return job.absmax[block];
-  return __fadd_rn(__fmul_rn(dynamic8.value[job.absmax8[block]], job.nested[block / 256]), job.offset);
-}
 
 /// Two of a block's 16 values, the even code's in the low half.
 __device__ __forceinline__ std::uint32_t value_pair(float2 codes, float absmax, bool half) {
@@ -126,7 +106,7 @@ __device__ __forceinline__ void dequantize_chunk(const WeightJob& job, std::uint
   const Divider row_units = job.row_units;  // copied once: a job is indexed constant memory
   const auto gap = static_cast<std::uint32_t>(job.gap);
   const std::uint32_t units = job.units;
-  const bool half = job.half;
+  const bool half = job.state == DType::f16;  // what is bf16 need not be rounded twice
   __nv_bfloat16* out = job.out;
   const float2 codes = reinterpret_cast<const float2*>(codebook.value)[lane % 8];
 #pragma unroll
@@ -190,25 +170,24 @@ static __global__ void __launch_bounds__(Nf4Policy::threads) prepare_group(const
 
 /// One unit per thread, to float.
 static __global__ void __launch_bounds__(Nf4Policy::threads)
-    dequantize_float(const WeightJob job, const std::int64_t elements, const bool brain, float* __restrict__ out) {
+    dequantize_float(const Nf4Matrix<std::uint32_t> w, const std::int64_t elements, float* __restrict__ out) {
   const std::uint32_t unit = blockIdx.x * Nf4Policy::threads + threadIdx.x;
   const std::int64_t left = elements - std::int64_t{unit} * 8;
   std::uint32_t word = 0;
   if (left >= 8) {
-    word = __ldcs(job.codes + unit);
+    word = __ldcs(w.codes + unit);
   } else if (left > 0) {
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(job.codes + unit);
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.codes + unit);
     for (int k = 0; 2 * k < left; ++k) word |= static_cast<std::uint32_t>(bytes[k]) << (8 * k);
   }
-  const float absmax = left > 0 ? block_scale(job, unit / 8) : 0.0F;
+  const float absmax = left > 0 ? block_scale(w, unit / 8) : 0.0F;
   const float code = codebook.value[threadIdx.x % 16];
   float values[8];
 #pragma unroll
   for (unsigned i = 0; i < 8; ++i) {
     const unsigned shift = 8 * (i / 2) + (i % 2 == 0 ? 4 : 0);  // the first of two is in the high nibble
-    values[i] = __fmul_rn(__shfl_sync(0xFFFFFFFFU, code, static_cast<int>(word >> shift), 16), absmax);
-    if (job.half) values[i] = rounded_half(values[i]);
-    if (brain) values[i] = __bfloat162float(__float2bfloat16_rn(values[i]));
+    const float value = __fmul_rn(__shfl_sync(0xFFFFFFFFU, code, static_cast<int>(word >> shift), 16), absmax);
+    values[i] = in_state(value, w.state);
   }
   float* to = out + std::int64_t{unit} * 8;
   if (left >= 8) {
@@ -225,33 +204,13 @@ static __global__ void __launch_bounds__(Nf4Policy::threads)
 [[nodiscard]] inline std::uint32_t nf4_blocks(std::int64_t units, int per_block) {
   return static_cast<std::uint32_t>((units + per_block - 1) / per_block);
 }
-[[nodiscard]] inline bool starts_on(const void* data, std::uintptr_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
-}
-
-[[nodiscard]] inline WeightJob weight_job(const Nf4View& w, std::int64_t elements, const Quant& quant) {
-  QLORA_EXPECTS(quant.block == 64, "NF4 blocks hold ", quant.block, " elements; the CUDA kernels know 64");
-  QLORA_EXPECTS(w.absmax8 == nullptr || (quant.nested_block == 256 && w.nested != nullptr), "nested blocks hold ",
-                quant.nested_block, " scales; the CUDA kernels know 256");
-  QLORA_EXPECTS(elements > 0 && elements <= (std::int64_t{1} << 31), "a matrix of ", elements, " elements");
-  QLORA_EXPECTS(starts_on(w.codes, 4), "NF4 codes must start on 4 bytes");
-  WeightJob job;
-  job.codes = reinterpret_cast<const std::uint32_t*>(w.codes);
-  job.absmax = w.absmax;
-  job.absmax8 = w.absmax8;
-  job.nested = w.nested;
-  job.offset = w.offset;
-  job.half = w.state == DType::f16;
-  job.units = static_cast<std::uint32_t>((elements + 7) / 8);
-  return job;
-}
 [[nodiscard]] inline WeightJob weight_job(const Nf4View& w, int rows, int cols, const Quant& quant, bf16* out,
                                           int stride) {
   QLORA_EXPECTS(rows > 0 && cols > 0 && cols % 8 == 0, "a matrix of ", rows, " x ", cols,
                 ": columns must be a multiple of 8");
   QLORA_EXPECTS(stride >= cols && stride % 8 == 0, "rows of ", cols, " at a stride of ", stride);
   QLORA_EXPECTS(starts_on(out, 16), "dequantized weights must start on 16 bytes");
-  WeightJob job = weight_job(w, std::int64_t{rows} * cols, quant);
+  WeightJob job{nf4_matrix<std::uint32_t>(w, std::int64_t{rows} * cols, quant)};
   job.row_units = Divider::by(static_cast<std::uint32_t>(cols / 8));
   job.gap = stride - cols;
   job.out = reinterpret_cast<__nv_bfloat16*>(out);
@@ -314,10 +273,9 @@ QLORA_CUDA_LAUNCHER void dequantize(Context& context, const Nf4View& w, int rows
 QLORA_CUDA_LAUNCHER void dequantize_float(Context& context, const Nf4View& w, std::int64_t elements, const Quant& quant,
                                           float* out) {
   QLORA_EXPECTS(detail::starts_on(out, 16), "dequantized weights must start on 16 bytes");
-  const detail::WeightJob job = detail::weight_job(w, elements, quant);
-  const std::uint32_t blocks = detail::nf4_blocks(job.units, Nf4Policy::threads);
-  detail::dequantize_float<<<blocks, Nf4Policy::threads, 0, context.stream>>>(job, elements, w.state == DType::bf16,
-                                                                              out);
+  const auto matrix = detail::nf4_matrix<std::uint32_t>(w, elements, quant);
+  const std::uint32_t blocks = detail::nf4_blocks(matrix.units, Nf4Policy::threads);
+  detail::dequantize_float<<<blocks, Nf4Policy::threads, 0, context.stream>>>(matrix, elements, out);
   check_launch("dequantize_float");
 }
 
