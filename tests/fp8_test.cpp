@@ -6,9 +6,11 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "qlora/cpu/fp8.hpp"
+#include "qlora/gpu_storage.hpp"
 
 using namespace qlora;
 
@@ -65,6 +67,14 @@ TEST_CASE("rounding is to the nearest, ties to even") {
   }
   CHECK(fp8::rounded(std::numeric_limits<float>::infinity()) == 448.0F);
   CHECK(std::isnan(fp8::rounded(std::numeric_limits<float>::quiet_NaN())));
+}
+
+TEST_CASE("cards before Hopper are refused by name") {
+  for (const int capability : {90, 100, 120}) CHECK_NOTHROW(expect_fp8_card("a card", capability));
+  for (const int capability : {80, 86, 89}) {  // Ada has e4m3, and cuBLASLt no scales for its rows
+    const std::string own = "a card has 8." + std::to_string(capability % 10);
+    CHECK_THROWS_WITH_AS(expect_fp8_card("a card", capability), doctest::Contains(own.c_str()), Error);
+  }
 }
 
 TEST_CASE("rows are rounded with scales of their own") {

@@ -2,6 +2,9 @@
 // is no GPU. The backend's own sizes come from here.
 #pragma once
 
+#include <string_view>
+
+#include "qlora/error.hpp"
 #include "qlora/workspace.hpp"
 
 namespace qlora {
@@ -24,6 +27,15 @@ inline constexpr std::int64_t staged_alignment = 16;
   };
   return 2 * piece(std::int64_t{4} * sequences) + piece(static_cast<std::int64_t>(sizeof(DrawRow)) * sequences) +
          layers * piece(static_cast<std::int64_t>(sizeof(CachedSequence<bf16>)) * sequences);
+}
+
+/// Throws Error (resource) where a card cannot multiply in fp8. `capability`: its compute capability, 90 for 9.0.
+[[gnu::cold]] inline void expect_fp8_card(std::string_view name, int capability) {
+  if (capability >= 90) return;
+  throw Error(concat("products in fp8 (--products, TrainOptions::products) run on Hopper and newer cards, of compute "
+                     "capability 9.0 and more; ",
+                     name, " has ", capability / 10, ".", capability % 10),
+              ErrorKind::resource);
 }
 
 /// The scratch of a group's fp8 products in bytes from its begin, for `tokens` rows: all that products read beside A.

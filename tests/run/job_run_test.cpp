@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qlora/configs/any.hpp"
+#include "qlora/gpu_storage.hpp"
 #include "qlora/io/file.hpp"
 #include "qlora/run/compare.hpp"
 #include "qlora/run/job_run.hpp"
@@ -47,6 +48,9 @@ class ListedCode final : public run::ModelCode {
   [[nodiscard]] const Config& config() const override { return config_; }
   [[nodiscard]] run::Device device() const override { return run::Device::cpu; }
   [[nodiscard]] bool usable(std::string& /*why*/) const override { return true; }
+  void expect_products(Products products, const dist::Launch&) const override {
+    if (products == Products::fp8) expect_fp8_card("NVIDIA A100", 80);
+  }
   [[nodiscard]] std::unique_ptr<run::LoadedModel> open(const hf::ModelDir&, run::BaseWeights, const Lora&,
                                                        const run::DeviceOptions&) const override {
     throw Error("not run here");
@@ -183,6 +187,11 @@ TEST_CASE("fetching is the caller's; fetched pages are not fetched again, and a 
   refused = caught([&] { (void)run::run_job(job, {}, silent); });
   CHECK(refused.kind == ErrorKind::usage);
   CHECK(refused.what.find("no function that does it was given") != std::string::npos);
+  job.arms[1].train.options.products = Products::fp8;
+  refused = caught([&] { (void)run::run_job(job, {}, silent); });
+  CHECK(refused.kind == ErrorKind::resource);
+  CHECK(refused.what.find("NVIDIA A100 has 8.0") != std::string::npos);
+  job.arms[1].train.options.products = Products::bf16;
 
   int fetched = 0;
   run::JobOptions options{.version = "1"};

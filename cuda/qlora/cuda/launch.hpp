@@ -60,6 +60,12 @@ struct DeviceInfo {
 };
 /// Number of usable devices; `why` gives the reason when there is none.
 int device_count(std::string* why = nullptr);
+struct Card {
+  std::string name;
+  int compute_capability = 0;  ///< 90 for sm_90
+};
+/// A device below device_count(), which is not opened. Throws Error (resource) when the driver refuses.
+Card card_at(int device);
 Context* create_context(const ContextOptions& options);
 /// A context of the same card for another thread, with a stream, handles and workspaces of its own; cap, counts and
 /// chosen algorithms are shared. `context` may be in use by its thread meanwhile.

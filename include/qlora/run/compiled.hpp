@@ -435,6 +435,16 @@ class CompiledCode final : public ModelCode {
     return true;
   }
 
+  void expect_products([[maybe_unused]] Products products, [[maybe_unused]] const dist::Launch& launch) const override {
+#ifdef QLORA_CUDA
+    if constexpr (on_gpu<B>) {
+      if (products == Products::bf16) return;
+      const cuda::Card card = cuda::card_at(card_of(launch));
+      expect_fp8_card(card.name, card.compute_capability);
+    }
+#endif
+  }
+
   [[nodiscard]] std::unique_ptr<LoadedModel> open(const hf::ModelDir& model, BaseWeights base, const Lora& adapters,
                                                   const DeviceOptions& device) const override {
     if constexpr (C.trainable == Trainable::all) {

@@ -211,7 +211,8 @@ QLORA_STEP void check_inputs(const Job& job) {
       Config config{.shape = model.shape};
       config.lora = arm.trains_all() ? no_adapters : Lora{.rank = options.rank, .targets = options.targets};
       if (!arm.trains_all()) expect_rank(config);
-      (void)select_code(model.shape, config.lora, job.device, options.method);
+      const Selection selected = select_code(model.shape, config.lora, job.device, options.method);
+      selected.code->expect_products(options.products, {});
     }
     expect_length(job.packing.seq, model.max_positions, model.limited_by);
   }

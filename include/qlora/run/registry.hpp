@@ -33,6 +33,8 @@ class ModelCode {
   [[nodiscard]] virtual Device device() const = 0;
   /// Whether its device is there. If not, `why` is the reason.
   [[nodiscard]] virtual bool usable(std::string& why) const = 0;
+  /// Throws Error (resource) where the device of this process cannot compute such products. Opens no device.
+  virtual void expect_products(Products, const dist::Launch&) const {}
   /// `adapters`: the highest rank and all targets of the adapters that will be attached.
   [[nodiscard]] virtual std::unique_ptr<LoadedModel> open(const hf::ModelDir& model, BaseWeights base,
                                                           const Lora& adapters, const DeviceOptions& device) const = 0;

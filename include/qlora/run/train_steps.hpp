@@ -50,6 +50,7 @@ class TrainingRun {
         ranks_(request.launch, progress) {
     check();
     Selection selected = select_code(model_.shape, lora(), request.device, options_.method);
+    selected.code->expect_products(options_.products, request.launch);
     device_ = selected.device.device;
     selected.device.launch = request.launch;
     selected.device.watch = [this](double seconds) { ranks_.watch_joining(seconds); };

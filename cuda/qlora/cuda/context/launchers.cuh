@@ -196,6 +196,12 @@ QLORA_CUDA_LAUNCHER int device_count(std::string* why) {
   return count;
 }
 
+QLORA_CUDA_LAUNCHER Card card_at(int device) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "asking for the device's properties");
+  return {properties.name, properties.major * 10 + properties.minor};
+}
+
 QLORA_CUDA_LAUNCHER Context* create_context(const ContextOptions& options) {
   auto context = std::make_unique<Context>();
   context->options = options;

@@ -2,7 +2,8 @@
 // shape.
 // Math       nt: C (m,n) = alpha A (m,k) B (n,k)^T + [source]     nn: B (k,n)     tn: A (k,m)
 //            nt_fp8: C = diag(a) A B^T diag(b) + [source] of e4m3 operands, a and b the scales of their rows
-// Shapes     row-major with strides, A B bf16 or e4m3, C and source bf16 or float; any m n k >= 1; batches at fixed steps
+// Shapes     row-major with strides, A B bf16 or e4m3, C and source bf16 or float; any m n k >= 1; batches at fixed
+//            steps
 // Writes     C with = ; with source == C that is +=
 // Split      cuBLASLt's; row-major C is computed as column-major C^T = op(B) op(A), its first operand is our B
 // Needs      the context's workspace; nothing is allocated once a shape is known
@@ -19,6 +20,7 @@
 #include <sstream>
 
 #include "qlora/cuda/linear/gemm_plan.cuh"
+#include "qlora/gpu_storage.hpp"
 
 namespace qlora {
 inline namespace v0 {
@@ -276,11 +278,7 @@ QLORA_CUDA_LAUNCHER void matmul(Context& context, const Matmul& p) {
                 "strides are below the widths of ", detail::shape_text(p));
   QLORA_EXPECTS(!narrow || (p.a_scales != nullptr && p.b_scales != nullptr && p.k % 16 == 0 && p.n % 16 == 0),
                 "no scales, or sides that are not multiples of 16: ", detail::shape_text(p));
-  if (narrow && context.capability < 90) {
-    throw Error(concat("products in fp8 run on Hopper and newer cards; ", context.name, " has compute capability ",
-                       context.capability / 10, ".", context.capability % 10),
-                ErrorKind::resource);
-  }
+  if (narrow) expect_fp8_card(context.name, context.capability);
   if (context.order != RowOrder::any && nt && !narrow && p.batch == 1) return detail::ordered_matmul(context, p);
   detail::launch_plan(context, detail::plan_of(context, p), p);
 }
