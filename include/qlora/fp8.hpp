@@ -1,6 +1,6 @@
 // qlora/fp8.hpp — e4m3, the 8-bit float of fp8 products: sign, 4 bits of exponent, 3 of fraction, no infinity.
 // Numbers     to the nearest, ties to even; beyond 448 to 448 (NVIDIA's SATFINITE); NaN stays NaN
-// Scales      a row is multiplied by 448 / (its largest magnitude) before it is rounded, and its products by the inverse
+// Scales      a row is multiplied by 448 / (its largest magnitude) before it is rounded, its products by the inverse
 // Reference   Micikevicius et al., "FP8 formats for deep learning" (2022); tests/fp8_test.cpp walks all 256 patterns
 #pragma once
 

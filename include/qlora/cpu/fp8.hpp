@@ -1,5 +1,6 @@
 // qlora/cpu/fp8.hpp — what fp8 products read, rounded as a GPU rounds it and kept in float.
-// Math       row r of X: s_r e4m3(x / s_r), s_r = max |x| / 448;  W: s e4m3(w / s), s = (a bound of the group's |w|) / 448
+// Math       row r of X: s_r e4m3(x / s_r), s_r = max |x| / 448
+//            W: s e4m3(w / s), s = (a bound of the group's |w|) / 448
 // Shapes     X (T,K) or gY (T, sum N), W (N,K)
 // Writes     copies in scratch; X and W stay as they are
 // Numbers    the quotients are products with 448 / max |x|, as on the GPU; products and sums are those of float

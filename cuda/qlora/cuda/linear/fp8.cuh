@@ -1,8 +1,8 @@
 // qlora/cuda/linear/fp8.cuh — what fp8 products read: rows of activations or gradients, and NF4 weights, in e4m3.
 // Math       row t of X: x8 = e4m3(x (448 / m)), scale m / 448, m = max |x|;  W: w8 = e4m3(w (448 / M)), one scale
 //            M / 448 for a group, M the largest bound of its parts;  w = state(codebook[c] absmax_b) as in nf4.cuh
-// Shapes     x (T, cols) bf16, rows x.stride apart; codes of part p (N_p K / 2) bytes; out8 (T, cols) and (sum N, K), or
-//            transposed (K, sum N), bytes without gaps; scales float, one a row of out8
+// Shapes     x (T, cols) bf16, rows x.stride apart; codes of part p (N_p K / 2) bytes; out8 (T, cols) and (sum N, K),
+//            or transposed (K, sum N), bytes without gaps; scales float, one a row of out8
 // Writes     out8 and scales with =
 // Split      rows: a block of 128 to 512 threads has a row, of which a thread keeps up to 56 numbers. Weights: a lane
 //            has 16 codes of a block of 64; the four lanes of a block compute four of its 16 values each and exchange

@@ -10,9 +10,9 @@
 //            run of parts of equal height (q k v of multi-head attention, gate|up). With dropout the products with A
 //            are those of lora_a_*.cuh, which apply the mask as they read X
 //            With fp8 products the base is a product in e4m3 (fp8.cuh), and the B side one in bf16 that adds to it
-// Needs      weight_scratch (sum N, K | XA), with fp8 products as Fp8Layout says, unless weights are dense, adapter_scratch (XA, K), input_scratch (T, K) for
-//            dropout of widths that lora_a_*.cuh do not support. Dense weights are in one matrix (sum N, K | XA), the
-//            parts one below the other
+// Needs      weight_scratch (sum N, K | XA), with fp8 products as Fp8Layout says, unless weights are dense,
+//            adapter_scratch (XA, K), input_scratch (T, K) for dropout of widths that lora_a_*.cuh do not support.
+//            Dense weights are in one matrix (sum N, K | XA), the parts one below the other
 // Numbers    fp32 accumulation; XA, gXA, s B and A are rounded to bf16; gX is rounded before gXA A is added to it and
 //            again after. Where X' and gXA A are stored, they are rounded too. Masks are recomputed, never stored
 // Cost       forward 2 T (K + XA) sum N + 2 T K XA FLOP, backward twice that: bound by tensor cores for thousands of
