@@ -1,8 +1,8 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
 //               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--fp8]
-//               [--profile] [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES] [--algorithms FILE]
-//               [--probe-tokens N] [--dynamic] [--accumulate N]
+//               [--profile] [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES]
+//               [--algorithms FILE] [--probe-tokens N] [--dynamic] [--accumulate N]
 // Started by torchrun or mpirun each process takes a GPU and has so many micro-batches of each step; rank 0 prints:
 //   torchrun --nproc-per-node 2 --no-python build/bench/train_speed 13b
 // Prints the median wall time of a step, with p10 and p90. If the algorithms file exists it is used, else it is
