@@ -9,6 +9,7 @@
 
 #include "ops_measure.hpp"
 #include "qlora/configs/llama2.hpp"
+#include "qlora/gpu_storage.hpp"
 #include "qlora/nf4.hpp"
 
 namespace qlora::bench {
@@ -71,7 +72,8 @@ struct Linear {
   std::vector<cuda::Part> parts;
   std::vector<cuda::PartGradient> gradients;
 
-  Linear(Gpu& g, const Group& group, int tokens) {
+  /// `dora`: with lengths of rows that are trained.
+  Linear(Gpu& g, const Group& group, int tokens, bool dora = false) {
     const std::int64_t in = group.in;
     args.in = group.in;
     args.rank = rank;
@@ -80,6 +82,14 @@ struct Linear {
     args.weight_scratch = g.normals(std::int64_t{group.outputs()} * group.width());
     args.adapter_scratch = g.normals(group.adapters() * in);
     if (tokens > 0) args.input_scratch = g.normals(tokens * in);
+    if (dora) {
+      WorkspaceNeeds needs{.rank = rank, .tokens = tokens, .dora = true};
+      needs.groups[0] = {.in = group.in,
+                         .out = group.outputs(),
+                         .tallest = *std::max_element(group.rows.begin(), group.rows.end()),
+                         .adapters = group.adapters()};
+      args.output_scratch = g.normals(gpu_workspace_bytes(needs).output / 2);
+    }
     const float* a = g.float_normals(group.adapters() * in);
     const float* b = g.float_normals(std::int64_t{group.outputs()} * rank);
     float* ga = tokens > 0 ? g.float_normals(group.adapters() * in) : nullptr;
@@ -91,8 +101,13 @@ struct Linear {
       part.a = a;
       part.b = b;
       part.scale = 0.25F;
-      parts.push_back(part);
       gradients.push_back({ga, gb, nullptr});
+      if (dora) {
+        part.row_factors = g.positives(n);
+        part.inverse_lengths = g.positives(n);
+        gradients.back().magnitude = g.positives(n);
+      }
+      parts.push_back(part);
       a += rank * in;
       b += n * rank;
       if (tokens == 0) continue;

@@ -144,24 +144,38 @@ void linear_ops(const Model& model, Table& table) {
         std::all_of(group.rows.begin(), group.rows.end(), [&](int value) { return value == group.rows[0]; });
     const int together = equal ? static_cast<int>(group.rows.size()) : 1;  // of unequal parts the largest alone
     table.push_back(product("lora_gb" + name, tn, group.rows[0], rank, tokens, true, together));
-    table.push_back({"linear_forward" + name, 0.0, base + a_side + b_side, [=](Gpu& g) -> Launch {
-                       const Linear linear(g, group, tokens);
-                       const cuda::Rows<bf16> x{g.normals(std::int64_t{tokens} * width), width};
-                       const bf16* const residual = group.residual ? g.normals(std::int64_t{tokens} * n) : nullptr;
-                       bf16* const y = g.normals(std::int64_t{tokens} * n);
-                       return [=](cuda::Context& c) {
-                         cuda::linear_forward(c, linear.args, linear.parts, tokens, x, residual, y);
-                       };
-                     }});
-    table.push_back({"linear_backward" + name, 0.0, base + 2 * (a_side + b_side), [=](Gpu& g) -> Launch {
-                       const Linear linear(g, group, tokens);
-                       const cuda::Rows<const bf16> x{g.normals(std::int64_t{tokens} * width), width};
-                       const cuda::Rows<bf16> gx{g.normals(std::int64_t{tokens} * width), width};
-                       const bf16* const gy = g.normals(std::int64_t{tokens} * n);
-                       return [=](cuda::Context& c) {
-                         cuda::linear_backward(c, linear.args, linear.parts, linear.gradients, tokens, gy, x, true, gx);
-                       };
-                     }});
+    for (const bool dora : {false, true}) {  // with dropout each product with W is there for X' too
+      const std::string op = dora ? "dora" : "linear";
+      const double forward = (dora ? 2.0 : 1.0) * base + a_side + b_side;
+      const double backward = (dora ? 3.0 : 1.0) * base + 2 * (a_side + b_side) + (dora ? b_side : 0.0);
+      table.push_back({op + "_forward" + name, 0.0, forward, [=](Gpu& g) -> Launch {
+                         const Linear linear(g, group, tokens, dora);
+                         const cuda::Rows<bf16> x{g.normals(std::int64_t{tokens} * width), width};
+                         const bf16* const residual = group.residual ? g.normals(std::int64_t{tokens} * n) : nullptr;
+                         bf16* const y = g.normals(std::int64_t{tokens} * n);
+                         return [=](cuda::Context& c) {
+                           cuda::linear_forward(c, linear.args, linear.parts, tokens, x, residual, y);
+                         };
+                       }});
+      table.push_back({op + "_backward" + name, 0.0, backward, [=](Gpu& g) -> Launch {
+                         const Linear linear(g, group, tokens, dora);
+                         const cuda::Rows<const bf16> x{g.normals(std::int64_t{tokens} * width), width};
+                         const cuda::Rows<bf16> gx{g.normals(std::int64_t{tokens} * width), width};
+                         const bf16* const gy = g.normals(std::int64_t{tokens} * n);
+                         return [=](cuda::Context& c) {
+                           cuda::linear_backward(c, linear.args, linear.parts, linear.gradients, tokens, gy, x, true,
+                                                 gx);
+                         };
+                       }});
+    }
+    table.push_back(
+        {"measure_rows" + name, 0.0, 2.0 * k * group.rows[0] * rank, [=](Gpu& g) -> Launch {
+           const Linear linear(g, group, tokens, true);
+           float* const lengths = g.positives(3 * std::int64_t{n});
+           return [=](cuda::Context& c) {
+             cuda::measure_rows(c, linear.args, linear.parts[0], {lengths, false, lengths + n, lengths + 2 * n});
+           };
+         }});
   }
 }
 

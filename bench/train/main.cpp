@@ -1,7 +1,7 @@
 // bench/train/main.cpp — measures one training run and prints it as one line of JSON.
 //   train_speed MODEL [--batch N] [--seq N] [--steps N] [--warmup N] [--recompute none|cheap|block]
 //               [--recompute-layers N] [--chunk N] [--documents N] [--dropout P] [--adamw8bit] [--resident] [--fp8]
-//               [--profile] [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES]
+//               [--dora] [--profile] [--fast] [--no-cudnn] [--attention-workspace BYTES] [--memory-cap BYTES]
 //               [--algorithms FILE] [--probe-tokens N] [--dynamic] [--accumulate N]
 // Started by torchrun or mpirun each process takes a GPU and has so many micro-batches of each step; rank 0 prints:
 //   torchrun --nproc-per-node 2 --no-python build/bench/train_speed 13b
@@ -86,6 +86,8 @@ Arguments parse(int argc, char** argv) {
       s.adamw8bit = true;
     } else if (option == "--fp8") {
       s.fp8 = true;
+    } else if (option == "--dora") {
+      s.dora = true;
     } else if (option == "--resident") {
       s.resident = true;
     } else if (option == "--dynamic") {
@@ -124,13 +126,14 @@ void print(const Arguments& all, const bench::Figures& f) {
       "\"seq\": %d, "
       "\"documents\": %d, "
       "\"recompute\": "
-      "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"products\": \"%s\", \"resident\": %s, "
+      "\"%s\", \"recompute_layers\": %d, \"dropout\": %g, \"moments\": \"%s\", \"products\": \"%s\", \"dora\": %s, "
+      "\"resident\": %s, "
       "\"fast\": %s, "
       "\"cudnn\": %s, "
       "\"memory_cap\": %lld, \"steps\": %zu, \"weights\": \"random\", ",
       all.model.c_str(), all.dynamic ? "true" : "false", f.device.c_str(), s.launch.size, s.batch, s.accumulate, s.seq,
       s.documents, policies[static_cast<std::size_t>(s.recompute)], s.recompute_layers, static_cast<double>(s.dropout),
-      s.adamw8bit ? "8-bit" : "float", s.fp8 ? "fp8" : "bf16", s.resident ? "true" : "false",
+      s.adamw8bit ? "8-bit" : "float", s.fp8 ? "fp8" : "bf16", s.dora ? "true" : "false", s.resident ? "true" : "false",
       s.device.fast ? "true" : "false", s.device.use_cudnn ? "true" : "false",
       static_cast<long long>(s.device.memory_cap), f.step_ms.size());
   std::printf(

@@ -33,6 +33,7 @@ struct Settings {
   float dropout = 0.1F;
   bool adamw8bit = false;
   bool fp8 = false;       ///< products with the frozen weights
+  bool dora = false;      ///< lengths of rows are trained too
   bool resident = false;  ///< bf16 copy of the frozen weights
   bool profile = false;
   int probe_tokens = 0;      ///< length of 8 sequences that are read and continued after the steps
@@ -95,6 +96,7 @@ Figures measure(const Settings& settings, const Config& preset = C) {
   if (!settings.algorithms.empty()) cuda::load_algorithms(context, settings.algorithms);
   TrainOptions options{.rank = preset.lora.rank,
                        .targets = preset.lora.targets,
+                       .dora = settings.dora,
                        .dropout = settings.dropout,
                        .total_steps = std::max(TrainOptions{}.total_steps, settings.warmup + settings.steps),
                        .batch = settings.batch,

@@ -11,6 +11,7 @@
 #include "qlora/cuda/comm/nccl.hpp"
 #include "qlora/cuda/context/launchers.cuh"
 #include "qlora/cuda/decode/decode.cuh"
+#include "qlora/cuda/linear/dora.cuh"
 #include "qlora/cuda/linear/dropout.cuh"
 #include "qlora/cuda/linear/fp8.cuh"
 #include "qlora/cuda/linear/gemm.cuh"

@@ -239,12 +239,17 @@ class Cuda {
   void adapter_input(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts, View<Wide> x) {
     cuda::adapter_input(*context_, group, parts, x.rows, rows(x));
   }
-  /// Gradients of `linear`: gx = [gX | gXA], gX only where `needs_input`; `gradients` += those of A and B.
+  /// Gradients of `linear`: gx = [gX | gXA], gX only where `needs_input`; `gradients` += those of A, B and magnitudes.
   template <int Out, int Wide>
   void linear_backward(const LinearGroup<bf16>& group, std::span<const LinearPart<bf16, float>> parts,
                        std::span<const LinearGradient<float>> gradients, ConstView<Out> gy,
                        std::type_identity_t<ConstView<Wide>> x, bool needs_input, View<Wide> gx) {
     cuda::linear_backward(*context_, group, parts, gradients, x.rows, gy.data, rows(x), needs_input, rows(gx));
+  }
+  /// Lengths of the rows of W + s B A of a part with trained DoRA. Works in the group's scratch.
+  void measure_rows(const LinearGroup<bf16>& group, const LinearPart<bf16, float>& part,
+                    const RowLengths<float>& lengths) {
+    cuda::measure_rows(*context_, group, part, lengths);
   }
   /// cosine sine (positions, E/2) of position * frequencies (E/2), times `attention`.
   void rope_table(int positions, std::span<const float> frequencies, float attention, float* cosine, float* sine) {

@@ -104,6 +104,8 @@ concept NetworkBackend = requires(B& b, typename B::template View<64> x, typenam
   b.linear_mixed(group, parts, ranges, x, wide_in, wide);
   b.adapter_input(group, parts, x);
   b.linear_backward(group, parts, gradients, wide_in, in, true, x);
+  // dora: lengths of the rows of W + s B A of a part whose adapters have magnitudes
+  b.measure_rows(group, parts[0], RowLengths<P>{});
   // bias: y (T,N) += bias (N)
   b.add_bias(p, wide);
   // rope: frequencies (E/2) on the host -> cosine, sine (positions, E/2), times a factor; qkv (T,(H+2K)E) in place,

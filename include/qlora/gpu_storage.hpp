@@ -60,19 +60,39 @@ struct Fp8Layout {
   return at;
 }
 
+/// The scratch of DoRA in bytes from its begin, while lengths of rows are measured.
+struct RowLengthLayout {
+  std::int64_t squares = 0;  ///< A A^T (R, R), floats
+  std::int64_t adapter = 0;  ///< s B (N, R) in bf16
+  std::int64_t end = 0;      ///< bytes of all; first of all W A^T (N, R), floats
+};
+/// Of a part with N rows and adapters of rank R.
+[[nodiscard]] constexpr RowLengthLayout row_length_layout(std::int64_t rows, std::int64_t rank) {
+  RowLengthLayout at;
+  at.squares = arena_bytes(4 * rows * rank);
+  at.adapter = at.squares + arena_bytes(4 * rank * rank);
+  at.end = at.adapter + arena_bytes(2 * rows * rank);
+  return at;
+}
+
 /// Activations in 16 bits, statistics in 32. A group is one product: its weight is [W | s B] of all parts, and its
-/// adapters are a 16-bit copy of the stacked A. Attention keeps a sum for each token and head in the backward pass, and
-/// takes its scratch from the context while decoding.
+/// adapters are a 16-bit copy of the stacked A. With DoRA the output of the tallest group has room once more in 16 bits,
+/// which is that of half its rows in 32, and dropped inputs are stored. Attention keeps a sum for each token and head
+/// in the backward pass, and takes its scratch from the context while decoding.
 [[nodiscard]] constexpr WorkspaceBytes gpu_workspace_bytes(const WorkspaceNeeds& needs) {
   std::int64_t weight = 0;
   std::int64_t adapter = 0;
+  std::int64_t output = 0;
   int input = 0;
   for (const GroupSize& group : needs.groups) {
     weight = std::max(weight, needs.products == Products::fp8
                                   ? fp8_layout(group.in, group.out, group.adapters, needs.tokens).end
                                   : 2 * std::int64_t{group.out} * (group.in + group.adapters));
     adapter = std::max(adapter, std::int64_t{group.adapters} * group.in);
-    if (group.adapters > 0 && !fuses_dropout(group.in, group.adapters)) input = std::max(input, group.in);
+    if (group.adapters == 0) continue;
+    if (needs.dora || !fuses_dropout(group.in, group.adapters)) input = std::max(input, group.in);
+    if (!needs.dora) continue;
+    output = std::max({output, 2 * (needs.tokens + 1) * group.out, row_length_layout(group.tallest, needs.rank).end});
   }
   const auto halves = [](std::int64_t count) { return arena_bytes(count * 2); };
   const auto floats = [](std::int64_t count) { return arena_bytes(count * 4); };
@@ -80,6 +100,7 @@ struct Fp8Layout {
   return {.weight = needs.dequantizes ? arena_bytes(weight) : 0,
           .adapter = halves(adapter),
           .input = needs.dropout ? halves(needs.tokens * input) : 0,
+          .output = arena_bytes(output),
           .attention = needs.cached ? 0 : floats(needs.tokens * needs.heads),
           .staged = needs.cached ? arena_bytes(staged_bytes(needs.layers, needs.sequences)) : 0,
           .loss_rows = halves(std::int64_t{needs.loss_chunk} * needs.dim),

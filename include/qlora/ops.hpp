@@ -10,6 +10,7 @@
 
 #include "qlora/config.hpp"
 #include "qlora/dtype.hpp"
+#include "qlora/error.hpp"
 #include "qlora/rng.hpp"
 
 namespace qlora {
@@ -121,13 +122,20 @@ struct LinearPart {
   const Param* b = nullptr;  ///< (N,R)
   Param scale = Param(0);    ///< alpha / r, or alpha / sqrt(r)
   /// (N), of DoRA: 1 + strength (row_factors - 1) times the product with W; B has its factors in it. Null: the product
-  /// as it is. On a backend in host memory.
+  /// as it is.
   const Param* row_factors = nullptr;
   Param strength = Param(1);  ///< how strong the adapter is; in `scale` already
   /// (N), of trained DoRA: 1 / |W + s B A| of each row. B is without factors then: row_factors times the sum of both
   /// products, at full strength.
   const Param* inverse_lengths = nullptr;
 };
+/// Throws Error (usage) unless adapters with trained DoRA are at full strength.
+template <class Param>
+void expect_whole(Param strength) {
+  if (strength == Param(1)) return;
+  throw Error("adapters with DoRA that are trained have no other strength than 1; attach a copy to use it weaker",
+              ErrorKind::usage);
+}
 /// Where the lengths of rows of W + s B A go, of adapters with DoRA that are trained.
 template <class Param>
 struct RowLengths {

@@ -2,180 +2,9 @@
 // or switched off, dropout, residuals, and a backward pass that adds to gradients.
 #pragma once
 
-#include "harness.hpp"
-#include "qlora/rng.hpp"
+#include "linear_setup.hpp"
 
 namespace ops {
-
-struct LinearCase {
-  std::vector<int> rows;     ///< N of each part
-  std::vector<int> adapted;  ///< parts that have an adapter, in order
-  int in = 64;
-  int rank = 8;
-  int tokens = 33;
-  float dropout = 0.0F;
-  bool residual = false;
-  bool needs_input = true;
-  bool resident = false;
-  bool double_quant = true;
-  bool off = false;  ///< adapters exist and are switched off
-  bool fp8 = false;  ///< products with frozen weights are in fp8, except those of the reference
-  qlora::DType state = qlora::DType::bf16;
-
-  [[nodiscard]] int out() const {
-    int sum = 0;
-    for (const int n : rows) sum += n;
-    return sum;
-  }
-  [[nodiscard]] int xa() const { return static_cast<int>(adapted.size()) * rank; }
-  [[nodiscard]] std::string name() const {
-    std::string text = std::to_string(tokens) + " x " + std::to_string(in) + " ->";
-    for (const int n : rows) text += " " + std::to_string(n);
-    text += ", adapters on " + std::to_string(adapted.size()) + " of rank " + std::to_string(rank);
-    if (off) text += " switched off";
-    if (dropout > 0.0F) text += ", dropout";
-    if (residual) text += ", residual";
-    if (!needs_input) text += ", no gradient of the input";
-    text += resident ? ", resident" : double_quant ? ", NF4 twice" : ", NF4";
-    if (fp8) text += ", fp8 products";
-    return text;
-  }
-};
-
-/// A group in backend memory with everything it points at.
-template <class B>
-struct LinearSetup {
-  using Act = typename B::Act;
-  using Param = typename B::Param;
-  qlora::LinearGroup<Act> group{};
-  std::vector<qlora::LinearPart<Act, Param>> parts;
-  std::vector<qlora::LinearGradient<Param>> gradients;
-  std::vector<Buffer<Param>> a, b, ga, gb;  ///< a and ga: none, or the stacked one
-};
-
-template <class B>
-[[nodiscard]] qlora::Nf4View draw_nf4(Harness<B>& harness, const LinearCase& c, int rows, std::uint64_t seed) {
-  const qlora::Nf4Layout layout = qlora::Nf4Layout::of(std::int64_t{rows} * c.in, {.double_quant = c.double_quant});
-  Random random(seed);
-  const auto draw = [&](std::int64_t count) {
-    std::vector<std::uint8_t> all(static_cast<std::size_t>((count + 7) / 8 * 8));
-    for (std::size_t i = 0; i < all.size(); i += 8) {
-      const std::uint64_t word = random.bits();
-      std::memcpy(&all[i], &word, 8);
-    }
-    return all;
-  };
-  const float scale = 2.0F / std::sqrt(static_cast<float>(c.in));
-  qlora::Nf4View view{.codes = harness.bytes(draw(layout.code_bytes)), .state = c.state};
-  const auto scales = [&](std::int64_t count) {
-    std::vector<float> all(static_cast<std::size_t>(count));
-    view.largest = scale;  // all are below
-    for (float& value : all)
-      value = scale * (0.5F + 0.5F * qlora::unit_float(static_cast<std::uint32_t>(random.bits())));
-    float* there = harness.template raw<float>(count);
-    harness.b.upload(all, there);
-    return there;
-  };
-  if (c.double_quant) {
-    view.absmax8 = harness.bytes(draw(layout.blocks));
-    view.nested = scales(layout.nested);
-    view.offset = 1.25F * scale;
-    view.largest += view.offset;
-  } else {
-    view.absmax = scales(layout.blocks);
-  }
-  return view;
-}
-
-/// What the scratch for weights has room for, as the memory plan says.
-template <class B>
-[[nodiscard]] std::int64_t fp8_scratch(const LinearCase& c) {
-  qlora::WorkspaceNeeds needs{.tokens = c.tokens, .dequantizes = true, .products = qlora::Products::fp8};
-  needs.groups[0] = {
-      .in = c.in, .out = c.out(), .tallest = *std::max_element(c.rows.begin(), c.rows.end()), .adapters = c.xa()};
-  return B::workspace_bytes(needs).weight / static_cast<std::int64_t>(sizeof(typename B::Act));
-}
-
-/// Workspaces hold poison: what a product reads, it must have written. Memory behind XA of resident weights likewise.
-template <class B>
-void draw_weights(Harness<B>& harness, const LinearCase& c, LinearSetup<B>& setup) {
-  using Act = typename B::Act;
-  const int wide = c.in + c.xa();
-  const int largest = *std::max_element(c.rows.begin(), c.rows.end());
-  if (c.resident) {
-    std::vector<float> all(static_cast<std::size_t>(c.out()) * static_cast<std::size_t>(wide), poison);
-    Random random(31);
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      if (static_cast<int>(i % static_cast<std::size_t>(wide)) < c.in) {
-        all[i] = random.value(1.0F / std::sqrt(static_cast<float>(c.in)));
-      }
-    }
-    const auto dense = harness.template filled<Act>("resident weights", c.out(), wide, wide, all);
-    const Act* at = dense.data;
-    for (const int n : c.rows) {
-      setup.parts.push_back({.weight = {.rows = n, .dense = at, .stride = wide}});
-      at += std::int64_t{n} * wide;
-    }
-  } else {
-    for (std::size_t p = 0; p < c.rows.size(); ++p) {
-      setup.parts.push_back({.weight = {.rows = c.rows[p], .nf4 = draw_nf4(harness, c, c.rows[p], 40 + p)}});
-    }
-    const std::int64_t size = c.fp8            ? fp8_scratch<B>(c)
-                              : B::wide_groups ? std::int64_t{c.out()} * wide
-                                               : std::int64_t{largest} * std::max(c.in, c.rank);
-    if (size > 1 << 24) {
-      setup.group.weight_scratch = harness.template raw<Act>(size);
-    } else {
-      setup.group.weight_scratch =
-          harness.template poisoned<Act>("weight scratch", 1, static_cast<int>(size), static_cast<int>(size)).data;
-    }
-  }
-  if (c.xa() > 0) {
-    const int size = std::max(c.xa() * c.in, largest * c.rank);
-    setup.group.adapter_scratch = harness.template poisoned<Act>("adapter scratch", 1, size, size).data;
-  }
-  if (c.dropout > 0.0F) {
-    setup.group.input_scratch = harness.template poisoned<Act>("input scratch", c.tokens, c.in, c.in).data;
-  }
-}
-
-template <class B>
-[[nodiscard]] LinearSetup<B> draw_group(Harness<B>& harness, const LinearCase& c) {
-  using Param = typename B::Param;
-  LinearSetup<B> setup;
-  draw_weights(harness, c, setup);
-  setup.group.in = c.in;
-  setup.group.rank = c.rank;
-  setup.group.adapted = static_cast<int>(c.adapted.size());
-  setup.group.quant.double_quant = c.double_quant;
-  if (c.fp8 && !std::is_same_v<B, Reference>) setup.group.products = qlora::Products::fp8;
-  if (c.dropout > 0.0F) {
-    setup.group.dropout = qlora::dropout_rate(c.dropout);
-    setup.group.dropout.seed = 0x123456789ABCDEFULL;
-    setup.group.dropout.step = 5;
-    setup.group.dropout.layer = 3;
-    setup.group.dropout.group = 2;
-    setup.group.dropout.first_token = 77;
-  }
-  setup.gradients.resize(c.rows.size());
-  if (c.xa() == 0) return setup;
-  const float scale = 1.0F / std::sqrt(static_cast<float>(c.in));
-  setup.a.push_back(harness.template drawn<Param>("A", c.xa(), c.in, c.in, scale, 51));
-  setup.ga.push_back(harness.template drawn<Param>("gA", c.xa(), c.in, c.in, 0.01F, 52));
-  for (std::size_t slot = 0; slot < c.adapted.size(); ++slot) {
-    const auto p = static_cast<std::size_t>(c.adapted[slot]);
-    const std::string number = std::to_string(p);
-    setup.b.push_back(harness.template drawn<Param>("B " + number, c.rows[p], c.rank, c.rank, 0.2F, 53 + slot));
-    setup.gb.push_back(harness.template drawn<Param>("gB " + number, c.rows[p], c.rank, c.rank, 0.01F, 57 + slot));
-    if (c.off) continue;
-    const std::int64_t at = static_cast<std::int64_t>(slot) * c.rank * c.in;
-    setup.parts[p].a = setup.a[0].data + at;
-    setup.parts[p].b = setup.b[slot].data;
-    setup.parts[p].scale = Param(slot == 1 ? 0.25F : 1.5F);
-    setup.gradients[p] = {.a = setup.ga[0].data + at, .b = setup.gb[slot].data};
-  }
-  return setup;
-}
 
 template <class B>
 void linear(Harness<B>& harness, const LinearCase& c) {
@@ -212,6 +41,7 @@ void linear(Harness<B>& harness, const LinearCase& c) {
     harness.expect(made[made.size() - 1].values == made[made.size() - 2].values, "XA made again has other bits");
   }
 
+  if (c.lengths == Lengths::held || c.decodes) return;
   const auto gy = harness.template drawn<Act>("gy", c.tokens, c.out(), c.out(), 1.0F, 63);
   const auto gx = adapts ? harness.template poisoned<Act>("gx", c.tokens, wide, wide)
                          : harness.template poisoned<Act>("gx", c.tokens, c.in, wide);
@@ -230,10 +60,10 @@ void linear(Harness<B>& harness, const LinearCase& c) {
     harness.outcome.outputs.push_back(std::move(gxa));
   }
   harness.unchanged(gy);
-  for (const auto* list : {&setup.a, &setup.b}) {
+  for (const auto* list : {&setup.a, &setup.b, &setup.factors, &setup.inverse_lengths}) {
     for (const Buffer<Param>& buffer : *list) harness.unchanged(buffer);
   }
-  for (const auto* list : {&setup.ga, &setup.gb}) {
+  for (const auto* list : {&setup.ga, &setup.gb, &setup.gm}) {
     for (const Buffer<Param>& buffer : *list) harness.collect(buffer, false, product_slack);
   }
 }
@@ -247,7 +77,12 @@ void linear_mixed(Harness<B>& harness, const LinearCase& c) {
   using ConstView = typename B::template ConstView<8>;
   LinearCase bare = c;
   bare.off = true;
+  bare.lengths = Lengths::none;
   LinearSetup<B> setup = draw_group(harness, bare);  // A and B are drawn, and the parts have none
+  LinearSetup<B> lengths;
+  lengths.parts.resize(c.rows.size());
+  lengths.gradients.resize(c.rows.size());
+  if (c.lengths != Lengths::none) draw_lengths(harness, c, lengths);
   const auto second =
       harness.template drawn<Param>("second A", c.xa(), c.in, c.in, 1.0F / std::sqrt(static_cast<float>(c.in)), 91);
   std::vector<qlora::RowAdapters<Param>> ranges;
@@ -260,6 +95,14 @@ void linear_mixed(Harness<B>& harness, const LinearCase& c) {
       rows.parts[static_cast<std::size_t>(c.adapted[slot])] = {.a = (range == 2 ? second : setup.a[0]).data + at,
                                                                .b = setup.b[slot].data,
                                                                .scale = Param(range == 3 ? -0.5F : 1.5F)};
+      if (range == 3 || c.lengths == Lengths::none) continue;
+      const auto& from = lengths.parts[static_cast<std::size_t>(c.adapted[slot])];
+      auto& to = rows.parts[static_cast<std::size_t>(c.adapted[slot])];
+      to.row_factors = from.row_factors;
+      to.strength = from.strength;
+      if (range == 2) to.inverse_lengths = from.inverse_lengths;
+      if (range == 2) continue;
+      to.strength = Param(0.5F);
     }
     ranges.push_back(rows);
   }

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "ops/attention.hpp"
+#include "ops/dora.hpp"
 #include "ops/linear.hpp"
 #include "ops/loss.hpp"
 #include "ops/rows.hpp"
@@ -12,6 +13,7 @@ using namespace ops;
 
 TEST_CASE("row by row") { check_yardstick(row_cases<Reference>(), row_cases<Yardstick>(), 1e-2); }
 TEST_CASE("linear groups") { check_yardstick(linear_cases<Reference>(), linear_cases<Yardstick>(), 2e-2); }
+TEST_CASE("linear groups with DoRA") { check_yardstick(dora_cases<Reference>(), dora_cases<Yardstick>(), 2e-2); }
 TEST_CASE("linear groups whose frozen weights are multiplied in fp8") {
   check_yardstick(fp8_linear_cases<Reference>(), fp8_linear_cases<Yardstick>(), 6e-2);
 }

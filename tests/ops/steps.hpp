@@ -76,11 +76,9 @@ template <Config C, class B>
   return first;
 }
 
-template <Config C, class B>
-void check_first_step(B backend) {
-  const First& exact = cpu_first<C, Reference>();
-  const First& rounded = cpu_first<C, Yardstick>();
-  Run<C, B> run(std::move(backend));
+/// Loss and gradients of a run's first step near the float CPU's, those of each tensor too.
+template <class AnyRun>
+void check_step(AnyRun& run, const First& exact, const First& rounded) {
   const double loss = run.step().loss;
   const std::vector<float> ours = run.gradients();
   CHECK(std::abs(loss - exact.loss) <= 1e-3 * exact.loss);
@@ -98,21 +96,30 @@ void check_first_step(B backend) {
         CHECK(error_of(part(ours), expected) <= 2.0 * error_of(part(rounded.gradients), expected) + yardstick);
       });
 }
-
-/// 50 losses within 1e-3 of the first loss.
 template <Config C, class B>
-void check_losses(B backend) {
-  Run<C, Reference> exact{Reference{}};
+void check_first_step(B backend) {
   Run<C, B> run(std::move(backend));
+  check_step(run, cpu_first<C, Reference>(), cpu_first<C, Yardstick>());
+}
+
+/// So many losses within 1e-3 of the first loss, which fall.
+template <class Exact, class AnyRun>
+void check_same_losses(Exact& exact, AnyRun& run, int steps) {
   double first = 0.0;
   double last = 0.0;
-  for (int step = 0; step < 50; ++step) {
+  for (int step = 0; step < steps; ++step) {
     CAPTURE(step);
     last = exact.step().loss;
     if (step == 0) first = last;
     CHECK(std::abs(run.step().loss - last) <= 1e-3 * first);
   }
   CHECK(last < first);
+}
+template <Config C, class B>
+void check_losses(B backend) {
+  Run<C, Reference> exact{Reference{}};
+  Run<C, B> run(std::move(backend));
+  check_same_losses(exact, run, 50);
 }
 
 /// Whatever is made again, the same bits; resident weights and another split, the same but for rounding.

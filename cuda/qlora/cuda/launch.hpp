@@ -249,6 +249,22 @@ void linear_backward(Context& context, const GroupArgs& group, std::span<const P
                      std::span<const PartGradient> gradients, int tokens, const bf16* gy, Rows<const bf16> x,
                      bool needs_input, Rows<bf16> gx);
 
+// --- linear/dora.cuh: the same of groups whose adapters have row factors, see cpu/dora.hpp ---------------------------
+
+/// linear_forward; trained adapters of a decoder have no output_scratch.
+void dora_forward(Context& context, const GroupArgs& group, std::span<const Part> parts, int tokens, Rows<bf16> x,
+                  const bf16* residual, bf16* y);
+/// linear_forward_mixed of ranges of which some have row factors.
+void dora_forward_mixed(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                        std::span<const RowAdapters<float>> ranges, int tokens, Rows<bf16> x, const bf16* residual,
+                        bf16* y);
+/// linear_backward of trained adapters; gradients of magnitudes += too. Works in output_scratch.
+void dora_backward(Context& context, const GroupArgs& group, std::span<const Part> parts,
+                   std::span<const PartGradient> gradients, int tokens, const bf16* gy, Rows<const bf16> x,
+                   bool needs_input, Rows<bf16> gx);
+/// Lengths of the rows of W + s B A of one part. Works in output_scratch.
+void measure_rows(Context& context, const GroupArgs& group, const Part& part, const RowLengths<float>& lengths);
+
 // --- rowwise/bias.cuh ------------------------------------------------------------------------------------------------
 
 /// y (rows, columns) += bias (columns).

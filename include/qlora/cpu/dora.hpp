@@ -32,12 +32,6 @@ template <class S>
   }
   return false;
 }
-template <class S>
-void expect_whole(S strength) {
-  if (strength == S(1)) return;
-  throw Error("adapters with DoRA that are trained have no other strength than 1; attach a copy to use it weaker",
-              ErrorKind::usage);
-}
 /// The products of one part with X' and XA, without factors, into `to` (T,N).
 template <class N, class S = typename N::S>
 void add_adapter_product(ThreadPool& pool, const LinearGroup<S>& group, const LinearPart<S>& part, int tokens,
@@ -57,6 +51,7 @@ template <class N, class S = typename N::S>
   const Block<const S> dropped = dropped_input<N>(pool, group, tokens, x);
   product_nt<S>(pool, tokens, rows, group.in, S(1), dropped, dense_weight<N>(pool, group, part.weight), 0, out);
   add_adapter_product<N>(pool, group, part, tokens, {x.data + at, x.stride}, out);
+  N::store(out, tokens, rows);
   constexpr int columns = 64;
   for_ranges(pool, rows, columns, [&](std::int64_t first, std::int64_t last, int) {
     std::array<S, columns> sums{};
@@ -70,21 +65,24 @@ template <class N, class S = typename N::S>
       magnitude[n] += part.inverse_lengths[n] * sums[static_cast<std::size_t>(n - first)];
     }
   });
+  N::store(out, tokens, rows);
   return {out.data, out.stride};
 }
 
 /// gX += mask o ((f o gY - gY) W) / keep, where f o gY is in the output scratch, which is used up.
-template <class S>
+template <class N, class S = typename N::S>
 void dora_dropped_gradient(ThreadPool& pool, const LinearGroup<S>& group, int tokens, int rows, Block<const S> gy,
                            Block<const S> w, Block<S> gx) {
   const Block<S> out{group.output_scratch, rows};
   for_ranges(pool, tokens, 32, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {
       for (int n = 0; n < rows; ++n) out.row(t)[n] -= gy.row(t)[n];
+      N::store(out.row(t), rows);
     }
   });
   const Block<S> product{group.input_scratch, group.in};
   product_nn<S>(pool, tokens, group.in, rows, S(1), {out.data, out.stride}, w, 0, product);
+  N::store(product, tokens, group.in);
   add_dropped(pool, group, tokens, Block<const S>{product.data, product.stride}, gx);
 }
 
@@ -108,7 +106,7 @@ void dora_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<const
     const In w = detail::dense_weight<N>(pool, group, part.weight);
     product_nt<S>(pool, tokens, rows, group.in, S(1), part.a != nullptr ? dropped : whole, w, 0, out);
     if (part.a != nullptr) {
-      detail::expect_whole(part.strength);
+      expect_whole(part.strength);
       const In xa{x.data + group.in + std::int64_t{slot} * group.rank, x.stride};
       detail::add_adapter_product<N>(pool, group, part, tokens, xa, out);
       detail::scale_columns(pool, tokens, rows, part.row_factors, S(1), out.data, width);

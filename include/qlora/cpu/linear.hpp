@@ -66,7 +66,7 @@ void linear_forward(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
       if (own.inverse_lengths == nullptr) scale();
       add(own.b, own.scale, range.first, range.count);
       if (own.inverse_lengths == nullptr) continue;
-      detail::expect_whole(own.strength);
+      expect_whole(own.strength);
       scale();
     }
     slot += adapted ? 1 : 0;
@@ -113,7 +113,7 @@ void backward_parts(ThreadPool& pool, const LinearGroup<S>& group, std::span<con
       const In by = dora && !apart ? g : In{outputs.data + column, width};
       product_nn<S>(pool, tokens, group.in, rows, S(1), by, w, beta, gx);
       beta = 1;
-      if (apart) dora_dropped_gradient(pool, group, tokens, rows, whole, w, gx);
+      if (apart) dora_dropped_gradient<N>(pool, group, tokens, rows, whole, w, gx);
     }
     column += rows;
   }

@@ -298,11 +298,6 @@ requires(C.trainable == Trainable::adapters) void attach_adapter(Model<C, B>& mo
   TrainedLayout layout = model.weights().layout();
   layout.dora = false;  // what is not trained has its magnitudes in B and in factors
   auto set = std::make_shared<AdapterSet<B>>(layout);
-  if (adapter.dora && B::space == Space::device) {
-    throw Error(concat(adapter.path.string(),
-                       " is an adapter with DoRA (use_dora), which is not computed on a GPU; merge "
-                       "it (qlora merge) and use that model, or use the CPU (--device cpu)"));
-  }
   {
     const auto entry = model.context().enter();
     cpu::ThreadPool pool(adapter.dora ? 0 : 1);

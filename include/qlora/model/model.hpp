@@ -52,7 +52,7 @@ struct ModelOptions {
   /// are. A config of a static shape has to say the same, since its memory plan does.
   std::optional<bool> double_quant{};
   Fingerprint base{};  ///< of the weights
-  /// The model's own adapters have magnitudes that are trained (DoRA); with adapters, on a backend in host memory.
+  /// The model's own adapters have magnitudes that are trained (DoRA); with adapters.
   bool dora = false;
 };
 

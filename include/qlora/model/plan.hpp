@@ -261,12 +261,9 @@ inline constexpr int most_micro_batches = 1024;
 }
 
 /// Throws Error (usage) where adapters with DoRA are asked for and cannot be trained.
-[[gnu::cold]] inline void expect_dora(bool asked, bool adapters, bool host) {
-  if (!asked || (adapters && host)) return;
-  throw Error(adapters ? "DoRA is trained on the CPU, and not yet on a GPU (CUDA); take --device cpu, or leave out "
-                         "--dora (TrainOptions::dora)"
-                       : "DoRA (TrainOptions::dora) is for adapters; this config trains every weight",
-              ErrorKind::usage);
+[[gnu::cold]] inline void expect_dora(bool asked, bool adapters) {
+  if (!asked || adapters) return;
+  throw Error("DoRA (TrainOptions::dora) is for adapters; this config trains every weight", ErrorKind::usage);
 }
 
 /// Throws Error (usage) where fp8 products are asked for and cannot be made.

@@ -146,7 +146,7 @@ class Weights {
   /// Measures the rows of W + s B A of the own adapters with DoRA, where they have changed; `scratch` is a training's.
   /// The own gate is held by the caller.
   void measure_rows(B& backend, const LinearScratch<Act>& scratch) {
-    if constexpr (!full && B::space == Space::host) {
+    if constexpr (!full) {
       if (own_.is_measured()) return;
       LinearGroup<Act> group{.rank = dims_.lora().rank,
                              .quant = K.quant,

@@ -177,7 +177,6 @@ inline PlanAdvice advice_for(const Config& config, const Run& run, const PlanDev
   }
   const detail::PlanDevice device = detail::plan_device(request.plan);
   const bool cpu = !device.storage.wide_groups;
-  expect_dora(request.training.dora, true, cpu);
   expect_products(request.training.products, config, request.training.dora, !cpu && request.device.keep_dequantized);
   const DeviceOptions placed{.device = cpu ? Device::cpu : Device::cuda,
                              .keep_dequantized = request.device.keep_dequantized};

@@ -138,7 +138,7 @@ struct Table<Training> {
        .adapters_only = true},
       {.name = "dora",
        .member = &Training::dora,
-       .help = "DoRA: lengths of the rows of weights are trained apart from their directions; on the CPU",
+       .help = "DoRA: lengths of the rows of weights are trained apart from their directions",
        .omit_default = true,
        .adapters_only = true},
       {.name = "init",

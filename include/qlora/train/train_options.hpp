@@ -23,7 +23,7 @@ struct TrainOptions {
   Proj targets = Proj::none;     ///< what gets adapters; none: the config's targets, all where those are dynamic
   float alpha = 16.0F;           ///< numerator of the adapters' scale, above 0
   bool rank_stabilized = false;  ///< the scale is alpha / sqrt(r)
-  bool dora = false;             ///< DoRA: lengths of rows are trained apart from their directions; in host memory
+  bool dora = false;             ///< DoRA: lengths of rows are trained apart from their directions
   std::vector<AdapterOverride> overrides{};  ///< ranks and alphas of some adapters; not in full training
   float dropout = 0.1F;                      ///< on the input of adapters
   float lr = 2e-4F;                          ///< peak learning rate
@@ -136,7 +136,7 @@ template <Config C, class B>
   ModelOptions model = options.model;
   model.lora.targets = detail::training_targets(C, options);
   model.dora = options.dora;
-  expect_dora(options.dora, C.trainable == Trainable::adapters, B::space == Space::host);
+  expect_dora(options.dora, C.trainable == Trainable::adapters);
   if (C.trainable == Trainable::all || !is_dynamic(C.lora.rank)) return model;
   int rank = std::max(options.rank, model.lora.rank);
   for (const AdapterOverride& special : options.overrides) {
