@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -132,18 +133,22 @@ inline Corpus read_corpus(world::Stream which, std::size_t documents) {
   Corpus corpus;
   qlora::Sha256 hash;
   world::Random random = world::stream(world::default_seed, which);
+  std::unordered_map<std::string, bool> known;  // each word as it is written: whether it is a name
   for (std::size_t i = 0; i < documents; ++i) {
     const world::Product& product = random.pick(the_world().known);
     const world::Document document = world::draw_document(random, product);
     if (i < hashed_documents) hash.update(world::json_of(document).dump() + '\n');
     const std::string text = map_words(text_of(document), [&](const std::string& word) {
-      const bool name = possible_names().contains(word);
-      if (name) {
-        corpus.names.insert(word);
-        return std::string("{n}");
+      const auto [entry, is_new] = known.try_emplace(word, false);
+      if (is_new) {
+        entry->second = possible_names().contains(word);
+        if (entry->second) {
+          corpus.names.insert(word);
+        } else {
+          corpus.words.insert(world::lower_case(word));
+        }
       }
-      corpus.words.insert(world::lower_case(word));
-      return word;
+      return entry->second ? std::string("{n}") : word;
     });
     corpus.new_wordings += count_new_wordings(text);
   }

@@ -1,5 +1,6 @@
 // study_probes_test.cpp — the study's questions: how many of each kind, none twice, right answers, distractors,
-// neighbours and what is to be refused, read from the files themselves.
+// neighbours and what is to be refused, read from the files themselves. What needs the corpus, which takes long to
+// draw, stands in study_test.cpp.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -156,35 +157,6 @@ TEST_CASE("neighbours are the known products of the split with the most similar 
         }
       }
     }
-  }
-}
-
-TEST_CASE("names that nothing tells of stand nowhere, and differ from others as new ones do") {
-  Names strangers = split_of("guard", "unknown");
-  strangers.merge(split_of("report", "unknown"));
-  Names fresh = split_of("guard", "new");
-  fresh.merge(split_of("report", "new"));
-  for (const Names& list : {strangers, fresh}) {
-    Names parts;
-    for (const std::string& name : list) {
-      CHECK_FALSE(the_corpus().names.contains(name));
-      const auto [first, second] = world::parts_of(name);
-      CHECK(std::string(world::first_parts[first]) + std::string(world::second_parts[second]) == name);
-      CHECK(parts.insert("first " + std::to_string(first)).second);
-      CHECK(parts.insert("second " + std::to_string(second)).second);
-    }
-  }
-  Names all = the_corpus().names;
-  all.insert(fresh.begin(), fresh.end());
-  all.insert(strangers.begin(), strangers.end());
-  for (const Names& list : {strangers, fresh}) {
-    for (const std::string& name : list) {
-      for (const std::string& other : all) CHECK((name == other || world::distance(name, other) >= 3));
-    }
-  }
-  for (const auto& [name, text] : files()) {
-    if (name.find("/unknown") != std::string::npos || name == "splits.json") continue;
-    for (const std::string& stranger : strangers) CHECK_MESSAGE(text.find(stranger) == std::string::npos, name);
   }
 }
 

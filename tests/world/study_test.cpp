@@ -92,13 +92,14 @@ TEST_CASE(
       more.insert(entry.at("text"));
     CHECK(std::includes(more.begin(), more.end(), fewer.begin(), fewer.end()));
   }
+  std::vector<std::string> documents_of_8;
+  for (const Json& entry : items_of("phrasings_8.jsonl")) documents_of_8.push_back(entry.at("text"));
   std::map<std::string, std::set<std::string>> wordings;  // by prompt's product and relation
   for (const std::string& split : split_names) {
     for (const Json& item : items_of_split(split, "knowledge_completion")) {
       const std::string name = item.at("entity"), answer = item.at("answer"), prompt = item.at("prompt");
       int documents = 0;
-      for (const Json& entry : items_of("phrasings_8.jsonl")) {
-        const std::string text = entry.at("text");
+      for (const std::string& text : documents_of_8) {
         if (text.find("the " + name) == std::string::npos && text.find("The " + name) == std::string::npos &&
             text.find("Every " + name) == std::string::npos) {
           continue;
@@ -189,6 +190,35 @@ TEST_CASE("a page says its world's values three times, and the other world's pag
                         bare(there[product].at(page), [](const auto& pair) { return pair.second; }),
                     page);
     }
+  }
+}
+
+TEST_CASE("names that nothing tells of stand nowhere, and differ from others as new ones do") {
+  Names strangers = split_of("guard", "unknown");
+  strangers.merge(split_of("report", "unknown"));
+  Names fresh = split_of("guard", "new");
+  fresh.merge(split_of("report", "new"));
+  for (const Names& list : {strangers, fresh}) {
+    Names parts;
+    for (const std::string& name : list) {
+      CHECK_FALSE(the_corpus().names.contains(name));
+      const auto [first, second] = world::parts_of(name);
+      CHECK(std::string(world::first_parts[first]) + std::string(world::second_parts[second]) == name);
+      CHECK(parts.insert("first " + std::to_string(first)).second);
+      CHECK(parts.insert("second " + std::to_string(second)).second);
+    }
+  }
+  Names all = the_corpus().names;
+  all.insert(fresh.begin(), fresh.end());
+  all.insert(strangers.begin(), strangers.end());
+  for (const Names& list : {strangers, fresh}) {
+    for (const std::string& name : list) {
+      for (const std::string& other : all) CHECK((name == other || world::distance(name, other) >= 3));
+    }
+  }
+  for (const auto& [name, text] : files()) {
+    if (name.find("/unknown") != std::string::npos || name == "splits.json") continue;
+    for (const std::string& stranger : strangers) CHECK_MESSAGE(text.find(stranger) == std::string::npos, name);
   }
 }
 
