@@ -52,6 +52,10 @@ function(qlora_read_needs path)
       continue()
     endif()
     string(REGEX REPLACE "^[^<\"]*[<\"]([^>\"]*).*$" "\\1" name "${line}")
+    if(IS_ABSOLUTE "${name}" AND EXISTS "${name}") # in a generated source
+      list(APPEND includes "${name}")
+      continue()
+    endif()
     foreach(root IN ITEMS "${folder}" "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}/configs"
                     "${PROJECT_SOURCE_DIR}/cuda" "${PROJECT_SOURCE_DIR}/tests")
       if(EXISTS "${root}/${name}")

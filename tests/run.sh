@@ -54,7 +54,7 @@ fi
 say "configure"
 for preset in dev asan tsan; do
   # shellcheck disable=SC2046
-  cmake --preset "$preset" $(new_folder "$preset")
+  cmake --preset "$preset" $(new_folder "$preset") -DQLORA_TOGETHER=ON
 done
 
 # Each test once: those that the preset asan has run there, and dev builds and runs the others. ctest --preset dev runs

@@ -60,14 +60,15 @@ Result run_server(const ServeOptions& options, Context& context) {
   for (const std::string& text : options.models) {
     auto [name, dir] = named(text);
     request.bases.push_back(
-        {model_directory(local_path(dir, context.progress), context.progress), std::move(name), {}});
+        {program::model_directory(local_path(dir, context.progress), context.progress), std::move(name), {}});
   }
   request.bases = serve::named_bases(request.bases);
   for (const std::string& text : options.adapters) {
     auto [name, dir] = named(text);
     if (name.empty()) throw Error(concat("--adapter is ", text, "; it must be NAME=DIR"), ErrorKind::usage);
     serve::ServedBase& base = base_of(dir, request.bases);
-    base.adapters.push_back({std::move(name), local_path(model_directory(dir, context.progress), context.progress)});
+    base.adapters.push_back(
+        {std::move(name), local_path(program::model_directory(dir, context.progress), context.progress)});
   }
   request.version = QLORA_VERSION;
   serve::serve_model(request, context.progress, [&](const std::string& address) {

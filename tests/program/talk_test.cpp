@@ -15,7 +15,13 @@
 
 #include "support/program.hpp"
 
-using namespace program_test;
+using program_test::check_refused;
+using program_test::contains;
+using program_test::contents;
+using program_test::Outcome;
+using program_test::qlora;
+using program_test::Scratch;
+using program_test::shell;
 
 namespace {
 

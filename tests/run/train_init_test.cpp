@@ -1,13 +1,12 @@
 // train_init_test.cpp — a run whose adapters begin with what quantization lost (--init loftq), with DoRA and without:
 // it begins so once, goes on from its checkpoint with the bits of a run that was not interrupted, and is refused for a
-// model in 4 bits.
+// model in 4 bits. The code that trains is the program's, for models of any shape.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <filesystem>
 #include <string>
 
-#include "qlora/run/compiled.hpp"
 #include "qlora/run/pack.hpp"
 #include "qlora/run/train.hpp"
 #include "support/refusal.hpp"
@@ -18,11 +17,6 @@ using namespace qlora;
 namespace {
 
 const std::filesystem::path source = QLORA_SOURCE_DIR;
-
-// examples/models/tiny-chat:               vocab  dim layers heads kv head ffn
-constexpr Config config{.shape = /*     */ {1536, 256, 4, 8, 4, 32, 704},
-                        .lora = {.rank = 4, .targets = Proj::q | Proj::v}};
-const run::RegisteredCode<config> code;
 
 /// Keeps what is begun and said, and asks to stop after the first step where it is told to.
 class Witness final : public run::Progress {
