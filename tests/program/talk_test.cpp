@@ -15,6 +15,7 @@
 
 #include "support/program.hpp"
 
+namespace fs = std::filesystem;
 using program_test::check_refused;
 using program_test::contains;
 using program_test::contents;
