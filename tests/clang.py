@@ -34,7 +34,7 @@ def command_of(entry):
             skip = True
         elif word == "-march=native":
             kept.append("-march=sapphirerapids")
-        elif word not in ("-MD", "-c"):
+        elif word not in ("-MD", "-c") and not word.startswith("--param="):  # parameters are g++'s
             kept.append(word)
     return kept + ["-fsyntax-only", "-Werror"]
 

@@ -93,7 +93,7 @@ say "warnings of clang"
 trainers='/llama2_7b(_classes[^/]*)?\.cpp$'
 for compiler in clang++-16 clang++-19; do
   files="/examples/((qlora|world)/)?[^/]*\.cpp$|$trainers"
-  [ "$compiler" != "$sanitizing" ] || files="/examples/(world/)?[^/]*\.cpp$|$trainers"
+  [ "$compiler" != "$sanitizing" ] || files="/examples/(world/)?(?!program_)[^/]*\.cpp$|$trainers"
   if command -v "$compiler" >/dev/null; then
     python3 tests/clang.py build-dev "$compiler" "$files"
   else
