@@ -1,7 +1,8 @@
-# Many files compiled as one translation unit. Most of the time to compile a test or a verb goes into the headers that it
-# includes, and into the templates that they instantiate; files of one translation unit share both.
+# Many files compiled as one translation unit. Most of the time to compile a test or a verb goes into the headers that
+# it includes, and into the templates that they instantiate; files of one translation unit share both.
 option(QLORA_TOGETHER "Compile tests, and the program, as few translation units: all in less time, one in more" OFF)
-# g++ collects its garbage while it compiles, a seventh of the time for a file of many templates; below 2 GB it need not.
+# g++ collects its garbage while it compiles, a seventh of the time for a file of many templates; below 2 GB it need
+# not.
 if(QLORA_TOGETHER AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:--param=ggc-min-expand=1000;--param=ggc-min-heapsize=2000000>")
 endif()
@@ -35,23 +36,24 @@ function(qlora_together path)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN}) # a new include goes to the top
 endfunction()
 
-# qlora_program_together(LIST FOLDER): replaces the program's files in LIST by two in FOLDER that include them: those that
-# define steps of qlora/run/ (qlora/run/prebuilt.hpp) and the others. parts.cpp has definitions of its own.
+# qlora_program_together(LIST FOLDER): replaces most of the program's files in LIST by two in FOLDER that include them:
+# those with steps that a build may lack (QLORA_LEFT_OUT in QloraNeeds.cmake; tests/parts links the program without
+# them), and the verbs. The other three stand alone: steps.cpp and parts.cpp have definitions of their own, and run.cpp,
+# a verb, may be left out.
 function(qlora_program_together list folder)
-  set(steps)
-  set(verbs)
   set(left)
+  set(optional)
+  set(verbs)
   foreach(file IN LISTS ${list})
-    file(STRINGS "${file}" defines REGEX "^#define QLORA_RUN_CODE" LIMIT_COUNT 1)
-    if(file MATCHES "/parts[.]cpp$")
+    if(file MATCHES "/(steps|parts|run)[.]cpp$")
       list(APPEND left "${file}")
-    elseif(defines)
-      string(APPEND steps "#include \"${file}\"\n")
+    elseif(file MATCHES "/(fetch|hub|s3|serve)[.]cpp$")
+      string(APPEND optional "#include \"${file}\"\n")
     else()
       string(APPEND verbs "#include \"${file}\"\n")
     endif()
   endforeach()
-  foreach(part IN ITEMS steps verbs)
+  foreach(part IN ITEMS optional verbs)
     file(CONFIGURE OUTPUT "${folder}/program_${part}.cpp" CONTENT "${${part}}" @ONLY)
     list(APPEND left "${folder}/program_${part}.cpp")
   endforeach()
