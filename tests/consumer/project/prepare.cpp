@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < 8; ++i) {
     const std::string text = "The price of item " + std::to_string(i) + " is " + std::to_string(7 * i) + " coins.";
     documents.push_back(qlora::text_document(tokenizer, text));
-    info.sources.push_back({.source = std::to_string(i)});
+    info.sources.emplace_back().source = std::to_string(i);
   }
   info.vocab_size = tokenizer.vocab_size();
   const qlora::PackedWindows windows = qlora::pack_documents(documents, {.seq = 64, .split = qlora::SplitChoice::pad});
