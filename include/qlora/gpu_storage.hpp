@@ -76,9 +76,9 @@ struct RowLengthLayout {
 }
 
 /// Activations in 16 bits, statistics in 32. A group is one product: its weight is [W | s B] of all parts, and its
-/// adapters are a 16-bit copy of the stacked A. With DoRA the output of the tallest group has room once more in 16 bits,
-/// which is that of half its rows in 32, and dropped inputs are stored. Attention keeps a sum for each token and head
-/// in the backward pass, and takes its scratch from the context while decoding.
+/// adapters are a 16-bit copy of the stacked A. With DoRA the output of the tallest group has room once more in 16
+/// bits, which is that of half its rows in 32, and dropped inputs are stored. Attention keeps a sum for each token and
+/// head in the backward pass, and takes its scratch from the context while decoding.
 [[nodiscard]] constexpr WorkspaceBytes gpu_workspace_bytes(const WorkspaceNeeds& needs) {
   std::int64_t weight = 0;
   std::int64_t adapter = 0;

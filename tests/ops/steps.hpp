@@ -150,8 +150,8 @@ void check_policies(Make&& make) {
   }
 }
 
-/// With fp8 products: no further from the float CPU than twice what the same roundings cost on the CPU, whatever is made
-/// again the same bits, and losses that fall as they do without.
+/// With fp8 products: no further from the float CPU than twice what the same roundings cost on the CPU, whatever is
+/// made again the same bits, and losses that fall as they do without.
 template <Config C, class B, class Make>
 void check_fp8(Make&& make) {
   TrainOptions how = options();
@@ -182,8 +182,8 @@ void check_fp8(Make&& make) {
   CHECK_THROWS_AS((void)first_step<C>(make(), how), Error);
 }
 
-/// Channels of 100 times the others' size in the inputs of layers leave the error of fp8 products where it was: a format
-/// with an exponent keeps the others' digits, and each row has its scale.
+/// Channels of 100 times the others' size in the inputs of layers leave the error of fp8 products where it was: a
+/// format with an exponent keeps the others' digits, and each row has its scale.
 template <Config C, class B, class Make>
 void check_fp8_outliers(Make&& make) {
   const auto error = [&](float factor) {
